@@ -1,0 +1,51 @@
+# The environment is made once, in .venv, and made up to date when pyproject.toml or constraints.txt change.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+READY := .venv/.ready
+DEMO := build/demo
+
+.PHONY: help setup demo test lint types format check clean
+.DEFAULT_GOAL := help
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY)  ## make the environment
+
+# torch comes first and by its exact version: a range would let pip take a newer build, with gigabytes of CUDA.
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt $$(grep '^torch==' constraints.txt)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: $(READY)  ## export the VAE that the package carries, verify it, encode and decode a photograph
+	$(BIN)/vaedeploy export --vae demo --out $(DEMO) --force
+	$(BIN)/python tools/write_photo.py $(DEMO)-photo.png
+	$(BIN)/vaedeploy encode $(DEMO) $(DEMO)-photo.png -o $(DEMO)-photo.safetensors
+	$(BIN)/vaedeploy decode $(DEMO) $(DEMO)-photo.safetensors -o $(DEMO)-photo-decoded.png
+	@echo
+	@echo "bundle:  $(DEMO)"
+	@echo "photo:   $(DEMO)-photo.png"
+	@echo "decoded: $(DEMO)-photo-decoded.png"
+
+test: $(READY)  ## run every test
+	$(BIN)/python -m pytest
+
+lint: $(READY)  ## check style and import contracts
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/lint-imports
+
+types: $(READY)  ## check types
+	$(BIN)/mypy
+
+format: $(READY)  ## bring the code into the project's style
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+check: lint types test  ## lint, types and tests
+
+clean:  ## remove what was built; the environment stays
+	rm -rf build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

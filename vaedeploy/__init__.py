@@ -1,0 +1,108 @@
+"""Take the VAE of an image diffusion model from PyTorch weights to something that a service can embed.
+
+The pipeline, a module for each arrow::
+
+    Preset ──> Reference ──> Graph ──> Graph ──> Bundle ──> VAE
+    preset     source        export    rewrite   bundle     runtime
+                  └────────── verify ─────┘
+
+``export_vae`` is all of it up to the bundle; ``verify_bundle`` proves a bundle against PyTorch again; ``VAE`` encodes
+and decodes with a bundle, and needs neither PyTorch nor onnx for that::
+
+    import vaedeploy as vd
+
+    bundle = vd.export_vae("demo", out="demo")
+    with vd.VAE("demo") as vae:
+        latent = vae.encode(photo)    # (H, W, 3) uint8 -> (1, C, H/8, W/8) float32
+        image = vae.decode(latent)    # -> (1, H, W, 3) uint8
+
+Names are loaded when they are first used, so that ``import vaedeploy`` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vaedeploy.bundle import Bundle
+    from vaedeploy.errors import (
+        BackendError,
+        BundleError,
+        ContractError,
+        DownloadError,
+        ExportError,
+        ImageError,
+        InputError,
+        LatentError,
+        OutputError,
+        SizeError,
+        UnknownPresetError,
+        VaedeployError,
+        VerificationError,
+        WeightsError,
+    )
+    from vaedeploy.latent import LatentSpec
+    from vaedeploy.pipeline import export_vae, verify_bundle
+    from vaedeploy.preset import Preset, get_preset, presets
+    from vaedeploy.runtime import VAE
+    from vaedeploy.source import Reference, load_reference
+    from vaedeploy.verify import Case, Report
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "VAE",
+    "BackendError",
+    "Bundle",
+    "BundleError",
+    "Case",
+    "ContractError",
+    "DownloadError",
+    "ExportError",
+    "ImageError",
+    "InputError",
+    "LatentError",
+    "LatentSpec",
+    "OutputError",
+    "Preset",
+    "Reference",
+    "Report",
+    "SizeError",
+    "UnknownPresetError",
+    "VaedeployError",
+    "VerificationError",
+    "WeightsError",
+    "export_vae",
+    "get_preset",
+    "load_reference",
+    "presets",
+    "verify_bundle",
+]
+
+_HOMES = {
+    "Bundle": "bundle",
+    "Case": "verify",
+    "LatentSpec": "latent",
+    "Preset": "preset",
+    "Reference": "source",
+    "Report": "verify",
+    "VAE": "runtime",
+    "export_vae": "pipeline",
+    "get_preset": "preset",
+    "load_reference": "source",
+    "presets": "preset",
+    "verify_bundle": "pipeline",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module 'vaedeploy' has no attribute {name!r}")
+    value = getattr(import_module(f"vaedeploy.{_HOMES.get(name, 'errors')}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

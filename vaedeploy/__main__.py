@@ -1,0 +1,6 @@
+"""``python -m vaedeploy``: the same as the ``vaedeploy`` command."""
+
+from vaedeploy.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""What a VAE and a diffusion model agree on: the latent contract and the sizes that it allows."""
+
+from __future__ import annotations
+
+import math
+
+import msgspec
+
+from vaedeploy.errors import ContractError, SizeError
+
+
+class LatentSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The latent contract of a VAE.
+
+    The diffusion model sees ``(z - shift) * scale``, where ``z`` is what the VAE itself computes.
+
+    channels: channels of a latent.
+    factor: pixels of an image's side per element of its latent's side.
+    scale, shift: one number, or one a channel.
+    sampled: the encoder gives a distribution (a mean and a standard deviation), not just a latent.
+
+    Raises ContractError for counts below 1, a scale that is 0 or not finite, a shift that is not finite, and
+    vectors whose length is not ``channels``.
+    """
+
+    channels: int
+    factor: int
+    scale: float | tuple[float, ...]
+    shift: float | tuple[float, ...] = 0.0
+    sampled: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("channels", "factor"):
+            if getattr(self, name) < 1:
+                raise ContractError(f"latent {name} is {getattr(self, name)}; it must be 1 or more")
+        for name in ("scale", "shift"):
+            value = getattr(self, name)
+            numbers = value if isinstance(value, tuple) else (value,)
+            if isinstance(value, tuple) and len(value) != self.channels:
+                raise ContractError(f"latent {name} has {len(value)} numbers for {self.channels} channels")
+            if not all(math.isfinite(n) for n in numbers):
+                raise ContractError(f"latent {name} is {value}; it must be finite")
+            if name == "scale" and 0.0 in numbers:
+                raise ContractError("latent scale is 0; dividing by it is impossible")
+
+    @property
+    def sizes(self) -> SizeRule:
+        """The rule that image heights and widths follow."""
+        return SizeRule(self.factor)
+
+
+class SizeRule(msgspec.Struct, frozen=True):
+    """Heights and widths must be multiples of ``factor`` pixels, and at least ``factor``."""
+
+    factor: int
+
+    def allows(self, height: int, width: int) -> bool:
+        return height > 0 and width > 0 and height % self.factor == 0 and width % self.factor == 0
+
+    def check(self, height: int, width: int) -> None:
+        """Raise SizeError, naming the nearest valid sizes, where (height, width) breaks the rule."""
+        if not self.allows(height, width):
+            down = f"{self._down(height)}x{self._down(width)}"
+            up = "{}x{}".format(*self.padded(height, width))
+            nearest = down if down == up else f"{down} or {up}"
+            raise SizeError(
+                f"image is {height}x{width} (height x width), but both must be multiples of {self.factor}; "
+                f"the nearest valid sizes are {nearest}. Pad or crop it first, or ask for padding (--pad, pad=True)"
+            )
+
+    def padded(self, height: int, width: int) -> tuple[int, int]:
+        """The smallest valid (height, width) that holds the given one."""
+        return self._up(height), self._up(width)
+
+    def _up(self, pixels: int) -> int:
+        return max(1, -(-pixels // self.factor)) * self.factor
+
+    def _down(self, pixels: int) -> int:
+        return max(1, pixels // self.factor) * self.factor

@@ -1,0 +1,12 @@
+"""How long work tells what it is doing: a plain callable, so that no stage knows of terminals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+Progress = Callable[[str, float, float], None]
+"""Called with (what is being done, done so far, total): at the start, on each advance, and when done == total."""
+
+
+def silent(what: str, done: float, total: float) -> None:
+    """Tell nobody."""
