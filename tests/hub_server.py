@@ -1,0 +1,180 @@
+"""A local server that answers huggingface_hub's client as the hub does: metadata, redirects to storage, ranges, errors.
+
+with HubServer({"owner/name": {"config.json": b"{}", "weights.safetensors": Path("...")}}) as hub:
+    ...  # HF_ENDPOINT=hub.url
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import socket
+import struct
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+from urllib.parse import unquote
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+STORED_ELSEWHERE = (".safetensors", ".ckpt", ".bin")
+"""What the hub keeps in large-file storage, to which it redirects."""
+
+
+@dataclass(frozen=True)
+class Drop:
+    """End one transfer after ``after`` bytes: by closing the connection, or by resetting it."""
+
+    after: int
+    how: Literal["close", "reset"] = "close"
+
+
+@dataclass
+class HubServer:
+    """``repositories``: name -> path -> contents. ``tokens``: the token that a gated repository wants.
+
+    drops: one is used up by each transfer of a stored file. drop_all: used by every transfer after those.
+    requests: what was asked, as "METHOD /path RANGE".
+    """
+
+    repositories: Mapping[str, Mapping[str, bytes | Path]]
+    tokens: Mapping[str, str] = field(default_factory=dict)
+    drops: list[Drop] = field(default_factory=list)
+    drop_all: Drop | None = None
+    requests: list[str] = field(default_factory=list)
+
+    def __enter__(self) -> HubServer:
+        self.stored: dict[str, bytes | Path] = {}
+        handler = type("Handler", (_Handler,), {"hub": self})
+        # Two, since the client follows redirects itself where they stay on one server.
+        self._servers = [ThreadingHTTPServer(("127.0.0.1", 0), handler) for _ in range(2)]
+        self._threads = [threading.Thread(target=server.serve_forever, args=(0.05,)) for server in self._servers]
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for server, thread in zip(self._servers, self._threads, strict=True):
+            server.shutdown()
+            server.server_close()
+            thread.join()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._servers[0].server_port}"
+
+    @property
+    def storage_url(self) -> str:
+        return f"http://127.0.0.1:{self._servers[1].server_port}/storage"
+
+    def transfers(self) -> list[str]:
+        """The requests for a stored file's contents."""
+        return [request for request in self.requests if request.startswith("GET /storage/")]
+
+
+class _Handler(BaseHTTPRequestHandler):
+    hub: HubServer
+    protocol_version = "HTTP/1.1"
+
+    def do_HEAD(self) -> None:
+        self._answer()
+
+    def do_GET(self) -> None:
+        self._answer()
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+    def _answer(self) -> None:
+        path = unquote(self.path.split("?")[0])
+        self.hub.requests.append(f"{self.command} {path} {self.headers.get('Range', '')}".strip())
+        if path.startswith("/storage/"):
+            self._transfer(self.hub.stored[path.removeprefix("/storage/")])
+            return
+        repository, _, rest = path.lstrip("/").partition("/resolve/")
+        revision, _, file = rest.partition("/")
+        if repository not in self.hub.repositories:
+            # The hub says 401, not 404, to whoever is not logged in: the repository may be private.
+            self._refuse(404 if "Authorization" in self.headers else 401, "RepoNotFound")
+        elif repository in self.hub.tokens and not self._admitted(repository):
+            self._refuse(401, "GatedRepo")
+        elif revision not in ("main", COMMIT):
+            self._refuse(404, "RevisionNotFound")
+        elif file not in self.hub.repositories[repository]:
+            self._refuse(404, "EntryNotFound")
+        else:
+            self._resolve(file, self.hub.repositories[repository][file])
+
+    def _admitted(self, repository: str) -> bool:
+        return self.headers.get("Authorization") == f"Bearer {self.hub.tokens[repository]}"
+
+    def _refuse(self, status: int, code: str) -> None:
+        self.send_response(status)
+        self.send_header("X-Error-Code", code)
+        self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def _resolve(self, file: str, contents: bytes | Path) -> None:
+        with _opened(contents) as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        size = _size(contents)
+        if not file.endswith(STORED_ELSEWHERE):
+            self._send(contents, {"ETag": f'"{digest[:40]}"', "X-Repo-Commit": COMMIT})
+            return
+        self.hub.stored[digest] = contents
+        self.send_response(302)
+        self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header("X-Linked-ETag", f'"{digest}"')
+        self.send_header("X-Linked-Size", str(size))
+        self.send_header("Location", f"{self.hub.storage_url}/{digest}")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def _transfer(self, contents: bytes | Path) -> None:
+        drop = self.hub.drops.pop(0) if self.hub.drops else self.hub.drop_all
+        self._send(contents, {}, drop)
+
+    def _send(self, contents: bytes | Path, headers: Mapping[str, str], drop: Drop | None = None) -> None:
+        size = _size(contents)
+        asked = self.headers.get("Range", "")
+        start = int(asked.removeprefix("bytes=").split("-")[0]) if asked else 0
+        self.send_response(206 if asked else 200)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        if asked:
+            self.send_header("Content-Range", f"bytes {start}-{size - 1}/{size}")
+        self.send_header("Accept-Ranges", "bytes")
+        self.send_header("Content-Length", str(size - start))
+        self.end_headers()
+        if self.command == "HEAD":
+            return
+        left = size - start if drop is None else min(drop.after, size - start)
+        with _opened(contents) as stream, contextlib.suppress(ConnectionError):
+            stream.seek(start)
+            while left > 0 and (chunk := stream.read(min(left, 1 << 20))):
+                self.wfile.write(chunk)
+                left -= len(chunk)
+        if drop is not None:
+            self._hang_up(drop)
+
+    def _hang_up(self, drop: Drop) -> None:
+        self.close_connection = True
+        if drop.how == "reset":
+            # Lingering for no time makes close() send a reset instead of an orderly end.
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.connection.close()
+
+
+def _opened(contents: bytes | Path) -> Any:
+    return contents.open("rb") if isinstance(contents, Path) else io.BytesIO(contents)
+
+
+def _size(contents: bytes | Path) -> int:
+    return contents.stat().st_size if isinstance(contents, Path) else len(contents)

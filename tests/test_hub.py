@@ -1,0 +1,310 @@
+"""Downloads by the real huggingface_hub client from a local server. Each client is a process of its own, since
+HF_ENDPOINT, HF_HOME and HF_HUB_OFFLINE are read when huggingface_hub is imported."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+from hub_server import COMMIT, Drop, HubServer
+from safetensors.torch import save, save_file
+
+from vaedeploy.autoencoder import random_tensors
+from vaedeploy.preset import get_preset
+from vaedeploy.source import load_reference
+
+MEGABYTE = 1_000_000
+REPOSITORY = "someone/a-vae"
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+FETCH = """
+from vaedeploy.hub import fetch
+got = fetch(*arguments, progress=report)
+result = {"file": got.file, "revision": got.revision, "path": str(got.path)}
+"""
+
+LOAD = """
+from vaedeploy.source import load_reference
+got = load_reference(*arguments, progress=report)
+result = {
+    "identity": got.identity, "sha256": got.origin.sha256, "kind": got.origin.kind, "location": got.origin.location,
+    "preset": got.origin.preset, "revision": got.origin.revision, "scale": got.latent.scale, "licence": got.licence,
+}
+"""
+
+CLIENT = """
+import json, sys
+from vaedeploy.errors import VaedeployError
+arguments = json.loads(sys.argv[1])
+steps = []
+def report(what, done, total):
+    if what.startswith("download"):
+        steps.append([what, done, total])
+try:
+{body}
+except VaedeployError as error:
+    result = {{"error": type(error).__name__, "message": str(error), "exit_code": error.exit_code}}
+print(json.dumps(result | {{"steps": steps}}))
+"""
+
+
+class Client:
+    """Runs downloads in a process with a cache of its own. ``stderr``: what the last one wrote there."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.stderr = ""
+
+    def run(self, endpoint: str, body: str, *arguments: Any, **variables: str) -> dict[str, Any]:
+        indented = "\n".join(f"    {line}" for line in body.strip().splitlines())
+        kept = {k: v for k, v in os.environ.items() if not k.upper().startswith("HF_") and "PROXY" not in k.upper()}
+        done = subprocess.run(
+            [sys.executable, "-W", "error", "-c", CLIENT.format(body=indented), json.dumps(arguments)],
+            env={**kept, "HF_HOME": str(self.home), "HF_ENDPOINT": endpoint, **variables},
+            cwd=Path(__file__).parent.parent,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        self.stderr = done.stderr
+        assert done.returncode == 0, done.stderr
+        result: dict[str, Any] = json.loads(done.stdout)
+        return result
+
+
+@pytest.fixture
+def client(tmp_path: Path) -> Client:
+    return Client(tmp_path / "hf")
+
+
+@pytest.fixture(scope="module")
+def noise() -> bytes:
+    """25 MB: the client writes 10 MB at a time, so a transfer that ends in between can be resumed."""
+    return random.Random(0).randbytes(25 * MEGABYTE)
+
+
+@pytest.fixture(scope="module")
+def demo_file() -> bytes:
+    return save(random_tensors(get_preset("demo").config, seed=1))
+
+
+def demo_config(**changes: Any) -> bytes:
+    fields = msgspec.structs.asdict(get_preset("demo").config)
+    return msgspec.json.encode({"_class_name": "AutoencoderKL", **fields, **changes})
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def test_download_reports_progress_and_draws_nothing(client: Client, noise: bytes) -> None:
+    with HubServer({REPOSITORY: {WEIGHTS: noise}}) as hub:
+        got = client.run(hub.url, FETCH, REPOSITORY, [WEIGHTS])
+    assert sha256(Path(got["path"]).read_bytes()) == sha256(noise)
+    assert (got["file"], got["revision"]) == (WEIGHTS, COMMIT)
+    what, total = f"download {REPOSITORY}/{WEIGHTS}", 25.0 * MEGABYTE
+    assert {(step[0], step[2]) for step in got["steps"]} == {(what, total)}
+    done = [step[1] for step in got["steps"]]
+    assert done == sorted(done)
+    assert (done[0], done[-1]) == (0.0, total)
+    assert len(done) > 2
+    assert client.stderr == ""
+
+
+def test_second_download_comes_from_the_cache_without_the_hub(client: Client, noise: bytes) -> None:
+    with HubServer({REPOSITORY: {WEIGHTS: noise}}) as hub:
+        first = client.run(hub.url, FETCH, REPOSITORY, [WEIGHTS])
+        client.run(hub.url, FETCH, REPOSITORY, [WEIGHTS])
+        assert len(hub.transfers()) == 1
+    for variables in ({"HF_HUB_OFFLINE": "1"}, {}):
+        again = client.run(hub.url, FETCH, REPOSITORY, [WEIGHTS], **variables)
+        assert again == first | {"steps": []}
+
+
+def test_first_file_that_the_repository_has_is_taken(client: Client) -> None:
+    with HubServer({REPOSITORY: {"vae/b.bin": b"weights"}}) as hub:
+        got = client.run(hub.url, FETCH, REPOSITORY, ["a.bin", "vae/b.bin"])
+    assert got["file"] == "vae/b.bin"
+    assert Path(got["path"]).read_bytes() == b"weights"
+
+
+def test_interrupted_download_is_resumed(client: Client, noise: bytes) -> None:
+    with HubServer({REPOSITORY: {WEIGHTS: noise}}, drops=[Drop(13 * MEGABYTE)]) as hub:
+        got = client.run(hub.url, FETCH, REPOSITORY, [WEIGHTS])
+    assert sha256(Path(got["path"]).read_bytes()) == sha256(noise)
+    # 10 MiB were written when the connection ended.
+    assert hub.transfers() == [f"GET /storage/{sha256(noise)}", f"GET /storage/{sha256(noise)} bytes={10 << 20}-"]
+
+
+def test_reset_connection_is_tried_again(client: Client, noise: bytes) -> None:
+    with HubServer({REPOSITORY: {WEIGHTS: noise}}, drops=[Drop(13 * MEGABYTE, "reset")]) as hub:
+        got = client.run(hub.url, FETCH, REPOSITORY, [WEIGHTS])
+    assert sha256(Path(got["path"]).read_bytes()) == sha256(noise)
+    assert len(hub.transfers()) == 2
+
+
+def test_download_that_keeps_breaking_off_is_an_error_and_leaves_nothing(client: Client, noise: bytes) -> None:
+    dropped = HubServer({REPOSITORY: {WEIGHTS: noise}}, drop_all=Drop(13 * MEGABYTE, "reset"))
+    with dropped as hub:
+        got = client.run(hub.url, FETCH, REPOSITORY, [WEIGHTS])
+    assert (got["error"], got["exit_code"]) == ("DownloadError", 1)
+    assert got["message"].startswith(f"the download of {REPOSITORY}/{WEIGHTS} failed: ")
+    assert got["message"].endswith(
+        ". Run the command again, or download it elsewhere and give the file: --weights PATH"
+    )
+    assert [path for path in client.home.rglob("*") if path.is_file() and path.stat().st_size > MEGABYTE] == []
+
+
+@pytest.mark.slow  # the client waits between its own attempts
+def test_download_whose_end_never_comes_is_an_error(client: Client) -> None:
+    with HubServer({REPOSITORY: {WEIGHTS: b"x" * 100}}, drop_all=Drop(50)) as hub:
+        got = client.run(hub.url, FETCH, REPOSITORY, [WEIGHTS])
+    assert got["error"] == "DownloadError"
+    assert got["message"].startswith(f"the download of {REPOSITORY}/{WEIGHTS} failed: ")
+
+
+def test_repository_without_weights(client: Client) -> None:
+    with HubServer({REPOSITORY: {"README.md": b"#"}}) as hub:
+        got = client.run(hub.url, LOAD, "demo", REPOSITORY)
+    assert got["error"] == "DownloadError"
+    assert got["message"] == (
+        f"the hub repository {REPOSITORY} has no file diffusion_pytorch_model.safetensors or "
+        "diffusion_pytorch_model.bin or vae/diffusion_pytorch_model.safetensors or vae/diffusion_pytorch_model.bin. "
+        f"See what it has at {hub.url}/{REPOSITORY}/tree/main, download the weights and give the file: --weights PATH"
+    )
+
+
+@pytest.mark.parametrize("variables", [{}, {"HF_TOKEN": "hf_right"}], ids=["401", "404"])
+def test_repository_that_is_not_there(client: Client, variables: dict[str, str]) -> None:
+    with HubServer({}) as hub:
+        got = client.run(hub.url, FETCH, REPOSITORY, [WEIGHTS], **variables)
+    assert got["error"] == "DownloadError"
+    assert got["message"] == (
+        f"the hub has no repository {REPOSITORY}, or it is private. Check the name at {hub.url}/{REPOSITORY}; "
+        "where it is private, run `hf auth login` or set HF_TOKEN"
+    )
+
+
+def test_revision_that_is_not_there(client: Client) -> None:
+    with HubServer({REPOSITORY: {WEIGHTS: b"weights"}}) as hub:
+        got = client.run(hub.url, FETCH.replace("*arguments", "*arguments, revision='v2'"), REPOSITORY, [WEIGHTS])
+    assert got["error"] == "DownloadError"
+    assert got["message"] == (
+        f"the hub repository {REPOSITORY} has no revision v2. See those it has: {hub.url}/{REPOSITORY}/commits"
+    )
+
+
+def test_gated_repository_says_how_to_get_in_and_opens_to_the_token(client: Client) -> None:
+    with HubServer({REPOSITORY: {WEIGHTS: b"weights"}}, tokens={REPOSITORY: "hf_right"}) as hub:
+        for variables in ({}, {"HF_TOKEN": "hf_wrong"}):
+            got = client.run(hub.url, FETCH, REPOSITORY, [WEIGHTS], **variables)
+            assert got["error"] == "DownloadError"
+            assert got["message"] == (
+                f"the hub repository {REPOSITORY} is gated. Accept its licence at {hub.url}/{REPOSITORY}, then run "
+                "`hf auth login` or set HF_TOKEN, and run the command again; or give a local copy of "
+                f"{REPOSITORY}/{WEIGHTS}: --weights PATH"
+            )
+        got = client.run(hub.url, FETCH, REPOSITORY, [WEIGHTS], HF_TOKEN="hf_right")
+    assert Path(got["path"]).read_bytes() == b"weights"
+
+
+def test_offline(client: Client) -> None:
+    with HubServer({REPOSITORY: {WEIGHTS: b"weights"}}) as hub:
+        got = client.run(hub.url, FETCH, REPOSITORY, [WEIGHTS], HF_HUB_OFFLINE="1")
+    assert hub.requests == []
+    assert got["error"] == "DownloadError"
+    assert got["message"] == (
+        f"{REPOSITORY}/{WEIGHTS} is not in the cache ({client.home / 'hub'}) and HF_HUB_OFFLINE is set. Unset it, "
+        "or download it elsewhere and give the file: --weights PATH"
+    )
+
+
+@pytest.mark.slow  # the client waits between its own attempts
+def test_hub_that_cannot_be_reached(client: Client) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # bound and not listening: connections are refused, and nobody else gets the port
+        endpoint = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        got = client.run(endpoint, FETCH, REPOSITORY, [WEIGHTS])
+    assert got["error"] == "DownloadError"
+    assert got["message"].startswith(f"cannot download {REPOSITORY}/{WEIGHTS}: {endpoint} does not answer as a hub (")
+    assert got["message"].endswith(
+        "). Check the network and HF_ENDPOINT, or download it elsewhere and give the file: --weights PATH"
+    )
+
+
+def test_file_of_a_presets_own_repository_must_have_its_hash(client: Client) -> None:
+    preset = get_preset("mse840k")
+    with HubServer({str(preset.repository): {preset.file: b"something else"}}) as hub:
+        for arguments in (("mse840k",), ("mse840k", preset.repository)):
+            got = client.run(hub.url, LOAD, *arguments)
+            assert (got["error"], got["exit_code"]) == ("WeightsError", 2)
+            assert got["message"].startswith(
+                f"{preset.repository}/{preset.file} has sha256 {sha256(b'something else')}, but preset mse840k is "
+                f"known by {preset.sha256}: the file was changed or damaged. Delete "
+            )
+            # The very file, not the cache's link to it: the next run would only link to it again.
+            file = Path(re.search(r"Delete (\S+) and run", got["message"])[1])  # type: ignore[index]
+            assert not file.is_symlink()
+            file.unlink()
+        assert len(hub.transfers()) == 2
+
+
+def test_weights_from_a_users_repository(client: Client, demo_file: bytes, tmp_path: Path) -> None:
+    files = {"vae/config.json": demo_config(), f"vae/{WEIGHTS}": demo_file}
+    with HubServer({REPOSITORY: files}) as hub:
+        got = client.run(hub.url, LOAD, "demo", REPOSITORY)
+    (tmp_path / "same.safetensors").write_bytes(demo_file)
+    assert got["identity"] == load_reference("demo", tmp_path / "same.safetensors").identity
+    assert {k: got[k] for k in ("sha256", "kind", "location", "preset", "revision", "licence")} == {
+        "sha256": sha256(demo_file),
+        "kind": "hub",
+        "location": REPOSITORY,
+        "preset": "demo",
+        "revision": COMMIT,
+        "licence": None,
+    }
+
+
+def test_repository_whose_config_states_another_scale(client: Client, demo_file: bytes) -> None:
+    with HubServer({REPOSITORY: {"config.json": demo_config(scaling_factor=0.7), WEIGHTS: demo_file}}) as hub:
+        got = client.run(hub.url, LOAD, "demo", REPOSITORY)
+    assert got["error"] == "ContractError"
+    assert got["message"].startswith("the latent scale is stated in two ways: preset demo says ")
+    assert got["message"].endswith("config.json says 0.7. Say which holds: --scale NUMBER")
+
+
+@pytest.mark.slow
+def test_full_architecture_from_the_hub(client: Client, tmp_path: Path) -> None:
+    """A repository with seeded weights of the real architecture: what a preset without a known hash loads."""
+    preset = get_preset("sd15")
+    weights = random_tensors(preset.config, seed=2)
+    file = tmp_path / "weights.safetensors"
+    save_file({name: tensor.half() for name, tensor in weights.items()}, file)
+    fields = {"_class_name": "AutoencoderKL", "scaling_factor": 0.18215, **msgspec.structs.asdict(preset.config)}
+    served: dict[str, bytes | Path] = {"vae/config.json": msgspec.json.encode(fields), preset.file: file}
+    plain: dict[str, bytes | Path] = {
+        "config.json": msgspec.json.encode(fields | {"scaling_factor": None}),
+        WEIGHTS: file,
+    }
+    with HubServer({str(preset.repository): served, REPOSITORY: plain}, drops=[Drop(60 * MEGABYTE)]) as hub:
+        own = client.run(hub.url, LOAD, "sd15")
+        other = client.run(hub.url, LOAD, "mse840k", REPOSITORY)
+    expected = load_reference("mse840k", file)
+    assert own["identity"] == other["identity"] == expected.identity
+    assert own["sha256"] == other["sha256"] == expected.origin.sha256
+    assert (own["location"], own["licence"]) == (preset.repository, "OpenRAIL-M")
+    assert (other["location"], other["preset"], other["licence"]) == (REPOSITORY, "mse840k", None)
+    assert own["scale"] == other["scale"] == 0.18215
+    kernel = expected.decoder.get_parameter("decoder.conv_in.weight")
+    torch.testing.assert_close(kernel, weights["decoder.conv_in.weight"].half().float(), rtol=0, atol=0)

@@ -1,0 +1,193 @@
+"""Files of a hub repository, by huggingface_hub's own client: its cache, its token, its ``HF_*`` variables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vaedeploy.errors import DownloadError
+from vaedeploy.progress import Progress, silent
+
+ATTEMPTS = 3
+"""Times that a download is started. The client itself resumes one that ends early, but not one that is reset."""
+
+LOCAL_COPY = "or download it elsewhere and give the file: --weights PATH"
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A file of a repository, in the local cache. ``revision`` is its commit, if known."""
+
+    path: Path
+    file: str
+    revision: str | None
+
+
+def fetch(
+    repository: str, files: Sequence[str], *, revision: str | None = None, progress: Progress = silent
+) -> Fetched:
+    """The first of ``files`` that the repository has, downloaded or from the cache.
+
+    Raises DownloadError, which says what to do, where the hub is not reachable, refuses, or has none of ``files``.
+    """
+    from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError
+
+    unreachable: Exception | None = None
+    for file in files:
+        try:
+            path = _download(repository, file, revision, progress)
+            return Fetched(path, file, _commit(path))
+        except RemoteEntryNotFoundError:
+            continue
+        except LocalEntryNotFoundError as error:
+            # Without the hub, one of the other files may still be in the cache.
+            unreachable = unreachable or error
+        except _client_errors() as error:
+            raise DownloadError(_explain(error, repository, file, revision)) from error
+    if unreachable is not None:
+        raise DownloadError(_explain(unreachable, repository, files[0], revision)) from unreachable
+    at = f" at revision {revision}" if revision else ""
+    raise DownloadError(
+        f"the hub repository {repository} has no file {' or '.join(files)}{at}. See what it has at "
+        f"{_page(repository)}/tree/{revision or 'main'}, download the weights and give the file: --weights PATH"
+    )
+
+
+def fetch_beside(fetched: Fetched, repository: str, name: str) -> Path | None:
+    """The file ``name`` in the folder and commit of ``fetched``; None where the repository has none there."""
+    from huggingface_hub.errors import RemoteEntryNotFoundError
+
+    file = str(Path(fetched.file).with_name(name).as_posix())
+    try:
+        return _download(repository, file, fetched.revision, silent)
+    except RemoteEntryNotFoundError:
+        return None
+    except _client_errors() as error:
+        raise DownloadError(_explain(error, repository, file, fetched.revision)) from error
+
+
+def _download(repository: str, file: str, revision: str | None, progress: Progress) -> Path:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    bar = _reporting_bar(f"download {repository}/{file}", progress)
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            return Path(hf_hub_download(repository, file, revision=revision, library_name="vaedeploy", tqdm_class=bar))
+        except HfHubHTTPError:
+            raise
+        except _transport_error():
+            if attempt == ATTEMPTS:
+                raise
+    raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+def _commit(path: Path) -> str | None:
+    # The cache's layout: .../snapshots/COMMIT/path/in/the/repository
+    parts = path.parts
+    return parts[parts.index("snapshots") + 1] if "snapshots" in parts else None
+
+
+def _reporting_bar(what: str, progress: Progress) -> type[Any]:
+    """A progress bar class that draws nothing and reports to ``progress`` instead."""
+    from tqdm.std import tqdm  # type: ignore[import-untyped]
+
+    class ReportingBar(tqdm):  # type: ignore[misc]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            kwargs.pop("name", None)
+            super().__init__(*args, **{**kwargs, "disable": True})
+            self._report()
+
+        def update(self, n: float | None = 1) -> None:
+            self.n += n or 0
+            self._report()
+
+        # Having these tells the client that one bar shows both what came over the network and what is on disk.
+        def update_transfer(self, n: float) -> None: ...
+
+        def set_transfer_postfix_str(self, *args: Any, **kwargs: Any) -> None: ...
+
+        def _report(self) -> None:
+            if self.total:
+                progress(what, float(self.n), float(self.total))
+
+    return ReportingBar
+
+
+def _transport_error() -> type[Exception]:
+    """The base of the errors of the client's transport library, which its versions have changed more than once."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return next(base for base in HfHubHTTPError.__bases__ if issubclass(base, Exception))
+
+
+def _client_errors() -> tuple[type[Exception], ...]:
+    return (_transport_error(), OSError, ValueError)
+
+
+def _page(repository: str) -> str:
+    from huggingface_hub import constants
+
+    return f"{constants.ENDPOINT}/{repository}"
+
+
+def _explain(error: Exception, repository: str, file: str, revision: str | None) -> str:
+    """What went wrong and what to do about it, in the order from the most particular to the most general."""
+    from huggingface_hub import constants, errors
+
+    wanted = f"{repository}/{file}"
+    cause = error.__cause__ or error
+    if isinstance(cause, errors.OfflineModeIsEnabled) or (
+        isinstance(error, errors.LocalEntryNotFoundError) and constants.HF_HUB_OFFLINE
+    ):
+        return (
+            f"{wanted} is not in the cache ({constants.HF_HUB_CACHE}) and HF_HUB_OFFLINE is set. Unset it, {LOCAL_COPY}"
+        )
+    explanations: list[tuple[type[Exception], Callable[[], str]]] = [
+        (errors.GatedRepoError, lambda: _gated(repository, wanted)),
+        (errors.RepositoryNotFoundError, lambda: _no_repository(repository)),
+        (errors.RevisionNotFoundError, lambda: _no_revision(repository, revision)),
+        (errors.HFValidationError, lambda: f"{repository!r} is not the name of a hub repository: {error}"),
+        (errors.LocalEntryNotFoundError, lambda: _unreachable(wanted, cause)),
+    ]
+    for kind, explain in explanations:
+        if isinstance(error, kind):
+            return explain()
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status == 401:
+        return f"the hub refused the token for {wanted}. Run `hf auth login` again, or set HF_TOKEN, {LOCAL_COPY}"
+    return f"the download of {wanted} failed: {_one_line(error)}. Run the command again, {LOCAL_COPY}"
+
+
+def _gated(repository: str, wanted: str) -> str:
+    return (
+        f"the hub repository {repository} is gated. Accept its licence at {_page(repository)}, then run "
+        f"`hf auth login` or set HF_TOKEN, and run the command again; or give a local copy of {wanted}: --weights PATH"
+    )
+
+
+def _no_revision(repository: str, revision: str | None) -> str:
+    return f"the hub repository {repository} has no revision {revision}. See those it has: {_page(repository)}/commits"
+
+
+def _no_repository(repository: str) -> str:
+    return (
+        f"the hub has no repository {repository}, or it is private. Check the name at {_page(repository)}; "
+        "where it is private, run `hf auth login` or set HF_TOKEN"
+    )
+
+
+def _unreachable(wanted: str, cause: BaseException) -> str:
+    from huggingface_hub import constants
+
+    return (
+        f"cannot download {wanted}: {constants.ENDPOINT} does not answer as a hub ({_one_line(cause)}). "
+        f"Check the network and HF_ENDPOINT, {LOCAL_COPY}"
+    )
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split()).rstrip(".")
+    return text or type(error).__name__

@@ -1,0 +1,127 @@
+"""The VAEs that vaedeploy knows by name: ``presets.toml`` read into ``Preset`` values."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from vaedeploy.errors import UnknownPresetError
+from vaedeploy.latent import LatentSpec
+
+
+class Architecture(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The config of a diffusers ``AutoencoderKL``, without its latent contract.
+
+    The defaults are those that diffusers gives to a key that a ``config.json`` leaves out.
+    """
+
+    in_channels: int = 3
+    out_channels: int = 3
+    down_block_types: tuple[str, ...] = ("DownEncoderBlock2D",)
+    up_block_types: tuple[str, ...] = ("UpDecoderBlock2D",)
+    block_out_channels: tuple[int, ...] = (64,)
+    layers_per_block: int = 1
+    act_fn: str = "silu"
+    latent_channels: int = 4
+    norm_num_groups: int = 32
+    sample_size: int | tuple[int, ...] = 32
+    use_quant_conv: bool = True
+    use_post_quant_conv: bool = True
+    mid_block_add_attention: bool = True
+
+    @property
+    def factor(self) -> int:
+        """Image pixels per latent element along a side: every block but the last halves the sides."""
+        return 1 << (len(self.block_out_channels) - 1)
+
+    def differences(self, other: Architecture) -> list[str]:
+        """Names of the fields that make ``other`` another network. ``sample_size`` does not: only tiling reads it."""
+        return [
+            name
+            for name in self.__struct_fields__
+            if name != "sample_size" and getattr(self, name) != getattr(other, name)
+        ]
+
+
+class Preset(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A VAE that is known by name.
+
+    purpose: what it is for, in one line.
+    architecture: name of the ``Architecture`` in ``config``.
+    latent: its latent contract.
+    repository: hub repository that holds ``file``; None where the package carries the weights.
+    file: path in the repository, or name in the package's ``weights`` folder.
+    revision: the repository's commit or tag; None is its main branch.
+    sha256, bytes: of ``file``; None where not known.
+    also_sha256: other files in which the same VAE is published.
+    """
+
+    name: str
+    purpose: str
+    architecture: str
+    config: Architecture
+    file: str
+    licence: str
+    latent: LatentSpec
+    repository: str | None = None
+    revision: str | None = None
+    sha256: str | None = None
+    bytes: int | None = None
+    also_sha256: tuple[str, ...] = ()
+
+    @property
+    def packaged_file(self) -> Path | None:
+        """Where the weights lie that the package carries; None for a preset of the hub."""
+        if self.repository is not None:
+            return None
+        return Path(str(resources.files("vaedeploy") / "weights" / self.file))
+
+
+class _Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    architectures: dict[str, Architecture]
+    presets: dict[str, dict[str, Any]]
+
+
+@functools.cache
+def _document() -> _Document:
+    text = (resources.files("vaedeploy") / "presets.toml").read_text(encoding="utf-8")
+    return msgspec.toml.decode(text, type=_Document)
+
+
+@functools.cache
+def _presets() -> dict[str, Preset]:
+    found = {}
+    for name, table in _document().presets.items():
+        config = _document().architectures[table["architecture"]]
+        found[name] = msgspec.convert({**table, "name": name, "config": config}, Preset)
+    return found
+
+
+def architectures() -> dict[str, Architecture]:
+    """Every known architecture by its name, in the order of ``presets.toml``."""
+    return dict(_document().architectures)
+
+
+def presets() -> dict[str, Preset]:
+    """Every preset by its name, in the order of ``presets.toml``."""
+    return dict(_presets())
+
+
+def get_preset(name: str) -> Preset:
+    """The preset of that name. Raises UnknownPresetError, which names the nearest ones."""
+    known = _presets()
+    if name in known:
+        return known[name]
+    near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5)
+    hint = f"; the nearest are: {', '.join(near)}" if near else ""
+    raise UnknownPresetError(f"no preset is named {name!r}{hint}. To see all {len(known)}: vaedeploy presets")
+
+
+def preset_of_file(sha256: str) -> Preset | None:
+    """The preset that a weights file of this sha256 is known to be."""
+    return next((p for p in _presets().values() if sha256 in (p.sha256, *p.also_sha256)), None)
