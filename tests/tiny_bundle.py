@@ -1,0 +1,144 @@
+"""A tiny bundle whose graphs keep the graph contract, for tests of what runs bundles. It needs onnx, not PyTorch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from vaedeploy.bundle import Bundle, Manifest, Origin, VaeInfo, Verification, create_bundle
+from vaedeploy.latent import LatentSpec
+
+FLOAT, UINT8, INT64, BOOL = TensorProto.FLOAT, TensorProto.UINT8, TensorProto.INT64, TensorProto.BOOL
+
+PASSED = Verification(passed=True, reference="made by hand", backend="none", worst={"relative_l2": 0.0}, cases=1)
+FAILED = Verification(passed=False, reference="made by hand", backend="none", worst={"relative_l2": 1.0}, cases=1)
+
+
+def tiny_bundle(
+    out: Path,
+    *,
+    factor: int = 4,
+    channels: int = 2,
+    sampled: bool = True,
+    image_input: Literal["float", "uint8"] = "float",
+    verification: Verification | None = PASSED,
+    onnxruntime_form: bool = False,
+    seed: int = 0,
+    gain: float = 1.0,
+    force: bool = False,
+) -> Bundle:
+    """Make a bundle of an encoder of one strided convolution and a decoder of one transposed convolution.
+
+    ``gain`` multiplies the encoder's weights.
+    ``onnxruntime_form``: the decoder has a second form, whose image is the portable one's negative.
+    """
+    latent = LatentSpec(channels=channels, factor=factor, scale=1.0, sampled=sampled)
+    manifest = tiny_manifest(latent, image_input, verification)
+    with create_bundle(out, force) as draft:
+        _save(_encoder(latent, image_input, seed, gain), draft.path / "encoder.onnx")
+        _save(_decoder(latent, seed), draft.path / "decoder.onnx")
+        if onnxruntime_form:
+            _save(_decoder(latent, seed, sign=-1.0), draft.path / "decoder.ort.onnx")
+            manifest.graphs["decoder"]["onnxruntime"] = "decoder.ort.onnx"
+        return draft.finish(manifest)
+
+
+def tiny_manifest(
+    latent: LatentSpec,
+    image_input: Literal["float", "uint8"] = "float",
+    verification: Verification | None = PASSED,
+) -> Manifest:
+    return Manifest(
+        vaedeploy="0.0",
+        vae=VaeInfo("tiny", "1" * 64, "Tiny", "Apache-2.0", Origin("random", "random:0", None, "sd15")),
+        latent=latent,
+        image_input=image_input,
+        precision="fp32",
+        graphs={"encoder": {"portable": "encoder.onnx"}, "decoder": {"portable": "decoder.onnx"}},
+        verification=verification,
+    )
+
+
+def _encoder(spec: LatentSpec, image_input: str, seed: int, gain: float = 1.0) -> onnx.ModelProto:
+    rng = np.random.default_rng(seed)
+    many = spec.channels * (2 if spec.sampled else 1)
+    weights = (gain * rng.normal(0, 0.1, (many, 3, spec.factor, spec.factor))).astype(np.float32)
+    tensors = {"weights": weights, "half": np.float32(127.5), "one": np.float32(1)}
+    nodes = []
+    image = ("image", FLOAT, ["batch", 3, "height", "width"])
+    if image_input == "uint8":
+        image = ("image_u8", UINT8, ["batch", "height", "width", 3])
+        nodes = [
+            helper.make_node("Transpose", ["image_u8"], ["bytes"], perm=[0, 3, 1, 2]),
+            helper.make_node("Cast", ["bytes"], ["levels"], to=FLOAT),
+            helper.make_node("Div", ["levels", "half"], ["divided"]),
+            helper.make_node("Sub", ["divided", "one"], ["image"]),
+        ]
+    stride = [spec.factor, spec.factor]
+    result = "moments" if spec.sampled else "latent"
+    nodes.append(helper.make_node("Conv", ["image", "weights"], [result], strides=stride))
+    if spec.sampled:
+        nodes.append(helper.make_node("Split", ["moments"], ["latent_mean", "logarithm"], axis=1, num_outputs=2))
+        nodes.append(helper.make_node("Exp", ["logarithm"], ["latent_std"]))
+    shape = ["batch", spec.channels, "h", "w"]
+    outputs = [(name, FLOAT, shape) for name in (["latent_mean", "latent_std"] if spec.sampled else ["latent"])]
+    return _model(nodes, [image], outputs, tensors)
+
+
+def _decoder(spec: LatentSpec, seed: int, sign: float = 1.0) -> onnx.ModelProto:
+    rng = np.random.default_rng(seed + 1)
+    weights = sign * rng.normal(0, 0.5, (spec.channels, 3, spec.factor, spec.factor)).astype(np.float32)
+    tensors = {
+        "weights": weights.astype(np.float32),
+        "half": np.float32(127.5),
+        "one": np.float32(1),
+        "low": np.float32(0),
+        "high": np.float32(255),
+        "axes": np.array([1, 2, 3]),
+    }
+    stride = [spec.factor, spec.factor]
+    nodes = [
+        helper.make_node("ConvTranspose", ["latent", "weights"], ["image"], strides=stride),
+        helper.make_node("Add", ["image", "one"], ["raised"]),
+        helper.make_node("Mul", ["raised", "half"], ["levels"]),
+        helper.make_node("Round", ["levels"], ["rounded"]),
+        helper.make_node("Clip", ["rounded", "low", "high"], ["clipped"]),
+        helper.make_node("Transpose", ["clipped"], ["last"], perm=[0, 2, 3, 1]),
+        helper.make_node("Cast", ["last"], ["image_u8"], to=UINT8),
+        # A number minus itself is 0, unless it is NaN or infinite.
+        helper.make_node("Sub", ["image", "image"], ["zeros"]),
+        helper.make_node("ReduceSum", ["zeros", "axes"], ["sum"], keepdims=0),
+        helper.make_node("Equal", ["sum", "low"], ["finite"]),
+    ]
+    outputs = [
+        ("image", FLOAT, ["batch", 3, "height", "width"]),
+        ("image_u8", UINT8, ["batch", "height", "width", 3]),
+        ("finite", BOOL, ["batch"]),
+    ]
+    return _model(nodes, [("latent", FLOAT, ["batch", spec.channels, "h", "w"])], outputs, tensors)
+
+
+Value = tuple[str, int, list[int | str]]
+
+
+def _model(
+    nodes: list[onnx.NodeProto], inputs: list[Value], outputs: list[Value], tensors: dict[str, np.ndarray]
+) -> onnx.ModelProto:
+    graph = helper.make_graph(
+        nodes,
+        "tiny",
+        [helper.make_tensor_value_info(*value) for value in inputs],
+        [helper.make_tensor_value_info(*value) for value in outputs],
+        [numpy_helper.from_array(np.asarray(array), name) for name, array in tensors.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def _save(model: onnx.ModelProto, path: Path) -> None:
+    onnx.save_model(model, path, save_as_external_data=True, location=path.name + ".data", size_threshold=64)

@@ -1,0 +1,172 @@
+"""Writing so that a reader, or a run that is killed, never meets half of something.
+
+A file is written beside its place and renamed into it; a directory that only one process may write at a time is
+guarded by a lock that the operating system drops when its holder dies.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import secrets
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from vaedeploy.errors import OutputError
+
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Put ``data`` at ``path`` in one step, over whatever file is there.
+
+    Raises OutputError where that cannot be done, and for a place that is a directory or a device; nothing is left
+    behind then.
+    """
+    place = path.resolve()
+    try:
+        if place.exists() and not place.is_file():
+            raise OutputError(f"cannot write {path}: there is something that is not a file. Choose another place")
+        # Not tempfile's: those are for their owner alone, and what is written here is for all whom the umask allows.
+        draft = draft_name(place)
+        try:
+            with draft.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            draft.replace(place)
+        finally:
+            draft.unlink(missing_ok=True)
+        sync_directory(place.parent)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {reason(error)}. {advice(error)}") from error
+
+
+def replace_directory(draft: Path, place: Path) -> None:
+    """Rename the directory ``draft`` to ``place``, and put what was there back where that fails.
+
+    No system renames a directory over a full one, so the old one steps aside for the moment.
+    """
+    old = _beside(place, "old")
+    try:
+        if place.exists():
+            place.rename(old)
+        draft.rename(place)
+    except BaseException:
+        if old.exists() and not place.exists():
+            old.rename(place)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+    sync_directory(place.parent)
+
+
+def clear_leftovers(place: Path) -> None:
+    """Undo what a killed run left beside ``place``. Only for whoever holds its lock: nobody else is at work then."""
+    for left in _leftovers(place, "old"):
+        if place.exists():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.rename(place)
+    for left in _leftovers(place, "tmp"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def draft_name(place: Path) -> Path:
+    """A free name beside ``place`` for what is to be renamed to it."""
+    return _beside(place, "tmp")
+
+
+def _beside(place: Path, kind: str) -> Path:
+    return place.with_name(f".{place.name}.{secrets.token_hex(6)}.{kind}")
+
+
+def _leftovers(place: Path, kind: str) -> list[Path]:
+    pattern = re.compile(rf"\.{re.escape(place.name)}\.[0-9a-f]{{12}}\.{kind}")
+    return [path for path in place.parent.iterdir() if pattern.fullmatch(path.name)]
+
+
+def reason(error: OSError) -> str:
+    """What the operating system said, without the number and the temporary name."""
+    if isinstance(error, FileExistsError):
+        return "there is a file where a folder has to be"
+    return error.strerror or str(error)
+
+
+def advice(error: OSError) -> str:
+    """What helps against ``error``."""
+    if isinstance(error, FileNotFoundError):
+        return "Make its folder first, or choose another place"
+    return "Free space there, or choose another place" if is_full(error) else "Choose another place"
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Whether ``error``, or what led to it, is a disk without room (or a quota, or a limit on a file's size)."""
+    full = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+    while error is not None:
+        # safetensors, being Rust, tells the number in words only.
+        if getattr(error, "errno", None) in full or any(f"(os error {n})" in str(error) for n in full):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def sync_directory(path: Path) -> None:
+    """Make the renames in a directory last through a power cut, where the system has a way to ask for that."""
+    if sys.platform != "win32":
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            # Some network file systems refuse this for directories; there is no other way to ask them.
+            with suppress(OSError):
+                os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+@contextmanager
+def lock(path: Path) -> Iterator[bool]:
+    """Hold the lock file ``path``; gives False at once where another process or thread holds it."""
+    handle = _acquire(path)
+    if handle is None:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        _release(path, handle)
+
+
+def _acquire(path: Path) -> int | None:
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            if sys.platform == "win32":
+                msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
+            else:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(handle)
+            if error.errno in (errno.EAGAIN, errno.EACCES, errno.EDEADLK):
+                return None
+            raise
+        # Its last holder may have removed the file between our open and our lock: then we hold a lock nobody sees.
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(handle), path.stat()):
+                return handle
+        os.close(handle)
+
+
+def _release(path: Path, handle: int) -> None:
+    if sys.platform != "win32":
+        path.unlink(missing_ok=True)
+        os.close(handle)
+    else:
+        os.close(handle)
+        with suppress(OSError):
+            path.unlink()

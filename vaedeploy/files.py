@@ -1,0 +1,260 @@
+"""Pictures and latents on disk."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import safetensors
+import safetensors.numpy
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
+
+from vaedeploy.atomic import reason, write_file
+from vaedeploy.errors import ContractError, ImageError, LatentError, OutputError
+from vaedeploy.latent import LatentSpec
+
+READ_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+"""What is read. Pillow knows more, some of it by starting other programs, which strangers' files should not do."""
+
+IMAGE_SUFFIXES = (".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+"""What pictures' names end in, for picking them out of a folder."""
+
+WRITE_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
+    ".png": ("PNG", {}),
+    ".webp": ("WEBP", {"lossless": True}),
+    ".tif": ("TIFF", {"compression": "tiff_lzw"}),
+    ".tiff": ("TIFF", {"compression": "tiff_lzw"}),
+    ".bmp": ("BMP", {}),
+    ".jpg": ("JPEG", {"quality": 95, "subsampling": 0}),
+    ".jpeg": ("JPEG", {"quality": 95, "subsampling": 0}),
+}
+
+LATENT_KEY = "latent"
+
+
+@dataclass(frozen=True)
+class LatentFile:
+    """A latent and what its file says of it; None where the file does not say.
+
+    latent: (B, C, h, w) float32, diffusion space.
+    vae_identity, vae_name: the VAE that made it.
+    spec: that VAE's latent contract.
+    size: (H, W) of the image before it was padded.
+    """
+
+    latent: NDArray[np.float32]
+    vae_identity: str | None = None
+    vae_name: str | None = None
+    spec: LatentSpec | None = None
+    size: tuple[int, int] | None = None
+
+
+def read_image(path: str | Path) -> NDArray[np.uint8]:
+    """A picture as (H, W, 3) uint8 RGB in sRGB.
+
+    Rotated as its EXIF data says; converted to sRGB where it carries another colour profile, and taken as sRGB where
+    it carries none (CMYK without one: by Pillow's plain formula). Grey becomes equal R, G and B; 16 bits become 8 (grey
+    rounded; colour has its lower byte cut off by Pillow). An alpha channel is dropped where it is opaque all over.
+    Of several frames, the first.
+
+    Raises ImageError for a file that is missing, empty, not a picture, truncated, without pixels or with more than
+    Pillow's limit, for transparent pixels, for 32-bit and Lab pictures, and for a broken colour profile.
+    """
+    path = Path(path)
+    try:
+        if path.is_file() and path.stat().st_size == 0:
+            raise ImageError(f"{path} is empty (0 bytes)")
+        Image.init()
+        with Image.open(path, formats=[name for name in READ_FORMATS if name in Image.OPEN]) as image:
+            image.load()
+            return _turned(np.array(_to_srgb(image, path)), image.getexif().get(ExifTags.Base.Orientation, 1))
+    except ImageError:
+        raise
+    except FileNotFoundError as error:
+        raise ImageError(f"there is no file {path}") from error
+    except UnidentifiedImageError as error:
+        raise ImageError(
+            f"{path} is not a picture, or one without pixels; these are read: {', '.join(READ_FORMATS)}"
+        ) from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageError(f"{path} is too large: {error} Crop it or make it smaller first") from error
+    except (IsADirectoryError, PermissionError) as error:
+        raise ImageError(f"{path} cannot be read: {reason(error)}") from error
+    # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and more on broken files.
+    except Exception as error:
+        raise ImageError(f"{path} cannot be decoded, it is truncated or broken: {error}") from error
+
+
+def write_image(path: str | Path, image: NDArray[np.uint8]) -> None:
+    """Write (H, W, 3) uint8 RGB in the format of the path's suffix, in one step.
+
+    All are lossless but JPEG (quality 95, full colour resolution). Raises OutputError for another suffix and for a
+    place that cannot be written to, ImageError for an array that is no picture.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in WRITE_OPTIONS:
+        raise OutputError(f"{path} has no suffix of a picture; it must be one of {', '.join(WRITE_OPTIONS)}")
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+        raise ImageError(f"image is {image.dtype} of shape {image.shape}; a picture is (H, W, 3) uint8")
+    form, options = WRITE_OPTIONS[path.suffix.lower()]
+    data = io.BytesIO()
+    try:
+        Image.fromarray(image).save(data, form, **options)
+    except (OSError, ValueError) as error:
+        raise OutputError(
+            f"{path}: a picture of {image.shape[0]}x{image.shape[1]} (height x width) cannot be written as {form}: "
+            f"{error}. Write it as .png"
+        ) from error
+    write_file(path, data.getvalue())
+
+
+def read_latent(path: str | Path) -> LatentFile:
+    """A latent file: safetensors with a tensor ``latent`` (B, C, h, w) of float16, float32 or float64.
+
+    Raises LatentError for a file that is missing, not safetensors, truncated or without that tensor, and for another
+    rank or type, no elements, NaN and infinity.
+    """
+    path = Path(path)
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            names = list(file.keys())
+            if LATENT_KEY not in names:
+                raise LatentError(f"{path} has no tensor {LATENT_KEY!r}; it has {', '.join(sorted(names)) or 'none'}")
+            told = file.get_slice(LATENT_KEY)
+            if told.get_dtype() not in ("F16", "F32", "F64") or len(told.get_shape()) != 4:
+                raise LatentError(
+                    f"{path} has a latent of type {told.get_dtype()} and shape {tuple(told.get_shape())}; "
+                    "it must be (B, C, h, w) of type F32, F16 or F64"
+                )
+            with np.errstate(over="ignore"):
+                latent = file.get_tensor(LATENT_KEY).astype(np.float32, copy=False)
+            metadata = file.metadata() or {}
+    except FileNotFoundError as error:
+        raise LatentError(f"there is no file {path}") from error
+    except OSError as error:
+        raise LatentError(f"{path} cannot be read: {reason(error)}") from error
+    except safetensors.SafetensorError as error:
+        raise LatentError(f"{path} is not a safetensors file, or truncated: {error}") from error
+    if latent.size == 0:
+        raise LatentError(f"{path} has a latent without elements: its shape is {latent.shape}")
+    if not np.isfinite(latent).all():
+        raise LatentError(f"{path} has NaN or infinity in its latent")
+    return LatentFile(
+        latent,
+        metadata.get("vaedeploy.identity"),
+        metadata.get("vaedeploy.vae"),
+        _read_json(path, metadata, "vaedeploy.latent", LatentSpec),
+        _read_json(path, metadata, "vaedeploy.size", tuple[int, int]),
+    )
+
+
+def write_latent(path: str | Path, file: LatentFile) -> None:
+    """Write a latent file in one step. Raises OutputError for a place that cannot be written to, LatentError for a
+    latent that is not (B, C, h, w) float32.
+    """
+    latent = file.latent
+    if latent.dtype != np.float32 or latent.ndim != 4:
+        raise LatentError(f"latent is {latent.dtype} of shape {latent.shape}; it must be (B, C, h, w) float32")
+    metadata = {
+        "vaedeploy.identity": file.vae_identity,
+        "vaedeploy.vae": file.vae_name,
+        "vaedeploy.latent": None if file.spec is None else msgspec.json.encode(file.spec).decode(),
+        "vaedeploy.size": None if file.size is None else msgspec.json.encode(file.size).decode(),
+    }
+    told = {key: value for key, value in metadata.items() if value is not None}
+    write_file(Path(path), safetensors.numpy.save({LATENT_KEY: np.ascontiguousarray(latent)}, told))
+
+
+def _read_json(path: Path, metadata: dict[str, str], key: str, kind: Any) -> Any:
+    if key not in metadata:
+        return None
+    try:
+        return msgspec.json.decode(metadata[key], type=kind)
+    except (msgspec.MsgspecError, ContractError) as error:
+        raise LatentError(
+            f"{path} has {key} {metadata[key]!r} in its metadata, which cannot be used: {error}"
+        ) from error
+
+
+def _to_srgb(image: Image.Image, path: Path) -> Image.Image:
+    profile = image.info.get("icc_profile")
+    # Older versions of Pillow, and PGM files, have 16 bits in the mode of 32.
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        image = _eight_bits(image)
+    if image.has_transparency_data:
+        image = _opaque(image, path)
+    if image.mode in ("1", "P", "YCbCr", "RGBX"):
+        image = image.convert("L" if image.mode == "1" else "RGB")
+    if image.mode not in ("L", "RGB", "CMYK"):
+        raise ImageError(f"{path} is a picture of Pillow's mode {image.mode}, which is not read. Save it as 8-bit RGB")
+    return _convert(image, profile, path) if profile else image.convert("RGB")
+
+
+def _turned(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    """The picture upright, by EXIF's orientation 1 to 8; another number is taken as 1."""
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.transpose(1, 0, 2)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels)
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    levels = np.asarray(image).astype(np.uint32)
+    # 65535 / 255 = 257, so that full white stays full white.
+    grey = Image.fromarray(((levels + 128) // 257).astype(np.uint8))
+    if "transparency" in image.info:
+        grey.putalpha(Image.fromarray(np.where(levels == image.info["transparency"], 0, 255).astype(np.uint8)))
+    return grey
+
+
+def _opaque(image: Image.Image, path: Path) -> Image.Image:
+    """The image without its alpha channel, which must not hide anything."""
+    plain = "L" if image.mode in ("L", "LA", "La", "1") else "RGB"
+    image = image.convert("RGBA")
+    if np.asarray(image.getchannel("A")).min() < 255:
+        raise ImageError(
+            f"{path} has transparent pixels, whose colour depends on what is behind. Flatten it onto a background first"
+        )
+    return image.convert(plain)
+
+
+def _convert(image: Image.Image, data: bytes, path: Path) -> Image.Image:
+    """From the embedded profile to sRGB, relative to white and with black as black, as browsers do it."""
+    try:
+        profile = ImageCms.ImageCmsProfile(io.BytesIO(data))
+        space = profile.profile.xcolor_space.strip()
+        if space == "RGB":
+            image = image.convert("RGB")
+        transform = ImageCms.buildTransform(
+            profile,
+            ImageCms.createProfile("sRGB"),
+            image.mode,
+            "RGB",
+            ImageCms.Intent.RELATIVE_COLORIMETRIC,
+            ImageCms.Flags.BLACKPOINTCOMPENSATION,
+        )
+    except (ImageCms.PyCMSError, OSError, ValueError) as error:
+        raise ImageError(
+            f"{path} has a colour profile that cannot be used on it: {error}. Save it again in sRGB, or without profile"
+        ) from error
+    if image.mode == "RGB" and _is_srgb(transform):
+        return image
+    result = ImageCms.applyTransform(image, transform)
+    assert result is not None  # it is only for inPlace
+    return result
+
+
+def _is_srgb(transform: ImageCms.ImageCmsTransform) -> bool:
+    """Whether a transform to sRGB is only rounding: then the pixels are better left as they are."""
+    levels = np.linspace(0, 255, 9).astype(np.uint8)
+    grid = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(27, 27, 3)
+    result = ImageCms.applyTransform(Image.fromarray(grid), transform)
+    return result is not None and bool(np.abs(np.asarray(result).astype(int) - grid).max() <= 1)

@@ -1,0 +1,170 @@
+"""``bundle.json``: what a bundle says of itself. ``docs/bundle-format.md`` specifies every field."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Literal
+
+import msgspec
+
+from vaedeploy.errors import BundleError, ContractError
+from vaedeploy.latent import LatentSpec
+
+FORMAT = 1
+"""The version of the format that this package writes, and the only one that it reads."""
+
+NAME = "bundle.json"
+"""The manifest's place in a bundle."""
+
+Part = Literal["encoder", "decoder"]
+Form = Literal["portable", "onnxruntime"]
+Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+
+
+class Origin(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where a VAE's weights came from, in enough detail to find them again.
+
+    location: a preset's name, a hub repository, an absolute path, ``random:SEED``, or "" for a user's own modules.
+    sha256: of the weights file as it was read; None where there was no file.
+    preset: the preset whose architecture and latent contract were used, if any.
+    revision: the hub's commit, if known.
+    """
+
+    kind: Literal["package", "hub", "folder", "file", "random", "modules"]
+    location: str
+    sha256: str | None
+    preset: str | None
+    revision: str | None = None
+
+
+class VaeInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which VAE a bundle holds.
+
+    identity: sha256 over both modules' weights and the latent contract: equal identities give equal latents.
+    architecture: the class it was made from, such as ``AutoencoderKL``.
+    """
+
+    name: str
+    identity: str
+    architecture: str
+    licence: str | None
+    origin: Origin
+
+
+class FileInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a file of the bundle must be: its sha256 in lower-case hexadecimal, and its size in bytes."""
+
+    sha256: Sha256
+    bytes: Annotated[int, msgspec.Meta(ge=0)]
+
+
+class Verification(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The summary of the last verification.
+
+    worst: each metric's worst value over all cases; one that is not finite is null in JSON and None here.
+    cases: how many cases were run.
+    """
+
+    passed: bool
+    reference: str
+    backend: str
+    worst: Mapping[str, float | None]
+    cases: int
+
+
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The contents of ``bundle.json``.
+
+    graphs: part -> form -> file name. Every part has the form ``portable``.
+    files: every file of the bundle but ``bundle.json`` itself, by its path with forward slashes.
+    engines: empty in this version.
+    verification: None where none was run since the graphs were made.
+    """
+
+    format: int = FORMAT
+    vaedeploy: str
+    vae: VaeInfo
+    latent: LatentSpec
+    image_input: Literal["float", "uint8"]
+    precision: Literal["fp32", "fp16", "bf16"]
+    graphs: dict[Part, dict[Form, str]]
+    files: dict[str, FileInfo] = {}
+    engines: dict[str, object] = {}
+    verification: Verification | None = None
+
+    def export_command(self, out: Path) -> str:
+        """What to run to make this bundle again at ``out``."""
+        origin = self.vae.origin
+        if origin.kind == "modules":
+            return f"vaedeploy.export_vae(..., out={str(out)!r}, force=True), in Python and with your own modules"
+        words = ["vaedeploy", "export", "--vae", origin.preset or origin.location]
+        if origin.preset and origin.kind != "package" and origin.location != origin.preset:
+            words += ["--weights", origin.location]
+        if self.precision != "fp32":
+            words += ["--precision", self.precision]
+        if self.image_input != "float":
+            words += ["--image-input", self.image_input]
+        return shlex.join([*words, "--out", str(out), "--force"])
+
+
+class _Head(msgspec.Struct):
+    format: int
+
+
+def encode_manifest(manifest: Manifest) -> bytes:
+    """The bytes of ``bundle.json``."""
+    return msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
+
+
+def decode_manifest(data: bytes, bundle: Path) -> Manifest:
+    """Read the bytes of ``bundle.json``; ``bundle`` is what errors name.
+
+    Raises BundleError for what is not JSON, another format version, unknown or missing fields, values of a wrong
+    type, paths that leave the bundle, and graphs that are not among the files.
+    """
+    again = f"Export it again: vaedeploy export --vae NAME --out {shlex.quote(str(bundle))} --force"
+    try:
+        version = msgspec.json.decode(data, type=_Head).format
+        if version != FORMAT:
+            raise BundleError(
+                f"bundle {bundle} has format {version}; this vaedeploy knows format {FORMAT} only. "
+                + ("Upgrade: pip install --upgrade vaedeploy" if version > FORMAT else again)
+            )
+        manifest = msgspec.json.decode(data, type=Manifest)
+    except (msgspec.MsgspecError, UnicodeDecodeError, ContractError) as error:
+        raise BundleError(f"bundle {bundle}: {NAME} cannot be used: {error}. {again}") from error
+    check_manifest(manifest, bundle)
+    return manifest
+
+
+def check_manifest(manifest: Manifest, bundle: Path) -> None:
+    """Raise BundleError where the manifest contradicts itself or names a path that is no place in the bundle."""
+    names = [*manifest.files, *(name for forms in manifest.graphs.values() for name in forms.values())]
+    for name in names:
+        if fault := path_fault(name):
+            raise BundleError(f"bundle {bundle}: {NAME} names the path {name!r}, which {fault}; it is refused")
+    for part in ("encoder", "decoder"):
+        if "portable" not in manifest.graphs.get(part, {}):
+            raise BundleError(f"bundle {bundle}: {NAME} names no portable graph of the {part}")
+    for name in names:
+        if name not in manifest.files:
+            raise BundleError(f"bundle {bundle}: {NAME} names the graph {name} but not among its files")
+
+
+def path_fault(name: str) -> str | None:
+    """Why ``name`` cannot be a file's path in a bundle, on any system; None where it can."""
+    if not name or re.search(r"[\x00-\x1f\x7f]", name):
+        return "is empty or has control characters"
+    if "\\" in name or ":" in name:
+        return "has a backslash or a colon"
+    if name.startswith("/"):
+        return "is absolute"
+    segments = name.split("/")
+    if ".." in segments:
+        return "leaves the bundle"
+    if "." in segments or "" in segments or any(s[-1] in ". " for s in segments):
+        return "is not in its plain form"
+    return "is the manifest itself" if PurePosixPath(name.lower()) == PurePosixPath(NAME) else None

@@ -1,0 +1,10 @@
+"""Running a bundle: numpy and one backend, and nothing that is only needed to make one.
+
+with VAE("mse840k") as vae:
+    latent = vae.encode(photo)      # (H, W, 3) uint8 -> (1, C, H/f, W/f) float32
+    image = vae.decode(latent)      # (1, H, W, 3) uint8
+"""
+
+from vaedeploy.runtime.vae import BACKENDS, VAE, Limits, UnverifiedBundleWarning
+
+__all__ = ["BACKENDS", "VAE", "Limits", "UnverifiedBundleWarning"]

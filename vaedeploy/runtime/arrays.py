@@ -1,0 +1,111 @@
+"""What callers hand in, turned into what the graphs take; and what cannot be, refused with the reason."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vaedeploy.errors import ImageError, InputError, LatentError
+from vaedeploy.latent import LatentSpec, SizeRule
+
+FLOATS = (np.dtype(np.float16), np.dtype(np.float32), np.dtype(np.float64))
+
+RANGE = 1.5
+"""The largest value, either sign, of a float image. Decoders overshoot [-1, 1] by a few tenths, and what they gave may
+be encoded again; images in [0, 255], or normalised by a data set's mean and deviation, reach further than this."""
+
+IMAGE_FORMS = "(H, W, 3) or (B, H, W, 3) uint8, or (B, 3, H, W) float in [-1, 1]"
+
+
+def as_numpy(value: Any, what: str, error: type[InputError]) -> NDArray[Any]:
+    """``value`` as a numpy array on the same memory, if it is one or speaks DLPack; ``error`` is raised otherwise."""
+    if isinstance(value, np.ndarray):
+        return value
+    if not hasattr(value, "__dlpack__"):
+        raise error(
+            f"{what} is of type {type(value).__name__}; it must be a numpy array or something that speaks DLPack. "
+            "numpy.asarray() may turn it into one"
+        )
+    try:
+        return np.from_dlpack(value)
+    # What is raised is the other library's own choice: torch has BufferError, RuntimeError, and more.
+    except Exception as cause:
+        why = str(cause).rstrip(".")
+        raise error(
+            f"{what} of type {type(value).__name__} cannot be read through DLPack: {why}. It must be on the CPU, "
+            "without a gradient, and of a type that numpy has (torch: .detach().cpu().float())"
+        ) from cause
+
+
+def check_image(image: NDArray[Any]) -> NDArray[Any]:
+    """The image as (B, H, W, 3) uint8 or (B, 3, H, W) float32, not necessarily contiguous.
+
+    Raises ImageError for other shapes and types, for an image without pixels, and for values beyond ``RANGE``, NaN
+    among them.
+    """
+    if image.dtype != np.uint8 and image.dtype not in FLOATS:
+        raise ImageError(f"image is {image.dtype}; it must be {IMAGE_FORMS}")
+    batch = image[None] if image.dtype == np.uint8 and image.ndim == 3 else image
+    if batch.ndim != 4 or batch.shape[3 if image.dtype == np.uint8 else 1] != 3:
+        raise ImageError(f"image is {image.dtype} of shape {image.shape}; it must be {IMAGE_FORMS}")
+    if image.size == 0:
+        raise ImageError(f"image has no pixels: its shape is {image.shape}")
+    if image.dtype == np.uint8:
+        return batch
+    low, high = image.min(), image.max()
+    if np.isnan(low) or np.isnan(high):
+        raise ImageError("image has NaN in it")
+    if low < -RANGE or high > RANGE:
+        raise ImageError(
+            f"image has values from {low:.6g} to {high:.6g}; float images lie in [-1, 1]. "
+            "Give bytes as uint8, or scale: x / 127.5 - 1"
+        )
+    return image.astype(np.float32, copy=False)
+
+
+def pad_image(image: NDArray[Any], sizes: SizeRule) -> NDArray[Any]:
+    """Grow an image at its bottom and right to the next valid size.
+
+    What is added mirrors the image about its last row and column, back and forth where it is smaller than what is to
+    be added; a single row or column is repeated.
+    """
+    axes = (1, 2) if image.dtype == np.uint8 else (2, 3)
+    height, width = (image.shape[axis] for axis in axes)
+    to_height, to_width = sizes.padded(height, width)
+    if (height, width) == (to_height, to_width):
+        return image
+    widths = [(0, 0)] * 4
+    widths[axes[0]], widths[axes[1]] = (0, to_height - height), (0, to_width - width)
+    return np.pad(image, widths, mode="reflect")
+
+
+def to_float(image: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """(B, H, W, 3) uint8 -> (B, 3, H, W) float32 in [-1, 1]: ``x / 127.5 - 1``, as a graph with uint8 input has it."""
+    batch, height, width, _ = image.shape
+    result = np.empty((batch, 3, height, width), np.float32)
+    np.divide(image.transpose(0, 3, 1, 2), np.float32(127.5), out=result)
+    result -= np.float32(1)
+    return result
+
+
+def check_latent(latent: NDArray[Any], spec: LatentSpec) -> NDArray[np.float32]:
+    """The latent as contiguous (B, C, h, w) float32.
+
+    Raises LatentError for other shapes and types, for a latent without elements, and for NaN and infinity.
+    """
+    wanted = f"it must be (B, {spec.channels}, h, w) float"
+    if latent.dtype not in FLOATS:
+        raise LatentError(f"latent is {latent.dtype}; {wanted}")
+    if latent.ndim != 4:
+        raise LatentError(f"latent has shape {latent.shape}; {wanted}")
+    if latent.shape[1] != spec.channels:
+        raise LatentError(f"latent has {latent.shape[1]} channels where this VAE has {spec.channels}; {wanted}")
+    if latent.size == 0:
+        raise LatentError(f"latent has no elements: its shape is {latent.shape}")
+    with np.errstate(over="ignore"):
+        result = np.ascontiguousarray(latent, np.float32)
+    if not np.isfinite(result).all():
+        raise LatentError("latent has NaN or infinity in it")
+    return result
