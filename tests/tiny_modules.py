@@ -1,0 +1,74 @@
+"""Small seeded VAEs as plain PyTorch modules: other people's, as far as vaedeploy knows."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from vaedeploy.latent import LatentSpec
+from vaedeploy.source import Reference
+
+
+class TinyEncoder(nn.Module):
+    """image (B, 3, H, W) -> (mean, std), each (B, channels, H/4, W/4); the mean alone where not sampled."""
+
+    def __init__(self, channels: int, sampled: bool = True) -> None:
+        super().__init__()
+        self.sampled = sampled
+        self.body = nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1),
+            nn.GroupNorm(4, 8, eps=1e-6),
+            nn.SiLU(),
+            nn.Conv2d(8, 8, 3, stride=2, padding=1),
+            nn.GroupNorm(2, 8, eps=1e-6),
+            nn.SiLU(),
+            nn.Conv2d(8, 2 * channels, 3, stride=2, padding=1),
+        )
+
+    def forward(self, image: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        mean, logarithm = self.body(image).chunk(2, 1)
+        return (mean, torch.exp(0.5 * logarithm)) if self.sampled else mean
+
+
+class TinyDecoder(nn.Module):
+    """latent (B, channels, h, w) -> image (B, 3, 4h, 4w)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(channels, 8, 3, padding=1),
+            nn.GroupNorm(4, 8, eps=1e-6),
+            nn.SiLU(),
+            nn.Upsample(scale_factor=2.0, mode="nearest"),
+            nn.Conv2d(8, 8, 3, padding=1),
+            nn.GroupNorm(2, 8, eps=1e-6),
+            nn.SiLU(),
+            nn.Upsample(scale_factor=2.0, mode="nearest"),
+            nn.Conv2d(8, 3, 3, padding=1),
+        )
+
+    def forward(self, latent: Tensor) -> Tensor:
+        image: Tensor = self.body(latent)
+        return image
+
+
+def tiny_reference(
+    channels: int = 4,
+    *,
+    sampled: bool = True,
+    scale: float | tuple[float, ...] = 0.3,
+    shift: float | tuple[float, ...] = 0.5,
+    seed: int = 0,
+) -> Reference:
+    """A VAE of factor 4 whose every parameter is drawn, normalisation included; its image stays around [-1, 1]."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        encoder, decoder = TinyEncoder(channels, sampled), TinyDecoder(channels)
+        for module in (encoder, decoder):
+            for name, parameter in module.named_parameters():
+                if parameter.dim() == 1:
+                    nn.init.normal_(parameter, 1.0 if name.endswith("weight") else 0.0, 0.2)
+    for module in (encoder, decoder):
+        module.eval().requires_grad_(False)
+    latent = LatentSpec(channels=channels, factor=4, scale=scale, shift=shift, sampled=sampled)
+    return Reference(encoder, decoder, latent, name="tiny")

@@ -1,0 +1,206 @@
+"""Reference -> Graph: each half of a VAE traced to ONNX, with the latent contract in the graph."""
+
+from __future__ import annotations
+
+import logging
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Literal
+
+import msgspec
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+
+from vaedeploy import __version__
+from vaedeploy.errors import ExportError
+from vaedeploy.graph import Graph
+from vaedeploy.latent import LatentSpec
+from vaedeploy.manifest import Part
+
+if TYPE_CHECKING:
+    from vaedeploy.source import Reference
+
+OPSET = 20
+"""Not more: GroupNormalization (21) is slower in ONNX Runtime, and Attention (23) does not build in TensorRT."""
+
+TRACE_BATCH = 2  # 1 would be taken for a constant
+TRACE_LATENT = (8, 12)  # height and width of the traced latent; unlike, so that they are not taken for one number
+
+ImageInput = Literal["float", "uint8"]
+
+log = logging.getLogger("vaedeploy.export")
+
+
+class EncoderGraph(nn.Module):
+    """An encoder as the graph has it: pixels in, latents as the diffusion model sees them out."""
+
+    def __init__(self, encoder: nn.Module, latent: LatentSpec, image_input: ImageInput) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.scale, self.shift = per_channel(latent.scale), per_channel(latent.shift)
+        self.sampled, self.image_input = latent.sampled, image_input
+
+    def forward(self, image: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        if self.image_input == "uint8":  # cast first: TensorRT refuses to transpose uint8
+            image = image.to(torch.float32).permute(0, 3, 1, 2) / 127.5 - 1
+        if not self.sampled:
+            latent: Tensor = self.encoder(image)
+            return (latent.to(torch.float32) - self.shift) * self.scale
+        mean, std = self.encoder(image)
+        return (mean.to(torch.float32) - self.shift) * self.scale, std.to(torch.float32) * abs(self.scale)
+
+
+class DecoderGraph(nn.Module):
+    """A decoder as the graph has it: latents as the diffusion model sees them in; floats, bytes and a guard out."""
+
+    def __init__(self, decoder: nn.Module, latent: LatentSpec) -> None:
+        super().__init__()
+        self.decoder = decoder
+        self.scale, self.shift = per_channel(latent.scale), per_channel(latent.shift)
+
+    def forward(self, latent: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        image = self.decoder(latent / self.scale + self.shift).to(torch.float32)
+        levels = ((image + 1) * 127.5).round().clamp(0, 255)
+        # Transposed before the cast, since TensorRT refuses to transpose uint8.
+        return image, levels.permute(0, 2, 3, 1).to(torch.uint8), torch.isfinite(image).flatten(1).all(1)
+
+
+def per_channel(value: float | tuple[float, ...]) -> float | Tensor:
+    """A scale or shift as something that multiplies a (B, C, h, w) latent."""
+    return torch.tensor(value).reshape(1, -1, 1, 1) if isinstance(value, tuple) else value
+
+
+def trace_graph(reference: Reference, part: Part, *, image_input: ImageInput = "float") -> Graph:
+    """Trace one half of ``reference`` to ONNX, opset 20, with dynamic batch, height and width.
+
+    The modules must be in float32; see ``Graph`` for names, shapes and value ranges. The graph's weights are the
+    module's own memory until it is saved.
+
+    Raises ExportError where torch cannot trace a module, where a size became a constant, or where the result has
+    other shapes than the latent contract says.
+    """
+    latent = reference.latent
+    height, width = (n * latent.factor for n in TRACE_LATENT)
+    module: nn.Module
+    if part == "encoder":
+        module = EncoderGraph(reference.encoder, latent, image_input)
+        if image_input == "uint8":
+            names, example = ["image_u8"], torch.zeros(TRACE_BATCH, height, width, 3, dtype=torch.uint8)
+        else:
+            names, example = ["image"], torch.zeros(TRACE_BATCH, 3, height, width)
+        outputs = ["latent_mean", "latent_std"] if latent.sampled else ["latent"]
+    else:
+        module = DecoderGraph(reference.decoder, latent)
+        names, example = ["latent"], torch.zeros(TRACE_BATCH, latent.channels, *TRACE_LATENT)
+        outputs = ["image", "image_u8", "finite"]
+    model = _trace(module.eval(), example, names, outputs, part)
+    _name_sizes(model, part)
+    _check_shapes(model, part, latent)
+    _describe(model, part, reference)
+    return Graph(model, part)
+
+
+def _trace(module: nn.Module, example: Tensor, names: list[str], outputs: list[str], part: Part) -> ir.Model:
+    sizes = (1, 2) if example.dtype == torch.uint8 else (2, 3)
+    dynamic = dict.fromkeys((0, *sizes), torch.export.Dim.DYNAMIC)
+    try:
+        with _quiet(), torch.no_grad():
+            program = torch.onnx.export(
+                module,
+                (example,),
+                dynamo=True,
+                opset_version=OPSET,
+                dynamic_shapes=(dynamic,),
+                input_names=names,
+                output_names=outputs,
+                verbose=False,
+            )
+    except Exception as error:
+        reason = str(error.__cause__ or error).strip().splitlines()[0]
+        raise ExportError(
+            f"torch could not trace the {part} ({type(module.get_submodule(part)).__name__}) to ONNX: {reason}. "
+            "Run again with --verbose for the exporter's own report"
+        ) from error
+    assert program is not None  # None is the result of the old exporter only
+    return program.model
+
+
+def _name_sizes(model: ir.Model, part: Part) -> None:
+    """Rename the tracer's symbols (s59) to batch, height and width; a decoder's sizes are those of the latent."""
+    shape = model.graph.inputs[0].shape
+    assert shape is not None
+    spatial = [d for d in list(shape)[1:] if isinstance(d, ir.SymbolicDim)]
+    words = ("height", "width") if part == "encoder" else ("latent_height", "latent_width")
+    renamed = {str(shape[0]): "batch"} | {str(d): word for d, word in zip(spatial, words, strict=True)}
+    symbol = re.compile(r"\b(" + "|".join(map(re.escape, renamed)) + r")\b")
+    for value in _values(model):
+        if value.shape is not None:
+            value.shape = ir.Shape([_named(d, symbol, renamed) for d in value.shape])
+
+
+def _named(dim: int | ir.SymbolicDim, symbol: re.Pattern[str], names: dict[str, str]) -> int | str | None:
+    if isinstance(dim, int) or dim.value is None:
+        return dim if isinstance(dim, int) else None
+    return symbol.sub(lambda match: names[match[1]], dim.value)
+
+
+def _values(model: ir.Model) -> Iterator[ir.Value]:
+    yield from model.graph.inputs
+    for node in model.graph:
+        yield from node.outputs
+
+
+def _check_shapes(model: ir.Model, part: Part, latent: LatentSpec) -> None:
+    """Refuse a module whose output does not have the channels or the rank that the contract says."""
+    channels = latent.channels if part == "encoder" else 3
+    first = model.graph.outputs[0]
+    shape = list(first.shape or [])
+    if len(shape) != 4 or shape[1] != channels:
+        raise ExportError(
+            f"the {part} gives {first.name} of shape {tuple(map(str, shape))}; the latent contract "
+            f"(channels={latent.channels}, factor={latent.factor}) wants (batch, {channels}, height, width)"
+        )
+    constants = [
+        name for name, d in zip(("batch", "height", "width"), (shape[0], *shape[2:]), strict=True) if isinstance(d, int)
+    ]
+    if constants:
+        raise ExportError(f"the {part} gives {first.name} whose {', '.join(constants)} became constant while tracing")
+
+
+def _describe(model: ir.Model, part: Part, reference: Reference) -> None:
+    """Say in the model what it is, and take out what depends on the machine that traced it."""
+    for node in model.graph:
+        for key in [k for k in node.metadata_props if k.endswith(("stack_trace", "fx_node"))]:
+            del node.metadata_props[key]
+    model.producer_name, model.producer_version = "vaedeploy", __version__
+    model.graph.name = f"{reference.name} {part}"
+    model.metadata_props.clear()
+    model.metadata_props.update(
+        {
+            "vaedeploy.version": __version__,
+            "vaedeploy.part": part,
+            "vaedeploy.preset": reference.origin.preset or "",
+            "vaedeploy.weights_sha256": reference.origin.sha256 or "",
+            "vaedeploy.identity": reference.identity,
+            "vaedeploy.latent": msgspec.json.encode(reference.latent).decode(),
+        }
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's warnings and log lines out of the terminal, unless this package's own log is at DEBUG."""
+    if log.isEnabledFor(logging.DEBUG):
+        yield
+        return
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

@@ -1,0 +1,39 @@
+"""One ONNX model and which half of the VAE it is: what ``export`` makes and ``rewrite`` changes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+
+from vaedeploy.manifest import Part
+
+
+@dataclass(frozen=True)
+class Graph:
+    """One ONNX model (an ``onnx_ir`` model) and the part that it is.
+
+    Encoder: input ``image`` float32 (B, 3, H, W) in [-1, 1], or ``image_u8`` uint8 (B, H, W, 3); outputs
+    ``latent_mean`` and ``latent_std``, or ``latent``, float32 (B, C, h, w), as the diffusion model sees them.
+    Decoder: input ``latent``; outputs ``image`` float32 (B, 3, H, W), not clamped, ``image_u8`` uint8 (B, H, W, 3) and
+    ``finite`` bool (B,).
+    """
+
+    model: ir.Model
+    part: Part
+
+
+def save_graph(graph: Graph, path: Path) -> None:
+    """Write the portable form: ``path`` and, beside it, its weights in ``path`` + ``.data``."""
+    ir.save(graph.model, path, external_data=f"{path.name}.data")
+
+
+def save_form(graph: Graph, path: Path) -> None:
+    """Write another form of a graph loaded from ``path``'s directory; tensors that are on disk there are shared."""
+    ir.save(graph.model, path)
+
+
+def load_graph(path: Path, part: Part) -> Graph:
+    """Read ``path``; its weights stay on disk until they are looked at."""
+    return Graph(ir.load(path), part)
