@@ -1,0 +1,178 @@
+"""The rewritten graph is the unrewritten one: never farther from float64, and only where its equation holds."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+from onnxscript.rewriter import MatchingTracer
+
+from vaedeploy.graph import Graph, load_graph, save_form, save_graph
+from vaedeploy.rewrite import rewrite_graph
+from vaedeploy.rewrite.normalization import two_stage_normalization
+
+EPSILON = 1e-6
+
+
+def group_norm(
+    channels: int = 8,
+    groups: int = 4,
+    rank: int = 4,
+    *,
+    inner_scale: float = 1.0,
+    back: str = "Shape",
+    scalar_gamma: bool = False,
+    known_channels: bool = True,
+) -> onnx.ModelProto:
+    """GroupNorm as torch's exporter writes it, with weights that are not the default ones."""
+    rng = np.random.default_rng(channels)
+    column = [channels] + [1] * (rank - 2)
+    tensors = {
+        "groups": np.array([0, groups, -1]),
+        "ones": np.full(groups, inner_scale, np.float32),
+        "zeros": np.zeros(groups, np.float32),
+        "gamma": np.float32(2) if scalar_gamma else rng.normal(1, 0.5, column).astype(np.float32),
+        "beta": rng.normal(0, 0.5, column).astype(np.float32),
+        "fixed": np.array([1, channels] + [4] * (rank - 2)),
+    }
+    nodes = [
+        helper.make_node("Reshape", ["x", "groups"], ["grouped"]),
+        helper.make_node("InstanceNormalization", ["grouped", "ones", "zeros"], ["normal"], epsilon=EPSILON),
+        helper.make_node("Shape", ["x"], ["size"], **({"start": 0} if back == "Shape" else {})),
+        helper.make_node("Reshape", ["normal", "size" if back == "Shape" else "fixed"], ["back"]),
+        helper.make_node("Mul", ["back", "gamma"], ["scaled"]),
+        helper.make_node("Add", ["scaled", "beta"], ["y"]),
+    ]
+    names = ["batch", channels if known_channels else "channels", "height", "width"][:rank]
+    graph = helper.make_graph(
+        nodes,
+        "norm",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, names)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, names)],
+        [numpy_helper.from_array(np.asarray(v), n) for n, v in tensors.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    onnx.checker.check_model(model, full_check=True)
+    return onnx.shape_inference.infer_shapes(model)
+
+
+def rewritten(model: onnx.ModelProto) -> onnx.ModelProto:
+    return ir.to_proto(rewrite_graph(Graph(ir.from_proto(model), "decoder")).model)
+
+
+def float64(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
+    """Run the graph's own nodes in float64, in numpy."""
+    wide = copy.deepcopy(model)
+    for tensor in wide.graph.initializer:
+        array = numpy_helper.to_array(tensor)
+        if array.dtype == np.float32:
+            tensor.CopyFrom(numpy_helper.from_array(array.astype(np.float64), tensor.name))
+    for node in wide.graph.node:
+        for attribute in node.attribute:
+            if node.op_type == "Constant" and attribute.name == "value_float":
+                value = numpy_helper.from_array(np.float64(attribute.f), "")
+                attribute.CopyFrom(helper.make_attribute("value", value))
+    for value in (*wide.graph.input, *wide.graph.output):
+        value.type.tensor_type.elem_type = TensorProto.DOUBLE
+    del wide.graph.value_info[:]
+    return ReferenceEvaluator(wide).run(None, {"x": x.astype(np.float64)})[0]
+
+
+def exact(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
+    """y by its definition, in float64."""
+    tensors = {t.name: numpy_helper.to_array(t).astype(np.float64) for t in model.graph.initializer}
+    grouped = x.astype(np.float64).reshape(len(x), len(tensors["ones"]), -1)
+    mean, variance = grouped.mean(2, keepdims=True), grouped.var(2, keepdims=True)
+    normal = ((grouped - mean) / np.sqrt(variance + np.float32(EPSILON))).reshape(x.shape)
+    return normal * tensors["gamma"] + tensors["beta"]
+
+
+@settings(max_examples=40)
+@given(
+    batch=st.integers(1, 3),
+    per_group=st.integers(1, 4),
+    groups=st.integers(1, 5),
+    height=st.integers(1, 9),
+    width=st.integers(2, 11),
+    rank=st.sampled_from([3, 4]),
+    seed=st.integers(0, 2**31),
+)
+def test_equation_holds_in_float64(
+    batch: int, per_group: int, groups: int, height: int, width: int, rank: int, seed: int
+) -> None:
+    model = group_norm(per_group * groups, groups, rank)
+    new = rewritten(model)
+    assert "InstanceNormalization" not in {n.op_type for n in new.graph.node}
+    shape = (*(batch, per_group * groups, height)[: rank - 1], width)
+    x = np.random.default_rng(seed).normal(1, 2, shape).astype(np.float32)
+    # Two orders of summation in float64: a thousand roundings of 1e-16, over a deviation that may be small.
+    np.testing.assert_allclose(float64(new, x), exact(model, x), rtol=1e-9, atol=1e-9)
+
+
+def test_large_areas_keep_their_digits() -> None:
+    """What the rule is for: the loss of digits that it removes, and that it removes it."""
+    model = group_norm(8, 2)
+    x = np.random.default_rng(0).normal(3, 1, (1, 8, 512, 512)).astype(np.float32)
+    expected = exact(model, x)
+
+    def error(which: onnx.ModelProto) -> float:
+        session = onnxruntime.InferenceSession(which.SerializeToString(), providers=["CPUExecutionProvider"])
+        return float(np.linalg.norm(session.run(None, {"x": x})[0] - expected) / np.linalg.norm(expected))
+
+    assert error(rewritten(model)) < 5e-7 < 5e-6 < error(model)
+
+
+REFUSALS = {
+    "InstanceNormalization has weights of its own, not 1": {"inner_scale": 2.0},
+    "the result is not reshaped back to the input's shape": {"back": "fixed"},
+    "scale or bias is not one number a channel": {"scalar_gamma": True},
+    "the number of channels is not known": {"known_channels": False},
+}
+
+
+@pytest.mark.parametrize(("reason", "options"), REFUSALS.items(), ids=REFUSALS)
+def test_refusals(reason: str, options: dict[str, object]) -> None:
+    model = ir.from_proto(group_norm(**options))
+    tracer = MatchingTracer()
+    assert two_stage_normalization.apply_to_model(model, tracer=tracer) == 0
+    reasons = {m.match_result.reason for matches in tracer.best_matches_map.values() for m in matches}
+    assert reason in reasons
+    assert "InstanceNormalization" in {node.op_type for node in model.graph}
+
+
+def test_the_given_graph_is_not_changed() -> None:
+    model = ir.from_proto(group_norm())
+    before = ir.to_proto(model).SerializeToString()
+    rewrite_graph(Graph(model, "decoder"))
+    assert ir.to_proto(model).SerializeToString() == before
+
+
+def test_forms_share_the_weights_file(tmp_path: Path) -> None:
+    weight = numpy_helper.from_array(np.random.default_rng(0).normal(size=(8, 8, 3, 3)).astype(np.float32), "w")
+    model = group_norm()
+    model.graph.initializer.append(weight)
+    model.graph.node[0].input[0] = "convolved"
+    model.graph.node[2].input[0] = "convolved"
+    model.graph.node.insert(0, helper.make_node("Conv", ["x", "w"], ["convolved"], pads=[1, 1, 1, 1]))
+    model = onnx.shape_inference.infer_shapes(model)
+    save_graph(Graph(ir.from_proto(model), "decoder"), tmp_path / "decoder.onnx")
+    save_form(rewrite_graph(load_graph(tmp_path / "decoder.onnx", "decoder")), tmp_path / "decoder.ort.onnx")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["decoder.onnx", "decoder.onnx.data", "decoder.ort.onnx"]
+    form = onnx.load(tmp_path / "decoder.ort.onnx", load_external_data=False)
+    (kept,) = [i for i in form.graph.initializer if i.name == "w"]
+    assert {e.key: e.value for e in kept.external_data}["location"] == "decoder.onnx.data"
+    x = np.random.default_rng(1).normal(size=(2, 8, 12, 20)).astype(np.float32)
+    found, expected = (
+        onnxruntime.InferenceSession(tmp_path / name, providers=["CPUExecutionProvider"]).run(None, {"x": x})[0]
+        for name in ("decoder.ort.onnx", "decoder.onnx")
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
