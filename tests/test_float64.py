@@ -1,0 +1,99 @@
+"""The float64 reference is PyTorch's own float64, to rounding."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from vaedeploy.float64 import conv3x3, float64_arithmetic
+
+# The transforms multiply by up to 8 and divide by up to 24: a hundred roundings of 1e-16 are plenty.
+ROUNDING = 1e-13
+
+
+def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return ((found - expected).norm() / expected.norm()).item()
+
+
+@settings(max_examples=30)
+@given(
+    batch=st.integers(1, 3),
+    channels=st.integers(1, 9),
+    outputs=st.integers(1, 9),
+    height=st.integers(1, 41),
+    width=st.integers(1, 41),
+    seed=st.integers(0, 2**31),
+)
+def test_convolution_is_torchs(batch: int, channels: int, outputs: int, height: int, width: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(batch, channels, height, width, generator=generator, dtype=torch.float64)
+    weight = torch.randn(outputs, channels, 3, 3, generator=generator, dtype=torch.float64)
+    bias = torch.randn(outputs, generator=generator, dtype=torch.float64)
+    assert relative(conv3x3(x, weight, bias), F.conv2d(x, weight, bias, padding=1)) < ROUNDING
+
+
+def test_convolution_in_many_strips(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A picture that does not fit one strip, with a last strip that is not full."""
+    monkeypatch.setattr("vaedeploy.float64._STRIP_ELEMENTS", 2000)
+    x, weight = torch.randn(2, 3, 50, 37, dtype=torch.float64), torch.randn(4, 3, 3, 3, dtype=torch.float64)
+    assert relative(conv3x3(x, weight), F.conv2d(x, weight, padding=1)) < ROUNDING
+
+
+MODULES = {
+    "normalised": nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.GroupNorm(4, 8), nn.SiLU(), nn.Conv2d(8, 6, 3, padding=1)
+    ),
+    "not before a convolution": nn.Sequential(
+        nn.Conv2d(3, 8, 1), nn.GroupNorm(2, 8), nn.SiLU(), nn.Flatten(2), nn.Softmax(2)
+    ),
+    "without weights": nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1), nn.GroupNorm(4, 4, affine=False), nn.Conv2d(4, 2, 1)
+    ),
+    "strided": nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(3, 8, 3, stride=2), nn.Tanh()),
+    "dilated": nn.Sequential(nn.Conv2d(3, 8, 3, dilation=2, padding=2), nn.Conv2d(8, 8, 3, dilation=2)),
+    "grouped": nn.Conv2d(3, 6, 3, padding=1, groups=3),
+    "same": nn.Conv2d(3, 6, 3, padding="same"),
+    "reflected": nn.Conv2d(3, 6, 3, padding=1, padding_mode="reflect"),
+    "transposed": nn.ConvTranspose2d(3, 4, 4, stride=2, padding=1),
+    "upsampled": nn.Sequential(nn.Upsample(scale_factor=2.0, mode="nearest"), nn.Conv2d(3, 5, 3, padding=1)),
+}
+
+
+@pytest.mark.parametrize("module", MODULES.values(), ids=MODULES)
+def test_modules_compute_as_their_float64_copies(module: nn.Module) -> None:
+    torch.manual_seed(0)
+    for parameter in module.parameters():
+        nn.init.normal_(parameter)
+    x = torch.randn(2, 3, 26, 30, dtype=torch.float64)
+    with torch.no_grad():
+        expected = copy.deepcopy(module).double()(x)
+        with float64_arithmetic():
+            found = module(x)
+    assert found.dtype == torch.float64
+    assert type(found) is torch.Tensor
+    assert relative(found, expected) < ROUNDING
+
+
+def test_module_is_left_alone() -> None:
+    module = nn.Conv2d(3, 4, 3, padding=1)
+    before = copy.deepcopy(module.state_dict())
+    with torch.no_grad(), float64_arithmetic():
+        module(torch.randn(1, 3, 8, 8, dtype=torch.float64))
+    for name, tensor in module.state_dict().items():
+        assert tensor.dtype == torch.float32
+        assert torch.equal(tensor, before[name])
+
+
+def test_float32_is_not_good_enough_to_be_the_reference() -> None:
+    """The test's own resolution: the same module in float32 is a million times farther off."""
+    module = MODULES["normalised"]
+    x = torch.randn(2, 3, 26, 30, dtype=torch.float64)
+    with torch.no_grad():
+        expected = copy.deepcopy(module).double()(x)
+        assert relative(module(x.float()).double(), expected) > 1e6 * ROUNDING

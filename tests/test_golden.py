@@ -1,0 +1,103 @@
+"""Golden cases: what the reference computes, and its file."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.tiny_modules import TinyDecoder, tiny_reference
+from vaedeploy.errors import BundleError, ExportError
+from vaedeploy.golden import GoldenCase, compute_golden, read_golden, write_golden
+from vaedeploy.photos import Photo, Shape, load_photos, verification_shapes
+from vaedeploy.source import Reference
+
+SHAPES = (Shape("odd", 2, 20, 12, True), Shape("square", 1, 16, 16, False))
+SCALE, SHIFT = (0.3, 2.0, -1.5, 0.01), (0.5, 0.0, -3.0, 10.0)
+
+
+@pytest.fixture(scope="module")
+def photos() -> list[Photo]:
+    return load_photos()
+
+
+@pytest.fixture(scope="module")
+def reference() -> Reference:
+    return tiny_reference(scale=SCALE, shift=SHIFT)
+
+
+@pytest.fixture(scope="module")
+def cases(reference: Reference, photos: list[Photo]) -> tuple[GoldenCase, ...]:
+    return compute_golden(reference, photos, SHAPES)
+
+
+def test_outputs_are_those_of_a_float64_copy(reference: Reference, cases: tuple[GoldenCase, ...]) -> None:
+    encoder, decoder = (
+        tiny_reference(scale=SCALE, shift=SHIFT).encoder.double(),
+        tiny_reference(scale=SCALE, shift=SHIFT).decoder.double(),
+    )
+    scale, shift = (torch.tensor(v).double().reshape(1, 4, 1, 1) for v in (SCALE, SHIFT))
+    for case, shape in zip(cases, SHAPES, strict=True):
+        assert case.photo.shape == (shape.batch, shape.height, shape.width, 3)
+        x = torch.from_numpy(case.photo).permute(0, 3, 1, 2).float() / 127.5 - 1
+        mean, std = encoder(x.double())
+        latent = ((mean - shift) * scale).float()
+        np.testing.assert_array_equal(case.latents["latent_mean"], latent.numpy())
+        np.testing.assert_array_equal(case.latents["latent_std"], (std * scale.abs()).float().numpy())
+        image = decoder(latent.double() / scale + shift)
+        np.testing.assert_allclose(case.image, image.float().numpy(), rtol=2e-7, atol=1e-7)
+        assert case.image.dtype == case.latents["latent_mean"].dtype == np.float32
+
+
+def test_the_file_keeps_everything(cases: tuple[GoldenCase, ...]) -> None:
+    read = read_golden(write_golden(cases, "abc"), "abc")
+    assert [c.name for c in read] == [c.name for c in cases]
+    for found, expected in zip(read, cases, strict=True):
+        assert found.round_trip is expected.round_trip
+        assert list(found.latents) == list(expected.latents)
+        for name in expected.latents:
+            np.testing.assert_array_equal(found.latents[name], expected.latents[name])
+        np.testing.assert_array_equal(found.image, expected.image)
+        np.testing.assert_array_equal(found.photo, expected.photo)
+
+
+def test_another_vaes_file_is_refused(cases: tuple[GoldenCase, ...]) -> None:
+    with pytest.raises(BundleError, match=r"^golden\.safetensors is of another VAE: abc, not xyz$"):
+        read_golden(write_golden(cases, "abc"), "xyz")
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda d: d[:1000], lambda d: b"", lambda d: d[:8] + b"x" + d[9:]], ids=["cut", "empty", "altered"]
+)
+def test_a_damaged_file_is_refused(cases: tuple[GoldenCase, ...], damage) -> None:
+    with pytest.raises(BundleError, match=r"^golden\.safetensors cannot be read: .*vaedeploy verify BUNDLE"):
+        read_golden(damage(write_golden(cases, "abc")), "abc")
+
+
+def test_golden_cases_of_a_16_channel_vae_are_under_10_mb() -> None:
+    size = 0
+    for shape in verification_shapes(8):
+        pixels = shape.batch * shape.height * shape.width
+        size += pixels * 3 + pixels * 3 * 4 + 2 * (pixels // 64) * 16 * 4
+    assert size < 10_000_000
+
+
+class NotANumber(nn.Module):
+    def forward(self, latent: Tensor) -> Tensor:
+        return torch.log(latent[:, :3] - 1e9)
+
+
+def test_nan_in_the_reference_is_refused(reference: Reference, photos: list[Photo]) -> None:
+    broken = dataclasses.replace(reference, decoder=NotANumber(), latent=reference.latent)
+    with pytest.raises(ExportError, match=r"^PyTorch (itself )?gives"):
+        compute_golden(broken, photos, SHAPES[:1])
+
+
+def test_another_factor_than_the_contract_says_is_refused(photos: list[Photo]) -> None:
+    reference = tiny_reference()
+    doubled = nn.Sequential(TinyDecoder(4), nn.Upsample(scale_factor=2.0))
+    with pytest.raises(ExportError, match=r"^PyTorch gives image of shape \(2, 3, 40, 24\) for an image of 20x12; "):
+        compute_golden(dataclasses.replace(reference, decoder=doubled), photos, SHAPES[:1])

@@ -1,0 +1,65 @@
+"""Photographs and shapes to verify on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from vaedeploy.errors import ImageError
+from vaedeploy.photos import Shape, crop_batch, load_photos, verification_shapes
+
+
+@pytest.mark.parametrize("factor", [1, 2, 4, 8, 16, 32])
+def test_shapes_cover_what_differs(factor: int) -> None:
+    shapes = verification_shapes(factor)
+    latents = {(s.height // factor, s.width // factor) for s in shapes}
+    assert all(s.height % factor == s.width % factor == 0 for s in shapes)
+    assert (8, 8) in latents
+    assert any(h < w for h, w in latents)
+    assert any(h > w for h, w in latents)
+    assert any(h % 2 and w % 2 and h != w for h, w in latents)
+    assert {s.batch for s in shapes} == {1, 2, 3}
+    assert shapes[-1].height == shapes[-1].width == min(512, 128 * factor)
+    assert len({s.name for s in shapes}) == len(shapes)
+
+
+@given(st.integers(1, 3), st.integers(1, 90), st.integers(1, 90), st.integers(1, 60), st.integers(1, 60))
+def test_crops_have_the_shape_asked_for(batch: int, height: int, width: int, tall: int, wide: int) -> None:
+    photos = [np.full((tall, wide, 3), 7, np.uint8), np.full((wide, tall, 3), 9, np.uint8)]
+    crop = crop_batch(photos, Shape("any", batch, height, width, True))
+    assert crop.shape == (batch, height, width, 3)
+    assert crop.dtype == np.uint8
+    assert [int(c.mean()) for c in crop] == [7, 9, 7][:batch]
+
+
+def test_large_photos_are_cut_and_not_scaled() -> None:
+    photo = np.arange(10 * 12 * 3, dtype=np.uint8).reshape(10, 12, 3)
+    np.testing.assert_array_equal(crop_batch([photo], Shape("any", 1, 4, 6, True))[0], photo[3:7, 3:9])
+
+
+def test_samples_are_photographs() -> None:
+    photos = load_photos()
+    assert [p.shape for p in photos] == [(512, 512, 3), (400, 600, 3), (300, 451, 3)]
+    assert all(p.dtype == np.uint8 and p.std() > 30 for p in photos)
+
+
+def test_a_folder_of_photos(tmp_path: Path) -> None:
+    for name, level in (("b.png", 2), ("a.jpg", 1), ("c.txt", 0)):
+        if name.endswith("txt"):
+            (tmp_path / name).write_text("not a picture")
+        else:
+            Image.new("RGB", (9, 8), (level, level, level)).save(tmp_path / name)
+    assert [(p.shape, int(p.mean())) for p in load_photos(tmp_path)] == [((8, 9, 3), 1), ((8, 9, 3), 2)]
+
+
+def test_a_folder_without_photos_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ImageError) as error:
+        load_photos(tmp_path)
+    assert (
+        str(error.value) == f"there is no picture in {tmp_path}; give a folder with PNG, JPEG or other pictures in it"
+    )
