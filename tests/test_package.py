@@ -1,0 +1,210 @@
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tarfile
+import tomllib
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_cli import parse
+
+import vaedeploy as vd
+from vaedeploy import doctor
+from vaedeploy.files import read_image, read_latent
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+CARRIED = [p.packaged_file for p in vd.presets().values() if p.packaged_file]
+ONLY_FOR_EXPORT = ["diffusers", "huggingface_hub", "onnx", "onnx_ir", "onnxscript", "pytest", "skimage", "torch"]
+
+has_weights = pytest.mark.skipif(not all(map(Path.exists, CARRIED)), reason="the demo VAEs are not trained yet")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+# ----------------------------------------------------------------------------------------------------- public names
+
+
+@pytest.mark.parametrize("name", vd.__all__)
+def test_every_public_name_is_there(name):
+    value = getattr(vd, name)
+    assert value.__name__ == name
+    assert value.__module__.startswith("vaedeploy.")
+    assert value.__doc__
+
+
+def test_public_names_are_sorted_out():
+    assert set(vd._HOMES) <= set(vd.__all__)
+    assert len(set(vd.__all__)) == len(vd.__all__)
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="module 'vaedeploy' has no attribute 'exprot_vae'"):
+        vd.exprot_vae  # noqa: B018
+
+
+def test_import_costs_nothing():
+    script = "import sys, vaedeploy; print({'numpy', 'msgspec', 'click', 'torch'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+
+
+def test_doctor_knows_the_extras_of_pyproject():
+    def names(requirements: list[str]) -> list[str]:
+        return sorted(re.match(r"[\w-]+", requirement)[0] for requirement in requirements)
+
+    assert sorted(doctor.BASE) == names(PROJECT["dependencies"])
+    for extra, packages in doctor.EXTRAS.items():
+        assert sorted(packages) == names(PROJECT["optional-dependencies"][extra])
+
+
+# ----------------------------------------------------------------------------------------------------------- README
+
+
+def test_the_readmes_commands_exist():
+    lines = [line.partition("#")[0] for block in blocks("bash") for line in block.splitlines()]
+    commands = [line.removeprefix("vaedeploy ") for line in lines if line.startswith("vaedeploy ")]
+    assert len(commands) > 5
+    for command in commands:
+        parse(command)
+
+
+def test_the_readmes_make_targets_exist():
+    named = set(re.findall(r"^make (\w+)", "\n".join(blocks("bash")), re.MULTILINE))
+    assert {"demo", "test"} <= named
+    assert named <= set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+
+
+def test_the_readmes_python_can_be_compiled():
+    for block in blocks("python"):
+        compile(block, "README.md", "exec")
+
+
+@has_weights
+@pytest.mark.slow
+def test_the_readmes_python_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    exec(blocks("python")[0], names)
+    assert names["report"].passed
+    assert names["latent"].shape[2:] == (32, 40)
+    assert names["image"].shape == (1, 256, 320, 3)
+
+
+# --------------------------------------------------------------------------------- wheel, sdist, clean environment
+
+
+@pytest.fixture(scope="module")
+def dist(tmp_path_factory):
+    """A folder with the sdist, and the wheel that is built from it."""
+    out = tmp_path_factory.mktemp("dist")
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(ROOT)]
+    subprocess.run(command, check=True, capture_output=True)
+    return out
+
+
+@pytest.fixture(scope="module")
+def wheel(dist):
+    (path,) = dist.glob("*.whl")
+    return path
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory, wheel):
+    """Run a command in an environment that has the wheel with [cpu] and nothing else, from an empty folder."""
+    env = tmp_path_factory.mktemp("clean") / "env"
+    subprocess.run([sys.executable, "-m", "venv", str(env)], check=True)
+    programs = env / ("Scripts" if sys.platform == "win32" else "bin")
+    pip = [str(programs / "python"), "-m", "pip", "install", "--quiet", "--constraint", str(ROOT / "constraints.txt")]
+    subprocess.run([*pip, f"{wheel}[cpu]"], check=True)
+    plain = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+    def run(program: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+        command = [str(programs / program), *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, cwd=env.parent, env=plain)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    """A bundle of the demo VAE's architecture, made here, where PyTorch is."""
+    out = tmp_path_factory.mktemp("bundle") / "demo"
+    return vd.export_vae("demo", weights="random:0", out=out, verify=False).path
+
+
+@pytest.mark.slow
+def test_the_wheel_carries_the_package_and_nothing_else(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        carried = {name for name in archive.namelist() if ".dist-info/" not in name}
+    files = {p.relative_to(ROOT).as_posix() for p in (ROOT / "vaedeploy").rglob("*") if p.is_file()}
+    assert carried == {name for name in files if "__pycache__" not in name}
+    assert {"vaedeploy/presets.toml", "vaedeploy/py.typed"} <= carried
+
+
+@has_weights
+@pytest.mark.slow
+def test_the_wheel_carries_the_demo_weights(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        for file in CARRIED:
+            assert archive.read(file.relative_to(ROOT).as_posix()) == file.read_bytes()
+
+
+@pytest.mark.slow
+def test_the_sdist_carries_what_testing_it_needs(dist):
+    (path,) = dist.glob("*.tar.gz")
+    with tarfile.open(path) as archive:
+        carried = {name.partition("/")[2] for name in archive.getnames()}
+    needed = {"Makefile", "README.md", "LICENSE", "constraints.txt", "pyproject.toml", "vaedeploy/presets.toml"}
+    assert needed | {"tests/test_package.py", "tools/write_cli_docs.py", "docs/cli.md"} <= carried
+    assert not [name for name in carried if name.startswith((".venv", "build", ".git/"))]
+
+
+@pytest.mark.slow
+def test_the_clean_environment_is_clean(clean):
+    script = f"from importlib.util import find_spec; print([m for m in {ONLY_FOR_EXPORT} if find_spec(m)])"
+    assert clean("python", "-c", script).stdout == "[]\n"
+
+
+@pytest.mark.slow
+def test_commands_in_the_clean_environment(clean, bundle):
+    assert clean("vaedeploy", "--help").stdout.startswith("Usage: vaedeploy ")
+    assert json.loads(clean("vaedeploy", "presets", "--json").stdout)[0]["name"] == "mse840k"
+    assert clean("vaedeploy", "inspect", bundle, "--check").returncode == 0
+    diagnosis = json.loads(clean("vaedeploy", "doctor", "--json").stdout)
+    assert diagnosis["vaedeploy"] == vd.__version__
+    assert diagnosis["backends"] == [{"name": "onnxruntime-cpu", "problem": None}]
+    assert {extra["name"]: len(extra["missing"]) for extra in diagnosis["extras"]} == {"cpu": 0, "export": 7}
+
+
+@pytest.mark.slow
+def test_export_in_the_clean_environment_says_what_to_install(clean):
+    ended = clean("vaedeploy", "export", "--vae", "demo")
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert re.fullmatch(
+        r'Error: this needs \w+, which is not installed. Run: pip install "vaedeploy\[export\]"\n', ended.stderr
+    )
+
+
+@pytest.mark.slow
+def test_the_runtime_in_the_clean_environment(clean, bundle, tmp_path):
+    picture, latent, decoded = tmp_path / "photo.png", tmp_path / "photo.safetensors", tmp_path / "decoded.png"
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(picture)
+    assert clean("vaedeploy", "encode", bundle, picture, "-o", latent).returncode == 0
+    assert clean("vaedeploy", "decode", bundle, latent, "-o", decoded).returncode == 0
+    with pytest.warns(UserWarning, match="was never verified"):
+        vae = vd.VAE(bundle)
+    with vae:
+        np.testing.assert_array_equal(read_latent(latent).latent, vae.encode(pixels))
+        np.testing.assert_array_equal(read_image(decoded), vae.decode(vae.encode(pixels))[0])

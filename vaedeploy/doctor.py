@@ -1,0 +1,126 @@
+"""What is installed here, which backends would answer, and what to install for the rest."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata
+from importlib.util import find_spec
+
+from vaedeploy import __version__
+from vaedeploy.errors import BackendError
+
+BASE = ("click", "msgspec", "numpy", "pillow", "rich", "safetensors")
+"""The packages that every installation has."""
+
+EXTRAS = {
+    "cpu": {"onnxruntime": "onnxruntime"},
+    "export": {
+        "diffusers": "diffusers",
+        "huggingface_hub": "huggingface_hub",
+        "onnx": "onnx",
+        "onnx_ir": "onnx_ir",
+        "onnxscript": "onnxscript",
+        "scikit-image": "skimage",
+        "torch": "torch",
+    },
+}
+"""What each extra adds: a package, and the name that it is imported by."""
+
+PURPOSES = {"cpu": "encode, decode, verify", "export": "export, verify"}
+"""The commands that need each extra."""
+
+
+@dataclass(frozen=True)
+class BackendStatus:
+    """A backend that this version has. ``problem`` is None where it would answer, else says why not and what to do."""
+
+    name: str
+    problem: str | None
+
+
+@dataclass(frozen=True)
+class ExtraStatus:
+    """An extra: what needs it, the packages of it that are not installed, and what to run then."""
+
+    name: str
+    purpose: str
+    missing: tuple[str, ...]
+    install: str
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Everything that ``vaedeploy doctor`` tells. ``packages`` maps names to versions, None where not installed."""
+
+    vaedeploy: str
+    python: str
+    platform: str
+    packages: dict[str, str | None]
+    backends: tuple[BackendStatus, ...]
+    extras: tuple[ExtraStatus, ...]
+    warnings: tuple[str, ...]
+
+
+def diagnose() -> Diagnosis:
+    """Look at this environment. Imports ONNX Runtime, if it is there, and nothing else that is heavy."""
+    from vaedeploy.runtime import onnxruntime_cpu
+
+    names = [*BASE, *(package for extra in EXTRAS.values() for package in extra)]
+    return Diagnosis(
+        vaedeploy=__version__,
+        python=platform.python_version(),
+        platform=platform.platform(),
+        packages={name: version_of(name) for name in names},
+        backends=(BackendStatus(onnxruntime_cpu.NAME, _problem(onnxruntime_cpu.load_library)),),
+        extras=tuple(
+            ExtraStatus(extra, PURPOSES[extra], _missing(modules), install_command(extra))
+            for extra, modules in EXTRAS.items()
+        ),
+        warnings=_warnings(),
+    )
+
+
+def version_of(package: str) -> str | None:
+    """The installed version of a package; None where it is not installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def install_command(extra: str) -> str:
+    """What to run to get an extra."""
+    return f'pip install "vaedeploy[{extra}]"'
+
+
+def advice_for(module: str) -> str | None:
+    """What to say where ``module`` (a dotted name) cannot be imported; None where it is not one of an extra's."""
+    root = module.partition(".")[0]
+    for extra, packages in EXTRAS.items():
+        if root in packages.values():
+            return f"this needs {root}, which is not installed. Run: {install_command(extra)}"
+    return None
+
+
+def _problem(load: Callable[[], object]) -> str | None:
+    try:
+        load()
+    except BackendError as error:
+        return str(error)
+    return None
+
+
+def _missing(modules: dict[str, str]) -> tuple[str, ...]:
+    """Judged by what can be imported: onnxruntime-gpu serves where onnxruntime is asked for."""
+    return tuple(package for package, module in modules.items() if find_spec(module) is None)
+
+
+def _warnings() -> tuple[str, ...]:
+    if version_of("onnxruntime") and version_of("onnxruntime-gpu"):
+        return (
+            "onnxruntime and onnxruntime-gpu are both installed. They write to the same folder, and which of them "
+            "answers is chance. Run: pip uninstall onnxruntime onnxruntime-gpu, then install one of them",
+        )
+    return ()

@@ -1,0 +1,140 @@
+"""What the command line shows: results on stdout, everything else on stderr, and each kind in one place.
+
+What takes long to import is imported where it is used, so that ``--help`` and usage errors do not wait for them.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import click
+
+from vaedeploy.errors import VaedeployError
+from vaedeploy.progress import Progress
+
+INTERRUPTED = 130
+"""The exit code after Ctrl-C: 128 + SIGINT, as shells have it."""
+
+
+def run(command: click.Command, arguments: Sequence[str] | None) -> int:
+    """Run a command line and return its exit code. Every error that is expected is told here, and nowhere else."""
+    try:
+        result = command.main(arguments, prog_name="vaedeploy", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except click.Abort:
+        say("Interrupted; nothing half-written was left behind")
+        return INTERRUPTED
+    except VaedeployError as error:
+        say(f"Error: {error}")
+        return error.exit_code
+    except ModuleNotFoundError as error:
+        from vaedeploy.doctor import advice_for
+
+        advice = advice_for(error.name or "")
+        if advice is None:
+            raise
+        say(f"Error: {advice}")
+        return VaedeployError.exit_code
+    return result if isinstance(result, int) else 0
+
+
+def say(message: str) -> None:
+    """A line for people, on stderr."""
+    click.echo(message, err=True)
+
+
+def show(line: str) -> None:
+    """A line of the result, on stdout."""
+    click.echo(line)
+
+
+def show_json(value: object) -> None:
+    """``value`` (builtins, dataclasses, msgspec Structs) as a JSON document on stdout. Infinity and NaN become null."""
+    import msgspec
+
+    click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2))
+
+
+def show_table(headers: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[str] = ()) -> None:
+    """A table on stdout; columns named in ``numbers`` are aligned to the right. Lines wrap on a terminal only.
+
+    headers: the columns' names; none for a table without.
+    """
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold", show_header=bool(headers))
+    for header in headers or [""] * len(rows[0]):
+        table.add_column(header, justify="right" if header in numbers else "left")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    # A pipe has no width, so nothing is wrapped there: rows are what other programs read.
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 10_000)
+    with console.capture() as captured:
+        console.print(table)
+    for line in captured.get().splitlines():
+        click.echo(line.rstrip())
+
+
+def configure(verbose: bool) -> None:
+    """Send vaedeploy's warnings and logs to stderr, a line each; with ``verbose``, everybody's."""
+
+    def show_warning(message: Warning | str, category: type[Warning], *where: object, **more: object) -> None:
+        if verbose or category.__module__.startswith("vaedeploy"):
+            say(f"Warning: {message}")
+
+    logging.basicConfig(level=logging.INFO if verbose else logging.ERROR, handlers=[_LogLines()], force=True)
+    logging.getLogger("vaedeploy").setLevel(logging.DEBUG if verbose else logging.WARNING)
+    warnings.showwarning = show_warning
+
+
+class _LogLines(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        say(f"{record.levelname.capitalize()}: {record.getMessage()}")
+
+
+@contextmanager
+def progress_display() -> Iterator[Progress]:
+    """A Progress that draws bars on a terminal, and elsewhere writes a line where a step starts and where it ends."""
+    if not sys.stderr.isatty():
+        yield _lines()
+        return
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bars
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
+    # stdout is left alone: it carries results.
+    with Bars(*columns, TimeElapsedColumn(), console=Console(stderr=True), redirect_stdout=False) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def draw(what: str, done: float, total: float) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(escape(what), total=total)
+            bars.update(tasks[what], completed=done, total=total)
+            if done >= total:
+                del tasks[what]
+
+        yield draw
+
+
+def _lines() -> Progress:
+    started: dict[str, float] = {}
+
+    def write(what: str, done: float, total: float) -> None:
+        if what not in started:
+            started[what] = time.monotonic()
+            say(f"{what} ...")
+        if done >= total:
+            say(f"{what}: done in {time.monotonic() - started.pop(what):.1f} s")
+
+    return write
