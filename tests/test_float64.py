@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from vaedeploy.float64 import conv3x3, float64_arithmetic
+from vaedeploy.float64 import _Deferred, conv3x3, float64_arithmetic
 
 # The transforms multiply by up to 8 and divide by up to 24: a hundred roundings of 1e-16 are plenty.
 ROUNDING = 1e-13
@@ -40,7 +40,7 @@ def test_convolution_is_torchs(batch: int, channels: int, outputs: int, height: 
 
 def test_convolution_in_many_strips(monkeypatch: pytest.MonkeyPatch) -> None:
     """A picture that does not fit one strip, with a last strip that is not full."""
-    monkeypatch.setattr("vaedeploy.float64._STRIP_ELEMENTS", 2000)
+    monkeypatch.setattr("vaedeploy.winograd.STRIP_ELEMENTS", 2000)
     x, weight = torch.randn(2, 3, 50, 37, dtype=torch.float64), torch.randn(4, 3, 3, 3, dtype=torch.float64)
     assert relative(conv3x3(x, weight), F.conv2d(x, weight, padding=1)) < ROUNDING
 
@@ -78,6 +78,48 @@ def test_modules_compute_as_their_float64_copies(module: nn.Module) -> None:
     assert found.dtype == torch.float64
     assert type(found) is torch.Tensor
     assert relative(found, expected) < ROUNDING
+
+
+@pytest.mark.parametrize("module", MODULES.values(), ids=MODULES)
+def test_large_results_are_rounded_once(module: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As at 512x512, with a size that is large here: each operation's result is rounded to float32, 6e-8 of it."""
+    monkeypatch.setattr("vaedeploy.float64.LARGE", 1000)
+    monkeypatch.setattr("vaedeploy.winograd.STRIP_ELEMENTS", 3000)
+    torch.manual_seed(0)
+    for parameter in module.parameters():
+        nn.init.normal_(parameter)
+    x = torch.randn(2, 3, 26, 30, dtype=torch.float64)
+    residual = nn.Conv2d(3, 3, 1)
+    with torch.no_grad():
+        start = (copy.deepcopy(residual).double()(x) + x) / 1.0
+        expected = copy.deepcopy(module).double()(start)
+        with float64_arithmetic():
+            found = module((residual(x) + x) / 1.0)
+    assert found.dtype == (torch.float32 if found.numel() > 1000 else torch.float64)
+    assert relative(found.double(), expected) < 5e-7  # up to six operations, whose random kernels cancel somewhat
+
+
+def test_what_is_put_off_is_never_whole() -> None:
+    """Normalisation, SiLU and upsampling: the memory that this saves is why they are put off."""
+    x, norm = torch.randn(1, 8, 16, 16, dtype=torch.float64), nn.GroupNorm(2, 8)
+    with float64_arithmetic():
+        for value in (
+            F.group_norm(x, 2),
+            F.silu(F.group_norm(x, 2)),
+            F.interpolate(x, scale_factor=2.0),
+            norm(x),
+            F.dropout(norm(x), training=False),
+        ):
+            assert isinstance(value, _Deferred)
+        assert not isinstance(F.interpolate(x, scale_factor=2.0, mode="bilinear"), _Deferred)
+        assert not isinstance(F.interpolate(x, scale_factor=3.0), _Deferred)
+
+
+def test_what_is_put_off_can_be_in_a_list() -> None:
+    x = torch.randn(2, 4, 6, 10, dtype=torch.float64)
+    with float64_arithmetic():
+        found = torch.cat([F.group_norm(x, 2), x], dim=1)
+    assert relative(found, torch.cat([F.group_norm(x, 2), x], dim=1)) < ROUNDING
 
 
 def test_module_is_left_alone() -> None:

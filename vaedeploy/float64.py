@@ -1,10 +1,8 @@
 """PyTorch in float64, at a cost that one can pay.
 
-PyTorch's own float64 convolution unfolds the whole picture: one 3x3 layer of 128 channels at 512x512 takes 2.4 GB and
-runs at half the speed of a matrix product. ``float64_arithmetic`` replaces it, for 3x3 convolutions with
-stride 1, by Winograd's minimal filtering in strips: a quarter of the multiplications, tens of megabytes, the same
-result to about 1e-14 of its size. Group normalisation and SiLU before such a convolution are computed strip by strip as
-well, when it asks for them, so that neither is ever whole in memory. Everything else is PyTorch's.
+Convolutions run in strips (3x3 ones by ``winograd``), and group normalisation, SiLU and upsampling before a 3x3
+convolution are computed strip by strip as well, when it asks for them, so that none of them is ever whole in
+memory. Everything else is PyTorch's.
 """
 
 from __future__ import annotations
@@ -16,20 +14,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
 
-# F(4x4, 3x3) of Lavin & Gray, "Fast Algorithms for Convolutional Neural Networks" (2016): a 4x4 tile of outputs from
-# a 6x6 tile of inputs, as y = A^T ((G g G^T) * (B^T d B)) A. Kronecker products make each 2-D transform one matrix.
-_TILE = 4
-_SPAN = _TILE + 2
-_B = [[4, 0, -5, 0, 1, 0], [0, -4, -4, 1, 1, 0], [0, 4, -4, -1, 1, 0]]
-_B += [[0, -2, -1, 2, 1, 0], [0, 2, -1, -2, 1, 0], [0, 4, 0, -5, 0, 1]]
-_G = [[1 / 4, 0, 0], [-1 / 6, -1 / 6, -1 / 6], [-1 / 6, 1 / 6, -1 / 6]]
-_G += [[1 / 24, 1 / 12, 1 / 6], [1 / 24, -1 / 12, 1 / 6], [0, 0, 1]]
-_A = [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]]
+from vaedeploy.winograd import STRIP_ELEMENTS, Rows, convolve
 
-_STRIP_ELEMENTS = (
-    4_000_000  # transformed elements held at once: 32 MB; few enough to be cached, enough to keep cores busy
-)
+LARGE = 2**24
+"""Results of more elements than this are rounded to float32 between operations, which are in float64 all the same.
+
+It halves the memory that a 512x512 picture takes. The rounding, 6e-8, is the one that golden cases are stored with.
+"""
 
 
 class float64_arithmetic(TorchFunctionMode):  # noqa: N801 (a context manager, named as one)
@@ -42,89 +35,112 @@ class float64_arithmetic(TorchFunctionMode):  # noqa: N801 (a context manager, n
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is F.silu and isinstance(args[0], _Deferred):
-            return args[0].then(F.silu)
+            return args[0].then(F.silu)  # in place or not: nobody else has what was put off
+        if func is F.dropout and not kwargs.get("training", True):
+            return args[0]
         if func is F.conv2d and not kwargs and _is_plain_3x3(*args):
-            return conv3x3(args[0], *map(_ready, args[1:3]))
-        args = [_ready(a) for a in args]
-        kwargs = {name: _ready(a) for name, a in kwargs.items()}
-        if func is F.group_norm and not kwargs and args[0].dtype == torch.float64 and args[0].dim() == 4:
-            return _deferred_group_norm(*args)
+            return conv3x3(args[0], *map(_widened, args[1:3]))
+        args = [a.whole() if isinstance(a, _Deferred) else a for a in args]
+        kwargs = {name: a.whole() if isinstance(a, _Deferred) else a for name, a in kwargs.items()}
+        if func is F.group_norm and args[0].dim() == 4:
+            return _deferred_group_norm(*args, **kwargs)
+        if func is F.interpolate and args[0].dim() == 4 and _is_plain_doubling(*args[1:], **kwargs):
+            return _deferred_doubling(args[0])
         if func is F.conv2d and not kwargs and args[0].dim() == 4:
-            return _conv_in_strips(*args)
-        return func(*args, **kwargs)
+            return _conv_in_strips(args[0], *map(_widened, args[1:]))
+        if func in (Tensor.div, torch.div) and not kwargs and isinstance(args[1], float) and args[1] == 1.0:
+            return args[0]
+        if func in (Tensor.add, torch.add) and not kwargs and all(map(_is_stored_small, args)):
+            return func(*args)  # a float32 sum of float32 numbers is the float64 sum, rounded once
+        if func is F.pad and _is_stored_small(args[0]):
+            return func(*args, **kwargs)
+        return _stored(func(*map(_widened, args), **{name: _widened(a) for name, a in kwargs.items()}))
+
+
+def _widened(value: Any) -> Any:
+    return value.double() if isinstance(value, Tensor) and value.dtype == torch.float32 else value
+
+
+def _stored(value: Any) -> Any:
+    """A result as it is kept until the next operation; see ``LARGE``."""
+    if isinstance(value, Tensor) and value.dtype == torch.float64 and value.numel() > LARGE:
+        return value.float()
+    return value
+
+
+def _is_stored_small(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dtype == torch.float32 and value.numel() > LARGE
 
 
 class _Deferred(Tensor):
     """A (B, C, H, W) float64 tensor whose rows are computed when they are asked for."""
 
-    source: Tensor
-    rows: Callable[[int, int, int], Tensor]  # (item, first, last) -> (C, last - first, W)
+    rows: Rows
 
     @staticmethod
-    def of(source: Tensor, rows: Callable[[int, int, int], Tensor]) -> _Deferred:
-        made = Tensor._make_wrapper_subclass(_Deferred, source.shape, dtype=source.dtype)
-        made.source, made.rows = source, rows
+    def of(shape: Sequence[int], rows: Rows) -> _Deferred:
+        made = Tensor._make_wrapper_subclass(_Deferred, shape, dtype=torch.float64)
+        made.rows = rows
         return made
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        """Any operation that knows nothing of this, such as one that takes a list of tensors: on the whole."""
+        args, kwargs = tree_map_only(_Deferred, _Deferred.whole, (args, kwargs or {}))
+        return func(*args, **kwargs)
 
     def then(self, func: Callable[[Tensor], Tensor]) -> _Deferred:
         """An elementwise ``func`` of this."""
-        return _Deferred.of(self.source, lambda item, first, last: func(self.rows(item, first, last)))
+        with torch._C.DisableTorchFunction():
+            return _Deferred.of(self.shape, lambda item, first, last: func(self.rows(item, first, last)))
 
     def whole(self) -> Tensor:
-        batch, _, height, _ = self.source.shape
-        return torch.stack([self.rows(item, 0, height) for item in range(batch)])
+        with torch._C.DisableTorchFunction():
+            batch, _, height, _ = self.shape
+            return torch.stack([self.rows(item, 0, height) for item in range(batch)])
 
 
 def _deferred_group_norm(
-    x: Tensor, groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+    x: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
 ) -> _Deferred:
     batch, channels = x.shape[:2]
-    variance, mean = torch.var_mean(x.reshape(batch, groups, -1), dim=2, correction=0)
-    scale = (variance + eps).rsqrt().repeat_interleave(channels // groups, 1)
+    moments = [torch.var_mean(g.double(), correction=0) for g in x.reshape(batch * num_groups, -1)]
+    variance, mean = (torch.stack(m).reshape(batch, num_groups) for m in zip(*moments, strict=True))
+    scale = (variance + eps).rsqrt().repeat_interleave(channels // num_groups, 1)
     scale = scale if weight is None else scale * weight
-    offset = -mean.repeat_interleave(channels // groups, 1) * scale
+    offset = -mean.repeat_interleave(channels // num_groups, 1) * scale
     offset = offset if bias is None else offset + bias
     scale, offset = scale[:, :, None, None], offset[:, :, None, None]
-    return _Deferred.of(x, lambda item, first, last: x[item, :, first:last] * scale[item] + offset[item])
+    return _Deferred.of(x.shape, lambda item, first, last: x[item, :, first:last] * scale[item] + offset[item])
+
+
+def _is_plain_doubling(size: Any = None, scale_factor: Any = None, mode: str = "nearest", **others: Any) -> bool:
+    return size is None and scale_factor in (2, (2, 2), [2, 2]) and mode == "nearest" and not any(others.values())
+
+
+def _deferred_doubling(x: Tensor) -> _Deferred:
+    """Nearest-neighbour upsampling by 2."""
+
+    def rows(item: int, first: int, last: int) -> Tensor:
+        part = x[item, :, first // 2 : -(-last // 2)].double().repeat_interleave(2, 1)
+        return part[:, first % 2 : first % 2 + last - first].repeat_interleave(2, 2)
+
+    batch, channels, height, width = x.shape
+    return _Deferred.of((batch, channels, 2 * height, 2 * width), rows)
 
 
 def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``F.conv2d(x, weight, bias, padding=1)`` for ``x`` (B, C, H, W) and a ``weight`` (O, C, 3, 3), both float64."""
+    """``F.conv2d(x, weight, bias, padding=1)`` for ``x`` (B, C, H, W) and a ``weight`` (O, C, 3, 3) in float64."""
+
+    def rows(item: int, first: int, last: int) -> Tensor:
+        return x[item, :, first:last].double()
+
     with torch._C.DisableTorchFunction():
-        rows = x.rows if isinstance(x, _Deferred) else lambda item, first, last: x[item, :, first:last]
-        return _winograd(rows, x.shape, weight, bias)
-
-
-def _winograd(
-    rows: Callable[[int, int, int], Tensor], shape: torch.Size, weight: Tensor, bias: Tensor | None
-) -> Tensor:
-    batch, channels, height, width = shape
-    outputs = len(weight)
-    to_tiles, to_kernel, to_outputs = (torch.kron(m, m) for m in (_matrix(_B), _matrix(_G), _matrix(_A)))
-    kernel = (to_kernel @ weight.reshape(outputs * channels, 9).T).reshape(_SPAN**2, outputs, channels)
-    result = weight.new_empty(batch, outputs, height, width)
-    columns = -(-width // _TILE)
-    deepest = min(-(-height // _TILE), max(1, _STRIP_ELEMENTS // (max(channels, outputs) * columns * _SPAN**2)))
-    # Memory fresh from the system costs more than the arithmetic, so every strip uses the same.
-    spans = weight.new_empty(2, _SPAN**2, channels * deepest * columns)
-    products = weight.new_empty(_SPAN**2, outputs * deepest * columns)
-    for item in range(batch):
-        for top in range(0, height, deepest * _TILE):
-            deep = min(deepest * _TILE, height - top)
-            tile_rows = -(-deep // _TILE)
-            first, last = top - 1, top + tile_rows * _TILE + 1
-            part = rows(item, max(0, first), min(height, last))
-            part = F.pad(part, (1, columns * _TILE + 1 - width, max(0, -first), max(0, last - height)))
-            gathered, tiles = spans[:, :, : channels * tile_rows * columns]
-            overlapping = part.unfold(1, _SPAN, _TILE).unfold(2, _SPAN, _TILE).permute(3, 4, 0, 1, 2)
-            gathered.view(overlapping.shape).copy_(overlapping)
-            torch.mm(to_tiles, gathered, out=tiles)
-            made = products[:, : outputs * tile_rows * columns]
-            for k in range(_SPAN**2):  # 36 products by hand: torch.bmm is three times slower here
-                torch.mm(kernel[k], tiles[k].view(channels, -1), out=made[k].view(outputs, -1))
-            y = (to_outputs @ made).view(_TILE, _TILE, outputs, tile_rows, columns).permute(2, 3, 0, 4, 1)
-            result[item, :, top : top + deep] = y.reshape(outputs, tile_rows * _TILE, -1)[:, :deep, :width]
-    return result if bias is None else result.add_(bias[:, None, None])
+        large = len(x) * len(weight) * x.shape[2] * x.shape[3] > LARGE
+        source = x.rows if isinstance(x, _Deferred) else rows
+        return convolve(source, x.shape, weight, bias, torch.float32 if large else torch.float64)
 
 
 def _conv_in_strips(
@@ -133,17 +149,19 @@ def _conv_in_strips(
 ) -> Tensor:  # fmt: skip
     """``F.conv2d``, some rows at a time, so that what it unfolds stays small."""
     if isinstance(padding, str) or any(value != 0 for value in _pair(padding)):
-        return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
-    (step, _), (spread, _) = _pair(stride), _pair(dilation)
+        whole: Tensor = _stored(F.conv2d(_widened(x), weight, bias, stride, padding, dilation, groups))
+        return whole
+    (step, across), (spread, wide) = _pair(stride), _pair(dilation)
     reach = spread * (weight.shape[2] - 1) + 1
     count = (x.shape[2] - reach) // step + 1
-    deep = max(1, _STRIP_ELEMENTS // (weight[0].numel() * x.shape[3]))
-    strips = [
-        F.conv2d(
-            x[:, :, top * step : (min(top + deep, count) - 1) * step + reach], weight, bias, stride, 0, dilation, groups
-        )
-        for top in range(0, count, deep)
-    ]
+    columns = (x.shape[3] - wide * (weight.shape[3] - 1) - 1) // across + 1
+    large = len(x) * len(weight) * count * columns > LARGE
+    deep = max(1, STRIP_ELEMENTS // (weight[0].numel() * columns))
+    strips = []
+    for top in range(0, count, deep):
+        part = x[:, :, top * step : (min(top + deep, count) - 1) * step + reach].double()
+        strip = F.conv2d(part, weight, bias, stride, 0, dilation, groups)
+        strips.append(strip.float() if large else strip)
     return torch.cat(strips, dim=2)
 
 
@@ -151,22 +169,10 @@ def _pair(value: Any) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else (value[0], value[-1])
 
 
-def _matrix(rows: Sequence[Sequence[float]]) -> Tensor:
-    return torch.tensor(rows, dtype=torch.float64)
-
-
-def _ready(value: Any) -> Any:
-    """A tensor that any operation can take: computed, and in float64 where it was in float32."""
-    if isinstance(value, _Deferred):
-        with torch._C.DisableTorchFunction():
-            return value.whole()
-    return value.double() if isinstance(value, Tensor) and value.dtype == torch.float32 else value
-
-
 def _is_plain_3x3(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
     groups: int = 1,
 ) -> bool:  # fmt: skip
     with torch._C.DisableTorchFunction():
-        shapes_fit = x.dtype == torch.float64 and x.dim() == 4 and weight.shape[2:] == (3, 3)
+        shapes_fit = x.is_floating_point() and x.dim() == 4 and weight.shape[2:] == (3, 3)
     return shapes_fit and groups == 1 and all(value in (1, (1, 1), [1, 1]) for value in (stride, padding, dilation))
