@@ -63,3 +63,11 @@ def test_a_folder_without_photos_is_refused(tmp_path: Path) -> None:
     assert (
         str(error.value) == f"there is no picture in {tmp_path}; give a folder with PNG, JPEG or other pictures in it"
     )
+
+
+def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file.png").touch()
+    for place in (tmp_path / "none", tmp_path / "file.png"):
+        with pytest.raises(ImageError) as error:
+            load_photos(place)
+        assert str(error.value) == f"there is no folder {place}; give a folder with PNG, JPEG or other pictures in it"

@@ -55,12 +55,14 @@ def verification_shapes(factor: int) -> tuple[Shape, ...]:
 def load_photos(folder: str | Path | None = None) -> list[Photo]:
     """The photographs in ``folder``, by name, or scikit-image's: each (H, W, 3) uint8.
 
-    Raises ImageError where the folder has none or one of them cannot be read.
+    Raises ImageError where there is no such folder, where it has none or where one of them cannot be read.
     """
     if folder is None:
         import skimage.data
 
         return [np.asarray(getattr(skimage.data, name)()) for name in SAMPLES]
+    if not Path(folder).is_dir():
+        raise ImageError(f"there is no folder {folder}; give a folder with PNG, JPEG or other pictures in it")
     suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in READ_FORMATS}
     files = sorted(p for p in Path(folder).glob("*") if p.suffix.lower() in suffixes)
     if not files:
