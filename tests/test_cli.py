@@ -362,7 +362,10 @@ def test_a_folder_of_failures_leaves_no_folder(vaedeploy, bundle, tmp_path):
         ),
         (["encode", "{bundle}", "twice", "-o", "a.png"], "Error: cannot make the folder a.png: there is a file where"),
         (["decode", "{bundle}", "one.safetensors", "-o", "empty"], "name the file to write, empty/one.png"),
-        (["decode", "{bundle}", "one.safetensors", "-o", "a.xyz"], "Error: a.xyz has no suffix of a picture"),
+        (
+            ["decode", "{bundle}", "one.safetensors", "-o", "a.xyz"],
+            "Error: cannot write a picture to a.xyz: give a name that ends in one of .png, ",
+        ),
         (["decode", "{bundle}", "two.safetensors", "-o", "b.png"], "Error: two.safetensors holds 2 latents; a picture"),
         (["decode", "{bundle}", "none.safetensors", "-o", "b.png"], "Error: there is no file none.safetensors"),
     ],
@@ -488,3 +491,10 @@ def test_the_exporters_noise_is_for_verbose_only(vaedeploy, folder, tmp_path):
     assert quiet.code == noisy.code == 0
     assert all(re.search(r"( \.\.\.|: done in [\d.]+ s)$", line) for line in quiet.err.splitlines())
     assert "Info: " in noisy.err
+
+
+def test_a_failure_shows_where_it_was_raised_in_verbose_only(vaedeploy, tmp_path):
+    quiet, noisy = vaedeploy("inspect", tmp_path), vaedeploy("-v", "inspect", tmp_path)
+    assert (quiet.code, noisy.code) == (2, 2)
+    assert quiet.err == noisy.err.splitlines(keepends=True)[-1]
+    assert "Traceback (most recent call last)" in noisy.err

@@ -317,7 +317,8 @@ def test_unknown_suffix_is_refused(tmp_path: Path, photo: np.ndarray, name: str)
     with pytest.raises(OutputError) as caught:
         write_image(tmp_path / name, photo)
     assert str(caught.value) == (
-        f"{tmp_path / name} has no suffix of a picture; it must be one of .png, .webp, .tif, .tiff, .bmp, .jpg, .jpeg"
+        f"cannot write a picture to {tmp_path / name}: give a name that ends in one of "
+        ".png, .webp, .tif, .tiff, .bmp, .jpg, .jpeg"
     )
     assert list(tmp_path.iterdir()) == []
 

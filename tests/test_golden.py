@@ -7,11 +7,12 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from tiny_modules import TinyDecoder, tiny_reference
 from torch import Tensor, nn
 
-from tests.tiny_modules import TinyDecoder, tiny_reference
 from vaedeploy.errors import BundleError, ExportError
 from vaedeploy.golden import GoldenCase, compute_golden, read_golden, write_golden
+from vaedeploy.latent import LatentSpec
 from vaedeploy.photos import Photo, Shape, load_photos, verification_shapes
 from vaedeploy.source import Reference
 
@@ -83,6 +84,26 @@ def test_golden_cases_of_a_16_channel_vae_are_under_10_mb() -> None:
         pixels = shape.batch * shape.height * shape.width
         size += pixels * 3 + pixels * 3 * 4 + 2 * (pixels // 64) * 16 * 4
     assert size < 10_000_000
+
+
+class Rearranged(nn.Module):
+    """A 1x1 encoder that ends in a permutation, so that its result does not lie in memory as its shape says."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        pixels = image.permute(0, 2, 3, 1) @ torch.arange(12.0).reshape(3, 4)
+        return pixels.permute(0, 3, 1, 2)
+
+
+def test_outputs_that_lie_otherwise_in_memory_are_kept(photos: list[Photo]) -> None:
+    decoder = nn.Sequential(nn.Conv2d(4, 3, 1), nn.Upsample(scale_factor=2.0), nn.AvgPool2d(2), nn.GroupNorm(1, 3))
+    reference = Reference(Rearranged(), decoder.eval(), LatentSpec(channels=4, factor=1, scale=1.0, sampled=False))
+    (case,) = compute_golden(reference, photos, SHAPES[:1])
+    (read,) = read_golden(write_golden([case], "abc"), "abc")
+    np.testing.assert_array_equal(read.latents["latent"], case.latents["latent"])
+    x = torch.from_numpy(case.photo).permute(0, 3, 1, 2).double() / 127.5 - 1
+    weights = torch.arange(12.0).double().reshape(3, 4)
+    np.testing.assert_allclose(read.latents["latent"], torch.einsum("bchw,cd->bdhw", x, weights).numpy(), atol=1e-5)
+    np.testing.assert_array_equal(read.image, case.image)
 
 
 class NotANumber(nn.Module):

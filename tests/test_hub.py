@@ -49,7 +49,7 @@ from vaedeploy.errors import VaedeployError
 arguments = json.loads(sys.argv[1])
 steps = []
 def report(what, done, total):
-    if what.startswith("download"):
+    if what.startswith("Downloading"):
         steps.append([what, done, total])
 try:
 {body}
@@ -113,7 +113,7 @@ def test_download_reports_progress_and_draws_nothing(client: Client, noise: byte
         got = client.run(hub.url, FETCH, REPOSITORY, [WEIGHTS])
     assert sha256(Path(got["path"]).read_bytes()) == sha256(noise)
     assert (got["file"], got["revision"]) == (WEIGHTS, COMMIT)
-    what, total = f"download {REPOSITORY}/{WEIGHTS}", 25.0 * MEGABYTE
+    what, total = f"Downloading {REPOSITORY}/{WEIGHTS}", 25.0 * MEGABYTE
     assert {(step[0], step[2]) for step in got["steps"]} == {(what, total)}
     done = [step[1] for step in got["steps"]]
     assert done == sorted(done)
@@ -260,6 +260,7 @@ def test_file_of_a_presets_own_repository_must_have_its_hash(client: Client) -> 
         assert len(hub.transfers()) == 2
 
 
+@pytest.mark.slow
 def test_weights_from_a_users_repository(client: Client, demo_file: bytes, tmp_path: Path) -> None:
     files = {"vae/config.json": demo_config(), f"vae/{WEIGHTS}": demo_file}
     with HubServer({REPOSITORY: files}) as hub:

@@ -322,6 +322,13 @@ def test_bad_latents(vae: VAE, latent: Any, message: str) -> None:
     assert str(caught.value) == message
 
 
+@pytest.mark.parametrize("size", [64, (8, 8, 3), (7.5, 8)])
+def test_size_that_is_none_is_refused(vae: VAE, size: Any) -> None:
+    with pytest.raises(SizeError) as caught:
+        vae.decode(noise(1, CHANNELS, 2, 2), size=size)
+    assert str(caught.value) == f"size is {size!r}; it must be two whole numbers, (height, width)"
+
+
 @pytest.mark.parametrize("size", [(4, 8), (9, 8), (8, 12), (8, 0), (-1, 8), (7, 4)])
 def test_size_that_a_latent_cannot_come_from_is_refused(vae: VAE, size: tuple[int, int]) -> None:
     with pytest.raises(SizeError) as caught:
@@ -350,6 +357,7 @@ def test_size_that_a_latent_cannot_come_from_is_refused(vae: VAE, size: tuple[in
             "there is no backend 'tensorrt'; there is: onnxruntime-cpu",
         ),
         (lambda vae: VAE(vae.path, threads=0), "threads is 0; it must be 1 or more, or None for all cores"),
+        (lambda vae: VAE(vae.path, threads="2"), "threads is '2'; it must be 1 or more, or None for all cores"),
         (lambda vae: VAE(vae.path, on_nan="ignore"), "on_nan is 'ignore'; it must be 'warn' or 'raise'"),
     ],
 )

@@ -146,6 +146,25 @@ def test_identity_tells_weights_names_and_contracts_apart() -> None:
     assert own().origin.kind == "modules"
 
 
+def test_own_modules_are_put_into_eval_mode_and_must_be_modules() -> None:
+    latent = LatentSpec(channels=4, factor=8, scale=1.0)
+    reference = Reference(nn.Dropout(), nn.Sequential(nn.Dropout()), latent)
+    assert not any(m.training for m in (*reference.encoder.modules(), *reference.decoder.modules()))
+    with pytest.raises(InputError) as error:
+        Reference(nn.Identity(), torch.relu, latent)
+    assert str(error.value) == "the decoder is of type builtin_function_or_method; it must be a torch.nn.Module"
+
+
+@pytest.mark.parametrize("given", [None, nn.Identity()])
+def test_what_is_no_name_and_no_path_is_refused(given: Any) -> None:
+    with pytest.raises(WeightsError) as error:
+        load_reference(given)
+    assert str(error.value) == (
+        f"the VAE is of type {type(given).__name__}; give a preset's name, a path, or two modules of your own as "
+        "vaedeploy.Reference(encoder=..., decoder=..., latent=vaedeploy.LatentSpec(...))"
+    )
+
+
 # ------------------------------------------------------------------------------------------------ random:SEED
 
 
@@ -366,8 +385,8 @@ def test_progress_starts_at_nothing_and_ends_at_all(tmp_path: Path, tensors: dic
     file = write_safetensors(tensors, tmp_path / "vae.safetensors")
     load_reference("demo", file, progress=lambda *step: steps.append(step))
     total = float(len(tensors))
-    assert steps[0] == ("load weights", 0.0, total)
-    assert steps[-1] == ("load weights", total, total)
+    assert steps[0] == ("Loading weights", 0.0, total)
+    assert steps[-1] == ("Loading weights", total, total)
 
 
 # ----------------------------------------------------------------------------------------- the latent contract

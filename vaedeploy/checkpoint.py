@@ -193,7 +193,7 @@ def load(
     expected = tensor_shapes(architecture)
     loaded, integers, broken = {}, [], []
     for done, (name, shape) in enumerate(expected.items()):
-        progress("load weights", float(done), float(len(expected)))
+        progress("Loading weights", float(done), float(len(expected)))
         tensor = tensors[matched.sources[name]]
         if not tensor.is_floating_point():
             integers.append(f"{matched.sources[name]} {tensor.dtype}")
@@ -203,7 +203,7 @@ def load(
         # NumPy's runs in this thread; torch's wakes its thread pool for each tensor, which takes longer than the work.
         if not np.isfinite(loaded[name].numpy()).all():
             broken.append(matched.sources[name])
-    progress("load weights", float(len(expected)), float(len(expected)))
+    progress("Loading weights", float(len(expected)), float(len(expected)))
     if integers:
         raise WeightsError(
             f"{where} holds {count_of(integers)} not floating point: {listed(integers)}. "

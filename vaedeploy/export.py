@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import re
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Literal
+from contextlib import contextmanager, redirect_stderr
+from typing import TYPE_CHECKING, Literal, get_args
 
 import msgspec
 import onnx_ir as ir
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from vaedeploy import __version__
-from vaedeploy.errors import ExportError
+from vaedeploy.errors import ExportError, InputError
 from vaedeploy.graph import Graph
 from vaedeploy.latent import LatentSpec
 from vaedeploy.manifest import Part
@@ -30,6 +31,14 @@ TRACE_BATCH = 2  # 1 would be taken for a constant
 TRACE_LATENT = (8, 12)  # height and width of the traced latent; unlike, so that they are not taken for one number
 
 ImageInput = Literal["float", "uint8"]
+
+HINTS = {
+    "AutoencoderKLOutput": ".latent_dist has .mean and .std",
+    "AutoencoderTinyOutput": "return its .latents",
+    "DecoderOutput": "return its .sample",
+    "DiagonalGaussianDistribution": "return its .mean and .std",
+}
+"""What to do with the objects that diffusers' autoencoders give."""
 
 log = logging.getLogger("vaedeploy.export")
 
@@ -76,13 +85,16 @@ def per_channel(value: float | tuple[float, ...]) -> float | Tensor:
 def trace_graph(reference: Reference, part: Part, *, image_input: ImageInput = "float") -> Graph:
     """Trace one half of ``reference`` to ONNX, opset 20, with dynamic batch, height and width.
 
-    The modules must be in float32; see ``Graph`` for names, shapes and value ranges. The graph's weights are the
-    module's own memory until it is saved.
+    The modules must be in float32 on the CPU; see ``Graph`` for names, shapes and value ranges. The graph's weights are
+    the module's own memory until it is saved.
 
-    Raises ExportError where torch cannot trace a module, where a size became a constant, or where the result has
-    other shapes than the latent contract says.
+    Raises ExportError where a module gives something else than the latent contract says, where torch cannot trace it,
+    and where a size became a constant; InputError for another ``image_input``.
     """
+    if image_input not in get_args(ImageInput):
+        raise InputError(f"image_input is {image_input!r}; it must be 'float' or 'uint8'")
     latent = reference.latent
+    probe_part(reference, part, TRACE_BATCH, *TRACE_LATENT)
     height, width = (n * latent.factor for n in TRACE_LATENT)
     module: nn.Module
     if part == "encoder":
@@ -98,9 +110,80 @@ def trace_graph(reference: Reference, part: Part, *, image_input: ImageInput = "
         outputs = ["image", "image_u8", "finite"]
     model = _trace(module.eval(), example, names, outputs, part)
     _name_sizes(model, part)
-    _check_shapes(model, part, latent)
+    _check_sizes(model, part)
     _describe(model, part, reference)
     return Graph(model, part)
+
+
+def probe_part(reference: Reference, part: Part, batch: int, height: int, width: int) -> None:
+    """Run one half of ``reference`` on zeros, for a latent of ``batch`` x ``height`` x ``width``.
+
+    Raises ExportError where the module is not in float32 on the CPU, fails, draws random numbers, or gives something
+    else than the latent contract says.
+    """
+    module: nn.Module = getattr(reference, part)
+    latent = reference.latent
+    who = f"the {part} ({type(module).__name__})"
+    _check_tensors(module, who)
+    large, small = (height * latent.factor, width * latent.factor), (height, width)
+    if part == "encoder":
+        given, expected = (batch, 3, *large), (batch, latent.channels, *small)
+        names = ("latent_mean", "latent_std") if latent.sampled else ("latent",)
+    else:
+        given, expected, names = (batch, latent.channels, *small), (batch, 3, *large), ("image",)
+    contract = f"the latent contract (channels={latent.channels}, factor={latent.factor}, sampled={latent.sampled})"
+    for name, value in zip(names, _outputs(_run(module, given, who), names, who, contract), strict=True):
+        if tuple(value.shape) != expected:
+            raise ExportError(
+                f"{who} gives {name} of shape {tuple(value.shape)} for an input of {given}; {contract} wants {expected}"
+            )
+
+
+def _check_tensors(module: nn.Module, who: str) -> None:
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        if tensor.device.type != "cpu":
+            raise ExportError(f"{who} is on the device {tensor.device} ({name}); export takes the CPU: call .cpu()")
+        if tensor.dtype.is_floating_point and tensor.dtype.itemsize < 4:
+            raise ExportError(f"{who} is in {tensor.dtype} ({name}); export takes float32: call .float()")
+
+
+def _run(module: nn.Module, shape: tuple[int, ...], who: str) -> object:
+    with torch.random.fork_rng(devices=()), torch.no_grad():
+        before = torch.get_rng_state()
+        try:
+            value: object = module.eval()(torch.zeros(shape))
+        except Exception as error:
+            reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+            raise ExportError(f"{who} fails on a float32 input of {shape}: {reason}") from error
+        if not torch.equal(before, torch.get_rng_state()):
+            raise ExportError(
+                f"{who} draws random numbers, and a graph must not. An encoder with a distribution gives (mean, std), "
+                "and the runtime samples from that; a decoder takes any noise it needs as part of the latent"
+            )
+        return value
+
+
+def _outputs(value: object, names: tuple[str, ...], who: str, contract: str) -> tuple[Tensor, ...]:
+    wanted = "one tensor" if len(names) == 1 else "a tuple of two tensors, (mean, std)"
+    outputs = value if len(names) > 1 else (value,)
+    if isinstance(outputs, tuple) and len(outputs) == len(names) and all(isinstance(o, Tensor) for o in outputs):
+        return outputs
+    hint = _hint(value, len(names))
+    raise ExportError(f"{who} gives {_kind(value)}; {contract} wants {wanted}" + (f": {hint}" if hint else ""))
+
+
+def _hint(value: object, wanted: int) -> str | None:
+    if isinstance(value, Tensor) and wanted == 2:
+        return "split it into mean and std, or say sampled=False where there is no distribution"
+    return HINTS.get(type(value).__name__)
+
+
+def _kind(value: object) -> str:
+    if isinstance(value, Tensor):
+        return "one tensor"
+    if isinstance(value, tuple | list):
+        return f"a {type(value).__name__} of {len(value)}"
+    return f"an object of type {type(value).__name__}"
 
 
 def _trace(module: nn.Module, example: Tensor, names: list[str], outputs: list[str], part: Part) -> ir.Model:
@@ -119,10 +202,11 @@ def _trace(module: nn.Module, example: Tensor, names: list[str], outputs: list[s
                 verbose=False,
             )
     except Exception as error:
-        reason = str(error.__cause__ or error).strip().splitlines()[0]
+        # The first lines say what is wrong and where; the rest is advice on changing PyTorch.
+        reason = " ".join(" ".join(str(error.__cause__ or error).split("\n")[:3]).split()).rstrip(".:")
         raise ExportError(
             f"torch could not trace the {part} ({type(module.get_submodule(part)).__name__}) to ONNX: {reason}. "
-            "Run again with --verbose for the exporter's own report"
+            "The exporter's own report is this error's cause; the command line shows it with: vaedeploy --verbose"
         ) from error
     assert program is not None  # None is the result of the old exporter only
     return program.model
@@ -153,19 +237,12 @@ def _values(model: ir.Model) -> Iterator[ir.Value]:
         yield from node.outputs
 
 
-def _check_shapes(model: ir.Model, part: Part, latent: LatentSpec) -> None:
-    """Refuse a module whose output does not have the channels or the rank that the contract says."""
-    channels = latent.channels if part == "encoder" else 3
+def _check_sizes(model: ir.Model, part: Part) -> None:
+    """Refuse a module that gives one size only."""
     first = model.graph.outputs[0]
-    shape = list(first.shape or [])
-    if len(shape) != 4 or shape[1] != channels:
-        raise ExportError(
-            f"the {part} gives {first.name} of shape {tuple(map(str, shape))}; the latent contract "
-            f"(channels={latent.channels}, factor={latent.factor}) wants (batch, {channels}, height, width)"
-        )
-    constants = [
-        name for name, d in zip(("batch", "height", "width"), (shape[0], *shape[2:]), strict=True) if isinstance(d, int)
-    ]
+    batch, _, height, width = first.shape or ir.Shape([None] * 4)
+    sizes = {"batch": batch, "height": height, "width": width}
+    constants = [name for name, size in sizes.items() if isinstance(size, int)]
     if constants:
         raise ExportError(f"the {part} gives {first.name} whose {', '.join(constants)} became constant while tracing")
 
@@ -192,14 +269,16 @@ def _describe(model: ir.Model, part: Part, reference: Reference) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the exporter's warnings and log lines out of the terminal, unless this package's own log is at DEBUG."""
+    """Keep what the exporter warns, logs and prints out of the terminal, unless this package's own log is at DEBUG."""
     if log.isEnabledFor(logging.DEBUG):
         yield
         return
     before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+    # What goes wrong arrives as an exception; torch logs some of it as errors besides.
+    logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings():
+        # torch prints the graph of a module that it cannot trace to stderr, past every log.
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:

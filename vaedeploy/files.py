@@ -98,7 +98,9 @@ def write_image(path: str | Path, image: NDArray[np.uint8]) -> None:
     """
     path = Path(path)
     if path.suffix.lower() not in WRITE_OPTIONS:
-        raise OutputError(f"{path} has no suffix of a picture; it must be one of {', '.join(WRITE_OPTIONS)}")
+        raise OutputError(
+            f"cannot write a picture to {path}: give a name that ends in one of {', '.join(WRITE_OPTIONS)}"
+        )
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
         raise ImageError(f"image is {image.dtype} of shape {image.shape}; a picture is (H, W, 3) uint8")
     form, options = WRITE_OPTIONS[path.suffix.lower()]

@@ -25,15 +25,25 @@ It halves the memory that a 512x512 picture takes. The rounding, 6e-8, is the on
 """
 
 
-class float64_arithmetic(TorchFunctionMode):  # noqa: N801 (a context manager, named as one)
-    """Within this context, modules with float32 weights compute in float64 on float64 inputs.
+def call_in_float64(module: Callable[[Tensor], Any], x: Tensor) -> tuple[Tensor, ...]:
+    """What ``module``, whose weights are float32, gives for ``x`` when it computes in float64: one tensor, or several.
 
     Each float32 tensor that meets an operation is widened first, which is exact, so the module itself is
     neither copied nor changed.
     """
+    with torch.no_grad(), _Float64Arithmetic():
+        result = module(x.double())
+    several = result if isinstance(result, tuple) else (result,)
+    return tuple((r.whole() if isinstance(r, _Deferred) else r).double().contiguous() for r in several)
+
+
+class _Float64Arithmetic(TorchFunctionMode):
+    """The context in which ``call_in_float64`` computes."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if _is_in_place(func):
+            return self._write_back(func, args, kwargs)
         if func is F.silu and isinstance(args[0], _Deferred):
             return args[0].then(F.silu)  # in place or not: nobody else has what was put off
         if func is F.dropout and not kwargs.get("training", True):
@@ -55,6 +65,25 @@ class float64_arithmetic(TorchFunctionMode):  # noqa: N801 (a context manager, n
         if func is F.pad and _is_stored_small(args[0]):
             return func(*args, **kwargs)
         return _stored(func(*map(_widened, args), **{name: _widened(a) for name, a in kwargs.items()}))
+
+    def _write_back(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """An operation that changes its first argument, and does so even where that one is put off or in float32."""
+        target, *others = args
+        whole = target.whole() if isinstance(target, _Deferred) else target.double()
+        func(whole, *map(_widened, others), **kwargs)
+        if isinstance(target, _Deferred):
+            target.rows = lambda item, first, last: whole[item, :, first:last]
+        else:
+            target.copy_(whole)
+        return target
+
+
+def _is_in_place(func: Any) -> bool:
+    name = getattr(func, "__name__", "")
+    return name in _IN_PLACE_OPERATORS or (name.endswith("_") and not name.endswith("__"))
+
+
+_IN_PLACE_OPERATORS = ("__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__")
 
 
 def _widened(value: Any) -> Any:

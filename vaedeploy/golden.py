@@ -77,7 +77,9 @@ def write_golden(cases: Sequence[GoldenCase], identity: str) -> bytes:
         arrays |= {f"{case.name}.photo": case.photo, f"{case.name}.image": case.image}
         arrays |= {f"{case.name}.{name}": value for name, value in case.latents.items()}
     table = [{"name": c.name, "latents": [*c.latents], "round_trip": c.round_trip} for c in cases]
-    return safetensors.numpy.save(arrays, {"vae_identity": identity, "cases": json.dumps(table)})
+    # safetensors writes an array's memory as it lies, whatever its strides say.
+    plain = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    return safetensors.numpy.save(plain, {"vae_identity": identity, "cases": json.dumps(table)})
 
 
 def read_golden(data: bytes, identity: str) -> tuple[GoldenCase, ...]:
@@ -105,11 +107,9 @@ def read_golden(data: bytes, identity: str) -> tuple[GoldenCase, ...]:
 def _run_float64(module: Any, value: NDArray[Any]) -> tuple[NDArray[np.float64], ...]:
     import torch
 
-    from vaedeploy.float64 import float64_arithmetic
+    from vaedeploy.float64 import call_in_float64
 
-    with torch.no_grad(), float64_arithmetic():
-        result = module(torch.from_numpy(np.ascontiguousarray(value, dtype=np.float64)))
-    return tuple(r.numpy() for r in (result if isinstance(result, tuple) else (result,)))
+    return tuple(r.numpy() for r in call_in_float64(module, torch.from_numpy(np.ascontiguousarray(value))))
 
 
 def _diffusion_space(raw: tuple[NDArray[np.float64], ...], latent: LatentSpec) -> dict[str, NDArray[np.float32]]:

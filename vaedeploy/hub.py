@@ -72,7 +72,7 @@ def _download(repository: str, file: str, revision: str | None, progress: Progre
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError
 
-    bar = _reporting_bar(f"download {repository}/{file}", progress)
+    bar = _reporting_bar(f"Downloading {repository}/{file}", progress)
     for attempt in range(1, ATTEMPTS + 1):
         try:
             return Path(hf_hub_download(repository, file, revision=revision, library_name="vaedeploy", tqdm_class=bar))

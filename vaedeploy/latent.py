@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import msgspec
 
@@ -16,11 +17,11 @@ class LatentSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     channels: channels of a latent.
     factor: pixels of an image's side per element of its latent's side.
-    scale, shift: one number, or one a channel.
+    scale, shift: one number, or one a channel (any sequence of numbers; kept as a tuple of floats).
     sampled: the encoder gives a distribution (a mean and a standard deviation), not just a latent.
 
-    Raises ContractError for counts below 1, a scale that is 0 or not finite, a shift that is not finite, and
-    vectors whose length is not ``channels``.
+    Raises ContractError for counts that are not whole or below 1, a scale that is 0 or not finite, a shift that is not
+    finite, what is not a number, and vectors whose length is not ``channels``.
     """
 
     channels: int
@@ -31,10 +32,15 @@ class LatentSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         for name in ("channels", "factor"):
-            if getattr(self, name) < 1:
-                raise ContractError(f"latent {name} is {getattr(self, name)}; it must be 1 or more")
+            count = getattr(self, name)
+            if not isinstance(count, int):
+                raise ContractError(f"latent {name} is {count!r}; it must be a whole number")
+            if count < 1:
+                raise ContractError(f"latent {name} is {count}; it must be 1 or more")
         for name in ("scale", "shift"):
-            value = getattr(self, name)
+            # 1 and 1.0 are one contract, and must give one identity.
+            value = _floats(name, getattr(self, name))
+            msgspec.structs.force_setattr(self, name, value)
             numbers = value if isinstance(value, tuple) else (value,)
             if isinstance(value, tuple) and len(value) != self.channels:
                 raise ContractError(f"latent {name} has {len(value)} numbers for {self.channels} channels")
@@ -47,6 +53,17 @@ class LatentSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def sizes(self) -> SizeRule:
         """The rule that image heights and widths follow."""
         return SizeRule(self.factor)
+
+
+def _floats(name: str, value: Any) -> float | tuple[float, ...]:
+    """A number, or a sequence or array of them, as floats."""
+    try:
+        if isinstance(value, str | bytes):
+            raise TypeError
+        # Arrays have both, and those without a dimension cannot be gone through.
+        return tuple(float(n) for n in value) if getattr(value, "ndim", hasattr(value, "__iter__")) else float(value)
+    except (TypeError, ValueError) as error:
+        raise ContractError(f"latent {name} is {value!r}; it must be a number, or one a channel") from error
 
 
 class SizeRule(msgspec.Struct, frozen=True):

@@ -58,16 +58,15 @@ def export_vae(
     Raises VerificationError, with its report, where a limit is missed: the bundle is there then, marked unverified.
     Whatever else is raised, nothing is left behind and what was at ``out`` is as it was.
     """
-    from vaedeploy.source import Reference, load_reference
-
     if verify:
         onnxruntime_cpu.load_library()  # to fail before the long work, not after it
     pictures = load_photos(photos) if verify else []
-    if isinstance(vae, Reference):
-        reference = _own(vae, weights, scale, shift)
-    else:
-        reference = load_reference(vae, weights, scale=scale, shift=shift, progress=progress)
-    with create_bundle(Path(out or reference.name), force) as draft:
+    found = None
+    if out is None:  # the place is known only once the VAE is; otherwise it is checked first
+        found = _reference(vae, weights, scale, shift, progress)
+        out = found.name
+    with create_bundle(out, force) as draft:
+        reference = found or _reference(vae, weights, scale, shift, progress)
         graphs = _write_graphs(reference, draft.path, image_input, progress)
         report = None
         if verify:
@@ -117,12 +116,22 @@ def verify_bundle(
     return report
 
 
-def _own(reference: Reference, weights: object, scale: object, shift: object) -> Reference:
+def _reference(
+    vae: str | Path | Reference,
+    weights: str | Path | None,
+    scale: float | None,
+    shift: float | None,
+    progress: Progress,
+) -> Reference:
+    from vaedeploy.source import Reference, load_reference
+
+    if not isinstance(vae, Reference):
+        return load_reference(vae, weights, scale=scale, shift=shift, progress=progress)
     if (weights, scale, shift) != (None, None, None):
         raise WeightsError(
             "a Reference has its weights and its latent contract already; give no weights, scale or shift"
         )
-    return reference
+    return vae
 
 
 def _find_reference(manifest: Manifest, weights: str | Path | None, progress: Progress) -> Reference:

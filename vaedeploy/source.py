@@ -13,7 +13,7 @@ import msgspec
 
 from vaedeploy import checkpoint
 from vaedeploy.contract import CLASS_NAME, Statement, agree, preset_statement, read_config
-from vaedeploy.errors import UnknownPresetError, WeightsError
+from vaedeploy.errors import InputError, UnknownPresetError, WeightsError
 from vaedeploy.latent import LatentSpec
 from vaedeploy.locate import FILE_SUFFIXES, Found, find_path, find_weights
 from vaedeploy.manifest import Origin
@@ -29,12 +29,15 @@ OWN_MODULES = Origin(kind="modules", location="", sha256=None, preset=None)
 
 @dataclass(frozen=True)
 class Reference:
-    """A VAE as two PyTorch modules, which every later stage is judged against. Any two modules of your own serve.
+    """A VAE as two PyTorch modules, which every later stage is judged against. Any two modules of your own serve, in
+    float32 and on the CPU; they are put into eval mode, and stay in it.
 
     encoder: image (B, 3, H, W) in [-1, 1] -> raw latent z (B, C, h, w), or (mean, std) of it when ``latent.sampled``.
     decoder: raw latent (B, C, h, w) -> image (B, 3, H, W), not clamped.
     latent: the latent contract; its scale and shift are applied by the graph, not by the modules.
     name: the default output directory, and what people are shown.
+
+    Raises InputError for an encoder or a decoder that is not a module.
     """
 
     encoder: nn.Module
@@ -44,6 +47,15 @@ class Reference:
     origin: Origin = OWN_MODULES
     licence: str | None = None
     architecture: str = "modules"
+
+    def __post_init__(self) -> None:
+        from torch import nn
+
+        for part in ("encoder", "decoder"):
+            module = getattr(self, part)
+            if not isinstance(module, nn.Module):
+                raise InputError(f"the {part} is of type {type(module).__name__}; it must be a torch.nn.Module")
+            module.eval()
 
     @functools.cached_property
     def identity(self) -> str:
@@ -112,7 +124,10 @@ def reload_reference(origin: Origin, latent: LatentSpec, progress: Progress = si
     Raises WeightsError where it was made of a user's own modules, or where its weights have changed since.
     """
     if origin.kind == "modules":
-        raise WeightsError("this VAE was made of PyTorch modules of your own; pass them again: reference=")
+        raise WeightsError(
+            "this VAE was made of PyTorch modules of your own; pass them again: reference= of "
+            "vaedeploy.verify_bundle, in Python"
+        )
     scale, shift = (v if not isinstance(v, tuple) else None for v in (latent.scale, latent.shift))
     own = origin.preset is None or origin.kind == "package" or origin.location == get_preset(origin.preset).repository
     weights = None if own else origin.location
@@ -127,6 +142,11 @@ def reload_reference(origin: Origin, latent: LatentSpec, progress: Progress = si
 
 def _preset_named(vae: str | Path) -> Preset | None:
     """The preset that ``vae`` names, or None where it is a path. A preset wins over a folder of its name."""
+    if not isinstance(vae, str | Path):
+        raise WeightsError(
+            f"the VAE is of type {type(vae).__name__}; give a preset's name, a path, or two modules of your own as "
+            "vaedeploy.Reference(encoder=..., decoder=..., latent=vaedeploy.LatentSpec(...))"
+        )
     if isinstance(vae, str) and vae in presets():
         return get_preset(vae)
     if Path(vae).exists():

@@ -6,8 +6,10 @@ What takes long to import is imported where it is used, so that ``--help`` and u
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
+import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -32,6 +34,7 @@ def run(command: click.Command, arguments: Sequence[str] | None) -> int:
         say("Interrupted; nothing half-written was left behind")
         return INTERRUPTED
     except VaedeployError as error:
+        logging.getLogger("vaedeploy").debug("where it was raised", exc_info=error)
         say(f"Error: {error}")
         return error.exit_code
     except ModuleNotFoundError as error:
@@ -91,6 +94,9 @@ def configure(verbose: bool) -> None:
         if verbose or category.__module__.startswith("vaedeploy"):
             say(f"Warning: {message}")
 
+    if not verbose:
+        # The hub's client has a handler of its own, which prints each retry. It reads this when it is imported.
+        os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     logging.basicConfig(level=logging.INFO if verbose else logging.ERROR, handlers=[_LogLines()], force=True)
     logging.getLogger("vaedeploy").setLevel(logging.DEBUG if verbose else logging.WARNING)
     warnings.showwarning = show_warning
@@ -98,7 +104,8 @@ def configure(verbose: bool) -> None:
 
 class _LogLines(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        say(f"{record.levelname.capitalize()}: {record.getMessage()}")
+        trace = "\n" + "".join(traceback.format_exception(*record.exc_info)).rstrip() if record.exc_info else ""
+        say(f"{record.levelname.capitalize()}: {record.getMessage()}{trace}")
 
 
 @contextmanager
@@ -113,8 +120,8 @@ def progress_display() -> Iterator[Progress]:
     from rich.progress import Progress as Bars
 
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
-    # stdout is left alone: it carries results.
-    with Bars(*columns, TimeElapsedColumn(), console=Console(stderr=True), redirect_stdout=False) as bars:
+    # stdout is left alone: it carries results. The stream is named, since tracing holds sys.stderr for a while.
+    with Bars(*columns, TimeElapsedColumn(), console=Console(file=sys.stderr), redirect_stdout=False) as bars:
         tasks: dict[str, TaskID] = {}
 
         def draw(what: str, done: float, total: float) -> None:

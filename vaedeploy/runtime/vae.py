@@ -68,8 +68,8 @@ class VAE:
             raise InputError(f"there is no backend {backend!r}; there is: {', '.join(BACKENDS)}")
         if on_nan not in ("warn", "raise"):
             raise InputError(f"on_nan is {on_nan!r}; it must be 'warn' or 'raise'")
-        if threads is not None and threads < 1:
-            raise InputError(f"threads is {threads}; it must be 1 or more, or None for all cores")
+        if threads is not None and (not isinstance(threads, int) or threads < 1):
+            raise InputError(f"threads is {threads!r}; it must be 1 or more, or None for all cores")
         self._bundle = Bundle.open(path, verify_hashes)
         onnxruntime_cpu.load_library()
         self._threads = threads
@@ -228,7 +228,10 @@ class VAE:
             )
 
     def _check_size(self, size: tuple[int, int], full: tuple[int, int]) -> tuple[int, int]:
-        height, width = size
+        try:
+            height, width = map(operator.index, size)
+        except (TypeError, ValueError) as error:
+            raise SizeError(f"size is {size!r}; it must be two whole numbers, (height, width)") from error
         if self.latent.sizes.padded(height, width) != full or height < 1 or width < 1:
             low = tuple(side - self.latent.factor + 1 for side in full)
             raise SizeError(
