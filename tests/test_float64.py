@@ -88,8 +88,12 @@ MODULES = {
 }
 
 
+@pytest.mark.parametrize("worthwhile", [1, 10**9], ids=["winograd", "direct"])
 @pytest.mark.parametrize("module", MODULES.values(), ids=MODULES)
-def test_modules_compute_as_their_float64_copies(module: nn.Module) -> None:
+def test_modules_compute_as_their_float64_copies(
+    module: nn.Module, worthwhile: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vaedeploy.float64.WORTHWHILE", worthwhile)
     torch.manual_seed(0)
     for parameter in module.parameters():
         nn.init.normal_(parameter)
@@ -106,6 +110,7 @@ def test_modules_compute_as_their_float64_copies(module: nn.Module) -> None:
 def test_large_results_are_rounded_once(module: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     """As at 512x512, with a size that is large here: each operation's result is rounded to float32, 6e-8 of it."""
     monkeypatch.setattr("vaedeploy.float64.LARGE", 1000)
+    monkeypatch.setattr("vaedeploy.float64.WORTHWHILE", 1)
     monkeypatch.setattr("vaedeploy.winograd.STRIP_ELEMENTS", 3000)
     torch.manual_seed(0)
     for parameter in module.parameters():

@@ -5,7 +5,6 @@ Only click is imported with this module: ``--help`` must not wait for PyTorch.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,8 +24,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line (of this process, unless given) and exit: 0 done, 1 a stage failed, 2 bad input,
     3 verification failed, 130 interrupted.
     """
-    # PyTorch then asks the system for huge pages; touching fresh memory is a fifth of verification's time without.
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     sys.exit(terminal.run(cli, arguments))
 
 

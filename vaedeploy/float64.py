@@ -37,6 +37,10 @@ def call_in_float64(module: Callable[[Tensor], Any], x: Tensor) -> tuple[Tensor,
     return tuple((r.whole() if isinstance(r, _Deferred) else r).double().contiguous() for r in several)
 
 
+WORTHWHILE = 2048
+"""Pixels of a batch from which on transforming a kernel of 512 x 512 costs less than it saves."""
+
+
 class _Float64Arithmetic(TorchFunctionMode):
     """The context in which ``call_in_float64`` computes."""
 
@@ -204,4 +208,5 @@ def _is_plain_3x3(
 ) -> bool:  # fmt: skip
     with torch._C.DisableTorchFunction():
         shapes_fit = x.is_floating_point() and x.dim() == 4 and weight.shape[2:] == (3, 3)
+        shapes_fit = shapes_fit and len(x) * x.shape[2] * x.shape[3] >= WORTHWHILE
     return shapes_fit and groups == 1 and all(value in (1, (1, 1), [1, 1]) for value in (stride, padding, dilation))

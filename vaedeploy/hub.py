@@ -37,7 +37,10 @@ def fetch(
     unreachable: Exception | None = None
     for file in files:
         try:
+            # Said before the first answer: without one, the client tries again for half a minute.
+            progress(f"Asking the hub for {repository}/{file}", 0, 1)
             path = _download(repository, file, revision, progress)
+            progress(f"Asking the hub for {repository}/{file}", 1, 1)
             return Fetched(path, file, _commit(path))
         except RemoteEntryNotFoundError:
             continue

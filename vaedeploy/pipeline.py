@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import msgspec
 from numpy.typing import NDArray
 
 from vaedeploy import __version__, golden
@@ -61,21 +64,23 @@ def export_vae(
     if verify:
         onnxruntime_cpu.load_library()  # to fail before the long work, not after it
     pictures = load_photos(photos) if verify else []
-    found = None
+    reference: Reference | None = None
     if out is None:  # the place is known only once the VAE is; otherwise it is checked first
-        found = _reference(vae, weights, scale, shift, progress)
-        out = found.name
+        reference = _reference(vae, weights, scale, shift, progress)
+        out = reference.name
     with create_bundle(out, force) as draft:
-        reference = found or _reference(vae, weights, scale, shift, progress)
-        graphs = _write_graphs(reference, draft.path, image_input, progress)
+        reference = reference or _reference(vae, weights, scale, shift, progress)
+        manifest = _manifest(reference, _write_graphs(reference, draft.path, image_input, progress), image_input)
         report = None
         if verify:
             cases = golden.compute_golden(reference, pictures, verification_shapes(reference.latent.factor), progress)
             (draft.path / golden.NAME).write_bytes(golden.write_golden(cases, reference.identity))
-            report = _judge(graphs, draft.path, image_input, cases, FRESH, progress)
+            reference = None  # and with it the weights: ONNX Runtime needs the memory
+            report = _judge(manifest, draft.path, cases, FRESH, progress)
             (draft.path / REPORT).parent.mkdir()
             (draft.path / REPORT).write_bytes(report.to_json())
-        bundle = draft.finish(_manifest(reference, graphs, image_input, report))
+            manifest = msgspec.structs.replace(manifest, verification=_summary(report))
+        bundle = draft.finish(manifest)
     if report is not None and not report.passed:
         raise VerificationError(_verdict(bundle, report), report)
     return bundle
@@ -111,7 +116,7 @@ def verify_bundle(
         shapes = verification_shapes(manifest.latent.factor)
         cases, origin = golden.compute_golden(reference, load_photos(photos), shapes, progress), FRESH
         files[golden.NAME] = golden.write_golden(cases, manifest.vae.identity)
-    report = _judge(manifest.graphs, bundle.path, manifest.image_input, cases, origin, progress)
+    report = _judge(manifest, bundle.path, cases, origin, progress)
     bundle.update(verification=_summary(report), files=files | {REPORT: report.to_json()})
     return report
 
@@ -178,6 +183,7 @@ def _write_graphs(
             onnx.checker.check_model(folder / name, full_check=True)
         graphs[part] = names
     progress("Exporting to ONNX", len(PARTS), len(PARTS))
+    _give_memory_back()
     return graphs
 
 
@@ -197,18 +203,18 @@ class _OneSession:
 
 
 def _judge(
-    graphs: dict[Part, dict[Form, str]],
+    manifest: Manifest,
     folder: Path,
-    image_input: ImageInput,
     cases: Sequence[golden.GoldenCase],
     origin: str,
     progress: Progress,
 ) -> Report:
     """The form that the runtime uses at every case, and the portable form at ``PORTABLE_CASES``."""
-    runner = _OneSession(folder)
+    _give_memory_back()
+    runner, graphs = _OneSession(folder), manifest.graphs
 
     def verified(form: Form, chosen: Sequence[golden.GoldenCase], tell: Progress) -> tuple[Case, ...]:
-        prepare: Callable[[Any], Any] = to_float if image_input == "float" else lambda photo: photo
+        prepare: Callable[[Any], Any] = to_float if manifest.image_input == "float" else lambda photo: photo
         return verify_cases(
             chosen,
             lambda photo: runner.run(graphs["encoder"][form], prepare(photo)),
@@ -222,9 +228,13 @@ def _judge(
     return Report("fp32", origin, onnxruntime_cpu.NAME, rows)
 
 
-def _manifest(
-    reference: Reference, graphs: dict[Part, dict[Form, str]], image_input: ImageInput, report: Report | None
-) -> Manifest:
+def _give_memory_back() -> None:
+    """Hand to the system what was freed: glibc keeps it for the threads that had it, where others cannot use it."""
+    with suppress(OSError, AttributeError):  # another C library: nothing to do
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def _manifest(reference: Reference, graphs: dict[Part, dict[Form, str]], image_input: ImageInput) -> Manifest:
     return Manifest(
         vaedeploy=__version__,
         vae=VaeInfo(reference.name, reference.identity, reference.architecture, reference.licence, reference.origin),
@@ -232,7 +242,6 @@ def _manifest(
         image_input=image_input,
         precision="fp32",
         graphs=graphs,
-        verification=_summary(report) if report is not None else None,
     )
 
 

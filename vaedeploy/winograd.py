@@ -7,6 +7,7 @@ its result is the same to about 1e-14 of its size.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ _G = [[1 / 4, 0, 0], [-1 / 6, -1 / 6, -1 / 6], [-1 / 6, 1 / 6, -1 / 6]]
 _G += [[1 / 24, 1 / 12, 1 / 6], [1 / 24, -1 / 12, 1 / 6], [0, 0, 1]]
 _A = [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]]
 
-STRIP_ELEMENTS = 2_000_000  # transformed elements that a thread holds at once: 16 MB, which caches hold as well
+STRIP_ELEMENTS = 1_000_000  # transformed elements that a thread holds at once: 8 MB, which caches hold as well
 
 Rows = Callable[[int, int, int], Tensor]
 """(item, first, last) -> those rows of one item, (C, last - first, W) in float64."""
@@ -98,15 +99,19 @@ def _share_out(strips: _Strips, tops: list[tuple[int, int]], depth: int) -> None
         return
 
     def work(own: list[tuple[int, int]]) -> None:
-        torch.set_num_threads(1)
         with torch.no_grad():
             strips.compute(own, depth)
 
     try:
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(work, [tops[i::threads] for i in range(threads)]))
+        list(_pool(threads).map(work, [tops[i::threads] for i in range(threads)]))
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(threads)  # which the pool's threads set for those that come after them as well
+
+
+@functools.cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """Threads that stay: new ones for every convolution would each leave the allocator some memory to keep."""
+    return ThreadPoolExecutor(threads, "winograd", torch.set_num_threads, (1,))
 
 
 def _squared(rows: Sequence[Sequence[float]]) -> Tensor:
