@@ -1,15 +1,17 @@
-"""The main job's figures: what an export costs, how long the commands take to start, what the runtime adds.
+"""The main job's figures, on the full-size architecture with seeded weights: nothing is downloaded.
 
-    python benchmarks/main_job.py [export] [startup] [overhead] [--rounds N] [--json FILE]
+    python benchmarks/main_job.py [export] [startup] [overhead] [normalization] [demo] [--rounds N] [--json FILE]
 
-Everything is measured from outside, as whole processes, except the runtime's overhead, which is paired: the bare
-ONNX Runtime session and ``vae.decode`` take turns on one bundle, and the ratio is taken turn by turn.
-Weights are seeded; nothing is downloaded.
+export: a verified export's time and memory. startup: how long commands and imports take. Both as whole processes.
+overhead: ``vae.decode`` and the bare ONNX Runtime session take turns, and the ratio is taken turn by turn.
+normalization: the portable graphs and those with means in two stages take turns at 512x512; also how far each is off.
+demo: decoding 512x512 with the VAE that the package carries.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import platform
@@ -18,11 +20,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-VAE = ("--vae", "mse840k", "--weights", "random:0")
+FULL_SIZE = ("--vae", "mse840k", "--weights", "random:0")
 VAEDEPLOY = (sys.executable, "-m", "vaedeploy")
 
 
@@ -39,9 +42,23 @@ def run(*command: str) -> tuple[float, float]:
     return wall, usage.ru_maxrss / 1000
 
 
-def export(rounds: int) -> dict[str, float]:
-    with tempfile.TemporaryDirectory() as folder:
-        costs = [run(*VAEDEPLOY, "export", *VAE, "--out", f"{folder}/vae", "--force") for _ in range(rounds)]
+def take_turns(calls: dict[str, Callable[[], object]], turns: int) -> dict[str, list[float]]:
+    """Seconds of each call in each turn; who goes first alternates, and one turn before them is not counted."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(turns + 1):
+        for name in sorted(calls, reverse=bool(turn % 2)):
+            started = time.perf_counter()
+            calls[name]()
+            times[name].append(time.perf_counter() - started)
+    return {name: values[1:] for name, values in times.items()}
+
+
+def ratio(over: list[float], under: list[float]) -> float:
+    return statistics.median(a / b for a, b in zip(over, under, strict=True))
+
+
+def export(folder: Path, rounds: int) -> dict[str, float]:
+    costs = [run(*VAEDEPLOY, "export", *FULL_SIZE, "--out", str(folder / "vae"), "--force") for _ in range(rounds)]
     walls, peaks = zip(*costs, strict=True)
     return {
         "export, verified: wall s, median": statistics.median(walls),
@@ -50,49 +67,80 @@ def export(rounds: int) -> dict[str, float]:
     }
 
 
-def startup(rounds: int) -> dict[str, float]:
+def startup(folder: Path, rounds: int) -> dict[str, float]:
     commands = {
         "python -c pass": (sys.executable, "-c", "pass"),
         "vaedeploy --help": (*VAEDEPLOY, "--help"),
         "import onnxruntime": (sys.executable, "-c", "import onnxruntime"),
         "from vaedeploy.runtime import VAE": (sys.executable, "-c", "from vaedeploy.runtime import VAE"),
     }
-    walls: dict[str, list[float]] = {name: [] for name in commands}
-    for _ in range(max(rounds, 9)):
-        for name, command in commands.items():
-            walls[name].append(run(*command)[0])
-    return {f"{name}: wall s, median": statistics.median(values) for name, values in walls.items()}
+    calls = {name: functools.partial(run, *command) for name, command in commands.items()}
+    times = take_turns(calls, max(rounds, 9))
+    return {f"{name}: wall s, median": statistics.median(values) for name, values in times.items()}
 
 
-def overhead(rounds: int) -> dict[str, float]:
-    import vaedeploy.runtime
+def full_size(folder: Path) -> Path:
+    """A verified full-size bundle: the one that ``export`` left, or a new one."""
+    if not (folder / "vae").exists():
+        export(folder, 1)
+    return folder / "vae"
+
+
+def overhead(folder: Path, rounds: int) -> dict[str, float]:
+    from vaedeploy.runtime import VAE
     from vaedeploy.runtime.onnxruntime_cpu import Session
 
-    with tempfile.TemporaryDirectory() as folder:
-        run(*VAEDEPLOY, "export", *VAE, "--out", f"{folder}/vae", "--no-verify")
-        with vaedeploy.runtime.VAE(f"{folder}/vae") as vae:
-            bare = Session(Path(folder, "vae", "decoder.ort.onnx"))
-            latent = np.random.default_rng(0).normal(size=(1, 4, 32, 32)).astype(np.float32)
-            calls = {
-                "bare": lambda: bare.run(["image_u8", "finite"], {"latent": latent}),
-                "vae.decode": lambda: vae.decode(latent),
-            }
-            times: dict[str, list[float]] = {name: [] for name in calls}
-            for turn in range(max(rounds, 15) + 1):
-                for name in sorted(calls, reverse=bool(turn % 2)):
-                    started = time.perf_counter()
-                    calls[name]()
-                    times[name].append(time.perf_counter() - started)
-    ratios = [a / b for a, b in zip(times["vae.decode"][1:], times["bare"][1:], strict=True)]
+    bundle = full_size(folder)
+    latent = np.random.default_rng(0).normal(size=(1, 4, 32, 32)).astype(np.float32)
+    with VAE(bundle) as vae:
+        bare = Session(bundle / "decoder.ort.onnx")
+        calls = {
+            "bare": lambda: bare.run(["image_u8", "finite"], {"latent": latent}),
+            "vae.decode": lambda: vae.decode(latent),
+        }
+        times = take_turns(calls, max(rounds, 15))
     return {
-        "decode 256x256, bare session: s, median": statistics.median(times["bare"][1:]),
-        "decode 256x256, vae.decode over bare: ratio, median": statistics.median(ratios),
-        "decode 256x256, vae.decode over bare: ratio of least times": min(times["vae.decode"][1:])
-        / min(times["bare"][1:]),
+        "decode 256x256, bare session: s, median": statistics.median(times["bare"]),
+        "decode 256x256, vae.decode over bare: ratio, median": ratio(times["vae.decode"], times["bare"]),
+        "decode 256x256, vae.decode over bare: ratio of least": min(times["vae.decode"]) / min(times["bare"]),
     }
 
 
-PARTS = {"export": export, "startup": startup, "overhead": overhead}
+def normalization(folder: Path, rounds: int) -> dict[str, float]:
+    from vaedeploy.golden import NAME, read_golden
+    from vaedeploy.runtime.arrays import to_float
+    from vaedeploy.runtime.onnxruntime_cpu import Session
+
+    bundle = full_size(folder)
+    identity = json.loads((bundle / "bundle.json").read_bytes())["vae"]["identity"]
+    large = read_golden((bundle / NAME).read_bytes(), identity)[-1]
+    mean = large.latents["latent_mean"]
+    figures = {}
+    for part, name, given, output, expected in (
+        ("encoder", "image", to_float(large.photo), "latent_mean", mean),
+        ("decoder", "latent", mean, "image", large.image),
+    ):
+        forms = {form: Session(bundle / f"{part}{form}.onnx") for form in ("", ".ort")}
+        runs = {f: functools.partial(session.run, [output], {name: given}) for f, session in forms.items()}
+        for form, call in runs.items():
+            error = np.linalg.norm(call()[0].astype(float) - expected) / np.linalg.norm(expected)
+            figures[f"{part} 512x512, {'two-stage' if form else 'portable'}: relative L2, 1e-6"] = float(error) * 1e6
+        times = take_turns(runs, max(rounds, 3))
+        figures[f"{part} 512x512, two-stage over portable: time ratio, median"] = ratio(times[".ort"], times[""])
+    return figures
+
+
+def demo(folder: Path, rounds: int) -> dict[str, float]:
+    from vaedeploy.runtime import VAE
+
+    run(*VAEDEPLOY, "export", "--vae", "demo", "--out", str(folder / "demo"))
+    latent = np.random.default_rng(0).normal(size=(1, 16, 64, 64)).astype(np.float32)
+    with VAE(folder / "demo") as vae:
+        times = take_turns({"decode": lambda: vae.decode(latent)}, max(rounds, 9))
+    return {"demo, decode 512x512: s, median": statistics.median(times["decode"])}
+
+
+PARTS = {"export": export, "startup": startup, "overhead": overhead, "normalization": normalization, "demo": demo}
 
 
 def main() -> None:
@@ -102,10 +150,11 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures there as well")
     args = parser.parse_args()
     figures: dict[str, float] = {}
-    for part in args.parts or PARTS:
-        for name, value in PARTS[part](args.rounds).items():
-            figures[name] = round(value, 4)
-            print(f"{name:60} {value:10.3f}", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        for part in args.parts or PARTS:
+            for name, value in PARTS[part](Path(folder), args.rounds).items():
+                figures[name] = round(value, 4)
+                print(f"{name:62} {value:10.3f}", flush=True)
     if args.json:
         machine = {"cores": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()}
         args.json.write_text(json.dumps({"machine": machine, "figures": figures}, indent=2) + "\n")

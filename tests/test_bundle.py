@@ -691,8 +691,8 @@ def test_worst_value_that_is_not_finite_is_null(bundle: Bundle) -> None:
         (Origin("package", "demo", "0" * 64, "demo"), "--vae demo"),
         (Origin("hub", "mse840k", "0" * 64, "mse840k"), "--vae mse840k"),
         (Origin("hub", "some/repository", "0" * 64, "sd15"), "--vae sd15 --weights some/repository"),
-        (Origin("hub", "some/repository", "0" * 64, None), "--vae some/repository"),
-        (Origin("folder", "/my vae", "0" * 64, None), "--vae '/my vae'"),
+        (Origin("hub", "some/repository", "0" * 64, None), "--vae some/repository --scale 1.0 --shift 0.0"),
+        (Origin("folder", "/my vae", "0" * 64, None), "--vae '/my vae' --scale 1.0 --shift 0.0"),
         (Origin("file", "/a.ckpt", "0" * 64, "sd15"), "--vae sd15 --weights /a.ckpt"),
         (Origin("random", "random:3", None, "sdxl"), "--vae sdxl --weights random:3"),
     ],
@@ -700,10 +700,8 @@ def test_worst_value_that_is_not_finite_is_null(bundle: Bundle) -> None:
 def test_what_to_run_names_the_same_weights(bundle: Bundle, origin: Origin, words: str) -> None:
     manifest = msgspec.structs.replace(bundle.manifest, vae=msgspec.structs.replace(bundle.manifest.vae, origin=origin))
     assert manifest.export_command(Path("out")) == f"vaedeploy export {words} --out out --force"
-    uint8 = msgspec.structs.replace(manifest, image_input="uint8", precision="fp16")
-    assert uint8.export_command(Path("out")) == (
-        f"vaedeploy export {words} --precision fp16 --image-input uint8 --out out --force"
-    )
+    uint8 = msgspec.structs.replace(manifest, image_input="uint8")
+    assert uint8.export_command(Path("out")) == (f"vaedeploy export {words} --image-input uint8 --out out --force")
 
 
 def test_what_to_run_for_modules_is_python(bundle: Bundle) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -107,14 +108,21 @@ def test_outputs_that_lie_otherwise_in_memory_are_kept(photos: list[Photo]) -> N
 
 
 class NotANumber(nn.Module):
-    def forward(self, latent: Tensor) -> Tensor:
-        return torch.log(latent[:, :3] - 1e9)
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, value: Tensor) -> Any:
+        return self.module(value) * torch.nan
 
 
-def test_nan_in_the_reference_is_refused(reference: Reference, photos: list[Photo]) -> None:
-    broken = dataclasses.replace(reference, decoder=NotANumber(), latent=reference.latent)
-    with pytest.raises(ExportError, match=r"^PyTorch (itself )?gives"):
-        compute_golden(broken, photos, SHAPES[:1])
+def test_nan_in_the_reference_is_refused(photos: list[Photo]) -> None:
+    whole = tiny_reference(sampled=False)
+    for part, name in (("encoder", "latent"), ("decoder", "image")):
+        broken = dataclasses.replace(whole, **{part: NotANumber(getattr(whole, part))})
+        with pytest.raises(ExportError) as error:
+            compute_golden(broken, photos, SHAPES[:1])
+        assert str(error.value) == f"PyTorch itself gives NaN or infinity in {name}; the weights are not usable"
 
 
 def test_another_factor_than_the_contract_says_is_refused(photos: list[Photo]) -> None:

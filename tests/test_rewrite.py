@@ -32,12 +32,13 @@ def group_norm(
     back: str = "Shape",
     scalar_gamma: bool = False,
     known_channels: bool = True,
+    reshaped: tuple[int, int, int] | None = None,
 ) -> onnx.ModelProto:
     """GroupNorm as torch's exporter writes it, with weights that are not the default ones."""
     rng = np.random.default_rng(channels)
     column = [channels] + [1] * (rank - 2)
     tensors = {
-        "groups": np.array([0, groups, -1]),
+        "groups": np.array(reshaped or (0, groups, -1)),
         "ones": np.full(groups, inner_scale, np.float32),
         "zeros": np.zeros(groups, np.float32),
         "gamma": np.float32(2) if scalar_gamma else rng.normal(1, 0.5, column).astype(np.float32),
@@ -132,6 +133,7 @@ def test_large_areas_keep_their_digits() -> None:
 
 
 REFUSALS = {
+    "the input is not reshaped to (batch, groups, rest)": {"reshaped": (1, 4, -1)},
     "InstanceNormalization has weights of its own, not 1": {"inner_scale": 2.0},
     "the result is not reshaped back to the input's shape": {"back": "fixed"},
     "scale or bias is not one number a channel": {"scalar_gamma": True},

@@ -40,7 +40,10 @@ def _json(command: Command) -> Command:
 
 def _photos(command: Command) -> Command:
     return click.option(
-        "--photos", type=PATH, metavar="DIR", help="Verify on these photographs instead of scikit-image's."
+        "--photos",
+        type=PATH,
+        metavar="DIR",
+        help="Verify on the first nine photographs there, instead of scikit-image's.",
     )(command)
 
 

@@ -8,7 +8,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, get_args
 
 import msgspec
 import onnx_ir as ir
@@ -19,7 +19,7 @@ from vaedeploy import __version__
 from vaedeploy.errors import ExportError, InputError
 from vaedeploy.graph import Graph
 from vaedeploy.latent import LatentSpec
-from vaedeploy.manifest import Part
+from vaedeploy.manifest import ImageInput, Part
 from vaedeploy.probe import probe_part
 
 if TYPE_CHECKING:
@@ -30,8 +30,6 @@ OPSET = 20
 
 TRACE_BATCH = 2  # 1 would be taken for a constant
 TRACE_LATENT = (8, 12)  # height and width of the traced latent; unlike, so that they are not taken for one number
-
-ImageInput = Literal["float", "uint8"]
 
 log = logging.getLogger("vaedeploy.export")
 

@@ -7,12 +7,13 @@ memory. Everything else is PyTorch's.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
@@ -29,10 +30,14 @@ def call_in_float64(module: Callable[[Tensor], Any], x: Tensor) -> tuple[Tensor,
     """What ``module``, whose weights are float32, gives for ``x`` when it computes in float64: one tensor, or several.
 
     Each float32 tensor that meets an operation is widened first, which is exact, so the module itself is
-    neither copied nor changed.
+    neither copied nor changed. One that changes tensors in place is copied after all, and computes as PyTorch does.
     """
-    with torch.no_grad(), _Float64Arithmetic():
-        result = module(x.double())
+    with torch.no_grad():
+        try:
+            with _Float64Arithmetic():
+                result = module(x.double())
+        except _InPlaceError:
+            result = _call_copy(module, x.double())
     several = result if isinstance(result, tuple) else (result,)
     return tuple((r.whole() if isinstance(r, _Deferred) else r).double().contiguous() for r in several)
 
@@ -41,15 +46,24 @@ WORTHWHILE = 2048
 """Pixels of a batch from which on transforming a kernel of 512 x 512 costs less than it saves."""
 
 
+def _call_copy(module: Callable[[Tensor], Any], x: Tensor) -> Any:
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)  # for the tensors that the module makes itself
+    try:
+        return (copy.deepcopy(module).double() if isinstance(module, nn.Module) else module)(x)
+    finally:
+        torch.set_default_dtype(usual)
+
+
 class _Float64Arithmetic(TorchFunctionMode):
     """The context in which ``call_in_float64`` computes."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if _is_in_place(func):
-            return self._write_back(func, args, kwargs)
+        if _changes_its_argument(func, kwargs):
+            raise _InPlaceError
         if func is F.silu and isinstance(args[0], _Deferred):
-            return args[0].then(F.silu)  # in place or not: nobody else has what was put off
+            return args[0].then(F.silu)
         if func is F.dropout and not kwargs.get("training", True):
             return args[0]
         if func is F.conv2d and not kwargs and _is_plain_3x3(*args):
@@ -70,24 +84,18 @@ class _Float64Arithmetic(TorchFunctionMode):
             return func(*args, **kwargs)
         return _stored(func(*map(_widened, args), **{name: _widened(a) for name, a in kwargs.items()}))
 
-    def _write_back(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """An operation that changes its first argument, and does so even where that one is put off or in float32."""
-        target, *others = args
-        whole = target.whole() if isinstance(target, _Deferred) else target.double()
-        func(whole, *map(_widened, others), **kwargs)
-        if isinstance(target, _Deferred):
-            target.rows = lambda item, first, last: whole[item, :, first:last]
-        else:
-            target.copy_(whole)
-        return target
+
+class _InPlaceError(Exception):
+    """An operation writes to a tensor that others may hold; what was put off or rounded for them would be stale."""
 
 
-def _is_in_place(func: Any) -> bool:
+def _changes_its_argument(func: Any, kwargs: Any) -> bool:
     name = getattr(func, "__name__", "")
-    return name in _IN_PLACE_OPERATORS or (name.endswith("_") and not name.endswith("__"))
+    in_place = name in _IN_PLACE_OPERATORS or (name.endswith("_") and not name.endswith("__"))
+    return in_place or bool(kwargs.get("inplace")) or kwargs.get("out") is not None
 
 
-_IN_PLACE_OPERATORS = ("__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__")
+_IN_PLACE_OPERATORS = ("__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__ipow__")
 
 
 def _widened(value: Any) -> Any:
@@ -181,10 +189,11 @@ def _conv_in_strips(
     groups: int = 1,
 ) -> Tensor:  # fmt: skip
     """``F.conv2d``, some rows at a time, so that what it unfolds stays small."""
-    if isinstance(padding, str) or any(value != 0 for value in _pair(padding)):
+    if isinstance(padding, str):
         whole: Tensor = _stored(F.conv2d(_widened(x), weight, bias, stride, padding, dilation, groups))
         return whole
-    (step, across), (spread, wide) = _pair(stride), _pair(dilation)
+    (step, across), (spread, wide), (above, beside) = _pair(stride), _pair(dilation), _pair(padding)
+    x = F.pad(x, (beside, beside, above, above)) if above or beside else x
     reach = spread * (weight.shape[2] - 1) + 1
     count = (x.shape[2] - reach) // step + 1
     columns = (x.shape[3] - wide * (weight.shape[3] - 1) - 1) // across + 1

@@ -48,25 +48,26 @@ def compute_golden(
     The latent contract is applied here in numpy, apart from the graph's own code, so that a mistake in one shows.
     Raises ExportError where the outputs are not finite or do not have the shapes of the contract.
     """
-    total = float(sum(2 * s.batch * s.height * s.width for s in shapes))
-    done, cases = 0.0, []
+    total = 2 * sum(map(_pixels, shapes))
+    done = 0.0
+    cases: list[GoldenCase] = []
     progress(WHAT, done, total)
     for shape in shapes:
-        photo = crop_batch(photos, shape)
+        photo = crop_batch(photos, shape, first=sum(len(case.photo) for case in cases))
         raw = _run_float64(reference.encoder, photo.transpose(0, 3, 1, 2).astype(np.float32) / np.float32(127.5) - 1)
-        progress(WHAT, done := done + total_of(shape), total)
+        progress(WHAT, done := done + _pixels(shape), total)
         latents = _diffusion_space(raw, reference.latent)
         first = next(iter(latents.values()))
         scale, shift = _vectors(reference.latent)
         (image,) = _run_float64(reference.decoder, first / scale + shift)
-        progress(WHAT, done := done + total_of(shape), total)
+        progress(WHAT, done := done + _pixels(shape), total)
         _check(shape, latents, image, reference.latent)
         cases.append(GoldenCase(shape.name, photo, latents, image.astype(np.float32), shape.round_trip))
     return tuple(cases)
 
 
-def total_of(shape: Shape) -> float:
-    """The pixels of a shape: what its time grows with."""
+def _pixels(shape: Shape) -> float:
+    """What a shape's time grows with."""
     return float(shape.batch * shape.height * shape.width)
 
 
@@ -97,7 +98,7 @@ def read_golden(data: bytes, identity: str) -> tuple[GoldenCase, ...]:
             )
             for row in json.loads(header["cases"])
         )
-    except (safetensors.SafetensorError, KeyError, ValueError) as error:
+    except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
         raise BundleError(f"{NAME} cannot be read: {error!r}. Run: vaedeploy verify BUNDLE --photos DIR") from error
     if header.get("vae_identity") != identity:
         raise BundleError(f"{NAME} is of another VAE: {header.get('vae_identity')}, not {identity}")

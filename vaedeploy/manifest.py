@@ -21,6 +21,8 @@ NAME = "bundle.json"
 
 Part = Literal["encoder", "decoder"]
 Form = Literal["portable", "onnxruntime"]
+ImageInput = Literal["float", "uint8"]
+Precision = Literal["fp32", "fp16", "bf16"]
 Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 
 
@@ -88,8 +90,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     vaedeploy: str
     vae: VaeInfo
     latent: LatentSpec
-    image_input: Literal["float", "uint8"]
-    precision: Literal["fp32", "fp16", "bf16"]
+    image_input: ImageInput
+    precision: Precision
     graphs: dict[Part, dict[Form, str]]
     files: dict[str, FileInfo] = {}
     engines: dict[str, object] = {}
@@ -103,8 +105,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         words = ["vaedeploy", "export", "--vae", origin.preset or origin.location]
         if origin.preset and origin.kind != "package" and origin.location != origin.preset:
             words += ["--weights", origin.location]
-        if self.precision != "fp32":
-            words += ["--precision", self.precision]
+        if origin.preset is None and not isinstance(self.latent.scale, tuple):
+            words += ["--scale", str(self.latent.scale), "--shift", str(self.latent.shift)]
         if self.image_input != "float":
             words += ["--image-input", self.image_input]
         return shlex.join([*words, "--out", str(out), "--force"])

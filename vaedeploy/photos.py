@@ -18,8 +18,8 @@ SAMPLES = ("astronaut", "coffee", "chelsea")
 """Photographs that scikit-image carries: public domain (astronaut, NASA) and CC0."""
 
 
-MOST = 8
-"""Photographs of a folder that are read: more than the largest batch takes would not be looked at."""
+MOST = 9
+"""Photographs of a folder that are read: as many as all shapes together have items, so that each is looked at."""
 
 
 @dataclass(frozen=True)
@@ -64,15 +64,18 @@ def load_photos(folder: str | Path | None = None) -> list[Photo]:
     if not Path(folder).is_dir():
         raise ImageError(f"there is no folder {folder}; give a folder with PNG, JPEG or other pictures in it")
     suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in READ_FORMATS}
-    files = sorted(p for p in Path(folder).glob("*") if p.suffix.lower() in suffixes)
+    files = sorted(p for p in Path(folder).glob("*") if p.suffix.lower() in suffixes and not p.name.startswith("."))
     if not files:
         raise ImageError(f"there is no picture in {folder}; give a folder with PNG, JPEG or other pictures in it")
     return [read_image(path) for path in files[:MOST]]
 
 
-def crop_batch(photos: list[Photo], shape: Shape) -> Photo:
-    """A batch (B, H, W, 3) of ``shape``: the middle of each photograph in turn, enlarged first where it is smaller."""
-    return np.stack([_crop(photos[i % len(photos)], shape.height, shape.width) for i in range(shape.batch)])
+def crop_batch(photos: list[Photo], shape: Shape, first: int = 0) -> Photo:
+    """A batch (B, H, W, 3) of ``shape``: the middle of each photograph in turn, from ``first`` on, enlarged where it
+    is smaller.
+    """
+    turn = range(first, first + shape.batch)
+    return np.stack([_crop(photos[i % len(photos)], shape.height, shape.width) for i in turn])
 
 
 def _crop(photo: Photo, height: int, width: int) -> Photo:

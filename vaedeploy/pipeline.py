@@ -6,15 +6,15 @@ import ctypes
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from numpy.typing import NDArray
 
 from vaedeploy import __version__, golden
 from vaedeploy.bundle import Bundle, create_bundle
-from vaedeploy.errors import VerificationError, WeightsError
-from vaedeploy.manifest import Form, Manifest, Part, VaeInfo, Verification
+from vaedeploy.errors import ExportError, VerificationError, WeightsError
+from vaedeploy.manifest import Form, ImageInput, Manifest, Part, VaeInfo, Verification
 from vaedeploy.photos import load_photos, verification_shapes
 from vaedeploy.progress import Progress, silent
 from vaedeploy.runtime import onnxruntime_cpu
@@ -23,8 +23,6 @@ from vaedeploy.verify import Case, Report, verify_cases
 
 if TYPE_CHECKING:
     from vaedeploy.source import Reference
-
-ImageInput = Literal["float", "uint8"]
 
 PARTS: tuple[Part, ...] = ("encoder", "decoder")
 REPORT = "report/report.json"
@@ -102,18 +100,18 @@ def verify_bundle(
 
     Raises WeightsError where the weights are not the ones that the bundle was made from.
     """
-    from vaedeploy.bundle import Bundle
-
     bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     manifest = bundle.manifest
     files: dict[str, bytes] = {}
     kept = golden.NAME in manifest.files
+    shapes = verification_shapes(manifest.latent.factor)
+    cases: tuple[golden.GoldenCase, ...] = ()
+    origin = KEPT
     if kept and reference is None and weights is None and photos is None:
-        cases, origin = golden.read_golden(bundle.file(golden.NAME).read_bytes(), manifest.vae.identity), KEPT
-    else:
+        cases = golden.read_golden(bundle.file(golden.NAME).read_bytes(), manifest.vae.identity)
+    if {case.name for case in cases} != {shape.name for shape in shapes}:
         reference = reference or _find_reference(manifest, weights, progress)
         _check_identity(bundle, reference)
-        shapes = verification_shapes(manifest.latent.factor)
         cases, origin = golden.compute_golden(reference, load_photos(photos), shapes, progress), FRESH
         files[golden.NAME] = golden.write_golden(cases, manifest.vae.identity)
     report = _judge(manifest, bundle.path, cases, origin, progress)
@@ -180,7 +178,10 @@ def _write_graphs(
         portable = load_graph(folder / names["portable"], part)
         save_form(rewrite_graph(portable), folder / names["onnxruntime"])
         for name in names.values():
-            onnx.checker.check_model(folder / name, full_check=True)
+            try:
+                onnx.checker.check_model(folder / name, full_check=True)
+            except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+                raise ExportError(f"the exporter wrote a faulty graph, {name}: {error}") from error
         graphs[part] = names
     progress("Exporting to ONNX", len(PARTS), len(PARTS))
     _give_memory_back()
@@ -217,15 +218,16 @@ def _judge(
         prepare: Callable[[Any], Any] = to_float if manifest.image_input == "float" else lambda photo: photo
         return verify_cases(
             chosen,
-            lambda photo: runner.run(graphs["encoder"][form], prepare(photo)),
-            lambda latent: runner.run(graphs["decoder"][form], latent),
+            lambda photo: runner.run(graphs["encoder"].get(form, graphs["encoder"]["portable"]), prepare(photo)),
+            lambda latent: runner.run(graphs["decoder"].get(form, graphs["decoder"]["portable"]), latent),
+            precision=manifest.precision,
             form=form,
             progress=tell,
         )
 
     portable = [case for case in cases if case.name in PORTABLE_CASES]
     rows = verified("portable", portable, silent) + verified("onnxruntime", cases, progress)
-    return Report("fp32", origin, onnxruntime_cpu.NAME, rows)
+    return Report(manifest.precision, origin, onnxruntime_cpu.NAME, rows)
 
 
 def _give_memory_back() -> None:

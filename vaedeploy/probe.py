@@ -48,9 +48,11 @@ def probe_part(reference: Reference, part: Part, batch: int, height: int, width:
 
 def _check_tensors(module: nn.Module, who: str) -> None:
     for name, tensor in module.state_dict(keep_vars=True).items():
+        if not isinstance(tensor, Tensor):  # what a module keeps beside its tensors
+            continue
         if tensor.device.type != "cpu":
             raise ExportError(f"{who} is on the device {tensor.device} ({name}); export takes the CPU: call .cpu()")
-        if tensor.dtype.is_floating_point and tensor.dtype.itemsize < 4:
+        if tensor.dtype.is_floating_point and tensor.dtype != torch.float32:
             raise ExportError(f"{who} is in {tensor.dtype} ({name}); export takes float32: call .float()")
 
 
