@@ -50,10 +50,11 @@ def compute_golden(
     """
     total = 2 * sum(map(_pixels, shapes))
     done = 0.0
-    cases: list[GoldenCase] = []
+    cases: dict[str, GoldenCase] = {}
     progress(WHAT, done, total)
-    for shape in shapes:
-        photo = crop_batch(photos, shape, first=sum(len(case.photo) for case in cases))
+    # The largest comes first: what others leave to the allocator would come on top of the memory that it needs.
+    for shape in sorted(shapes, key=_pixels, reverse=True):
+        photo = crop_batch(photos, shape, first=sum(len(case.photo) for case in cases.values()))
         raw = _run_float64(reference.encoder, photo.transpose(0, 3, 1, 2).astype(np.float32) / np.float32(127.5) - 1)
         progress(WHAT, done := done + _pixels(shape), total)
         latents = _diffusion_space(raw, reference.latent)
@@ -62,8 +63,8 @@ def compute_golden(
         (image,) = _run_float64(reference.decoder, first / scale + shift)
         progress(WHAT, done := done + _pixels(shape), total)
         _check(shape, latents, image, reference.latent)
-        cases.append(GoldenCase(shape.name, photo, latents, image.astype(np.float32), shape.round_trip))
-    return tuple(cases)
+        cases[shape.name] = GoldenCase(shape.name, photo, latents, image.astype(np.float32), shape.round_trip)
+    return tuple(cases[shape.name] for shape in shapes)
 
 
 def _pixels(shape: Shape) -> float:
