@@ -78,9 +78,9 @@ class _Float64Arithmetic(TorchFunctionMode):
             return _conv_in_strips(args[0], *map(_widened, args[1:]))
         if func in (Tensor.div, torch.div) and not kwargs and isinstance(args[1], float) and args[1] == 1.0:
             return args[0]
-        if func in (Tensor.add, torch.add) and not kwargs and all(map(_is_stored_small, args)):
+        if func in (Tensor.add, torch.add) and not kwargs and all(map(_is_rounded, args)):
             return func(*args)  # a float32 sum of float32 numbers is the float64 sum, rounded once
-        if func is F.pad and _is_stored_small(args[0]):
+        if func is F.pad and _is_rounded(args[0]):
             return func(*args, **kwargs)
         return _stored(func(*map(_widened, args), **{name: _widened(a) for name, a in kwargs.items()}))
 
@@ -109,7 +109,7 @@ def _stored(value: Any) -> Any:
     return value
 
 
-def _is_stored_small(value: Any) -> bool:
+def _is_rounded(value: Any) -> bool:
     return isinstance(value, Tensor) and value.dtype == torch.float32 and value.numel() > LARGE
 
 

@@ -110,7 +110,9 @@ def verify_bundle(
     if kept and reference is None and weights is None and photos is None:
         cases = golden.read_golden(bundle.file(golden.NAME).read_bytes(), manifest.vae.identity)
     if {case.name for case in cases} != {shape.name for shape in shapes}:
-        reference = reference or _find_reference(manifest, weights, progress)
+        from vaedeploy.source import reload_reference
+
+        reference = reference or reload_reference(manifest.vae.origin, manifest.latent, weights, progress)
         _check_identity(bundle, reference)
         cases, origin = golden.compute_golden(reference, load_photos(photos), shapes, progress), FRESH
         files[golden.NAME] = golden.write_golden(cases, manifest.vae.identity)
@@ -135,20 +137,6 @@ def _reference(
             "a Reference has its weights and its latent contract already; give no weights, scale or shift"
         )
     return vae
-
-
-def _find_reference(manifest: Manifest, weights: str | Path | None, progress: Progress) -> Reference:
-    import dataclasses
-
-    from vaedeploy.source import load_reference, reload_reference
-
-    origin = manifest.vae.origin
-    if weights is None:
-        return reload_reference(origin, manifest.latent, progress)
-    vae, source = (origin.preset, weights) if origin.preset else (weights, None)
-    scale, shift = (v if isinstance(v, float) else None for v in (manifest.latent.scale, manifest.latent.shift))
-    found = load_reference(vae, source, scale=scale, shift=shift, progress=progress)
-    return dataclasses.replace(found, latent=manifest.latent)
 
 
 def _check_identity(bundle: Bundle, reference: Reference) -> None:

@@ -118,20 +118,28 @@ def load_reference(
     return _load(found, plan, scale, shift, progress)
 
 
-def reload_reference(origin: Origin, latent: LatentSpec, progress: Progress = silent) -> Reference:
+def reload_reference(
+    origin: Origin, latent: LatentSpec, weights: str | Path | None = None, progress: Progress = silent
+) -> Reference:
     """The reference that ``origin`` names, with the latent contract that it was exported with.
+
+    weights: where its weights are now, if not where ``origin`` says; that they are the same is left to the caller.
 
     Raises WeightsError where it was made of a user's own modules, or where its weights have changed since.
     """
+    scale, shift = (v if not isinstance(v, tuple) else None for v in (latent.scale, latent.shift))
+    if weights is not None:
+        vae, source = (origin.preset, weights) if origin.preset else (weights, None)
+        found = load_reference(vae, source, scale=scale, shift=shift, progress=progress)
+        return dataclasses.replace(found, latent=latent)
     if origin.kind == "modules":
         raise WeightsError(
             "this VAE was made of PyTorch modules of your own; pass them again: reference= of "
             "vaedeploy.verify_bundle, in Python"
         )
-    scale, shift = (v if not isinstance(v, tuple) else None for v in (latent.scale, latent.shift))
     own = origin.preset is None or origin.kind == "package" or origin.location == get_preset(origin.preset).repository
-    weights = None if own else origin.location
-    reference = load_reference(origin.preset or origin.location, weights, scale=scale, shift=shift, progress=progress)
+    source = None if own else origin.location
+    reference = load_reference(origin.preset or origin.location, source, scale=scale, shift=shift, progress=progress)
     if reference.origin.sha256 != origin.sha256:
         raise WeightsError(
             f"the weights of {origin.location} have changed: sha256 was {origin.sha256}, is {reference.origin.sha256}. "
