@@ -1,6 +1,6 @@
 """Train the small VAEs that the package carries: presets ``demo`` and ``demo-mse``.
 
-    python tools/train_demo_vae.py --kodak DIR --out DIR [--steps N] [--mse-steps N]
+    python tools/train_demo_vae.py --kodak DIR --out DIR [--device cuda] [--batch N] [--steps N] [--mse-steps N]
 
 The run is seeded, saves a checkpoint every few minutes and resumes from it. It ends with
 ``demo.safetensors`` and ``demo-mse.safetensors`` (fp16) and their model cards in ``--out``.
@@ -73,8 +73,8 @@ SKLEARN_PHOTOS = ("china.jpg", "flower.jpg")
 
 
 def to_tensor(picture: np.ndarray) -> Tensor:
-    """(H, W, 3) uint8 -> (3, H, W) float32 in [-1, 1]."""
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 127.5 - 1
+    """(H, W, 3) uint8 -> (3, H, W) float32 in [-1, 1], on the default device."""
+    return torch.tensor(picture).permute(2, 0, 1).float() / 127.5 - 1
 
 
 def load_kodak(folder: Path, numbers: range) -> list[Tensor]:
@@ -110,7 +110,7 @@ def random_crops(photos: list[Tensor], size: int, count: int, rng: np.random.Gen
         crop = photos[index][:, top : top + size, left : left + size]
         crop = torch.rot90(crop, int(rng.integers(4)), (1, 2))
         if rng.random() < 0.3:  # other exposures: contrast and brightness, each colour a little differently
-            gain = torch.from_numpy(rng.uniform(0.6, 1.2) * rng.uniform(0.92, 1.08, (3, 1, 1))).float()
+            gain = torch.tensor(rng.uniform(0.6, 1.2) * rng.uniform(0.92, 1.08, (3, 1, 1)), dtype=torch.float32)
             crop = (crop * gain + float(rng.uniform(-0.2, 0.2))).clamp(-1, 1)
         crops.append(crop.flip(2) if rng.random() < 0.5 else crop)
     return torch.stack(crops)
@@ -296,18 +296,19 @@ def psnr(vae: AutoencoderKL, photos: list[Tensor]) -> list[float]:
 
 @dataclass
 class Stage:
-    """One run of the optimiser: its name, its trained part, its length and its highest learning rate."""
+    """One run of the optimiser: its name, its length, its highest learning rate and its 96x96 crops a step."""
 
     name: str
     steps: int
     rate: float
+    batch: int
 
 
-def crop_plan(progress: float) -> tuple[int, int]:
-    """(crop size, batch): small crops first; larger ones at the end, for attention and normalisation."""
+def crop_plan(progress: float, batch: int) -> tuple[int, int]:
+    """(crop size, count): ``batch`` small crops first; larger ones at the end, for attention and normalisation."""
     if progress < 0.6:
-        return 96, 8
-    return (128, 5) if progress < 0.85 else (256, 2)
+        return 96, batch
+    return (128, batch * 5 // 8) if progress < 0.85 else (256, batch // 4)
 
 
 def stage_loss(stage: Stage, vae: AutoencoderKL, x: Tensor) -> Tensor:
@@ -333,7 +334,7 @@ def train(
     optimizer = torch.optim.AdamW(parameters, lr=stage.rate, betas=(0.9, 0.98), weight_decay=1e-3)
     first = 0
     if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
+        state = torch.load(checkpoint, weights_only=True, map_location=photos[0].device)
         vae.load_state_dict(state["vae"])
         average.load_state_dict(state["average"])
         optimizer.load_state_dict(state["optimizer"])
@@ -345,22 +346,22 @@ def train(
         warm, progress = min(1.0, (step + 1) / 200), step / stage.steps
         for group in optimizer.param_groups:
             group["lr"] = stage.rate * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
-        loss = stage_loss(stage, vae, random_crops(photos, *crop_plan(progress), rng))
+        loss = stage_loss(stage, vae, random_crops(photos, *crop_plan(progress, stage.batch), rng))
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 0.5)
         optimizer.step()
-        losses.append(loss.item())
+        losses.append(loss.detach())  # not .item(): a GPU would have to be waited for
         decay = min(0.998, (step + 1) / (step + 10))
         with torch.no_grad():
-            for a, p in zip(average.parameters(), vae.parameters(), strict=True):
-                a.lerp_(p, 1 - decay)
+            torch._foreach_lerp_([*average.parameters()], [*vae.parameters()], 1 - decay)
         done = step + 1
         if done % 250 == 0 or done == stage.steps:
             scores = " ".join(f"{v:.2f}" for v in psnr(average, judges))
+            loss = torch.stack(losses[-250:]).mean()
             pace = (time.monotonic() - started) / (done - first)
             print(
-                f"{stage.name} {done:6d}  loss {np.mean(losses[-250:]):.5f}  kodim15/16 {scores} dB  {pace:.2f} s/step",
+                f"{stage.name} {done:6d}  loss {loss:.5f}  kodim15/16 {scores} dB  {pace:.2f} s/step",
                 flush=True,
             )
             state = {
@@ -389,10 +390,14 @@ def latent_contract(vae: AutoencoderKL, photos: list[Tensor]) -> tuple[float, fl
     return round(1 / values.std().item(), 4), round(values.mean().item(), 4)
 
 
+def device_name(device: str) -> str:
+    return torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else device
+
+
 def save(name: str, vae: AutoencoderKL, out: Path, facts: dict[str, object]) -> None:
     """NAME.safetensors in fp16, and NAME.json with what is known of its training, for the model card."""
     out.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.half().contiguous() for k, v in vae.state_dict().items()}, out / f"{name}.safetensors")
+    save_file({k: v.half().contiguous().cpu() for k, v in vae.state_dict().items()}, out / f"{name}.safetensors")
     (out / f"{name}.json").write_text(json.dumps(facts, indent=2) + "\n")
 
 
@@ -403,10 +408,13 @@ def main() -> None:
     parser.add_argument("--linear-steps", type=int, default=3000)
     parser.add_argument("--steps", type=int, default=5000, help="of the stage demo")
     parser.add_argument("--mse-steps", type=int, default=1500, help="of the stage demo-mse")
+    parser.add_argument("--batch", type=int, default=8, help="96x96 crops a step; later, larger ones are fewer")
     parser.add_argument("--rate", type=float, default=6e-4)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
+    torch.set_default_device(args.device)
     torch.manual_seed(args.seed)
     rng = np.random.default_rng(args.seed)
     photos, judges = training_photos(args.kodak), load_kodak(args.kodak, range(15, 17))
@@ -414,7 +422,7 @@ def main() -> None:
     vae = AutoencoderKL(**{k: v for k, v in CONFIG.items() if k != "_class_name"})
     start = args.out / "linear.pt"
     if start.exists():
-        vae.load_state_dict(torch.load(start, weights_only=True))
+        vae.load_state_dict(torch.load(start, weights_only=True, map_location=args.device))
     else:
         zero_residual_branches(vae)
         start_encoder(vae, photos, rng)
@@ -423,11 +431,16 @@ def main() -> None:
     print("linear start: kodim15/16", " ".join(f"{v:.2f}" for v in psnr(vae, judges)), "dB", flush=True)
     vae = vae.to(memory_format=torch.channels_last)
 
-    for stage in (Stage("demo", args.steps, args.rate), Stage("demo-mse", args.mse_steps, args.rate / 2)):
+    stages = (
+        Stage("demo", args.steps, args.rate, args.batch),
+        Stage("demo-mse", args.mse_steps, args.rate / 2, args.batch),
+    )
+    for stage in stages:
         vae = train(stage, vae, photos, judges, args.out / f"{stage.name}.pt", args.seed)
         scale, shift = latent_contract(vae, photos[:14])
         vae.register_to_config(scaling_factor=scale, shift_factor=shift)
-        facts = {"steps": stage.steps, "rate": stage.rate, "seed": args.seed, "scale": scale, "shift": shift}
+        facts = {"steps": stage.steps, "batch": stage.batch, "rate": stage.rate, "seed": args.seed}
+        facts |= {"scale": scale, "shift": shift, "torch": torch.__version__, "device": device_name(args.device)}
         save(stage.name, vae, args.out, facts | {"psnr_kodim15_16": psnr(vae.half().float(), judges)})
 
 
