@@ -29,6 +29,14 @@ def save_graph(graph: Graph, path: Path) -> None:
     ir.save(graph.model, path, external_data=f"{path.name}.data")
 
 
+def release_weights(graph: Graph) -> None:
+    """Let go of the weights of a graph that is saved. The exporter keeps the graph that it made last, and with it would
+    keep the module's memory.
+    """
+    for value in graph.model.graph.initializers.values():
+        value.const_value = None
+
+
 def save_form(graph: Graph, path: Path) -> None:
     """Write another form of a graph loaded from ``path``'s directory; tensors that are on disk there are shared."""
     ir.save(graph.model, path)

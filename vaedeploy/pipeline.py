@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +13,7 @@ from vaedeploy import __version__, golden
 from vaedeploy.bundle import Bundle, create_bundle
 from vaedeploy.errors import ExportError, VerificationError, WeightsError
 from vaedeploy.manifest import Form, ImageInput, Manifest, Part, VaeInfo, Verification
+from vaedeploy.memory import collect_garbage
 from vaedeploy.photos import load_photos, verification_shapes
 from vaedeploy.progress import Progress, silent
 from vaedeploy.runtime import onnxruntime_cpu
@@ -155,14 +154,16 @@ def _write_graphs(
     import onnx
 
     from vaedeploy.export import trace_graph
-    from vaedeploy.graph import load_graph, save_form, save_graph
+    from vaedeploy.graph import load_graph, release_weights, save_form, save_graph
     from vaedeploy.rewrite import rewrite_graph
 
     graphs: dict[Part, dict[Form, str]] = {}
     for done, part in enumerate(PARTS):
         progress("Exporting to ONNX", done, len(PARTS))
         names: dict[Form, str] = {"portable": f"{part}.onnx", "onnxruntime": f"{part}.ort.onnx"}
-        save_graph(trace_graph(reference, part, image_input=image_input), folder / names["portable"])
+        traced = trace_graph(reference, part, image_input=image_input)
+        save_graph(traced, folder / names["portable"])
+        release_weights(traced)
         portable = load_graph(folder / names["portable"], part)
         save_form(rewrite_graph(portable), folder / names["onnxruntime"])
         for name in names.values():
@@ -172,7 +173,7 @@ def _write_graphs(
                 raise ExportError(f"the exporter wrote a faulty graph, {name}: {error}") from error
         graphs[part] = names
     progress("Exporting to ONNX", len(PARTS), len(PARTS))
-    _give_memory_back()
+    collect_garbage()
     return graphs
 
 
@@ -199,7 +200,7 @@ def _judge(
     progress: Progress,
 ) -> Report:
     """The form that the runtime uses at every case, and the portable form at ``PORTABLE_CASES``."""
-    _give_memory_back()
+    collect_garbage()
     runner, graphs = _OneSession(folder), manifest.graphs
 
     def verified(form: Form, chosen: Sequence[golden.GoldenCase], tell: Progress) -> tuple[Case, ...]:
@@ -216,12 +217,6 @@ def _judge(
     portable = [case for case in cases if case.name in PORTABLE_CASES]
     rows = verified("portable", portable, silent) + verified("onnxruntime", cases, progress)
     return Report(manifest.precision, origin, onnxruntime_cpu.NAME, rows)
-
-
-def _give_memory_back() -> None:
-    """Hand to the system what was freed: glibc keeps it for the threads that had it, where others cannot use it."""
-    with suppress(OSError, AttributeError):  # another C library: nothing to do
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def _manifest(reference: Reference, graphs: dict[Part, dict[Form, str]], image_input: ImageInput) -> Manifest:
