@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import json
 import shutil
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 import torch
+from inflation import INFLATIONS, inflate
 from PIL import Image
 from safetensors.numpy import load_file
 from tiny_modules import TinyDecoder, tiny_reference
 from torch import Tensor, nn
 
 from vaedeploy.bundle import Bundle, check_bundle, create_bundle
-from vaedeploy.errors import ExportError, OutputError, VerificationError, WeightsError
+from vaedeploy.errors import ExportError, InputError, OutputError, VerificationError, WeightsError
 from vaedeploy.latent import LatentSpec
+from vaedeploy.manifest import Form, Precision
 from vaedeploy.photos import load_photos
 from vaedeploy.pipeline import export_vae, verify_bundle
 from vaedeploy.runtime import VAE
 from vaedeploy.runtime.vae import UnverifiedBundleWarning
-from vaedeploy.source import Reference
+from vaedeploy.source import Reference, load_reference
 
 STAGES = ("Exporting to ONNX", "Computing the float64 reference", "Verifying")
 
@@ -48,6 +51,7 @@ def test_the_bundle_holds_what_the_design_says(exported: Bundle, reference: Refe
     assert exported.verified
     assert set(exported.manifest.files) == {
         *(f"{part}{end}" for part in ("encoder", "decoder") for end in (".onnx", ".onnx.data", ".ort.onnx")),
+        "calibration.json",
         "golden.safetensors",
         "report/report.json",
     }
@@ -254,3 +258,68 @@ def test_full_size(tmp_path: Path) -> None:
     # The goal, four times under the limit: what the two-stage normalisation is for.
     assert max(case["rel_l2"] for case in report["cases"] if case["part"] != "round trip") < 5e-6
     assert bundle.file("golden.safetensors").stat().st_size < 10_000_000
+
+
+@pytest.mark.parametrize(
+    ("precision", "form", "data"), [("fp16", "onnxruntime", "FLOAT16"), ("bf16", "tensorrt", "BFLOAT16")]
+)
+def test_half_precision(reference: Reference, tmp_path: Path, precision: Precision, form: Form, data: str) -> None:
+    made = export_vae(reference, out=tmp_path / "half", precision=precision)
+    assert made.verified
+    assert made.manifest.precision == precision
+    assert made.manifest.export_command(tmp_path).startswith("vaedeploy.export_vae")
+    for part in ("encoder", "decoder"):
+        path = made.graph(part, form)
+        model = onnx.load(path)
+        assert getattr(onnx.TensorProto, data) in {tensor.data_type for tensor in model.graph.initializer}
+        assert {value.type.tensor_type.elem_type for value in model.graph.input} == {onnx.TensorProto.FLOAT}
+        assert made.manifest.rewrites[path.name][f"lower_precision({precision})"] > 0
+        portable = onnx.load(made.graph(part))
+        assert {t.data_type for t in portable.graph.initializer} <= {onnx.TensorProto.FLOAT, onnx.TensorProto.INT64}
+    report = json.loads((made.path / "report" / "report.json").read_text())
+    assert f"{form}, emulated {precision}" in {case["form"] for case in report["cases"]}
+    again = verify_bundle(made)
+    assert again.passed
+    assert len(again.cases) == len(report["cases"])
+    with VAE(made.path) as vae:
+        photo = np.zeros((8 * 2, 8 * 3, 3), np.uint8)
+        assert vae.decode(vae.encode(photo)).shape[0] == 1
+
+
+def test_graphs_are_left_alone_on_request(reference: Reference, tmp_path: Path) -> None:
+    made = export_vae(reference, out=tmp_path / "plain", rewrite=False)
+    assert made.manifest.rewrites == {}
+    assert {part: list(forms) for part, forms in made.manifest.graphs.items()} == {
+        "encoder": ["portable"],
+        "decoder": ["portable"],
+    }
+    assert {case.name for case in verify_bundle(made).cases} >= {"smallest", "odd", "large"}
+
+
+def test_unknown_precision(reference: Reference, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^precision is 'int8'; it must be one of fp32, fp16, bf16$"):
+        export_vae(reference, out=tmp_path / "x", precision="int8")  # type: ignore[arg-type]
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.slow
+def test_an_inflated_vae_does_not_turn_black(tmp_path: Path) -> None:
+    """Real weights, multiplied so that fp16 overflows everywhere: scaled back, they are as good as they ever were."""
+    errors = {}
+    for name, factors in {"as it is": ([1.0], [1.0]), **INFLATIONS}.items():
+        vae = load_reference("demo")
+        for half in (vae.encoder, vae.decoder):
+            inflate(half, *map(cycle, factors))
+        made = export_vae(vae, out=tmp_path / name.replace(" ", "-"), precision="fp16")
+        assert made.verified
+        scaled = made.manifest.rewrites["decoder.ort.onnx"]["rescale"]
+        assert bool(scaled) == (name != "as it is")
+        report = json.loads((made.path / "report" / "report.json").read_text())
+        emulated = [c["rel_l2"] for c in report["cases"] if "emulated" in c["form"] and c["part"] == "decoder"]
+        errors[name] = max(emulated)
+    # A power of two loses nothing; other factors are a different rounding of the weights.
+    assert errors["2^17 everywhere"] <= 1.1 * errors["as it is"]
+    assert errors["not powers of two"] <= 1.5 * errors["as it is"]
+    with pytest.raises(InputError, match="beyond float16's range"):
+        export_vae(vae, out=tmp_path / "black", precision="fp16", rewrite=False)
+    assert not (tmp_path / "black").exists()

@@ -71,6 +71,13 @@ def cli(verbose: bool) -> None:
 )
 @click.option("--out", type=PATH, metavar="DIR", help="Where the bundle goes. [default: the VAE's name]")
 @click.option(
+    "--precision",
+    type=click.Choice(["fp32", "fp16", "bf16"]),
+    default="fp32",
+    show_default=True,
+    help="Of the graphs that are run. Inputs and outputs stay float32.",
+)
+@click.option(
     "--image-input",
     type=click.Choice(["float", "uint8"]),
     default="float",
@@ -80,9 +87,10 @@ def cli(verbose: bool) -> None:
 @click.option("--scale", type=float, metavar="X", help="The latent's scale, where the model does not state it.")
 @click.option("--shift", type=float, metavar="X", help="The latent's shift, where the model does not state it.")
 @_photos
+@click.option("--no-rewrite", is_flag=True, help="Leave the graphs as PyTorch exports them.")
 @click.option("--no-verify", is_flag=True, help="Leave the bundle unverified.")
 @click.option("--force", is_flag=True, help="Replace a bundle that is there.")
-def export(no_verify: bool, **options: Any) -> None:
+def export(no_rewrite: bool, no_verify: bool, **options: Any) -> None:
     """Make a bundle from a VAE's weights, and verify it.
 
     The bundle has an ONNX encoder and decoder, compared with PyTorch on photographs.
@@ -92,11 +100,12 @@ def export(no_verify: bool, **options: Any) -> None:
     Example:
       vaedeploy export --vae mse840k --out mse840k
       vaedeploy export --vae mse840k --weights my-finetune.safetensors --out mine
+      vaedeploy export --vae sdxl --precision fp16 --out sdxl-fp16
     """
     from vaedeploy.pipeline import export_vae
 
     with terminal.progress_display() as progress:
-        bundle = export_vae(verify=not no_verify, progress=progress, **options)
+        bundle = export_vae(rewrite=not no_rewrite, verify=not no_verify, progress=progress, **options)
     terminal.show(str(bundle.path))
 
 

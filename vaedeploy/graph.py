@@ -37,9 +37,13 @@ def release_weights(graph: Graph) -> None:
         value.const_value = None
 
 
-def save_form(graph: Graph, path: Path) -> None:
-    """Write another form of a graph loaded from ``path``'s directory; tensors that are on disk there are shared."""
-    ir.save(graph.model, path)
+def save_form(graph: Graph, path: Path, *, shared: bool = True) -> None:
+    """Write another form of a graph loaded from ``path``'s directory.
+
+    shared: tensors that are on disk there are referred to, and the few others lie in the file itself. Otherwise every
+    weight is written to ``path`` + ``.data``.
+    """
+    ir.save(graph.model, path, external_data=None if shared else f"{path.name}.data")
 
 
 def load_graph(path: Path, part: Part) -> Graph:

@@ -20,7 +20,8 @@ NAME = "bundle.json"
 """The manifest's place in a bundle."""
 
 Part = Literal["encoder", "decoder"]
-Form = Literal["portable", "onnxruntime"]
+PARTS: tuple[Part, ...] = ("encoder", "decoder")
+Form = Literal["portable", "onnxruntime", "tensorrt"]
 ImageInput = Literal["float", "uint8"]
 Precision = Literal["fp32", "fp16", "bf16"]
 Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
@@ -81,6 +82,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """The contents of ``bundle.json``.
 
     graphs: part -> form -> file name. Every part has the form ``portable``.
+    rewrites: file name of a graph -> what was done to make it from the portable one: rule -> places that it changed.
     files: every file of the bundle but ``bundle.json`` itself, by its path with forward slashes.
     engines: empty in this version.
     verification: None where none was run since the graphs were made.
@@ -93,6 +95,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     image_input: ImageInput
     precision: Precision
     graphs: dict[Part, dict[Form, str]]
+    rewrites: dict[str, dict[str, int]] = {}
     files: dict[str, FileInfo] = {}
     engines: dict[str, object] = {}
     verification: Verification | None = None
@@ -107,6 +110,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             words += ["--weights", origin.location]
         if origin.preset is None and not isinstance(self.latent.scale, tuple):
             words += ["--scale", str(self.latent.scale), "--shift", str(self.latent.shift)]
+        if self.precision != "fp32":
+            words += ["--precision", self.precision]
         if self.image_input != "float":
             words += ["--image-input", self.image_input]
         return shlex.join([*words, "--out", str(out), "--force"])

@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, get_args
 
 import msgspec
-from numpy.typing import NDArray
 
 from vaedeploy import __version__, golden
 from vaedeploy.bundle import Bundle, create_bundle
-from vaedeploy.errors import ExportError, VerificationError, WeightsError
-from vaedeploy.manifest import Form, ImageInput, Manifest, Part, VaeInfo, Verification
+from vaedeploy.errors import InputError, VerificationError, WeightsError
+from vaedeploy.forms import graph_names, measure, write_forms, write_portable
+from vaedeploy.judge import judge
+from vaedeploy.manifest import ImageInput, Manifest, Precision, VaeInfo, Verification
 from vaedeploy.memory import collect_garbage
 from vaedeploy.photos import load_photos, verification_shapes
 from vaedeploy.progress import Progress, silent
 from vaedeploy.runtime import onnxruntime_cpu
-from vaedeploy.runtime.arrays import to_float
-from vaedeploy.verify import Case, Report, verify_cases
+from vaedeploy.verify import Report
 
 if TYPE_CHECKING:
     from vaedeploy.source import Reference
 
-PARTS: tuple[Part, ...] = ("encoder", "decoder")
 REPORT = "report/report.json"
-PORTABLE_CASES = ("odd",)
-"""The cases that the portable graphs run as well. They are engines' starting point and never run by the runtime, so
-one small case with every size unlike is enough; ONNX Runtime would miss the fp32 limit on them at 512x512.
-"""
 
 FRESH = "PyTorch in float64"
 KEPT = f"PyTorch in float64, computed earlier and kept in {golden.NAME}"
@@ -39,7 +33,9 @@ def export_vae(
     *,
     out: str | Path | None = None,
     weights: str | Path | None = None,
+    precision: Precision = "fp32",
     image_input: ImageInput = "float",
+    rewrite: bool = True,
     scale: float | None = None,
     shift: float | None = None,
     force: bool = False,
@@ -52,28 +48,42 @@ def export_vae(
     vae: a preset's name, a path to a VAE of its own, or a ``Reference`` of your own modules.
     out: where the bundle goes; the VAE's name in the current directory unless given.
     weights, scale, shift: see ``load_reference``. image_input: what the encoder takes, see ``Graph``.
+    precision: of the graphs that are run; the portable ones are always fp32. rewrite: apply the exact rewrites.
     force: replace a bundle that is there. verify: prove it; without, it is marked unverified.
     photos: a folder of photographs to verify on, instead of those that scikit-image carries.
 
     Raises VerificationError, with its report, where a limit is missed: the bundle is there then, marked unverified.
     Whatever else is raised, nothing is left behind and what was at ``out`` is as it was.
     """
-    if verify:
+    if precision not in get_args(Precision):
+        raise InputError(f"precision is {precision!r}; it must be one of {', '.join(get_args(Precision))}")
+    calibrated = verify or (precision == "fp16" and rewrite)
+    if calibrated:
         onnxruntime_cpu.load_library()  # to fail before the long work, not after it
-    pictures = load_photos(photos) if verify else []
+    pictures = load_photos(photos) if calibrated else []
     reference: Reference | None = None
     if out is None:  # the place is known only once the VAE is; otherwise it is checked first
         reference = _reference(vae, weights, scale, shift, progress)
         out = reference.name
     with create_bundle(out, force) as draft:
         reference = reference or _reference(vae, weights, scale, shift, progress)
-        manifest = _manifest(reference, _write_graphs(reference, draft.path, image_input, progress), image_input)
-        report = None
+        write_portable(reference, draft.path, image_input, progress)
+        collect_garbage()
+        manifest = _manifest(reference, precision, image_input)
+        cases: tuple[golden.GoldenCase, ...] = ()
         if verify:
             cases = golden.compute_golden(reference, pictures, verification_shapes(reference.latent.factor), progress)
             (draft.path / golden.NAME).write_bytes(golden.write_golden(cases, reference.identity))
-            reference = None  # and with it the weights: ONNX Runtime needs the memory
-            report = _judge(manifest, draft.path, cases, FRESH, progress)
+        reference = None  # and with it the weights: ONNX Runtime needs the memory
+        collect_garbage()
+        calibration = None
+        if calibrated:
+            calibration = measure(draft.path, pictures, manifest.latent.factor, image_input, progress)
+        applied = write_forms(draft.path, precision, calibration, rewrite)
+        manifest = msgspec.structs.replace(manifest, graphs=graph_names(draft.path), rewrites=applied)
+        report = None
+        if verify:
+            report = judge(manifest, draft.path, cases, FRESH, progress)
             (draft.path / REPORT).parent.mkdir()
             (draft.path / REPORT).write_bytes(report.to_json())
             manifest = msgspec.structs.replace(manifest, verification=_summary(report))
@@ -115,7 +125,7 @@ def verify_bundle(
         _check_identity(bundle, reference)
         cases, origin = golden.compute_golden(reference, load_photos(photos), shapes, progress), FRESH
         files[golden.NAME] = golden.write_golden(cases, manifest.vae.identity)
-    report = _judge(manifest, bundle.path, cases, origin, progress)
+    report = judge(manifest, bundle.path, cases, origin, progress)
     bundle.update(verification=_summary(report), files=files | {REPORT: report.to_json()})
     return report
 
@@ -147,86 +157,15 @@ def _check_identity(bundle: Bundle, reference: Reference) -> None:
         )
 
 
-def _write_graphs(
-    reference: Reference, folder: Path, image_input: ImageInput, progress: Progress
-) -> dict[Part, dict[Form, str]]:
-    """Trace, rewrite, check and write both parts; returns the manifest's table of them."""
-    import onnx
-
-    from vaedeploy.export import trace_graph
-    from vaedeploy.graph import load_graph, release_weights, save_form, save_graph
-    from vaedeploy.rewrite import rewrite_graph
-
-    graphs: dict[Part, dict[Form, str]] = {}
-    for done, part in enumerate(PARTS):
-        progress("Exporting to ONNX", done, len(PARTS))
-        names: dict[Form, str] = {"portable": f"{part}.onnx", "onnxruntime": f"{part}.ort.onnx"}
-        traced = trace_graph(reference, part, image_input=image_input)
-        save_graph(traced, folder / names["portable"])
-        release_weights(traced)
-        portable = load_graph(folder / names["portable"], part)
-        save_form(rewrite_graph(portable), folder / names["onnxruntime"])
-        for name in names.values():
-            try:
-                onnx.checker.check_model(folder / name, full_check=True)
-            except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-                raise ExportError(f"the exporter wrote a faulty graph, {name}: {error}") from error
-        graphs[part] = names
-    progress("Exporting to ONNX", len(PARTS), len(PARTS))
-    collect_garbage()
-    return graphs
-
-
-class _OneSession:
-    """Runs the graphs in a folder, holding one of them at a time: two full-size ones need not be in memory at once."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.session: onnxruntime_cpu.Session | None = None
-
-    def run(self, graph: str, value: NDArray[Any]) -> dict[str, NDArray[Any]]:
-        if self.session is None or self.session.graph != self.folder / graph:
-            self.session = None
-            self.session = onnxruntime_cpu.Session(self.folder / graph)
-        names = self.session.outputs
-        return dict(zip(names, self.session.run(names, {self.session.inputs[0]: value}), strict=True))
-
-
-def _judge(
-    manifest: Manifest,
-    folder: Path,
-    cases: Sequence[golden.GoldenCase],
-    origin: str,
-    progress: Progress,
-) -> Report:
-    """The form that the runtime uses at every case, and the portable form at ``PORTABLE_CASES``."""
-    collect_garbage()
-    runner, graphs = _OneSession(folder), manifest.graphs
-
-    def verified(form: Form, chosen: Sequence[golden.GoldenCase], tell: Progress) -> tuple[Case, ...]:
-        prepare: Callable[[Any], Any] = to_float if manifest.image_input == "float" else lambda photo: photo
-        return verify_cases(
-            chosen,
-            lambda photo: runner.run(graphs["encoder"].get(form, graphs["encoder"]["portable"]), prepare(photo)),
-            lambda latent: runner.run(graphs["decoder"].get(form, graphs["decoder"]["portable"]), latent),
-            precision=manifest.precision,
-            form=form,
-            progress=tell,
-        )
-
-    portable = [case for case in cases if case.name in PORTABLE_CASES]
-    rows = verified("portable", portable, silent) + verified("onnxruntime", cases, progress)
-    return Report(manifest.precision, origin, onnxruntime_cpu.NAME, rows)
-
-
-def _manifest(reference: Reference, graphs: dict[Part, dict[Form, str]], image_input: ImageInput) -> Manifest:
+def _manifest(reference: Reference, precision: Precision, image_input: ImageInput) -> Manifest:
+    """What is known before the graphs are written."""
     return Manifest(
         vaedeploy=__version__,
         vae=VaeInfo(reference.name, reference.identity, reference.architecture, reference.licence, reference.origin),
         latent=reference.latent,
         image_input=image_input,
-        precision="fp32",
-        graphs=graphs,
+        precision=precision,
+        graphs={},
     )
 
 

@@ -2,20 +2,78 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
 import onnx_ir as ir
 
 from vaedeploy.graph import Graph
-from vaedeploy.rewrite.normalization import two_stage_normalization
+from vaedeploy.manifest import Precision
+from vaedeploy.rewrite.attention import chunk_attention
+from vaedeploy.rewrite.normalization import split_means
+from vaedeploy.rewrite.outcome import Outcome, Refusal
+from vaedeploy.rewrite.padding import fold_padding
+from vaedeploy.rewrite.precision import Underflow, lower_precision
+from vaedeploy.rewrite.rescale import rescale
+from vaedeploy.rewrite.upsample import UpsampleForm, fold_upsampling
 
-__all__ = ["rewrite_graph"]
+__all__ = ["Outcome", "Refusal", "Rewritten", "Target", "Underflow", "rewrite_graph"]
+
+Target = Literal["onnxruntime", "tensorrt"]
+
+UPSAMPLING: dict[Target, UpsampleForm] = {"onnxruntime": "convolutions", "tensorrt": "transposed"}
+"""The faster form in ONNX Runtime on the CPU; the one for which TensorRT-RTX plans less scratch memory."""
 
 
-def rewrite_graph(graph: Graph) -> Graph:
-    """The form of ``graph`` that ONNX Runtime runs at the precision that fp32 promises. ``graph`` is not changed."""
+@dataclass(frozen=True)
+class Rewritten:
+    """A graph after the rules, what each of them did, in their order, and the weights that lost numbers to zero."""
+
+    graph: Graph
+    outcomes: tuple[Outcome, ...]
+    underflows: tuple[Underflow, ...] = ()
+
+
+def rewrite_graph(
+    graph: Graph,
+    target: Target = "onnxruntime",
+    precision: Precision = "fp32",
+    *,
+    maxima: Mapping[str, float] | None = None,
+    rules: bool = True,
+) -> Rewritten:
+    """The form of a float32 ``graph`` that ``target`` runs best, in ``precision``. ``graph`` is not changed.
+
+    maxima: tensor -> largest magnitude (see ``calibrate``), for fp16: without them nothing is rescaled. rules: False
+    for the lowering alone.
+
+    Raises InputError where the graph cannot be lowered, as ``lower_precision`` says.
+    """
     model = graph.model.clone()
-    two_stage_normalization.apply_to_model(model)
+    outcomes: list[Outcome] = []
+    keep_fp32: frozenset[str] = frozenset()
+    underflows: tuple[Underflow, ...] = ()
+    if rules and precision == "fp16" and maxima is not None:
+        # First, since the maxima are those of this graph's tensors.
+        scaled = rescale(model, maxima)
+        outcomes, keep_fp32 = [scaled.outcome], scaled.keep_fp32
+    if rules:
+        outcomes += [fold_padding(model), fold_upsampling(model, UPSAMPLING[target])]
+        if target == "onnxruntime":
+            outcomes.append(split_means(model))
+    if precision != "fp32":
+        lowering = lower_precision(model, precision, keep_fp32=_present(model, keep_fp32))
+        outcomes, underflows = [*outcomes, lowering.outcome], lowering.underflows
+    if rules and target == "onnxruntime":
+        outcomes.append(chunk_attention(model))  # last: it puts nodes into a loop, where other rules do not look
     _remove_unused(model)
-    return Graph(model, graph.part)
+    return Rewritten(Graph(model, graph.part), tuple(outcomes), underflows)
+
+
+def _present(model: ir.Model, names: frozenset[str]) -> frozenset[str]:
+    """Those of ``names`` whose nodes the rules have left."""
+    return names & {str(node.name) for node in model.graph}
 
 
 def _remove_unused(model: ir.Model) -> None:

@@ -18,9 +18,11 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from onnxscript.rewriter import MatchResult, RewriteRuleClassBase
+from onnxscript.rewriter import MatchingTracer, MatchResult, MatchStatus, RewriteRuleClassBase
 
-__all__ = ["two_stage_normalization"]
+from vaedeploy.rewrite.outcome import Outcome, Refusal
+
+__all__ = ["split_means"]
 
 
 class _TwoStageNormalization(RewriteRuleClassBase):
@@ -82,5 +84,22 @@ def _is_shape_of(shape: ir.Value, x: ir.Value) -> bool:
     return "end" not in node.attributes and node.attributes.get_int("start", 0) == 0
 
 
-two_stage_normalization = _TwoStageNormalization.rule()  # type: ignore[no-untyped-call]
-"""The rule, for ``onnxscript.rewriter``."""
+class _Refusals(MatchingTracer):
+    """Keeps the places where the pattern was found and ``check`` said no."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: dict[str, Refusal] = {}
+
+    def log(self, rule: Any, container: Any, node: ir.Node, match_result: MatchResult, status: MatchStatus) -> None:
+        if status == MatchStatus.CONDITION_FAILED:
+            self.found[str(node.name)] = Refusal(str(node.name), match_result.reason)
+
+
+def split_means(model: ir.Model) -> Outcome:
+    """Take the means of each group normalisation in two stages; ``model`` is changed."""
+    rule = _TwoStageNormalization.rule()  # type: ignore[no-untyped-call]
+    matches = rule.apply_to_model(model)
+    refusals = _Refusals()
+    rule.apply_to_model(model, tracer=refusals)  # changes nothing, and finds only what is left
+    return Outcome("split_means", matches, tuple(refusals.found.values()))

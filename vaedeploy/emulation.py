@@ -1,0 +1,153 @@
+"""Half precision on the CPU: a float16 or bfloat16 graph run in float32, with every tensor rounded where it is made.
+
+ONNX Runtime's CPU provider runs a half-precision graph through Casts of its own, and keeps float32 between nodes where
+it can: an activation of 1e5 in the middle comes out finite. Here each node f that the graph declares to give a half
+type runs as
+
+    y = h(f(x)),   h = Cast to the lower type, Cast back to float32
+
+so y has the lower type's digits and its range: from 65520 on, float16 is infinity. Both Casts round to nearest, ties to
+even, and no optimisation of ONNX Runtime's removes the pair (the tests compare all levels bit by bit with numpy).
+
+What is inside a node is float32: convolutions and products of rounded numbers are summed in float32 and rounded once,
+which is how tensor cores do it, and so do native normalisation kernels. A GPU that fuses nodes rounds less often
+than this; one that sums in the lower type is not modelled.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from vaedeploy.errors import BackendError
+
+__all__ = ["emulate", "emulating_model"]
+
+FLOAT = ir.DataType.FLOAT
+BODY = ir.AttributeType.GRAPH
+HALF = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
+
+EXACT = frozenset(
+    {"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Expand", "Tile", "Slice", "Split", "Concat", "Gather"}
+    | {"Identity", "Pad", "DepthToSpace", "SpaceToDepth", "Where"}
+    | {"SequenceEmpty", "SequenceInsert", "SequenceAt", "ConcatFromSequence", "Loop", "If"}
+    | {"Relu", "Neg", "Abs", "Max", "Min", "Clip", "MaxPool"}
+)
+"""Operators that give numbers that they were given, up to the sign: nothing is left to round."""
+
+
+def emulating_model(model: ir.Model) -> ir.Model:
+    """The float32 model that computes what ``model`` does in half precision. ``model`` is not changed.
+
+    Every float16 and bfloat16 tensor is float32, with values that the lower type has; graph inputs and outputs of these
+    types are float32 too, and their names and shapes stay as they are. Weights are widened when they are read or saved.
+    """
+    model = model.clone()
+    graph = model.graph
+    for value in graph.initializers.values():
+        tensor = value.const_value
+        if tensor is not None and tensor.dtype in HALF:
+            value.const_value, value.type = _lazily_widened(tensor), ir.TensorType(FLOAT)
+    for value in graph.inputs:
+        if value.dtype in HALF:
+            _round(graph, value, value.dtype)
+    for node in list(ir.traversal.RecursiveGraphIterator(graph)):
+        _widen_attributes(node)
+        for body in (attribute.as_graph() for attribute in node.attributes.values() if attribute.type == BODY):
+            for value in body.inputs:  # what comes in was rounded where it was made
+                _widen_type(value)
+        for output in node.outputs:
+            lower = output.dtype
+            if lower not in HALF:
+                continue
+            if node.op_type == "Cast":
+                node.attributes["to"] = ir.AttrInt64("to", FLOAT)
+            if _is_exact(node):
+                _widen_type(output)
+            else:
+                assert node.graph is not None
+                _round(node.graph, output, lower)
+    return model
+
+
+def emulate(model: ir.Model, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Run a half-precision ``model`` on the CPU as a GPU would: ``feeds`` by input name -> outputs by name.
+
+    Arrays for half-precision inputs are rounded; half-precision outputs come back as float32. The emulating model lies
+    in a temporary folder meanwhile, in float32, so its weights are in memory once.
+
+    Raises BackendError where ONNX Runtime is missing or refuses the model or the feeds.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise BackendError("ONNX Runtime is not installed; install it: pip install 'vaedeploy[cpu]'") from error
+    model = emulating_model(model)
+    widened = {v.name for v in model.graph.inputs if v.dtype == FLOAT}
+    given = {name: np.asarray(a, np.float32) if name in widened else a for name, a in feeds.items()}
+    with tempfile.TemporaryDirectory(prefix="vaedeploy-") as folder:
+        path = Path(folder) / "model.onnx"
+        ir.save(model, path, external_data="model.onnx.data")
+        try:
+            session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+            names = [output.name for output in session.get_outputs()]
+            return dict(zip(names, session.run(names, given), strict=True))
+        except Exception as error:  # ONNX Runtime's errors have no common type
+            raise BackendError(f"ONNX Runtime could not run the emulating model: {error}") from error
+
+
+def _round(graph: ir.Graph, value: ir.Value, lower: ir.DataType) -> None:
+    """Make ``value`` float32, and let all its readers see it rounded; a graph output keeps its name."""
+    value.type = ir.TensorType(FLOAT)
+    narrow = ir.node("Cast", [value], {"to": lower}, name=f"{value.name}_to_{lower.name.lower()}")
+    widen = ir.node("Cast", narrow.outputs, {"to": FLOAT}, name=f"{value.name}_rounded")
+    for node, dtype in ((narrow, lower), (widen, FLOAT)):
+        (output,) = node.outputs
+        output.name, output.shape, output.type = f"{node.name}.value", value.shape, ir.TensorType(dtype)
+    (rounded,) = widen.outputs
+    name, is_output, producer = value.name, value.is_graph_output(), value.producer()
+    if producer is None:
+        graph.insert_before(graph[0], [narrow, widen])
+    else:
+        graph.insert_after(producer, [narrow, widen])
+    value.replace_all_uses_with(rounded, replace_graph_outputs=is_output)
+    narrow.replace_input_with(0, value)
+    if is_output and producer is not None:
+        value.name, rounded.name = f"{name}.unrounded", name
+
+
+def _widen_type(value: ir.Value) -> None:
+    """A tensor, or a sequence of them, of a half type is of float32."""
+    if value.dtype in HALF:
+        whole = ir.TensorType(FLOAT)
+        value.type = ir.SequenceType(whole) if isinstance(value.type, ir.SequenceType) else whole
+
+
+def _is_exact(node: ir.Node) -> bool:
+    nearest = node.op_type == "Resize" and node.attributes.get_string("mode", "nearest") == "nearest"
+    return not node.domain and (nearest or node.op_type in EXACT)
+
+
+def _lazily_widened(tensor: ir.TensorProtocol) -> ir.LazyTensor:
+    def read() -> ir.TensorProtocol:
+        return ir.Tensor(tensor.numpy().astype(np.float32), name=tensor.name)
+
+    return ir.LazyTensor(read, FLOAT, ir.Shape(tensor.shape.numpy()), name=tensor.name)
+
+
+def _widen_attributes(node: ir.Node) -> None:
+    """Constant and ConstantOfShape carry a tensor as an attribute, and SequenceEmpty a type."""
+    if node.op_type == "SequenceEmpty" and node.attributes.get_int("dtype", FLOAT.value) in HALF:
+        node.attributes["dtype"] = ir.AttrInt64("dtype", FLOAT.value)
+    attribute = node.attributes.get("value")
+    if attribute is not None and attribute.type == ir.AttributeType.TENSOR:
+        tensor = attribute.as_tensor()
+        if tensor.dtype in HALF:
+            widened = ir.Tensor(tensor.numpy().astype(np.float32), name=tensor.name)
+            node.attributes["value"] = ir.AttrTensor("value", widened)

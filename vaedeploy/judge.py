@@ -1,0 +1,96 @@
+"""The graphs of a bundle against golden cases: which form is run how, at which cases and to which limits."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from vaedeploy.errors import BackendError
+from vaedeploy.forms import FORMS
+from vaedeploy.golden import GoldenCase
+from vaedeploy.manifest import PARTS, Manifest, Part, Precision
+from vaedeploy.memory import collect_garbage
+from vaedeploy.progress import Progress, silent
+from vaedeploy.runtime import onnxruntime_cpu
+from vaedeploy.runtime.arrays import to_float
+from vaedeploy.verify import Case, Report, verify_cases
+
+__all__ = ["judge"]
+
+PORTABLE_CASES = ("odd",)
+"""The cases that the portable graphs run as well. They are engines' starting point and never run by the runtime where
+there is another form, so one small case with every size unlike is enough; ONNX Runtime would miss the fp32 limit on
+them at 512x512.
+"""
+
+
+def judge(manifest: Manifest, folder: Path, cases: Sequence[GoldenCase], origin: str, progress: Progress) -> Report:
+    """Run every form of both halves and judge it in its own precision.
+
+    Half precision runs twice: as it is, where ONNX Runtime has the operators, and emulated, since ONNX Runtime's CPU
+    provider computes it in float32 and would hide an overflow.
+    """
+    collect_garbage()
+    rows: tuple[Case, ...] = ()
+    forms = {form: own for form, own in FORMS[manifest.precision].items() if form in manifest.graphs["decoder"]}
+
+    def files(form: Any) -> dict[Part, Path]:
+        return {part: folder / manifest.graphs[part][form] for part in PARTS}
+
+    def run(
+        form: str, graphs: Mapping[Part, Path], own: Precision, chosen: Sequence[GoldenCase], tell: Progress
+    ) -> None:
+        nonlocal rows
+        runner = _OneSession()
+        prepare: Callable[[Any], Any] = to_float if manifest.image_input == "float" else lambda photo: photo
+        rows += verify_cases(
+            chosen,
+            lambda photo: runner.run(graphs["encoder"], prepare(photo)),
+            lambda latent: runner.run(graphs["decoder"], latent),
+            precision=own,
+            form=form,
+            progress=tell,
+        )
+
+    some = [case for case in cases if case.name in PORTABLE_CASES] if "onnxruntime" in forms else cases
+    run("portable", files("portable"), "fp32", some, silent if forms else progress)
+    for form, own in forms.items():
+        if own != "bf16":
+            run(form, files(form), own, cases, progress)
+        if own != "fp32":
+            with tempfile.TemporaryDirectory(prefix="vaedeploy-") as temporary:
+                emulated = {part: _write_emulated(path, Path(temporary)) for part, path in files(form).items()}
+                run(f"{form}, emulated {own}", emulated, own, cases, progress)
+    return Report(manifest.precision, origin, onnxruntime_cpu.NAME, rows)
+
+
+def _write_emulated(graph: Path, folder: Path) -> Path:
+    try:
+        import onnx_ir as ir
+
+        from vaedeploy.emulation import emulating_model
+    except ImportError as error:
+        raise BackendError(
+            f'half precision is verified by emulation, which needs onnx_ir ({error}): pip install "vaedeploy[export]"'
+        ) from error
+    path = folder / graph.name
+    ir.save(emulating_model(ir.load(graph)), path, external_data=f"{path.name}.data")
+    return path
+
+
+class _OneSession:
+    """Runs graphs, holding one of them at a time: two full-size ones need not be in memory at once."""
+
+    def __init__(self) -> None:
+        self.session: onnxruntime_cpu.Session | None = None
+
+    def run(self, graph: Path, value: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        if self.session is None or self.session.graph != graph:
+            self.session = None
+            self.session = onnxruntime_cpu.Session(graph)
+        names = self.session.outputs
+        return dict(zip(names, self.session.run(names, {self.session.inputs[0]: value}), strict=True))

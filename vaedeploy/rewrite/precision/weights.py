@@ -1,0 +1,69 @@
+"""Weights in half precision: rounded once, one at a time, and what that loses counted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from vaedeploy.errors import InputError
+
+FLOAT = ir.DataType.FLOAT
+
+
+@dataclass(frozen=True)
+class Underflow:
+    """Numbers of one weight that were not zero in float32: those that became zero, and those that became subnormal.
+
+    size: how many numbers the weight has.
+    """
+
+    tensor: str
+    zeros: int
+    subnormals: int
+    size: int
+
+
+def rounded(array: NDArray[np.float32], low: ir.DataType) -> NDArray[np.generic]:
+    """Round to nearest, ties to even; what is beyond the type's range becomes infinity."""
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        return array.astype(low.numpy())
+
+
+def lazily_rounded(tensor: ir.TensorProtocol, low: ir.DataType, name: str) -> ir.LazyTensor:
+    """A tensor that is rounded each time it is read, and not kept."""
+
+    def read() -> ir.TensorProtocol:
+        return ir.Tensor(rounded(tensor.numpy(), low), dtype=low, name=name)
+
+    return ir.LazyTensor(read, low, ir.Shape(tensor.shape.numpy()), name=name)
+
+
+def count_underflow(name: str, tensor: ir.TensorProtocol, low: ir.DataType) -> Underflow:
+    """Compare ``tensor`` with itself rounded. Raises InputError where a finite number becomes infinity."""
+    before = tensor.numpy()
+    limits = ml_dtypes.finfo(low.numpy())  # type: ignore[no-untyped-call]
+    # Compared in float32, which has every number of the lower types.
+    before, after = np.abs(before), np.abs(rounded(before, low).astype(np.float32))
+    if over := int(np.sum(np.isinf(after) & np.isfinite(before))):
+        largest = float(np.max(before, where=np.isfinite(before), initial=0))
+        raise InputError(
+            f"{over} of {before.size} numbers of the weight {name} are beyond {low.name.lower()}'s range: up to "
+            f"{largest:.6g}, and the largest that it has is {float(limits.max):.6g}. Rescale the graph first, or "
+            "keep the nodes that read the weight in float32 (keep_fp32)"
+        )
+    subnormal = (after > 0) & (after < float(limits.smallest_normal))
+    return Underflow(name, int(np.sum((after == 0) & (before > 0))), int(np.sum(subnormal)), before.size)
+
+
+def is_lost(value: ir.Value, low: ir.DataType) -> bool:
+    """Whether ``value`` is one constant number that the lower type has as zero or infinity."""
+    tensor = value.const_value
+    if tensor is None or tensor.dtype != FLOAT or tensor.size != 1:
+        return False
+    number = tensor.numpy()
+    after = rounded(number, low).astype(np.float32)
+    return bool(np.any((number != 0) & np.isfinite(number) & ((after == 0) | np.isinf(after))))

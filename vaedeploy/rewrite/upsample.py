@@ -1,0 +1,259 @@
+"""Nearest x2 followed by a 3x3 convolution, folded into convolutions of the small image.
+
+Along one axis, with u the image after nearest x2 (u[2i] = u[2i + 1] = x[i]) and w the kernel, y[j] = w0 u[j - 1] +
+w1 u[j] + w2 u[j + 1], with zeros beyond the border, is
+
+    y[2i]     = w0 x[i - 1] + (w1 + w2) x[i]
+    y[2i + 1] = (w0 + w1) x[i] + w2 x[i + 1],
+
+and in two dimensions the product of both. Two forms of it, each with 4/9 of the multiplications:
+
+    "convolutions"  a 2x2 convolution for each phase (a, b) of (row, column), padded by 1 - a above, a below, 1 - b to
+                    the left, b to the right; then y[2i + a, 2j + b] = phase_ab[i, j], a DepthToSpace
+    "transposed"    a transposed convolution, kernel (w2, w1 + w2, w0 + w1, w0), stride 2, padding 1
+
+Taps are summed in float64 and rounded once. The full-size decoder of Stable Diffusion's VAE has three such layers: in
+ONNX Runtime at 256x256 its image differs from the unfolded one's by 7.4e-7 ("convolutions") and 7.8e-7 ("transposed"),
+relative L2, and 15.6 % of its convolutions' operations are gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, get_args
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from vaedeploy.rewrite.operations import evaluate, evaluate_shape
+from vaedeploy.rewrite.outcome import Outcome, Refusal
+
+__all__ = ["UpsampleForm", "fold_upsampling"]
+
+UpsampleForm = Literal["convolutions", "transposed"]
+
+NEAREST = {
+    ("asymmetric", "floor"),
+    ("asymmetric", "round_prefer_floor"),
+    *(
+        (coordinates, rounding)
+        for coordinates in ("half_pixel", "pytorch_half_pixel", "half_pixel_symmetric")
+        for rounding in ("round_prefer_floor", "round_prefer_ceil")
+    ),
+}
+"""(coordinate_transformation_mode, nearest_mode) that read x[i // 2] at exactly x2: output i lies at i / 2 of the input
+in the first two, at i / 2 - 1/4 in the others, both exact in float32. align_corners with rounding is the same function
+too, but comes within 1 / (4 n) of a tie, which float32 does not keep apart on large images.
+"""
+
+PHASES = ((0, 0), (0, 1), (1, 0), (1, 1))
+TAPS = (np.array([[1, 0, 0], [0, 1, 1]], np.float64), np.array([[1, 1, 0], [0, 0, 1]], np.float64))
+"""TAPS[a] @ w: the kernel of phase a along one axis."""
+TRANSPOSED_TAPS = np.array([[0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]], np.float64)
+
+PROBES = (
+    (10007, 10009, 10037, 10039, 10061, 10067, 10069, 10079),
+    (30011, 20011, 40009, 20021, 30013, 20023, 40013, 20029),
+    (65537, 50021, 65539, 50023, 65543, 50033, 65551, 50047),
+)
+"""Sizes at which computed sizes are compared, all prime, so that a division shows. They are polynomials in the sizes
+(see ``operations.SIZE_OPERATORS``), and two that agree at large numbers without a pattern are one.
+"""
+
+
+def fold_upsampling(model: ir.Model, form: UpsampleForm) -> Outcome:
+    """Fold each nearest x2 Resize of the main graph into the 3x3 convolutions that read it, in place.
+
+    Casts and Identities may lie between. A Resize whose result is read by something else too stays for that, and the
+    convolution is folded all the same: what it costs is its multiplications. A Pad between is for ``fold_padding``, to
+    be applied before. Initializers that nothing reads any more are removed.
+    """
+    if form not in get_args(UpsampleForm):
+        raise ValueError(f"form is {form!r}; it must be one of {', '.join(get_args(UpsampleForm))}")
+    matches, refusals, folded = 0, [], {}
+    for resize in [node for node in model.graph if node.op_type == "Resize" and node.domain == ""]:
+        convolutions = [path for path in _paths(resize.outputs[0]) if path[-1].op_identifier() == ("", "Conv", "")]
+        reason = _why_not_double(resize, model.graph.opset_imports.get("", 0))
+        if reason is None and not convolutions:
+            reason = "no convolution reads it"
+        if reason is not None:
+            refusals.append(Refusal(resize.name or "", reason))
+            continue
+        for *between, conv in convolutions:
+            reason = _why_not_foldable(conv)
+            if reason is not None:
+                refusals.append(Refusal(conv.name or "", reason))
+                continue
+            weight = conv.inputs[1]
+            assert weight is not None
+            key = weight, conv.attributes.get_int("group", 1)
+            if key not in folded:
+                folded[key] = _fold_weights(model.graph, *key, form)
+            if not folded[key]:
+                refusals.append(Refusal(conv.name or "", "sums of its weights are beyond what their type holds"))
+                continue
+            _replace(resize, between, conv, folded[key])
+            matches += 1
+    if matches:
+        RemoveUnusedNodesPass()(model)
+    return Outcome("fold_upsampling", matches, tuple(refusals))
+
+
+def _why_not_double(resize: ir.Node, opset: int) -> str | None:
+    """Why ``resize`` may not be u[..., i, j] = x[..., i // 2, j // 2]; None where it is."""
+    attributes = resize.attributes
+    mode = attributes.get_string("mode", "nearest")
+    if mode != "nearest":
+        return f"its mode is {mode}, not nearest"
+    coordinates = attributes.get_string("coordinate_transformation_mode", "half_pixel")
+    rounding = attributes.get_string("nearest_mode", "round_prefer_floor")
+    if (coordinates, rounding) not in NEAREST:
+        return f"coordinates {coordinates} with rounding {rounding} do not read the pixel at half the position"
+    axes = [axis % 4 for axis in attributes.get_ints("axes", range(4))]
+    if not {2, 3} <= set(axes):
+        return "it does not scale both height and width"
+    inputs = dict(zip(("x", "roi", "scales", "sizes"), resize.inputs, strict=False))
+    x, scales, sizes = inputs["x"], inputs.get("scales"), inputs.get("sizes")
+    assert x is not None
+    wanted = [(1, 1, 2, 2)[axis] for axis in axes]
+    if sizes is None:
+        given = None if scales is None else evaluate(scales, opset)
+        if given is None:
+            return "its scales are not constant"
+        return None if given.tolist() == wanted else f"its scales are {given.tolist()}, not {wanted}"
+    if attributes.get_string("keep_aspect_ratio_policy", "stretch") != "stretch":
+        return "it keeps the aspect ratio"
+    if all(_is_scaled(x, sizes, opset, axes, wanted, probe) for probe in PROBES):
+        return None
+    return "its sizes cannot be shown to be twice the input's"
+
+
+def _is_scaled(
+    x: ir.Value, sizes: ir.Value, opset: int, axes: Sequence[int], wanted: Sequence[int], probe: Sequence[int]
+) -> bool:
+    """Whether ``sizes`` are ``wanted`` times x's along ``axes``, where the symbols in x's shape are ``probe``."""
+    shape = ir.Shape([None] * 4) if x.shape is None else x.shape
+    symbols = sorted({name for dim in shape if isinstance(dim, ir.SymbolicDim) for name in _symbols(dim)})
+    if len(shape) != 4 or len(symbols) > 4:
+        return False
+    values = dict(zip(symbols, probe, strict=False))
+    unknown = iter(probe[4:])
+    dims = [next(unknown) if dim is None else dim for dim in evaluate_shape(shape, values)]
+    given = evaluate(sizes, opset, values, {x: dims})
+    return given is not None and given.tolist() == [dims[a] * factor for a, factor in zip(axes, wanted, strict=True)]
+
+
+def _symbols(dim: ir.SymbolicDim) -> frozenset[str]:
+    try:
+        return dim.free_symbols()
+    except ValueError:  # an exporter's own notation
+        return frozenset()
+
+
+def _paths(value: ir.Value, passed: tuple[ir.Node, ...] = ()) -> Iterator[tuple[ir.Node, ...]]:
+    """The nodes from ``value`` to each that reads it as its first input, through Casts and Identities."""
+    for node, index in value.uses():
+        if node.op_type in ("Cast", "Identity") and node.domain == "":
+            yield from _paths(node.outputs[0], (*passed, node))
+        elif index == 0:
+            yield (*passed, node)
+
+
+def _why_not_foldable(conv: ir.Node) -> str | None:
+    weight, attributes = conv.inputs[1], conv.attributes
+    tensor = None if weight is None else _constant(weight)
+    if tensor is None:
+        return "its weights are not constant"
+    shape = tuple(tensor.shape)
+    if shape[2:] != (3, 3):
+        return f"its kernel is {'x'.join(map(str, shape[2:]))}, not 3x3"
+    for name in ("strides", "dilations"):
+        numbers = list(attributes.get_ints(name, (1, 1)))
+        if numbers != [1, 1]:
+            return f"its {name} are {numbers}, not 1"
+    auto, pads = attributes.get_string("auto_pad", "NOTSET"), list(attributes.get_ints("pads", (0, 0, 0, 0)))
+    if auto == "VALID" or (auto == "NOTSET" and pads != [1, 1, 1, 1]):
+        return f"its padding is {pads if auto == 'NOTSET' else auto}, not 1 on each side"
+    if shape[1] == 1 and attributes.get_int("group", 1) > 1:
+        return "it is depthwise: reading and writing images takes its time, not multiplications"
+    return None
+
+
+def _constant(value: ir.Value) -> ir.TensorProtocol | None:
+    """The tensor that ``value`` always is. TorchScript shares equal weights through Identities."""
+    node = value.producer()
+    if node is not None and node.op_type == "Identity" and node.inputs[0] is not None:
+        return _constant(node.inputs[0])
+    return None if value.is_graph_input() else ir.convenience.get_const_tensor(value)
+
+
+def _fold_weights(graph: ir.Graph, weight: ir.Value, groups: int, form: UpsampleForm) -> list[ir.Value]:
+    """New initializers in the weight's own dtype: (O, I/g, 2, 2) for each phase, or one (I, O/g, 4, 4).
+
+    None at all where a sum of taps overflows.
+    """
+    tensor = _constant(weight)
+    assert tensor is not None
+    kernel = tensor.numpy().astype(np.float64)
+    if form == "convolutions":
+        kernels = {f"phase_{a}{b}": TAPS[a] @ kernel @ TAPS[b].T for a, b in PHASES}
+    else:
+        wide = TRANSPOSED_TAPS @ kernel @ TRANSPOSED_TAPS.T
+        wide = wide.reshape(groups, -1, *wide.shape[1:]).swapaxes(1, 2)
+        kernels = {"transposed": wide.reshape(-1, *wide.shape[2:])}
+    with np.errstate(over="ignore"):
+        rounded = {
+            suffix: np.ascontiguousarray(array.astype(tensor.dtype.numpy())) for suffix, array in kernels.items()
+        }
+    if not all(np.isfinite(array.astype(np.float64)).all() for array in rounded.values()):
+        return []
+    values = []
+    for suffix, array in rounded.items():
+        name = f"{weight.name}.{suffix}"
+        while name in graph.initializers:  # of an earlier call, for another convolution of these weights
+            name += "_"
+        values.append(ir.val(name, const_value=ir.tensor(array)))
+        graph.register_initializer(values[-1])
+    return values
+
+
+def _replace(resize: ir.Node, between: Sequence[ir.Node], conv: ir.Node, weights: Sequence[ir.Value]) -> None:
+    """Put the folded form in the place of ``conv``; what nothing reads any more is left where it is."""
+    nodes: list[ir.Node] = []
+    output, x = conv.outputs[0], resize.inputs[0]
+    assert x is not None
+
+    def add(
+        operator: str, given: Sequence[ir.Value | None], like: ir.Value, suffix: str, **attributes: Any
+    ) -> ir.Value:
+        """A node on the small image. ``like``: a value of the result's type and number of channels."""
+        node = ir.node(operator, given, attributes, name=f"{conv.name}.{suffix}", metadata_props=conv.metadata_props)
+        value = node.outputs[0]
+        value.name, value.type = f"{output.name}.{suffix}", like.type
+        if x.shape is not None and like.shape is not None:
+            value.shape = ir.Shape([x.shape[0], like.shape[1], *x.shape.dims[2:]])
+        nodes.append(node)
+        return value
+
+    source = x
+    for index, node in enumerate(between):
+        source = add(node.op_type, [source], node.outputs[0], f"input_{index}", **node.attributes)
+    shared = {"group": conv.attributes.get_int("group", 1), "dilations": (1, 1)}
+    bias = conv.inputs[2:]
+    if len(weights) == 1:
+        shared |= {"kernel_shape": (4, 4), "strides": (2, 2), "pads": (1, 1, 1, 1)}
+        add("ConvTranspose", [source, *weights, *bias], output, "transposed", **shared)
+    else:
+        shared |= {"kernel_shape": (2, 2), "strides": (1, 1)}
+        phases = [
+            add("Conv", [source, w, *bias], output, f"phase_{a}{b}", pads=(1 - a, 1 - b, a, b), **shared)
+            for w, (a, b) in zip(weights, PHASES, strict=True)
+        ]
+        joined = add("Concat", phases, output, "phases", axis=1)
+        if joined.shape is not None and isinstance(joined.shape[1], int):
+            joined.shape[1] *= len(PHASES)
+        add("DepthToSpace", [joined], output, "interleaved", blocksize=2, mode="DCR")
+    graph = conv.graph
+    assert graph is not None
+    ir.convenience.replace_nodes_and_values(graph, conv, [conv], nodes, [output], [nodes[-1].outputs[0]])
