@@ -13,7 +13,7 @@ from vaedeploy.errors import BackendError
 from vaedeploy.forms import FORMS
 from vaedeploy.golden import GoldenCase
 from vaedeploy.manifest import PARTS, Manifest, Part, Precision
-from vaedeploy.memory import collect_garbage
+from vaedeploy.memory import collect_garbage, trim_heap
 from vaedeploy.progress import Progress, silent
 from vaedeploy.runtime import onnxruntime_cpu
 from vaedeploy.runtime.arrays import to_float
@@ -91,6 +91,7 @@ class _OneSession:
     def run(self, graph: Path, value: NDArray[Any]) -> dict[str, NDArray[Any]]:
         if self.session is None or self.session.graph != graph:
             self.session = None
+            trim_heap()
             self.session = onnxruntime_cpu.Session(graph)
         names = self.session.outputs
         return dict(zip(names, self.session.run(names, {self.session.inputs[0]: value}), strict=True))
