@@ -1,10 +1,9 @@
 """The main job's figures, on the full-size architecture with seeded weights: nothing is downloaded.
 
-    python benchmarks/main_job.py [export] [startup] [overhead] [normalization] [demo] [--rounds N] [--json FILE]
+    python benchmarks/main_job.py [export] [startup] [overhead] [demo] [--rounds N] [--json FILE]
 
 export: a verified export's time and memory. startup: how long commands and imports take. Both as whole processes.
 overhead: ``vae.decode`` and the bare ONNX Runtime session take turns, and the ratio is taken turn by turn.
-normalization: the portable graphs and those with means in two stages take turns at 512x512; also how far each is off.
 demo: decoding 512x512 with the VAE that the package carries.
 """
 
@@ -106,30 +105,6 @@ def overhead(folder: Path, rounds: int) -> dict[str, float]:
     }
 
 
-def normalization(folder: Path, rounds: int) -> dict[str, float]:
-    from vaedeploy.golden import NAME, read_golden
-    from vaedeploy.runtime.arrays import to_float
-    from vaedeploy.runtime.onnxruntime_cpu import Session
-
-    bundle = full_size(folder)
-    identity = json.loads((bundle / "bundle.json").read_bytes())["vae"]["identity"]
-    large = read_golden((bundle / NAME).read_bytes(), identity)[-1]
-    mean = large.latents["latent_mean"]
-    figures = {}
-    for part, name, given, output, expected in (
-        ("encoder", "image", to_float(large.photo), "latent_mean", mean),
-        ("decoder", "latent", mean, "image", large.image),
-    ):
-        forms = {form: Session(bundle / f"{part}{form}.onnx") for form in ("", ".ort")}
-        runs = {f: functools.partial(session.run, [output], {name: given}) for f, session in forms.items()}
-        for form, call in runs.items():
-            error = np.linalg.norm(call()[0].astype(float) - expected) / np.linalg.norm(expected)
-            figures[f"{part} 512x512, {'two-stage' if form else 'portable'}: relative L2, 1e-6"] = float(error) * 1e6
-        times = take_turns(runs, max(rounds, 3))
-        figures[f"{part} 512x512, two-stage over portable: time ratio, median"] = ratio(times[".ort"], times[""])
-    return figures
-
-
 def demo(folder: Path, rounds: int) -> dict[str, float]:
     from vaedeploy.runtime import VAE
 
@@ -140,7 +115,7 @@ def demo(folder: Path, rounds: int) -> dict[str, float]:
     return {"demo, decode 512x512: s, median": statistics.median(times["decode"])}
 
 
-PARTS = {"export": export, "startup": startup, "overhead": overhead, "normalization": normalization, "demo": demo}
+PARTS = {"export": export, "startup": startup, "overhead": overhead, "demo": demo}
 
 
 def main() -> None:

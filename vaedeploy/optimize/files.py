@@ -1,0 +1,180 @@
+"""ONNX files that others made: read with a reason where that fails, and written so that no half is ever seen."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+from onnx_ir.passes.common import InlinePass, ShapeInferencePass
+
+from vaedeploy.atomic import advice, clear_leftovers, draft_name, lock, reason, sync_directory
+from vaedeploy.errors import ExportError, InputError, OutputError
+
+OLDEST_OPSET = 13
+"""From here Squeeze, Unsqueeze and ReduceSum take axes as an input, which is how the rules write and read them."""
+
+FAULTS = (onnx.checker.ValidationError, onnx.shape_inference.InferenceError)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A graph that was read. ``files``: its own and those of its weights, resolved; they must stay as they are."""
+
+    path: Path
+    model: ir.Model
+    files: frozenset[Path]
+
+
+def read_source(path: Path) -> Source:
+    """Read any ONNX file; weights stay on disk. Functions are inlined and what shapes follow are inferred.
+
+    Raises InputError for a file that is missing, not ONNX or not valid, misses its weights, or has an opset below 13.
+    """
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; give the .onnx file in it")
+    if not path.exists():
+        raise InputError(f"there is no file {path}")
+    try:
+        model = ir.load(path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {reason(error)}") from error
+    except Exception as error:  # protobuf, and whatever a damaged graph makes onnx_ir raise
+        raise InputError(f"{path} is not an ONNX file, or a damaged one: {error}") from error
+    if not model.ir_version or not model.graph.outputs:
+        raise InputError(f"{path} is not an ONNX file: it holds no graph")
+    files = {path.resolve(), *_check_weights(path, model)}
+    _check_opset(path, model)
+    try:
+        onnx.checker.check_model(path)
+    except FAULTS as error:
+        raise InputError(f"{path} is not a valid ONNX model: {_first_line(error)}") from error
+    if model.functions:
+        InlinePass()(model)
+    outputs = [(value, value.shape) for value in model.graph.outputs]
+    ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
+    for value, shape in outputs:  # what users see stays as it was
+        value.shape = shape
+    return Source(path, model, frozenset(files))
+
+
+def _check_weights(path: Path, model: ir.Model) -> set[Path]:
+    """The files that the graph's weights are in, all of which must be there and long enough."""
+    files = set()
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            tensor = value.const_value
+            if not isinstance(tensor, ir.ExternalTensor):
+                continue
+            place, end = Path(tensor.path), (tensor.offset or 0) + (tensor.length or tensor.nbytes)
+            if not place.is_file():
+                raise InputError(
+                    f"{path} has its weights in another file, {tensor.location}, and there is no {place}. "
+                    "Put it there: the two belong together"
+                )
+            if place.stat().st_size < end:
+                raise InputError(
+                    f"{place}, where {path} has its weights, is too short: it has {place.stat().st_size} bytes, and "
+                    f"{value.name} ends at {end}. Copy it again"
+                )
+            files.add(place.resolve())
+    return files
+
+
+def _check_opset(path: Path, model: ir.Model) -> None:
+    opset = model.opset_imports.get("")
+    newest = onnx.defs.onnx_opset_version()
+    if opset is None:
+        raise InputError(f"{path} uses no standard ONNX operators, only those of {', '.join(model.opset_imports)}")
+    if not OLDEST_OPSET <= opset <= newest:
+        raise InputError(
+            f"{path} has opset {opset}; {OLDEST_OPSET} to {newest} are taken. Export it again, with opset 17 or later "
+            "in PyTorch, or convert it: onnx.version_converter.convert_version"
+        )
+
+
+def data_file(out: Path) -> Path:
+    """Where the weights of ``out`` go."""
+    return out.with_name(f"{out.name}.data")
+
+
+def check_place(out: Path, source: Source, force: bool) -> None:
+    """Raise OutputError where ``out`` and its weights must not or cannot be written."""
+    for path in (out, data_file(out)):
+        if path.resolve() in source.files or any(path.exists() and path.samefile(own) for own in source.files):
+            raise OutputError(f"{path} belongs to {source.path}, which is not changed. Choose another name with -o")
+        if path.exists() and not path.is_file():
+            raise OutputError(
+                f"cannot write {path}: it is there and is not a file. Choose another name with -o"
+            )
+        if path.exists() and not force:
+            raise OutputError(f"{path} is there already. Give --force to replace it, or another name with -o")
+
+
+@contextmanager
+def writing(out: Path) -> Iterator[Path]:
+    """A place for a draft of ``out``, in a folder beside it that is gone afterwards, whatever happens.
+
+    One process at a time; what a killed one left is cleared. Raises OutputError where there is no writing.
+    """
+    try:
+        with lock(out.with_name(f".{out.name}.lock")) as free:
+            if not free:
+                raise OutputError(
+                    f"cannot write {out}: another process is writing it now. Wait for it"
+                )
+            clear_leftovers(out)
+            folder = draft_name(out)
+            folder.mkdir()
+            try:
+                yield folder / out.name
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+    except OSError as error:
+        raise OutputError(f"cannot write {out}: {reason(error)}. {advice(error)}") from error
+
+
+def write_draft(model: ir.Model, draft: Path, source: Source) -> None:
+    """Save ``model`` at ``draft``, its weights beside it. Raises ExportError where the result is not a valid model."""
+    ir.save(model, draft, external_data=data_file(draft).name)
+    try:
+        onnx.checker.check_model(draft, full_check=True)
+    except FAULTS as error:
+        if _is_strict(source.path):  # what others wrote may have faults of its own
+            raise ExportError(
+                f"optimizing {source.path} made a faulty graph; it was not written. This is a fault of vaedeploy: "
+                f"{_first_line(error)}"
+            ) from error
+
+
+def _is_strict(path: Path) -> bool:
+    try:
+        onnx.checker.check_model(path, full_check=True)
+    except FAULTS:
+        return False
+    return True
+
+
+def publish(draft: Path, out: Path) -> None:
+    """Move a draft into its place. A graph is never there with the weights of another: it goes first and comes last."""
+    data = data_file(draft)
+    for path in (data, draft):
+        if path.exists():
+            with path.open("rb+") as file:
+                os.fsync(file.fileno())
+    out.unlink(missing_ok=True)
+    if data.exists():
+        data.replace(data_file(out))
+    else:
+        data_file(out).unlink(missing_ok=True)
+    draft.replace(out)
+    sync_directory(out.resolve().parent)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n", maxsplit=1)[0].rstrip(".")

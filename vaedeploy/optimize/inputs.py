@@ -1,0 +1,200 @@
+"""What a graph of others is run on, and counted at: sizes of its symbolic dimensions, given or typical, and arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx_ir as ir
+import safetensors
+from numpy.typing import NDArray
+
+from vaedeploy.atomic import reason
+from vaedeploy.errors import InputError
+
+Feed = dict[str, NDArray[Any]]
+Scale = Literal["typical", "small"]
+
+PICTURE: dict[Scale, int] = {"typical": 512, "small": 64}
+"""Height and width of what has three channels, in pixels."""
+
+LATENT: dict[Scale, int] = {"typical": 64, "small": 8}
+"""Height and width of what has another number of channels: those of a picture, an eighth as large."""
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """One axis of one input that is not a number.
+
+    symbols: what its size follows from, by the names that ``--sizes`` takes. expression: how; None where it is the size
+    of the one symbol, which onnx_ir knows no name for.
+    """
+
+    value: ir.Value
+    axis: int
+    symbols: tuple[str, ...]
+    expression: ir.SymbolicDim | None
+
+    def size(self, sizes: Mapping[str, int]) -> int:
+        size = sizes[self.symbols[0]] if self.expression is None else self.expression.evaluate(dict(sizes))
+        if not isinstance(size, int):
+            raise InputError(f"dimension {self.axis} of input {self.value.name}, {self.expression}, comes to {size}")
+        return size
+
+
+def graph_inputs(model: ir.Model) -> list[ir.Value]:
+    """The inputs that have to be given: those that are no weights."""
+    return [value for value in model.graph.inputs if not value.is_initializer()]
+
+
+def dimensions(model: ir.Model) -> Iterator[Dimension]:
+    """The symbolic dimensions of the inputs. One without a name, or with one that is no expression, goes by itself."""
+    for value in graph_inputs(model):
+        for axis, dim in enumerate(value.shape or ()):
+            if isinstance(dim, ir.SymbolicDim):
+                try:
+                    symbols = tuple(sorted(dim.free_symbols())) if dim.value else ()
+                except ValueError:  # such as a name with a space in it
+                    symbols = ()
+                own = dim.value or f"{value.name}.{axis}"
+                yield Dimension(value, axis, symbols or (own,), dim if symbols else None)
+
+
+def parse_sizes(texts: Sequence[str]) -> dict[str, int]:
+    """``NAME=NUMBER`` texts -> sizes. Raises InputError for another form and for a number below 1."""
+    sizes: dict[str, int] = {}
+    for text in texts:
+        name, equals, number = text.rpartition("=")
+        if not equals or not name or not number.isdecimal() or int(number) < 1:
+            raise InputError(f"--sizes {text!r} is not a size: give NAME=NUMBER, such as height=64")
+        sizes[name] = int(number)
+    return sizes
+
+
+def choose_sizes(model: ir.Model, given: Mapping[str, int], scale: Scale = "typical") -> dict[str, int]:
+    """A size for each symbol: the one given; otherwise batch 1, a latent's or picture's size, and the channels that the
+    first convolution takes.
+
+    Raises InputError where ``given`` names a dimension that no input has.
+    """
+    sizes: dict[str, int] = {}
+    for dimension in dimensions(model):
+        for symbol in dimension.symbols:
+            sizes.setdefault(symbol, given.get(symbol) or _usual(dimension, scale))
+    if unknown := sorted(set(given) - set(sizes)):
+        raise InputError(
+            f"there is no dimension {unknown[0]!r}; the inputs' dimensions are {', '.join(sizes) or 'all fixed'}"
+        )
+    return sizes
+
+
+def _usual(dimension: Dimension, scale: Scale) -> int:
+    value, axis = dimension.value, dimension.axis
+    assert value.shape is not None
+    if axis == 0:
+        return 1
+    channels = value.shape[1] if len(value.shape) > 1 else None
+    if isinstance(channels, ir.SymbolicDim):
+        channels = _convolved_channels(value)
+        if axis == 1 and len(value.shape) == 4 and channels is not None:
+            return channels
+    return (PICTURE if 3 in (channels, value.shape[-1]) else LATENT)[scale]
+
+
+def _convolved_channels(value: ir.Value) -> int | None:
+    """How many channels the first convolution behind ``value`` takes."""
+    waiting, seen = [value], {value}
+    while waiting:
+        for node in waiting.pop(0).consumers():
+            weight = node.inputs[1].shape if node.op_type == "Conv" and node.inputs[1] is not None else None
+            if weight is not None and isinstance(weight[1], int):
+                return weight[1] * node.attributes.get_int("group", 1)
+            new = [output for output in node.outputs if output not in seen]
+            waiting += new
+            seen.update(new)
+    return None
+
+
+def fix_unnamed(model: ir.Model, sizes: Mapping[str, int]) -> tuple[ir.Model, dict[str, int]]:
+    """A clone whose dimensions without a usable name are numbers, and the sizes of the others."""
+    clone = model.clone()
+    named: set[str] = set()
+    for dimension in list(dimensions(clone)):
+        assert dimension.value.shape is not None
+        if dimension.expression is None:
+            dims = list(dimension.value.shape)
+            dims[dimension.axis] = dimension.size(sizes)
+            dimension.value.shape = ir.Shape(dims)
+        else:
+            named.update(dimension.symbols)
+    return clone, {name: sizes[name] for name in named}
+
+
+def random_feed(model: ir.Model, sizes: Mapping[str, int], seed: int = 0) -> Feed:
+    """Seeded arrays for every input: normally distributed floats, uniform in [-1, 1] for three channels, and bytes.
+
+    Raises InputError for an input whose rank is not known or whose type is none of these.
+    """
+    draw = np.random.default_rng(seed)
+    found = {(d.value, d.axis): d.size(sizes) for d in dimensions(model)}
+    feed: Feed = {}
+    for value in graph_inputs(model):
+        if value.shape is None or value.dtype is None:
+            raise InputError(f"the shape of input {value.name} is not known")
+        dims = [dim if isinstance(dim, int) else found[value, axis] for axis, dim in enumerate(value.shape)]
+        if value.dtype == ir.DataType.UINT8:
+            feed[str(value.name)] = draw.integers(0, 256, dims, dtype=np.uint8)
+        elif value.dtype.is_floating_point():
+            picture = len(dims) == 4 and dims[1] == 3
+            numbers = draw.uniform(-1, 1, dims) if picture else draw.standard_normal(dims)
+            feed[str(value.name)] = numbers.astype(value.dtype.numpy())
+        else:
+            raise InputError(f"input {value.name} is {value.dtype.name}, for which there are no typical numbers")
+    return feed
+
+
+def read_feed(path: Path, model: ir.Model) -> Feed:
+    """Arrays for every input from a safetensors file, by name; floats are converted to the type that the graph takes.
+
+    Raises InputError for a file that cannot be read, tensors that are missing, unknown, of another shape or kind, or
+    that hold NaN or infinity.
+    """
+    inputs = {str(value.name): value for value in graph_inputs(model)}
+    feed: Feed = {}
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            names = set(file.keys())
+            if names != set(inputs):
+                raise InputError(
+                    f"{path} has the tensors {', '.join(sorted(names)) or 'none'}; "
+                    f"the graph's inputs are {', '.join(inputs)}"
+                )
+            for name, value in inputs.items():
+                feed[name] = _fitting(file.get_tensor(name), value, path)
+    except FileNotFoundError as error:
+        raise InputError(f"there is no file {path}") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {reason(error)}") from error
+    except (safetensors.SafetensorError, TypeError) as error:  # TypeError: a type that numpy does not have
+        raise InputError(f"{path} is not a safetensors file that can be used: {error}") from error
+    return feed
+
+
+def _fitting(array: NDArray[Any], value: ir.Value, path: Path) -> NDArray[Any]:
+    """``array`` as the input ``value`` takes it."""
+    name, shape, dtype = value.name, value.shape, value.dtype
+    if shape is not None:
+        same_rank = len(shape) == array.ndim
+        if not same_rank or any(isinstance(d, int) and d != n for d, n in zip(shape, array.shape, strict=True)):
+            wanted = ", ".join(str(dim) if not isinstance(dim, ir.SymbolicDim) else dim.value or "?" for dim in shape)
+            raise InputError(f"{path} has {name} of shape {array.shape}; the graph takes ({wanted})")
+    if dtype is not None and array.dtype != dtype.numpy():
+        if not dtype.is_floating_point() or array.dtype.kind != "f":
+            raise InputError(f"{path} has {name} as {array.dtype}; the graph takes {dtype.name.lower()}")
+        array = array.astype(dtype.numpy())
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise InputError(f"{path} has NaN or infinity in {name}")
+    return array

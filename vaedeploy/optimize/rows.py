@@ -1,0 +1,85 @@
+"""An ``Optimized`` as rows of text for people."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+from vaedeploy.optimize import Optimized
+from vaedeploy.rewrite import Outcome
+
+Row = tuple[str, ...]
+Table = tuple[Row, list[Row], Row]
+
+RULE_COLUMNS = ("rule", "matches", "left alone", "why")
+DIFFERENCE_COLUMNS = ("output", "relative L2")
+
+MOST_REASONS = 6
+"""Rows for one rule's reasons; there can be one for each tensor. ``--json`` has them all."""
+
+
+def tables(optimized: Optimized) -> list[Table]:
+    """Headers, rows, and which columns are numbers: rules, figures, and differences where there are any."""
+    sizes = ", ".join(f"{name}={size}" for name, size in optimized.sizes.items())
+    figures = (f"at {sizes}" if sizes else "", "before", "after", "change")
+    found: list[Table] = [
+        (RULE_COLUMNS, rule_rows(optimized.outcomes), RULE_COLUMNS[1:3]),
+        (figures, figure_rows(optimized), figures[1:]),
+    ]
+    if optimized.differences:
+        found.append((DIFFERENCE_COLUMNS, difference_rows(optimized), DIFFERENCE_COLUMNS[1:]))
+    return found
+
+
+def rule_rows(outcomes: Iterable[Outcome]) -> list[Row]:
+    """A row a rule, with its most frequent reason to leave a place alone, and a row for each other reason."""
+    rows: list[Row] = []
+    for outcome in outcomes:
+        reasons = Counter(refusal.reason for refusal in outcome.refusals).most_common()
+        told = [(str(count), reason) for reason, count in reasons[:MOST_REASONS]] or [("", "")]
+        if rest := sum(count for _, count in reasons[MOST_REASONS:]):
+            told.append((str(rest), "for other reasons; --json has them all"))
+        rows += [
+            (outcome.rule, str(outcome.matches), *told[0]),
+            *(("", "", count, reason) for count, reason in told[1:]),
+        ]
+    return rows
+
+
+def figure_rows(optimized: Optimized) -> list[Row]:
+    """Operations and bytes before and after."""
+    before, after = optimized.before, optimized.after
+    rows = [
+        _figure_row("GFLOP", before.operations / 1e9, after.operations / 1e9),
+        _figure_row("of them convolutions", before.convolutions / 1e9, after.convolutions / 1e9),
+        _figure_row("weights, MB", before.weight_bytes / 1e6, after.weight_bytes / 1e6),
+    ]
+    if before.uncounted or after.uncounted:
+        rows.append(("nodes not counted", *(str(len(figures.uncounted)) for figures in (before, after)), ""))
+    return rows
+
+
+def _figure_row(name: str, before: float, after: float) -> Row:
+    change = f"{after / before - 1:+.1%}" if before else ""
+    return (name, f"{before:,.3f}", f"{after:,.3f}", change)
+
+
+def difference_rows(optimized: Optimized) -> list[Row]:
+    """A row an output."""
+    return [(difference.output, f"{difference.relative_l2:.2e}") for difference in optimized.differences]
+
+
+def closing_lines(optimized: Optimized) -> list[str]:
+    """Weights that lost numbers, what the graphs were compared on or why not, and where the result is."""
+    lines = []
+    if optimized.underflows:
+        zeros, small, size = (sum(getattr(u, k) for u in optimized.underflows) for k in ("zeros", "subnormals", "size"))
+        lines.append(
+            f"{len(optimized.underflows)} weights have numbers too small for {optimized.precision}: of {size:,}, "
+            f"{zeros:,} became zero and {small:,} lost digits"
+        )
+    if optimized.not_compared:
+        lines.append(f"Not compared: {optimized.not_compared}")
+    else:
+        lines.append(f"Compared on {optimized.compared_on}")
+    return [*lines, f"Wrote {optimized.out} ({optimized.precision}, for {optimized.target})"]
