@@ -32,7 +32,7 @@ FORMS: Mapping[Precision, Mapping[Target, Precision]] = {
 convolution, so its form stays in float32.
 """
 
-CALIBRATION = (("small", 12, 12), ("wide", 16, 24), ("large", 32, 32))
+CALIBRATION = (("small", 12, 12), ("wide", 16, 24), ("large", 24, 24))
 """Pictures that activations are measured on: name, and height and width in units of the spatial factor."""
 
 TRACING = "Exporting to ONNX"

@@ -94,7 +94,7 @@ def optimize_onnx(
     """
     _check_choice("target", target, get_args(Target))
     given = files.read_source(Path(source))
-    own = _own_precision(given.model)
+    own = _own_precision(given)
     wanted = _check_precision(given.path, own, precision or own, target)
     out = Path(out)
     files.check_place(out, given, force)
@@ -133,10 +133,13 @@ def _check_choice(name: str, given: str, valid: Sequence[str]) -> None:
         raise InputError(f"{name} is {given!r}; it must be one of {', '.join(valid)}")
 
 
-def _own_precision(model: ir.Model) -> Precision:
+def _own_precision(source: files.Source) -> Precision:
     """Half precision where any tensor is: a graph that was lowered has float32 in some places too."""
-    values = [*model.graph.initializers.values(), *(value for node in model.graph for value in node.outputs)]
+    graph = source.model.graph
+    values = [*graph.inputs, *graph.initializers.values(), *(value for node in graph for value in node.outputs)]
     types = {value.dtype for value in values}
+    if ir.DataType.DOUBLE in types:
+        raise InputError(f"{source.path} computes in float64; export it in float32, from which other types are made")
     return next((precision for dtype, precision in HALF.items() if dtype in types), "fp32")
 
 

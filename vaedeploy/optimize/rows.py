@@ -75,8 +75,8 @@ def closing_lines(optimized: Optimized) -> list[str]:
     if optimized.underflows:
         zeros, small, size = (sum(getattr(u, k) for u in optimized.underflows) for k in ("zeros", "subnormals", "size"))
         lines.append(
-            f"{len(optimized.underflows)} weights have numbers too small for {optimized.precision}: of {size:,}, "
-            f"{zeros:,} became zero and {small:,} lost digits"
+            f"Too small for {optimized.precision}: {zeros:,} numbers of the weights became zero and {small:,} lost "
+            f"digits, of {size:,} in {len(optimized.underflows)} tensors"
         )
     if optimized.not_compared:
         lines.append(f"Not compared: {optimized.not_compared}")
