@@ -15,6 +15,7 @@ from onnx_ir.passes.common import InlinePass, ShapeInferencePass
 
 from vaedeploy.atomic import advice, clear_leftovers, draft_name, lock, reason, sync_directory
 from vaedeploy.errors import ExportError, InputError, OutputError
+from vaedeploy.rewrite.operations import LARGEST_SIZES
 
 OLDEST_OPSET = 13
 """From here Squeeze, Unsqueeze and ReduceSum take axes as an input, which is how the rules write and read them."""
@@ -54,6 +55,7 @@ def read_source(path: Path) -> Source:
         onnx.checker.check_model(path)
     except FAULTS as error:
         raise InputError(f"{path} is not a valid ONNX model: {_first_line(error)}") from error
+    _load_sizes(model)
     if model.functions:
         InlinePass()(model)
     outputs = [(value, value.shape) for value in model.graph.outputs]
@@ -86,6 +88,14 @@ def _check_weights(path: Path, model: ir.Model) -> set[Path]:
     return files
 
 
+def _load_sizes(model: ir.Model) -> None:
+    """Read what is small enough to be a Resize's scales or a Reshape's shape: inference looks at no other file."""
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if isinstance(tensor, ir.ExternalTensor) and tensor.size <= LARGEST_SIZES:
+            value.const_value = ir.tensor(tensor.numpy().copy(), name=tensor.name)
+
+
 def _check_opset(path: Path, model: ir.Model) -> None:
     opset = model.opset_imports.get("")
     newest = onnx.defs.onnx_opset_version()
@@ -109,9 +119,7 @@ def check_place(out: Path, source: Source, force: bool) -> None:
         if path.resolve() in source.files or any(path.exists() and path.samefile(own) for own in source.files):
             raise OutputError(f"{path} belongs to {source.path}, which is not changed. Choose another name with -o")
         if path.exists() and not path.is_file():
-            raise OutputError(
-                f"cannot write {path}: it is there and is not a file. Choose another name with -o"
-            )
+            raise OutputError(f"cannot write {path}: it is there and is not a file. Choose another name with -o")
         if path.exists() and not force:
             raise OutputError(f"{path} is there already. Give --force to replace it, or another name with -o")
 
@@ -125,9 +133,7 @@ def writing(out: Path) -> Iterator[Path]:
     try:
         with lock(out.with_name(f".{out.name}.lock")) as free:
             if not free:
-                raise OutputError(
-                    f"cannot write {out}: another process is writing it now. Wait for it"
-                )
+                raise OutputError(f"cannot write {out}: another process is writing it now. Wait for it")
             clear_leftovers(out)
             folder = draft_name(out)
             folder.mkdir()
