@@ -131,6 +131,20 @@ def test_large_areas_keep_their_digits() -> None:
     assert error(rewritten(model)) < 5e-7 < 5e-6 < error(model)
 
 
+def test_older_opsets_and_other_types_are_left_alone() -> None:
+    old = ir.from_proto(group_norm())
+    old.graph.opset_imports[""] = 17
+    half = ir.from_proto(group_norm())
+    half.graph.inputs[0].dtype = ir.DataType.FLOAT16
+    for model, reason in (
+        (old, "opset 17 is older than 18"),
+        (half, "it is not float32; lower the precision after this rule"),
+    ):
+        outcome = split_means(model)
+        assert outcome.matches == 0
+        assert [refusal.reason for refusal in outcome.refusals] == [reason]
+
+
 REFUSALS = {
     "the input is not reshaped to (batch, groups, rest)": {"reshaped": (1, 4, -1)},
     "InstanceNormalization has weights of its own, not 1": {"inner_scale": 2.0},

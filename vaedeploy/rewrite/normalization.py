@@ -25,6 +25,10 @@ from vaedeploy.rewrite.outcome import Outcome, Refusal
 __all__ = ["split_means"]
 
 
+FIRST_OPSET = 18
+"""ReduceMean takes its axes as an input from here on."""
+
+
 class _TwoStageNormalization(RewriteRuleClassBase):
     def pattern(self, op: Any, x: Any, groups: Any, ones: Any, zeros: Any, back: Any, gamma: Any, beta: Any) -> Any:
         grouped = op.Reshape(x, groups)
@@ -34,6 +38,11 @@ class _TwoStageNormalization(RewriteRuleClassBase):
     def check(self, op: Any, *_: Any, **values: Any) -> MatchResult:
         x, groups, back = values["x"], values["groups"], values["back"]
         result = MatchResult()
+        node = values["normal"].producer()
+        if (opset := node.graph.opset_imports.get("", 0)) < FIRST_OPSET:
+            return result.fail(f"opset {opset} is older than {FIRST_OPSET}", node)
+        if x.dtype != ir.DataType.FLOAT:
+            return result.fail("it is not float32; lower the precision after this rule", x)
         shape = ir.convenience.get_const_tensor(groups)
         if shape is None or len(shape.numpy()) != 3 or shape.numpy()[0] != 0 or shape.numpy()[2] != -1:
             return result.fail("the input is not reshaped to (batch, groups, rest)", groups)
