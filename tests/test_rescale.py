@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import io
-import logging
 import math
-import warnings
-from contextlib import redirect_stdout
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -18,6 +14,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
+from exporters import Decoder, export_decoder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from inflation import INFLATIONS, inflate
@@ -745,34 +742,6 @@ VAES: dict[str, tuple[type[Any], dict[str, Any]]] = {
 }
 
 
-class Decoder(torch.nn.Module):
-    def __init__(self, vae: Any) -> None:
-        super().__init__()
-        self.vae = vae
-
-    def forward(self, latent: torch.Tensor) -> torch.Tensor:
-        image: torch.Tensor = self.vae.decode(latent).sample
-        return image
-
-
-def export(module: torch.nn.Module, path: Path, opset: int) -> None:
-    """By torch's dynamo exporter, and at opset 17 by its TorchScript exporter."""
-    example = torch.zeros(2, 4, 6, 10)
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            names = {"input_names": ["latent"], "output_names": ["image"], "opset_version": opset}
-            if opset > 17:
-                dynamic = {"dynamic_shapes": (dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC),)}
-                torch.onnx.export(module, (example,), path, dynamo=True, **names, **dynamic)
-            else:
-                axes = {"dynamic_axes": {"latent": {0: "batch", 2: "height", 3: "width"}}}
-                torch.onnx.export(module, (example,), path, dynamo=False, **names, **axes)
-    finally:
-        logging.disable(logging.NOTSET)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "opset"),
@@ -784,7 +753,7 @@ def test_graphs_of_other_exporters(name: str, opset: int, tmp_path: Path) -> Non
     torch.manual_seed(0)
     kind, config = VAES[name]
     module = Decoder(kind(**config).eval().requires_grad_(False))
-    export(module, tmp_path / "plain.onnx", opset)
+    export_decoder(module, tmp_path / "plain.onnx", opset)
     check_made_up_maxima(tmp_path / "plain.onnx", {"latent": draw((1, 4, 8, 6))})
 
 

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import logging
-import warnings
-from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +12,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
+from exporters import Decoder, export_decoder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
@@ -399,34 +396,6 @@ DIFFUSERS = {
 }
 
 
-class Decoder(torch.nn.Module):
-    def __init__(self, vae: Any) -> None:
-        super().__init__()
-        self.vae = vae
-
-    def forward(self, latent: torch.Tensor) -> torch.Tensor:
-        image: torch.Tensor = self.vae.decode(latent).sample
-        return image
-
-
-def export(module: torch.nn.Module, path: Path, exporter: str) -> None:
-    """The decoder at ``path``, with batch, height and width dynamic."""
-    example = torch.zeros(2, 4, 5, 6)
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            if exporter == "dynamo":
-                dynamic = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)
-                torch.onnx.export(module, (example,), path, dynamo=True, opset_version=18, dynamic_shapes=(dynamic,))
-            else:
-                axes = {"latent": {0: "batch", 2: "height", 3: "width"}}
-                names = {"input_names": ["latent"], "output_names": ["image"], "dynamic_axes": axes}
-                torch.onnx.export(module, (example,), path, dynamo=False, opset_version=17, **names)
-    finally:
-        logging.disable(logging.NOTSET)
-
-
 def compare_forms(folder: Path, latent: np.ndarray, matches: int, limit: float) -> None:
     """Fold plain.onnx to each form, and hold its first output to ``limit`` (relative L2) of the plain one's."""
     expected = run(folder / "plain.onnx", latent)
@@ -441,19 +410,19 @@ def compare_forms(folder: Path, latent: np.ndarray, matches: int, limit: float) 
 
 
 EXPORTS = [
-    ("AutoencoderTiny", "torchscript"),
-    ("AutoencoderKL", "torchscript"),
+    ("AutoencoderTiny", 17),
+    ("AutoencoderKL", 17),
     # Not AutoencoderDC: the graph that TorchScript writes of it, with a permutation of -1, does not load.
-    *(pytest.param(architecture, "dynamo", marks=pytest.mark.slow) for architecture in DIFFUSERS),
+    *(pytest.param(architecture, 18, marks=pytest.mark.slow) for architecture in DIFFUSERS),
 ]
 
 
-@pytest.mark.parametrize(("architecture", "exporter"), EXPORTS)
-def test_every_upsampler_of_diffusers(architecture: str, exporter: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("architecture", "opset"), EXPORTS)
+def test_every_upsampler_of_diffusers(architecture: str, opset: int, tmp_path: Path) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         decoder = Decoder(getattr(diffusers, architecture)(**DIFFUSERS[architecture])).eval()
-    export(decoder, tmp_path / "plain.onnx", exporter)
+    export_decoder(decoder, tmp_path / "plain.onnx", opset)
     latent = np.random.default_rng(0).normal(size=(1, 4, 7, 4)).astype(np.float32)
     # float32 sums in another order; normalisation of so few numbers magnifies them.
     compare_forms(tmp_path, latent, matches=2, limit=1e-5)
