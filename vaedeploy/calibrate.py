@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from vaedeploy.errors import BackendError, BundleError, InputError
 from vaedeploy.manifest import Part
 from vaedeploy.progress import Progress, silent
+from vaedeploy.runtime import onnxruntime_cpu
 
 NAME = "calibration.json"
 """The place of a ``Calibration`` in a bundle."""
@@ -149,12 +150,7 @@ def _unused(name: str, taken: set[str | None]) -> str:
 
 
 def _session(path: Path, threads: int) -> Any:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise BackendError(
-            f'ONNX Runtime cannot be imported ({error}). Install it: pip install "vaedeploy[cpu]"'
-        ) from error
+    onnxruntime = onnxruntime_cpu.load_library()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.enable_cpu_mem_arena = False

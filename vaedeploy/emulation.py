@@ -26,6 +26,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from vaedeploy.errors import BackendError
+from vaedeploy.runtime import onnxruntime_cpu
 
 __all__ = ["emulate", "emulating_model"]
 
@@ -84,10 +85,7 @@ def emulate(model: ir.Model, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDA
 
     Raises BackendError where ONNX Runtime is missing or refuses the model or the feeds.
     """
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise BackendError("ONNX Runtime is not installed; install it: pip install 'vaedeploy[cpu]'") from error
+    onnxruntime = onnxruntime_cpu.load_library()
     model = emulating_model(model)
     widened = {v.name for v in model.graph.inputs if v.dtype == FLOAT}
     given = {name: np.asarray(a, np.float32) if name in widened else a for name, a in feeds.items()}

@@ -11,11 +11,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from vaedeploy.emulation import emulate
+from vaedeploy.emulation import HALF, emulate
 from vaedeploy.optimize.inputs import Feed
 from vaedeploy.runtime import onnxruntime_cpu
-
-HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 DRAWING = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli")
 
