@@ -30,8 +30,8 @@ from vaedeploy.bundle import (
     VaeInfo,
     Verification,
     check_bundle,
-    create_bundle,
 )
+from vaedeploy.draft import create_bundle
 from vaedeploy.errors import BundleError, OutputError
 from vaedeploy.latent import LatentSpec
 from vaedeploy.manifest import decode_manifest, encode_manifest, path_fault

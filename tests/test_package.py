@@ -59,7 +59,8 @@ def test_import_costs_nothing():
 
 def test_doctor_knows_the_extras_of_pyproject():
     def names(requirements: list[str]) -> list[str]:
-        return sorted(re.match(r"[\w-]+", requirement)[0] for requirement in requirements)
+        found = [re.match(r"[\w-]+", requirement)[0] for requirement in requirements]
+        return sorted(name for name in found if name != "vaedeploy")  # an extra that holds another one
 
     assert sorted(doctor.BASE) == names(PROJECT["dependencies"])
     for extra, packages in doctor.EXTRAS.items():

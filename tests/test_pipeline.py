@@ -17,7 +17,8 @@ from safetensors.numpy import load_file
 from tiny_modules import TinyDecoder, tiny_reference
 from torch import Tensor, nn
 
-from vaedeploy.bundle import Bundle, check_bundle, create_bundle
+from vaedeploy.bundle import Bundle, check_bundle
+from vaedeploy.draft import create_bundle
 from vaedeploy.errors import ExportError, InputError, OutputError, VerificationError, WeightsError
 from vaedeploy.latent import LatentSpec
 from vaedeploy.manifest import Form, Precision

@@ -9,7 +9,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from vaedeploy.bundle import Bundle, Manifest, Origin, VaeInfo, Verification, create_bundle
+from vaedeploy.bundle import Bundle, Manifest, Origin, VaeInfo, Verification
+from vaedeploy.draft import create_bundle
 from vaedeploy.latent import LatentSpec
 
 FLOAT, UINT8, INT64, BOOL = TensorProto.FLOAT, TensorProto.UINT8, TensorProto.INT64, TensorProto.BOOL

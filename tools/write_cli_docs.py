@@ -17,7 +17,7 @@ WIDTH = 100
 HEAD = """# The command line
 
 Every command's help, as `vaedeploy COMMAND --help` prints it. This page is written by
-`python tools/write_cli_docs.py`; edit the help texts in `vaedeploy/cli.py` instead.
+`python tools/write_cli_docs.py`; edit the help texts in `vaedeploy/cli/` instead.
 
 Results go to stdout; progress, warnings and errors go to stderr. `--json` prints one JSON document on stdout and
 nothing else.
@@ -27,7 +27,8 @@ nothing else.
 def render() -> str:
     """The page's text, which does not depend on the terminal."""
     root = click.Context(cli, info_name="vaedeploy", terminal_width=WIDTH, help_option_names=["-h", "--help"])
-    contexts = [root, *(click.Context(c, root, name, terminal_width=WIDTH) for name, c in cli.commands.items())]
+    commands = [(name, cli.commands[name]) for name in cli.list_commands(root)]
+    contexts = [root, *(click.Context(c, root, name, terminal_width=WIDTH) for name, c in commands)]
     sections = [f"## {c.command_path}\n\n```text\n{c.command.get_help(c)}\n```\n" for c in contexts]
     return "\n".join([HEAD, *sections])
 

@@ -2,12 +2,12 @@
 
 The pipeline, a module for each arrow::
 
-    Preset ──> Reference ──> Graph ──> Graph ──> Bundle ──> VAE
-    preset     source        export    rewrite   bundle     runtime
+    Preset ──> Reference ──> Graph ──> Graph ──> Engine ──> Bundle ──> VAE
+    preset     source        export    rewrite   build      bundle     runtime
                   └────────── verify ─────┘
 
-``export_vae`` is all of it up to the bundle; ``verify_bundle`` proves a bundle against PyTorch again; ``VAE`` encodes
-and decodes with a bundle, and needs neither PyTorch nor onnx for that::
+``export_vae`` is all of it up to the bundle; ``build_engines`` adds TensorRT engines; ``verify_bundle`` proves it
+against PyTorch again; ``VAE`` encodes and decodes with it, and needs neither PyTorch nor onnx for that::
 
     import vaedeploy as vd
 
@@ -26,16 +26,20 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from vaedeploy.bundle import Bundle
+    from vaedeploy.engines import build_engines
     from vaedeploy.errors import (
         BackendError,
+        BuildError,
         BundleError,
         ContractError,
         DownloadError,
+        EngineError,
         ExportError,
         ImageError,
         InputError,
         LatentError,
         OutputError,
+        ProfileError,
         SizeError,
         UnknownPresetError,
         VaedeployError,
@@ -45,6 +49,7 @@ if TYPE_CHECKING:
     from vaedeploy.latent import LatentSpec
     from vaedeploy.pipeline import export_vae, verify_bundle
     from vaedeploy.preset import Preset, get_preset, presets
+    from vaedeploy.profile import Profile, get_profile, profiles
     from vaedeploy.runtime import VAE
     from vaedeploy.source import Reference, load_reference
     from vaedeploy.verify import Case, Report
@@ -54,11 +59,13 @@ __version__ = "0.1.0"
 __all__ = [
     "VAE",
     "BackendError",
+    "BuildError",
     "Bundle",
     "BundleError",
     "Case",
     "ContractError",
     "DownloadError",
+    "EngineError",
     "ExportError",
     "ImageError",
     "InputError",
@@ -66,6 +73,8 @@ __all__ = [
     "LatentSpec",
     "OutputError",
     "Preset",
+    "Profile",
+    "ProfileError",
     "Reference",
     "Report",
     "SizeError",
@@ -73,10 +82,13 @@ __all__ = [
     "VaedeployError",
     "VerificationError",
     "WeightsError",
+    "build_engines",
     "export_vae",
     "get_preset",
+    "get_profile",
     "load_reference",
     "presets",
+    "profiles",
     "verify_bundle",
 ]
 
@@ -85,13 +97,17 @@ _HOMES = {
     "Case": "verify",
     "LatentSpec": "latent",
     "Preset": "preset",
+    "Profile": "profile",
     "Reference": "source",
     "Report": "verify",
     "VAE": "runtime",
+    "build_engines": "engines",
     "export_vae": "pipeline",
     "get_preset": "preset",
+    "get_profile": "profile",
     "load_reference": "source",
     "presets": "preset",
+    "profiles": "profile",
     "verify_bundle": "pipeline",
 }
 

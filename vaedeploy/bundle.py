@@ -1,7 +1,7 @@
 """A bundle: the directory that holds a VAE's graphs, what proves them, and the manifest that says so.
 
-``docs/bundle-format.md`` specifies it. A bundle is made in a temporary directory beside its place and renamed into
-it, every file in it has its sha256 in the manifest, and nothing in the manifest can name a path outside of it.
+``docs/bundle-format.md`` specifies it. Every file in a bundle has its sha256 in the manifest, and nothing in the
+manifest can name a path outside of it. ``draft`` makes new ones.
 """
 
 from __future__ import annotations
@@ -10,16 +10,17 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
-from vaedeploy.atomic import advice, clear_leftovers, draft_name, is_full, lock, reason, replace_directory, write_file
+from vaedeploy.atomic import advice, clear_leftovers, draft_name, lock, reason, write_file
 from vaedeploy.errors import BundleError, OutputError
 from vaedeploy.manifest import (
     NAME,
+    EngineInfo,
     FileInfo,
     Form,
     Manifest,
@@ -27,7 +28,6 @@ from vaedeploy.manifest import (
     Part,
     VaeInfo,
     Verification,
-    check_manifest,
     decode_manifest,
     encode_manifest,
     path_fault,
@@ -35,7 +35,8 @@ from vaedeploy.manifest import (
 
 __all__ = [
     "Bundle",
-    "BundleDraft",
+    "BundleEdit",
+    "EngineInfo",
     "FileInfo",
     "Form",
     "Manifest",
@@ -44,7 +45,7 @@ __all__ = [
     "VaeInfo",
     "Verification",
     "check_bundle",
-    "create_bundle",
+    "edit_bundle",
 ]
 
 
@@ -89,29 +90,10 @@ class Bundle:
     def update(self, *, verification: Verification | None = None, files: Mapping[str, bytes] | None = None) -> Bundle:
         """Put ``files`` into the bundle and set its verification summary (None: leave it); returns the new state.
 
-        A run that is killed in here leaves a bundle that opens. Raises OutputError where the bundle cannot be
-        written to or another process writes to it, and BundleError for a path that is no place for a file of it.
+        Raises as ``BundleEdit.put`` does, and OutputError where another process writes to the bundle.
         """
-        files = dict(files or {})
-        graphs = {name for forms in self.manifest.graphs.values() for name in forms.values()}
-        for name in files:
-            fault = "is a graph" if name in graphs else path_fault(name) or _link_fault(self.path, name)
-            if fault:
-                raise BundleError(f"cannot put {name!r} into bundle {self.path}: it {fault}")
-        with _writing(self.path.resolve(), self.path):
-            manifest = _read_manifest(self.path)
-            changes = {} if verification is None else {"verification": verification}
-            kept = {name: info for name, info in manifest.files.items() if name not in files}
-            if len(kept) < len(manifest.files):
-                # While a file is being replaced neither its old hash nor its new one would be true.
-                write_file(self.path / NAME, encode_manifest(msgspec.structs.replace(manifest, files=kept)))
-            for name, data in files.items():
-                (self.path / name).parent.mkdir(parents=True, exist_ok=True)
-                write_file(self.path / name, data)
-                kept[name] = FileInfo(hashlib.sha256(data).hexdigest(), len(data))
-            updated = Bundle(self.path, msgspec.structs.replace(manifest, files=kept, **changes))
-            write_file(self.path / NAME, encode_manifest(updated.manifest))
-        return updated
+        with edit_bundle(self) as edit:
+            return edit.put(verification=verification, files=files)
 
     def _refuse(self, problems: list[str]) -> None:
         if problems:
@@ -131,85 +113,85 @@ def check_bundle(path: str | Path) -> Bundle:
 
 
 @dataclass
-class BundleDraft:
-    """A bundle that is being made. Write its files under ``path``, then call ``finish``."""
+class BundleEdit:
+    """The right to write to a bundle, while ``edit_bundle`` holds it, and an empty folder on the same disk."""
 
-    path: Path
-    out: Path
-    place: Path
-    force: bool
+    bundle: Bundle
+    draft: Path
 
-    def finish(self, manifest: Manifest) -> Bundle:
-        """Add the size and sha256 of every file under ``path`` to ``manifest``, write it, and put the bundle in its
-        place in one step. Raises BundleError for a manifest that contradicts itself, OutputError where the place
-        cannot be written to.
+    def put(
+        self,
+        *,
+        verification: Verification | None = None,
+        files: Mapping[str, bytes | Path] | None = None,
+        engines: Mapping[str, EngineInfo] | None = None,
+        contents: Mapping[Part, str] | None = None,
+    ) -> Bundle:
+        """Put ``files`` into the bundle and change its manifest; returns the new state. What is None stays as it is.
+
+        files: path in the bundle -> bytes, or a file under ``draft``, which is moved. engines: what those of them are
+        that are engines. contents: see ``Manifest``; added to those that are there.
+
+        A run that is killed in here leaves a bundle that opens. Raises OutputError where the bundle cannot be
+        written to, and BundleError for a path that is no place for a file of it.
         """
-        files = {}
-        rights = self.path.stat().st_mode & 0o666
-        for file in sorted(file for file in self.path.rglob("*") if not file.is_dir()):
-            # Some libraries write for the owner alone; a bundle is for everyone the umask allows.
-            file.chmod(rights)
-            files[file.relative_to(self.path).as_posix()] = _info(file, sync=True)
-        manifest = msgspec.structs.replace(manifest, files=files)
-        check_manifest(manifest, self.out)
-        write_file(self.path / NAME, encode_manifest(manifest))
-        _check_free(self.place, self.out, self.force)
-        with _told_of(self.out):
-            replace_directory(self.path, self.place)
-        return Bundle(self.out, manifest)
+        files = dict(files or {})
+        path = self.bundle.path
+        graphs = {name for forms in self.bundle.manifest.graphs.values() for name in forms.values()}
+        for name in files:
+            fault = "is a graph" if name in graphs else path_fault(name) or _link_fault(path, name)
+            if fault:
+                raise BundleError(f"cannot put {name!r} into bundle {path}: it {fault}")
+        with told_of(path):
+            manifest = _read_manifest(path)
+            kept = {name: info for name, info in manifest.files.items() if name not in files}
+            known = {name: engine for name, engine in manifest.engines.items() if name not in files}
+            if len(kept) < len(manifest.files):
+                # While a file is being replaced neither its old hash nor its new one would be true.
+                told = msgspec.structs.replace(manifest, files=kept, engines=known)
+                write_file(path / NAME, encode_manifest(told))
+            for name, data in files.items():
+                (path / name).parent.mkdir(parents=True, exist_ok=True)
+                if isinstance(data, bytes):
+                    write_file(path / name, data)
+                else:
+                    share(data, path)
+                    data.replace(path / name)
+                kept[name] = file_info(path / name, sync=True)
+            changed = msgspec.structs.replace(
+                manifest,
+                files=kept,
+                engines=known | dict(engines or {}),
+                contents=manifest.contents | dict(contents or {}),
+                verification=verification or manifest.verification,
+            )
+            write_file(path / NAME, encode_manifest(changed))
+        self.bundle = Bundle(path, changed)
+        return self.bundle
 
 
 @contextmanager
-def create_bundle(out: str | Path, force: bool = False) -> Iterator[BundleDraft]:
-    """Make a bundle at ``out``: write its files under the draft's ``path``, then call the draft's ``finish``.
-
-    Where anything is raised inside, or ``finish`` is not called, neither the draft is left nor ``out`` changed.
-    Raises OutputError where ``out`` exists (``force`` replaces a bundle, and nothing else), cannot be written to,
-    is being written by another process, or the disk is full.
+def edit_bundle(bundle: Bundle) -> Iterator[BundleEdit]:
+    """Hold the right to write to a bundle. Raises OutputError where another process has it, or the place cannot be
+    written to.
     """
-    out = Path(out)
-    place = out.resolve()
-    if not place.name:
-        raise OutputError(f"{out} cannot be a bundle. Choose another place with --out")
-    with _parents(place.parent, out), _writing(place, out):
-        with _told_of(out):
+    place = bundle.path.resolve()
+    with writing(place, bundle.path):
+        with told_of(bundle.path):
             clear_leftovers(place)
-        _check_free(place, out, force)
-        draft = BundleDraft(draft_name(place), out, place, force)
+            draft = draft_name(place)
+            draft.mkdir()
         try:
-            with _told_of(out):
-                draft.path.mkdir()
-            yield draft
-        except BaseException as error:
-            if isinstance(error, Exception) and is_full(error):
-                raise OutputError(
-                    f"cannot write bundle {out}: no room is left there. Nothing was kept. "
-                    "Free space, or choose another place with --out"
-                ) from error
-            raise
+            yield BundleEdit(Bundle(bundle.path, _read_manifest(bundle.path)), draft)
         finally:
-            shutil.rmtree(draft.path, ignore_errors=True)
+            shutil.rmtree(draft, ignore_errors=True)
 
 
 @contextmanager
-def _parents(folder: Path, out: Path) -> Iterator[None]:
-    """Make the folders that a bundle is to lie in, and remove those again that end up with nothing in them."""
-    missing = [p for p in (folder, *folder.parents) if not p.exists()]
-    try:
-        with _told_of(out):
-            folder.mkdir(parents=True, exist_ok=True)
-        yield
-    finally:
-        for made in missing:
-            with suppress(OSError):
-                made.rmdir()
-
-
-@contextmanager
-def _writing(place: Path, out: Path) -> Iterator[None]:
+def writing(place: Path, out: Path) -> Iterator[None]:
     """Hold the right to write the bundle at ``place``; it lapses by itself when the process that has it dies."""
     with ExitStack() as stack:
-        with _told_of(out):
+        with told_of(out):
             free = stack.enter_context(lock(place.with_name(f".{place.name}.lock")))
         if not free:
             raise OutputError(
@@ -220,31 +202,12 @@ def _writing(place: Path, out: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _told_of(out: Path) -> Iterator[None]:
+def told_of(out: Path) -> Iterator[None]:
     """Turn an error of the operating system into one that names the bundle."""
     try:
         yield
     except OSError as error:
         raise OutputError(f"cannot write bundle {out}: {reason(error)}. {advice(error)}") from error
-
-
-def _check_free(place: Path, out: Path, force: bool) -> None:
-    if not place.exists() or (place.is_dir() and not any(place.iterdir())):
-        return
-    if not _is_bundle(place):
-        raise OutputError(f"{out} exists and is not a bundle; it is left as it is. Choose another place with --out")
-    if not force:
-        raise OutputError(f"{out} exists already. Replace it with --force, or choose another place with --out")
-
-
-def _is_bundle(place: Path) -> bool:
-    """Whether ``place`` was a bundle once, in whatever state it is now. (Others call files bundle.json too.)"""
-    try:
-        with (place / NAME).open("rb") as file:
-            head = file.read(4096)
-    except OSError:
-        return False
-    return b'"format"' in head and b'"vaedeploy"' in head
 
 
 def _read_manifest(path: Path) -> Manifest:
@@ -274,7 +237,7 @@ def _damage(bundle: Bundle, verify_hashes: bool) -> list[str]:
                 problems.append(f"{name} is missing")
             elif (size := path.stat().st_size) != told.bytes:
                 problems.append(f"{name} has {size:,} bytes where {NAME} says {told.bytes:,}")
-            elif verify_hashes and (found := _info(path).sha256) != told.sha256:
+            elif verify_hashes and (found := file_info(path).sha256) != told.sha256:
                 problems.append(f"{name} is altered: its sha256 is {found} where {NAME} says {told.sha256}")
         except OSError as error:
             problems.append(f"{name} cannot be read: {reason(error)}")
@@ -292,7 +255,15 @@ def _link_fault(bundle: Path, name: str) -> str | None:
     return None if inside else "leaves the bundle through a link"
 
 
-def _info(path: Path, sync: bool = False) -> FileInfo:
+def share(file: Path, folder: Path) -> None:
+    """Give a file the rights of ``folder``: some libraries write for the owner alone, a bundle is for everyone whom the
+    umask allows.
+    """
+    file.chmod(folder.stat().st_mode & 0o666)
+
+
+def file_info(path: Path, sync: bool = False) -> FileInfo:
+    """A file's size and sha256. sync: make it last through a power cut first."""
     if sync:
         with path.open("rb+") as file:
             os.fsync(file.fileno())

@@ -10,6 +10,8 @@ from importlib.util import find_spec
 
 from vaedeploy import __version__
 from vaedeploy.errors import BackendError
+from vaedeploy.gpu import Gpu, find_gpu
+from vaedeploy.manifest import Backend
 
 BASE = ("click", "msgspec", "numpy", "pillow", "rich", "safetensors")
 """The packages that every installation has."""
@@ -25,10 +27,19 @@ EXTRAS = {
         "scikit-image": "skimage",
         "torch": "torch",
     },
+    "build": {"onnx": "onnx", "onnx_ir": "onnx_ir", "onnxscript": "onnxscript", "polygraphy": "polygraphy"},
+    "rtx": {"tensorrt-rtx": "tensorrt_rtx"},
+    "tensorrt": {"tensorrt": "tensorrt"},
 }
-"""What each extra adds: a package, and the name that it is imported by."""
+"""What each extra adds: a package, and the name that it is imported by. rtx and tensorrt hold build as well."""
 
-PURPOSES = {"cpu": "encode, decode, verify", "export": "export, verify"}
+PURPOSES = {
+    "cpu": "encode, decode, verify",
+    "export": "export, verify",
+    "build": "what builds of any backend need",
+    "rtx": "build --backend tensorrt-rtx, on any machine",
+    "tensorrt": "build --backend tensorrt, on the GPU that it is for",
+}
 """The commands that need each extra."""
 
 
@@ -57,6 +68,7 @@ class Diagnosis:
     vaedeploy: str
     python: str
     platform: str
+    gpu: Gpu | None
     packages: dict[str, str | None]
     backends: tuple[BackendStatus, ...]
     extras: tuple[ExtraStatus, ...]
@@ -67,11 +79,12 @@ def diagnose() -> Diagnosis:
     """Look at this environment. Imports ONNX Runtime, if it is there, and nothing else that is heavy."""
     from vaedeploy.runtime import onnxruntime_cpu
 
-    names = [*BASE, *(package for extra in EXTRAS.values() for package in extra)]
+    names = dict.fromkeys([*BASE, *(package for extra in EXTRAS.values() for package in extra)])
     return Diagnosis(
         vaedeploy=__version__,
         python=platform.python_version(),
         platform=platform.platform(),
+        gpu=find_gpu(),
         packages={name: version_of(name) for name in names},
         backends=(BackendStatus(onnxruntime_cpu.NAME, _problem(onnxruntime_cpu.load_library)),),
         extras=tuple(
@@ -90,6 +103,11 @@ def version_of(package: str) -> str | None:
         return None
 
 
+def installed_version(backend: Backend) -> str | None:
+    """The version of what builds and runs engines here, by what pip knows; None where it is not installed."""
+    return version_of(backend)
+
+
 def install_command(extra: str) -> str:
     """What to run to get an extra."""
     return f'pip install "vaedeploy[{extra}]"'
@@ -98,10 +116,13 @@ def install_command(extra: str) -> str:
 def advice_for(module: str) -> str | None:
     """What to say where ``module`` (a dotted name) cannot be imported; None where it is not one of an extra's."""
     root = module.partition(".")[0]
-    for extra, packages in EXTRAS.items():
-        if root in packages.values():
-            return f"this needs {root}, which is not installed. Run: {install_command(extra)}"
-    return None
+    extras = [extra for extra, packages in EXTRAS.items() if root in packages.values()]
+    if not extras:
+        return None
+    others = " or ".join(f"[{extra}]" for extra in extras[1:])
+    return f"this needs {root}, which is not installed. Run: {install_command(extras[0])}" + (
+        f" (engines alone need {others})" if others else ""
+    )
 
 
 def _problem(load: Callable[[], object]) -> str | None:

@@ -9,10 +9,13 @@
     │   ├── LatentError            an array or a file that is not a latent of this VAE
     │   ├── SizeError              a height or width that the VAE cannot take
     │   ├── OutputError            a place that cannot be written to
-    │   └── BundleError            a bundle that is missing, altered, or of another format
+    │   ├── BundleError            a bundle that is missing, altered, or of another format
+    │   ├── ProfileError           a GPU profile that is missing or contradicts itself
+    │   └── EngineError            an engine that does not fit this machine, backend or graph
     ├── DownloadError              the hub could not be reached, or refused
     ├── ExportError                a module could not be traced
     ├── BackendError               a backend is not installed, or failed
+    ├── BuildError                 an engine could not be built
     └── VerificationError          exit code 3: outputs differ by more than the limits allow
 
 A message says what was given, what is valid, and what to run next.
@@ -70,6 +73,14 @@ class BundleError(InputError):
     """A bundle that is missing, altered, or of another format."""
 
 
+class ProfileError(InputError):
+    """A GPU profile that is missing or contradicts itself."""
+
+
+class EngineError(InputError):
+    """An engine that does not fit this machine, backend or graph."""
+
+
 class DownloadError(VaedeployError):
     """The hub could not be reached, or refused."""
 
@@ -80,6 +91,10 @@ class ExportError(VaedeployError):
 
 class BackendError(VaedeployError):
     """A backend is not installed, or failed."""
+
+
+class BuildError(VaedeployError):
+    """An engine could not be built."""
 
 
 class VerificationError(VaedeployError):

@@ -40,18 +40,22 @@ TRACING = "Exporting to ONNX"
 log = logging.getLogger("vaedeploy.forms")
 
 
-def write_portable(reference: Reference, folder: Path, image_input: ImageInput, progress: Progress) -> None:
-    """Trace both halves and write them: ``PART.onnx`` and its weights."""
+def write_portable(reference: Reference, folder: Path, image_input: ImageInput, progress: Progress) -> dict[Part, str]:
+    """Trace both halves and write them: ``PART.onnx`` and its weights. Returns the sha256 of their contents."""
     from vaedeploy.export import trace_graph
-    from vaedeploy.graph import release_weights, save_graph
+    from vaedeploy.graph import content_sha256, release_weights, save_graph
+
+    contents: dict[Part, str] = {}
 
     for done, part in enumerate(PARTS):
         progress(TRACING, done, len(PARTS))
         traced = trace_graph(reference, part, image_input=image_input)
         save_graph(traced, folder / file_name(part, "portable"))
+        contents[part] = content_sha256(traced)
         release_weights(traced)
         _check(folder / file_name(part, "portable"))
     progress(TRACING, len(PARTS), len(PARTS))
+    return contents
 
 
 def measure(folder: Path, photos: list[Photo], factor: int, image_input: ImageInput, progress: Progress) -> Calibration:

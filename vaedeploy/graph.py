@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,3 +50,24 @@ def save_form(graph: Graph, path: Path, *, shared: bool = True) -> None:
 def load_graph(path: Path, part: Part) -> Graph:
     """Read ``path``; its weights stay on disk until they are looked at."""
     return Graph(ir.load(path), part)
+
+
+def content_sha256(graph: Graph) -> str:
+    """sha256 over what a graph computes: weights, nodes, names and types of inputs and outputs; not over who made it or
+    where its weights lie.
+    """
+    digest = hashlib.sha256()
+    for name, value in sorted(graph.model.graph.initializers.items()):
+        tensor = value.const_value
+        assert tensor is not None
+        digest.update(f"{name} {tensor.dtype.name} {tensor.shape}\0".encode())
+        digest.update(tensor.tobytes())
+    for value in (*graph.model.graph.inputs, *graph.model.graph.outputs):
+        digest.update(f"{value.name} {value.dtype} {value.shape}\0".encode())
+    for node in graph.model.graph:
+        proto = ir.to_proto(node)
+        del proto.metadata_props[:]
+        proto.doc_string = ""
+        digest.update(proto.SerializeToString(deterministic=True))
+    digest.update(repr(sorted(graph.model.opset_imports.items())).encode())
+    return digest.hexdigest()

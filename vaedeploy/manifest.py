@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shlex
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ import msgspec
 
 from vaedeploy.errors import BundleError, ContractError
 from vaedeploy.latent import LatentSpec
+from vaedeploy.shapes import ShapeSet
 
 FORMAT = 1
 """The version of the format that this package writes, and the only one that it reads."""
@@ -24,6 +26,8 @@ PARTS: tuple[Part, ...] = ("encoder", "decoder")
 Form = Literal["portable", "onnxruntime", "tensorrt"]
 ImageInput = Literal["float", "uint8"]
 Precision = Literal["fp32", "fp16", "bf16"]
+Backend = Literal["tensorrt", "tensorrt-rtx"]
+"""What builds and runs engines."""
 Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 
 
@@ -78,13 +82,66 @@ class Verification(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cases: int
 
 
+class EngineIdentity(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """All that an engine depends on. Two builds of equal identity are interchangeable; any difference makes one stale.
+
+    graph: ``Manifest.contents`` of the part that it was built from. rewritten: the same of the graph that was made of
+    it and went into the builder, so that a change of any rule shows.
+    backend_version: such as "1.7.1.116"; a plan is read by the version that wrote it alone.
+    compute_capability: such as "8.9". gpu: the one GPU model that it runs on; None: all of that capability.
+    shapes: a profile's. options: what the builder was told.
+    """
+
+    graph: Sha256
+    rewritten: Sha256
+    precision: Precision
+    backend: Backend
+    backend_version: str
+    compute_capability: str
+    gpu: str | None
+    shapes: dict[str, ShapeSet]
+    options: dict[str, bool | int | str]
+
+    @property
+    def digest(self) -> str:
+        """sha256 over all of it, in hexadecimal."""
+        return hashlib.sha256(msgspec.json.encode(self, order="sorted")).hexdigest()
+
+    @property
+    def mark(self) -> bytes:
+        """What an engine's own bytes contain: its network is named so."""
+        return f"vaedeploy:{self.digest}".encode()
+
+
+class EngineInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What an engine of the bundle is.
+
+    profile: the name of the profile that it was built for.
+    activation_bytes: shape set -> device memory that an execution context takes at its largest size, as the builder
+    said. weights_bytes: of the weights, as the builder said.
+    tensors: input or output -> its type and shape, such as "float32 (-1, 4, -1, -1)".
+    layers: such as "convolution float16" -> how many of them the network had before the builder fused them.
+    verification: None as long as it was not run on its GPU and compared.
+    """
+
+    profile: str
+    part: Part
+    identity: EngineIdentity
+    activation_bytes: dict[str, int]
+    weights_bytes: int
+    tensors: dict[str, str]
+    layers: dict[str, int]
+    verification: Verification | None = None
+
+
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The contents of ``bundle.json``.
 
     graphs: part -> form -> file name. Every part has the form ``portable``.
     rewrites: file name of a graph -> what was done to make it from the portable one: rule -> places that it changed.
     files: every file of the bundle but ``bundle.json`` itself, by its path with forward slashes.
-    engines: empty in this version.
+    contents: part -> sha256 of the portable graph without what says who made it: equal ones compute the same.
+    engines: an engine's file -> what it is.
     verification: None where none was run since the graphs were made.
     """
 
@@ -97,7 +154,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     graphs: dict[Part, dict[Form, str]]
     rewrites: dict[str, dict[str, int]] = {}
     files: dict[str, FileInfo] = {}
-    engines: dict[str, object] = {}
+    contents: dict[Part, Sha256] = {}
+    engines: dict[str, EngineInfo] = {}
     verification: Verification | None = None
 
     def export_command(self, out: Path) -> str:
@@ -149,16 +207,17 @@ def decode_manifest(data: bytes, bundle: Path) -> Manifest:
 
 def check_manifest(manifest: Manifest, bundle: Path) -> None:
     """Raise BundleError where the manifest contradicts itself or names a path that is no place in the bundle."""
-    names = [*manifest.files, *(name for forms in manifest.graphs.values() for name in forms.values())]
-    for name in names:
+    graphs = [name for forms in manifest.graphs.values() for name in forms.values()]
+    for name in (*manifest.files, *graphs, *manifest.engines):
         if fault := path_fault(name):
             raise BundleError(f"bundle {bundle}: {NAME} names the path {name!r}, which {fault}; it is refused")
     for part in ("encoder", "decoder"):
         if "portable" not in manifest.graphs.get(part, {}):
             raise BundleError(f"bundle {bundle}: {NAME} names no portable graph of the {part}")
-    for name in names:
-        if name not in manifest.files:
-            raise BundleError(f"bundle {bundle}: {NAME} names the graph {name} but not among its files")
+    for kind, names in (("graph", graphs), ("engine", manifest.engines)):
+        for name in names:
+            if name not in manifest.files:
+                raise BundleError(f"bundle {bundle}: {NAME} names the {kind} {name} but not among its files")
 
 
 def path_fault(name: str) -> str | None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING
 
 from vaedeploy.bundle import Bundle
-from vaedeploy.doctor import Diagnosis
+from vaedeploy.doctor import Diagnosis, installed_version
+from vaedeploy.gpu import Gpu, find_gpu
+from vaedeploy.identity import engine_faults, rebuild
 from vaedeploy.latent import LatentSpec
+from vaedeploy.manifest import EngineInfo
 from vaedeploy.preset import Preset
+from vaedeploy.profile import Profile
 
 if TYPE_CHECKING:
     from vaedeploy.verify import Case, Report
@@ -19,12 +23,81 @@ CASE_COLUMNS = ("graph", "part", "case", "max abs", "mean abs", "rel L2", "PSNR"
 """case: batch x height x width. PSNR, in dB, and the share of values that are off at all are those of 8-bit pixels."""
 
 
+PROFILE_COLUMNS = ("profile", "GPU", "capability", "memory", "backend", "precision", "sizes (batch x height x width)")
+
+ENGINE_COLUMNS = ("engine", "backend", "capability", "precision", "size", "memory", "")
+"""memory: beside the engine's own size, at the largest size of each shape set, as the builder said."""
+
+
+COMPUTING = ("convolution", "deconvolution", "matrix_multiply", "normalization", "softmax", "activation")
+"""Kinds of layers that are worth a look; the others move data and compute shapes."""
+
+
 def preset_rows(presets: Iterable[Preset]) -> list[Row]:
     """A row a preset: its name, and in two lines what it is for, and what and where it is."""
     return [
         (p.name, f"{p.purpose}\n{_latent_shape(p.latent)}; {p.licence}; {p.repository or 'in this package'}")
         for p in presets
     ]
+
+
+def profile_rows(profiles: Iterable[Profile]) -> list[Row]:
+    """A row a profile, in ``PROFILE_COLUMNS``, older GPUs first."""
+    ordered = sorted(profiles, key=lambda p: (float(p.compute_capability), p.memory_gib))
+    return [
+        (
+            p.name,
+            p.gpu,
+            p.compute_capability,
+            f"{p.memory_gib:g} GiB",
+            p.backend,
+            p.precision,
+            ", ".join(map(str, p.shapes.values())),
+        )
+        for p in ordered
+    ]
+
+
+def engine_rows(bundle: Bundle, profiles: Collection[str]) -> list[Row]:
+    """A row for each engine of ``profiles``, in ``ENGINE_COLUMNS``."""
+    return [
+        (
+            name,
+            f"{info.identity.backend} {info.identity.backend_version}",
+            info.identity.compute_capability,
+            info.identity.precision,
+            _size(bundle.manifest.files[name].bytes),
+            ", ".join(f"{info.identity.shapes[k]}: {_size(n)}" for k, n in info.activation_bytes.items()),
+            _engine_state(info),
+        )
+        for name, info in sorted(bundle.manifest.engines.items())
+        if info.profile in profiles
+    ]
+
+
+def _engine_state(info: EngineInfo) -> str:
+    if info.verification is None:
+        return "unverified"
+    return "verified" if info.verification.passed else "FAILED"
+
+
+def _engine_text(bundle: Bundle, name: str) -> str:
+    """What an engine is, and what speaks against it on this machine."""
+    info = bundle.manifest.engines[name]
+    identity = info.identity
+    faults = engine_faults(bundle, name, version=installed_version(identity.backend), gpu=find_gpu())
+    lines = [
+        f"{name}  {_size(bundle.manifest.files[name].bytes)}  {_engine_state(info)}"
+        + (" (it has not been run on its GPU)" if info.verification is None else ""),
+        f"{identity.backend} {identity.backend_version}, compute capability {identity.compute_capability}"
+        + (f", {identity.gpu} alone" if identity.gpu else "")
+        + f", {identity.precision}, {_size(info.weights_bytes)} of weights",
+        *(f"{identity.shapes[k]} ({k}): {_size(count)} of memory" for k, count in info.activation_bytes.items()),
+        "tensors: " + ", ".join(f"{tensor} {kind}" for tensor, kind in info.tensors.items()),
+        "layers: " + ", ".join(f"{n} {kind}" for kind, n in info.layers.items() if kind.split()[0] in COMPUTING),
+        *(f"STALE: {fault}" for fault in faults),
+    ]
+    return "\n".join([*lines, rebuild(bundle, name)] if faults else lines)
 
 
 def bundle_rows(bundle: Bundle, checked: bool) -> list[Row]:
@@ -47,6 +120,7 @@ def bundle_rows(bundle: Bundle, checked: bool) -> list[Row]:
         ("precision", manifest.precision),
         ("verified", _verification(bundle)),
     ]
+    rows += [("engine", _engine_text(bundle, name)) for name in sorted(manifest.engines)]
     rows += [("file", f"{name}  {_size(info.bytes)}") for name, info in sorted(files.items())]
     return [*rows, ("check", "every file is as the manifest says")] if checked else rows
 
@@ -57,6 +131,7 @@ def diagnosis_rows(diagnosis: Diagnosis) -> list[Row]:
         ("vaedeploy", diagnosis.vaedeploy),
         ("python", diagnosis.python),
         ("platform", diagnosis.platform),
+        ("GPU", _gpu(diagnosis.gpu)),
     ]
     rows += [(name, version or "not installed") for name, version in diagnosis.packages.items()]
     rows += [(f"backend {b.name}", b.problem or "answers") for b in diagnosis.backends]
@@ -89,6 +164,12 @@ def verdict_lines(report: Report) -> list[str]:
     if report.passed:
         return [f"verified: {len(report.cases)} cases {setting}"]
     return [*lines, f"FAILED: {len(failed)} of {len(report.cases)} cases {setting}"]
+
+
+def _gpu(gpu: Gpu | None) -> str:
+    if gpu is None:
+        return "none, or nvidia-smi does not answer"
+    return f"{gpu.name}, compute capability {gpu.compute_capability}, {gpu.memory_gib:g} GiB"
 
 
 def _pixels(case: Case) -> Row:

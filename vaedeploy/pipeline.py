@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 import msgspec
 
 from vaedeploy import __version__, golden
-from vaedeploy.bundle import Bundle, create_bundle
+from vaedeploy.bundle import Bundle
+from vaedeploy.draft import create_bundle
 from vaedeploy.errors import InputError, VerificationError, WeightsError
 from vaedeploy.forms import graph_names, measure, write_forms, write_portable
 from vaedeploy.judge import judge
-from vaedeploy.manifest import ImageInput, Manifest, Precision, VaeInfo, Verification
+from vaedeploy.manifest import ImageInput, Manifest, Part, Precision, VaeInfo, Verification
 from vaedeploy.memory import collect_garbage
 from vaedeploy.photos import load_photos, verification_shapes
 from vaedeploy.progress import Progress, silent
@@ -20,6 +22,7 @@ from vaedeploy.runtime import onnxruntime_cpu
 from vaedeploy.verify import Report
 
 if TYPE_CHECKING:
+    from vaedeploy.engines import Job
     from vaedeploy.source import Reference
 
 REPORT = "report/report.json"
@@ -41,6 +44,8 @@ def export_vae(
     force: bool = False,
     verify: bool = True,
     photos: str | Path | None = None,
+    profiles: Sequence[str] = (),
+    profile_folder: str | Path | None = None,
     progress: Progress = silent,
 ) -> Bundle:
     """Take a VAE from weights to a verified bundle.
@@ -51,13 +56,17 @@ def export_vae(
     precision: of the graphs that are run; the portable ones are always fp32. rewrite: apply the exact rewrites.
     force: replace a bundle that is there. verify: prove it; without, it is marked unverified.
     photos: a folder of photographs to verify on, instead of those that scikit-image carries.
+    profiles, profile_folder: GPU kinds to build engines for, once the bundle is verified; see ``build_engines``, which
+    says what is raised then and what the bundle has.
 
     Raises VerificationError, with its report, where a limit is missed: the bundle is there then, marked unverified.
     Whatever else is raised, nothing is left behind and what was at ``out`` is as it was.
     """
     if precision not in get_args(Precision):
         raise InputError(f"precision is {precision!r}; it must be one of {', '.join(get_args(Precision))}")
-    calibrated = verify or (precision == "fp16" and rewrite)
+    jobs = _plan_builds(profiles, profile_folder)
+    half = {precision if rewrite else "fp32", *(job.profile.precision for job in jobs)}
+    calibrated = verify or "fp16" in half
     if calibrated:
         onnxruntime_cpu.load_library()  # to fail before the long work, not after it
     pictures = load_photos(photos) if calibrated else []
@@ -67,9 +76,9 @@ def export_vae(
         out = reference.name
     with create_bundle(out, force) as draft:
         reference = reference or _reference(vae, weights, scale, shift, progress)
-        write_portable(reference, draft.path, image_input, progress)
+        contents = write_portable(reference, draft.path, image_input, progress)
         collect_garbage()
-        manifest = _manifest(reference, precision, image_input)
+        manifest = _manifest(reference, precision, image_input, contents)
         cases: tuple[golden.GoldenCase, ...] = ()
         if verify:
             cases = golden.compute_golden(reference, pictures, verification_shapes(reference.latent.factor), progress)
@@ -90,6 +99,10 @@ def export_vae(
         bundle = draft.finish(manifest)
     if report is not None and not report.passed:
         raise VerificationError(_verdict(bundle, report), report)
+    if profiles:
+        from vaedeploy.engines import build_engines
+
+        return build_engines(bundle, profiles, folder=profile_folder, progress=progress)
     return bundle
 
 
@@ -130,6 +143,15 @@ def verify_bundle(
     return report
 
 
+def _plan_builds(profiles: Sequence[str], folder: str | Path | None) -> tuple[Job, ...]:
+    """To fail before the long work, not after it."""
+    if not profiles:
+        return ()
+    from vaedeploy.engines import plan_builds
+
+    return plan_builds(profiles, folder=folder)
+
+
 def _reference(
     vae: str | Path | Reference,
     weights: str | Path | None,
@@ -157,7 +179,9 @@ def _check_identity(bundle: Bundle, reference: Reference) -> None:
         )
 
 
-def _manifest(reference: Reference, precision: Precision, image_input: ImageInput) -> Manifest:
+def _manifest(
+    reference: Reference, precision: Precision, image_input: ImageInput, contents: dict[Part, str]
+) -> Manifest:
     """What is known before the graphs are written."""
     return Manifest(
         vaedeploy=__version__,
@@ -166,6 +190,7 @@ def _manifest(reference: Reference, precision: Precision, image_input: ImageInpu
         image_input=image_input,
         precision=precision,
         graphs={},
+        contents=contents,
     )
 
 

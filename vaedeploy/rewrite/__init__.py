@@ -25,6 +25,8 @@ Target = Literal["onnxruntime", "tensorrt"]
 UPSAMPLING: dict[Target, UpsampleForm] = {"onnxruntime": "convolutions", "tensorrt": "transposed"}
 """The faster form in ONNX Runtime on the CPU; the one for which TensorRT-RTX plans less scratch memory."""
 
+NOT_IN_BFLOAT16 = "TensorRT has no transposed convolution in bfloat16, and the other form takes twice the memory"
+
 
 @dataclass(frozen=True)
 class Rewritten:
@@ -59,7 +61,11 @@ def rewrite_graph(
         scaled = rescale(model, maxima)
         outcomes, keep_fp32 = [scaled.outcome], scaled.keep_fp32
     if rules:
-        outcomes += [fold_padding(model), fold_upsampling(model, UPSAMPLING[target])]
+        outcomes.append(fold_padding(model))
+        if target == "tensorrt" and (precision == "bf16" or _has_bfloat16(model)):
+            outcomes.append(Outcome("fold_upsampling", 0, (Refusal("", NOT_IN_BFLOAT16),)))
+        else:
+            outcomes.append(fold_upsampling(model, UPSAMPLING[target]))
         if target == "onnxruntime":
             outcomes.append(split_means(model))
     if precision != "fp32":
@@ -69,6 +75,10 @@ def rewrite_graph(
         outcomes.append(chunk_attention(model))  # last: it puts nodes into a loop, where other rules do not look
     _remove_unused(model)
     return Rewritten(Graph(model, graph.part), tuple(outcomes), underflows)
+
+
+def _has_bfloat16(model: ir.Model) -> bool:
+    return any(value.dtype == ir.DataType.BFLOAT16 for value in model.graph.initializers.values())
 
 
 def _present(model: ir.Model, names: frozenset[str]) -> frozenset[str]:

@@ -26,7 +26,15 @@ from onnx_ir.passes.common import ShapeInferencePass
 
 from vaedeploy.errors import InputError
 
-__all__ = ["GraphOperations", "OperatorCount", "count_operations", "evaluate", "evaluate_shape"]
+__all__ = [
+    "GraphOperations",
+    "OperatorCount",
+    "count_operations",
+    "evaluate",
+    "evaluate_shape",
+    "static_shape",
+    "with_sizes",
+]
 
 Dimensions = Sequence[int | None]
 
@@ -83,12 +91,7 @@ def count_operations(model: ir.Model, shapes: Mapping[str, int]) -> GraphOperati
 
     Raises InputError where a dimension has no name or no size, or ``shapes`` names one that no input has.
     """
-    _check_names(model, shapes)
-    sized = model.clone()
-    for value in _values(sized):
-        if value.shape is not None:
-            value.shape = ir.Shape(evaluate_shape(value.shape, shapes))
-    _infer_shapes(sized)
+    sized = with_sizes(model, shapes)
     nodes: dict[str, int] = {}
     operations: dict[str, int] = {}
     uncounted = []
@@ -110,6 +113,19 @@ def count_operations(model: ir.Model, shapes: Mapping[str, int]) -> GraphOperati
         sum(tensor.nbytes for tensor in tensors if tensor is not None),
         tuple(uncounted),
     )
+
+
+def with_sizes(model: ir.Model, shapes: Mapping[str, int]) -> ir.Model:
+    """A copy of ``model`` in which tensors have the shapes that follow from these sizes of the inputs' symbolic
+    dimensions; others stay unknown. Raises InputError as ``count_operations`` does.
+    """
+    _check_names(model, shapes)
+    sized = model.clone()
+    for value in _values(sized):
+        if value.shape is not None:
+            value.shape = ir.Shape(evaluate_shape(value.shape, shapes))
+    _infer_shapes(sized)
+    return sized
 
 
 def _check_names(model: ir.Model, shapes: Mapping[str, int]) -> None:
@@ -146,7 +162,7 @@ def _infer_shapes(model: ir.Model) -> None:
     opset = model.graph.opset_imports.get("", 0)
     while True:
         infer(model)
-        unknown = [node for node in model.graph if _static(node.outputs[0]) is None]
+        unknown = [node for node in model.graph if static_shape(node.outputs[0]) is None]
         if not sum(_fix_sizes(node, model.graph, opset) for node in unknown):
             return
 
@@ -248,7 +264,7 @@ def _shape(node: ir.Node, sizes: Mapping[str, int], shapes: Mapping[ir.Value, Di
 
 def _operations(node: ir.Node) -> int | None:
     """Of one node of ``COUNTED``; None where a shape that they follow from is not known."""
-    shapes = [_static(value) for value in (*node.inputs[:3], *node.outputs[:1])]
+    shapes = [static_shape(value) for value in (*node.inputs[:3], *node.outputs[:1])]
     if None in shapes[:2] or shapes[-1] is None:
         return None
     first, second, *_, output = (shape or () for shape in shapes)
@@ -265,7 +281,8 @@ def _operations(node: ir.Node) -> int | None:
     return 2 * math.prod(queries[:-1]) * keys[-2] * (queries[-1] + values[-1])
 
 
-def _static(value: ir.Value | None) -> tuple[int, ...] | None:
+def static_shape(value: ir.Value | None) -> tuple[int, ...] | None:
+    """The shape of ``value``; None where a part of it is not known."""
     if value is None or value.shape is None or not value.shape.is_static():
         return None
     return value.shape.numpy()

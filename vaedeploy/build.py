@@ -1,0 +1,183 @@
+"""Graph + Profile -> Engine: a build in a process of its own, and what came of it."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import onnx_ir as ir
+
+import vaedeploy
+from vaedeploy.build_worker import Advanced, BuildRequest, Built, Event, Failed, Missing, Ready
+from vaedeploy.errors import BackendError, BuildError
+from vaedeploy.manifest import Backend
+from vaedeploy.progress import Progress, silent
+
+__all__ = ["Engine", "backend_version", "build_engine"]
+
+EXTRAS: dict[Backend, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "rtx"}
+
+LAST_LINES = 6
+"""Of TensorRT's errors, in a message."""
+
+OUT_OF_MEMORY = re.compile(r"out of memory|outofmemory|cudaErrorMemoryAllocation|std::bad_alloc", re.IGNORECASE)
+PARSER = re.compile(r"In node -?\d+ with name: (?P<node>\S*) and operator: (?P<operator>\S+)")
+
+DETAILS = re.compile(r"^\[[EFW!]\] ")
+"""A line of TensorRT's or Polygraphy's that says what went wrong."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A built plan. The numbers are what the builder said: bytes of weights, and of activations at the largest size of
+    each optimisation profile.
+    """
+
+    path: Path
+    tensors: dict[str, str]
+    layers: dict[str, int]
+    weights_bytes: int
+    activation_bytes: tuple[int, ...]
+
+
+def backend_version(backend: Backend) -> str:
+    """The version of ``backend``, once it is proved that it loads. Raises BackendError, saying what to install."""
+    ready = [event for event in _converse(BuildRequest(backend=backend), _Log()) if isinstance(event, Ready)]
+    return ready[0].version
+
+
+def build_engine(request: BuildRequest, what: str, progress: Progress = silent) -> Engine:
+    """Build what ``request`` says and write it to its ``out``.
+
+    what: names the build, for ``progress`` and errors. Raises BackendError where the backend is not there, and
+    BuildError, with TensorRT's own last messages, where there is no engine; ``out`` may be half-written then.
+    """
+    log = _Log()
+    built = None
+    progress(what, 0, 1)
+    for event in _converse(request, log):
+        if isinstance(event, Advanced):
+            progress(what, min(event.share, 0.99), 1)
+        elif isinstance(event, Built):
+            built = event
+        elif isinstance(event, Failed):
+            raise BuildError(f"{what} failed: {_explain(event, log, request)}")
+    if built is None:
+        raise BuildError(f"{what} failed: the process that built it ended without a word{log.tail()}")
+    progress(what, 1, 1)
+    return Engine(Path(request.out), built.tensors, built.layers, log.weights, tuple(log.activations))
+
+
+class _Log:
+    """What TensorRT logs: its last messages, and its memory, which it tells nowhere else."""
+
+    def __init__(self) -> None:
+        self.lines: deque[str] = deque(maxlen=LAST_LINES)
+        self.activations: list[int] = []
+        self.weights = 0
+
+    def add(self, line: str) -> None:
+        if DETAILS.match(line) and "'colored' module" not in line:
+            self.lines.append(line.strip())
+        elif found := re.search(r"Total Activation Memory: (\d+)", line):
+            self.activations.append(int(found[1]))
+        elif found := re.search(r"Total Weights Memory: (\d+)", line):
+            self.weights = int(found[1])
+
+    def tail(self) -> str:
+        """The last messages, to be put behind a sentence."""
+        return ". TensorRT's last messages:\n  " + "\n  ".join(self.lines) if self.lines else ""
+
+
+def _converse(request: BuildRequest, log: _Log) -> Iterator[Event]:
+    """Start a worker, give it ``request``, and yield what it says. Raises BackendError where the backend is not there,
+    BuildError where the worker dies.
+    """
+    with _worker() as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        reader = threading.Thread(target=_read_lines, args=(process.stderr, log.add), daemon=True)
+        reader.start()
+        with suppress(BrokenPipeError):  # it is dead already; how it died is told below
+            process.stdin.write(msgspec.json.encode(request))
+            process.stdin.close()
+        ended = False
+        for line in process.stdout:
+            event = msgspec.json.decode(line, type=Event)
+            if isinstance(event, Missing):
+                raise BackendError(_missing(request.backend, event))
+            if isinstance(event, Failed):
+                reader.join(timeout=10)  # its reasons are on the other stream
+            ended = isinstance(event, (Failed, Built)) or request.graph is None
+            yield event
+        reader.join(timeout=10)
+        code = process.wait()
+        if not ended:
+            raise BuildError(f"the build's process {_death(code)}{log.tail()}")
+
+
+@contextmanager
+def _worker() -> Iterator[subprocess.Popen[bytes]]:
+    """A worker process, which does not outlive the context."""
+    # The package may be found by a path that only this process has.
+    paths = [str(Path(vaedeploy.__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "PYTHONIOENCODING": "utf-8"}
+    command = [sys.executable, "-P", "-m", "vaedeploy.build_worker"]
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, env=environment)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        for stream in (process.stdin, process.stdout, process.stderr):
+            if stream:
+                stream.close()
+
+
+def _read_lines(stream: Iterator[bytes], add: Callable[[str], None]) -> None:
+    for line in stream:
+        add(line.decode("utf-8", "replace"))
+
+
+def _missing(backend: Backend, event: Missing) -> str:
+    install = f'pip install "vaedeploy[{EXTRAS[backend]}]"'
+    return f"{backend} cannot be used here: {event.package} cannot be imported ({event.reason}). Run: {install}"
+
+
+def _death(code: int) -> str:
+    if code >= 0:
+        return f"ended with exit code {code} before the engine was there"
+    name = signal.Signals(-code).name
+    advice = ", as the system does when memory runs out: lower the profile's largest size, or free memory"
+    return f"was killed by {name}{advice if name == 'SIGKILL' else ''}"
+
+
+def _explain(failed: Failed, log: _Log, request: BuildRequest) -> str:
+    said = log.tail()
+    if failed.full:
+        return f"no room is left on the disk ({failed.reason}). Free space there, and build again"
+    if node := PARSER.search(said):
+        module = _module_path(Path(request.graph or ""), node["node"])
+        return f"the parser refuses {node['operator']}, node {node['node']}{module}{said}"
+    if OUT_OF_MEMORY.search(said + failed.reason):
+        return f"{failed.reason}; memory ran out: lower the largest batch or size in the profile{said}"
+    return f"{failed.reason}{said}"
+
+
+def _module_path(graph: Path, name: str) -> str:
+    """Where a node comes from in PyTorch, as torch's exporter wrote it down."""
+    node = next((node for node in ir.load(graph).graph if node.name == name), None)
+    scopes = re.findall(r"'([^']*)'", node.metadata_props.get("pkg.torch.onnx.name_scopes", "")) if node else []
+    return f", which is {scopes[-2]} in PyTorch" if len(scopes) > 2 else ""

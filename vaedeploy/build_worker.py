@@ -1,0 +1,229 @@
+"""The process that an engine is built in: ``python -m vaedeploy.build_worker``.
+
+It has one backend, since Polygraphy reads which at import; and when TensorRT crashes or is killed for its memory, this
+process alone goes. It reads one request, JSON, from stdin, and writes events, a line of JSON each, to stdout. What
+TensorRT logs and prints goes to stderr.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import msgspec
+
+from vaedeploy.atomic import is_full
+from vaedeploy.manifest import Backend
+
+Dims = list[int]
+
+
+class BuildRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """What to build. Without a ``graph``: only tell whether the backend is there.
+
+    graph, out: files. compute_capability: such as "8.9". network_name: what the plan is to contain.
+    input: the name of the graph's input. profiles: its (min, opt, max) shapes, each an optimisation profile.
+    options: see ``profile.Options``. timing_cache: a file that is used and renewed, for ``tensorrt``.
+    """
+
+    backend: Backend
+    graph: str | None = None
+    out: str = ""
+    compute_capability: str = ""
+    network_name: str = ""
+    input: str = ""
+    profiles: list[tuple[Dims, Dims, Dims]] = []
+    options: dict[str, bool | int | str] = {}
+    timing_cache: str | None = None
+
+
+class Ready(msgspec.Struct, frozen=True, tag=True):
+    """The backend is there, in this version."""
+
+    version: str
+
+
+class Missing(msgspec.Struct, frozen=True, tag=True):
+    """A package is not installed, or cannot be loaded."""
+
+    package: str
+    reason: str
+
+
+class Advanced(msgspec.Struct, frozen=True, tag=True):
+    """How much of the build is done, 0 to 1."""
+
+    share: float
+
+
+class Built(msgspec.Struct, frozen=True, tag=True):
+    """The engine is written. tensors, layers: see ``manifest.EngineInfo``."""
+
+    tensors: dict[str, str]
+    layers: dict[str, int]
+
+
+class Failed(msgspec.Struct, frozen=True, tag=True):
+    """There is no engine. full: no room was left on a disk."""
+
+    reason: str
+    full: bool = False
+
+
+Event = Ready | Missing | Advanced | Built | Failed
+Emit = Callable[[Event], None]
+
+MODULES: dict[Backend, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+"""The module of each backend; both have one interface."""
+
+
+def main() -> None:
+    """Serve one request."""
+    emit = _claim_stdout()
+    request = msgspec.json.decode(sys.stdin.buffer.read(), type=BuildRequest)
+    os.environ["POLYGRAPHY_USE_TENSORRT_RTX"] = "1" if request.backend == "tensorrt-rtx" else "0"
+    try:
+        emit(Ready(_load(request.backend, emit).__version__))
+        if request.graph is not None:
+            emit(_build(request, emit))
+    except Exception as error:
+        emit(Failed(str(error) or type(error).__name__, is_full(error)))
+        raise
+
+
+def _claim_stdout() -> Emit:
+    """Keep stdout for events: whatever else is printed there, by C++ as well, goes to stderr."""
+    events = os.fdopen(os.dup(sys.stdout.fileno()), "wb", buffering=0)
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+
+    def emit(event: Event) -> None:
+        events.write(msgspec.json.encode(event) + b"\n")
+
+    return emit
+
+
+def _load(backend: Backend, emit: Emit) -> Any:
+    for package in (MODULES[backend], "polygraphy"):
+        try:
+            __import__(package)
+        except (ImportError, OSError) as error:  # OSError: the package is there and its library is not
+            emit(Missing(package, str(error)))
+            _leave()
+    return sys.modules[MODULES[backend]]
+
+
+def _leave() -> NoReturn:
+    sys.stderr.flush()
+    os._exit(0)  # an event has told it; half-loaded libraries are not to be unloaded
+
+
+def _build(request: BuildRequest, emit: Emit) -> Built:
+    from polygraphy.backend.trt import Profile, engine_bytes_from_network, network_from_onnx_path
+    from polygraphy.logger import G_LOGGER
+
+    G_LOGGER.module_severity = G_LOGGER.VERBOSE  # TensorRT tells its memory there alone
+    builder, network, parser = network_from_onnx_path(request.graph, strongly_typed=True)
+    network.name = request.network_name
+    tensors = [network.get_input(i) for i in range(network.num_inputs)]
+    tensors += [network.get_output(i) for i in range(network.num_outputs)]
+    layers = [network.get_layer(i) for i in range(network.num_layers)]
+    built = Built(
+        {t.name: f"{_type(t)} {tuple(t.shape)}" for t in tensors},
+        dict(Counter(f"{layer.type.name.lower()} {_type(layer.get_output(0))}" for layer in layers).most_common()),
+    )
+    profiles = [Profile().add(request.input, *corners) for corners in request.profiles]
+    cache = request.timing_cache if request.backend == "tensorrt" else None
+    config = _config(request, profiles, _Monitor(emit).of_tensorrt(), cache)
+    engine = engine_bytes_from_network((builder, network, parser), config=config, save_timing_cache=cache)
+    with Path(request.out).open("wb") as file:
+        file.write(engine)
+        os.fsync(file.fileno())
+    return built
+
+
+def _type(tensor: Any) -> str:
+    name: str = tensor.dtype.name.lower()
+    return {"float": "float32", "half": "float16", "bf16": "bfloat16"}.get(name, name)
+
+
+def _config(request: BuildRequest, profiles: list[Any], monitor: Any, cache: str | None) -> Any:
+    from polygraphy.backend.trt import CreateConfig, PostprocessConfig
+
+    module = sys.modules[MODULES[request.backend]]
+    options = request.options
+    kwargs: dict[str, Any] = {"profiles": profiles, "progress_monitor": monitor}
+    if request.backend == "tensorrt":
+        if options["hardware_compatibility"] == "same-compute-capability":
+            kwargs["hardware_compatibility_level"] = module.HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY
+        kwargs["builder_optimization_level"] = options.get("optimization_level")
+        kwargs["load_timing_cache"] = cache if cache and Path(cache).exists() else None
+        create = CreateConfig(**kwargs)
+    else:
+        from polygraphy.backend.tensorrt_rtx import CreateConfigRTX
+
+        major, minor = map(int, request.compute_capability.split("."))
+        # Named even where TensorRT-RTX would choose it: its default, a plan for all of 8.x and 12.x, plans twice the
+        # memory for a range of sizes.
+        create = CreateConfigRTX(compute_capabilities=[(major, minor)], **kwargs)
+
+    def set_tf32(builder: Any, network: Any, config: Any) -> None:
+        # Polygraphy's two classes have opposite defaults.
+        change = config.set_flag if options["tf32"] else config.clear_flag
+        change(module.BuilderFlag.TF32)
+
+    return PostprocessConfig(create, set_tf32)
+
+
+class _Monitor:
+    """Turns TensorRT's nested phases into one share, which only grows."""
+
+    def __init__(self, emit: Emit) -> None:
+        self.emit = emit
+        self.share = 0.0
+        self.phases: dict[str, tuple[str | None, float, int]] = {}  # name -> parent, steps done, steps in all
+
+    def start(self, name: str, parent: str | None, steps: int) -> None:
+        self.phases[name] = parent, 0, max(1, steps)
+
+    def advance(self, name: str, step: int) -> None:
+        parent, _, steps = self.phases[name]
+        self.phases[name] = parent, step + 1, steps
+        share = (step + 1) / steps
+        while parent in self.phases:
+            name = parent
+            parent, done, steps = self.phases[name]
+            share = (done + min(share, 1.0)) / steps
+        if share >= self.share + 0.01:
+            self.share = min(share, 1.0)
+            self.emit(Advanced(self.share))
+
+    def of_tensorrt(self) -> Any:
+        """An ``IProgressMonitor`` that tells this one."""
+        from polygraphy.mod.trt_importer import lazy_import_trt
+
+        tensorrt = lazy_import_trt()
+        outer = self
+
+        class Monitor(tensorrt.IProgressMonitor):  # type: ignore[misc,name-defined]
+            def __init__(self) -> None:
+                tensorrt.IProgressMonitor.__init__(self)
+
+            def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+                outer.start(phase_name, parent_phase, num_steps)
+
+            def step_complete(self, phase_name: str, step: int) -> bool:
+                outer.advance(phase_name, step)
+                return True
+
+            def phase_finish(self, phase_name: str) -> None:
+                outer.phases.pop(phase_name, None)
+
+        return Monitor()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""Commands that make, prove and show bundles."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from vaedeploy import terminal
+from vaedeploy.cli.group import PATH, cli, json_option, photos_option, profiles_option
+from vaedeploy.errors import VerificationError
+
+
+@cli.command()
+@click.option("--vae", required=True, metavar="NAME|PATH", help="A preset, or a diffusers folder or weights file.")
+@click.option(
+    "--weights", metavar="SRC", help="Other weights for the preset: a hub repository, a folder, a file, or random:SEED."
+)
+@click.option("--out", type=PATH, metavar="DIR", help="Where the bundle goes. [default: the VAE's name]")
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "fp16", "bf16"]),
+    default="fp32",
+    show_default=True,
+    help="Of the graphs that are run. Inputs and outputs stay float32.",
+)
+@click.option(
+    "--image-input",
+    type=click.Choice(["float", "uint8"]),
+    default="float",
+    show_default=True,
+    help="What the encoder takes.",
+)
+@click.option("--scale", type=float, metavar="X", help="The latent's scale, where the model does not state it.")
+@click.option("--shift", type=float, metavar="X", help="The latent's shift, where the model does not state it.")
+@photos_option
+@click.option("--profile", "profiles", multiple=True, metavar="NAME", help="Also build engines for it. Repeatable.")
+@profiles_option
+@click.option("--no-rewrite", is_flag=True, help="Leave the graphs as PyTorch exports them.")
+@click.option("--no-verify", is_flag=True, help="Leave the bundle unverified.")
+@click.option("--force", is_flag=True, help="Replace a bundle that is there.")
+def export(no_rewrite: bool, no_verify: bool, folder: Path | None, **options: Any) -> None:
+    """Make a bundle from a VAE's weights, and verify it.
+
+    The bundle has an ONNX encoder and decoder, compared with PyTorch on photographs.
+    Prints the bundle's folder. If verification fails, the bundle stays, marked unverified, and the exit code is 3.
+
+    \b
+    Example:
+      vaedeploy export --vae mse840k --out mse840k
+      vaedeploy export --vae mse840k --weights my-finetune.safetensors --out mine
+      vaedeploy export --vae sdxl --precision fp16 --out sdxl-fp16
+      vaedeploy export --vae sdxl --profile rtx4090 --out sdxl
+    """
+    from vaedeploy.pipeline import export_vae
+
+    with terminal.progress_display() as progress:
+        bundle = export_vae(
+            rewrite=not no_rewrite, verify=not no_verify, profile_folder=folder, progress=progress, **options
+        )
+    terminal.show(str(bundle.path))
+
+
+@cli.command()
+@click.argument("bundle", type=PATH)
+@click.option("--weights", metavar="SRC", help="Where the weights are now, if not where the bundle says.")
+@photos_option
+@json_option
+def verify(bundle: Path, weights: str | None, photos: Path | None, as_json: bool) -> None:
+    """Compare a bundle with PyTorch, and mark it verified or not.
+
+    Prints each case with its metrics, and the verdict. The exit code is 3 if a limit is exceeded.
+
+    \b
+    Example:
+      vaedeploy verify mse840k
+      vaedeploy verify mse840k --json > report.json
+    """
+    from vaedeploy.overview import CASE_COLUMNS, case_rows, verdict_lines
+    from vaedeploy.pipeline import verify_bundle
+
+    with terminal.progress_display() as progress:
+        report = verify_bundle(bundle, weights=weights, photos=photos, progress=progress)
+    if as_json:
+        terminal.show(report.to_json().decode())
+    else:
+        terminal.show_table(CASE_COLUMNS, case_rows(report), numbers=CASE_COLUMNS[3:-1])
+        terminal.show("\n".join(verdict_lines(report)))
+    if not report.passed:
+        sys.exit(VerificationError.exit_code)
+
+
+@cli.command()
+@click.argument("bundle", type=PATH)
+@click.option("--check", is_flag=True, help="Prove every file's sha256.")
+@json_option
+def inspect(bundle: Path, check: bool, as_json: bool) -> None:
+    """Tell what a bundle holds.
+
+    That is its VAE, latent contract, files, verification and engines, with what speaks against each of those here.
+
+    \b
+    Example:
+      vaedeploy inspect mse840k --check
+    """
+    from vaedeploy.bundle import Bundle, check_bundle
+    from vaedeploy.overview import bundle_rows
+
+    opened = check_bundle(bundle) if check else Bundle.open(bundle, verify_hashes=False)
+    if as_json:
+        terminal.show_json(opened.manifest)
+    else:
+        terminal.show_table((), bundle_rows(opened, checked=check))

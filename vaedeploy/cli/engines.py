@@ -1,0 +1,67 @@
+"""Commands for engines and the GPU kinds that they are built for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from vaedeploy import terminal
+from vaedeploy.cli.group import PATH, cli, json_option, profiles_option
+
+
+@cli.command()
+@click.argument("bundle", type=PATH)
+@click.option("--profile", "names", multiple=True, required=True, metavar="NAME", help="A GPU kind. Repeatable.")
+@click.option(
+    "--backend",
+    type=click.Choice(["tensorrt", "tensorrt-rtx"]),
+    help="What builds. [default: the profile's own]",
+)
+@profiles_option
+@click.option("--force", is_flag=True, help="Build again what is up to date.")
+def build(bundle: Path, names: tuple[str, ...], **options: Any) -> None:
+    """Build TensorRT engines of a bundle for one or several GPU kinds.
+
+    Needs neither PyTorch nor the weights; with tensorrt-rtx, no GPU either. The engines go into the bundle, and are
+    unverified until they have run on their GPU. Prints them. One that fails does not stop the others; the exit code is
+    1 then.
+
+    \b
+    Example:
+      vaedeploy build mse840k --profile rtx4090 --profile rtx5090
+      vaedeploy build mse840k --profile my-gpu --profiles my-profiles
+    """
+    from vaedeploy.engines import build_engines
+    from vaedeploy.overview import ENGINE_COLUMNS, engine_rows
+
+    with terminal.progress_display() as progress:
+        built = build_engines(bundle, names, progress=progress, **options)
+    terminal.show_table(ENGINE_COLUMNS, engine_rows(built, names))
+
+
+@cli.command()
+@click.option("--init", "name", metavar="NAME", help="Write NAME.toml, a profile of the GPU in this machine to change.")
+@profiles_option
+@json_option
+def profiles(name: str | None, folder: Path | None, as_json: bool) -> None:
+    """List the GPU kinds that engines can be built for, or begin one of your own.
+
+    With --init, prints the file that was written: in --profiles or what VAEDEPLOY_PROFILES names, else here.
+
+    \b
+    Example:
+      vaedeploy profiles
+      vaedeploy profiles --init my-gpu --profiles my-profiles
+    """
+    from vaedeploy.overview import PROFILE_COLUMNS, profile_rows
+    from vaedeploy.profile import init_profile
+    from vaedeploy.profile import profiles as known
+
+    if name is not None:
+        terminal.show(str(init_profile(name, folder)))
+    elif as_json:
+        terminal.show_json(list(known(folder).values()))
+    else:
+        terminal.show_table(PROFILE_COLUMNS, profile_rows(known(folder).values()))

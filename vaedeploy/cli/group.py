@@ -1,0 +1,69 @@
+"""The group that every command joins, and the options that several have.
+
+Only click is imported with these modules: ``--help`` must not wait for PyTorch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from vaedeploy import __version__, terminal
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+PATH = click.Path(path_type=Path)
+
+
+ORDER = ("export", "build", "verify", "encode", "decode", "optimize", "inspect", "presets", "profiles", "doctor")
+"""The commands, as they are used one after the other."""
+
+
+class InOrder(click.Group):
+    """Lists commands in that order, and one that has no place in it first, where it is seen."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(self.commands, key=lambda name: ORDER.index(name) if name in ORDER else -1)
+
+
+def json_option(command: Command) -> Command:
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else.")(command)
+
+
+def photos_option(command: Command) -> Command:
+    return click.option(
+        "--photos",
+        type=PATH,
+        metavar="DIR",
+        help="Verify on the first nine photographs there, instead of scikit-image's.",
+    )(command)
+
+
+def profiles_option(command: Command) -> Command:
+    return click.option(
+        "--profiles",
+        "folder",
+        type=PATH,
+        metavar="DIR",
+        help="A folder of your own profiles. [default: what VAEDEPLOY_PROFILES names]",
+    )(command)
+
+
+@click.group(cls=InOrder, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, message="%(prog)s %(version)s")
+@click.option("-v", "--verbose", is_flag=True, help="Show what the exporter and other packages log.")
+def cli(verbose: bool) -> None:
+    """Take a diffusion model's VAE from PyTorch weights to a verified bundle, and run it.
+
+    \b
+    Example:
+      vaedeploy export --vae demo --out demo
+      vaedeploy encode demo photo.png -o photo.safetensors
+      vaedeploy decode demo photo.safetensors -o decoded.png
+
+    Exit codes: 0 done, 1 a stage failed, 2 bad input, 3 verification failed, 130 interrupted.
+    """
+    terminal.configure(verbose)

@@ -1,0 +1,110 @@
+"""A new bundle: made in a temporary directory beside its place, and renamed into it when it is whole."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from vaedeploy.atomic import clear_leftovers, draft_name, is_full, replace_directory, write_file
+from vaedeploy.bundle import Bundle, file_info, share, told_of, writing
+from vaedeploy.errors import OutputError
+from vaedeploy.manifest import NAME, Manifest, check_manifest, encode_manifest
+
+__all__ = ["BundleDraft", "create_bundle"]
+
+
+@dataclass
+class BundleDraft:
+    """A bundle that is being made. Write its files under ``path``, then call ``finish``."""
+
+    path: Path
+    out: Path
+    place: Path
+    force: bool
+
+    def finish(self, manifest: Manifest) -> Bundle:
+        """Add the size and sha256 of every file under ``path`` to ``manifest``, write it, and put the bundle in its
+        place in one step. Raises BundleError for a manifest that contradicts itself, OutputError where the place
+        cannot be written to.
+        """
+        files = {}
+        for file in sorted(file for file in self.path.rglob("*") if not file.is_dir()):
+            share(file, self.path)
+            files[file.relative_to(self.path).as_posix()] = file_info(file, sync=True)
+        manifest = msgspec.structs.replace(manifest, files=files)
+        check_manifest(manifest, self.out)
+        write_file(self.path / NAME, encode_manifest(manifest))
+        _check_free(self.place, self.out, self.force)
+        with told_of(self.out):
+            replace_directory(self.path, self.place)
+        return Bundle(self.out, manifest)
+
+
+@contextmanager
+def create_bundle(out: str | Path, force: bool = False) -> Iterator[BundleDraft]:
+    """Make a bundle at ``out``: write its files under the draft's ``path``, then call the draft's ``finish``.
+
+    Where anything is raised inside, or ``finish`` is not called, neither the draft is left nor ``out`` changed.
+    Raises OutputError where ``out`` exists (``force`` replaces a bundle, and nothing else), cannot be written to,
+    is being written by another process, or the disk is full.
+    """
+    out = Path(out)
+    place = out.resolve()
+    if not place.name:
+        raise OutputError(f"{out} cannot be a bundle. Choose another place with --out")
+    with _parents(place.parent, out), writing(place, out):
+        with told_of(out):
+            clear_leftovers(place)
+        _check_free(place, out, force)
+        draft = BundleDraft(draft_name(place), out, place, force)
+        try:
+            with told_of(out):
+                draft.path.mkdir()
+            yield draft
+        except BaseException as error:
+            if isinstance(error, Exception) and is_full(error):
+                raise OutputError(
+                    f"cannot write bundle {out}: no room is left there. Nothing was kept. "
+                    "Free space, or choose another place with --out"
+                ) from error
+            raise
+        finally:
+            shutil.rmtree(draft.path, ignore_errors=True)
+
+
+@contextmanager
+def _parents(folder: Path, out: Path) -> Iterator[None]:
+    """Make the folders that a bundle is to lie in, and remove those again that end up with nothing in them."""
+    missing = [p for p in (folder, *folder.parents) if not p.exists()]
+    try:
+        with told_of(out):
+            folder.mkdir(parents=True, exist_ok=True)
+        yield
+    finally:
+        for made in missing:
+            with suppress(OSError):
+                made.rmdir()
+
+
+def _check_free(place: Path, out: Path, force: bool) -> None:
+    if not place.exists() or (place.is_dir() and not any(place.iterdir())):
+        return
+    if not _is_bundle(place):
+        raise OutputError(f"{out} exists and is not a bundle; it is left as it is. Choose another place with --out")
+    if not force:
+        raise OutputError(f"{out} exists already. Replace it with --force, or choose another place with --out")
+
+
+def _is_bundle(place: Path) -> bool:
+    """Whether ``place`` was a bundle once, in whatever state it is now. (Others call files bundle.json too.)"""
+    try:
+        with (place / NAME).open("rb") as file:
+            head = file.read(4096)
+    except OSError:
+        return False
+    return b'"format"' in head and b'"vaedeploy"' in head

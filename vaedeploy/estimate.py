@@ -1,0 +1,151 @@
+"""How much device memory an engine will take, told from its graph before anything is built.
+
+Tensors that a builder keeps are laid out over the nodes in order, and the most that lives at once is the estimate:
+
+- pointwise operators run in the node before or after them: only the last of a chain is kept;
+- what a normalisation reads lives until the pointwise operators behind it are done;
+- where a range of sizes is asked for, or several, attention keeps its scores and their softmax whole, and beside
+  them TensorRT-RTX sets aside the largest other tensor; for a single size it fuses attention and keeps neither.
+
+The second and third were found by comparing with what TensorRT-RTX 1.7.1 says after a build (docs/tensorrt.md has the
+figures); TensorRT's own engines were not compared.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import accumulate
+
+import onnx_ir as ir
+
+from vaedeploy.rewrite.operations import static_shape, with_sizes
+
+__all__ = ["Memory", "estimate_memory"]
+
+VIEWS = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity"})
+"""Operators whose output is their input's memory."""
+
+POINTWISE = frozenset(
+    {"Add", "Sub", "Mul", "Div", "Pow", "Neg", "Abs", "Exp", "Log", "Sqrt", "Reciprocal", "Max", "Min", "Where", "Not"}
+    | {"Sigmoid", "Tanh", "Erf", "Relu", "LeakyRelu", "Clip", "Round", "Floor", "Cast", "IsInf", "IsNaN", "And", "Or"}
+    | {"Transpose"}
+)
+"""Operators that run inside others."""
+
+INSIDE = POINTWISE | {"Softmax"}
+"""Operators that share a kernel with their like before and after them."""
+
+NORMALIZATIONS = frozenset(
+    {"InstanceNormalization", "GroupNormalization", "LayerNormalization", "RMSNormalization", "LpNormalization"}
+)
+
+SIZES = frozenset({"Shape", "Constant", "ConstantOfShape", "Size"})
+
+PLAN_OVERHEAD = 1.2
+"""Bytes of a plan for each byte of weights: 1.08 to 1.19 for full-size halves with TensorRT-RTX 1.7.1."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on the device: of the plan, and what an execution context takes beside it."""
+
+    engine: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        return self.engine + self.activations
+
+
+def estimate_memory(model: ir.Model, sizes: Mapping[str, int], *, fused_attention: bool) -> Memory:
+    """The memory of an engine of ``model`` at these sizes of its inputs' symbolic dimensions.
+
+    fused_attention: the engine has one size only. Inputs and outputs are the caller's and not counted. Raises
+    InputError where a dimension has no size.
+    """
+    sized = with_sizes(model, sizes)
+    weights = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
+    return Memory(int(weights * PLAN_OVERHEAD), _Layout(sized, fused_attention).peak())
+
+
+class _Layout:
+    """Which tensors of a graph of static shapes are kept, and from which node to which."""
+
+    def __init__(self, model: ir.Model, fused_attention: bool) -> None:
+        self.nodes = list(model.graph)
+        self.places = {node: place for place, node in enumerate(self.nodes)}
+        self.fused_attention = fused_attention
+
+    def peak(self) -> int:
+        """The most bytes that live at once."""
+        kept = [0] * (len(self.nodes) + 1)  # changes from each node to the next, in bytes
+        scores = kept.copy()
+        largest = 0
+        for node in self.nodes:
+            if node.op_type in VIEWS or node.op_type in SIZES:
+                continue
+            for value in node.outputs:
+                size, is_scores = _bytes(value), self._is_scores(value)
+                if value.is_graph_output() or self._is_inside(value) or (is_scores and self.fused_attention):
+                    continue
+                if not is_scores:
+                    largest = max(largest, size)
+                for changes in (kept, scores) if is_scores else (kept,):
+                    changes[self.places[node]] += size
+                    changes[self._last_use(value) + 1] -= size
+        living = zip(accumulate(kept), accumulate(scores), strict=True)
+        return max(all_of_them + (largest if of_scores else 0) for all_of_them, of_scores in living)
+
+    def _readers(self, value: ir.Value) -> list[ir.Node]:
+        """The nodes that read ``value``, through views."""
+        found = []
+        for node in value.consumers():
+            found += self._readers(node.outputs[0]) if node.op_type in VIEWS else [node]
+        return [node for node in found if node.op_type not in SIZES]
+
+    def _is_inside(self, value: ir.Value) -> bool:
+        """Whether ``value`` never leaves the kernel that makes it."""
+        node, readers = value.producer(), self._readers(value)
+        joined = [node, *readers] if node is not None and readers else [None]
+        return all(node is not None and node.op_type in INSIDE for node in joined)
+
+    def _is_scores(self, value: ir.Value) -> bool:
+        """Whether ``value`` is a product that a softmax reads, or what a softmax made of one."""
+        node: ir.Node | None = value.producer()
+        while node is not None and node.op_type in POINTWISE | VIEWS and node.inputs[0] is not None:
+            node = node.inputs[0].producer()
+        if node is not None and node.op_type == "Softmax":
+            return True
+        ahead = self._readers(value)
+        while ahead and all(reader.op_type in POINTWISE for reader in ahead):
+            ahead = self._readers(ahead[0].outputs[0])
+        return node is not None and node.op_type == "MatMul" and any(reader.op_type == "Softmax" for reader in ahead)
+
+    def _last_use(self, value: ir.Value) -> int:
+        """The place of the last node that needs ``value`` in memory."""
+        last = self.places[value.producer()]  # type: ignore[index]
+        for node in value.consumers():
+            if node.op_type in SIZES:
+                continue
+            last = max(last, self.places[node])
+            made = node.outputs[0]
+            if node.op_type in VIEWS or self._is_inside(made):
+                last = max(last, self._last_use(made))
+            elif node.op_type in NORMALIZATIONS:
+                last = max(last, *(self._end_of_chain(reader) for reader in self._readers(made)))
+        return last
+
+    def _end_of_chain(self, node: ir.Node) -> int:
+        """The place of the last pointwise node that runs in the same kernel as ``node``."""
+        place = self.places[node]
+        if node.op_type in POINTWISE and self._is_inside(node.outputs[0]):
+            return max(place, *(self._end_of_chain(reader) for reader in self._readers(node.outputs[0])))
+        return place
+
+
+def _bytes(value: ir.Value) -> int:
+    """0 where type or shape are not known."""
+    shape = static_shape(value)
+    return 0 if shape is None or value.dtype is None else math.ceil(math.prod(shape) * value.dtype.itemsize)

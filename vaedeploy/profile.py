@@ -1,0 +1,209 @@
+"""GPU kinds that engines are built for: ``profiles/*.toml`` and the user's own folder, read into ``Profile`` values."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+
+from vaedeploy.atomic import write_file
+from vaedeploy.errors import ProfileError
+from vaedeploy.gpu import Gpu, find_gpu
+from vaedeploy.latent import SizeRule
+from vaedeploy.manifest import Backend, Precision
+from vaedeploy.shapes import ShapeSet
+
+FOLDER_VARIABLE = "VAEDEPLOY_PROFILES"
+"""The environment variable that names the user's own folder of profiles."""
+
+CAPABILITIES: dict[Backend, tuple[str, ...]] = {
+    "tensorrt": ("7.5", "8.0", "8.6", "8.7", "8.9", "9.0", "10.0", "10.3", "12.0", "12.1"),
+    "tensorrt-rtx": ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1"),
+}
+"""The compute capabilities that each backend builds for."""
+
+NO_BFLOAT16 = ("7.5",)
+"""Compute capabilities without bfloat16 arithmetic."""
+
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
+
+HardwareCompatibility = Literal["none", "same-compute-capability"]
+
+
+class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the builder is told.
+
+    tf32: lets float32 convolutions and products round their inputs to 10 bits, on GPUs of 8.0 and later.
+    optimization_level: 0 (fast build) to 5 (fast engine), for ``tensorrt`` alone; None is its own default.
+    hardware_compatibility: whether an engine of ``tensorrt`` runs on the one GPU model that it was built on or on
+    every one of its compute capability. Those of ``tensorrt-rtx`` always do the latter.
+    """
+
+    tf32: bool = False
+    optimization_level: Annotated[int, msgspec.Meta(ge=0, le=5)] | None = None
+    hardware_compatibility: HardwareCompatibility = "none"
+
+    def of(self, backend: Backend) -> dict[str, bool | int | str]:
+        """Those that ``backend`` has and that are set, by name."""
+        chosen: dict[str, bool | int | str] = {"tf32": self.tf32}
+        if backend == "tensorrt":
+            chosen["hardware_compatibility"] = self.hardware_compatibility
+            if self.optimization_level is not None:
+                chosen["optimization_level"] = self.optimization_level
+        return chosen
+
+
+class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A GPU kind, and what its engines are to be like.
+
+    name: the file's name, and the folder of its engines in a bundle. gpu: what people call the GPU.
+    compute_capability: such as "8.9". memory_gib: of the GPU, in GiB.
+    backend: what builds unless the caller names another. precision: of the graphs that are built.
+    shapes: a name -> the sizes of one optimisation profile, the tight ones first. options: see ``Options``.
+    cuda_graphs: whether the runtime records CUDA graphs, which saves launches and costs memory.
+    """
+
+    name: str
+    gpu: str
+    compute_capability: Annotated[str, msgspec.Meta(pattern=r"^[1-9][0-9]*\.[0-9]$")]
+    memory_gib: Annotated[float, msgspec.Meta(gt=0)]
+    backend: Backend
+    precision: Precision
+    shapes: Annotated[dict[str, ShapeSet], msgspec.Meta(min_length=1)]
+    options: Options = Options()
+    cuda_graphs: bool = True
+
+    def __post_init__(self) -> None:
+        self.check_backend(self.backend)
+        if self.precision == "bf16" and self.compute_capability in NO_BFLOAT16:
+            raise ValueError(
+                f"precision is bf16, and compute capability {self.compute_capability} has no bfloat16; "
+                "it must be fp16 or fp32"
+            )
+
+    def check_backend(self, backend: Backend) -> None:
+        """Raise ValueError where ``backend`` builds nothing for this compute capability."""
+        valid = [name for name, capabilities in CAPABILITIES.items() if self.compute_capability in capabilities]
+        if backend not in valid:
+            raise ValueError(
+                f"backend {backend} does not build for compute capability {self.compute_capability}, only for "
+                f"{', '.join(CAPABILITIES[backend])}; here it must be {' or '.join(valid) or 'another GPU'}"
+            )
+
+    def check_factor(self, factor: int) -> None:
+        """Raise ProfileError where a size is not a multiple of a VAE's spatial factor."""
+        rule = SizeRule(factor)
+        for name, shape in self.shapes.items():
+            for axis in ("height", "width"):
+                for pixels in getattr(shape, axis):
+                    if not rule.allows(pixels, factor):
+                        near = sorted({max(factor, pixels // factor * factor), rule.padded(pixels, factor)[0]})
+                        raise ProfileError(
+                            f"profile {self.name}, shapes.{name}: {axis} {pixels} is not a multiple of {factor}, as "
+                            f"this VAE needs; the nearest are {' and '.join(map(str, near))}"
+                        )
+
+
+def user_folder(folder: str | Path | None) -> Path | None:
+    """The user's folder of profiles: the given one, else the one in the environment. Raises ProfileError where it is no
+    folder.
+    """
+    given = folder or os.environ.get(FOLDER_VARIABLE)
+    if not given:
+        return None
+    if not Path(given).is_dir():
+        raise ProfileError(f"the folder of profiles, {given}, is not there. Make it, or give another one")
+    return Path(given)
+
+
+def profile_names(folder: str | Path | None = None) -> list[str]:
+    """The names of all profiles, those of the package first. Raises ProfileError as ``get_profile`` does."""
+    return list(_files(folder))
+
+
+def profiles(folder: str | Path | None = None) -> dict[str, Profile]:
+    """Every profile by its name. Raises ProfileError as ``get_profile`` does."""
+    return {name: read_profile(path) for name, path in _files(folder).items()}
+
+
+def get_profile(name: str, folder: str | Path | None = None) -> Profile:
+    """The profile of that name, from the package or from ``folder`` (unless given, what VAEDEPLOY_PROFILES names).
+
+    Raises ProfileError where there is none, its file cannot be used, or a file in the folder has the name of one that
+    the package carries.
+    """
+    files = _files(folder)
+    if name in files:
+        return read_profile(files[name])
+    near = difflib.get_close_matches(name.lower(), files, n=3, cutoff=0.5)
+    hint = f"; the nearest are: {', '.join(near)}" if near else ""
+    raise ProfileError(
+        f"no profile is named {name!r}{hint}. To see all {len(files)}: vaedeploy profiles. "
+        f"To make one: vaedeploy profiles --init {name}"
+    )
+
+
+def read_profile(path: Path) -> Profile:
+    """Read one file. Raises ProfileError, naming the field, where it contradicts itself or is not one."""
+    try:
+        table = msgspec.toml.decode(path.read_bytes(), type=dict)
+        if "name" in table:
+            raise ValueError("it has a field name; a profile is named by its file")
+        return msgspec.convert({**table, "name": path.stem}, Profile)
+    except (OSError, msgspec.MsgspecError, ValueError) as error:
+        raise ProfileError(f"profile {path.stem} cannot be used: {error}. Its file: {path}") from error
+
+
+def init_profile(name: str, folder: str | Path | None = None) -> Path:
+    """Write a commented profile for the user to change, and return its path: in ``folder`` or what VAEDEPLOY_PROFILES
+    names, else in the current directory. It is filled in from the GPU in this machine, or an RTX 4090 where there is
+    none.
+
+    Raises ProfileError for a name that is no file's name or is taken, and for a GPU that no backend builds for.
+    """
+    if not NAME.fullmatch(name):
+        raise ProfileError(f"{name!r} is no name for a profile: it must have a-z, 0-9, '.', '_' and '-' alone")
+    files = _files(folder)
+    path = (user_folder(folder) or Path()) / f"{name}.toml"
+    if name in files or path.exists():
+        raise ProfileError(f"profile {name} is there already: {files.get(name, path)}. Choose another name")
+    found = find_gpu()
+    gpu = found or Gpu("NVIDIA GeForce RTX 4090", "8.9", 24)
+    backend = next((b for b in ("tensorrt-rtx", "tensorrt") if gpu.compute_capability in CAPABILITIES[b]), None)
+    if backend is None:
+        raise ProfileError(f"{gpu.name} has compute capability {gpu.compute_capability}; no backend builds for it")
+    origin = "Filled in from the GPU in this machine." if found else "No GPU was found: these are an RTX 4090's."
+    text = (resources.files("vaedeploy") / "profiles" / "template.toml.in").read_text(encoding="utf-8")
+    filled = {
+        "origin": origin,
+        "gpu": gpu.name,
+        "capability": gpu.compute_capability,
+        "memory": f"{gpu.memory_gib:g}",
+        "backend": backend,
+    }
+    for key, value in filled.items():
+        text = text.replace(f"@{key}@", value)
+    write_file(path, text.encode())
+    return path
+
+
+def _files(folder: str | Path | None) -> dict[str, Path]:
+    """Name -> file, of all profiles."""
+    shipped = {path.stem: path for path in _in(Path(str(resources.files("vaedeploy") / "profiles")))}
+    own = user_folder(folder)
+    for path in _in(own) if own else ():
+        if path.stem in shipped:
+            raise ProfileError(
+                f"{path} has the name of a profile that vaedeploy carries; an engine's folder would not say which was "
+                f"meant. Rename it, to my-{path.stem}.toml for example"
+            )
+    return shipped | {path.stem: path for path in (_in(own) if own else ())}
+
+
+def _in(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.toml"))
