@@ -6,9 +6,13 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
+
+if TYPE_CHECKING:
+    from vaedeploy.bundle import Bundle
 
 # A busy machine must not fail a property.
 hypothesis.settings.register_profile("vaedeploy", deadline=None)
@@ -22,6 +26,23 @@ class Ended:
     code: int
     out: str
     err: str
+
+
+@pytest.fixture(scope="session")
+def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A verified bundle of the demo VAE. Tests that change it take a copy."""
+    from vaedeploy.pipeline import export_vae
+
+    return export_vae("demo", out=tmp_path_factory.mktemp("demo") / "demo")
+
+
+@pytest.fixture(scope="session")
+def full_size_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The architecture of the SD VAEs with seeded weights: a verified bundle with engines for one profile."""
+    from vaedeploy.pipeline import export_vae
+
+    out = tmp_path_factory.mktemp("full-size") / "mse840k"
+    return export_vae("mse840k", weights="random:0", out=out, profiles=["rtx4090"])
 
 
 @pytest.fixture

@@ -34,7 +34,8 @@ from vaedeploy.bundle import (
 from vaedeploy.draft import create_bundle
 from vaedeploy.errors import BundleError, OutputError
 from vaedeploy.latent import LatentSpec
-from vaedeploy.manifest import decode_manifest, encode_manifest, path_fault
+from vaedeploy.manifest import EngineIdentity, EngineInfo, decode_manifest, encode_manifest, path_fault
+from vaedeploy.shapes import ShapeSet
 
 LATENT = LatentSpec(channels=2, factor=4, scale=1.0)
 FILES = ["bundle.json", "decoder.onnx", "decoder.onnx.data", "encoder.onnx", "encoder.onnx.data"]
@@ -808,9 +809,10 @@ def test_file_info_is_bytes_and_hash(bundle: Bundle) -> None:
 # The specification
 
 FORMAT_PAGE = Path(__file__).parent.parent / "docs" / "bundle-format.md"
+SPECIFIED = [Manifest, VaeInfo, Origin, LatentSpec, FileInfo, Verification, EngineInfo, EngineIdentity, ShapeSet]
 
 
-@pytest.mark.parametrize("kind", [Manifest, VaeInfo, Origin, LatentSpec, FileInfo, Verification])
+@pytest.mark.parametrize("kind", SPECIFIED)
 def test_every_field_is_specified(kind: type[msgspec.Struct]) -> None:
     page = FORMAT_PAGE.read_text(encoding="utf-8")
     for field in msgspec.structs.fields(kind):

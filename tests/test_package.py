@@ -135,9 +135,9 @@ def clean(tmp_path_factory, wheel):
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory):
+def bundle(demo_bundle):
     """A verified bundle of the demo VAE, made here, where PyTorch is."""
-    return vd.export_vae("demo", out=tmp_path_factory.mktemp("bundle") / "demo").path
+    return demo_bundle.path
 
 
 @pytest.mark.slow

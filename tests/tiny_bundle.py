@@ -74,8 +74,8 @@ def _encoder(spec: LatentSpec, image_input: str, seed: int, gain: float = 1.0) -
     if image_input == "uint8":
         image = ("image_u8", UINT8, ["batch", "height", "width", 3])
         nodes = [
-            helper.make_node("Transpose", ["image_u8"], ["bytes"], perm=[0, 3, 1, 2]),
-            helper.make_node("Cast", ["bytes"], ["levels"], to=FLOAT),
+            helper.make_node("Cast", ["image_u8"], ["bytes"], to=FLOAT),  # first: TensorRT transposes no uint8
+            helper.make_node("Transpose", ["bytes"], ["levels"], perm=[0, 3, 1, 2]),
             helper.make_node("Div", ["levels", "half"], ["divided"]),
             helper.make_node("Sub", ["divided", "one"], ["image"]),
         ]

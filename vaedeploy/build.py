@@ -33,6 +33,9 @@ LAST_LINES = 6
 OUT_OF_MEMORY = re.compile(r"out of memory|outofmemory|cudaErrorMemoryAllocation|std::bad_alloc", re.IGNORECASE)
 PARSER = re.compile(r"In node -?\d+ with name: (?P<node>\S*) and operator: (?P<operator>\S+)")
 
+POLYGRAPHYS_WORDS = "Invalid Engine"
+"""For every failed build, whatever the cause."""
+
 DETAILS = re.compile(r"^\[[EFW!]\] ")
 """A line of TensorRT's or Polygraphy's that says what went wrong."""
 
@@ -166,14 +169,15 @@ def _death(code: int) -> str:
 
 def _explain(failed: Failed, log: _Log, request: BuildRequest) -> str:
     said = log.tail()
+    reason = "TensorRT made no engine" if failed.reason.startswith(POLYGRAPHYS_WORDS) else failed.reason
     if failed.full:
         return f"no room is left on the disk ({failed.reason}). Free space there, and build again"
     if node := PARSER.search(said):
         module = _module_path(Path(request.graph or ""), node["node"])
         return f"the parser refuses {node['operator']}, node {node['node']}{module}{said}"
     if OUT_OF_MEMORY.search(said + failed.reason):
-        return f"{failed.reason}; memory ran out: lower the largest batch or size in the profile{said}"
-    return f"{failed.reason}{said}"
+        return f"{reason}; memory ran out: lower the largest batch or size in the profile{said}"
+    return f"{reason}{said}"
 
 
 def _module_path(graph: Path, name: str) -> str:

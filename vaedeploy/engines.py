@@ -69,9 +69,9 @@ def build_engines(
                     failures.append(error)
     if failures:
         total = len(PARTS) * len(jobs)
-        kept = f" The other {total - len(failures)} are in {bundle.path}." if len(failures) < total else ""
-        said = "\n".join(map(str, failures))
-        raise BuildError(f"{len(failures)} of {total} engines could not be built.{kept}\n{said}")
+        kept = f"; the other {total - len(failures)} are in {bundle.path}" if len(failures) < total else ""
+        reasons = "".join(f"\n- {reason}" for reason in dict.fromkeys(map(str, failures)))
+        raise BuildError(f"{len(failures)} of {total} engines could not be built{kept}:{reasons}")
     return edit.bundle
 
 
@@ -167,11 +167,11 @@ def _build_part(edit: BundleEdit, graphs: _Graphs, job: Job, part: Part, force: 
     name = engine_name(profile.name, part, job.backend)
     before = bundle.manifest.engines.get(name)
     if before is not None and before.identity == identity and not force:
-        progress(f"Keeping {name}, which is up to date", 1, 1)
+        progress(f"{name} is up to date", 1, 1)
         return
     if before is not None:
         log.info("%s is built again: %s", name, "; ".join(differences(before.identity, identity)) or "as asked")
-    inputs = _Inputs(load_graph(graph, part), bundle.manifest.latent.factor)
+    inputs = Inputs(load_graph(graph, part), bundle.manifest.latent.factor)
     _check_memory(profile, inputs)
     request = BuildRequest(
         backend=job.backend,
@@ -198,7 +198,7 @@ def _build_part(edit: BundleEdit, graphs: _Graphs, job: Job, part: Part, force: 
 
 
 @dataclass(frozen=True)
-class _Inputs:
+class Inputs:
     """A graph and the sizes of its one input: an image, or a latent smaller by ``factor``."""
 
     graph: Graph
@@ -225,7 +225,7 @@ class _Inputs:
         return estimate_memory(self.graph.model, self.sizes(batch, height, width), fused_attention=single)
 
 
-def _check_memory(profile: Profile, inputs: _Inputs) -> None:
+def _check_memory(profile: Profile, inputs: Inputs) -> None:
     """Raise BuildError where an engine's largest size cannot fit the GPU, and say which size would."""
     available = profile.memory_gib * GIB
     single = len(profile.shapes) == 1 and next(iter(profile.shapes.values())).static

@@ -138,6 +138,9 @@ def _lines() -> Progress:
     started: dict[str, float] = {}
 
     def write(what: str, done: float, total: float) -> None:
+        if what not in started and done >= total:  # nothing was to be done
+            say(what)
+            return
         if what not in started:
             started[what] = time.monotonic()
             say(f"{what} ...")

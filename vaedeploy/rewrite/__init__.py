@@ -68,6 +68,8 @@ def rewrite_graph(
             outcomes.append(fold_upsampling(model, UPSAMPLING[target]))
         if target == "onnxruntime":
             outcomes.append(split_means(model))
+    if precision == "bf16" and target == "tensorrt":
+        keep_fp32 |= _named_transposed_convolutions(model)
     if precision != "fp32":
         lowering = lower_precision(model, precision, keep_fp32=_present(model, keep_fp32))
         outcomes, underflows = [*outcomes, lowering.outcome], lowering.underflows
@@ -75,6 +77,14 @@ def rewrite_graph(
         outcomes.append(chunk_attention(model))  # last: it puts nodes into a loop, where other rules do not look
     _remove_unused(model)
     return Rewritten(Graph(model, graph.part), tuple(outcomes), underflows)
+
+
+def _named_transposed_convolutions(model: ir.Model) -> frozenset[str]:
+    """The names of a graph's own, which TensorRT does not have in bfloat16 either; given where there are none."""
+    found = [node for node in model.graph if node.op_type == "ConvTranspose"]
+    for index, node in enumerate(found):
+        node.name = node.name or f"transposed_convolution_{index}"
+    return frozenset(str(node.name) for node in found)
 
 
 def _has_bfloat16(model: ir.Model) -> bool:

@@ -1,0 +1,111 @@
+"""TensorRT-RTX builds of the full-size encoder and decoder with seeded weights, on any machine: no GPU is needed.
+
+    python benchmarks/builds.py [--capabilities 8.9 ...] [--precisions fp16 ...] [--rounds N] [--json FILE]
+
+For each compute capability: how long a build takes in its own process (median), the engine's size, and the memory that
+the builder plans at each size of the shipped profiles, beside what ``vaedeploy build`` foretells. The decoder is built
+as the rewrites leave it, and with its upsampling unfolded and in the other fold.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from vaedeploy.build import backend_version, build_engine
+from vaedeploy.build_worker import BuildRequest
+from vaedeploy.engines import Inputs
+from vaedeploy.export import trace_graph
+from vaedeploy.graph import Graph, load_graph, save_form, save_graph
+from vaedeploy.manifest import PARTS
+from vaedeploy.profile import CAPABILITIES, get_profile
+from vaedeploy.rewrite.padding import fold_padding
+from vaedeploy.rewrite.precision import lower_precision
+from vaedeploy.rewrite.upsample import fold_upsampling
+from vaedeploy.source import load_reference
+
+SHAPES = get_profile("rtx4090").shapes
+
+
+def write_graphs(folder: Path, precision: str) -> dict[str, Path]:
+    """{variant: file} of both halves, lowered to ``precision``."""
+    reference = load_reference("mse840k", "random:0")
+    files = {}
+    for part in PARTS:
+        plain = folder / f"{part}.onnx"
+        save_graph(trace_graph(reference, part), plain)
+        forms = {"transposed fold": "transposed", "unfolded": None, "four convolutions": "convolutions"}
+        for name, form in forms.items() if part == "decoder" else [("", None)]:
+            graph = load_graph(plain, part)
+            fold_padding(graph.model)
+            if form:
+                fold_upsampling(graph.model, form)
+            if precision != "fp32":
+                lower_precision(graph.model, precision)
+            variant = f"{part} {precision} {name}".strip()
+            files[variant] = folder / f"{variant.replace(' ', '-')}.onnx"
+            save_form(graph, files[variant], shared=False)
+    return files
+
+
+def measure(graph: Graph, path: Path, capability: str, rounds: int, folder: Path) -> dict[str, Any]:
+    inputs = Inputs(graph, 8)
+    request = BuildRequest(
+        backend="tensorrt-rtx",
+        graph=str(path),
+        out=str(folder / "engine"),
+        compute_capability=capability,
+        network_name="benchmark",
+        input=str(inputs.value.name),
+        profiles=[inputs.profile(shape) for shape in SHAPES.values()],
+        options={"tf32": False},
+    )
+    seconds = []
+    for _ in range(rounds):
+        started = time.perf_counter()
+        engine = build_engine(request, "build")
+        seconds.append(time.perf_counter() - started)
+    estimates = [inputs.memory(*shape.at("max"), single=False) for shape in SHAPES.values()]
+    return {
+        "seconds": round(statistics.median(seconds), 2),
+        "engine_bytes": engine.path.stat().st_size,
+        "estimated_engine_bytes": estimates[0].engine,
+        "activation_bytes": dict(zip(SHAPES, engine.activation_bytes, strict=True)),
+        "estimate_over_said": {
+            name: round(estimate.activations / said, 3)
+            for name, estimate, said in zip(SHAPES, estimates, engine.activation_bytes, strict=True)
+        },
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--capabilities", nargs="+", default=list(CAPABILITIES["tensorrt-rtx"]))
+    parser.add_argument("--precisions", nargs="+", default=["fp16"])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    result: dict[str, Any] = {"tensorrt-rtx": backend_version("tensorrt-rtx"), "builds": {}}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for precision in args.precisions:
+            for variant, path in write_graphs(folder, precision).items():
+                part = variant.split()[0]
+                for capability in args.capabilities:
+                    try:
+                        figures = measure(load_graph(path, part), path, capability, args.rounds, folder)
+                    except Exception as error:
+                        figures = {"failed": str(error).splitlines()[0]}
+                    result["builds"][f"{variant}, {capability}"] = figures
+                    print(f"{variant}, {capability}: {figures}", flush=True)
+    if args.json:
+        args.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

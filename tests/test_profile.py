@@ -1,0 +1,231 @@
+"""Profiles of GPU kinds: those of the package are sound, and a contradiction is refused with its reason."""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vaedeploy.errors import ProfileError
+from vaedeploy.profile import CAPABILITIES, get_profile, init_profile, profiles, read_profile
+from vaedeploy.shapes import CORNERS, ShapeSet
+
+KINDS = {
+    "t4": "7.5",
+    "rtx2080ti": "7.5",
+    "a100": "8.0",
+    "a10": "8.6",
+    "rtx3090": "8.6",
+    "orin": "8.7",
+    "l4": "8.9",
+    "l40s": "8.9",
+    "rtx4090": "8.9",
+    "h100": "9.0",
+    "h200": "9.0",
+    "b200": "10.0",
+    "rtx5090": "12.0",
+    "rtxpro6000": "12.0",
+    "gb10": "12.1",
+}
+
+GOOD = {
+    "gpu": '"A GPU"',
+    "compute_capability": '"8.9"',
+    "memory_gib": "24",
+    "backend": '"tensorrt-rtx"',
+    "precision": '"fp16"',
+    "shapes": "{ small = { height = 64, width = 64 } }",
+}
+
+
+def written(folder: Path, stem: str = "mine", /, **changes: str | None) -> Path:
+    """A good profile but for ``changes``; None leaves a field out."""
+    fields = {key: value for key, value in {**GOOD, **changes}.items() if value is not None}
+    path = folder / f"{stem}.toml"
+    path.write_text("".join(f"{key} = {value}\n" for key, value in fields.items()))
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _no_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VAEDEPLOY_PROFILES", raising=False)
+
+
+def test_the_kinds_that_the_package_carries() -> None:
+    assert {name: p.compute_capability for name, p in profiles().items()} == KINDS
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_carried_profile_suits_every_vae_of_factor_8(name: str) -> None:
+    profile = get_profile(name)
+    profile.check_factor(8)
+    assert profile.compute_capability in CAPABILITIES[profile.backend]
+    *tight, wide = profile.shapes.values()
+    assert all(shape.static for shape in tight)
+    assert (wide.at("min"), wide.at("max")) == ((1, 64, 64), (4, 1024, 1024))
+
+
+def test_a_profile_is_read() -> None:
+    profile = get_profile("rtx4090")
+    assert (profile.gpu, profile.memory_gib, profile.cuda_graphs) == ("NVIDIA GeForce RTX 4090", 24, True)
+    assert profile.shapes["512"] == ShapeSet(height=512, width=512)
+    assert str(profile.shapes["any"]) == "1-4x64-1024x64-1024"
+    assert profile.options.of("tensorrt-rtx") == {"tf32": False}
+    assert profile.options.of("tensorrt") == {"tf32": False, "hardware_compatibility": "none"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"colour": '"red"'}, "Object contains unknown field `colour`"),
+        ({"name": '"mine"'}, "it has a field name; a profile is named by its file"),
+        ({"memory_gib": None}, "Object missing required field `memory_gib`"),
+        ({"memory_gib": "0"}, "Expected `float` > 0.0 - at `$.memory_gib`"),
+        ({"compute_capability": '"8"'}, "Expected `str` matching regex '^[1-9][0-9]*\\\\.[0-9]$' - at"),
+        ({"precision": '"int8"'}, "Invalid enum value 'int8' - at `$.precision`"),
+        (
+            {"compute_capability": '"7.5"', "precision": '"bf16"'},
+            "precision is bf16, and compute capability 7.5 has no bfloat16; it must be fp16 or fp32",
+        ),
+        (
+            {"compute_capability": '"9.0"'},
+            "backend tensorrt-rtx does not build for compute capability 9.0, only for 7.5, 8.0, 8.6, 8.9, 12.0, 12.1; "
+            "here it must be tensorrt",
+        ),
+        ({"compute_capability": '"6.1"', "backend": '"tensorrt"'}, "here it must be another GPU"),
+        ({"shapes": "{}"}, "Expected `object` of length >= 1 - at `$.shapes`"),
+        (
+            {"shapes": "{ a = { height = [512, 256, 1024], width = 8 } }"},
+            "height is [512, 256, 1024]; it must be [min, opt, max] with 1 <= min <= opt <= max - at `$.shapes[...]`",
+        ),
+        ({"shapes": "{ a = { batch = 0, height = 8, width = 8 } }"}, "batch is [0, 0, 0]; it must be [min, opt, max]"),
+        ({"shapes": "{ a = { height = 8 } }"}, "Object missing required field `width` - at `$.shapes[...]`"),
+        ({"shapes": "{ a = { height = [8, 8], width = 8 } }"}, "Expected `array` of length 3, got 2"),
+        ({"options": "{ fp16 = true }"}, "Object contains unknown field `fp16` - at `$.options`"),
+        ({"options": "{ optimization_level = 6 }"}, "Expected `int` <= 5 - at `$.options.optimization_level`"),
+        ({"gpu": "unquoted"}, "Invalid value"),
+    ],
+)
+def test_a_contradiction_is_refused(tmp_path: Path, changes: dict[str, str | None], reason: str) -> None:
+    path = written(tmp_path, **changes)
+    with pytest.raises(ProfileError) as refused:
+        get_profile("mine", tmp_path)
+    assert str(refused.value).startswith("profile mine cannot be used: ")
+    assert reason in str(refused.value)
+    assert str(refused.value).endswith(f"Its file: {path}")
+
+
+def test_sizes_off_the_factor(tmp_path: Path) -> None:
+    written(tmp_path, shapes="{ odd = { height = 512, width = [64, 520, 1000] } }")
+    profile = get_profile("mine", tmp_path)
+    profile.check_factor(8)
+    with pytest.raises(
+        ProfileError, match=r"^profile mine, shapes.odd: width 520 is not a multiple of 32, as this VAE "
+    ):
+        profile.check_factor(32)
+    with pytest.raises(ProfileError, match=r"the nearest are 512 and 544$"):
+        profile.check_factor(32)
+
+
+def test_an_unknown_name_and_the_nearest() -> None:
+    with pytest.raises(ProfileError) as refused:
+        get_profile("rtx4091")
+    assert str(refused.value) == (
+        "no profile is named 'rtx4091'; the nearest are: rtx4090, rtx5090, rtx3090. To see all 15: vaedeploy profiles. "
+        "To make one: vaedeploy profiles --init rtx4091"
+    )
+
+
+def test_the_users_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written(tmp_path)
+    assert get_profile("mine", tmp_path).gpu == "A GPU"
+    monkeypatch.setenv("VAEDEPLOY_PROFILES", str(tmp_path))
+    assert set(profiles()) == {*KINDS, "mine"}
+    monkeypatch.setenv("VAEDEPLOY_PROFILES", str(tmp_path / "none"))
+    with pytest.raises(ProfileError, match=r"the folder of profiles, .*none, is not there"):
+        profiles()
+
+
+def test_a_broken_file_of_the_users_is_no_hindrance_to_others(tmp_path: Path) -> None:
+    written(tmp_path, colour="1")
+    assert get_profile("t4", tmp_path).name == "t4"
+
+
+def test_a_users_profile_cannot_shadow_a_carried_one(tmp_path: Path) -> None:
+    path = written(tmp_path, "rtx4090")
+    with pytest.raises(ProfileError) as refused:
+        get_profile("t4", tmp_path)
+    assert str(refused.value) == (
+        f"{path} has the name of a profile that vaedeploy carries; an engine's folder would not say which was meant. "
+        "Rename it, to my-rtx4090.toml for example"
+    )
+
+
+@given(st.lists(st.integers(0, 64), min_size=3, max_size=3))
+def test_a_range_is_kept_exactly_if_it_is_one(numbers: list[int]) -> None:
+    table = {"height": numbers, "width": 8}
+    if 1 <= numbers[0] <= numbers[1] <= numbers[2]:
+        shape = msgspec.convert(table, ShapeSet)
+        assert [shape.at(corner) for corner in CORNERS] == [(1, n, 8) for n in numbers]
+        assert shape.static == (numbers[0] == numbers[2])
+        assert msgspec.json.decode(msgspec.json.encode(shape), type=ShapeSet) == shape
+    else:
+        with pytest.raises(msgspec.ValidationError, match="it must be"):
+            msgspec.convert(table, ShapeSet)
+
+
+# ---------------------------------------------------------------------------------------------------------------- init
+
+
+def driver(folder: Path, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put a program ``nvidia-smi`` first on PATH that prints what a driver would."""
+    program = folder / "nvidia-smi"
+    program.write_text(f"#!/bin/sh\necho '{says}'\n")
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+
+
+def test_init_without_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    path = init_profile("mine")
+    assert path == Path("mine.toml")
+    assert "No GPU was found: these are an RTX 4090's." in path.read_text()
+    profile = read_profile(path)
+    assert (profile.compute_capability, profile.backend, profile.precision) == ("8.9", "tensorrt-rtx", "fp16")
+    assert list(profile.shapes) == ["512", "1024", "any"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the stand-in for the driver's program is a shell script")
+def test_init_with_the_gpu_in_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver(tmp_path, "NVIDIA H100 80GB HBM3, 9.0, 81559", monkeypatch)
+    profile = read_profile(init_profile("mine", tmp_path))
+    assert (profile.gpu, profile.compute_capability, profile.memory_gib) == ("NVIDIA H100 80GB HBM3", "9.0", 79.6)
+    assert profile.backend == "tensorrt"
+    driver(tmp_path, "NVIDIA GeForce GTX 1080, 6.1, 8192", monkeypatch)
+    with pytest.raises(ProfileError, match=r"^NVIDIA GeForce GTX 1080 has compute capability 6.1; no backend"):
+        init_profile("old", tmp_path)
+    assert not (tmp_path / "old.toml").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("rtx4090", r"^profile rtx4090 is there already: .*rtx4090.toml. Choose another name$"),
+        ("mine", r"^profile mine is there already: .*mine.toml. Choose another name$"),
+        ("../mine", r"^'../mine' is no name for a profile: it must have a-z, 0-9, '.', '_' and '-' alone$"),
+        ("My GPU", "is no name for a profile"),
+    ],
+)
+def test_init_refuses(tmp_path: Path, name: str, reason: str) -> None:
+    before = written(tmp_path).read_text()
+    with pytest.raises(ProfileError, match=reason):
+        init_profile(name, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.toml"]
+    assert (tmp_path / "mine.toml").read_text() == before
