@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -120,11 +121,14 @@ def wheel(dist):
 @pytest.fixture(scope="module")
 def clean(tmp_path_factory, wheel):
     """Run a command in an environment that has the wheel with [cpu] and nothing else, from an empty folder."""
-    env = tmp_path_factory.mktemp("clean") / "env"
+    return environment(tmp_path_factory.mktemp("clean") / "env", wheel, "cpu")
+
+
+def environment(env, wheel, extra):
     subprocess.run([sys.executable, "-m", "venv", str(env)], check=True)
     programs = env / ("Scripts" if sys.platform == "win32" else "bin")
     pip = [str(programs / "python"), "-m", "pip", "install", "--quiet", "--constraint", str(ROOT / "constraints.txt")]
-    subprocess.run([*pip, f"{wheel}[cpu]"], check=True)
+    subprocess.run([*pip, f"{wheel}[{extra}]"], check=True)
     plain = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
     def run(program: str, *arguments: object) -> subprocess.CompletedProcess[str]:
@@ -180,7 +184,9 @@ def test_commands_in_the_clean_environment(clean, bundle):
     diagnosis = json.loads(clean("vaedeploy", "doctor", "--json").stdout)
     assert diagnosis["vaedeploy"] == vd.__version__
     assert diagnosis["backends"] == [{"name": "onnxruntime-cpu", "problem": None}]
-    assert {extra["name"]: len(extra["missing"]) for extra in diagnosis["extras"]} == {"cpu": 0, "export": 7}
+    missing = {extra["name"]: len(extra["missing"]) for extra in diagnosis["extras"]}
+    assert missing == {"cpu": 0, "export": 7, "build": 4, "rtx": 1, "tensorrt": 1}
+    assert "rtx4090" in clean("vaedeploy", "profiles").stdout
 
 
 @pytest.mark.slow
@@ -190,6 +196,25 @@ def test_export_in_the_clean_environment_says_what_to_install(clean):
     assert re.fullmatch(
         r'Error: this needs \w+, which is not installed. Run: pip install "vaedeploy\[export\]"\n', ended.stderr
     )
+
+
+@pytest.mark.slow
+def test_a_build_in_the_clean_environment_says_what_to_install(clean, bundle):
+    ended = clean("vaedeploy", "build", bundle, "--profile", "rtx4090")
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert "which is not installed. Run: pip install" in ended.stderr
+    assert "(engines alone need [build])" in ended.stderr
+
+
+@pytest.mark.slow
+def test_engines_need_neither_pytorch_nor_onnx_runtime(tmp_path, wheel, bundle):
+    run = environment(tmp_path / "env", wheel, "rtx")
+    script = "from importlib.util import find_spec; print([m for m in ('torch', 'onnxruntime') if find_spec(m)])"
+    assert run("python", "-c", script).stdout == "[]\n"
+    copy = shutil.copytree(bundle, tmp_path / "demo")
+    ended = run("vaedeploy", "build", copy, "--profile", "rtx5090")
+    assert (ended.returncode, "engines/rtx5090/decoder.tensorrt-rtx.engine" in ended.stdout) == (0, True), ended.stderr
+    assert run("vaedeploy", "inspect", copy, "--check").returncode == 0
 
 
 @pytest.mark.slow
