@@ -1,11 +1,13 @@
 """The exact rewrites on the CPU: the full-size decoder and encoder with seeded weights, forms taking turns.
 
-    python benchmarks/rewrites.py [--sizes 256 512] [--rounds N] [--compile] [--json FILE]
+    python benchmarks/rewrites.py [--sizes 256 512] [--rounds 5 3] [--compile] [--optimum FILE] [--json FILE]
 
 Forms of the graph: as PyTorch exports it, with one rule at a time, and with all that ``vaedeploy export`` applies, each
-in ONNX Runtime with the package's own session. Beside them PyTorch eager in float32 and, with ``--compile``,
-torch.compile. Times are medians of ratios, turn by turn; errors are against PyTorch in float64; peak memory is that of
-a process that runs the graph once. Also how many operations the fold removes, and how long rewriting takes.
+in ONNX Runtime with the package's own session. Beside them PyTorch eager in float32; with ``--compile`` torch.compile,
+with static shapes; with ``--optimum`` the decoder as optimum-onnx exports it, in the same session (export_optimum.py
+makes the file). Times are medians of ratios, turn by turn, with the lowest and the highest beside them; errors are
+against PyTorch in float64; peak memory is that of a process that runs the form once. Also how many operations the fold
+removes, and how long rewriting takes. ``--rounds``: one number for each size.
 """
 
 from __future__ import annotations
@@ -13,7 +15,6 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -79,20 +80,36 @@ def operations(plain: Path, part: str, size: int) -> dict[str, float]:
     }
 
 
-def peak_mb(graph: Path, array: Path) -> float:
-    """Resident MB at most, of a process that runs ``graph`` once."""
-    code = (
-        "import sys, numpy; from pathlib import Path; from vaedeploy.runtime.onnxruntime_cpu import Session;"
-        "s = Session(Path(sys.argv[1])); s.run(s.outputs[:1], {s.inputs[0]: numpy.load(sys.argv[2])})"
+ORT_ONCE = """
+import sys, numpy
+from pathlib import Path
+from vaedeploy.runtime.onnxruntime_cpu import Session
+session = Session(Path(sys.argv[1]))
+session.run(session.outputs[:1], {session.inputs[0]: numpy.load(sys.argv[2])})
+"""
+TORCH_ONCE = """
+import sys, numpy, torch
+module = torch.load(sys.argv[1], weights_only=False)
+if sys.argv[3] == "compile":
+    module = torch.compile(module, fullgraph=True, dynamic=False)
+with torch.no_grad():
+    module(torch.from_numpy(numpy.load(sys.argv[2])))
+"""
+# Not what wait4 tells: that counts the memory of the process that started it as well.
+TELL_PEAK = "print([line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')][0])"
+
+
+def peak_mb(code: str, *arguments: Path | str) -> float:
+    """Resident MB at most, of a process that runs ``code``."""
+    ended = subprocess.run(
+        [sys.executable, "-c", code + TELL_PEAK, *arguments], stdout=subprocess.PIPE, check=True, text=True
     )
-    process = subprocess.Popen([sys.executable, "-c", code, graph, array])
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        raise SystemExit(f"{graph} failed")
-    return usage.ru_maxrss / 1000
+    return int(ended.stdout) * 1.024 / 1000
 
 
-def compare(part: str, size: int, folder: Path, files: dict[str, Path], rounds: int, compiled: bool) -> dict[str, Any]:
+def compare(
+    part: str, size: int, folder: Path, files: dict[str, Path], rounds: int, compiled: bool, optimum: Path | None
+) -> dict[str, Any]:
     import torch
 
     from vaedeploy.float64 import call_in_float64
@@ -112,33 +129,43 @@ def compare(part: str, size: int, folder: Path, files: dict[str, Path], rounds: 
         exact = call_in_float64(half, raw)[0].numpy()
     if part == "encoder":
         exact = (exact - latent.shift) * latent.scale
-    array = folder / "input.npy"
-    np.save(array, given)
     figures: dict[str, Any] = {}
     calls: dict[str, Callable[[], Any]] = {}
-    for name, path in files.items():
-        session = Session(path)
-        calls[name] = functools.partial(session.run, session.outputs[:1], {session.inputs[0]: given})
-        error = np.linalg.norm(calls[name]()[0] - exact) / np.linalg.norm(exact)
-        figures[name] = {"relative L2": float(error), "peak MB": peak_mb(path, array)}
 
-    def eager(module: Any) -> Callable[[], Any]:
+    def add_session(name: str, path: Path, array: Any) -> None:
+        session = Session(path)
+        calls[name] = functools.partial(session.run, session.outputs[:1], {session.inputs[0]: array})
+        error = np.linalg.norm(calls[name]()[0] - exact) / np.linalg.norm(exact)
+        np.save(folder / "input.npy", array)
+        figures[name] = {"relative L2": float(error), "peak MB": peak_mb(ORT_ONCE, path, folder / "input.npy")}
+
+    def add_module(name: str, module: Any, how: str) -> None:
         def call() -> Any:
             with torch.no_grad():
                 return module(raw)
 
-        return call
+        calls[name] = call
+        made = call() if part == "decoder" else (call()[0] - latent.shift) * latent.scale
+        error = np.linalg.norm(made.numpy() - exact) / np.linalg.norm(exact)
+        np.save(folder / "input.npy", raw.numpy())
+        peak = peak_mb(TORCH_ONCE, folder / "module.pt", folder / "input.npy", how)
+        figures[name] = {"relative L2": float(error), "peak MB": peak}
 
-    calls["PyTorch eager"] = eager(half)
+    for name, path in files.items():
+        add_session(name, path, given)
+    if optimum is not None and part == "decoder":  # it takes latents before the scale
+        add_session("optimum-onnx", optimum, raw.numpy())
+    torch.save(half, folder / "module.pt")
+    add_module("PyTorch eager", half, "eager")
     if compiled:
-        calls["torch.compile"] = eager(torch.compile(half, fullgraph=True))
-        calls["torch.compile"]()
+        add_module("torch.compile", torch.compile(half, fullgraph=True, dynamic=False), "compile")
     times = take_turns(calls, rounds)
     for name, values in times.items():
-        row = figures.setdefault(name, {})
+        ratios = [a / b for a, b in zip(times[ALL], values, strict=True)]
+        row = figures[name]
         row |= {"s": statistics.median(values), "over plain": ratio(values, times[PLAIN])}
-        row["all rules over this"] = ratio(times[ALL], values)
-        numbers = "  ".join(f"{key} {value:.3g}" for key, value in row.items())
+        row |= {"all rules over this": statistics.median(ratios), "lowest": min(ratios), "highest": max(ratios)}
+        numbers = "  ".join(f"{key} {value:.4g}" for key, value in row.items())
         print(f"{part} {size}x{size}  {name:32} {numbers}", flush=True)
     return figures
 
@@ -147,16 +174,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[256, 512])
     parser.add_argument("--parts", nargs="+", default=["decoder", "encoder"])
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, nargs="+", default=[5, 3])
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--optimum", type=Path, help="optimum-onnx's decoder, from export_optimum.py")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     result: dict[str, Any] = {}
     for part in args.parts:
         with tempfile.TemporaryDirectory() as folder:
             files = write_forms(Path(folder), part)
-            for size in args.sizes:
-                result[f"{part} {size}"] = compare(part, size, Path(folder), files, args.rounds, args.compile)
+            for size, rounds in zip(args.sizes, args.rounds, strict=True):
+                result[f"{part} {size}"] = compare(part, size, Path(folder), files, rounds, args.compile, args.optimum)
                 if part == "decoder":
                     result[f"operations {size}"] = counted = operations(files[PLAIN], part, size)
                     print(f"{part} {size}x{size}  {counted}", flush=True)
