@@ -1,0 +1,52 @@
+"""The file for ``rewrites.py --optimum``: optimum-onnx's own export of the decoder that the benchmark draws.
+
+optimum-onnx pins older versions than this project, so it has an environment of its own, with the same PyTorch (the
+figures are of optimum-onnx 0.1.0 with optimum 2.1.0, transformers 4.57.6 and diffusers 0.35.2):
+
+    python -m venv ENV
+    ENV/bin/pip install torch==2.13.0 optimum-onnx==0.1.0 'diffusers<0.36'
+    python benchmarks/export_optimum.py weights DIR          # here: DIR becomes a VAE as diffusers saves it
+    ENV/bin/python benchmarks/export_optimum.py graph DIR    # there: DIR/optimum.onnx and its .data
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def save_weights(folder: Path) -> None:
+    import msgspec
+    from diffusers import AutoencoderKL
+
+    from vaedeploy.autoencoder import random_tensors
+    from vaedeploy.preset import get_preset
+
+    architecture = get_preset("mse840k").config
+    vae = AutoencoderKL(**msgspec.structs.asdict(architecture))
+    vae.load_state_dict(random_tensors(architecture, 0))
+    vae.save_pretrained(folder)
+
+
+def export_graph(folder: Path) -> None:
+    """As ``optimum-cli export onnx`` does with the VAE of a pipeline, with its defaults."""
+    from diffusers import AutoencoderKL
+    from optimum.exporters.onnx import export
+    from optimum.exporters.onnx.model_configs import VaeDecoderOnnxConfig
+
+    vae = AutoencoderKL.from_pretrained(folder)
+    vae.forward = lambda latent_sample: vae.decode(z=latent_sample)
+    config = VaeDecoderOnnxConfig(vae.config, task="semantic-segmentation")
+    export(vae, config, folder / "optimum.onnx")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("step", choices=["weights", "graph"])
+    parser.add_argument("folder", type=Path)
+    args = parser.parse_args()
+    {"weights": save_weights, "graph": export_graph}[args.step](args.folder)
+
+
+if __name__ == "__main__":
+    main()
