@@ -498,3 +498,15 @@ def test_a_failure_shows_where_it_was_raised_in_verbose_only(vaedeploy, tmp_path
     assert (quiet.code, noisy.code) == (2, 2)
     assert quiet.err == noisy.err.splitlines(keepends=True)[-1]
     assert "Traceback (most recent call last)" in noisy.err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+@pytest.mark.parametrize("arguments", [["presets"], ["presets", "--json"], ["profiles"]])
+def test_a_result_that_cannot_be_written(arguments):
+    command = [sys.executable, "-m", "vaedeploy", *arguments]
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (ended.returncode, ended.stderr) == (
+        2,
+        "Error: cannot write the result to stdout: No space left on device\n",
+    )

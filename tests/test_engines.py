@@ -473,8 +473,8 @@ def test_build_on_the_command_line(vaedeploy: Callable[..., Ended], built: Bundl
     ended = vaedeploy("build", built.path, "--profile", "mine", "--profiles", folder)
     assert (ended.code, ended.err.splitlines()) == (0, [f"{ENCODER} is up to date", f"{DECODER} is up to date"])
     header, *rows = ended.out.splitlines()
-    assert header.split() == ["engine", "backend", "capability", "precision", "size", "memory"]
-    assert [row.split()[0] for row in rows] == [DECODER, ENCODER]
+    assert header.split() == ["profile", "part", "backend", "capability", "precision", "size", "memory"]
+    assert [row.split()[:2] for row in rows] == [["mine", "decoder"], ["mine", "encoder"]]
     assert all(row.endswith("unverified") for row in rows)
 
 

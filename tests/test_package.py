@@ -213,7 +213,7 @@ def test_engines_need_neither_pytorch_nor_onnx_runtime(tmp_path, wheel, bundle):
     assert run("python", "-c", script).stdout == "[]\n"
     copy = shutil.copytree(bundle, tmp_path / "demo")
     ended = run("vaedeploy", "build", copy, "--profile", "rtx5090")
-    assert (ended.returncode, "engines/rtx5090/decoder.tensorrt-rtx.engine" in ended.stdout) == (0, True), ended.stderr
+    assert (ended.returncode, ended.stdout.count("unverified")) == (0, 2), ended.stderr
     assert run("vaedeploy", "inspect", copy, "--check").returncode == 0
 
 

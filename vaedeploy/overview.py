@@ -25,7 +25,7 @@ CASE_COLUMNS = ("graph", "part", "case", "max abs", "mean abs", "rel L2", "PSNR"
 
 PROFILE_COLUMNS = ("profile", "GPU", "capability", "memory", "backend", "precision", "sizes (batch x height x width)")
 
-ENGINE_COLUMNS = ("engine", "backend", "capability", "precision", "size", "memory", "")
+ENGINE_COLUMNS = ("profile", "part", "backend", "capability", "precision", "size", "memory", "")
 """memory: beside the engine's own size, at the largest size of each shape set, as the builder said."""
 
 
@@ -62,7 +62,8 @@ def engine_rows(bundle: Bundle, profiles: Collection[str]) -> list[Row]:
     """A row for each engine of ``profiles``, in ``ENGINE_COLUMNS``."""
     return [
         (
-            name,
+            info.profile,
+            info.part,
             f"{info.identity.backend} {info.identity.backend_version}",
             info.identity.compute_capability,
             info.identity.precision,

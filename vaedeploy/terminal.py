@@ -5,8 +5,10 @@ What takes long to import is imported where it is used, so that ``--help`` and u
 
 from __future__ import annotations
 
+import io
 import logging
 import os
+import shutil
 import sys
 import time
 import traceback
@@ -16,7 +18,7 @@ from contextlib import contextmanager
 
 import click
 
-from vaedeploy.errors import VaedeployError
+from vaedeploy.errors import OutputError, VaedeployError
 from vaedeploy.progress import Progress
 
 INTERRUPTED = 130
@@ -54,15 +56,24 @@ def say(message: str) -> None:
 
 
 def show(line: str) -> None:
-    """A line of the result, on stdout."""
-    click.echo(line)
+    """A line of the result, on stdout. Raises OutputError where that cannot be written to, such as a file on a full
+    disk; a reader that has gone is click's to deal with.
+    """
+    try:
+        click.echo(line)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        # What is left in the buffer would fail again when Python ends, with a traceback.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise OutputError(f"cannot write the result to stdout: {error.strerror}") from error
 
 
 def show_json(value: object) -> None:
     """``value`` (builtins, dataclasses, msgspec Structs) as a JSON document on stdout. Infinity and NaN become null."""
     import msgspec
 
-    click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2))
+    show(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
 
 
 def show_table(headers: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[str] = ()) -> None:
@@ -79,12 +90,13 @@ def show_table(headers: Sequence[str], rows: Sequence[Sequence[str]], numbers: S
         table.add_column(header, justify="right" if header in numbers else "left")
     for row in rows:
         table.add_row(*map(Text, row))
+    terminal = sys.stdout.isatty()
     # A pipe has no width, so nothing is wrapped there: rows are what other programs read.
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 10_000)
-    with console.capture() as captured:
-        console.print(table)
-    for line in captured.get().splitlines():
-        click.echo(line.rstrip())
+    width = shutil.get_terminal_size().columns if terminal else 10_000
+    text_of_table = io.StringIO()
+    Console(file=text_of_table, highlight=False, width=width, force_terminal=terminal).print(table)
+    for line in text_of_table.getvalue().splitlines():
+        show(line.rstrip())
 
 
 def configure(verbose: bool) -> None:
