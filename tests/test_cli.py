@@ -225,7 +225,9 @@ def test_doctor_names_what_is_installed_and_who_answers(vaedeploy):
 def test_doctor_as_json(vaedeploy):
     told = json.loads(vaedeploy("doctor", "--json").out)
     assert told["packages"]["numpy"] == np.__version__
-    assert told["backends"] == [{"name": "onnxruntime-cpu", "problem": None}]
+    problems = {backend["name"]: backend["problem"] for backend in told["backends"]}
+    assert list(problems) == ["onnxruntime-cuda", "onnxruntime-cpu"]
+    assert problems["onnxruntime-cpu"] is None
     assert told["extras"][1]["install"] == 'pip install "vaedeploy[export]"'
 
 

@@ -183,7 +183,9 @@ def test_commands_in_the_clean_environment(clean, bundle):
     assert clean("vaedeploy", "inspect", bundle, "--check").returncode == 0
     diagnosis = json.loads(clean("vaedeploy", "doctor", "--json").stdout)
     assert diagnosis["vaedeploy"] == vd.__version__
-    assert diagnosis["backends"] == [{"name": "onnxruntime-cpu", "problem": None}]
+    problems = {backend["name"]: backend["problem"] for backend in diagnosis["backends"]}
+    assert list(problems) == ["onnxruntime-cuda", "onnxruntime-cpu"]
+    assert problems["onnxruntime-cpu"] is None
     missing = {extra["name"]: len(extra["missing"]) for extra in diagnosis["extras"]}
     assert missing == {"cpu": 0, "export": 7, "build": 4, "rtx": 1, "tensorrt": 1}
     assert "rtx4090" in clean("vaedeploy", "profiles").stdout

@@ -26,8 +26,9 @@ from vaedeploy.bundle import Bundle, FileInfo
 from vaedeploy.errors import BackendError, BundleError, ImageError, InputError, LatentError, SizeError
 from vaedeploy.latent import SizeRule
 from vaedeploy.manifest import encode_manifest
-from vaedeploy.runtime import VAE, Limits, UnverifiedBundleWarning
+from vaedeploy.runtime import BACKENDS, VAE, Limits, UnverifiedBundleWarning, onnxruntime_cuda
 from vaedeploy.runtime.arrays import pad_image, to_float
+from vaedeploy.runtime.backends import Candidate
 from vaedeploy.runtime.onnxruntime_cpu import Session, usable_cores
 
 FACTOR, CHANNELS = 4, 2
@@ -354,11 +355,12 @@ def test_size_that_a_latent_cannot_come_from_is_refused(vae: VAE, size: tuple[in
         ),
         (
             lambda vae: VAE(vae.path, backend="tensorrt"),
-            "there is no backend 'tensorrt'; there is: onnxruntime-cpu",
+            "there is no backend 'tensorrt'; there is: onnxruntime-cuda, onnxruntime-cpu",
         ),
+        (lambda vae: VAE(vae.path, device=-1), "device is -1; it must be the number of a CUDA device, 0 or more"),
         (lambda vae: VAE(vae.path, threads=0), "threads is 0; it must be 1 or more, or None for all cores"),
         (lambda vae: VAE(vae.path, threads="2"), "threads is '2'; it must be 1 or more, or None for all cores"),
-        (lambda vae: VAE(vae.path, on_nan="ignore"), "on_nan is 'ignore'; it must be 'warn' or 'raise'"),
+        (lambda vae: VAE(vae.path, on_nan="ignore"), "on_nan is 'ignore'; it must be 'rerun', 'warn' or 'raise'"),
     ],
 )
 def test_bad_arguments(vae: VAE, call: Callable[[VAE], object], message: str) -> None:
@@ -479,7 +481,100 @@ def test_overflow_is_raised_if_asked(bundle: Bundle, overflowing: np.ndarray, tm
     manifest.write_text(manifest.read_text().replace('"fp32"', '"fp16"'))
     with VAE(tmp_path / "half", on_nan="raise") as vae, pytest.raises(BackendError) as caught:
         vae.decode(overflowing)
-    assert str(caught.value).endswith(". It is a bundle of fp16: one of --precision fp32 may do")
+    assert str(caught.value).endswith(". It is a bundle of fp16: on_nan='rerun' runs such items again in fp32")
+
+
+@pytest.fixture
+def weak(tmp_path: Path) -> Bundle:
+    """A bundle of fp16 whose fast decoder overflows where the portable one does not: from 1e19 on, which it squares."""
+    bundle = tiny_bundle(tmp_path / "weak", onnxruntime_form=True)
+    path = bundle.graph("decoder", "onnxruntime")
+    model = onnx.load(path)
+    (first,) = (node for node in model.graph.node if "latent" in node.input)
+    first.input[list(first.input).index("latent")] = "rooted"
+    square = onnx.helper.make_node("Mul", ["latent", "latent"], ["squared"])
+    root = onnx.helper.make_node("Sqrt", ["squared"], ["rooted"])
+    model.graph.node.insert(0, root)
+    model.graph.node.insert(0, square)
+    onnx.save(model, path)
+    reopened(bundle).close()
+    manifest = bundle.path / "bundle.json"
+    manifest.write_text(manifest.read_text().replace('"precision": "fp32"', '"precision": "fp16"'))
+    return Bundle.open(bundle.path)
+
+
+def test_what_half_precision_cannot_hold_runs_again_alone(weak: Bundle, caplog: pytest.LogCaptureFixture) -> None:
+    latent = np.abs(noise(3, CHANNELS, 2, 2))
+    latent[1] = 1e25
+    with VAE(weak.path, on_nan="warn") as vae, VAE(weak.path) as rerunning:
+        fast = vae.decode(latent, output="float")
+        assert not np.isfinite(fast[1]).all()
+        caplog.clear()
+        image = rerunning.decode(latent, output="float")
+        assert np.isfinite(image).all()
+        np.testing.assert_array_equal(
+            image[[0, 2]], fast[[0, 2]]
+        )  # not run again: the portable form gives the negative
+        exact = next(c for c in rerunning._candidates if c.precision == "fp32").open("decoder")
+        np.testing.assert_array_equal(image[1], exact.run(["image"], {"latent": latent})[0][1])
+    assert [record.getMessage() for record in caplog.records] == [
+        f"decode gave NaN or infinity in fp16 in item 1 of a batch of 3 (bundle {weak.path}); run again in fp32"
+    ]
+
+
+def test_what_float32_cannot_hold_either_is_told(weak: Bundle, caplog: pytest.LogCaptureFixture) -> None:
+    latent = np.abs(noise(2, CHANNELS, 2, 2))
+    latent[0] = 3e38
+    with VAE(weak.path) as vae:
+        image = vae.decode(latent, output="float")
+    assert not np.isfinite(image[0]).all()
+    assert np.isfinite(image[1]).all()
+    assert [record.getMessage() for record in caplog.records] == [
+        f"decode gave NaN or infinity in fp16 in item 0 of a batch of 2 (bundle {weak.path}); run again in fp32",
+        f"decode gave NaN or infinity in item 0 of a batch of 2 (bundle {weak.path})",
+    ]
+
+
+# Backends
+
+NO_GPU = pytest.mark.skipif(onnxruntime_cuda.problem() is None, reason="there is a GPU here")
+NO_PROVIDER = pytest.mark.filterwarnings("ignore:Specified provider 'CUDAExecutionProvider' is not in available")
+
+
+def test_the_cpu_answers_where_there_is_no_gpu(bundle: Bundle) -> None:
+    with VAE(bundle.path) as vae, VAE(bundle.path, backend="onnxruntime-cpu") as chosen:
+        assert chosen.backend == "onnxruntime-cpu"
+        assert vae.backend in BACKENDS
+
+
+@NO_GPU
+def test_a_backend_that_was_asked_for_does_not_fall_back(bundle: Bundle) -> None:
+    with pytest.raises(BackendError, match=r"no CUDA provider|no CUDA device"):
+        VAE(bundle.path, backend="onnxruntime-cuda")
+
+
+@NO_GPU
+@NO_PROVIDER
+def test_a_provider_that_does_not_start_is_not_taken_for_a_gpu(bundle: Bundle) -> None:
+    """ONNX Runtime itself goes on, on the CPU."""
+    with pytest.raises(BackendError, match=r"CUDA provider did not start on device 0 for .*decoder.onnx"):
+        onnxruntime_cuda.Session(bundle.graph("decoder"))
+
+
+@NO_GPU
+@NO_PROVIDER
+def test_a_backend_that_cannot_load_a_graph_hands_over_once(bundle: Bundle, caplog: pytest.LogCaptureFixture) -> None:
+    with VAE(bundle.path) as vae:
+        cuda = Candidate("onnxruntime-cuda", "fp32", lambda part: onnxruntime_cuda.Session(bundle.graph(part)))
+        vae._candidates = [cuda, *vae._candidates]
+        assert vae.backend == "onnxruntime-cuda"
+        for _ in range(2):
+            assert vae.decode(noise(1, CHANNELS, 2, 2)).shape == (1, 8, 8, 3)
+        assert vae.backend == "onnxruntime-cpu"
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert told.startswith(
+        "onnxruntime-cuda cannot be used, so onnxruntime-cpu answers: ONNX Runtime's CUDA provider did "
+    )
 
 
 def test_overflow_of_the_encoder_is_seen(tmp_path: Path) -> None:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
 from importlib.util import find_spec
 
 from vaedeploy import __version__
-from vaedeploy.errors import BackendError
 from vaedeploy.gpu import Gpu, find_gpu
 from vaedeploy.manifest import Backend
 
@@ -77,7 +75,7 @@ class Diagnosis:
 
 def diagnose() -> Diagnosis:
     """Look at this environment. Imports ONNX Runtime, if it is there, and nothing else that is heavy."""
-    from vaedeploy.runtime import onnxruntime_cpu
+    from vaedeploy.runtime.backends import BACKENDS, problem_of
 
     names = dict.fromkeys([*BASE, *(package for extra in EXTRAS.values() for package in extra)])
     return Diagnosis(
@@ -86,7 +84,7 @@ def diagnose() -> Diagnosis:
         platform=platform.platform(),
         gpu=find_gpu(),
         packages={name: version_of(name) for name in names},
-        backends=(BackendStatus(onnxruntime_cpu.NAME, _problem(onnxruntime_cpu.load_library)),),
+        backends=tuple(BackendStatus(name, problem_of(name)) for name in BACKENDS),
         extras=tuple(
             ExtraStatus(extra, PURPOSES[extra], _missing(modules), install_command(extra))
             for extra, modules in EXTRAS.items()
@@ -123,14 +121,6 @@ def advice_for(module: str) -> str | None:
     return f"this needs {root}, which is not installed. Run: {install_command(extras[0])}" + (
         f" (engines alone need {others})" if others else ""
     )
-
-
-def _problem(load: Callable[[], object]) -> str | None:
-    try:
-        load()
-    except BackendError as error:
-        return str(error)
-    return None
 
 
 def _missing(modules: dict[str, str]) -> tuple[str, ...]:

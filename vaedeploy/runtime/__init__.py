@@ -5,6 +5,7 @@ with VAE("mse840k") as vae:
     image = vae.decode(latent)      # (1, H, W, 3) uint8
 """
 
-from vaedeploy.runtime.vae import BACKENDS, VAE, Limits, UnverifiedBundleWarning
+from vaedeploy.runtime.backends import BACKENDS
+from vaedeploy.runtime.vae import VAE, Limits, UnverifiedBundleWarning
 
 __all__ = ["BACKENDS", "VAE", "Limits", "UnverifiedBundleWarning"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import numpy as np
@@ -109,3 +110,27 @@ def check_latent(latent: NDArray[Any], spec: LatentSpec) -> NDArray[np.float32]:
     if not np.isfinite(result).all():
         raise LatentError("latent has NaN or infinity in it")
     return result
+
+
+def check_seed(seed: int, sample: bool) -> int:
+    """``seed`` as an int. Raises InputError where it is none, is negative, or is of no use."""
+    if not sample:
+        raise InputError(f"seed is {seed}, but nothing is drawn without sample=True")
+    try:
+        number = operator.index(seed)
+    except TypeError:
+        number = -1
+    if number < 0:
+        raise InputError(f"seed is {seed!r}; it must be a whole number, 0 or more")
+    return number
+
+
+def check_out(out: NDArray[Any], shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    """Raise InputError where ``out`` cannot be filled with a result of that shape and type."""
+    if not isinstance(out, np.ndarray):
+        raise InputError(f"out is of type {type(out).__name__}; it must be a numpy array")
+    if out.shape != shape or out.dtype != dtype or not out.flags.writeable:
+        kind = "" if out.flags.writeable else "read-only "
+        raise InputError(
+            f"out is {kind}{out.dtype} of shape {out.shape}; it must be writeable {dtype} of shape {shape}"
+        )

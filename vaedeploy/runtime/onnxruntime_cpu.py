@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 from vaedeploy.errors import BackendError
 
 NAME = "onnxruntime-cpu"
+PROVIDER = "CPUExecutionProvider"
 
 
 class Session:
     """One graph, ready to run. May be called from several threads at once."""
 
-    def __init__(self, graph: Path, threads: int | None = None) -> None:
+    def __init__(self, graph: Path, threads: int | None = None, providers: Sequence[Any] = (PROVIDER,)) -> None:
         self.graph = graph
         ort = load_library()
         options = ort.SessionOptions()
@@ -29,7 +30,7 @@ class Session:
         # What goes wrong arrives as an exception; the library would print it to stderr as well.
         options.log_severity_level = 4
         try:
-            self._session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+            self._session = ort.InferenceSession(graph, options, providers=list(providers))
         except Exception as error:
             raise BackendError(f"ONNX Runtime cannot load {graph}: {error}") from error
         self.inputs = [value.name for value in self._session.get_inputs()]
@@ -68,4 +69,6 @@ def usable_cores() -> int:
 
 
 def _is_memory(error: Exception) -> bool:
-    return isinstance(error, MemoryError) or any(word in str(error) for word in ("allocate memory", "bad_alloc"))
+    return isinstance(error, MemoryError) or any(
+        word in str(error) for word in ("allocate memory", "bad_alloc", "out of memory")
+    )

@@ -6,6 +6,7 @@ import logging
 import operator
 import threading
 import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -17,10 +18,8 @@ from numpy.typing import NDArray
 from vaedeploy.bundle import Bundle, Manifest, Part
 from vaedeploy.errors import BackendError, BundleError, ImageError, InputError, LatentError, SizeError
 from vaedeploy.latent import LatentSpec, SizeRule
-from vaedeploy.runtime import onnxruntime_cpu
-from vaedeploy.runtime.arrays import as_numpy, check_image, check_latent, pad_image, to_float
-
-BACKENDS = (onnxruntime_cpu.NAME,)
+from vaedeploy.runtime.arrays import as_numpy, check_image, check_latent, check_out, check_seed, pad_image, to_float
+from vaedeploy.runtime.backends import Candidate, Runner, find_candidates
 
 logger = logging.getLogger("vaedeploy")
 
@@ -44,11 +43,15 @@ class VAE:
     """A bundle, ready to encode and decode. Use it from as many threads as you like, and as a context manager.
 
     path: the bundle's folder.
-    backend: who computes; None chooses ("onnxruntime-cpu" is all there is so far).
-    threads: how many threads one call uses; None is all cores that this process may use.
-    on_nan: what to do about a result with NaN or infinity in it: "warn" logs a warning and returns it, "raise" raises
-        BackendError.
+    backend: who computes: "onnxruntime-cuda" or "onnxruntime-cpu"; None takes the first of them that answers here, and
+        the next, with a warning in the log, where that one cannot load a graph.
+    device: the CUDA device, by its number.
+    threads: how many threads of the CPU one call uses; None is all cores that this process may use.
+    on_nan: what to do about a result with NaN or infinity in it. "rerun" runs the items that have it again in float32,
+        once, where they were computed in half precision, and logs a warning; what is not finite then is returned, with
+        another warning. "warn" only logs and returns it, "raise" raises BackendError.
     verify_hashes: prove each file's sha256 first; without, only that each is there and has its size.
+    provider_options: for ONNX Runtime's CUDA provider, such as {"cudnn_conv_algo_search": "HEURISTIC"}.
 
     A graph is loaded when it is first needed. Warns (UnverifiedBundleWarning) where the bundle is not verified.
     Raises BundleError for a bundle that is missing or damaged, BackendError for a backend that is not installed, and
@@ -60,21 +63,23 @@ class VAE:
         path: str | Path,
         backend: str | None = None,
         *,
+        device: int = 0,
         threads: int | None = None,
-        on_nan: Literal["warn", "raise"] = "warn",
+        on_nan: Literal["rerun", "warn", "raise"] = "rerun",
         verify_hashes: bool = True,
+        provider_options: Mapping[str, str] | None = None,
     ) -> None:
-        if backend is not None and backend not in BACKENDS:
-            raise InputError(f"there is no backend {backend!r}; there is: {', '.join(BACKENDS)}")
-        if on_nan not in ("warn", "raise"):
-            raise InputError(f"on_nan is {on_nan!r}; it must be 'warn' or 'raise'")
+        if on_nan not in ("rerun", "warn", "raise"):
+            raise InputError(f"on_nan is {on_nan!r}; it must be 'rerun', 'warn' or 'raise'")
+        if not isinstance(device, int) or device < 0:
+            raise InputError(f"device is {device!r}; it must be the number of a CUDA device, 0 or more")
         if threads is not None and (not isinstance(threads, int) or threads < 1):
             raise InputError(f"threads is {threads!r}; it must be 1 or more, or None for all cores")
         self._bundle = Bundle.open(path, verify_hashes)
-        onnxruntime_cpu.load_library()
-        self._threads = threads
+        self._candidates = find_candidates(self._bundle, backend, device, threads, provider_options)
+        self._may_fall_back = backend is None
         self._on_nan = on_nan
-        self._sessions: dict[Part, onnxruntime_cpu.Session] = {}
+        self._runners: dict[tuple[Candidate, Part], Runner] = {}
         self._lock = threading.Lock()
         self._closed = False
         if not self._bundle.verified:
@@ -103,7 +108,7 @@ class VAE:
     @property
     def backend(self) -> str:
         """Who computes."""
-        return onnxruntime_cpu.NAME
+        return self._candidates[0].backend
 
     @property
     def limits(self) -> Limits:
@@ -128,7 +133,7 @@ class VAE:
         BackendError.
         """
         if seed is not None:
-            seed = _check_seed(seed, sample)
+            seed = check_seed(seed, sample)
         if sample and not self.latent.sampled:
             raise InputError(
                 f"VAE {self.manifest.vae.name} gives no distribution to sample from; call encode without sample"
@@ -147,12 +152,11 @@ class VAE:
         else:
             inputs = {"image": to_float(pixels) if pixels.dtype == np.uint8 else np.ascontiguousarray(pixels)}
         if sample:
-            latent, std = self._session("encoder").run(["latent_mean", "latent_std"], inputs)
+            latent, std = self._run("encoder", ["latent_mean", "latent_std"], inputs)
             noise = np.random.Generator(np.random.Philox(seed)).standard_normal(latent.shape, np.float32)
             latent = latent + std * noise
         else:
-            (latent,) = self._session("encoder").run(["latent_mean" if self.latent.sampled else "latent"], inputs)
-        self._judge(np.isfinite(latent).all(axis=(1, 2, 3)), "encode")
+            (latent,) = self._run("encoder", ["latent_mean" if self.latent.sampled else "latent"], inputs)
         return latent
 
     def decode(
@@ -180,10 +184,9 @@ class VAE:
         bytes_wanted = output == "uint8"
         if out is not None:
             shape = (batch, height, width, 3) if bytes_wanted else (batch, 3, height, width)
-            _check_out(out, shape, np.dtype(np.uint8 if bytes_wanted else np.float32))
+            check_out(out, shape, np.dtype(np.uint8 if bytes_wanted else np.float32))
         names = ["image_u8" if bytes_wanted else "image", "finite"]
-        image, finite = self._session("decoder").run(names, {"latent": values})
-        self._judge(finite, "decode")
+        image, _ = self._run("decoder", names, {"latent": values})
         if (height, width) != full:
             image = image[:, :height, :width] if bytes_wanted else image[:, :, :height, :width]
         if out is None:
@@ -195,7 +198,7 @@ class VAE:
         """Let go of the graphs. Calls that are under way end well; later ones raise InputError."""
         with self._lock:
             self._closed = True
-            self._sessions = {}
+            self._runners = {}
 
     def __enter__(self) -> VAE:
         return self
@@ -205,25 +208,66 @@ class VAE:
     ) -> None:
         self.close()
 
-    def _session(self, part: Part) -> onnxruntime_cpu.Session:
+    def _run(self, part: Part, outputs: list[str], inputs: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        """Run a half, and again in float32 those items that half precision could not hold."""
+        candidate, runner = self._preferred(part)
+        results = runner.run(outputs, inputs)
+        finite = _finite_items(results)
+        if finite.all():
+            return results
+        what = f"{'decode' if part == 'decoder' else 'encode'} gave NaN or infinity"
+        items = np.flatnonzero(~finite)
+        where = f"in item {', '.join(map(str, items))} of a batch of {len(finite)} (bundle {self.path})"
+        exact = next((other for other in self._candidates if other.precision == "fp32"), None)
+        if self._on_nan == "rerun" and candidate.precision != "fp32" and exact is not None:
+            again = self._runner(exact, part).run(outputs, {name: value[items] for name, value in inputs.items()})
+            for result, better in zip(results, again, strict=True):
+                result[items] = better
+            logger.warning("%s in %s %s; run again in fp32", what, candidate.precision, where)
+            finite = _finite_items(results)
+            if finite.all():
+                return results
+        message = f"{what} {where}"
+        if self.manifest.precision != "fp32" and self._on_nan != "rerun":
+            message += f". It is a bundle of {self.manifest.precision}: on_nan='rerun' runs such items again in fp32"
+        if self._on_nan == "raise":
+            raise BackendError(message)
+        logger.warning(message)
+        return results
+
+    def _preferred(self, part: Part) -> tuple[Candidate, Runner]:
+        """The first candidate that can open ``part``. Where the caller left the choice, one that cannot is dropped."""
+        while True:
+            candidate = self._candidates[0]
+            try:
+                return candidate, self._runner(candidate, part)
+            except BackendError as error:
+                others = [other for other in self._candidates if other.backend != candidate.backend]
+                if not self._may_fall_back or not others:
+                    raise
+                logger.warning("%s cannot be used, so %s answers: %s", candidate.backend, others[0].backend, error)
+                self._candidates = others
+
+    def _runner(self, candidate: Candidate, part: Part) -> Runner:
         with self._lock:
             if self._closed:
                 raise InputError(f"this VAE is closed; open it again: VAE({str(self.path)!r})")
-            if part not in self._sessions:
-                session = onnxruntime_cpu.Session(self._bundle.graph(part, "onnxruntime"), self._threads)
-                self._check_contract(part, session)
-                self._sessions[part] = session
-            return self._sessions[part]
+            key = candidate, part
+            if key not in self._runners:
+                runner = candidate.open(part)
+                self._check_contract(part, runner)
+                self._runners[key] = runner
+            return self._runners[key]
 
-    def _check_contract(self, part: Part, session: onnxruntime_cpu.Session) -> None:
+    def _check_contract(self, part: Part, runner: Runner) -> None:
         if part == "decoder":
             inputs, outputs = ["latent"], ["image", "image_u8", "finite"]
         else:
             inputs = ["image_u8" if self.manifest.image_input == "uint8" else "image"]
             outputs = ["latent_mean", "latent_std"] if self.latent.sampled else ["latent"]
-        if session.inputs != inputs or not set(outputs) <= set(session.outputs):
+        if runner.inputs != inputs or not set(outputs) <= set(runner.outputs):
             raise BundleError(
-                f"{session.graph} takes {session.inputs} and gives {session.outputs}; the {part} of this bundle must "
+                f"{runner.graph} takes {runner.inputs} and gives {runner.outputs}; the {part} of this bundle must "
                 f"take {inputs} and give {outputs}. Export it again: {self.manifest.export_command(self.path)}"
             )
 
@@ -240,35 +284,11 @@ class VAE:
             )
         return height, width
 
-    def _judge(self, finite: NDArray[np.bool_], what: str) -> None:
-        if finite.all():
-            return
-        items = ", ".join(str(i) for i in np.flatnonzero(~finite))
-        message = f"{what} gave NaN or infinity in item {items} of a batch of {len(finite)} (bundle {self.path})"
-        if self.manifest.precision != "fp32":
-            message += f". It is a bundle of {self.manifest.precision}: one of --precision fp32 may do"
-        if self._on_nan == "raise":
-            raise BackendError(message)
-        logger.warning(message)
 
-
-def _check_seed(seed: int, sample: bool) -> int:
-    if not sample:
-        raise InputError(f"seed is {seed}, but nothing is drawn without sample=True")
-    try:
-        number = operator.index(seed)
-    except TypeError:
-        number = -1
-    if number < 0:
-        raise InputError(f"seed is {seed!r}; it must be a whole number, 0 or more")
-    return number
-
-
-def _check_out(out: NDArray[Any], shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-    if not isinstance(out, np.ndarray):
-        raise InputError(f"out is of type {type(out).__name__}; it must be a numpy array")
-    if out.shape != shape or out.dtype != dtype or not out.flags.writeable:
-        kind = "" if out.flags.writeable else "read-only "
-        raise InputError(
-            f"out is {kind}{out.dtype} of shape {out.shape}; it must be writeable {dtype} of shape {shape}"
-        )
+def _finite_items(results: Sequence[NDArray[Any]]) -> NDArray[np.bool_]:
+    """(B,) bool: which items have no NaN or infinity. The decoder's graph tells, since bytes do not show it."""
+    if results[-1].dtype == np.bool_:
+        return results[-1]
+    latent = results[0]
+    finite: NDArray[np.bool_] = np.isfinite(latent).all(axis=tuple(range(1, latent.ndim)))
+    return finite
