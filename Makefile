@@ -5,11 +5,11 @@ BIN := .venv/bin
 READY := .venv/.ready
 DEMO := build/demo
 
-.PHONY: help setup demo test lint types format check clean
+.PHONY: help setup demo test test-gpu bench-gpu lint types format check clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY)  ## make the environment
 
@@ -32,6 +32,12 @@ demo: $(READY)  ## export the VAE that the package carries, verify it, encode an
 
 test: $(READY)  ## run every test
 	$(BIN)/python -m pytest
+
+test-gpu: $(READY)  ## run the tests that need a CUDA device
+	$(BIN)/python -m pytest tests/gpu
+
+bench-gpu: $(READY)  ## time PyTorch and ONNX Runtime on this GPU; results in benchmarks/results/GPU-NAME.json
+	$(BIN)/python benchmarks/gpu.py floor speed --work build/bench-gpu
 
 lint: $(READY)  ## check style and import contracts
 	$(BIN)/ruff check

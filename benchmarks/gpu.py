@@ -353,13 +353,16 @@ def main() -> None:
     parts = ("floor", "speed", "overflow")
     parser.add_argument("parts", nargs="*", help=", ".join(parts))
     parser.add_argument("--work", type=Path, required=True, help="folder for the graphs: several GB")
-    parser.add_argument("--json", type=Path, help="where the figures go")
+    parser.add_argument("--json", type=Path, help="where the figures go [default: results/GPU-NAME.json beside this]")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--vae", default="mse840k")
     parser.add_argument("--weights", default="random:0")
     parser.add_argument("--sizes", type=int, nargs="*", help="only these sizes")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
+    if args.json is None and DEVICE == "cuda":
+        name = torch.cuda.get_device_name().replace(" ", "-")
+        args.json = Path(__file__).parent / "results" / f"{name}.json"
     reference = load_reference(args.vae, None if args.vae == "demo" else args.weights)
     cases = [case for case in CASES if not args.sizes or case[1] in args.sizes]
     if DEVICE == "cpu":

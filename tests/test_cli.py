@@ -228,7 +228,7 @@ def test_doctor_as_json(vaedeploy):
     problems = {backend["name"]: backend["problem"] for backend in told["backends"]}
     assert list(problems) == ["onnxruntime-cuda", "onnxruntime-cpu"]
     assert problems["onnxruntime-cpu"] is None
-    assert told["extras"][1]["install"] == 'pip install "vaedeploy[export]"'
+    assert told["extras"][2]["install"] == 'pip install "vaedeploy[export]"'
 
 
 def test_doctor_warns_of_two_onnx_runtimes(vaedeploy, tmp_path, monkeypatch):

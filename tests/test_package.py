@@ -187,7 +187,7 @@ def test_commands_in_the_clean_environment(clean, bundle):
     assert list(problems) == ["onnxruntime-cuda", "onnxruntime-cpu"]
     assert problems["onnxruntime-cpu"] is None
     missing = {extra["name"]: len(extra["missing"]) for extra in diagnosis["extras"]}
-    assert missing == {"cpu": 0, "export": 7, "build": 4, "rtx": 1, "tensorrt": 1}
+    assert missing == {"cpu": 0, "cuda": 1, "export": 7, "build": 4, "rtx": 1, "tensorrt": 1}
     assert "rtx4090" in clean("vaedeploy", "profiles").stdout
 
 
@@ -205,7 +205,7 @@ def test_a_build_in_the_clean_environment_says_what_to_install(clean, bundle):
     ended = clean("vaedeploy", "build", bundle, "--profile", "rtx4090")
     assert (ended.returncode, ended.stdout) == (1, "")
     assert "which is not installed. Run: pip install" in ended.stderr
-    assert "(engines alone need [build])" in ended.stderr
+    assert "(or [build] for: what builds of any backend need)" in ended.stderr
 
 
 @pytest.mark.slow

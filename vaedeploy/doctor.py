@@ -16,6 +16,7 @@ BASE = ("click", "msgspec", "numpy", "pillow", "rich", "safetensors")
 
 EXTRAS = {
     "cpu": {"onnxruntime": "onnxruntime"},
+    "cuda": {"onnxruntime-gpu": "onnxruntime"},
     "export": {
         "diffusers": "diffusers",
         "huggingface_hub": "huggingface_hub",
@@ -33,6 +34,7 @@ EXTRAS = {
 
 PURPOSES = {
     "cpu": "encode, decode, verify",
+    "cuda": "the same on an NVIDIA GPU, instead of cpu",
     "export": "export, verify",
     "build": "what builds of any backend need",
     "rtx": "build --backend tensorrt-rtx, on any machine",
@@ -117,15 +119,19 @@ def advice_for(module: str) -> str | None:
     extras = [extra for extra, packages in EXTRAS.items() if root in packages.values()]
     if not extras:
         return None
-    others = " or ".join(f"[{extra}]" for extra in extras[1:])
+    others = ", ".join(f"[{extra}] for: {PURPOSES[extra]}" for extra in extras[1:])
     return f"this needs {root}, which is not installed. Run: {install_command(extras[0])}" + (
-        f" (engines alone need {others})" if others else ""
+        f" (or {others})" if others else ""
     )
 
 
 def _missing(modules: dict[str, str]) -> tuple[str, ...]:
-    """Judged by what can be imported: onnxruntime-gpu serves where onnxruntime is asked for."""
-    return tuple(package for package, module in modules.items() if find_spec(module) is None)
+    """Judged by what can be imported: onnxruntime-gpu serves where onnxruntime is asked for, but not the reverse."""
+    return tuple(
+        package
+        for package, module in modules.items()
+        if find_spec(module) is None or (package == "onnxruntime-gpu" and version_of(package) is None)
+    )
 
 
 def _warnings() -> tuple[str, ...]:

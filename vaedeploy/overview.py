@@ -29,6 +29,9 @@ ENGINE_COLUMNS = ("profile", "part", "backend", "capability", "precision", "size
 """memory: beside the engine's own size, at the largest size of each shape set, as the builder said."""
 
 
+NEVER_RUN = {"onnxruntime-cuda": "; vaedeploy's tests of it (make test-gpu) have never been run on a GPU yet"}
+"""Backends that were written without the hardware that they need."""
+
 COMPUTING = ("convolution", "deconvolution", "matrix_multiply", "normalization", "softmax", "activation")
 """Kinds of layers that are worth a look; the others move data and compute shapes."""
 
@@ -135,7 +138,7 @@ def diagnosis_rows(diagnosis: Diagnosis) -> list[Row]:
         ("GPU", _gpu(diagnosis.gpu)),
     ]
     rows += [(name, version or "not installed") for name, version in diagnosis.packages.items()]
-    rows += [(f"backend {b.name}", b.problem or "answers") for b in diagnosis.backends]
+    rows += [(f"backend {b.name}", b.problem or f"answers{NEVER_RUN.get(b.name, '')}") for b in diagnosis.backends]
     for extra in diagnosis.extras:
         state = f"missing: {', '.join(extra.missing)}. Run: {extra.install}" if extra.missing else "complete"
         rows.append((f"extra [{extra.name}]", f"{state} (for {extra.purpose})"))
