@@ -17,7 +17,7 @@ than this; one that sums in the lower type is not modelled.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from vaedeploy.errors import BackendError
 from vaedeploy.runtime import onnxruntime_cpu
 
-__all__ = ["emulate", "emulating_model"]
+__all__ = ["emulate", "emulate_each", "emulating_model", "save_emulating"]
 
 FLOAT = ir.DataType.FLOAT
 BODY = ir.AttributeType.GRAPH
@@ -77,6 +77,11 @@ def emulating_model(model: ir.Model) -> ir.Model:
     return model
 
 
+def save_emulating(model: ir.Model, path: Path) -> None:
+    """Write the emulating model to ``path`` and ``path`` + ".data". A weight is in memory while it is written."""
+    ir.save(emulating_model(model), path, external_data=f"{path.name}.data")
+
+
 def emulate(model: ir.Model, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     """Run a half-precision ``model`` on the CPU as a GPU would: ``feeds`` by input name -> outputs by name.
 
@@ -85,17 +90,21 @@ def emulate(model: ir.Model, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDA
 
     Raises BackendError where ONNX Runtime is missing or refuses the model or the feeds.
     """
+    return emulate_each(model, [feeds])[0]
+
+
+def emulate_each(model: ir.Model, sets: Sequence[Mapping[str, NDArray[Any]]]) -> list[dict[str, NDArray[Any]]]:
+    """``emulate`` for several sets of feeds, with one session."""
     onnxruntime = onnxruntime_cpu.load_library()
-    model = emulating_model(model)
-    widened = {v.name for v in model.graph.inputs if v.dtype == FLOAT}
-    given = {name: np.asarray(a, np.float32) if name in widened else a for name, a in feeds.items()}
+    floats = {value.name for value in model.graph.inputs if value.dtype in (*HALF, FLOAT)}
     with tempfile.TemporaryDirectory(prefix="vaedeploy-") as folder:
         path = Path(folder) / "model.onnx"
-        ir.save(model, path, external_data="model.onnx.data")
+        save_emulating(model, path)
         try:
             session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
             names = [output.name for output in session.get_outputs()]
-            return dict(zip(names, session.run(names, given), strict=True))
+            given = ({n: np.asarray(a, np.float32) if n in floats else a for n, a in feeds.items()} for feeds in sets)
+            return [dict(zip(names, session.run(names, feeds), strict=True)) for feeds in given]
         except Exception as error:  # ONNX Runtime's errors have no common type
             raise BackendError(f"ONNX Runtime could not run the emulating model: {error}") from error
 

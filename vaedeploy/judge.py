@@ -72,13 +72,13 @@ def _write_emulated(graph: Path, folder: Path) -> Path:
     try:
         import onnx_ir as ir
 
-        from vaedeploy.emulation import emulating_model
+        from vaedeploy.emulation import save_emulating
     except ImportError as error:
         raise BackendError(
             f'half precision is verified by emulation, which needs onnx_ir ({error}): pip install "vaedeploy[export]"'
         ) from error
     path = folder / graph.name
-    ir.save(emulating_model(ir.load(graph)), path, external_data=f"{path.name}.data")
+    save_emulating(ir.load(graph), path)
     return path
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from vaedeploy.emulation import HALF, emulate
+from vaedeploy.emulation import HALF, emulate_each
 from vaedeploy.optimize.inputs import Feed
 from vaedeploy.runtime import onnxruntime_cpu
 
@@ -45,11 +45,11 @@ def drawing_node(model: ir.Model) -> ir.Node | None:
     return next((node for node in model.graph.all_nodes() if node.op_type in DRAWING), None)
 
 
-def _run(path: Path, feeds: Sequence[Feed]) -> list[Mapping[str, NDArray[Any]]]:
+def _run(path: Path, feeds: Sequence[Feed]) -> Sequence[Mapping[str, NDArray[Any]]]:
     model = ir.load(path)
     values = [*model.graph.initializers.values(), *(value for node in model.graph for value in node.outputs)]
     if any(value.dtype in HALF for value in values):
-        return [emulate(model, feed) for feed in feeds]
+        return emulate_each(model, feeds)
     session = onnxruntime_cpu.Session(path)
     return [dict(zip(session.outputs, session.run(session.outputs, feed), strict=True)) for feed in feeds]
 
