@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from vaedeploy.profile import Profile, get_profile, profiles
     from vaedeploy.runtime import VAE
     from vaedeploy.source import Reference, load_reference
+    from vaedeploy.swap import restore_vae, swap_vae
     from vaedeploy.verify import Case, Report
 
 __version__ = "0.1.0"
@@ -89,6 +90,8 @@ __all__ = [
     "load_reference",
     "presets",
     "profiles",
+    "restore_vae",
+    "swap_vae",
     "verify_bundle",
 ]
 
@@ -108,6 +111,8 @@ _HOMES = {
     "load_reference": "source",
     "presets": "preset",
     "profiles": "profile",
+    "restore_vae": "swap",
+    "swap_vae": "swap",
     "verify_bundle": "pipeline",
 }
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
 import onnx_ir as ir
 
 from vaedeploy import calibrate
@@ -22,12 +24,12 @@ from vaedeploy.gpu import Gpu, find_gpu
 from vaedeploy.graph import Graph, content_sha256, load_graph, save_form
 from vaedeploy.identity import differences, engine_name
 from vaedeploy.manifest import PARTS, Backend, EngineIdentity, EngineInfo, Part, Precision
-from vaedeploy.profile import Profile, get_profile
+from vaedeploy.profile import Options, Profile, get_profile
 from vaedeploy.progress import Progress, silent
 from vaedeploy.rewrite import rewrite_graph
 from vaedeploy.shapes import CORNERS, ShapeSet
 
-__all__ = ["build_engines", "plan_builds"]
+__all__ = ["Job", "build_engines", "build_planned", "jobs_of", "plan_builds"]
 
 GIB = 2**30
 
@@ -54,7 +56,11 @@ def build_engines(
     the others are in the bundle then.
     """
     bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-    jobs = plan_builds(profiles, backend=backend, folder=folder)
+    return build_planned(bundle, plan_builds(profiles, backend=backend, folder=folder), force, progress)
+
+
+def build_planned(bundle: Bundle, jobs: Sequence[Job], force: bool = False, progress: Progress = silent) -> Bundle:
+    """``build_engines`` for jobs that ``plan_builds`` or ``jobs_of`` made."""
     for job in jobs:
         job.profile.check_factor(bundle.manifest.latent.factor)
     failures: list[VaedeployError] = []
@@ -104,6 +110,32 @@ def plan_builds(
             profile.check_backend(used)
         except ValueError as error:
             raise ProfileError(f"profile {profile.name}: {error}") from error
+    return _jobs(pairs)
+
+
+def jobs_of(bundle: Bundle) -> tuple[Job, ...]:
+    """What would build the engines of ``bundle`` again, as their identities say. Raises BackendError as
+    ``plan_builds`` does.
+    """
+    pairs = {}
+    for info in bundle.manifest.engines.values():
+        identity = info.identity
+        profile = Profile(
+            name=info.profile,
+            gpu=identity.gpu or info.profile,
+            compute_capability=identity.compute_capability,
+            memory_gib=math.inf,  # it fitted
+            backend=identity.backend,
+            precision=identity.precision,
+            shapes=identity.shapes,
+            options=msgspec.convert(identity.options, Options),
+        )
+        pairs[info.profile, identity.backend] = profile, identity.backend
+    return _jobs(list(pairs.values()))
+
+
+def _jobs(pairs: Sequence[tuple[Profile, Backend]]) -> tuple[Job, ...]:
+    """Raises BackendError where a backend does not load, or wants another GPU than is here."""
     versions = {used: backend_version(used) for used in dict.fromkeys(used for _, used in pairs)}
     gpu = find_gpu() if "tensorrt" in versions else None
     jobs = tuple(Job(p, used, versions[used], gpu if used == "tensorrt" else None) for p, used in pairs)

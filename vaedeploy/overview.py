@@ -15,6 +15,7 @@ from vaedeploy.preset import Preset
 from vaedeploy.profile import Profile
 
 if TYPE_CHECKING:
+    from vaedeploy.swap import Drift
     from vaedeploy.verify import Case, Report
 
 Row = tuple[str, ...]
@@ -127,6 +128,23 @@ def bundle_rows(bundle: Bundle, checked: bool) -> list[Row]:
     rows += [("engine", _engine_text(bundle, name)) for name in sorted(manifest.engines)]
     rows += [("file", f"{name}  {_size(info.bytes)}") for name, info in sorted(files.items())]
     return [*rows, ("check", "every file is as the manifest says")] if checked else rows
+
+
+def drift_rows(bundle: Bundle, drift: Drift) -> list[Row]:
+    """What a swap did: which VAE is there now, and how far pictures of the old latents move."""
+    red, green, blue = (f"{value:+.2f}" for value in drift.shift)
+    return [
+        ("bundle", str(bundle.path)),
+        ("VAE", f"{bundle.manifest.vae.name} ({bundle.manifest.vae.architecture})"),
+        ("latents", f"{drift.latent_rel_l2:.2%} of their size away"),
+        ("pictures", f"{drift.mean_levels:.2f} levels of 255 away on average, PSNR {_decibels(drift.psnr)}"),
+        ("brightness", f"red {red}, green {green}, blue {blue} levels"),
+        ("to go back", f"vaedeploy swap {bundle.path} --restore"),
+    ]
+
+
+def _decibels(value: float | None) -> str:
+    return "inf" if value is None else f"{value:.1f} dB"
 
 
 def diagnosis_rows(diagnosis: Diagnosis) -> list[Row]:

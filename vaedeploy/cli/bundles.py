@@ -113,3 +113,33 @@ def inspect(bundle: Path, check: bool, as_json: bool) -> None:
         terminal.show_json(opened.manifest)
     else:
         terminal.show_table((), bundle_rows(opened, checked=check))
+
+
+@cli.command()
+@click.argument("bundle", type=PATH)
+@click.option("--vae", metavar="NAME|PATH", help="The other VAE: a preset, or a diffusers folder or weights file.")
+@click.option("--weights", metavar="SRC", help="Other weights for the preset, as for export.")
+@click.option("--restore", is_flag=True, help="Bring back the VAE that was there first, bit for bit.")
+def swap(bundle: Path, vae: str | None, weights: str | None, restore: bool) -> None:
+    """Put another VAE in a bundle's place, or bring the first one back.
+
+    The other VAE must have the same architecture and latent contract. It is verified and its engines are built before
+    anything is put in place. Prints how far it moves pictures.
+
+    \b
+    Example:
+      vaedeploy swap demo --vae demo-mse
+      vaedeploy swap demo --restore
+    """
+    from vaedeploy.overview import drift_rows
+    from vaedeploy.swap import restore_vae, swap_vae
+
+    if restore == (vae is not None):
+        raise click.UsageError("Give either --vae or --restore.")
+    if restore:
+        terminal.show(str(restore_vae(bundle).path))
+        return
+    assert vae is not None
+    with terminal.progress_display() as progress:
+        swapped, drift = swap_vae(bundle, vae, weights=weights, progress=progress)
+    terminal.show_table((), drift_rows(swapped, drift))

@@ -18,7 +18,19 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 PATH = click.Path(path_type=Path)
 
 
-ORDER = ("export", "build", "verify", "encode", "decode", "optimize", "inspect", "presets", "profiles", "doctor")
+ORDER = (
+    "export",
+    "build",
+    "verify",
+    "encode",
+    "decode",
+    "optimize",
+    "inspect",
+    "swap",
+    "presets",
+    "profiles",
+    "doctor",
+)
 """The commands, as they are used one after the other."""
 
 

@@ -1,0 +1,195 @@
+"""Another VAE in a bundle's place: the same architecture and latent contract, other weights, and the way back."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from vaedeploy.atomic import replace_directory
+from vaedeploy.bundle import Bundle, BundleEdit, edit_bundle
+from vaedeploy.engines import build_planned, jobs_of
+from vaedeploy.errors import InputError, VerificationError
+from vaedeploy.graph import load_graph
+from vaedeploy.manifest import NAME, PARTS, Part
+from vaedeploy.photos import Shape, crop_batch, load_photos
+from vaedeploy.pipeline import export_vae
+from vaedeploy.progress import Progress, silent
+from vaedeploy.runtime import VAE
+from vaedeploy.source import load_reference
+
+if TYPE_CHECKING:
+    from vaedeploy.source import Reference
+
+__all__ = ["Drift", "restore_vae", "swap_vae"]
+
+PREVIOUS = "previous"
+"""Where a bundle keeps the one that it was before."""
+
+SIDE = 24
+"""Height and width, in units of the factor, of the photographs that a swap is looked at on."""
+
+
+class Drift(msgspec.Struct, frozen=True):
+    """How far a swap moves things, on the three photographs of scikit-image.
+
+    latent_rel_l2: of the new encoder's latents against the old one's, relative L2.
+    psnr: dB, of the pictures that the new decoder makes of the *old* encoder's latents against the old decoder's; a
+        diffusion model goes on giving latents of the old space. None where no pixel differs.
+    mean_levels: their mean absolute difference, in 8-bit levels.
+    shift: by how much red, green and blue are brighter on average, in 8-bit levels.
+    """
+
+    latent_rel_l2: float
+    psnr: float | None
+    mean_levels: float
+    shift: tuple[float, float, float]
+
+
+def swap_vae(
+    bundle: Bundle | str | Path,
+    vae: str | Path | Reference,
+    *,
+    weights: str | Path | None = None,
+    progress: Progress = silent,
+) -> tuple[Bundle, Drift]:
+    """Put another VAE in a bundle's place; returns the new bundle and how far it moves pictures.
+
+    vae, weights: as for ``export_vae``. The new graphs are verified, and every engine is built again, before anything
+    is put in place; the bundle that was there is kept in it, under ``previous``, for ``restore_vae``. Of several
+    swaps the first VAE is kept.
+
+    Raises InputError for a VAE of another architecture or latent contract, VerificationError, BuildError and whatever
+    else an export raises; the bundle is as it was then.
+    """
+    old = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    jobs = jobs_of(old)  # to fail before the long work
+    reference = load_reference(vae, weights, progress=progress) if isinstance(vae, str | Path) else vae
+    _check_contract(old, reference)
+    with edit_bundle(old) as edit:
+        manifest = old.manifest
+        try:
+            new = export_vae(
+                reference,
+                out=edit.draft / "bundle",
+                precision=manifest.precision,
+                image_input=manifest.image_input,
+                rewrite=bool(manifest.rewrites),
+                progress=progress,
+            )
+        except VerificationError as error:
+            failed = sum(not case.passed for case in error.report.cases)
+            raise VerificationError(
+                f"{reference.name} failed its verification in {failed} of {len(error.report.cases)} cases, so bundle "
+                f"{old.path} keeps the VAE that it has. To see them: vaedeploy export --vae {vae} --out PLACE",
+                error.report,
+            ) from error
+        _check_architecture(old, new)
+        new = build_planned(new, jobs, progress=progress) if jobs else new
+        drift = _drift(old, new)
+        _keep(old, new)
+        return _put_in_place(edit, new.path), drift
+
+
+def restore_vae(bundle: Bundle | str | Path) -> Bundle:
+    """Bring back the VAE that was there before ``swap_vae``, bit for bit. Raises InputError where there was none, and
+    BundleError where what was kept is damaged.
+    """
+    bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    if f"{PREVIOUS}/{NAME}" not in bundle.manifest.files:
+        raise InputError(f"bundle {bundle.path} holds the VAE that it was made with: there is nothing to restore")
+    kept = Bundle.open(bundle.path / PREVIOUS)
+    with edit_bundle(bundle) as edit:
+        return _put_in_place(edit, _copy(kept, edit.draft / "bundle"))
+
+
+def _check_contract(old: Bundle, reference: Reference) -> None:
+    had = old.manifest
+    if reference.architecture != had.vae.architecture:
+        raise InputError(
+            f"{reference.name} is of architecture {reference.architecture}, and bundle {old.path} holds an "
+            f"{had.vae.architecture}; a swap keeps the architecture. Export it to a bundle of its own"
+        )
+    if reference.latent != had.latent:
+        differing = [
+            f"{field} {getattr(had.latent, field)} there, {getattr(reference.latent, field)} here"
+            for field in had.latent.__struct_fields__
+            if getattr(had.latent, field) != getattr(reference.latent, field)
+        ]
+        raise InputError(
+            f"{reference.name} has another latent contract than bundle {old.path}: {'; '.join(differing)}. Diffusion "
+            "models made for the one give the other wrong latents. Export it to a bundle of its own"
+        )
+
+
+def _check_architecture(old: Bundle, new: Bundle) -> None:
+    for part in PARTS:
+        if _tensors(old, part) != _tensors(new, part):
+            raise InputError(
+                f"the {part} of {new.manifest.vae.name} has other layers than that of bundle {old.path}; a swap keeps "
+                "the architecture. Export it to a bundle of its own"
+            )
+
+
+def _tensors(bundle: Bundle, part: Part) -> list[tuple[int, ...]]:
+    """The shapes of a portable graph's kernels and matrices. Not of vectors: the exporter keeps one of several equal
+    ones, such as biases of zeros.
+    """
+    initializers = load_graph(bundle.graph(part), part).model.graph.initializers.values()
+    shapes = [value.shape.numpy() for value in initializers if value.shape is not None]
+    return sorted(shape for shape in shapes if len(shape) > 1)
+
+
+def _drift(old: Bundle, new: Bundle) -> Drift:
+    factor = old.manifest.latent.factor
+    photos = load_photos()
+    batch = crop_batch(photos, Shape("", len(photos), SIDE * factor, SIDE * factor, False))
+    options: dict[str, Any] = {"backend": "onnxruntime-cpu", "verify_hashes": False}
+    with VAE(old.path, **options) as before, VAE(new.path, **options) as after:
+        latent = before.encode(batch)
+        moved = np.linalg.norm(after.encode(batch) - latent) / np.linalg.norm(latent)
+        difference = after.decode(latent).astype(np.float64) - before.decode(latent)
+    return Drift(
+        float(moved),
+        _psnr(difference),
+        float(np.abs(difference).mean()),
+        tuple(difference.mean(axis=(0, 1, 2)).tolist()),
+    )
+
+
+def _psnr(difference: NDArray[np.float64]) -> float | None:
+    squared = float(np.square(difference).mean())
+    return 10 * float(np.log10(255**2 / squared)) if squared else None
+
+
+def _keep(old: Bundle, new: Bundle) -> None:
+    """Put the old bundle, or the one that it keeps itself, into the new one."""
+    first = old.path / PREVIOUS
+    kept = Bundle.open(first, verify_hashes=False) if (first / NAME).exists() else old
+    folder = _copy(kept, new.path / PREVIOUS)
+    with edit_bundle(new) as edit:
+        edit.register(sorted(p.relative_to(new.path).as_posix() for p in folder.rglob("*") if p.is_file()))
+
+
+def _copy(bundle: Bundle, folder: Path) -> Path:
+    """The manifest and every file that it names, as hard links where the disk has them: nothing changes a file of a
+    bundle in place.
+    """
+    for name in (NAME, *bundle.manifest.files):
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(bundle.path / name, target)
+        except OSError:
+            shutil.copy2(bundle.path / name, target)
+    return folder
+
+
+def _put_in_place(edit: BundleEdit, made: Path) -> Bundle:
+    replace_directory(made, edit.bundle.path.resolve())
+    return Bundle.open(edit.bundle.path, verify_hashes=False)
