@@ -121,6 +121,15 @@ def test_a_contradiction_is_refused(tmp_path: Path, changes: dict[str, str | Non
     assert str(refused.value).endswith(f"Its file: {path}")
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no file can have that name there")
+def test_a_name_that_cannot_be_a_folder_in_a_bundle(tmp_path: Path) -> None:
+    written(tmp_path, "a:b")
+    with pytest.raises(
+        ProfileError, match=r"^profile a:b cannot be used: its file's name has a backslash or a colon, and"
+    ):
+        get_profile("a:b", tmp_path)
+
+
 def test_sizes_off_the_factor(tmp_path: Path) -> None:
     written(tmp_path, shapes="{ odd = { height = 512, width = [64, 520, 1000] } }")
     profile = get_profile("mine", tmp_path)

@@ -15,7 +15,7 @@ from vaedeploy.atomic import write_file
 from vaedeploy.errors import ProfileError
 from vaedeploy.gpu import Gpu, find_gpu
 from vaedeploy.latent import SizeRule
-from vaedeploy.manifest import Backend, Precision
+from vaedeploy.manifest import Backend, Precision, path_fault
 from vaedeploy.shapes import ShapeSet
 
 FOLDER_VARIABLE = "VAEDEPLOY_PROFILES"
@@ -152,6 +152,8 @@ def read_profile(path: Path) -> Profile:
     """Read one file. Raises ProfileError, naming the field, where it contradicts itself or is not one."""
     try:
         table = msgspec.toml.decode(path.read_bytes(), type=dict)
+        if fault := path_fault(path.stem):
+            raise ValueError(f"its file's name {fault}, and names a folder in bundles")
         if "name" in table:
             raise ValueError("it has a field name; a profile is named by its file")
         return msgspec.convert({**table, "name": path.stem}, Profile)
