@@ -114,7 +114,7 @@ def test_of_the_full_size_architecture(full_size_bundle: Bundle, part: Part) -> 
     portable = load_graph(full_size_bundle.graph(part), part)
     inputs = Inputs(rewrite_graph(portable, "tensorrt", "fp16").graph, full_size_bundle.manifest.latent.factor)
     assert list(info.activation_bytes) == ["512", "768", "1024", "any"]
-    for name, said in info.activation_bytes.items():
-        found = inputs.memory(*info.identity.shapes[name].at("max"), single=False)
-        assert found.activations == pytest.approx(said, rel=0.25), name
+    for size, said in info.activation_bytes.items():
+        found = inputs.memory(*info.identity.shapes[size].at("max"), single=False)
+        assert found.activations == pytest.approx(said, rel=0.25), size
         assert found.engine == pytest.approx(full_size_bundle.manifest.files[name].bytes, rel=0.25)
