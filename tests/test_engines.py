@@ -11,7 +11,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -365,9 +366,15 @@ build_engines(bundle, ["mine"], folder=folder, force=True, progress=lambda *step
 """
 
 
-def in_background(bundle: Bundle, folder: Path, before: str = "") -> subprocess.Popen[str]:
+@contextmanager
+def in_background(bundle: Bundle, folder: Path, before: str = "") -> Iterator[subprocess.Popen[str]]:
+    """A process that builds, and that does not outlive the test."""
     command = [sys.executable, "-c", before + PROGRAM, str(bundle.path), str(folder)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def worker_of(process: subprocess.Popen[str]) -> int:
@@ -425,7 +432,7 @@ def test_out_of_memory(built: Bundle, folder: Path) -> None:
 
     before = snapshot(built)
     with in_background(built, folder) as process:
-        resource.prlimit(worker_of(process), resource.RLIMIT_AS, (500_000_000, 500_000_000))
+        resource.prlimit(worker_of(process), resource.RLIMIT_AS, (350_000_000, 350_000_000))
         _, said = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "mine encoder with tensorrt-rtx failed: TensorRT made no engine; memory ran out: lower the largest" in said
