@@ -26,13 +26,16 @@ from tiny_bundle import tiny_bundle
 
 from vaedeploy.atomic import lock
 from vaedeploy.bundle import Bundle, check_bundle
-from vaedeploy.engines import build_engines
+from vaedeploy.engines import Inputs, build_engines
 from vaedeploy.errors import BackendError, BuildError, BundleError, EngineError, OutputError, ProfileError
 from vaedeploy.gpu import Gpu
+from vaedeploy.graph import load_graph
 from vaedeploy.identity import check_engine, differences, engine_faults
+from vaedeploy.manifest import PARTS
 from vaedeploy.pipeline import export_vae
 from vaedeploy.profile import CAPABILITIES, get_profile
 from vaedeploy.runtime import VAE
+from vaedeploy.shapes import ShapeSet
 
 ENCODER = "engines/mine/encoder.tensorrt-rtx.engine"
 DECODER = "engines/mine/decoder.tensorrt-rtx.engine"
@@ -287,6 +290,28 @@ def test_a_backend_without_its_libraries(built: Bundle, tmp_path: Path, monkeypa
     assert str(refused.value).endswith('Run: pip install "vaedeploy[rtx]"')
 
 
+def test_a_backend_that_fails_in_its_own_way(built: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tensorrt_rtx.py").write_text("raise RuntimeError('no CUDA driver')\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(BackendError, match=r"tensorrt_rtx cannot be imported \(no CUDA driver\). Run: pip install"):
+        build_engines(built, ["rtx4090"])
+
+
+def test_both_halves_are_built_for_the_sizes_of_the_profile(built: Bundle) -> None:
+    """Sizes in a profile are pixels; a latent is smaller by the factor, 4 here."""
+    shape = ShapeSet(batch=(1, 1, 2), height=(4, 8, 16), width=8)
+    image, latent = (Inputs(load_graph(built.graph(part), part), 4).profile(shape) for part in PARTS)
+    assert image == ([1, 3, 4, 8], [1, 3, 8, 8], [2, 3, 16, 8])
+    assert latent == ([1, 2, 1, 2], [1, 2, 2, 2], [2, 2, 4, 2])
+
+
+def test_a_place_that_is_taken_stops_no_other_build(built: Bundle, folder: Path) -> None:
+    (built.path / ENCODER).unlink()
+    (built.path / ENCODER).mkdir()
+    with pytest.raises(BuildError, match=r"1 of 2 engines could not be built; the other 1 are in"):
+        build_engines(built, ["mine"], folder=folder, force=True)
+
+
 def test_a_backend_that_the_gpu_does_not_have(built: Bundle) -> None:
     with pytest.raises(ProfileError, match=r"^profile h100: backend tensorrt-rtx does not build for compute"):
         build_engines(built, ["h100"], backend="tensorrt-rtx")
@@ -314,11 +339,13 @@ def test_what_cannot_fit_is_refused_before_it_is_built(built: Bundle, tmp_path: 
         tmp_path,
         precision='"fp32"',
         memory_gib="0.5",
-        shapes="{ any = { batch = [1, 1, 64], height = 1024, width = 2048 } }",
+        shapes="{ any = { batch = [1, 1, 1000000], height = 1024, width = 2048 } }",
     )
     with pytest.raises(BuildError) as refused:
         build_engines(built, ["mine"], folder=tmp_path)
-    assert "the decoder does not fit profile mine: at 64x1024x2048 (shapes.any) it needs about " in str(refused.value)
+    assert "the decoder does not fit profile mine: at 1000000x1024x2048 (shapes.any) it needs about " in str(
+        refused.value
+    )
     assert "and A GPU has 0.5 GiB. Lower the maximum there to batch " in str(refused.value)
     assert str(refused.value).endswith(", or precision fp16")
     assert snapshot(built)[DECODER] == before[DECODER]

@@ -147,7 +147,8 @@ def test_an_unknown_name_and_the_nearest() -> None:
         get_profile("rtx4091")
     assert str(refused.value) == (
         "no profile is named 'rtx4091'; the nearest are: rtx4090, rtx5090, rtx3090. To see all 15: vaedeploy profiles. "
-        "To make one: vaedeploy profiles --init rtx4091"
+        "Your own are looked for in --profiles DIR or VAEDEPLOY_PROFILES; to begin one: "
+        "vaedeploy profiles --init rtx4091 --profiles DIR"
     )
 
 
@@ -209,6 +210,11 @@ def test_init_without_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     profile = read_profile(path)
     assert (profile.compute_capability, profile.backend, profile.precision) == ("8.9", "tensorrt-rtx", "fp16")
     assert list(profile.shapes) == ["512", "1024", "any"]
+
+
+def test_init_makes_the_folder(tmp_path: Path) -> None:
+    path = init_profile("mine", tmp_path / "new" / "folder")
+    assert get_profile("mine", path.parent).name == "mine"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the stand-in for the driver's program is a shell script")

@@ -110,8 +110,8 @@ def _load(backend: Backend, emit: Emit) -> Any:
     for package in (MODULES[backend], "polygraphy"):
         try:
             __import__(package)
-        except (ImportError, OSError) as error:  # OSError: the package is there and its library is not
-            emit(Missing(package, str(error)))
+        except Exception as error:  # a package whose library or driver is not there raises what it likes
+            emit(Missing(package, str(error) or type(error).__name__))
             _leave()
     return sys.modules[MODULES[backend]]
 
@@ -125,6 +125,7 @@ def _build(request: BuildRequest, emit: Emit) -> Built:
     from polygraphy.backend.trt import Profile, engine_bytes_from_network, network_from_onnx_path
     from polygraphy.logger import G_LOGGER
 
+    G_LOGGER.colors = False  # whoever reads the log looks for its plain words
     G_LOGGER.module_severity = G_LOGGER.VERBOSE  # TensorRT tells its memory there alone
     builder, network, parser = network_from_onnx_path(request.graph, strongly_typed=True)
     network.name = request.network_name

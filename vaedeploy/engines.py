@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -71,7 +72,7 @@ def build_planned(bundle: Bundle, jobs: Sequence[Job], force: bool = False, prog
                 try:
                     with _told_of(job, part):
                         _build_part(edit, graphs, job, part, force, progress)
-                except (BuildError, BundleError) as error:
+                except VaedeployError as error:
                     failures.append(error)
     if failures:
         total = len(PARTS) * len(jobs)
@@ -266,8 +267,9 @@ def _check_memory(profile: Profile, inputs: Inputs) -> None:
         needed = inputs.memory(batch, height, width, single)
         if needed.total <= available:
             continue
-        smaller = (b for b in range(batch - 1, 0, -1) if inputs.memory(b, height, width, single).total <= available)
-        fitting = next(smaller, None)
+        fitting = bisect_right(
+            range(1, batch), available, key=lambda b: inputs.memory(b, height, width, single).total
+        )  # memory grows with the batch
         advice = f"batch {fitting}" if fitting else "a smaller height and width"
         half = ", or precision fp16" if profile.precision == "fp32" else ""
         raise BuildError(

@@ -143,8 +143,8 @@ def get_profile(name: str, folder: str | Path | None = None) -> Profile:
     near = difflib.get_close_matches(name.lower(), files, n=3, cutoff=0.5)
     hint = f"; the nearest are: {', '.join(near)}" if near else ""
     raise ProfileError(
-        f"no profile is named {name!r}{hint}. To see all {len(files)}: vaedeploy profiles. "
-        f"To make one: vaedeploy profiles --init {name}"
+        f"no profile is named {name!r}{hint}. To see all {len(files)}: vaedeploy profiles. Your own are looked for in "
+        f"--profiles DIR or {FOLDER_VARIABLE}; to begin one: vaedeploy profiles --init {name} --profiles DIR"
     )
 
 
@@ -170,6 +170,8 @@ def init_profile(name: str, folder: str | Path | None = None) -> Path:
     """
     if not NAME.fullmatch(name):
         raise ProfileError(f"{name!r} is no name for a profile: it must have a-z, 0-9, '.', '_' and '-' alone")
+    if folder is not None:
+        Path(folder).mkdir(parents=True, exist_ok=True)
     files = _files(folder)
     path = (user_folder(folder) or Path()) / f"{name}.toml"
     if name in files or path.exists():
