@@ -7,7 +7,7 @@ Tensors that a builder keeps are laid out over the nodes in order, and the most 
 - where a range of sizes is asked for, or several, attention keeps its scores and their softmax whole, and beside
   them TensorRT-RTX sets aside the largest other tensor; for a single size it fuses attention and keeps neither.
 
-The second and third were found by comparing with what TensorRT-RTX 1.7.1 says after a build (figures: docs/performance.md);
+The second and third were found by comparing with what TensorRT-RTX 1.7.1 says after a build (docs/performance.md);
 TensorRT's own engines were not compared.
 """
 
