@@ -75,8 +75,7 @@ def build_engine(request: BuildRequest, what: str, progress: Progress = silent) 
             built = event
         elif isinstance(event, Failed):
             raise BuildError(f"{what} failed: {_explain(event, log, request)}")
-    if built is None:
-        raise BuildError(f"{what} failed: the process that built it ended without a word{log.tail()}")
+    assert built is not None  # a worker that ends without a word has raised
     progress(what, 1, 1)
     return Engine(Path(request.out), built.tensors, built.layers, log.weights, tuple(log.activations))
 
@@ -90,7 +89,7 @@ class _Log:
         self.weights = 0
 
     def add(self, line: str) -> None:
-        if DETAILS.match(line) and "'colored' module" not in line:
+        if DETAILS.match(line):
             self.lines.append(line.strip())
         elif found := re.search(r"Total Activation Memory: (\d+)", line):
             self.activations.append(int(found[1]))

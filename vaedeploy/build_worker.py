@@ -27,7 +27,7 @@ class BuildRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     graph, out: files. compute_capability: such as "8.9". network_name: what the plan is to contain.
     input: the name of the graph's input. profiles: its (min, opt, max) shapes, each an optimisation profile.
-    options: see ``profile.Options``. timing_cache: a file that is used and renewed, for ``tensorrt``.
+    options: see ``profile.Options``. timing_cache: a file that is used and renewed; for ``tensorrt`` alone.
     """
 
     backend: Backend
@@ -137,9 +137,9 @@ def _build(request: BuildRequest, emit: Emit) -> Built:
         dict(Counter(f"{layer.type.name.lower()} {_type(layer.get_output(0))}" for layer in layers).most_common()),
     )
     profiles = [Profile().add(request.input, *corners) for corners in request.profiles]
-    cache = request.timing_cache if request.backend == "tensorrt" else None
-    config = _config(request, profiles, _Monitor(emit).of_tensorrt(), cache)
-    engine = engine_bytes_from_network((builder, network, parser), config=config, save_timing_cache=cache)
+    config = _config(request, profiles, _Monitor(emit).of_tensorrt())
+    plan = (builder, network, parser)
+    engine = engine_bytes_from_network(plan, config=config, save_timing_cache=request.timing_cache)
     with Path(request.out).open("wb") as file:
         file.write(engine)
         os.fsync(file.fileno())
@@ -151,7 +151,7 @@ def _type(tensor: Any) -> str:
     return {"float": "float32", "half": "float16", "bf16": "bfloat16"}.get(name, name)
 
 
-def _config(request: BuildRequest, profiles: list[Any], monitor: Any, cache: str | None) -> Any:
+def _config(request: BuildRequest, profiles: list[Any], monitor: Any) -> Any:
     from polygraphy.backend.trt import CreateConfig, PostprocessConfig
 
     module = sys.modules[MODULES[request.backend]]
@@ -161,6 +161,7 @@ def _config(request: BuildRequest, profiles: list[Any], monitor: Any, cache: str
         if options["hardware_compatibility"] == "same-compute-capability":
             kwargs["hardware_compatibility_level"] = module.HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY
         kwargs["builder_optimization_level"] = options.get("optimization_level")
+        cache = request.timing_cache
         kwargs["load_timing_cache"] = cache if cache and Path(cache).exists() else None
         create = CreateConfig(**kwargs)
     else:

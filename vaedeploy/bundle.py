@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,17 +165,6 @@ class BundleEdit:
                 contents=manifest.contents | dict(contents or {}),
                 verification=verification or manifest.verification,
             )
-            write_file(path / NAME, encode_manifest(changed))
-        self.bundle = Bundle(path, changed)
-        return self.bundle
-
-    def register(self, names: Sequence[str]) -> Bundle:
-        """Name files in the manifest that lie in the bundle already; returns the new state."""
-        path = self.bundle.path
-        with told_of(path):
-            found = {name: file_info(path / name, sync=True) for name in names}
-            manifest = _read_manifest(path)
-            changed = msgspec.structs.replace(manifest, files=manifest.files | found)
             write_file(path / NAME, encode_manifest(changed))
         self.bundle = Bundle(path, changed)
         return self.bundle

@@ -9,7 +9,6 @@ from importlib.util import find_spec
 
 from vaedeploy import __version__
 from vaedeploy.gpu import Gpu, find_gpu
-from vaedeploy.manifest import Backend
 
 BASE = ("click", "msgspec", "numpy", "pillow", "rich", "safetensors")
 """The packages that every installation has."""
@@ -101,11 +100,6 @@ def version_of(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
-
-
-def installed_version(backend: Backend) -> str | None:
-    """The version of what builds and runs engines here, by what pip knows; None where it is not installed."""
-    return version_of(backend)
 
 
 def install_command(extra: str) -> str:

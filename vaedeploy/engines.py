@@ -184,10 +184,11 @@ class _Graphs:
 
 def _build_part(edit: BundleEdit, graphs: _Graphs, job: Job, part: Part, force: bool, progress: Progress) -> None:
     """Build one engine and put it into the bundle, unless an equal one is there."""
-    profile, bundle = job.profile, edit.bundle
+    profile = job.profile
     graph, rewritten = graphs.get(part, profile.precision)
+    bundle = edit.bundle
     identity = EngineIdentity(
-        graph=edit.bundle.manifest.contents[part],
+        graph=bundle.manifest.contents[part],
         rewritten=rewritten,
         precision=profile.precision,
         backend=job.backend,

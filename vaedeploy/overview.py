@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING
 
 from vaedeploy.bundle import Bundle
-from vaedeploy.doctor import Diagnosis, installed_version
+from vaedeploy.doctor import Diagnosis, version_of
 from vaedeploy.gpu import Gpu, find_gpu
 from vaedeploy.identity import engine_faults, rebuild
 from vaedeploy.latent import LatentSpec
@@ -86,11 +86,11 @@ def _engine_state(info: EngineInfo) -> str:
     return "verified" if info.verification.passed else "FAILED"
 
 
-def _engine_text(bundle: Bundle, name: str) -> str:
-    """What an engine is, and what speaks against it on this machine."""
+def _engine_text(bundle: Bundle, name: str, gpu: Gpu | None) -> str:
+    """What an engine is, and what speaks against it on this machine, which has ``gpu``."""
     info = bundle.manifest.engines[name]
     identity = info.identity
-    faults = engine_faults(bundle, name, version=installed_version(identity.backend), gpu=find_gpu())
+    faults = engine_faults(bundle, name, version=version_of(identity.backend), gpu=gpu)
     lines = [
         f"{name}  {_size(bundle.manifest.files[name].bytes)}  {_engine_state(info)}"
         + (" (it has not been run on its GPU)" if info.verification is None else ""),
@@ -125,7 +125,8 @@ def bundle_rows(bundle: Bundle, checked: bool) -> list[Row]:
         ("precision", manifest.precision),
         ("verified", _verification(bundle)),
     ]
-    rows += [("engine", _engine_text(bundle, name)) for name in sorted(manifest.engines)]
+    gpu = find_gpu() if manifest.engines else None
+    rows += [("engine", _engine_text(bundle, name, gpu)) for name in sorted(manifest.engines)]
     rows += [("file", f"{name}  {_size(info.bytes)}") for name, info in sorted(files.items())]
     return [*rows, ("check", "every file is as the manifest says")] if checked else rows
 

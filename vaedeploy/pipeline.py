@@ -99,10 +99,10 @@ def export_vae(
         bundle = draft.finish(manifest)
     if report is not None and not report.passed:
         raise VerificationError(_verdict(bundle, report), report)
-    if profiles:
-        from vaedeploy.engines import build_engines
+    if jobs:
+        from vaedeploy.engines import build_planned
 
-        return build_engines(bundle, profiles, folder=profile_folder, progress=progress)
+        return build_planned(bundle, jobs, progress=progress)
     return bundle
 
 

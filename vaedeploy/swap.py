@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from vaedeploy.atomic import replace_directory
 from vaedeploy.bundle import Bundle, BundleEdit, edit_bundle
@@ -22,6 +21,7 @@ from vaedeploy.pipeline import export_vae
 from vaedeploy.progress import Progress, silent
 from vaedeploy.runtime import VAE
 from vaedeploy.source import load_reference
+from vaedeploy.verify import pixel_errors, relative_errors
 
 if TYPE_CHECKING:
     from vaedeploy.source import Reference
@@ -152,28 +152,21 @@ def _drift(old: Bundle, new: Bundle) -> Drift:
     options: dict[str, Any] = {"backend": "onnxruntime-cpu", "verify_hashes": False}
     with VAE(old.path, **options) as before, VAE(new.path, **options) as after:
         latent = before.encode(batch)
-        moved = np.linalg.norm(after.encode(batch) - latent) / np.linalg.norm(latent)
-        difference = after.decode(latent).astype(np.float64) - before.decode(latent)
-    return Drift(
-        float(moved),
-        _psnr(difference),
-        float(np.abs(difference).mean()),
-        tuple(difference.mean(axis=(0, 1, 2)).tolist()),
-    )
-
-
-def _psnr(difference: NDArray[np.float64]) -> float | None:
-    squared = float(np.square(difference).mean())
-    return 10 * float(np.log10(255**2 / squared)) if squared else None
+        moved = relative_errors(after.encode(batch), latent)["rel_l2"]
+        found, expected = after.decode(latent), before.decode(latent)
+    difference = found.astype(np.float64) - expected
+    red, green, blue = difference.mean(axis=(0, 1, 2)).tolist()
+    psnr = pixel_errors(found, expected)["psnr"]
+    return Drift(moved, psnr, float(np.abs(difference).mean()), (red, green, blue))
 
 
 def _keep(old: Bundle, new: Bundle) -> None:
     """Put the old bundle, or the one that it keeps itself, into the new one."""
     first = old.path / PREVIOUS
     kept = Bundle.open(first, verify_hashes=False) if (first / NAME).exists() else old
-    folder = _copy(kept, new.path / PREVIOUS)
     with edit_bundle(new) as edit:
-        edit.register(sorted(p.relative_to(new.path).as_posix() for p in folder.rglob("*") if p.is_file()))
+        folder = _copy(kept, edit.draft)
+        edit.put(files={f"{PREVIOUS}/{name}": folder / name for name in (NAME, *kept.manifest.files)})
 
 
 def _copy(bundle: Bundle, folder: Path) -> Path:

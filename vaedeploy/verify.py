@@ -174,7 +174,7 @@ def to_levels(image: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
 
 def _judge_latent(golden: Golden, name: str, found: NDArray[Any], form: str, limits: Sequence[Limit]) -> Case:
     expected = golden.latents[name]
-    metrics = _errors(found, expected)
+    metrics = relative_errors(found, expected)
     return _case("encoder", golden, name, form, metrics, _shape_failures(found, expected), limits)
 
 
@@ -183,12 +183,12 @@ def _judge_image(
 ) -> Case:
     """Judge ``image``, ``image_u8`` (against the reference's own 8-bit pixels) and ``finite`` as one case."""
     failures = _shape_failures(outputs["image"], golden.image)
-    metrics = _errors(outputs["image"], golden.image)
+    metrics = relative_errors(outputs["image"], golden.image)
     expected = to_levels(golden.image)
     if outputs["image_u8"].shape != expected.shape:
         failures += [f"image_u8 has shape {outputs['image_u8'].shape}, expected {expected.shape}"]
     else:
-        metrics |= _pixel_errors(outputs["image_u8"], expected)
+        metrics |= pixel_errors(outputs["image_u8"], expected)
     told = outputs["finite"].tolist()
     true = np.isfinite(outputs["image"]).all(axis=(1, 2, 3)).tolist()
     if told != true:
@@ -214,7 +214,8 @@ def _case(
     return Case(part, golden.name, output, form, batch, height, width, **metrics, failures=tuple(failures))
 
 
-def _errors(found: NDArray[Any], expected: NDArray[Any]) -> dict[str, Any]:
+def relative_errors(found: NDArray[Any], expected: NDArray[Any]) -> dict[str, Any]:
+    """``max_abs``, ``mean_abs`` and ``rel_l2``, as in ``Case``; infinite where the shapes differ."""
     if found.shape != expected.shape:
         return {"max_abs": math.inf, "mean_abs": math.inf, "rel_l2": math.inf}
     error = found.astype(np.float64) - expected
@@ -226,7 +227,8 @@ def _errors(found: NDArray[Any], expected: NDArray[Any]) -> dict[str, Any]:
     }
 
 
-def _pixel_errors(found: NDArray[np.uint8], expected: NDArray[np.uint8]) -> dict[str, Any]:
+def pixel_errors(found: NDArray[np.uint8], expected: NDArray[np.uint8]) -> dict[str, Any]:
+    """``psnr``, ``pixels_off``, ``within_one_level`` and ``max_levels``, as in ``Case``, of arrays of one shape."""
     error = np.abs(found.astype(np.int16) - expected)
     square = float(np.mean(error.astype(np.float64) ** 2))
     return {

@@ -33,6 +33,7 @@ __all__ = [
     "evaluate",
     "evaluate_shape",
     "static_shape",
+    "weight_bytes",
     "with_sizes",
 ]
 
@@ -107,12 +108,14 @@ def count_operations(model: ir.Model, shapes: Mapping[str, int]) -> GraphOperati
         nodes[node.op_type] = nodes.get(node.op_type, 0) + 1
         operations[node.op_type] = operations.get(node.op_type, 0) + number
     counts = [OperatorCount(operator, nodes[operator], number) for operator, number in operations.items()]
+    ordered = tuple(sorted(counts, key=lambda count: -count.operations))
+    return GraphOperations(ordered, weight_bytes(model), tuple(uncounted))
+
+
+def weight_bytes(model: ir.Model) -> int:
+    """The bytes of all initializers, each once; they are not read."""
     tensors = [value.const_value for value in model.graph.initializers.values()]
-    return GraphOperations(
-        tuple(sorted(counts, key=lambda count: -count.operations)),
-        sum(tensor.nbytes for tensor in tensors if tensor is not None),
-        tuple(uncounted),
-    )
+    return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
 
 def with_sizes(model: ir.Model, shapes: Mapping[str, int]) -> ir.Model:

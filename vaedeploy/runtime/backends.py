@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from vaedeploy.bundle import Bundle
 from vaedeploy.errors import BackendError, InputError
-from vaedeploy.manifest import Part, Precision
+from vaedeploy.manifest import Form, Part, Precision
 from vaedeploy.runtime import onnxruntime_cpu, onnxruntime_cuda
 
 BACKENDS = (onnxruntime_cuda.NAME, onnxruntime_cpu.NAME)
@@ -45,13 +45,7 @@ class Candidate:
 
 def problem_of(backend: str, device: int = 0) -> str | None:
     """Why ``backend`` would not answer here, and what to do; None where it would."""
-    if backend == onnxruntime_cuda.NAME:
-        return onnxruntime_cuda.problem(device)
-    try:
-        onnxruntime_cpu.load_library()
-    except BackendError as error:
-        return str(error)
-    return None
+    return onnxruntime_cuda.problem(device) if backend == onnxruntime_cuda.NAME else onnxruntime_cpu.problem()
 
 
 def find_candidates(
@@ -96,5 +90,5 @@ def precision_of(bundle: Bundle) -> Precision:
     return "fp16" if bundle.manifest.precision == "fp16" else "fp32"
 
 
-def _graph_opener(bundle: Bundle, form: Any, opening: Callable[[Path], Runner]) -> Callable[[Part], Runner]:
+def _graph_opener(bundle: Bundle, form: Form, opening: Callable[[Path], Runner]) -> Callable[[Part], Runner]:
     return lambda part: opening(bundle.graph(part, form))

@@ -58,6 +58,15 @@ def load_library() -> Any:
     return onnxruntime
 
 
+def problem() -> str | None:
+    """Why this backend would not answer here, and what to do; None where it would."""
+    try:
+        load_library()
+    except BackendError as error:
+        return str(error)
+    return None
+
+
 def usable_cores() -> int:
     """The cores that this process may use: its affinity, and its container's share of time where that is less."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

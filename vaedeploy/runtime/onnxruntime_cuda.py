@@ -48,11 +48,9 @@ class Session(onnxruntime_cpu.Session):
 
 def problem(device: int = 0) -> str | None:
     """Why this backend would not answer here, and what to do; None where it would."""
-    try:
-        library = onnxruntime_cpu.load_library()
-    except BackendError as error:
-        return str(error)
-    if PROVIDER not in library.get_available_providers():
+    if missing := onnxruntime_cpu.problem():
+        return missing
+    if PROVIDER not in onnxruntime_cpu.load_library().get_available_providers():
         return f"the ONNX Runtime that is installed has no CUDA provider. {INSTALL}"
     count = cuda_devices()
     if device >= count:
