@@ -19,9 +19,9 @@ from typing import Any
 
 from vaedeploy.build import backend_version, build_engine
 from vaedeploy.build_worker import BuildRequest
-from vaedeploy.engines import Inputs
+from vaedeploy.estimate import estimate_memory
 from vaedeploy.export import trace_graph
-from vaedeploy.graph import Graph, load_graph, save_form, save_graph
+from vaedeploy.graph import Graph, Inputs, load_graph, save_form, save_graph
 from vaedeploy.manifest import PARTS
 from vaedeploy.profile import CAPABILITIES, get_profile
 from vaedeploy.rewrite.padding import fold_padding
@@ -70,7 +70,8 @@ def measure(graph: Graph, path: Path, capability: str, rounds: int, folder: Path
         started = time.perf_counter()
         engine = build_engine(request, "build")
         seconds.append(time.perf_counter() - started)
-    estimates = [inputs.memory(*shape.at("max"), single=False) for shape in SHAPES.values()]
+    sizes = [inputs.sizes(*shape.at("max")) for shape in SHAPES.values()]
+    estimates = [estimate_memory(graph.model, size, fused_attention=False) for size in sizes]
     return {
         "seconds": round(statistics.median(seconds), 2),
         "engine_bytes": engine.path.stat().st_size,

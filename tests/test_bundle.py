@@ -480,7 +480,8 @@ def test_surplus_file_is_found_by_check_only(bundle: Bundle) -> None:
     with pytest.raises(BundleError) as caught:
         check_bundle(bundle.path)
     assert str(caught.value) == (
-        f"bundle {bundle.path} is damaged: engines/notes.txt is not in bundle.json. {again(bundle)}"
+        f"bundle {bundle.path} is damaged: engines/notes.txt is not in bundle.json. Move elsewhere what is not the "
+        "bundle's"
     )
 
 

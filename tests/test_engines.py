@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 import msgspec
@@ -25,12 +26,14 @@ from test_profile import written
 from tiny_bundle import tiny_bundle
 
 from vaedeploy.atomic import lock
-from vaedeploy.bundle import Bundle, check_bundle
-from vaedeploy.engines import Inputs, build_engines
+from vaedeploy.build import build_engine
+from vaedeploy.build_worker import BuildRequest, _Monitor
+from vaedeploy.bundle import Bundle, FileInfo, check_bundle
+from vaedeploy.engines import build_engines
 from vaedeploy.errors import BackendError, BuildError, BundleError, EngineError, OutputError, ProfileError
 from vaedeploy.gpu import Gpu
-from vaedeploy.graph import load_graph
-from vaedeploy.identity import check_engine, differences, engine_faults
+from vaedeploy.graph import Inputs, load_graph
+from vaedeploy.identity import check_engine, differences, engine_faults, gpu_fault
 from vaedeploy.manifest import PARTS
 from vaedeploy.pipeline import export_vae
 from vaedeploy.profile import CAPABILITIES, get_profile
@@ -91,7 +94,8 @@ def test_engines_lie_in_the_bundle_and_say_what_they_are(once: Bundle, folder: P
     assert identity.shapes == get_profile("mine", folder).shapes
     assert identity.graph == bundle.manifest.contents["decoder"]
     assert identity.mark in (bundle.path / DECODER).read_bytes()
-    assert engine_faults(bundle, DECODER, version=identity.backend_version, gpu=RTX4090) == []
+    assert engine_faults(bundle, DECODER, version=identity.backend_version) == []
+    check_engine(bundle, DECODER, version=identity.backend_version, gpu=RTX4090)
 
 
 def test_the_bundle_runs_as_before(once: Bundle, tmp_path: Path) -> None:
@@ -132,7 +136,7 @@ def test_reuse_is_by_identity_and_not_by_name(built: Bundle, tmp_path: Path) -> 
     again = build_engines(built.path, ["mine"], folder=tmp_path)
     assert set(again.manifest.engines) == {ENCODER, DECODER}
     old, new = (bundle.manifest.engines[DECODER].identity for bundle in (built, again))
-    assert differences(old, new) == ["the profile's shapes is another one"]
+    assert differences(old, new) == ["the sizes were small 1x8x8, any 1-2x4-16x4-16, now small 1x12x8"]
     assert old.digest != new.digest
     check_bundle(again.path)
 
@@ -167,7 +171,7 @@ def test_full_size(full_size_bundle: Bundle) -> None:
     assert set(sizes) == {f"engines/rtx4090/{part}.tensorrt-rtx.engine" for part in ("encoder", "decoder")}
     for name, info in full_size_bundle.manifest.engines.items():
         assert sizes[name] > info.weights_bytes > 60_000_000
-        assert engine_faults(full_size_bundle, name, gpu=RTX4090) == []
+        check_engine(full_size_bundle, name, gpu=RTX4090)
     assert (
         full_size_bundle.manifest.engines["engines/rtx4090/decoder.tensorrt-rtx.engine"].layers["deconvolution float16"]
         == 3
@@ -180,6 +184,16 @@ def test_export_and_build_in_one_go(tmp_path: Path, folder: Path) -> None:
     bundle = export_vae("demo", out=tmp_path / "demo", verify=False, profiles=["half"], profile_folder=tmp_path)
     assert {info.part for info in bundle.manifest.engines.values()} == {"encoder", "decoder"}
     assert "calibration.json" in bundle.manifest.files  # which fp16 engines need, though the export did not
+
+
+def test_export_checks_the_sizes_as_soon_as_it_knows_the_factor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written(tmp_path, "odd", shapes="{ odd = { height = 60, width = 64 } }")
+    monkeypatch.setattr("vaedeploy.pipeline.write_portable", lambda *_: pytest.fail("it began the long work"))
+    with pytest.raises(ProfileError, match=r"^profile odd, shapes.odd: height 60 is not a multiple of 8"):
+        export_vae("demo", out=tmp_path / "demo", verify=False, profiles=["odd"], profile_folder=tmp_path)
+    assert not (tmp_path / "demo").exists()
 
 
 @pytest.mark.parametrize(
@@ -195,7 +209,7 @@ def test_export_checks_the_profiles_first(tmp_path: Path, profiles: list[str], e
 # ------------------------------------------------------------------------------------------------ what is told of it
 
 
-def test_another_gpu_version_or_graph(built: Bundle) -> None:
+def test_another_gpu_version_or_graph(built: Bundle, folder: Path) -> None:
     def refusal(**here: object) -> str:
         with pytest.raises(EngineError) as refused:
             check_engine(built, DECODER, **here)
@@ -205,7 +219,7 @@ def test_another_gpu_version_or_graph(built: Bundle) -> None:
     version = built.manifest.engines[DECODER].identity.backend_version
     assert refusal(gpu=Gpu("NVIDIA T4", "7.5", 15.0)) == (
         f"{built.path / DECODER} cannot be used: it was built for compute capability 8.9, and NVIDIA T4 has 7.5. "
-        f"{again}"
+        f"Build for this GPU, with a profile of its own: vaedeploy build {built.path} --profile NAME"
     )
     assert refusal(version="9.9") == (
         f"{built.path / DECODER} cannot be used: it was built by tensorrt-rtx {version}, and 9.9 is installed. {again}"
@@ -221,25 +235,78 @@ def test_an_engine_bound_to_one_gpu_model(built: Bundle) -> None:
     """As those of tensorrt are."""
     info = built.manifest.engines[DECODER]
     identity = msgspec.structs.replace(info.identity, gpu="NVIDIA L4")
+    (built.path / DECODER).write_bytes((built.path / DECODER).read_bytes().replace(info.identity.mark, identity.mark))
     engines = {**built.manifest.engines, DECODER: msgspec.structs.replace(info, identity=identity)}
     bundle = Bundle(built.path, msgspec.structs.replace(built.manifest, engines=engines))
-    assert "it was built for NVIDIA L4, and this is NVIDIA GeForce RTX 4090" in engine_faults(
-        bundle, DECODER, gpu=RTX4090
-    )
+    assert gpu_fault(identity, RTX4090) == "it was built for NVIDIA L4, and this is NVIDIA GeForce RTX 4090"
+    with pytest.raises(EngineError, match="it was built for NVIDIA L4"):
+        check_engine(bundle, DECODER, gpu=Gpu("NVIDIA L40S", "8.9", 45.0), verify_hash=False)
 
 
 def test_an_engine_in_anothers_place(built: Bundle, folder: Path) -> None:
     """Even where the manifest's sha256 was changed to suit it: the plan says what it is."""
     (built.path / DECODER).write_bytes((built.path / ENCODER).read_bytes())
-    assert engine_faults(built, DECODER) == ["its bytes do not carry the identity that the manifest gives it"]
+    data = (built.path / DECODER).read_bytes()
+    told = {DECODER: FileInfo(hashlib.sha256(data).hexdigest(), len(data))}
+    manifest = msgspec.structs.replace(built.manifest, files=built.manifest.files | told)
+    faults = engine_faults(Bundle(built.path, manifest), DECODER)
+    assert faults == ["its bytes do not carry the identity that the manifest gives it"]
 
 
 def test_a_flipped_byte(built: Bundle) -> None:
     data = bytearray((built.path / DECODER).read_bytes())
     data[-1] ^= 1
     (built.path / DECODER).write_bytes(data)
-    with pytest.raises(BundleError, match=f"is damaged: {DECODER} is altered: its sha256 is "):
-        Bundle.open(built.path)
+    advice = f"vaedeploy build {built.path} --profile mine --backend tensorrt-rtx$"
+    with pytest.raises(BundleError, match=f"is damaged: {DECODER} is altered: its sha256 is .*again: {advice}"):
+        check_bundle(built.path)
+    with pytest.raises(EngineError, match=f"cannot be used: it is altered: its sha256 is .*again: {advice}"):
+        check_engine(Bundle.open(built.path), DECODER)
+
+
+def test_a_bundle_serves_without_its_engines_and_builds_them_again(
+    built: Bundle, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (built.path / ENCODER).unlink()
+    data = bytearray((built.path / DECODER).read_bytes())
+    data[-1] ^= 1
+    (built.path / DECODER).write_bytes(data)
+    with VAE(built.path) as vae:
+        assert vae.decode(np.full((1, 2, 2, 3), 0.5, np.float32)).shape == (1, 8, 12, 3)
+    assert engine_faults(Bundle.open(built.path), ENCODER) == ["it is missing"]
+    build_engines(built.path, ["mine"], folder=folder)
+    assert f"{ENCODER} is missing; it is built again" in caplog.messages
+    assert any(message.startswith(f"{DECODER} is altered: its sha256 is") for message in caplog.messages)
+    check_bundle(built.path)
+
+
+def test_profiles_with_equal_identities_share_one_build(built: Bundle, folder: Path, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        written(tmp_path, name, precision='"fp32"', shapes=SIZES, cuda_graphs="false")
+    told: list[str] = []
+    made = build_engines(built, ["one", "two"], folder=tmp_path, progress=lambda what, *_: told.append(what))
+    assert told[:2] == [
+        "engines/one/encoder.tensorrt-rtx.engine is the same as engines/mine/encoder.tensorrt-rtx.engine",
+        "engines/one/decoder.tensorrt-rtx.engine is the same as engines/mine/decoder.tensorrt-rtx.engine",
+    ]
+    other = made.manifest.engines["engines/two/decoder.tensorrt-rtx.engine"]
+    assert (other.profile, other.cuda_graphs, other.identity) == ("two", False, made.manifest.engines[DECODER].identity)
+    check_bundle(made.path)
+    told.clear()
+    build_engines(made, ["one", "two"], folder=tmp_path, force=True, progress=lambda what, *_: told.append(what))
+    assert {what for what in told if what.startswith("Building")} == {
+        "Building one encoder with tensorrt-rtx",
+        "Building one decoder with tensorrt-rtx",
+    }
+
+
+def test_what_only_the_runtime_reads_is_changed_without_a_build(built: Bundle, tmp_path: Path) -> None:
+    written(tmp_path, precision='"fp32"', shapes=SIZES, cuda_graphs="false")
+    told: list[str] = []
+    made = build_engines(built, ["mine"], folder=tmp_path, progress=lambda what, *_: told.append(what))
+    assert told == [f"{ENCODER} is up to date", f"{DECODER} is up to date"]
+    assert not made.manifest.engines[DECODER].cuda_graphs
+    assert check_bundle(made.path).manifest == made.manifest
 
 
 def test_an_identity_tells_every_difference(built: Bundle) -> None:
@@ -256,10 +323,10 @@ def test_an_identity_tells_every_difference(built: Bundle) -> None:
     assert differences(one, other) == [
         "the portable graph is another one",
         "the graph made from it by the rewrites is another one",
-        "precision was fp32 and is fp16",
-        f"the backend's version was {one.backend_version} and is 2",
-        "compute capability was 8.9 and is 12.0",
-        "the GPU model was None and is X",
+        "precision was fp32, now fp16",
+        f"the backend's version was {one.backend_version}, now 2",
+        "the compute capability was 8.9, now 12.0",
+        "the GPU model was None, now X",
     ]
     assert differences(one, one) == []
 
@@ -267,6 +334,7 @@ def test_an_identity_tells_every_difference(built: Bundle) -> None:
 # ------------------------------------------------------------------------------------------------------- bad input
 
 
+@pytest.mark.skipif(find_spec("tensorrt") is not None, reason="tensorrt is installed")
 def test_a_backend_that_is_not_installed(built: Bundle) -> None:
     before = snapshot(built)
     with pytest.raises(BackendError) as refused:
@@ -328,8 +396,9 @@ def test_fp16_without_calibration(built: Bundle, tmp_path: Path) -> None:
     with pytest.raises(BuildError) as refused:
         build_engines(built, ["mine"], folder=tmp_path)
     assert str(refused.value).startswith(
-        f"2 of 2 engines could not be built:\n- bundle {built.path} has no calibration.json, without which fp16 might "
-        "overflow. Export it again, verified: vaedeploy export --vae sd15 --weights random:0"
+        f"2 of 2 engines could not be built:\n- profile mine is of fp16, and bundle {built.path} has no "
+        "calibration.json, without which that might overflow. Export it again, verified: vaedeploy export --vae sd15 "
+        "--weights random:0"
     )
 
 
@@ -393,6 +462,126 @@ build_engines(bundle, ["mine"], folder=folder, force=True, progress=lambda *step
 """
 
 
+# --------------------------------------------------------------------------------- what TensorRT is told, and tells
+
+
+def test_the_capability_reaches_the_builder(tmp_path: Path) -> None:
+    """One graph, one name of the network, two capabilities: not one plan."""
+    graph = tiny_bundle(tmp_path / "tiny").graph("decoder")
+    plans = []
+    for capability in ("7.5", "8.9"):
+        request = BuildRequest(
+            backend="tensorrt-rtx",
+            graph=str(graph),
+            out=str(tmp_path / capability),
+            compute_capability=capability,
+            network_name="the same",
+            input="latent",
+            profiles=[([1, 2, 2, 2],) * 3],
+            options={"tf32": False},
+        )
+        told: list[float] = []
+        plans.append(build_engine(request, "", lambda _, done, total, told=told: told.append(done)).path.read_bytes())
+        assert told == sorted(told)
+        assert len(told) > 3, "TensorRT's progress is not passed on"
+    assert plans[0] != plans[1]
+
+
+CONFIGURED = """
+import os, sys
+os.environ["POLYGRAPHY_USE_TENSORRT_RTX"] = "1"
+import tensorrt_rtx
+from polygraphy.backend.trt import create_network
+from vaedeploy.build_worker import BuildRequest, _config
+builder, network = create_network()
+for tf32 in (True, False):
+    request = BuildRequest(backend="tensorrt-rtx", compute_capability="8.9", options={"tf32": tf32})
+    config = _config(request, [], None)(builder, network)
+    print(config.get_flag(tensorrt_rtx.BuilderFlag.TF32), config.get_compute_capability(0))
+"""
+
+
+def test_tf32_is_as_the_profile_says() -> None:
+    ended = subprocess.run([sys.executable, "-c", CONFIGURED], capture_output=True, text=True, check=True)
+    told = [line for line in ended.stdout.splitlines() if "ComputeCapability" in line]
+    assert told == ["True ComputeCapability.SM89", "False ComputeCapability.SM89"]
+
+
+def test_nested_phases_make_one_share() -> None:
+    """As TensorRT tells them: phases inside phases, each with its own steps."""
+    told: list[float] = []
+    monitor = _Monitor(lambda event: told.append(event.share))  # type: ignore[arg-type,union-attr]
+    monitor.start("all", None, 4)
+    monitor.advance("all", 0)
+    monitor.start("inner", "all", 2)
+    monitor.advance("inner", 0)
+    monitor.advance("inner", 1)
+    monitor.start("late", "all", 2)
+    monitor.advance("late", 0)
+    monitor.advance("all", 3)
+    assert told == [0.25, 0.375, 0.5, 1.0]
+
+
+STAND_IN = """
+from tensorrt_rtx import *
+__version__ = "11.4.0"
+"""
+
+
+@pytest.fixture
+def tensorrt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A package ``tensorrt``, which has TensorRT-RTX's builder inside, and a GPU for it."""
+    (tmp_path / "modules").mkdir()
+    (tmp_path / "modules" / "tensorrt.py").write_text(STAND_IN)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "modules"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("vaedeploy.jobs.find_gpu", lambda: RTX4090)
+    return tmp_path
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the cache's place is Linux's")
+def test_tensorrt_itself_as_far_as_it_can_be_tried(tensorrt: Path, once: Bundle) -> None:
+    """Its path through the code: an engine bound to the GPU model, with a timing cache. Its builder is not its own."""
+    bundle = Bundle.open(shutil.copytree(once.path, tensorrt / "tiny"))
+    written(tensorrt, precision='"fp32"', shapes=SIZES)
+    made = build_engines(bundle, ["mine"], backend="tensorrt", folder=tensorrt)
+    name = "engines/mine/decoder.tensorrt.engine"
+    identity = made.manifest.engines[name].identity
+    assert (identity.backend, identity.gpu) == ("tensorrt", RTX4090.name)
+    assert identity.options == {"tf32": False, "hardware_compatibility": "none"}
+    cache = tensorrt / "cache" / "vaedeploy" / "timing" / f"{identity.backend_version}-NVIDIA-GeForce-RTX-4090.cache"
+    assert cache.is_file()
+    told: list[str] = []
+    build_engines(
+        made, ["mine"], backend="tensorrt", folder=tensorrt, progress=lambda what, *_: told.append(what)
+    )  # it finds the cache there, and the engines
+    assert told == [f"engines/mine/{part}.tensorrt.engine is up to date" for part in PARTS]
+    assert {info.identity.backend for info in made.manifest.engines.values()} == {"tensorrt", "tensorrt-rtx"}
+    check_bundle(made.path)
+
+
+def test_a_cache_that_cannot_be_made_stops_no_build(
+    tensorrt: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tensorrt / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tensorrt / "file"))
+    written(tensorrt, precision='"fp32"', shapes="{ small = { height = 8, width = 8 } }")
+    build_engines(tiny_bundle(tensorrt / "tiny"), ["mine"], backend="tensorrt", folder=tensorrt)
+    assert any("there is no place for TensorRT's timing cache" in message for message in caplog.messages)
+
+
+def test_tensorrt_builds_on_its_gpu_alone(tensorrt: Path, built: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vaedeploy.jobs.find_gpu", lambda: Gpu("NVIDIA T4", "7.5", 15.0))
+    with pytest.raises(BackendError) as refused:
+        build_engines(built, ["rtx4090"], backend="tensorrt")
+    assert str(refused.value).endswith(
+        "profile rtx4090 wants compute capability 8.9, and this machine has NVIDIA T4 (7.5). Build there, or here with "
+        "--backend tensorrt-rtx"
+    )
+    with pytest.raises(BackendError, match=r"wants compute capability 9.0, and this machine has NVIDIA T4 .*there$"):
+        build_engines(built, ["h100"])
+
+
 @contextmanager
 def in_background(bundle: Bundle, folder: Path, before: str = "") -> Iterator[subprocess.Popen[str]]:
     """A process that builds, and that does not outlive the test."""
@@ -427,6 +616,18 @@ def test_a_build_that_is_killed(built: Bundle, folder: Path) -> None:
     check_bundle(built.path)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc for the process that builds")
+def test_a_worker_does_not_outlive_who_asked_for_the_engine(built: Bundle, folder: Path) -> None:
+    with in_background(built, folder) as process:
+        worker = worker_of(process)
+        process.kill()
+        process.wait()
+    deadline = time.monotonic() + 60
+    while Path(f"/proc/{worker}/cmdline").exists() and Path(f"/proc/{worker}/cmdline").read_bytes():
+        assert time.monotonic() < deadline, "the worker goes on building for nobody"
+        time.sleep(0.05)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
 def test_ctrl_c_in_a_build(built: Bundle, folder: Path) -> None:
     before = snapshot(built)
@@ -459,7 +660,7 @@ def test_out_of_memory(built: Bundle, folder: Path) -> None:
 
     before = snapshot(built)
     with in_background(built, folder) as process:
-        resource.prlimit(worker_of(process), resource.RLIMIT_AS, (350_000_000, 350_000_000))
+        resource.prlimit(worker_of(process), resource.RLIMIT_AS, (420_000_000, 420_000_000))
         _, said = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "mine encoder with tensorrt-rtx failed: TensorRT made no engine; memory ran out: lower the largest" in said
@@ -539,7 +740,6 @@ def test_profiles_on_the_command_line(
 ) -> None:
     assert "rtx5090" in vaedeploy("profiles").out
     assert {p["name"] for p in json.loads(vaedeploy("profiles", "--json").out)} >= {"t4", "gb10"}
-    monkeypatch.setenv("PATH", str(tmp_path))
     ended = vaedeploy("profiles", "--init", "own", "--profiles", tmp_path)
     assert (ended.code, ended.out) == (0, f"{tmp_path / 'own.toml'}\n")
     assert "own " in vaedeploy("profiles", "--profiles", tmp_path).out

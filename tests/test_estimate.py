@@ -9,10 +9,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from vaedeploy.bundle import Bundle
-from vaedeploy.engines import Inputs
 from vaedeploy.errors import InputError
 from vaedeploy.estimate import PLAN_OVERHEAD, estimate_memory
-from vaedeploy.graph import load_graph
+from vaedeploy.graph import Inputs, load_graph
 from vaedeploy.identity import engine_name
 from vaedeploy.manifest import Part
 from vaedeploy.rewrite import rewrite_graph
@@ -115,6 +114,7 @@ def test_of_the_full_size_architecture(full_size_bundle: Bundle, part: Part) -> 
     inputs = Inputs(rewrite_graph(portable, "tensorrt", "fp16").graph, full_size_bundle.manifest.latent.factor)
     assert list(info.activation_bytes) == ["512", "768", "1024", "any"]
     for size, said in info.activation_bytes.items():
-        found = inputs.memory(*info.identity.shapes[size].at("max"), single=False)
+        sizes = inputs.sizes(*info.identity.shapes[size].at("max"))
+        found = estimate_memory(inputs.graph.model, sizes, fused_attention=False)
         assert found.activations == pytest.approx(said, rel=0.25), size
         assert found.engine == pytest.approx(full_size_bundle.manifest.files[name].bytes, rel=0.25)

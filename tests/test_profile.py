@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import stat
+import subprocess
 import sys
 from pathlib import Path
+from shutil import which
 
 import msgspec
 import pytest
@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vaedeploy.errors import ProfileError
+from vaedeploy.gpu import cuda_devices, find_gpu
 from vaedeploy.profile import CAPABILITIES, get_profile, init_profile, profiles, read_profile
 from vaedeploy.shapes import CORNERS, ShapeSet
 
@@ -87,7 +88,10 @@ def test_a_profile_is_read() -> None:
         ({"name": '"mine"'}, "it has a field name; a profile is named by its file"),
         ({"memory_gib": None}, "Object missing required field `memory_gib`"),
         ({"memory_gib": "0"}, "Expected `float` > 0.0 - at `$.memory_gib`"),
-        ({"compute_capability": '"8"'}, "Expected `str` matching regex '^[1-9][0-9]*\\\\.[0-9]$' - at"),
+        ({"compute_capability": '"8"'}, "Expected `str` matching regex '^[1-9][0-9]*\\\\.[0-9]\\\\Z' - at"),
+        ({"compute_capability": '"8.9\\n"'}, "Expected `str` matching regex"),
+        ({"memory_gib": "inf"}, "Expected `float` <= 65536"),
+        ({"shapes": "{ a = { height = 2147483648, width = 8 } }"}, "1 <= min <= opt <= max < 2**31"),
         ({"precision": '"int8"'}, "Invalid enum value 'int8' - at `$.precision`"),
         (
             {"compute_capability": '"7.5"', "precision": '"bf16"'},
@@ -102,7 +106,7 @@ def test_a_profile_is_read() -> None:
         ({"shapes": "{}"}, "Expected `object` of length >= 1 - at `$.shapes`"),
         (
             {"shapes": "{ a = { height = [512, 256, 1024], width = 8 } }"},
-            "height is [512, 256, 1024]; it must be [min, opt, max] with 1 <= min <= opt <= max - at `$.shapes[...]`",
+            "height is [512, 256, 1024]; it must be [min, opt, max] with 1 <= min <= opt <= max < 2**31 - at `$.shapes",
         ),
         ({"shapes": "{ a = { batch = 0, height = 8, width = 8 } }"}, "batch is [0, 0, 0]; it must be [min, opt, max]"),
         ({"shapes": "{ a = { height = 8 } }"}, "Object missing required field `width` - at `$.shapes[...]`"),
@@ -125,9 +129,14 @@ def test_a_contradiction_is_refused(tmp_path: Path, changes: dict[str, str | Non
 def test_a_name_that_cannot_be_a_folder_in_a_bundle(tmp_path: Path) -> None:
     written(tmp_path, "a:b")
     with pytest.raises(
-        ProfileError, match=r"^profile a:b cannot be used: its file's name has a backslash or a colon, and"
+        ProfileError, match=r"^profile a:b cannot be used: its file's name names a folder in bundles, and must have a-z"
     ):
         get_profile("a:b", tmp_path)
+
+
+def test_files_that_an_editor_or_a_system_leaves_are_no_profiles(tmp_path: Path) -> None:
+    written(tmp_path, "._mine")
+    assert set(profiles(tmp_path)) == set(KINDS)
 
 
 def test_sizes_off_the_factor(tmp_path: Path) -> None:
@@ -193,16 +202,31 @@ def test_a_range_is_kept_exactly_if_it_is_one(numbers: list[int]) -> None:
 # ---------------------------------------------------------------------------------------------------------------- init
 
 
-def driver(folder: Path, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Put a program ``nvidia-smi`` first on PATH that prints what a driver would."""
-    program = folder / "nvidia-smi"
-    program.write_text(f"#!/bin/sh\necho '{says}'\n")
-    program.chmod(program.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+DRIVER = """
+#include <string.h>
+int cuInit(unsigned flags) {{ return 0; }}
+int cuDeviceGetCount(int *count) {{ *count = 1; return 0; }}
+int cuDeviceGet(int *device, int ordinal) {{ *device = 40 + ordinal; return 0; }}
+int cuDeviceGetName(char *name, int length, int device) {{ strncpy(name, "{name}", length); return device != 40; }}
+int cuDeviceGetAttribute(int *value, int which, int device) {{
+    *value = which == 75 ? {major} : which == 76 ? {minor} : -1;
+    return device != 40;
+}}
+int cuDeviceTotalMem_v2(size_t *bytes, int device) {{ *bytes = {memory}ull; return device != 40; }}
+"""
+
+
+def driver(folder: Path, name: str, capability: str, memory: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put a library in the CUDA driver's place that tells of one GPU."""
+    major, minor = capability.split(".")
+    (folder / "driver.c").write_text(DRIVER.format(name=name, major=major, minor=minor, memory=memory))
+    library = folder / f"{name.replace(' ', '')}.so"
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, folder / "driver.c"], check=True)
+    monkeypatch.setattr("vaedeploy.gpu.DRIVER", str(library))
 
 
 def test_init_without_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("vaedeploy.gpu.DRIVER", "libcuda.so.none")
     monkeypatch.chdir(tmp_path)
     path = init_profile("mine")
     assert path == Path("mine.toml")
@@ -217,13 +241,14 @@ def test_init_makes_the_folder(tmp_path: Path) -> None:
     assert get_profile("mine", path.parent).name == "mine"
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="the stand-in for the driver's program is a shell script")
+@pytest.mark.skipif(which("gcc") is None, reason="the stand-in for the driver is compiled")
 def test_init_with_the_gpu_in_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    driver(tmp_path, "NVIDIA H100 80GB HBM3, 9.0, 81559", monkeypatch)
+    driver(tmp_path, "NVIDIA H100 80GB HBM3", "9.0", 85_520_809_984, monkeypatch)
+    assert (cuda_devices(), find_gpu(1)) == (1, None)
     profile = read_profile(init_profile("mine", tmp_path))
     assert (profile.gpu, profile.compute_capability, profile.memory_gib) == ("NVIDIA H100 80GB HBM3", "9.0", 79.6)
     assert profile.backend == "tensorrt"
-    driver(tmp_path, "NVIDIA GeForce GTX 1080, 6.1, 8192", monkeypatch)
+    driver(tmp_path, "NVIDIA GeForce GTX 1080", "6.1", 8_589_934_592, monkeypatch)
     with pytest.raises(ProfileError, match=r"^NVIDIA GeForce GTX 1080 has compute capability 6.1; no backend"):
         init_profile("old", tmp_path)
     assert not (tmp_path / "old.toml").exists()
@@ -234,7 +259,13 @@ def test_init_with_the_gpu_in_the_machine(tmp_path: Path, monkeypatch: pytest.Mo
     [
         ("rtx4090", r"^profile rtx4090 is there already: .*rtx4090.toml. Choose another name$"),
         ("mine", r"^profile mine is there already: .*mine.toml. Choose another name$"),
-        ("../mine", r"^'../mine' is no name for a profile: it must have a-z, 0-9, '.', '_' and '-' alone$"),
+        (
+            "../mine",
+            r"^'../mine' is no name for a profile: it must have a-z, 0-9, '.', '_' and '-' alone, and be a name ",
+        ),
+        ("con", "^'con' is no name for a profile"),
+        ("nul.2", "is no name for a profile"),
+        ("mine.", "is no name for a profile"),
         ("My GPU", "is no name for a profile"),
     ],
 )

@@ -131,6 +131,36 @@ def test_large_areas_keep_their_digits() -> None:
     assert error(rewritten(model)) < 5e-7 < 5e-6 < error(model)
 
 
+def group_normalization(channels: int, groups: int, rank: int, weights: int | None = None) -> onnx.ModelProto:
+    """The operator that exporters write from opset 21 on, with the weights of ``group_norm``."""
+    tensors = {t.name: numpy_helper.to_array(t) for t in group_norm(channels, groups, rank).graph.initializer}
+    names = ["batch", channels, "height", "width"][:rank]
+    graph = helper.make_graph(
+        [helper.make_node("GroupNormalization", ["x", "gamma", "beta"], ["y"], epsilon=EPSILON, num_groups=groups)],
+        "norm",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, names)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, names)],
+        [numpy_helper.from_array(tensors[n].reshape(-1)[:weights], n) for n in ("gamma", "beta")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    return model if weights else onnx.shape_inference.infer_shapes(model)
+
+
+@settings(max_examples=20)
+@given(st.integers(1, 3), st.integers(1, 4), st.integers(1, 5), st.sampled_from([3, 4]), st.integers(0, 2**31))
+def test_the_operator_becomes_the_same(batch: int, per_group: int, groups: int, rank: int, seed: int) -> None:
+    new = rewritten(group_normalization(per_group * groups, groups, rank))
+    assert "GroupNormalization" not in {n.op_type for n in new.graph.node}
+    x = np.random.default_rng(seed).normal(1, 2, (batch, per_group * groups, 5, 7)[:rank]).astype(np.float32)
+    expected = exact(group_norm(per_group * groups, groups, rank), x)
+    np.testing.assert_allclose(float64(new, x), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_an_operator_that_is_not_as_it_should_be() -> None:
+    outcome = split_means(ir.from_proto(group_normalization(8, 4, 4, weights=4)))
+    assert [refusal.reason for refusal in outcome.refusals] == ["scale or bias is not one number a channel"]
+
+
 def test_older_opsets_and_other_types_are_left_alone() -> None:
     old = ir.from_proto(group_norm())
     old.graph.opset_imports[""] = 17

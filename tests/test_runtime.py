@@ -28,7 +28,8 @@ from vaedeploy.latent import SizeRule
 from vaedeploy.manifest import encode_manifest
 from vaedeploy.runtime import BACKENDS, VAE, Limits, UnverifiedBundleWarning, onnxruntime_cuda
 from vaedeploy.runtime.arrays import pad_image, to_float
-from vaedeploy.runtime.backends import Candidate
+from vaedeploy.runtime.backends import Candidate, find_candidates
+from vaedeploy.runtime.halves import Halves
 from vaedeploy.runtime.onnxruntime_cpu import Session, usable_cores
 
 FACTOR, CHANNELS = 4, 2
@@ -354,8 +355,8 @@ def test_size_that_a_latent_cannot_come_from_is_refused(vae: VAE, size: tuple[in
             "seed is 1.5; it must be a whole number, 0 or more",
         ),
         (
-            lambda vae: VAE(vae.path, backend="tensorrt"),
-            "there is no backend 'tensorrt'; there is: onnxruntime-cuda, onnxruntime-cpu",
+            lambda vae: VAE(vae.path, backend="tensorflow"),
+            "there is no backend 'tensorflow'; there is: tensorrt, tensorrt-rtx, onnxruntime-cuda, onnxruntime-cpu",
         ),
         (lambda vae: VAE(vae.path, device=-1), "device is -1; it must be the number of a CUDA device, 0 or more"),
         (lambda vae: VAE(vae.path, threads=0), "threads is 0; it must be 1 or more, or None for all cores"),
@@ -481,7 +482,7 @@ def test_overflow_is_raised_if_asked(bundle: Bundle, overflowing: np.ndarray, tm
     manifest.write_text(manifest.read_text().replace('"fp32"', '"fp16"'))
     with VAE(tmp_path / "half", on_nan="raise") as vae, pytest.raises(BackendError) as caught:
         vae.decode(overflowing)
-    assert str(caught.value).endswith(". It is a bundle of fp16: on_nan='rerun' runs such items again in fp32")
+    assert str(caught.value).endswith(". It was computed in fp16: on_nan='rerun' runs such items again in fp32")
 
 
 @pytest.fixture
@@ -515,7 +516,7 @@ def test_what_half_precision_cannot_hold_runs_again_alone(weak: Bundle, caplog: 
         np.testing.assert_array_equal(
             image[[0, 2]], fast[[0, 2]]
         )  # not run again: the portable form gives the negative
-        exact = next(c for c in rerunning._candidates if c.precision == "fp32").open("decoder")
+        exact = next(c for c in find_candidates(weak, None) if c.precision == "fp32").open("decoder")
         np.testing.assert_array_equal(image[1], exact.run(["image"], {"latent": latent})[0][1])
     assert [record.getMessage() for record in caplog.records] == [
         f"decode gave NaN or infinity in fp16 in item 1 of a batch of 3 (bundle {weak.path}); run again in fp32"
@@ -566,7 +567,7 @@ def test_a_provider_that_does_not_start_is_not_taken_for_a_gpu(bundle: Bundle) -
 def test_a_backend_that_cannot_load_a_graph_hands_over_once(bundle: Bundle, caplog: pytest.LogCaptureFixture) -> None:
     with VAE(bundle.path) as vae:
         cuda = Candidate("onnxruntime-cuda", "fp32", lambda part: onnxruntime_cuda.Session(bundle.graph(part)))
-        vae._candidates = [cuda, *vae._candidates]
+        vae._halves = Halves(bundle, [cuda, *find_candidates(bundle, "onnxruntime-cpu")], True, "rerun")
         assert vae.backend == "onnxruntime-cuda"
         for _ in range(2):
             assert vae.decode(noise(1, CHANNELS, 2, 2)).shape == (1, 8, 8, 3)

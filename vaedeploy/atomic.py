@@ -49,6 +49,34 @@ def write_file(path: Path, data: bytes) -> None:
         raise OutputError(f"cannot write {path}: {reason(error)}. {advice(error)}") from error
 
 
+def link_or_copy(file: Path, place: Path) -> None:
+    """Have ``file`` at ``place`` as well: as a hard link where the disk has them, else as a copy."""
+    try:
+        os.link(file, place)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        shutil.copy2(file, place)
+
+
+def move_file(draft: Path, place: Path) -> None:
+    """Rename the file ``draft`` to ``place``, over what is there; where that is on another disk, by a copy beside
+    it.
+    """
+    try:
+        draft.replace(place)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        near = draft_name(place)
+        try:
+            shutil.copy2(draft, near)
+            near.replace(place)
+        finally:
+            near.unlink(missing_ok=True)
+        draft.unlink()
+
+
 def replace_directory(draft: Path, place: Path) -> None:
     """Rename the directory ``draft`` to ``place``, and put what was there back where that fails.
 

@@ -112,8 +112,8 @@ def _converse(request: BuildRequest, log: _Log) -> Iterator[Event]:
         reader = threading.Thread(target=_read_lines, args=(process.stderr, log.add), daemon=True)
         reader.start()
         with suppress(BrokenPipeError):  # it is dead already; how it died is told below
-            process.stdin.write(msgspec.json.encode(request))
-            process.stdin.close()
+            process.stdin.write(msgspec.json.encode(request) + b"\n")
+            process.stdin.flush()  # and left open: where this process dies, the worker reads the end
         ended = False
         for line in process.stdout:
             event = msgspec.json.decode(line, type=Event)
@@ -145,7 +145,8 @@ def _worker() -> Iterator[subprocess.Popen[bytes]]:
         process.wait()
         for stream in (process.stdin, process.stdout, process.stderr):
             if stream:
-                stream.close()
+                with suppress(OSError):  # closing writes what is left, to a process that has gone
+                    stream.close()
 
 
 def _read_lines(stream: Iterator[bytes], add: Callable[[str], None]) -> None:

@@ -1,14 +1,15 @@
 """The process that an engine is built in: ``python -m vaedeploy.build_worker``.
 
 It has one backend, since Polygraphy reads which at import; and when TensorRT crashes or is killed for its memory, this
-process alone goes. It reads one request, JSON, from stdin, and writes events, a line of JSON each, to stdout. What
-TensorRT logs and prints goes to stderr.
+process alone goes. It reads one request, a line of JSON, from stdin, whose end tells it that nobody waits for the
+engine any more, and writes events, a line of JSON each, to stdout. What TensorRT logs and prints goes to stderr.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -84,7 +85,8 @@ MODULES: dict[Backend, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt
 def main() -> None:
     """Serve one request."""
     emit = _claim_stdout()
-    request = msgspec.json.decode(sys.stdin.buffer.read(), type=BuildRequest)
+    request = msgspec.json.decode(sys.stdin.buffer.readline(), type=BuildRequest)
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
     os.environ["POLYGRAPHY_USE_TENSORRT_RTX"] = "1" if request.backend == "tensorrt-rtx" else "0"
     try:
         emit(Ready(_load(request.backend, emit).__version__))
@@ -104,6 +106,12 @@ def _claim_stdout() -> Emit:
         events.write(msgspec.json.encode(event) + b"\n")
 
     return emit
+
+
+def _leave_with_parent() -> None:
+    while os.read(0, 4096):  # not sys.stdin, whose lock Python wants when it ends
+        pass
+    os._exit(1)
 
 
 def _load(backend: Backend, emit: Emit) -> Any:

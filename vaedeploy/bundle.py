@@ -9,14 +9,14 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
-from vaedeploy.atomic import advice, clear_leftovers, draft_name, lock, reason, write_file
+from vaedeploy.atomic import advice, clear_leftovers, draft_name, lock, move_file, reason, write_file
 from vaedeploy.errors import BundleError, OutputError
 from vaedeploy.manifest import (
     NAME,
@@ -48,6 +48,9 @@ __all__ = [
     "edit_bundle",
 ]
 
+PREVIOUS = "previous"
+"""Where a bundle keeps the one that it was before a swap."""
+
 
 @dataclass(frozen=True)
 class Bundle:
@@ -59,12 +62,14 @@ class Bundle:
     @classmethod
     def open(cls, path: str | Path, verify_hashes: bool = True) -> Bundle:
         """Read the manifest and prove that every file it names is there, has its size and, unless
-        ``verify_hashes`` is False, its sha256.
+        ``verify_hashes`` is False, its sha256. Engines and what a swap kept are proved where they are used: a bundle
+        serves without them, and engines can be built again.
 
         Raises BundleError, listing all that is wrong.
         """
         bundle = cls(Path(path), _read_manifest(Path(path)))
-        bundle._refuse(_damage(bundle, verify_hashes))
+        needed = (name for name in bundle.manifest.files if not bundle._is_spare(name))
+        bundle._refuse(bundle._damages(needed, verify_hashes))
         return bundle
 
     @property
@@ -73,8 +78,26 @@ class Bundle:
         return self.manifest.verification is not None and self.manifest.verification.passed
 
     def check(self) -> None:
-        """Raise BundleError, listing all that is wrong, where a file is missing, altered or not in the manifest."""
-        self._refuse(_damage(self, verify_hashes=True) + _surplus(self))
+        """Raise BundleError, listing all that is wrong, where any file is missing, altered or not in the manifest."""
+        self._refuse(self._damages(self.manifest.files), _surplus(self))
+
+    def damage(self, name: str, verify_hash: bool = True) -> str | None:
+        """How a file differs from what the manifest says of it, in words that follow its name; None where it does
+        not.
+        """
+        path, told = self.path / name, self.manifest.files[name]
+        try:
+            if fault := _link_fault(self.path, name):
+                return fault
+            if not path.is_file():
+                return "is missing"
+            if (size := path.stat().st_size) != told.bytes:
+                return f"has {size:,} bytes where {NAME} says {told.bytes:,}"
+            if verify_hash and (found := file_info(path).sha256) != told.sha256:
+                return f"is altered: its sha256 is {found} where {NAME} says {told.sha256}"
+        except OSError as error:
+            return f"cannot be read: {reason(error)}"
+        return None
 
     def graph(self, part: Part, form: Form = "portable") -> Path:
         """The file of a part's graph in ``form``, or in the portable form where it has no other."""
@@ -95,11 +118,29 @@ class Bundle:
         with edit_bundle(self) as edit:
             return edit.put(verification=verification, files=files)
 
-    def _refuse(self, problems: list[str]) -> None:
-        if problems:
-            what = problems[0] if len(problems) == 1 else "\n  " + "\n  ".join(problems) + "\n"
+    def _is_spare(self, name: str) -> bool:
+        return name in self.manifest.engines or name.startswith(f"{PREVIOUS}/")
+
+    def _damages(self, names: Iterable[str], verify_hashes: bool = True) -> dict[str, str]:
+        """Name -> ``damage``, of those that have any."""
+        found = ((name, self.damage(name, verify_hashes)) for name in names)
+        return {name: damage for name, damage in found if damage is not None}
+
+    def _refuse(self, damages: Mapping[str, str], surplus: Sequence[str] = ()) -> None:
+        """Raise BundleError where there is something in either, with the least that would mend it."""
+        problems = [f"{name} {damage}" for name, damage in damages.items()] + [*surplus]
+        if not problems:
+            return
+        what = problems[0] if len(problems) == 1 else "\n  " + "\n  ".join(problems) + "\n"
+        engines = [name for name in damages if name in self.manifest.engines]
+        if not damages:
+            again = "Move elsewhere what is not the bundle's"
+        elif len(engines) == len(problems):
+            commands = dict.fromkeys(self.manifest.build_command(self.path, name) for name in engines)
+            again = f"Build what is damaged again: {'; '.join(commands)}"
+        else:
             again = f"Export it again: {self.manifest.export_command(self.path)}"
-            raise BundleError(f"bundle {self.path} is damaged: {what}{'. ' if len(problems) == 1 else ''}{again}")
+        raise BundleError(f"bundle {self.path} is damaged: {what}{'. ' if len(problems) == 1 else ''}{again}")
 
 
 def check_bundle(path: str | Path) -> Bundle:
@@ -156,7 +197,7 @@ class BundleEdit:
                     write_file(path / name, data)
                 else:
                     share(data, path)
-                    data.replace(path / name)
+                    move_file(data, path / name)
                 kept[name] = file_info(path / name, sync=True)
             changed = msgspec.structs.replace(
                 manifest,
@@ -176,7 +217,7 @@ def edit_bundle(bundle: Bundle) -> Iterator[BundleEdit]:
     written to.
     """
     place = bundle.path.resolve()
-    with writing(place, bundle.path):
+    with writing(place, bundle.path, "Wait until it is done"):
         with told_of(bundle.path):
             clear_leftovers(place)
             draft = draft_name(place)
@@ -188,16 +229,16 @@ def edit_bundle(bundle: Bundle) -> Iterator[BundleEdit]:
 
 
 @contextmanager
-def writing(place: Path, out: Path) -> Iterator[None]:
-    """Hold the right to write the bundle at ``place``; it lapses by itself when the process that has it dies."""
+def writing(place: Path, out: Path, otherwise: str) -> Iterator[None]:
+    """Hold the right to write the bundle at ``place``; it lapses by itself when the process that has it dies.
+
+    otherwise: what to do where another process has it.
+    """
     with ExitStack() as stack:
         with told_of(out):
             free = stack.enter_context(lock(place.with_name(f".{place.name}.lock")))
         if not free:
-            raise OutputError(
-                f"cannot write bundle {out}: another process is writing it now. Wait until it is done, or choose "
-                "another place with --out"
-            )
+            raise OutputError(f"cannot write bundle {out}: another process is writing it now. {otherwise}")
         yield
 
 
@@ -223,25 +264,6 @@ def _read_manifest(path: Path) -> Manifest:
     except OSError as error:
         raise BundleError(f"bundle {path}: {NAME} cannot be read: {reason(error)}") from error
     return decode_manifest(data, path)
-
-
-def _damage(bundle: Bundle, verify_hashes: bool) -> list[str]:
-    """What differs between the manifest's files and those on disk, a sentence each."""
-    problems = []
-    for name, told in bundle.manifest.files.items():
-        path = bundle.path / name
-        try:
-            if fault := _link_fault(bundle.path, name):
-                problems.append(f"{name} {fault}")
-            elif not path.is_file():
-                problems.append(f"{name} is missing")
-            elif (size := path.stat().st_size) != told.bytes:
-                problems.append(f"{name} has {size:,} bytes where {NAME} says {told.bytes:,}")
-            elif verify_hashes and (found := file_info(path).sha256) != told.sha256:
-                problems.append(f"{name} is altered: its sha256 is {found} where {NAME} says {told.sha256}")
-        except OSError as error:
-            problems.append(f"{name} cannot be read: {reason(error)}")
-    return problems
 
 
 def _surplus(bundle: Bundle) -> list[str]:

@@ -13,9 +13,11 @@ from vaedeploy.gpu import Gpu, find_gpu
 BASE = ("click", "msgspec", "numpy", "pillow", "rich", "safetensors")
 """The packages that every installation has."""
 
+CUDA = {"cuda-bindings": "cuda.bindings", "cuda-core": "cuda.core"}
+
 EXTRAS = {
     "cpu": {"onnxruntime": "onnxruntime"},
-    "cuda": {"onnxruntime-gpu": "onnxruntime"},
+    "cuda": {"onnxruntime-gpu": "onnxruntime", **CUDA},
     "export": {
         "diffusers": "diffusers",
         "huggingface_hub": "huggingface_hub",
@@ -26,8 +28,8 @@ EXTRAS = {
         "torch": "torch",
     },
     "build": {"onnx": "onnx", "onnx_ir": "onnx_ir", "onnxscript": "onnxscript", "polygraphy": "polygraphy"},
-    "rtx": {"tensorrt-rtx": "tensorrt_rtx"},
-    "tensorrt": {"tensorrt": "tensorrt"},
+    "rtx": {"tensorrt-rtx": "tensorrt_rtx", **CUDA},
+    "tensorrt": {"tensorrt": "tensorrt", **CUDA},
 }
 """What each extra adds: a package, and the name that it is imported by. rtx and tensorrt hold build as well."""
 
@@ -36,8 +38,8 @@ PURPOSES = {
     "cuda": "the same on an NVIDIA GPU, instead of cpu",
     "export": "export, verify",
     "build": "what builds of any backend need",
-    "rtx": "build --backend tensorrt-rtx, on any machine",
-    "tensorrt": "build --backend tensorrt, on the GPU that it is for",
+    "rtx": "build --backend tensorrt-rtx, on any machine, and run on RTX GPUs",
+    "tensorrt": "build --backend tensorrt, on the GPU that it is for, and run there",
 }
 """The commands that need each extra."""
 
@@ -124,8 +126,15 @@ def _missing(modules: dict[str, str]) -> tuple[str, ...]:
     return tuple(
         package
         for package, module in modules.items()
-        if find_spec(module) is None or (package == "onnxruntime-gpu" and version_of(package) is None)
+        if not _is_there(module) or (package == "onnxruntime-gpu" and version_of(package) is None)
     )
+
+
+def _is_there(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # the package that it would be in is not there
+        return False
 
 
 def _warnings() -> tuple[str, ...]:

@@ -17,6 +17,8 @@ from vaedeploy.manifest import NAME, Manifest, check_manifest, encode_manifest
 
 __all__ = ["BundleDraft", "create_bundle"]
 
+BUSY = "Wait until it is done, or choose another place with --out"
+
 
 @dataclass
 class BundleDraft:
@@ -57,7 +59,7 @@ def create_bundle(out: str | Path, force: bool = False) -> Iterator[BundleDraft]
     place = out.resolve()
     if not place.name:
         raise OutputError(f"{out} cannot be a bundle. Choose another place with --out")
-    with _parents(place.parent, out), writing(place, out):
+    with _parents(place.parent, out), writing(place, out, BUSY):
         with told_of(out):
             clear_leftovers(place)
         _check_free(place, out, force)

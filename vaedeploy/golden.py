@@ -57,10 +57,9 @@ def compute_golden(
         photo = crop_batch(photos, shape, first=sum(len(case.photo) for case in cases.values()))
         raw = _run_float64(reference.encoder, photo.transpose(0, 3, 1, 2).astype(np.float32) / np.float32(127.5) - 1)
         progress(WHAT, done := done + _pixels(shape), total)
-        latents = _diffusion_space(raw, reference.latent)
+        latents = diffusion_space(raw, reference.latent)
         first = next(iter(latents.values()))
-        scale, shift = _vectors(reference.latent)
-        (image,) = _run_float64(reference.decoder, first / scale + shift)
+        (image,) = _run_float64(reference.decoder, model_space(first, reference.latent))
         progress(WHAT, done := done + _pixels(shape), total)
         _check(shape, latents, image, reference.latent)
         cases[shape.name] = GoldenCase(shape.name, photo, latents, image.astype(np.float32), shape.round_trip)
@@ -114,7 +113,15 @@ def _run_float64(module: Any, value: NDArray[Any]) -> tuple[NDArray[np.float64],
     return tuple(r.numpy() for r in call_in_float64(module, torch.from_numpy(np.ascontiguousarray(value))))
 
 
-def _diffusion_space(raw: tuple[NDArray[np.float64], ...], latent: LatentSpec) -> dict[str, NDArray[np.float32]]:
+def model_space(latent: NDArray[np.float32], spec: LatentSpec) -> NDArray[np.float64]:
+    """(B, C, h, w) of the diffusion model's as the decoder of PyTorch takes it."""
+    scale, shift = _vectors(spec)
+    result: NDArray[np.float64] = latent / scale + shift
+    return result
+
+
+def diffusion_space(raw: tuple[NDArray[np.float64], ...], latent: LatentSpec) -> dict[str, NDArray[np.float32]]:
+    """What the encoder of PyTorch gives, (B, C, h, w) each, as the outputs of the graph, by name."""
     scale, shift = _vectors(latent)
     if not latent.sampled:
         return {"latent": ((raw[0] - shift) * scale).astype(np.float32)}

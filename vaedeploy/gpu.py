@@ -1,13 +1,16 @@
-"""The GPU in this machine, as its driver tells: asking needs no CUDA library but the driver's own."""
+"""The GPUs in this machine, as the CUDA driver shows them to this process: asking needs no library but the driver's."""
 
 from __future__ import annotations
 
 import ctypes
-import subprocess
 import sys
 from dataclasses import dataclass
+from typing import Any
 
-QUERY = ("nvidia-smi", "--query-gpu=name,compute_cap,memory.total", "--format=csv,noheader,nounits")
+DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+
+MAJOR, MINOR = 75, 76
+"""CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR, in cuda.h."""
 
 
 @dataclass(frozen=True)
@@ -19,23 +22,41 @@ class Gpu:
     memory_gib: float
 
 
-def find_gpu() -> Gpu | None:
-    """The first GPU; None where there is none, or no driver."""
-    try:
-        told = subprocess.run(QUERY, capture_output=True, text=True, check=True, timeout=30).stdout
-        name, capability, memory = told.splitlines()[0].rsplit(", ", 2)
-        return Gpu(name.strip(), capability, round(float(memory) / 1024, 1))
-    except (OSError, subprocess.SubprocessError, IndexError, ValueError):
+def find_gpu(device: int = 0) -> Gpu | None:
+    """The CUDA device of that number; None where there is none, or no driver. CUDA_VISIBLE_DEVICES is obeyed."""
+    driver = _driver()
+    if driver is None or device >= _count(driver):
         return None
+    handle, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+    name, memory = ctypes.create_string_buffer(256), ctypes.c_size_t()
+    failed = (
+        driver.cuDeviceGet(ctypes.byref(handle), device)
+        or driver.cuDeviceGetName(name, len(name), handle)
+        or driver.cuDeviceGetAttribute(ctypes.byref(major), MAJOR, handle)
+        or driver.cuDeviceGetAttribute(ctypes.byref(minor), MINOR, handle)
+        or driver.cuDeviceTotalMem_v2(ctypes.byref(memory), handle)
+    )
+    if failed:
+        return None
+    capability = f"{major.value}.{minor.value}"
+    return Gpu(name.value.decode("utf-8", "replace"), capability, round(memory.value / 2**30, 1))
 
 
 def cuda_devices() -> int:
     """How many GPUs the CUDA driver shows to this process; 0 without a driver. CUDA_VISIBLE_DEVICES is obeyed."""
+    driver = _driver()
+    return 0 if driver is None else _count(driver)
+
+
+def _driver() -> Any:
+    """The driver's library, ready to be asked; None where there is none."""
     try:
-        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+        driver = ctypes.CDLL(DRIVER)
     except OSError:
-        return 0
+        return None
+    return driver if driver.cuInit(0) == 0 else None
+
+
+def _count(driver: Any) -> int:
     count = ctypes.c_int(0)
-    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
-        return 0
-    return count.value
+    return count.value if driver.cuDeviceGetCount(ctypes.byref(count)) == 0 else 0

@@ -9,6 +9,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from vaedeploy.manifest import Part
+from vaedeploy.shapes import CORNERS, ShapeSet
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,30 @@ class Graph:
 
     model: ir.Model
     part: Part
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A graph and the sizes of its one input: an image, or a latent smaller by ``factor``."""
+
+    graph: Graph
+    factor: int
+
+    @property
+    def value(self) -> ir.Value:
+        return self.graph.model.graph.inputs[0]
+
+    def sizes(self, batch: int, height: int, width: int) -> dict[str, int]:
+        """The input's symbolic dimensions for images of that size."""
+        unit = self.factor if self.graph.part == "decoder" else 1
+        names = [str(dim) for dim in self.value.shape or () if not isinstance(dim, int)]
+        return dict(zip(names, (batch, height // unit, width // unit), strict=True))
+
+    def profile(self, shape: ShapeSet) -> tuple[list[int], list[int], list[int]]:
+        """The input's shape at each corner of ``shape``."""
+        at = [self.sizes(*shape.at(corner)) for corner in CORNERS]
+        least, best, most = ([d if isinstance(d, int) else s[str(d)] for d in self.value.shape or ()] for s in at)
+        return least, best, most
 
 
 def save_graph(graph: Graph, path: Path) -> None:

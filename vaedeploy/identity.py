@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import mmap
-import shlex
 
 from vaedeploy.bundle import Bundle
 from vaedeploy.errors import EngineError
 from vaedeploy.gpu import Gpu
 from vaedeploy.manifest import EngineIdentity, Part
 
-__all__ = ["check_engine", "differences", "engine_faults", "engine_name"]
+__all__ = ["check_engine", "differences", "engine_faults", "engine_name", "gpu_fault", "rebuild"]
 
 WORDS = {
     "graph": "the portable graph",
     "rewritten": "the graph made from it by the rewrites",
-    "precision": "precision",
-    "backend": "backend",
-    "backend_version": "the backend's version",
-    "compute_capability": "compute capability",
-    "gpu": "the GPU model",
-    "shapes": "the profile's shapes",
-    "options": "the builder's options",
+    "precision": "precision was",
+    "backend": "the backend was",
+    "backend_version": "the backend's version was",
+    "compute_capability": "the compute capability was",
+    "gpu": "the GPU model was",
+    "shapes": "the sizes were",
+    "options": "the builder's options were",
 }
 """What each field of an identity is called."""
 
@@ -37,17 +36,24 @@ def differences(built: EngineIdentity, wanted: EngineIdentity) -> list[str]:
     for field, words in WORDS.items():
         old, new = getattr(built, field), getattr(wanted, field)
         if old != new:
-            short = field in ("graph", "rewritten", "shapes", "options")
-            found.append(f"{words} is another one" if short else f"{words} was {old} and is {new}")
+            told = field not in ("graph", "rewritten")
+            found.append(f"{words} {_told(old)}, now {_told(new)}" if told else f"{words} is another one")
     return found
 
 
-def engine_faults(bundle: Bundle, name: str, *, version: str | None = None, gpu: Gpu | None = None) -> list[str]:
-    """Why the engine in the file ``name`` cannot be used, a phrase each; empty where nothing speaks against it.
+def _told(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {item}" for name, item in value.items())
+    return str(value)
 
-    version: of its backend here, gpu: the one that it is to run on; what is None is not compared. The file's sha256 is
-    ``Bundle.open``'s to prove.
+
+def engine_faults(bundle: Bundle, name: str, *, version: str | None = None, verify_hash: bool = True) -> list[str]:
+    """Why the engine in the file ``name`` must be built again, a phrase each; empty where nothing speaks against it.
+
+    version: of its backend here; None: it is not compared. verify_hash: prove the file's sha256 too.
     """
+    if damage := bundle.damage(name, verify_hash):
+        return [f"it {damage}"]
     info = bundle.manifest.engines[name]
     identity = info.identity
     found = []
@@ -55,30 +61,43 @@ def engine_faults(bundle: Bundle, name: str, *, version: str | None = None, gpu:
         found.append(f"it was built from another graph than the {info.part} that is in the bundle")
     if version is not None and version != identity.backend_version:
         found.append(f"it was built by {identity.backend} {identity.backend_version}, and {version} is installed")
-    if gpu is not None and gpu.compute_capability != identity.compute_capability:
-        found.append(
-            f"it was built for compute capability {identity.compute_capability}, and {gpu.name} has "
-            f"{gpu.compute_capability}"
-        )
-    elif gpu is not None and identity.gpu not in (None, gpu.name):
-        found.append(f"it was built for {identity.gpu}, and this is {gpu.name}")
     if not _carries(bundle, name, identity.mark):
         found.append("its bytes do not carry the identity that the manifest gives it")
     return found
 
 
-def check_engine(bundle: Bundle, name: str, *, version: str | None = None, gpu: Gpu | None = None) -> None:
-    """Raise EngineError, saying what differs and what to run, where ``engine_faults`` finds something."""
-    faults = engine_faults(bundle, name, version=version, gpu=gpu)
-    if faults:
-        raise EngineError(f"{bundle.path / name} cannot be used: {'; '.join(faults)}. {rebuild(bundle, name)}")
+def gpu_fault(identity: EngineIdentity, gpu: Gpu) -> str | None:
+    """Why an engine does not run on ``gpu``, though it may be as it should; None where it does."""
+    if gpu.compute_capability != identity.compute_capability:
+        return (
+            f"it was built for compute capability {identity.compute_capability}, and {gpu.name} has "
+            f"{gpu.compute_capability}"
+        )
+    if identity.gpu not in (None, gpu.name):
+        return f"it was built for {identity.gpu}, and this is {gpu.name}"
+    return None
+
+
+def check_engine(
+    bundle: Bundle, name: str, *, version: str | None = None, gpu: Gpu | None = None, verify_hash: bool = True
+) -> None:
+    """Raise EngineError, saying what differs and what to run, where ``engine_faults`` or, with ``gpu``, ``gpu_fault``
+    finds something.
+    """
+    identity = bundle.manifest.engines[name].identity
+    if faults := engine_faults(bundle, name, version=version, verify_hash=verify_hash):
+        advice = rebuild(bundle, name)
+    elif gpu is not None and (fault := gpu_fault(identity, gpu)):
+        faults = [fault]
+        advice = f"Build for this GPU, with a profile of its own: vaedeploy build {bundle.path} --profile NAME"
+    else:
+        return
+    raise EngineError(f"{bundle.path / name} cannot be used: {'; '.join(faults)}. {advice}")
 
 
 def rebuild(bundle: Bundle, name: str) -> str:
-    """What to run to have the engine anew."""
-    info = bundle.manifest.engines[name]
-    words = ["vaedeploy", "build", str(bundle.path), "--profile", info.profile, "--backend", info.identity.backend]
-    return f"Build it again: {shlex.join(words)}"
+    """What to run to have the engine anew, as a sentence."""
+    return f"Build it again: {bundle.manifest.build_command(bundle.path, name)}"
 
 
 def _carries(bundle: Bundle, name: str, mark: bytes) -> bool:

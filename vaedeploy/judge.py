@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from vaedeploy.errors import BackendError
@@ -19,7 +20,7 @@ from vaedeploy.runtime import onnxruntime_cpu
 from vaedeploy.runtime.arrays import to_float
 from vaedeploy.verify import Case, Report, verify_cases
 
-__all__ = ["judge"]
+__all__ = ["judge", "prepare_photo"]
 
 PORTABLE_CASES = ("odd",)
 """The cases that the portable graphs run as well. They are engines' starting point and never run by the runtime where
@@ -46,10 +47,9 @@ def judge(manifest: Manifest, folder: Path, cases: Sequence[GoldenCase], origin:
     ) -> None:
         nonlocal rows
         runner = _OneSession()
-        prepare: Callable[[Any], Any] = to_float if manifest.image_input == "float" else lambda photo: photo
         rows += verify_cases(
             chosen,
-            lambda photo: runner.run(graphs["encoder"], prepare(photo)),
+            lambda photo: runner.run(graphs["encoder"], prepare_photo(manifest, photo)),
             lambda latent: runner.run(graphs["decoder"], latent),
             precision=own,
             form=form,
@@ -66,6 +66,11 @@ def judge(manifest: Manifest, folder: Path, cases: Sequence[GoldenCase], origin:
                 emulated = {part: _write_emulated(path, Path(temporary)) for part, path in files(form).items()}
                 run(f"{form}, emulated {own}", emulated, own, cases, progress)
     return Report(manifest.precision, origin, onnxruntime_cpu.NAME, rows)
+
+
+def prepare_photo(manifest: Manifest, photo: NDArray[np.uint8]) -> NDArray[Any]:
+    """(B, H, W, 3) uint8 as the encoder's graph takes it."""
+    return photo if manifest.image_input == "uint8" else to_float(photo)
 
 
 def _write_emulated(graph: Path, folder: Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from typing import Any
 
 import msgspec
@@ -73,6 +74,22 @@ class SizeRule(msgspec.Struct, frozen=True):
 
     def allows(self, height: int, width: int) -> bool:
         return height > 0 and width > 0 and height % self.factor == 0 and width % self.factor == 0
+
+    def check_cut(self, size: Any, full: tuple[int, int]) -> tuple[int, int]:
+        """(height, width) to cut a decoded image to, which has ``full`` pixels. Raises SizeError where it cannot have
+        been padded to that.
+        """
+        try:
+            height, width = map(operator.index, size)
+        except (TypeError, ValueError) as error:
+            raise SizeError(f"size is {size!r}; it must be two whole numbers, (height, width)") from error
+        if self.padded(height, width) != full or height < 1 or width < 1:
+            low = tuple(side - self.factor + 1 for side in full)
+            raise SizeError(
+                f"size is {height}x{width} (height x width), but this latent decodes to {full[0]}x{full[1]}, which "
+                f"comes from heights {low[0]} to {full[0]} and widths {low[1]} to {full[1]}"
+            )
+        return height, width
 
     def check(self, height: int, width: int) -> None:
         """Raise SizeError, naming the nearest valid sizes, where (height, width) breaks the rule."""

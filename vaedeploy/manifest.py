@@ -89,7 +89,8 @@ class EngineIdentity(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     it and went into the builder, so that a change of any rule shows.
     backend_version: such as "1.7.1.116"; a plan is read by the version that wrote it alone.
     compute_capability: such as "8.9". gpu: the one GPU model that it runs on; None: all of that capability.
-    shapes: a profile's. options: what the builder was told.
+    shapes: a profile's, in the order of the plan's optimisation profiles (which makes no difference to equality).
+    options: what the builder was told.
     """
 
     graph: Sha256
@@ -118,7 +119,7 @@ class EngineInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
     profile: the name of the profile that it was built for.
     activation_bytes: shape set -> device memory that an execution context takes at its largest size, as the builder
-    said. weights_bytes: of the weights, as the builder said.
+    said. weights_bytes: of the weights, as the builder said. cuda_graphs: see ``profile.Profile``.
     tensors: input or output -> its type and shape, such as "float32 (-1, 4, -1, -1)".
     layers: such as "convolution float16" -> how many of them the network had before the builder fused them.
     verification: None as long as it was not run on its GPU and compared.
@@ -131,6 +132,7 @@ class EngineInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     weights_bytes: int
     tensors: dict[str, str]
     layers: dict[str, int]
+    cuda_graphs: bool = True
     verification: Verification | None = None
 
 
@@ -173,6 +175,12 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         if self.image_input != "float":
             words += ["--image-input", self.image_input]
         return shlex.join([*words, "--out", str(out), "--force"])
+
+    def build_command(self, bundle: Path, engine: str) -> str:
+        """What to run to have the engine in the file ``engine`` anew."""
+        info = self.engines[engine]
+        words = ["vaedeploy", "build", str(bundle), "--profile", info.profile, "--backend", info.identity.backend]
+        return shlex.join(words)
 
 
 class _Head(msgspec.Struct):

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 from vaedeploy.bundle import Bundle
 from vaedeploy.doctor import Diagnosis, version_of
 from vaedeploy.gpu import Gpu, find_gpu
-from vaedeploy.identity import engine_faults, rebuild
+from vaedeploy.identity import engine_faults, gpu_fault, rebuild
 from vaedeploy.latent import LatentSpec
 from vaedeploy.manifest import EngineInfo
 from vaedeploy.preset import Preset
 from vaedeploy.profile import Profile
 
 if TYPE_CHECKING:
+    from vaedeploy.bench import Bench
     from vaedeploy.swap import Drift
     from vaedeploy.verify import Case, Report
 
@@ -30,7 +31,13 @@ ENGINE_COLUMNS = ("profile", "part", "backend", "capability", "precision", "size
 """memory: beside the engine's own size, at the largest size of each shape set, as the builder said."""
 
 
-NEVER_RUN = {"onnxruntime-cuda": "; vaedeploy's tests of it (make test-gpu) have never been run on a GPU yet"}
+BENCH_COLUMNS = ("backend", "precision", "part", "size", "ms", "range", "floor", "of it", "")
+"""size: batch x height x width. floor: ms, see ``bench.Timing``; of it: its share in the time."""
+
+NEVER_RUN = dict.fromkeys(
+    ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda"),
+    "; vaedeploy's tests of it (make test-gpu) have never been run on a GPU yet",
+)
 """Backends that were written without the hardware that they need."""
 
 COMPUTING = ("convolution", "deconvolution", "matrix_multiply", "normalization", "softmax", "activation")
@@ -90,7 +97,8 @@ def _engine_text(bundle: Bundle, name: str, gpu: Gpu | None) -> str:
     """What an engine is, and what speaks against it on this machine, which has ``gpu``."""
     info = bundle.manifest.engines[name]
     identity = info.identity
-    faults = engine_faults(bundle, name, version=version_of(identity.backend), gpu=gpu)
+    faults = engine_faults(bundle, name, version=version_of(identity.backend), verify_hash=False)
+    elsewhere = gpu_fault(identity, gpu) if gpu else None
     lines = [
         f"{name}  {_size(bundle.manifest.files[name].bytes)}  {_engine_state(info)}"
         + (" (it has not been run on its GPU)" if info.verification is None else ""),
@@ -100,6 +108,7 @@ def _engine_text(bundle: Bundle, name: str, gpu: Gpu | None) -> str:
         *(f"{identity.shapes[k]} ({k}): {_size(count)} of memory" for k, count in info.activation_bytes.items()),
         "tensors: " + ", ".join(f"{tensor} {kind}" for tensor, kind in info.tensors.items()),
         "layers: " + ", ".join(f"{n} {kind}" for kind, n in info.layers.items() if kind.split()[0] in COMPUTING),
+        *([f"not for the GPU in this machine: {elsewhere}"] if elsewhere else []),
         *(f"STALE: {fault}" for fault in faults),
     ]
     return "\n".join([*lines, rebuild(bundle, name)] if faults else lines)
@@ -129,6 +138,42 @@ def bundle_rows(bundle: Bundle, checked: bool) -> list[Row]:
     rows += [("engine", _engine_text(bundle, name, gpu)) for name in sorted(manifest.engines)]
     rows += [("file", f"{name}  {_size(info.bytes)}") for name, info in sorted(files.items())]
     return [*rows, ("check", "every file is as the manifest says")] if checked else rows
+
+
+def bench_rows(bench: Bench) -> list[Row]:
+    """A row a timing, in ``BENCH_COLUMNS``."""
+    return [
+        (
+            t.backend,
+            t.precision,
+            t.part,
+            f"{t.batch}x{t.height}x{t.width}",
+            *(
+                (_milliseconds(t.ms), f"{_milliseconds(t.least_ms)} to {_milliseconds(t.most_ms)}")
+                if t.ms
+                else ("", "")
+            ),
+            "" if t.floor_ms is None else _milliseconds(t.floor_ms),
+            "" if t.share is None else f"{t.share:.0%}",
+            t.problem or "",
+        )
+        for t in bench.timings
+    ]
+
+
+def ceiling_lines(bench: Bench) -> list[str]:
+    """What the floors were made from, a line a device."""
+    lines = []
+    for ceilings in bench.ceilings:
+        rates = ", ".join(f"{rate / 1e12:.3g} TFLOP/s in {precision}" for precision, rate in ceilings.product.items())
+        lines.append(
+            f"{ceilings.device}: a large matrix product at {rates}; a large copy at {ceilings.copy / 1e9:.3g} GB/s"
+        )
+    return lines
+
+
+def _milliseconds(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}" if value < 100 else f"{value:.0f}"
 
 
 def drift_rows(bundle: Bundle, drift: Drift) -> list[Row]:
@@ -191,7 +236,7 @@ def verdict_lines(report: Report) -> list[str]:
 
 def _gpu(gpu: Gpu | None) -> str:
     if gpu is None:
-        return "none, or nvidia-smi does not answer"
+        return "none, or no CUDA driver"
     return f"{gpu.name}, compute capability {gpu.compute_capability}, {gpu.memory_gib:g} GiB"
 
 

@@ -14,15 +14,15 @@ from vaedeploy.draft import create_bundle
 from vaedeploy.errors import InputError, VerificationError, WeightsError
 from vaedeploy.forms import graph_names, measure, write_forms, write_portable
 from vaedeploy.judge import judge
-from vaedeploy.manifest import ImageInput, Manifest, Part, Precision, VaeInfo, Verification
+from vaedeploy.manifest import ImageInput, Manifest, Part, Precision, VaeInfo
 from vaedeploy.memory import collect_garbage
 from vaedeploy.photos import load_photos, verification_shapes
 from vaedeploy.progress import Progress, silent
 from vaedeploy.runtime import onnxruntime_cpu
-from vaedeploy.verify import Report
+from vaedeploy.verify import Report, summary
 
 if TYPE_CHECKING:
-    from vaedeploy.engines import Job
+    from vaedeploy.jobs import Job
     from vaedeploy.source import Reference
 
 REPORT = "report/report.json"
@@ -76,6 +76,8 @@ def export_vae(
         out = reference.name
     with create_bundle(out, force) as draft:
         reference = reference or _reference(vae, weights, scale, shift, progress)
+        for job in jobs:
+            job.profile.check_factor(reference.latent.factor)
         contents = write_portable(reference, draft.path, image_input, progress)
         collect_garbage()
         manifest = _manifest(reference, precision, image_input, contents)
@@ -95,7 +97,7 @@ def export_vae(
             report = judge(manifest, draft.path, cases, FRESH, progress)
             (draft.path / REPORT).parent.mkdir()
             (draft.path / REPORT).write_bytes(report.to_json())
-            manifest = msgspec.structs.replace(manifest, verification=_summary(report))
+            manifest = msgspec.structs.replace(manifest, verification=summary(report))
         bundle = draft.finish(manifest)
     if report is not None and not report.passed:
         raise VerificationError(_verdict(bundle, report), report)
@@ -139,7 +141,7 @@ def verify_bundle(
         cases, origin = golden.compute_golden(reference, load_photos(photos), shapes, progress), FRESH
         files[golden.NAME] = golden.write_golden(cases, manifest.vae.identity)
     report = judge(manifest, bundle.path, cases, origin, progress)
-    bundle.update(verification=_summary(report), files=files | {REPORT: report.to_json()})
+    bundle.update(verification=summary(report), files=files | {REPORT: report.to_json()})
     return report
 
 
@@ -147,7 +149,7 @@ def _plan_builds(profiles: Sequence[str], folder: str | Path | None) -> tuple[Jo
     """To fail before the long work, not after it."""
     if not profiles:
         return ()
-    from vaedeploy.engines import plan_builds
+    from vaedeploy.jobs import plan_builds
 
     return plan_builds(profiles, folder=folder)
 
@@ -192,10 +194,6 @@ def _manifest(
         graphs={},
         contents=contents,
     )
-
-
-def _summary(report: Report) -> Verification:
-    return Verification(report.passed, report.reference, report.backend, report.worst, len(report.cases))
 
 
 def _verdict(bundle: Bundle, report: Report) -> str:

@@ -15,7 +15,7 @@ from vaedeploy.atomic import write_file
 from vaedeploy.errors import ProfileError
 from vaedeploy.gpu import Gpu, find_gpu
 from vaedeploy.latent import SizeRule
-from vaedeploy.manifest import Backend, Precision, path_fault
+from vaedeploy.manifest import Backend, Precision
 from vaedeploy.shapes import ShapeSet
 
 FOLDER_VARIABLE = "VAEDEPLOY_PROFILES"
@@ -30,7 +30,9 @@ CAPABILITIES: dict[Backend, tuple[str, ...]] = {
 NO_BFLOAT16 = ("7.5",)
 """Compute capabilities without bfloat16 arithmetic."""
 
-NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
+# Devices of Windows are no names of folders there.
+NAME = re.compile(r"(?!(con|prn|aux|nul|com\d|lpt\d)(\.|\Z))[a-z0-9][a-z0-9._-]*(?<![.])")
+NAME_RULE = "must have a-z, 0-9, '.', '_' and '-' alone, and be a name for a folder on any system"
 
 HardwareCompatibility = Literal["none", "same-compute-capability"]
 
@@ -70,8 +72,8 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
     name: str
     gpu: str
-    compute_capability: Annotated[str, msgspec.Meta(pattern=r"^[1-9][0-9]*\.[0-9]$")]
-    memory_gib: Annotated[float, msgspec.Meta(gt=0)]
+    compute_capability: Annotated[str, msgspec.Meta(pattern=r"^[1-9][0-9]*\.[0-9]\Z")]
+    memory_gib: Annotated[float, msgspec.Meta(gt=0, le=65536)]
     backend: Backend
     precision: Precision
     shapes: Annotated[dict[str, ShapeSet], msgspec.Meta(min_length=1)]
@@ -152,8 +154,8 @@ def read_profile(path: Path) -> Profile:
     """Read one file. Raises ProfileError, naming the field, where it contradicts itself or is not one."""
     try:
         table = msgspec.toml.decode(path.read_bytes(), type=dict)
-        if fault := path_fault(path.stem):
-            raise ValueError(f"its file's name {fault}, and names a folder in bundles")
+        if not NAME.fullmatch(path.stem):
+            raise ValueError(f"its file's name names a folder in bundles, and {NAME_RULE}")
         if "name" in table:
             raise ValueError("it has a field name; a profile is named by its file")
         return msgspec.convert({**table, "name": path.stem}, Profile)
@@ -169,7 +171,7 @@ def init_profile(name: str, folder: str | Path | None = None) -> Path:
     Raises ProfileError for a name that is no file's name or is taken, and for a GPU that no backend builds for.
     """
     if not NAME.fullmatch(name):
-        raise ProfileError(f"{name!r} is no name for a profile: it must have a-z, 0-9, '.', '_' and '-' alone")
+        raise ProfileError(f"{name!r} is no name for a profile: it {NAME_RULE}")
     if folder is not None:
         Path(folder).mkdir(parents=True, exist_ok=True)
     files = _files(folder)
@@ -210,4 +212,4 @@ def _files(folder: str | Path | None) -> dict[str, Path]:
 
 
 def _in(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*.toml"))
+    return sorted(path for path in folder.glob("*.toml") if not path.name.startswith("."))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import msgspec
@@ -30,14 +31,26 @@ class ShapeSet(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         for name in ("batch", "height", "width"):
             given = getattr(self, name)
             least, best, most = numbers = (given,) * 3 if isinstance(given, int) else given
-            if not 1 <= least <= best <= most:
-                raise ValueError(f"{name} is {list(numbers)}; it must be [min, opt, max] with 1 <= min <= opt <= max")
+            if not 1 <= least <= best <= most < 2**31:
+                raise ValueError(
+                    f"{name} is {list(numbers)}; it must be [min, opt, max] with 1 <= min <= opt <= max < 2**31"
+                )
             msgspec.structs.force_setattr(self, name, numbers)
 
     def at(self, corner: Corner) -> tuple[int, int, int]:
         """(batch, height, width) at one end of the ranges, or at what they are tuned for."""
         index = CORNERS.index(corner)
         return tuple(value[index] for value in (self.batch, self.height, self.width))  # type: ignore[index,return-value]
+
+    def holds(self, batch: int, height: int, width: int) -> bool:
+        """Whether that many items of that many pixels are within the ranges."""
+        ranges = zip((batch, height, width), self.at("min"), self.at("max"), strict=True)
+        return all(least <= given <= most for given, least, most in ranges)
+
+    @property
+    def extent(self) -> int:
+        """How many sizes are within the ranges, those off the factor too: 1 where there is one only."""
+        return math.prod(most - least + 1 for least, most in zip(self.at("min"), self.at("max"), strict=True))
 
     @property
     def static(self) -> bool:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
 
-from vaedeploy.atomic import replace_directory
-from vaedeploy.bundle import Bundle, BundleEdit, edit_bundle
-from vaedeploy.engines import build_planned, jobs_of
+from vaedeploy.atomic import link_or_copy, replace_directory
+from vaedeploy.bundle import PREVIOUS, Bundle, BundleEdit, check_bundle, edit_bundle, told_of
+from vaedeploy.engines import build_planned
 from vaedeploy.errors import InputError, VerificationError
 from vaedeploy.graph import load_graph
+from vaedeploy.jobs import jobs_of
 from vaedeploy.manifest import NAME, PARTS, Part
 from vaedeploy.photos import Shape, crop_batch, load_photos
 from vaedeploy.pipeline import export_vae
@@ -27,9 +26,6 @@ if TYPE_CHECKING:
     from vaedeploy.source import Reference
 
 __all__ = ["Drift", "restore_vae", "swap_vae"]
-
-PREVIOUS = "previous"
-"""Where a bundle keeps the one that it was before."""
 
 SIDE = 24
 """Height and width, in units of the factor, of the photographs that a swap is looked at on."""
@@ -64,10 +60,12 @@ def swap_vae(
     is put in place; the bundle that was there is kept in it, under ``previous``, for ``restore_vae``. Of several
     swaps the first VAE is kept.
 
-    Raises InputError for a VAE of another architecture or latent contract, VerificationError, BuildError and whatever
-    else an export raises; the bundle is as it was then.
+    Raises InputError for a VAE of another architecture or latent contract, BundleError for a bundle that is damaged or
+    has files of somebody else's in it, VerificationError, BuildError and whatever else an export raises; the bundle is
+    as it was then.
     """
     old = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    old.check()  # what is kept is to be whole, and what is not the bundle's would be lost
     jobs = jobs_of(old)  # to fail before the long work
     reference = load_reference(vae, weights, progress=progress) if isinstance(vae, str | Path) else vae
     _check_contract(old, reference)
@@ -103,7 +101,7 @@ def restore_vae(bundle: Bundle | str | Path) -> Bundle:
     bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     if f"{PREVIOUS}/{NAME}" not in bundle.manifest.files:
         raise InputError(f"bundle {bundle.path} holds the VAE that it was made with: there is nothing to restore")
-    kept = Bundle.open(bundle.path / PREVIOUS)
+    kept = check_bundle(bundle.path / PREVIOUS)
     with edit_bundle(bundle) as edit:
         return _put_in_place(edit, _copy(kept, edit.draft / "bundle"))
 
@@ -176,13 +174,11 @@ def _copy(bundle: Bundle, folder: Path) -> Path:
     for name in (NAME, *bundle.manifest.files):
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            os.link(bundle.path / name, target)
-        except OSError:
-            shutil.copy2(bundle.path / name, target)
+        link_or_copy(bundle.path / name, target)
     return folder
 
 
 def _put_in_place(edit: BundleEdit, made: Path) -> Bundle:
-    replace_directory(made, edit.bundle.path.resolve())
+    with told_of(edit.bundle.path):
+        replace_directory(made, edit.bundle.path.resolve())
     return Bundle.open(edit.bundle.path, verify_hashes=False)

@@ -59,6 +59,8 @@ def show(line: str) -> None:
     """A line of the result, on stdout. Raises OutputError where that cannot be written to, such as a file on a full
     disk; a reader that has gone is click's to deal with.
     """
+    if sys.stdout is None:  # it was closed before Python began
+        raise OutputError("cannot write the result to stdout: it is closed")
     try:
         click.echo(line)
     except BrokenPipeError:
@@ -90,7 +92,7 @@ def show_table(headers: Sequence[str], rows: Sequence[Sequence[str]], numbers: S
         table.add_column(header, justify="right" if header in numbers else "left")
     for row in rows:
         table.add_row(*map(Text, row))
-    terminal = sys.stdout.isatty()
+    terminal = sys.stdout is not None and sys.stdout.isatty()
     # A pipe has no width, so nothing is wrapped there: rows are what other programs read.
     width = shutil.get_terminal_size().columns if terminal else 10_000
     text_of_table = io.StringIO()

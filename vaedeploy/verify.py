@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from vaedeploy.manifest import Precision
+from vaedeploy.manifest import Precision, Verification
 from vaedeploy.progress import Progress, silent
 
 Outputs = Mapping[str, NDArray[Any]]
@@ -164,6 +164,11 @@ def verify_cases(
         cases.append(_judge_image("round trip", golden, decode(encoded[golden.name]), form, limits))
         progress(WHAT, done := done + 1, total)
     return tuple(cases)
+
+
+def summary(report: Report) -> Verification:
+    """What a manifest keeps of a report."""
+    return Verification(report.passed, report.reference, report.backend, report.worst, len(report.cases))
 
 
 def to_levels(image: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:

@@ -66,23 +66,35 @@ def export(no_rewrite: bool, no_verify: bool, folder: Path | None, **options: An
 @cli.command()
 @click.argument("bundle", type=PATH)
 @click.option("--weights", metavar="SRC", help="Where the weights are now, if not where the bundle says.")
+@click.option("--backend", metavar="NAME", help="What this machine's GPU computes, instead of the graphs on the CPU.")
+@click.option("--profile", metavar="NAME", help="The engines of that profile alone.")
 @photos_option
 @json_option
-def verify(bundle: Path, weights: str | None, photos: Path | None, as_json: bool) -> None:
+def verify(bundle: Path, weights: str | None, backend: str | None, as_json: bool, **options: Any) -> None:
     """Compare a bundle with PyTorch, and mark it verified or not.
 
-    Prints each case with its metrics, and the verdict. The exit code is 3 if a limit is exceeded.
+    With --backend, its engines or what ONNX Runtime computes on this machine's GPU, at the smallest, the best and the
+    largest of the sizes that they take. Prints each case with its metrics, and the verdict. The exit code is 3 if a
+    limit is exceeded.
 
     \b
     Example:
       vaedeploy verify mse840k
       vaedeploy verify mse840k --json > report.json
+      vaedeploy verify mse840k --backend tensorrt-rtx --profile rtx4090
     """
     from vaedeploy.overview import CASE_COLUMNS, case_rows, verdict_lines
     from vaedeploy.pipeline import verify_bundle
 
+    if backend is None and options["profile"] is not None:
+        raise click.UsageError("--profile is for engines: give --backend too.")
     with terminal.progress_display() as progress:
-        report = verify_bundle(bundle, weights=weights, photos=photos, progress=progress)
+        if backend is None:
+            report = verify_bundle(bundle, weights=weights, photos=options["photos"], progress=progress)
+        else:
+            from vaedeploy.gate import verify_backend
+
+            report = verify_backend(bundle, backend, weights=weights, progress=progress, **options)
     if as_json:
         terminal.show(report.to_json().decode())
     else:

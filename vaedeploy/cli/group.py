@@ -27,6 +27,7 @@ ORDER = (
     "optimize",
     "inspect",
     "swap",
+    "bench",
     "presets",
     "profiles",
     "doctor",

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from numpy.typing import NDArray
-
 from vaedeploy.errors import BackendError
+from vaedeploy.runtime.lane import Array, OnDevice, shape_of
 
 NAME = "onnxruntime-cpu"
 PROVIDER = "CPUExecutionProvider"
@@ -36,15 +36,25 @@ class Session:
         self.inputs = [value.name for value in self._session.get_inputs()]
         self.outputs = [value.name for value in self._session.get_outputs()]
 
-    def run(self, outputs: Sequence[str], inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
-        """The named outputs, each in memory of its own. Raises BackendError with what ONNX Runtime said."""
+    def run(
+        self,
+        outputs: Sequence[str],
+        inputs: Mapping[str, Array],
+        results: Mapping[str, OnDevice] | None = None,
+        after: Sequence[Any] = (),
+    ) -> list[Any]:
+        """The named outputs, arrays, each in memory of its own. Raises BackendError with what ONNX Runtime said."""
+        with self._telling(inputs):
+            return self._session.run(outputs, inputs)  # type: ignore[no-any-return]
+
+    @contextmanager
+    def _telling(self, inputs: Mapping[str, Array]) -> Iterator[None]:
         try:
-            results: list[NDArray[Any]] = self._session.run(outputs, inputs)
+            yield
         except Exception as error:
-            shapes = ", ".join(f"{name} {array.shape}" for name, array in inputs.items())
+            shapes = ", ".join(f"{name} {shape_of(array)}" for name, array in inputs.items())
             advice = ". There is not enough memory: give a smaller batch or size" if _is_memory(error) else ""
             raise BackendError(f"ONNX Runtime failed in {self.graph} on {shapes}: {error}{advice}") from error
-        return results
 
 
 def load_library() -> Any:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import logging
-import operator
-import threading
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -16,12 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vaedeploy.bundle import Bundle, Manifest, Part
-from vaedeploy.errors import BackendError, BundleError, ImageError, InputError, LatentError, SizeError
+from vaedeploy.errors import ImageError, InputError, LatentError
 from vaedeploy.latent import LatentSpec, SizeRule
+from vaedeploy.runtime import on_device
 from vaedeploy.runtime.arrays import as_numpy, check_image, check_latent, check_out, check_seed, pad_image, to_float
-from vaedeploy.runtime.backends import Candidate, Runner, find_candidates
-
-logger = logging.getLogger("vaedeploy")
+from vaedeploy.runtime.backends import find_candidates
+from vaedeploy.runtime.cuda import is_on_device
+from vaedeploy.runtime.halves import Halves
 
 
 class UnverifiedBundleWarning(UserWarning):
@@ -43,15 +41,18 @@ class VAE:
     """A bundle, ready to encode and decode. Use it from as many threads as you like, and as a context manager.
 
     path: the bundle's folder.
-    backend: who computes: "onnxruntime-cuda" or "onnxruntime-cpu"; None takes the first of them that answers here, and
-        the next, with a warning in the log, where that one cannot load a graph.
+    backend: who computes: "tensorrt", "tensorrt-rtx", "onnxruntime-cuda" or "onnxruntime-cpu", and nobody else. None
+        takes the first of them that answers here, and the next, with a warning in the log, where that one cannot load a
+        half or takes no such size.
     device: the CUDA device, by its number.
     threads: how many threads of the CPU one call uses; None is all cores that this process may use.
     on_nan: what to do about a result with NaN or infinity in it. "rerun" runs the items that have it again in float32,
         once, where they were computed in half precision, and logs a warning; what is not finite then is returned, with
         another warning. "warn" only logs and returns it, "raise" raises BackendError.
     verify_hashes: prove each file's sha256 first; without, only that each is there and has its size.
-    provider_options: for ONNX Runtime's CUDA provider, such as {"cudnn_conv_algo_search": "HEURISTIC"}.
+    provider_options: for ONNX Runtime's CUDA provider, such as {"use_tf32": "1"}, which is faster in float32 and rounds
+        to 10 bits.
+    profile: use the engines of that profile alone; None uses all that fit the GPU, for each size the tightest range.
 
     A graph is loaded when it is first needed. Warns (UnverifiedBundleWarning) where the bundle is not verified.
     Raises BundleError for a bundle that is missing or damaged, BackendError for a backend that is not installed, and
@@ -68,6 +69,7 @@ class VAE:
         on_nan: Literal["rerun", "warn", "raise"] = "rerun",
         verify_hashes: bool = True,
         provider_options: Mapping[str, str] | None = None,
+        profile: str | None = None,
     ) -> None:
         if on_nan not in ("rerun", "warn", "raise"):
             raise InputError(f"on_nan is {on_nan!r}; it must be 'rerun', 'warn' or 'raise'")
@@ -76,12 +78,9 @@ class VAE:
         if threads is not None and (not isinstance(threads, int) or threads < 1):
             raise InputError(f"threads is {threads!r}; it must be 1 or more, or None for all cores")
         self._bundle = Bundle.open(path, verify_hashes)
-        self._candidates = find_candidates(self._bundle, backend, device, threads, provider_options)
-        self._may_fall_back = backend is None
-        self._on_nan = on_nan
-        self._runners: dict[tuple[Candidate, Part], Runner] = {}
-        self._lock = threading.Lock()
-        self._closed = False
+        candidates = find_candidates(self._bundle, backend, device, threads, provider_options, profile, verify_hashes)
+        self._halves = Halves(self._bundle, candidates, backend is None, on_nan)
+        self._device = device
         if not self._bundle.verified:
             state = "was never verified" if self.manifest.verification is None else "failed its verification"
             warnings.warn(
@@ -107,8 +106,8 @@ class VAE:
 
     @property
     def backend(self) -> str:
-        """Who computes."""
-        return self._candidates[0].backend
+        """Who computes, or computes first."""
+        return self._halves.backend
 
     @property
     def limits(self) -> Limits:
@@ -116,8 +115,8 @@ class VAE:
         return Limits(self.latent.channels, self.latent.factor, self.latent.sizes)
 
     def encode(
-        self, image: Any, *, sample: bool = False, seed: int | None = None, pad: bool = False
-    ) -> NDArray[np.float32]:
+        self, image: Any, *, sample: bool = False, seed: int | None = None, pad: bool = False, stream: Any = None
+    ) -> Any:
         """Image -> latent (B, C, h, w) float32, diffusion space: the distribution's mean, unless ``sample``.
 
         image: (H, W, 3) or (B, H, W, 3) uint8, or (B, 3, H, W) float in [-1, 1]; RGB; a numpy array or anything that
@@ -128,10 +127,22 @@ class VAE:
         seed: 0 or more; None draws a fresh one.
         pad: let any height and width be, and grow the image at its bottom and right to the next valid size by
             reflection. ``decode(latent, size=(H, W))`` with the image's own size cuts that off again.
+        stream: for an array in the GPU's memory: a CUDA stream (with ``__cuda_stream__``) whose work is waited for.
+            DLPack tells of the one that made it, where its library keeps to the protocol.
+
+        An image in the GPU's memory gives a latent there, which owns its memory and speaks DLPack. It must be what the
+        graph takes: (B, 3, H, W) float32 in [-1, 1], or (B, H, W, 3) uint8 of a bundle made for uint8; contiguous,
+        without sample and pad. Its values are not looked at. When the call returns, the latent is there.
 
         Raises ImageError, SizeError (a size that is not a multiple of the factor, without ``pad``), InputError and
         BackendError.
         """
+        if is_on_device(image):
+            if sample or seed is not None or pad:
+                raise ImageError(
+                    "an image in the GPU's memory is encoded without sample, seed and pad; copy it to the host"
+                )
+            return on_device.encode(self._halves, self.manifest, self._device, image, stream)
         if seed is not None:
             seed = check_seed(seed, sample)
         if sample and not self.latent.sampled:
@@ -165,22 +176,30 @@ class VAE:
         *,
         output: Literal["uint8", "float"] = "uint8",
         size: tuple[int, int] | None = None,
-        out: NDArray[Any] | None = None,
-    ) -> NDArray[Any]:
+        out: Any = None,
+        stream: Any = None,
+    ) -> Any:
         """Latent -> image: (B, H, W, 3) uint8, or (B, 3, H, W) float32 around [-1, 1], not clamped.
 
         latent: (B, C, h, w) float, diffusion space; a numpy array or anything that speaks DLPack.
         output: "uint8" or "float".
         size: (H, W) to cut the image to, where ``encode(pad=True)`` had grown it.
         out: an array of the result's shape and type to fill and return, instead of a new one.
+        stream: for an array in the GPU's memory: a CUDA stream (with ``__cuda_stream__``) whose work is waited for.
+            DLPack tells of the one that made it, where its library keeps to the protocol.
+
+        A latent in the GPU's memory, float32 and contiguous, gives an image there, which owns its memory and speaks
+        DLPack (or ``out``, which must be there too). When the call returns, the image is there.
 
         Raises LatentError, SizeError (a ``size`` that this latent cannot come from), InputError and BackendError.
         """
         if output not in ("uint8", "float"):
             raise InputError(f"output is {output!r}; it must be 'uint8' or 'float'")
+        if is_on_device(latent):
+            return on_device.decode(self._halves, self.manifest, self._device, latent, output, size, out, stream)
         values = check_latent(as_numpy(latent, "latent", LatentError), self.latent)
         batch, full = values.shape[0], (values.shape[2] * self.latent.factor, values.shape[3] * self.latent.factor)
-        height, width = full if size is None else self._check_size(size, full)
+        height, width = full if size is None else self.latent.sizes.check_cut(size, full)
         bytes_wanted = output == "uint8"
         if out is not None:
             shape = (batch, height, width, 3) if bytes_wanted else (batch, 3, height, width)
@@ -196,9 +215,7 @@ class VAE:
 
     def close(self) -> None:
         """Let go of the graphs. Calls that are under way end well; later ones raise InputError."""
-        with self._lock:
-            self._closed = True
-            self._runners = {}
+        self._halves.close()
 
     def __enter__(self) -> VAE:
         return self
@@ -209,86 +226,4 @@ class VAE:
         self.close()
 
     def _run(self, part: Part, outputs: list[str], inputs: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
-        """Run a half, and again in float32 those items that half precision could not hold."""
-        candidate, runner = self._preferred(part)
-        results = runner.run(outputs, inputs)
-        finite = _finite_items(results)
-        if finite.all():
-            return results
-        what = f"{'decode' if part == 'decoder' else 'encode'} gave NaN or infinity"
-        items = np.flatnonzero(~finite)
-        where = f"in item {', '.join(map(str, items))} of a batch of {len(finite)} (bundle {self.path})"
-        exact = next((other for other in self._candidates if other.precision == "fp32"), None)
-        if self._on_nan == "rerun" and candidate.precision != "fp32" and exact is not None:
-            again = self._runner(exact, part).run(outputs, {name: value[items] for name, value in inputs.items()})
-            for result, better in zip(results, again, strict=True):
-                result[items] = better
-            logger.warning("%s in %s %s; run again in fp32", what, candidate.precision, where)
-            finite = _finite_items(results)
-            if finite.all():
-                return results
-        message = f"{what} {where}"
-        if self.manifest.precision != "fp32" and self._on_nan != "rerun":
-            message += f". It is a bundle of {self.manifest.precision}: on_nan='rerun' runs such items again in fp32"
-        if self._on_nan == "raise":
-            raise BackendError(message)
-        logger.warning(message)
-        return results
-
-    def _preferred(self, part: Part) -> tuple[Candidate, Runner]:
-        """The first candidate that can open ``part``. Where the caller left the choice, one that cannot is dropped."""
-        while True:
-            candidate = self._candidates[0]
-            try:
-                return candidate, self._runner(candidate, part)
-            except BackendError as error:
-                others = [other for other in self._candidates if other.backend != candidate.backend]
-                if not self._may_fall_back or not others:
-                    raise
-                logger.warning("%s cannot be used, so %s answers: %s", candidate.backend, others[0].backend, error)
-                self._candidates = others
-
-    def _runner(self, candidate: Candidate, part: Part) -> Runner:
-        with self._lock:
-            if self._closed:
-                raise InputError(f"this VAE is closed; open it again: VAE({str(self.path)!r})")
-            key = candidate, part
-            if key not in self._runners:
-                runner = candidate.open(part)
-                self._check_contract(part, runner)
-                self._runners[key] = runner
-            return self._runners[key]
-
-    def _check_contract(self, part: Part, runner: Runner) -> None:
-        if part == "decoder":
-            inputs, outputs = ["latent"], ["image", "image_u8", "finite"]
-        else:
-            inputs = ["image_u8" if self.manifest.image_input == "uint8" else "image"]
-            outputs = ["latent_mean", "latent_std"] if self.latent.sampled else ["latent"]
-        if runner.inputs != inputs or not set(outputs) <= set(runner.outputs):
-            raise BundleError(
-                f"{runner.graph} takes {runner.inputs} and gives {runner.outputs}; the {part} of this bundle must "
-                f"take {inputs} and give {outputs}. Export it again: {self.manifest.export_command(self.path)}"
-            )
-
-    def _check_size(self, size: tuple[int, int], full: tuple[int, int]) -> tuple[int, int]:
-        try:
-            height, width = map(operator.index, size)
-        except (TypeError, ValueError) as error:
-            raise SizeError(f"size is {size!r}; it must be two whole numbers, (height, width)") from error
-        if self.latent.sizes.padded(height, width) != full or height < 1 or width < 1:
-            low = tuple(side - self.latent.factor + 1 for side in full)
-            raise SizeError(
-                f"size is {height}x{width} (height x width), but this latent decodes to {full[0]}x{full[1]}, which "
-                f"comes from heights {low[0]} to {full[0]} and widths {low[1]} to {full[1]}"
-            )
-        return height, width
-
-
-def _finite_items(results: Sequence[NDArray[Any]]) -> NDArray[np.bool_]:
-    """(B,) bool: which items have no NaN or infinity. The decoder's graph tells, since bytes do not show it."""
-    if results[-1].dtype == np.bool_:
-        return results[-1]
-    latent = results[0]
-    finite: NDArray[np.bool_] = np.isfinite(latent).all(axis=tuple(range(1, latent.ndim)))
-    return finite
+        return self._halves.run(part, outputs, inputs)  # type: ignore[return-value]  # host in, host out

@@ -1,0 +1,235 @@
+"""How long a bundle's halves take on each backend of this machine, and how near that is to what the machine can do."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from vaedeploy.bundle import Bundle
+from vaedeploy.errors import BackendError, InputError, SizeError
+from vaedeploy.graph import Inputs, load_graph
+from vaedeploy.manifest import PARTS, Part, Precision
+from vaedeploy.photos import Shape, crop_batch, load_photos
+from vaedeploy.progress import Progress, silent
+from vaedeploy.rewrite.operations import count_operations, weight_bytes
+from vaedeploy.runtime import VAE
+from vaedeploy.runtime.backends import BACKENDS, ENGINES, precision_of, problem_of
+
+__all__ = ["Bench", "Ceilings", "Timing", "bench_bundle"]
+
+WARM = 2
+"""Calls before any is timed: kernels are compiled and CUDA graphs recorded in them."""
+
+SHORTEST = 0.05
+"""Seconds that one turn of a backend lasts at least, of as many calls as that takes."""
+
+
+class Ceilings(msgspec.Struct, frozen=True):
+    """What this machine was measured to do: operations a second in a large matrix product, by precision, and bytes a
+    second in a large copy, read and written. device: "CPU", or the GPU's name.
+    """
+
+    device: str
+    product: Mapping[Precision, float]
+    copy: float
+
+
+class Timing(msgspec.Struct, frozen=True):
+    """A half on a backend at one size: whole calls, with arrays of the host's.
+
+    ms: the median of all turns, least and most beside it. floor_ms: what its operations take at the rate of a matrix
+    product in that precision, or its weights, input and output at that of a copy, whichever is longer; None where the
+    ceilings were not measured. problem: why there are no figures.
+    """
+
+    backend: str
+    precision: Precision
+    part: Part
+    batch: int
+    height: int
+    width: int
+    ms: float | None = None
+    least_ms: float | None = None
+    most_ms: float | None = None
+    floor_ms: float | None = None
+    problem: str | None = None
+
+    @property
+    def share(self) -> float | None:
+        """Of the floor in the time: 1 would be as fast as can be."""
+        return None if self.ms is None or self.floor_ms is None else self.floor_ms / self.ms
+
+
+class Bench(msgspec.Struct, frozen=True):
+    """All timings, and the ceilings of the devices that were used."""
+
+    ceilings: tuple[Ceilings, ...]
+    timings: tuple[Timing, ...]
+
+
+def bench_bundle(
+    bundle: Bundle | str | Path,
+    *,
+    backends: Sequence[str] = (),
+    sizes: Sequence[tuple[int, int]] = ((512, 512),),
+    batches: Sequence[int] = (1,),
+    rounds: int = 7,
+    device: int = 0,
+    progress: Progress = silent,
+) -> Bench:
+    """Time encode and decode of photographs on every backend, in turns, so that what disturbs one disturbs all.
+
+    backends: those to time; none: all that answer here. sizes: (height, width) in pixels. rounds: turns of each.
+
+    Raises InputError for a backend that there is not and for sizes off the factor, BackendError where none answers.
+    """
+    bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    for height, width in sizes:
+        bundle.manifest.latent.sizes.check(height, width)
+    if rounds < 1 or any(batch < 1 for batch in batches):
+        raise InputError(f"rounds is {rounds} and batches are {list(batches)}; both must be 1 or more")
+    chosen = _answering(bundle, backends, device)
+    ceilings = {name: _ceilings_of(name, device) for name in chosen}
+    photos, timings = load_photos(), []
+    total, done = len(sizes) * len(batches) * len(PARTS), 0
+    with ExitStack() as stack:
+        vaes = {name: stack.enter_context(VAE(bundle.path, name, device=device)) for name in chosen}
+        for height, width in sizes:
+            for batch in batches:
+                photo = crop_batch(photos, Shape("", batch, height, width, False))
+                latent = _any(vaes).encode(photo)
+                for part in PARTS:
+                    progress("Timing", done, total)
+                    calls = {n: _call(vae, part, photo if part == "encoder" else latent) for n, vae in vaes.items()}
+                    floors = {n: _floor(bundle, part, (batch, height, width), ceilings[n], n) for n in vaes}
+                    for name, (seconds, problem) in _take_turns(calls, rounds).items():
+                        row = Timing(name, _precision(bundle, name), part, batch, height, width, problem=problem)
+                        timings.append(_filled(row, seconds, floors[name]) if seconds else row)
+                    done += 1
+    progress("Timing", total, total)
+    return Bench(tuple({c.device: c for c in ceilings.values() if c}.values()), tuple(timings))
+
+
+def _answering(bundle: Bundle, backends: Sequence[str], device: int) -> list[str]:
+    built = {info.identity.backend for info in bundle.manifest.engines.values()}
+    possible = [name for name in BACKENDS if name not in ENGINES or name in built]
+    chosen = list(backends) or [name for name in possible if problem_of(name, device) is None]
+    if not chosen:
+        raise BackendError(". ".join(str(problem_of(name, device)) for name in possible))
+    return chosen
+
+
+def _any(vaes: Mapping[str, VAE]) -> VAE:
+    """The last is the one that takes every size, where it is there."""
+    return list(vaes.values())[-1]
+
+
+def _call(vae: VAE, part: Part, value: Any) -> Callable[[], Any]:
+    return lambda: vae.encode(value) if part == "encoder" else vae.decode(value)
+
+
+def _take_turns(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, tuple[list[float], str | None]]:
+    """Seconds of a call in each round, or why there are none. The order is reversed every other round."""
+    repeats: dict[str, int] = {}
+    problems: dict[str, str] = {}
+    for name, call in calls.items():
+        try:
+            for _ in range(WARM):
+                call()
+            repeats[name] = max(1, round(SHORTEST / _seconds(call, 1)))
+        except (BackendError, SizeError) as error:
+            problems[name] = str(error)
+    times: dict[str, list[float]] = {name: [] for name in repeats}
+    for turn in range(rounds):
+        for name in list(repeats)[:: -1 if turn % 2 else 1]:
+            times[name].append(_seconds(calls[name], repeats[name]))
+    return {name: (times.get(name, []), problems.get(name)) for name in calls}
+
+
+def _seconds(call: Callable[[], Any], repeats: int) -> float:
+    """Of one call, the mean of some that follow each other. A call of ``VAE`` returns when its result is there."""
+    started = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    return (time.perf_counter() - started) / repeats
+
+
+def _filled(row: Timing, seconds: Sequence[float], floor: float | None) -> Timing:
+    ms = [value * 1000 for value in seconds]
+    found = {"ms": statistics.median(ms), "least_ms": min(ms), "most_ms": max(ms)}
+    return msgspec.structs.replace(row, **found, floor_ms=None if floor is None else floor * 1000)
+
+
+def _precision(bundle: Bundle, backend: str) -> Precision:
+    engines = bundle.manifest.engines.values()
+    own = [info.identity.precision for info in engines if info.identity.backend == backend]
+    return own[0] if own else precision_of(bundle)
+
+
+def _floor(
+    bundle: Bundle, part: Part, size: tuple[int, int, int], ceilings: Ceilings | None, backend: str
+) -> float | None:
+    """Seconds. Operations are those of the portable graph: what a rewrite saves is its merit."""
+    precision = _precision(bundle, backend)
+    if ceilings is None or precision not in ceilings.product:
+        return None
+    graph = load_graph(bundle.graph(part), part)
+    operations = count_operations(graph.model, Inputs(graph, bundle.manifest.latent.factor).sizes(*size)).total
+    batch, height, width = size
+    latent = bundle.manifest.latent
+    ends = batch * height * width * (3 + 4 * latent.channels / latent.factor**2)
+    half = 4 if precision == "fp32" else 2
+    moved = weight_bytes(graph.model) * half / 4 + ends
+    return max(operations / ceilings.product[precision], moved / ceilings.copy)
+
+
+def _ceilings_of(backend: str, device: int) -> Ceilings | None:
+    return _of_cpu() if backend.endswith("-cpu") else _of_gpu(device)
+
+
+def _of_cpu() -> Ceilings:
+    side, count = 2048, 2**26
+    a = np.ones((side, side), np.float32)
+    source = np.ones(count, np.float32)
+    target = np.empty_like(source)
+    product = min(_seconds(lambda: a @ a, 1) for _ in range(5))
+    moved = min(_seconds(lambda: np.copyto(target, source), 1) for _ in range(5))
+    return Ceilings("CPU", {"fp32": 2 * side**3 / product}, 2 * source.nbytes / moved)
+
+
+def _of_gpu(device: int) -> Ceilings | None:
+    """By PyTorch, which has the libraries for it; None where it is not there."""
+    try:
+        import torch
+    except ImportError:
+        return None
+    if not torch.cuda.is_available():
+        return None
+    torch.backends.cuda.matmul.allow_tf32 = False
+    place = torch.device("cuda", device)
+    side, count = 8192, 2**28
+    kinds: dict[Precision, Any] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+    def finished(work: Callable[[], Any]) -> float:
+        def call() -> None:
+            work()
+            torch.cuda.synchronize(place)
+
+        call()
+        return min(_seconds(call, 3) for _ in range(5))
+
+    product = {}
+    for precision, dtype in kinds.items():
+        a = torch.randn(side, side, device=place).to(dtype)
+        product[precision] = 2 * side**3 / finished(lambda a=a: a @ a)  # type: ignore[misc]
+    source = torch.ones(count, device=place)
+    target = torch.empty_like(source)
+    moved = finished(lambda: target.copy_(source))
+    return Ceilings(torch.cuda.get_device_name(place), product, 2 * 4 * count / moved)

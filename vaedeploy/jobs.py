@@ -1,0 +1,90 @@
+"""What is to be built: profiles with the backend that builds each, once it is proved that it can begin here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from vaedeploy.build import backend_version
+from vaedeploy.bundle import Bundle
+from vaedeploy.errors import BackendError, ProfileError
+from vaedeploy.gpu import Gpu, find_gpu
+from vaedeploy.manifest import Backend
+from vaedeploy.profile import CAPABILITIES, Options, Profile, get_profile
+
+__all__ = ["Job", "jobs_of", "plan_builds"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One profile and what builds it, in which version. gpu: the GPU here, where the backend needs it for building."""
+
+    profile: Profile
+    backend: Backend
+    version: str
+    gpu: Gpu | None
+
+    @property
+    def gpu_name(self) -> str | None:
+        """The one model that its engines will run on, if they are bound to one."""
+        compatible = self.profile.options.hardware_compatibility == "same-compute-capability"
+        return self.gpu.name if self.gpu and not compatible else None
+
+
+def plan_builds(
+    profiles: Sequence[str], *, backend: Backend | None = None, folder: str | Path | None = None
+) -> tuple[Job, ...]:
+    """What ``build_engines`` would build, once it is proved that it can begin. Raises ProfileError and BackendError as
+    that does.
+    """
+    found = [get_profile(name, folder) for name in dict.fromkeys(profiles)]
+    pairs = [(profile, backend or profile.backend) for profile in found]
+    for profile, used in pairs:
+        try:
+            profile.check_backend(used)
+        except ValueError as error:
+            raise ProfileError(f"profile {profile.name}: {error}") from error
+    return _jobs(pairs)
+
+
+def jobs_of(bundle: Bundle) -> tuple[Job, ...]:
+    """What would build the engines of ``bundle`` again, as their identities say. Raises BackendError as
+    ``plan_builds`` does.
+    """
+    pairs = {}
+    for info in bundle.manifest.engines.values():
+        identity = info.identity
+        profile = Profile(
+            name=info.profile,
+            gpu=identity.gpu or info.profile,
+            compute_capability=identity.compute_capability,
+            memory_gib=math.inf,  # it fitted
+            backend=identity.backend,
+            precision=identity.precision,
+            shapes=identity.shapes,
+            options=msgspec.convert(identity.options, Options),
+            cuda_graphs=info.cuda_graphs,
+        )
+        pairs[info.profile, identity.backend] = profile, identity.backend
+    return _jobs(list(pairs.values()))
+
+
+def _jobs(pairs: Sequence[tuple[Profile, Backend]]) -> tuple[Job, ...]:
+    """Raises BackendError where a backend does not load, or wants another GPU than is here."""
+    versions = {used: backend_version(used) for used in dict.fromkeys(used for _, used in pairs)}
+    gpu = find_gpu() if "tensorrt" in versions else None
+    jobs = tuple(Job(p, used, versions[used], gpu if used == "tensorrt" else None) for p, used in pairs)
+    for job in jobs:
+        if job.backend == "tensorrt" and (gpu is None or gpu.compute_capability != job.profile.compute_capability):
+            here = f"this machine has {gpu.name} ({gpu.compute_capability})" if gpu else "this machine has no GPU"
+            other = job.profile.compute_capability in CAPABILITIES["tensorrt-rtx"]
+            raise BackendError(
+                f"tensorrt builds on the GPU that it builds for: profile {job.profile.name} wants compute capability "
+                f"{job.profile.compute_capability}, and {here}. Build there"
+                + (", or here with --backend tensorrt-rtx" if other else "")
+            )
+    return jobs

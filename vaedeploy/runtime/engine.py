@@ -1,0 +1,165 @@
+"""One half of a VAE on TensorRT engines: which engine answers a call, in how many pieces, and where results go."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from vaedeploy.bundle import Bundle
+from vaedeploy.errors import BackendError, SizeError
+from vaedeploy.identity import check_engine
+from vaedeploy.manifest import Backend, Part
+from vaedeploy.runtime.fit import Slot, cut
+from vaedeploy.runtime.lane import FORKED, Array, Device, Lane, OnDevice, Plan, Tensor, Work, shape_of
+from vaedeploy.runtime.pool import Pool
+
+CONTEXTS = 4
+"""Calls of one engine that run at once; more wait. Each has its own activation memory."""
+
+logger = logging.getLogger("vaedeploy")
+
+
+@dataclass(frozen=True)
+class Half:
+    """What a part of a bundle takes and gives, and the engines for it that fit this GPU: their files in the bundle."""
+
+    bundle: Bundle
+    part: Part
+    backend: Backend
+    engines: tuple[str, ...]
+
+    @property
+    def slots(self) -> list[Slot]:
+        """Every optimisation profile of every engine."""
+        infos = ((name, self.bundle.manifest.engines[name]) for name in self.engines)
+        return [
+            Slot(name, index, shape)
+            for name, info in infos
+            for index, shape in enumerate(info.identity.shapes.values())
+        ]
+
+    @property
+    def inputs(self) -> list[str]:
+        """The name of the one input."""
+        if self.part == "decoder":
+            return ["latent"]
+        return ["image_u8" if self.bundle.manifest.image_input == "uint8" else "image"]
+
+    def pixels(self, shape: tuple[int, ...]) -> tuple[int, int, int]:
+        """(batch, height, width) in pixels, for an input of that shape."""
+        if self.part == "decoder":
+            factor = self.bundle.manifest.latent.factor
+            return shape[0], shape[2] * factor, shape[3] * factor
+        height, width = shape[1:3] if self.inputs == ["image_u8"] else shape[2:4]
+        return shape[0], height, width
+
+    def outputs(self, batch: int, height: int, width: int) -> dict[str, Tensor]:
+        """Every output for that many items of that many pixels."""
+        single, byte, truth = np.dtype(np.float32), np.dtype(np.uint8), np.dtype(np.bool_)
+        if self.part == "decoder":
+            return {
+                "image": Tensor((batch, 3, height, width), single),
+                "image_u8": Tensor((batch, height, width, 3), byte),
+                "finite": Tensor((batch,), truth),
+            }
+        latent = self.bundle.manifest.latent
+        small = Tensor((batch, latent.channels, height // latent.factor, width // latent.factor), single)
+        return dict.fromkeys(["latent_mean", "latent_std"] if latent.sampled else ["latent"], small)
+
+
+class EngineSession:
+    """The engines of one half, ready to run. May be called from several threads at once, but not from a process that
+    was forked from the one that made it.
+
+    load: opens an engine by its file in the bundle, on ``device``. verify_hashes: prove the file's sha256 first.
+    Raises EngineError where a file is not what the manifest says, BackendError where it cannot be loaded.
+    """
+
+    def __init__(self, half: Half, device: Device, load: Callable[[str], Plan], verify_hashes: bool = True) -> None:
+        self.graph = half.bundle.path / half.engines[0]
+        self.inputs = half.inputs
+        self.outputs = list(half.outputs(1, 1, 1))
+        self._half = half
+        self._device = device
+        self._load = load
+        self._verify_hashes = verify_hashes
+        self._slots = half.slots
+        self._pools: dict[str, Pool[Lane]] = {}
+        self._lock = threading.Lock()
+        self._process = os.getpid()
+        device.activate()
+        for name in half.engines:
+            self._pool(name)  # to fail now, where another backend can still be taken
+
+    def run(
+        self,
+        outputs: Sequence[str],
+        inputs: Mapping[str, Array],
+        results: Mapping[str, OnDevice] | None = None,
+        after: Sequence[Any] = (),
+    ) -> list[Array]:
+        """The named outputs: arrays of the host's in memory of their own, or what ``results`` has for them.
+
+        inputs: the one input, of the host or in device memory. results: device memory for outputs that are to stay
+        there. after: streams (with ``__cuda_stream__``) whose work is waited for.
+
+        Raises SizeError, naming the ranges that there are and what adds one, where no engine takes the size.
+        """
+        if os.getpid() != self._process:
+            raise BackendError(FORKED)
+        self._device.activate()
+        ((name, given),) = inputs.items()
+        batch, height, width = self._half.pixels(shape_of(given))
+        every = self._half.outputs(batch, height, width)
+        made = {
+            output: (results or {}).get(output) or np.empty(every[output].shape, every[output].dtype)
+            for output in outputs
+        }
+        try:
+            pieces = cut(self._slots, batch, height, width)
+        except SizeError as error:
+            raise SizeError(f"{error}. {self._advice()}") from error
+        for piece in pieces:
+            items = slice(piece.start, piece.stop)
+            work = Work(
+                index=piece.slot.index,
+                name=name,
+                given=given[items],
+                outputs=self._half.outputs(piece.stop - piece.start, height, width),
+                results={output: array[items] for output, array in made.items()},
+            )
+            with self._pool(piece.slot.engine).borrow((work.index, shape_of(work.given))) as lane:
+                lane.run(work, after)
+        return [made[output] for output in outputs]
+
+    def _pool(self, name: str) -> Pool[Lane]:
+        with self._lock:
+            if name not in self._pools:
+                bundle, info = self._half.bundle, self._half.bundle.manifest.engines[name]
+                check_engine(bundle, name, verify_hash=self._verify_hashes)
+                plan = self._load(name)
+                self._pools[name] = Pool(lambda: Lane(self._device, plan), CONTEXTS)
+                if info.verification is None or not info.verification.passed:
+                    logger.warning(
+                        "%s was never compared with PyTorch on its GPU; its pictures may be wrong. Run: vaedeploy "
+                        "verify %s --backend %s --profile %s",
+                        bundle.path / name,
+                        bundle.path,
+                        info.identity.backend,
+                        info.profile,
+                    )
+            return self._pools[name]
+
+    def _advice(self) -> str:
+        path, profile = self._half.bundle.path, self._half.bundle.manifest.engines[self._half.engines[0]].profile
+        return (
+            f"To add a size, put it under shapes in a profile of your own (vaedeploy profiles --init my-{profile} "
+            f"--profiles DIR), and run: vaedeploy build {path} --profile my-{profile} --profiles DIR --backend "
+            f"{self._half.backend}"
+        )

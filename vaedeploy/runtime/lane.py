@@ -1,0 +1,252 @@
+"""One execution context of an engine, with its stream and memory: one call at a time goes through it.
+
+What it needs of CUDA and TensorRT is said here, as protocols; ``cuda`` and ``tensorrt`` have them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+FORKED = (
+    "this process was forked after the GPU was used, and CUDA does not survive that. Make the VAE in the new process, "
+    "or start it with multiprocessing's 'spawn'"
+)
+
+ALIGNMENT = 256
+"""Bytes that TensorRT wants addresses of tensors and of its scratch memory to be multiples of."""
+
+
+class Memory(Protocol):
+    """Memory that is let go with its last reference."""
+
+    address: int
+    size: int
+
+
+class HostMemory(Memory, Protocol):
+    """Page-locked memory of the host; ``array`` is all of it, uint8."""
+
+    array: NDArray[np.uint8]
+
+
+class Stream(Protocol):
+    """A queue of work on a device. Copies are put into it and return at once; sizes are bytes."""
+
+    handle: int
+
+    def wait_for(self, stream: Any) -> None:
+        """Let work that comes wait for what is in ``stream`` now, which has ``__cuda_stream__``."""
+        ...
+
+    def copy_in(self, source: HostMemory, target: int, size: int) -> None: ...
+    def copy_out(self, source: int, target: HostMemory, size: int) -> None: ...
+    def copy_within(self, source: int, target: int, size: int) -> None: ...
+    def synchronize(self) -> None: ...
+
+    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
+        """Record what ``work`` puts into this stream, without running it; returns what runs it."""
+        ...
+
+
+class Device(Protocol):
+    """A GPU, as far as a lane needs one."""
+
+    def activate(self) -> None:
+        """Make it the calling thread's."""
+        ...
+
+    def stream(self) -> Stream: ...
+    def device_memory(self, size: int) -> Memory: ...
+    def host_memory(self, size: int) -> HostMemory: ...
+
+
+class Context(Protocol):
+    """An execution context with memory of the user's."""
+
+    def set_shape(self, index: int, tensor: str, shape: tuple[int, ...], stream: Stream) -> int:
+        """Choose an optimisation profile and the input's shape; returns the bytes of scratch memory that it takes."""
+        ...
+
+    def set_scratch(self, memory: Memory) -> None: ...
+    def bind(self, tensor: str, address: int) -> None: ...
+    def enqueue(self, stream: Stream) -> None: ...
+
+
+class Plan(Protocol):
+    """A loaded engine."""
+
+    records: bool
+    """Whether a lane is to record CUDA graphs of it."""
+
+    def context(self) -> Context: ...
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """What an input or output is to be: (B, ...) of a dtype, contiguous."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class OnDevice:
+    """An array in the device's memory, contiguous. owner: what keeps it there."""
+
+    address: int
+    tensor: Tensor
+    owner: Any
+    device: Device
+
+    def __getitem__(self, items: slice) -> OnDevice:
+        """Some items of the batch, one after the other, in the same memory."""
+        start, stop, _ = items.indices(self.tensor.shape[0])
+        tensor = Tensor((stop - start, *self.tensor.shape[1:]), self.tensor.dtype)
+        item = self.tensor.size // self.tensor.shape[0]
+        return OnDevice(self.address + start * item, tensor, self.owner, self.device)
+
+    def wait(self, streams: Sequence[Any]) -> None:
+        """Until what is in ``streams`` now is done."""
+        stream = self.device.stream()
+        for other in streams:
+            stream.wait_for(other)
+        stream.synchronize()
+
+    def on_host(self) -> NDArray[Any]:
+        """A copy of it in the host's memory."""
+        staged, stream = self.device.host_memory(self.tensor.size), self.device.stream()
+        stream.copy_out(self.address, staged, self.tensor.size)
+        stream.synchronize()
+        return staged.array[: self.tensor.size].view(self.tensor.dtype).reshape(self.tensor.shape).copy()
+
+
+Array = NDArray[Any] | OnDevice
+"""Of the host's, or in device memory."""
+
+
+def shape_of(array: Array) -> tuple[int, ...]:
+    """Of either kind."""
+    return array.tensor.shape if isinstance(array, OnDevice) else array.shape
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a lane is to run: an optimisation profile on one input, host or device, and where each output goes.
+
+    results: for outputs that somebody wants, an array to fill or device memory. Of the others only their ``outputs``
+    are known; TensorRT writes them, and nobody reads them.
+    """
+
+    index: int
+    name: str
+    given: Array
+    outputs: Mapping[str, Tensor]
+    results: Mapping[str, Array]
+
+
+class Lane:
+    """See the module. ``key`` is the optimisation profile and the input's shape that the context is set up for: doing
+    the same again is quickest.
+
+    A CUDA graph is recorded when the same work comes a second time in a row, and dropped when other work comes: one
+    that was captured from a context is void once the context is changed. So there are no more graphs than lanes.
+    """
+
+    def __init__(self, device: Device, plan: Plan) -> None:
+        self.key: Hashable = None
+        self._device = device
+        self._context = plan.context()
+        self._records = plan.records
+        self._stream = device.stream()
+        self._launch: Callable[[], None] | None = None
+        self._bound: dict[str, int] = {}
+        self._staging: dict[str, HostMemory] = {}
+        self._memory: dict[str, Memory] = {}
+
+    def run(self, work: Work, after: Sequence[Any] = ()) -> None:
+        """Do ``work`` and return when it is done. after: streams whose work it waits for."""
+        for stream in after:
+            self._stream.wait_for(stream)
+        given = self._give(work)
+        addresses = {work.name: given} | {name: self._place(name, work) for name in work.outputs}
+        self._enqueue(work, addresses)
+        waiting: list[tuple[NDArray[Any], HostMemory]] = []
+        for name, result in work.results.items():
+            size = work.outputs[name].size
+            if isinstance(result, OnDevice):
+                if result.address != addresses[name]:
+                    self._stream.copy_within(addresses[name], result.address, size)
+            else:
+                staged = self._stage(name, size)
+                self._stream.copy_out(addresses[name], staged, size)
+                waiting.append((result, staged))
+        self._stream.synchronize()
+        for array, staged in waiting:
+            array[...] = staged.array[: array.nbytes].view(array.dtype).reshape(array.shape)
+
+    def _give(self, work: Work) -> int:
+        """The address of the input on the device."""
+        given = work.given
+        if isinstance(given, OnDevice):
+            if given.address % ALIGNMENT == 0:
+                return given.address
+            target = self._reserve(work.name, given.tensor.size).address
+            self._stream.copy_within(given.address, target, given.tensor.size)
+            return target
+        staged = self._stage(work.name, given.nbytes)
+        staged.array[: given.nbytes].view(given.dtype).reshape(given.shape)[...] = given
+        target = self._reserve(work.name, given.nbytes).address
+        self._stream.copy_in(staged, target, given.nbytes)
+        return target
+
+    def _place(self, name: str, work: Work) -> int:
+        """Where TensorRT writes an output: where it is wanted, if it may, else in memory of the lane's own."""
+        result = work.results.get(name)
+        if isinstance(result, OnDevice) and result.address % ALIGNMENT == 0:
+            return result.address
+        return self._reserve(name, work.outputs[name].size).address
+
+    def _enqueue(self, work: Work, addresses: Mapping[str, int]) -> None:
+        shape = shape_of(work.given)
+        key = work.index, shape
+        if key == self.key and addresses == self._bound:
+            if self._launch is None and self._records:
+                self._launch = self._stream.capture(lambda: self._context.enqueue(self._stream))
+            (self._launch or (lambda: self._context.enqueue(self._stream)))()
+            return
+        self._launch = None
+        if key != self.key:
+            self.key = None  # what fails from here on leaves the context in a state that has no name
+            scratch = self._context.set_shape(work.index, work.name, shape, self._stream)
+            self._context.set_scratch(self._reserve("", scratch))
+            self.key = key
+        for name, address in addresses.items():
+            self._context.bind(name, address)
+        self._bound = dict(addresses)
+        self._context.enqueue(self._stream)
+
+    def _reserve(self, name: str, size: int) -> Memory:
+        """Device memory of this lane's own for ``name`` ("" for scratch), at least ``size`` bytes."""
+        there = self._memory.get(name)
+        if there is None or there.size < size:
+            self._memory.pop(name, None)  # first, so that both need not fit at once
+            there = None
+            there = self._memory[name] = self._device.device_memory(max(size, ALIGNMENT))
+        return there
+
+    def _stage(self, name: str, size: int) -> HostMemory:
+        there = self._staging.get(name)
+        if there is None or there.size < size:
+            there = self._staging[name] = self._device.host_memory(size)
+        return there
