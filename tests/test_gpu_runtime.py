@@ -28,10 +28,12 @@ from vaedeploy.engines import build_engines
 from vaedeploy.errors import BackendError, BundleError, EngineError, InputError, SizeError
 from vaedeploy.gate import verify_backend
 from vaedeploy.gpu import Gpu
-from vaedeploy.runtime import VAE
+from vaedeploy.runtime import VAE, cuda, on_device
+from vaedeploy.runtime.backends import Candidate
 from vaedeploy.runtime.engine import CONTEXTS, EngineSession, Half
 from vaedeploy.runtime.fit import Slot, cut, tightest
-from vaedeploy.runtime.lane import Lane, Work
+from vaedeploy.runtime.halves import Halves
+from vaedeploy.runtime.lane import Lane, OnDevice, Tensor, Work
 from vaedeploy.runtime.pool import Pool
 from vaedeploy.shapes import ShapeSet
 
@@ -556,3 +558,163 @@ def test_a_profile_without_a_backend_is_a_mistake(vaedeploy: Callable[..., Ended
     ended = vaedeploy("verify", bundle.path, "--profile", "mine")
     assert (ended.code, ended.out) == (2, "")
     assert "--profile is for engines: give --backend too." in ended.err
+
+
+# --------------------------------------------------------------------------------------- arrays in the device's memory
+
+
+@dataclass
+class Elsewhere:
+    """An array in the device's memory, as another library has it."""
+
+    array: OnDevice
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return cuda.CUDA, 0
+
+
+@pytest.fixture
+def device(gpu: HostDevice, monkeypatch: pytest.MonkeyPatch) -> HostDevice:
+    """The stand-in, and arrays on it. What the VAE gives is told as (array, size, axes)."""
+    monkeypatch.setattr(on_device, "CudaDevice", lambda number: gpu)
+    monkeypatch.setattr(on_device, "as_device_array", lambda value, *_: value.array)
+    monkeypatch.setattr(
+        on_device, "new_device_array", lambda gpu, tensor: gpu.put(np.zeros(tensor.shape, tensor.dtype))
+    )
+    monkeypatch.setattr(on_device, "to_caller", lambda array, size=None, axes=None: (array, size, axes))
+    return gpu
+
+
+def test_what_is_on_the_device_stays_there(device: HostDevice, bundle: Bundle, expected: VAE) -> None:
+    latent = noise(3, 2, 2, 2)
+    with VAE(bundle.path, "tensorrt-rtx") as vae:
+        before = device.host_bytes
+        image, size, _ = vae.decode(Elsewhere(device.put(latent)))
+        np.testing.assert_array_equal(image.on_host(), expected.decode(latent))
+        assert size is None
+        assert device.host_bytes - before <= 3 + image.tensor.size  # no more than what tells of NaN, and this look
+        raw, size, axes = vae.decode(Elsewhere(device.put(latent)), output="float", size=(7, 5))
+        np.testing.assert_array_equal(raw.on_host(), expected.decode(latent, output="float"))
+        assert (size, axes) == ((7, 5), (2, 3))
+        photo = photo_float(expected.decode(latent))
+        found, _, _ = vae.encode(Elsewhere(device.put(photo)))
+        np.testing.assert_array_equal(found.on_host(), expected.encode(photo))
+
+
+def test_a_place_of_the_callers_is_filled(device: HostDevice, bundle: Bundle, expected: VAE) -> None:
+    latent = noise(1, 2, 2, 2)
+    out = Elsewhere(device.put(np.zeros((1, 8, 8, 3), np.uint8), offset=64))
+    with VAE(bundle.path, "tensorrt-rtx") as vae:
+        assert vae.decode(Elsewhere(device.put(latent)), out=out) is out
+    np.testing.assert_array_equal(out.array.on_host(), expected.decode(latent))
+
+
+@pytest.mark.parametrize(
+    ("call", "reason"),
+    [
+        (
+            lambda vae, put: vae.decode(put(noise(1, 2, 2, 2).astype(np.float16))),
+            "latent is float16 of shape (1, 2, 2, 2); in the GPU's memory it must be (B, 2, h, w) float32 (torch: "
+            ".float())",
+        ),
+        (lambda vae, put: vae.decode(put(noise(1, 3, 2, 2))), "latent is float32 of shape (1, 3, 2, 2); in the GPU's"),
+        (
+            lambda vae, put: vae.encode(put(np.zeros((1, 8, 8, 3), np.uint8))),
+            "image is uint8 of shape (1, 8, 8, 3); in the GPU's memory it must be (B, 3, H, W) float32 in [-1, 1], as "
+            "the encoder of this bundle takes it. For the other kind export with --image-input, or copy the image to "
+            "the host",
+        ),
+        (lambda vae, put: vae.encode(put(noise(1, 3, 9, 8))), "image is 9x8 (height x width), but both must be mult"),
+        (lambda vae, put: vae.encode(put(noise(1, 3, 8, 8)), pad=True), "an image in the GPU's memory is encoded with"),
+        (
+            lambda vae, put: vae.decode(put(noise(1, 2, 2, 2)), out=np.empty((1, 8, 8, 3), np.uint8)),
+            "out is not in the GPU's memory, where the latent is; it must be on the same device",
+        ),
+        (
+            lambda vae, put: vae.decode(put(noise(1, 2, 2, 2)), out=put(np.empty((1, 8, 8), np.uint8))),
+            "out is uint8 of shape (1, 8, 8); it must be uint8 of shape (1, 8, 8, 3)",
+        ),
+        (
+            lambda vae, put: vae.decode(put(noise(1, 2, 2, 2)), size=(7, 7), out=put(np.empty((1, 8, 8, 3), np.uint8))),
+            "out and size cannot both be given for an array in the GPU's memory; cut it afterwards",
+        ),
+        (
+            lambda vae, put: vae.decode(put(noise(1, 2, 2, 2)), size=(20, 7)),
+            "size is 20x7 (height x width), but this latent decodes to 8x8",
+        ),
+    ],
+)
+def test_what_cannot_be_taken_from_the_device(
+    device: HostDevice, bundle: Bundle, call: Callable[[VAE, Callable[[np.ndarray], Elsewhere]], object], reason: str
+) -> None:
+    with VAE(bundle.path, "tensorrt-rtx") as vae, pytest.raises(InputError) as refused:
+        call(vae, lambda array: Elsewhere(device.put(array)))
+    assert str(refused.value).startswith(reason)
+
+
+def test_no_backend_here_takes_arrays_of_the_device(device: HostDevice, bundle: Bundle) -> None:
+    with VAE(bundle.path, "onnxruntime-cpu") as vae, pytest.raises(BackendError) as refused:
+        vae.decode(Elsewhere(device.put(noise(1, 2, 2, 2))))
+    assert str(refused.value) == (
+        "onnxruntime-cpu takes arrays of the host alone. Copy it there (torch: .cpu()), or install a backend that runs "
+        "on the GPU: vaedeploy doctor"
+    )
+
+
+def test_nan_on_the_device_is_noticed(device: HostDevice, bundle: Bundle) -> None:
+    latent = noise(2, 2, 2, 2)
+    latent[1] = np.inf
+    with VAE(bundle.path, "tensorrt-rtx", on_nan="raise") as vae, pytest.raises(BackendError) as refused:
+        vae.decode(Elsewhere(device.put(latent)))
+    assert str(refused.value) == f"decode gave NaN or infinity in item 1 of a batch of 2 (bundle {bundle.path})"
+    image = photo_float(np.zeros((2, 8, 8, 3), np.uint8))
+    image[0] = np.nan
+    with VAE(bundle.path, "tensorrt-rtx", on_nan="raise") as vae, pytest.raises(BackendError, match="in item 0 of a"):
+        vae.encode(Elsewhere(device.put(image)))
+
+
+def test_items_on_the_device_are_run_again_in_place(device: HostDevice, bundle: Bundle) -> None:
+    """By a candidate that takes such arrays too; the other items stay as they are."""
+    engines = {precision: HostPlan(bundle, DECODER) for precision in ("fp16", "fp32")}
+    half = Half(bundle, "decoder", "tensorrt-rtx", (DECODER,))
+    broken = engines["fp16"].session.run
+
+    def overflow(names: list[str], feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+        results = broken(names, feeds)
+        for name, result in zip(names, results, strict=True):
+            if name == "image":
+                result[1] = np.nan
+            if name == "finite":
+                result[1] = False
+        return results
+
+    engines["fp16"].session = SimpleNamespace(run=overflow)  # type: ignore[assignment]
+    candidates = [
+        Candidate("tensorrt-rtx", precision, lambda part, plan=plan: EngineSession(half, device, lambda name: plan))  # type: ignore[arg-type,misc]
+        for precision, plan in engines.items()
+    ]
+    halves = Halves(bundle, candidates, may_fall_back=False, on_nan="rerun")
+    latent = noise(2, 2, 2, 2)
+    place = device.put(np.zeros((2, 3, 8, 8), np.float32))
+    halves.run("decoder", ["image", "finite"], {"latent": device.put(latent)}, {"image": place})
+    with VAE(bundle.path, "onnxruntime-cpu") as cpu:
+        np.testing.assert_array_equal(place.on_host(), cpu.decode(latent, output="float"))
+    assert [event for event in engines["fp32"].events if event.startswith("shape")] == ["shape 0 1x8x8"]
+
+
+def test_arrays_are_taken_where_they_lie() -> None:
+    """What cuda.core makes of an array, tried with one of the host's: without a driver it cannot hold another."""
+    stream = SimpleNamespace(handle=-1)  # DLPack's word for: nothing to wait for
+    array = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+    taken = cuda.as_device_array(array, None, stream)  # type: ignore[arg-type]
+    assert (taken.address, taken.tensor) == (array.ctypes.data, Tensor((2, 3, 4), np.dtype(np.float32)))
+    for part in (array[:, :, ::2], array.transpose(0, 2, 1), array[:, 1:]):
+        with pytest.raises(ValueError, match="it is not contiguous"):
+            cuda.as_device_array(part, None, stream)  # type: ignore[arg-type]
+    one = cuda.as_device_array(array[:1, 1:], None, stream)  # type: ignore[arg-type]
+    assert one.address == array[:1, 1:].ctypes.data  # of one item, the batch's stride makes no difference
+
+
+@pytest.mark.parametrize(("value", "answer"), [(np.zeros(3), False), ("text", False), (Elsewhere(None), True)])  # type: ignore[arg-type]
+def test_what_is_on_a_device(value: object, answer: bool) -> None:
+    assert cuda.is_on_device(value) is answer

@@ -199,7 +199,7 @@ def _of_cpu() -> Ceilings:
     a = np.ones((side, side), np.float32)
     source = np.ones(count, np.float32)
     target = np.empty_like(source)
-    product = min(_seconds(lambda: a @ a, 1) for _ in range(5))
+    product = min(_seconds(lambda: a @ a, 1) for _ in range(10))
     moved = min(_seconds(lambda: np.copyto(target, source), 1) for _ in range(5))
     return Ceilings("CPU", {"fp32": 2 * side**3 / product}, 2 * source.nbytes / moved)
 
