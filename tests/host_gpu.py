@@ -121,6 +121,10 @@ class HostPlan:
         self.shapes = list(info.identity.shapes.values())
         self.session = onnxruntime.InferenceSession(self.bundle.graph(info.part))
 
+    def put(self, stream: Any, work: Callable[[], None]) -> None:
+        """Into a stream; those of a driver's take it otherwise."""
+        stream.put(work)
+
     def context(self) -> HostContext:
         self.contexts += 1
         return HostContext(self)
@@ -158,7 +162,7 @@ class HostContext:
         assert self.bound.keys() == {name, *outputs}
         bound, shape = dict(self.bound), self.shape
         dtype = np.dtype(np.uint8 if name == "image_u8" else np.float32)
-        self.plan.events.append("capture" if stream.recording is not None else "enqueue")
+        self.plan.events.append("capture" if getattr(stream, "recording", None) is not None else "enqueue")
 
         def work() -> None:
             given = at(bound[name], Tensor(shape, dtype).size).view(dtype).reshape(shape).copy()
@@ -167,4 +171,4 @@ class HostContext:
                 assert (result.shape, result.dtype) == (tensor.shape, tensor.dtype)
                 at(bound[output], tensor.size)[...] = result.reshape(-1).view(np.uint8)
 
-        stream.put(work)
+        self.plan.put(stream, work)

@@ -53,8 +53,13 @@ class CudaDevice:
     def device_memory(self, size: int) -> CudaMemory:
         """At least ``size`` bytes, which are there when this returns."""
         stream = self._device.default_stream
-        buffer = self._device.allocate(size, stream=stream)
-        stream.sync()
+        try:
+            buffer = self._device.allocate(size, stream=stream)
+            stream.sync()
+        except Exception as error:  # cuda.core's own kinds are not public
+            raise BackendError(
+                f"there are no {size:,} bytes left on the GPU: {error}. Give a smaller batch or size"
+            ) from error
         return CudaMemory(buffer)
 
     def host_memory(self, size: int) -> PinnedMemory:

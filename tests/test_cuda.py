@@ -1,0 +1,238 @@
+"""The CUDA calls themselves: cuda.core and cuda.bindings run for real, on a driver that has the host's memory."""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from shutil import which
+from typing import Any
+
+import numpy as np
+import pytest
+from host_gpu import HostPlan, at
+from test_profile import written
+from tiny_bundle import tiny_bundle
+
+from vaedeploy.bundle import Bundle
+from vaedeploy.engines import build_engines
+from vaedeploy.errors import BackendError, LatentError
+from vaedeploy.gpu import Gpu, cuda_devices, find_gpu
+from vaedeploy.runtime import VAE, cuda
+from vaedeploy.runtime.lane import Tensor
+
+DECODER = "engines/mine/decoder.tensorrt-rtx.engine"
+SIZES = "{ small = { height = 8, width = 8 }, any = { batch = [1, 1, 2], height = [4, 8, 16], width = [4, 8, 16] } }"
+CALL = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+
+pytestmark = pytest.mark.skipif(which("gcc") is None, reason="the stand-in for the driver is compiled")
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    """The driver, under the name by which everybody looks for one: the first that is loaded answers to it."""
+    built = tmp_path_factory.mktemp("driver") / "driver.so"
+    source = Path(__file__).parent / "cuda_driver.c"
+    subprocess.run(["gcc", "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", "-o", built, source], check=True)
+    return ctypes.CDLL(str(built))
+
+
+@pytest.fixture
+def driver(library: ctypes.CDLL) -> Iterator[ctypes.CDLL]:
+    """With its one device, for this test alone."""
+    if cuda_devices() > 0:
+        pytest.skip("there is a real driver here")
+    devices, room = ctypes.c_int.in_dll(library, "devices"), ctypes.c_uint64.in_dll(library, "room")
+    before = room.value
+    devices.value = 1
+    yield library
+    devices.value, room.value = 0, before
+
+
+@pytest.fixture
+def device(driver: ctypes.CDLL) -> cuda.CudaDevice:
+    return cuda.CudaDevice(0)
+
+
+def test_what_the_driver_tells(driver: ctypes.CDLL) -> None:
+    assert find_gpu() == Gpu("Host", "8.9", 16.0)
+    assert cuda.problem(0) is None
+    assert cuda.problem(1) == "there is no CUDA device 1: the driver shows 1"
+    with pytest.raises(BackendError, match="there is no CUDA device 1"):
+        cuda.CudaDevice(1)
+
+
+def test_without_a_device() -> None:
+    assert cuda.problem(0) == f"there is no CUDA device 0: the driver shows {cuda_devices()}"
+
+
+def test_copies_wait_in_their_stream(device: cuda.CudaDevice) -> None:
+    stream, there, back = device.stream(), device.device_memory(256), device.host_memory(100)
+    given = device.host_memory(100)
+    given.array[:], back.array[:] = 7, 0
+    at(there.address, 100)[...] = 1
+    stream.copy_in(given, there.address, 100)
+    stream.copy_out(there.address, back, 100)
+    assert at(there.address, 100).tolist() == [1] * 100
+    stream.synchronize()
+    assert back.array.tolist() == [7] * 100
+    assert there.address % 256 == 0
+
+
+def test_one_stream_waits_for_another(device: cuda.CudaDevice) -> None:
+    first, second = device.stream(), device.stream()
+    a, b, c = (device.device_memory(16) for _ in range(3))
+    at(a.address, 16)[...], at(b.address, 16)[...], at(c.address, 16)[...] = 5, 0, 0
+    first.copy_within(a.address, b.address, 16)
+    second.wait_for(first)
+    second.copy_within(b.address, c.address, 16)
+    second.synchronize()
+    assert at(c.address, 16).tolist() == [5] * 16
+
+
+def test_a_graph_runs_when_it_is_launched(device: cuda.CudaDevice) -> None:
+    stream = device.stream()
+    a, b = device.device_memory(16), device.device_memory(16)
+    at(a.address, 16)[...], at(b.address, 16)[...] = 1, 0
+    launch = stream.capture(lambda: stream.copy_within(a.address, b.address, 16))
+    stream.synchronize()
+    assert at(b.address, 16).tolist() == [0] * 16
+    for number in (2, 3):
+        at(a.address, 16)[...] = number
+        launch()
+        stream.synchronize()
+        assert at(b.address, 16).tolist() == [number] * 16
+    with pytest.raises(RuntimeError, match="in between"):
+        stream.capture(lambda: (_ for _ in ()).throw(RuntimeError("in between")))
+    assert stream.capture(lambda: None)  # the stream is no longer recording
+
+
+def test_there_is_no_room(driver: ctypes.CDLL, device: cuda.CudaDevice) -> None:
+    ctypes.c_uint64.in_dll(driver, "room").value = 1000
+    with pytest.raises(BackendError) as refused:
+        device.device_memory(2000)
+    assert str(refused.value).startswith("there are no 2,000 bytes left on the GPU: ")
+    assert str(refused.value).endswith(". Give a smaller batch or size")
+    assert device.device_memory(500).size == 500
+
+
+def test_an_array_goes_out_and_comes_back_in(device: cuda.CudaDevice) -> None:
+    made = cuda.new_device_array(device, Tensor((2, 4, 6, 3), np.dtype(np.uint8)))
+    at(made.address, 144)[...] = np.arange(144, dtype=np.uint8)
+    whole = cuda.to_caller(made)
+    assert cuda.is_on_device(whole)
+    taken = cuda.as_device_array(whole, device, device.stream())
+    assert (taken.address, taken.tensor) == (made.address, made.tensor)
+    np.testing.assert_array_equal(taken.on_host(), np.arange(144, dtype=np.uint8).reshape(2, 4, 6, 3))
+    part = cuda.to_caller(made, (3, 5), (1, 2))
+    assert (part.shape, part.strides, part.dtype) == ((2, 3, 5, 3), (72, 18, 3, 1), np.uint8)
+    with pytest.raises(ValueError, match="it is not contiguous"):
+        cuda.as_device_array(part, device, device.stream())
+
+
+# ------------------------------------------------------------------------------------------------------ the whole VAE
+
+
+@dataclass
+class DriverPlan(HostPlan):
+    """An engine whose work is put into the driver's streams."""
+
+    driver: ctypes.CDLL | None = None
+    kept: list[Any] = field(default_factory=list)
+
+    def put(self, stream: Any, work: Callable[[], None]) -> None:
+        call = CALL(lambda _: work())
+        self.kept.append(call)
+        assert self.driver is not None
+        self.driver.cuLaunchHostFunc(ctypes.c_void_p(stream.handle), call, None)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    folder = tmp_path_factory.mktemp("cuda")
+    written(folder, precision='"fp32"', shapes=SIZES)
+    return build_engines(tiny_bundle(folder / "tiny"), ["mine"], folder=folder)
+
+
+@pytest.fixture
+def vae(driver: ctypes.CDLL, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> VAE:
+    """All of it but the engines' own work: this machine has the driver, and the GPU that the engines are for."""
+    monkeypatch.setattr(
+        "vaedeploy.runtime.backends.tensorrt.load_plan",
+        lambda path, *_: DriverPlan(bundle, path.relative_to(bundle.path).as_posix(), driver=driver),
+    )
+    return VAE(bundle.path, "tensorrt-rtx")
+
+
+@pytest.fixture
+def expected(bundle: Bundle) -> VAE:
+    return VAE(bundle.path, "onnxruntime-cpu")
+
+
+def noise(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def put(device: cuda.CudaDevice, array: np.ndarray) -> Any:
+    """An array as another library has it in the device's memory."""
+    made = cuda.new_device_array(device, Tensor(array.shape, array.dtype))
+    at(made.address, array.nbytes)[...] = array.reshape(-1).view(np.uint8)
+    return cuda.to_caller(made)
+
+
+def read(view: Any) -> np.ndarray:
+    """What a caller would see of an array in the device's memory."""
+    last = sum((length - 1) * stride for length, stride in zip(view.shape, view.strides, strict=True))
+    place = at(view.ptr, view.dtype.itemsize * (1 + last))
+    strides = [stride * view.dtype.itemsize for stride in view.strides]
+    return np.lib.stride_tricks.as_strided(place.view(view.dtype), view.shape, strides)
+
+
+def test_arrays_of_the_host(vae: VAE, expected: VAE) -> None:
+    for seed in range(4):  # the third is a graph
+        latent = noise(3, 2, 2, 2, seed=seed)
+        image = vae.decode(latent)
+        np.testing.assert_array_equal(image, expected.decode(latent))
+        np.testing.assert_array_equal(vae.encode(image), expected.encode(image))
+
+
+def test_arrays_of_the_device(vae: VAE, expected: VAE, device: cuda.CudaDevice) -> None:
+    latent = noise(2, 2, 2, 3) / 4  # so that the image is one that may be encoded
+    image = vae.decode(put(device, latent))
+    kept = read(image).copy()
+    np.testing.assert_array_equal(kept, expected.decode(latent))
+    vae.decode(put(device, noise(2, 2, 2, 3, seed=1)))
+    np.testing.assert_array_equal(read(image), kept)
+    raw = vae.decode(put(device, latent), output="float", size=(7, 10))
+    np.testing.assert_array_equal(read(raw), expected.decode(latent, output="float", size=(7, 10)))
+    out = put(device, np.zeros((2, 3, 8, 12), np.float32))
+    assert vae.decode(put(device, latent), output="float", out=out) is out
+    again = vae.encode(out)
+    np.testing.assert_array_equal(read(again), expected.encode(read(out)))
+
+
+def test_a_stream_of_the_callers(vae: VAE, expected: VAE, device: cuda.CudaDevice) -> None:
+    latent = noise(1, 2, 2, 2)
+    given, source, stream = put(device, np.zeros_like(latent)), put(device, latent), device.stream()
+    stream.copy_within(source.ptr, given.ptr, latent.nbytes)
+    np.testing.assert_array_equal(read(vae.decode(given, stream=stream)), expected.decode(latent))
+
+
+def test_a_part_of_an_array_is_refused(vae: VAE, device: cuda.CudaDevice) -> None:
+    made = cuda.new_device_array(device, Tensor((1, 2, 4, 4), np.dtype(np.float32)))
+    with pytest.raises(LatentError) as refused:
+        vae.decode(cuda.to_caller(made, (2, 2), (2, 3)))
+    assert str(refused.value) == (
+        "latent of type StridedMemoryView cannot be read through DLPack: it is not contiguous. It must be contiguous, "
+        "without a gradient, and on the VAE's own device"
+    )
+
+
+def test_there_is_no_room_for_a_call(vae: VAE, driver: ctypes.CDLL, expected: VAE) -> None:
+    ctypes.c_uint64.in_dll(driver, "room").value = 100_000
+    with pytest.raises(BackendError, match="bytes left on the GPU"):
+        vae.decode(noise(1, 2, 4, 4))
+    latent = noise(1, 2, 2, 2)
+    np.testing.assert_array_equal(vae.decode(latent), expected.decode(latent))
