@@ -36,8 +36,8 @@ test: $(READY)  ## run every test
 test-gpu: $(READY)  ## run the tests that need a CUDA device
 	$(BIN)/python -m pytest tests/gpu
 
-bench-gpu: $(READY)  ## time PyTorch and ONNX Runtime on this GPU; results in benchmarks/results/GPU-NAME.json
-	$(BIN)/python benchmarks/gpu.py floor speed --work build/bench-gpu
+bench-gpu: $(READY)  ## time PyTorch, ONNX Runtime and engines on this GPU; results in benchmarks/results/GPU-NAME.json
+	$(BIN)/python benchmarks/gpu.py floor speed bundle --work build/bench-gpu
 
 lint: $(READY)  ## check style and import contracts
 	$(BIN)/ruff check

@@ -1,13 +1,19 @@
 """The VAE on a GPU, each contestant against the others in one run: seeded weights, nothing is downloaded.
 
-    python benchmarks/gpu.py [floor] [speed] [overflow] --work DIR [--json FILE] [--rounds N]
+    python benchmarks/gpu.py [floor] [speed] [bundle] [overflow] --work DIR [--json FILE] [--rounds N] [--minutes N]
 
 floor: the rates of a large matrix product and a large copy. No decoder is faster than its operations over the one.
-speed: PyTorch eager, torch.compile and ONNX Runtime's CUDA provider with plain and rewritten graphs take turns on the
-    same photographs and latents, timed with CUDA events; and how far each result is from PyTorch in float64.
+speed: PyTorch eager, ONNX Runtime's CUDA provider with plain and rewritten graphs, and the package's runtime with
+    engines of TensorRT-RTX and TensorRT where they run, take turns on the same photographs and latents in device
+    memory, timed with CUDA events; what device memory each takes, and how far its result is from PyTorch in float64.
+    torch.compile comes last, in a process of its own that is stopped where its tuning takes too long, and takes turns
+    with eager there.
+bundle: ``vaedeploy bench`` on the bundle with those engines: whole calls, from the host and back.
 overflow: a VAE whose residual stream was inflated by 2^17 in half precision, without and with the rescale rule.
 
-Needs the package's export dependencies and onnxruntime-gpu. Without a CUDA device it runs on the CPU, to try it out.
+What does not fit into --minutes is left out, and the results say so. Needs the package's export dependencies,
+onnxruntime-gpu, and for engines tensorrt-rtx or tensorrt with cuda-core. Without a CUDA device it runs on the CPU, to
+try it out.
 """
 
 from __future__ import annotations
@@ -15,7 +21,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
-import functools
 import gc
 import itertools
 import json
@@ -25,24 +30,35 @@ import statistics
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import onnxruntime
 import torch
 from torch import Tensor, nn
 
+from vaedeploy.bench import bench_bundle
+from vaedeploy.bundle import Bundle
 from vaedeploy.calibrate import measure_maxima
-from vaedeploy.errors import InputError
+from vaedeploy.engines import build_engines
+from vaedeploy.errors import BackendError, InputError, VaedeployError
 from vaedeploy.export import trace_graph
-from vaedeploy.graph import Graph, load_graph, save_form, save_graph
+from vaedeploy.gpu import find_gpu
+from vaedeploy.graph import Graph, load_graph, save_graph
+from vaedeploy.overview import bench_rows
 from vaedeploy.photos import Shape, crop_batch, load_photos
+from vaedeploy.pipeline import export_vae
+from vaedeploy.profile import CAPABILITIES
 from vaedeploy.rewrite.normalization import split_means
 from vaedeploy.rewrite.precision import lower_precision
 from vaedeploy.rewrite.rescale import rescale
 from vaedeploy.rewrite.upsample import fold_upsampling
+from vaedeploy.runtime import VAE
+from vaedeploy.runtime.backends import ENGINES
 from vaedeploy.source import Reference, load_reference
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
@@ -51,20 +67,19 @@ from inflation import INFLATIONS, inflate
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 PROVIDER = "CUDAExecutionProvider" if DEVICE == "cuda" else "CPUExecutionProvider"
 
-TFLOP = {"encoder": {512: 1.117, 1024: 4.879}, "decoder": {512: 2.515, 1024: 10.470}}
+TFLOP = {"encoder": {512: 1.117, 768: 2.609, 1024: 4.879}, "decoder": {512: 2.515, 768: 5.754, 1024: 10.470}}
 """Operations of the SD architecture for one image: twice the multiply-adds."""
 
-CASES = (("decoder", 512, 1), ("decoder", 1024, 1), ("decoder", 512, 4), ("encoder", 512, 1), ("encoder", 1024, 1))
-COMPILED = (("decoder", 512, 1), ("decoder", 1024, 1), ("encoder", 512, 1))
-"""Those that torch.compile takes part in: its tuning takes a minute each."""
+CASES = tuple((part, size, n) for n in (1, 4) for size in (512, 1024, 768) for part in ("decoder", "encoder"))
+"""The most telling ones first: time may run out."""
+
+COMPILED = (("decoder", 512, 1), ("encoder", 512, 1), ("decoder", 1024, 1))
+COMPILE_SECONDS = 120
+"""What one case of torch.compile may take: its tuning takes minutes for some."""
 
 BASE = "eager fp16"
-FP16_FORMS = {
-    "fp16": (),
-    "fp16, two-stage means": ("two-stage",),
-    "fp16, fold as convolutions": ("convolutions",),
-    "fp16, fold as transposed": ("transposed",),
-}
+FP16_FORMS = {"fp16, plain": (), "fp16, rewritten": ("two-stage", "convolutions")}
+TOLD = "torch.compile fp16, channels-last, max-autotune"
 
 Run = Callable[[], Tensor]
 
@@ -124,6 +139,15 @@ def peak_gb(call: Run) -> float | None:
     return (torch.cuda.max_memory_allocated() - before) / 1e9
 
 
+def used_gb() -> float:
+    """GB of the device that are taken, by whomever."""
+    if DEVICE == "cpu":
+        return 0.0
+    torch.cuda.synchronize()
+    free, total = torch.cuda.mem_get_info()
+    return (total - free) / 1e9
+
+
 def errors(found: Tensor, expected: Tensor) -> dict[str, float]:
     found = found.double()
     return {
@@ -173,19 +197,106 @@ def eager(half: nn.Module, x: Tensor, layout: torch.memory_format = torch.contig
     return call
 
 
-def modules(reference: Reference, part: str, x: Tensor, compiled: bool) -> dict[str, Run]:
+def modules(reference: Reference, part: str, x: Tensor) -> dict[str, Run]:
     plain, last = torch.contiguous_format, torch.channels_last
-    fastest = Half(reference, part, torch.float16, last)
-    calls = {
-        "eager fp32 (TF32 convolutions)": eager(Half(reference, part, torch.float32, plain), x),
+    return {
         BASE: eager(Half(reference, part, torch.float16, plain), x),
-        "eager fp16, channels-last": eager(fastest, x, last),
-        "eager bf16, channels-last": eager(Half(reference, part, torch.bfloat16, last), x, last),
+        "eager fp16, channels-last": eager(Half(reference, part, torch.float16, last), x, last),
+        "eager bf16": eager(Half(reference, part, torch.bfloat16, plain), x),
     }
-    if compiled:
-        tuned = torch.compile(fastest, mode="max-autotune", fullgraph=True)
-        calls["torch.compile fp16, channels-last, max-autotune"] = eager(tuned, x, last)
-    return calls
+
+
+def compiled(reference: Reference, part: str, size: int, batch: int, rounds: int) -> dict[str, Any]:
+    """torch.compile and eager in turns, as a row of ``speed``."""
+    x = inputs(reference, size, batch)[part]
+    last = torch.channels_last
+    tuned = torch.compile(Half(reference, part, torch.float16, last), mode="max-autotune", fullgraph=True)
+    calls = {BASE: eager(Half(reference, part, torch.float16, torch.contiguous_format), x), TOLD: eager(tuned, x, last)}
+    far = errors(calls[TOLD](), exact(reference, part, x))
+    times = take_turns(calls, rounds)
+    return row_of(part, size, batch, TOLD, times, far)
+
+
+def compiled_elsewhere(case: tuple[str, int, int], seconds: float, arguments: list[str]) -> dict[str, Any]:
+    """``compiled`` in a process that is stopped after ``seconds``."""
+    part, size, batch = case
+    row = {"part": part, "size": size, "batch": batch, "name": TOLD}
+    command = [sys.executable, __file__, "--compiled", part, str(size), str(batch), *arguments]
+    try:
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
+    except subprocess.TimeoutExpired:
+        return row | {"failed": f"its tuning was not done after {seconds:.0f} s"}
+    if ended.returncode:
+        return row | {"failed": ended.stderr.strip()[-400:]}
+    return json.loads(ended.stdout.splitlines()[-1])
+
+
+# -------------------------------------------------------------------------------------------------- engines
+
+
+PROFILE = """
+gpu = "{gpu.name}"
+compute_capability = "{gpu.compute_capability}"
+memory_gib = {gpu.memory_gib}
+backend = "{backend}"
+precision = "{precision}"
+[shapes]
+{shapes}
+"""
+
+
+def build_bundle(reference: Reference, folder: Path) -> tuple[Path, dict[str, str]]:
+    """A bundle with engines of whatever builds here for this GPU, and why the others are not there.
+
+    Each size has an optimisation profile of its own, for a batch of 1 and one of 4.
+    """
+    place, failed = folder / "bundle", {}
+    made = export_vae(reference, out=place, precision="fp16", verify=False, force=True)
+    gpu = find_gpu()
+    shapes = [f"s{size}x{n} = {{ height = {size}, width = {size}, batch = {n} }}" for _, size, n in CASES[::2]]
+    for backend in ENGINES:
+        for precision in ("fp16", "bf16"):
+            name = f"{precision}-{backend}"
+            try:
+                if gpu is None or gpu.compute_capability not in CAPABILITIES[backend]:
+                    raise BackendError(f"{backend} builds nothing for {gpu}")
+                text = PROFILE.format(gpu=gpu, backend=backend, precision=precision, shapes="\n".join(shapes))
+                (folder / f"{name}.toml").write_text(text)
+                made = build_engines(made, [name], folder=folder)
+            except VaedeployError as error:
+                failed[name] = str(error)[:400]
+    return place, failed
+
+
+def engines(
+    bundle: Path, part: str, x: Tensor, shape: tuple[int, ...], memory: dict[str, float | None]
+) -> tuple[dict[str, Run], dict[str, str]]:
+    """The package's runtime with each profile's engines, from and to PyTorch's tensors: as ``sessions``."""
+    calls: dict[str, Run] = {}
+    failed: dict[str, str] = {}
+    for profile in dict.fromkeys(info.profile for info in Bundle.open(bundle).manifest.engines.values()):
+        precision, backend = profile.split("-", 1)
+        name = f"{backend} {precision}, vaedeploy"
+        before = used_gb()
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that the bundle is not verified is known
+                vae = VAE(bundle, backend, profile=profile)
+            out = torch.empty(shape, device=DEVICE)
+
+            def decode(vae: VAE = vae, out: Tensor = out) -> Tensor:
+                return vae.decode(x, output="float", out=out)
+
+            def encode(vae: VAE = vae) -> Tensor:
+                return torch.from_dlpack(vae.encode(x))
+
+            calls[name] = decode if part == "decoder" else encode
+            calls[name]()
+            memory[name] = used_gb() - before
+        except Exception as error:  # that it fails is a result
+            failed[name] = str(error)[:400]
+            calls.pop(name, None)
+    return calls, failed
 
 
 class Session:
@@ -218,12 +329,7 @@ def write_forms(reference: Reference, folder: Path) -> dict[str, dict[str, Path]
     for part, paths in forms.items():
         plain = folder / f"{part}.onnx"
         save_graph(trace_graph(reference, part), plain)
-        paths["fp32"] = plain
-        paths["fp32, two-stage means"] = folder / f"{part}.two-stage.onnx"
-        save_form(rewritten(load_graph(plain, part), ("two-stage",)), paths["fp32, two-stage means"])
         for name, steps in FP16_FORMS.items():
-            if part == "encoder" and "fold" in name:
-                continue
             graph = rewritten(load_graph(plain, part), steps)
             lower_precision(graph.model, "fp16")
             paths[name] = folder / f"{part}.{'.'.join(('fp16', *steps))}.onnx"
@@ -236,23 +342,25 @@ def rewritten(graph: Graph, steps: tuple[str, ...]) -> Graph:
         if step == "two-stage":
             split_means(graph.model)
         else:
-            fold_upsampling(graph.model, step)
+            fold_upsampling(graph.model, step)  # which finds nothing in an encoder
     return graph
 
 
-def sessions(paths: dict[str, Path], x: Tensor, shape: tuple[int, ...]) -> tuple[dict[str, Run], dict[str, str]]:
-    """(what runs, what failed and why)."""
+def sessions(
+    paths: dict[str, Path], x: Tensor, shape: tuple[int, ...], memory: dict[str, float | None]
+) -> tuple[dict[str, Run], dict[str, str]]:
+    """(what runs, what failed and why). memory: takes the GB that each holds after a call."""
     calls: dict[str, Run] = {}
     failed: dict[str, str] = {}
     for name, path in paths.items():
-        variants = {"": {}, ", NHWC": {"prefer_nhwc": "1"}} if DEVICE == "cuda" and "fp16" in name else {"": {}}
-        for label, options in variants.items():
-            try:
-                calls[f"onnxruntime {name}{label}"] = call = Session(path, x, shape, **options)
-                call()
-            except Exception as error:  # that it fails is a result
-                failed[f"onnxruntime {name}{label}"] = str(error)[:400]
-                calls.pop(f"onnxruntime {name}{label}", None)
+        before = used_gb()
+        try:
+            calls[f"onnxruntime {name}"] = call = Session(path, x, shape)
+            call()
+            memory[f"onnxruntime {name}"] = used_gb() - before
+        except Exception as error:  # that it fails is a result
+            failed[f"onnxruntime {name}"] = str(error)[:400]
+            calls.pop(f"onnxruntime {name}", None)
     return calls, failed
 
 
@@ -268,45 +376,98 @@ def inputs(reference: Reference, size: int, batch: int) -> dict[str, Tensor]:
     return {"encoder": image, "decoder": encoder(image.double()).float()}
 
 
-def speed(reference: Reference, folder: Path, cases: Any, rounds: int) -> list[dict[str, Any]]:
-    forms, rows = write_forms(reference, folder), []
+@torch.no_grad()
+def exact(reference: Reference, part: str, x: Tensor) -> Tensor:
+    """PyTorch's own in float64, an item at a time: a batch of large ones would not fit."""
+    half = Half(reference, part, torch.float64, torch.contiguous_format)
+    return torch.cat([half(item) for item in x.split(1)])
+
+
+def row_of(
+    part: str, size: int, batch: int, name: str, times: dict[str, list[float]], far: dict[str, float]
+) -> dict[str, Any]:
+    values = times[name]
+    row = {"part": part, "size": size, "batch": batch, "name": name, "ms": statistics.median(values) * 1e3}
+    row["over eager fp16"] = statistics.median(v / b for v, b in zip(values, times[BASE], strict=True))
+    return row | far
+
+
+def tell(row: dict[str, Any], ceilings: dict[str, float] | None) -> None:
+    """A line of the table; the share of the floor goes into the row."""
+    start = f"{row['part']} {row['size']} x{row['batch']} {row['name']:48s}"
+    if "ms" not in row:
+        print(f"{start} FAILED {row['failed']}", flush=True)
+        return
+    if ceilings and row["size"] in TFLOP[row["part"]]:
+        rate = TFLOP[row["part"]][row["size"]] * row["batch"] / row["ms"] * 1e3
+        row["share of the floor"] = rate / ceilings["fp16 matrix product, TFLOP/s"]
+    share = f"{row['share of the floor']:5.0%} of the floor" if "share of the floor" in row else ""
+    print(
+        f"{start} {row['ms']:8.2f} ms {row['over eager fp16']:6.3f}  {share}  rel L2 {row['rel_l2']:.1e}  "
+        f"not finite {row['not finite']:.2f}",
+        flush=True,
+    )
+
+
+def speed(
+    reference: Reference, folder: Path, cases: Any, rounds: int, deadline: float, arguments: list[str], ceilings: Any
+) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+
+    def add(row: dict[str, Any]) -> None:
+        rows.append(row)
+        tell(row, ceilings)
+
+    forms = write_forms(reference, folder)
+    bundle, failed = build_bundle(reference, folder)
+    for name, why in failed.items():
+        add({"part": "both", "size": 0, "batch": 0, "name": name, "failed": why})
     for part, size, batch in cases:
+        if time.monotonic() > deadline:
+            add({"part": part, "size": size, "batch": batch, "name": "everything", "failed": "no time was left"})
+            continue
         x = inputs(reference, size, batch)[part]
-        expected = eager(Half(reference, part, torch.float64, torch.contiguous_format), x)()
-        calls = modules(reference, part, x, (part, size, batch) in COMPILED)
+        expected = exact(reference, part, x)
+        calls = modules(reference, part, x)
         memory = {name: peak_gb(call) for name, call in calls.items()}
-        found, failed = sessions(forms[part], x, tuple(expected.shape))
-        calls |= found
+        shape = tuple(expected.shape)
+        for found, lost in (sessions(forms[part], x, shape, memory), engines(bundle, part, x, shape, memory)):
+            calls |= found
+            for name, why in lost.items():
+                add({"part": part, "size": size, "batch": batch, "name": name, "failed": why})
         far = {name: errors(call(), expected) for name, call in calls.items()}
         times = take_turns(calls, rounds)
-        for name, values in times.items():
-            row = {"part": part, "size": size, "batch": batch, "name": name, "ms": statistics.median(values) * 1e3}
-            row["over eager fp16"] = statistics.median(v / b for v, b in zip(values, times[BASE], strict=True))
-            row |= far[name] | {"peak GB": memory.get(name)}
-            if size in TFLOP[part]:
-                row["TFLOP/s"] = TFLOP[part][size] * batch / statistics.median(values)
-            rows.append(row)
-            print(
-                f"{part} {size} x{batch} {name:48s} {row['ms']:8.2f} ms {row['over eager fp16']:6.3f}  "
-                f"rel L2 {row['rel_l2']:.1e}  not finite {row['not finite']:.2f}",
-                flush=True,
-            )
-        rows += [{"part": part, "size": size, "batch": batch, "name": n, "failed": why} for n, why in failed.items()]
-        for name, why in failed.items():
-            print(f"{part} {size} x{batch} {name:48s} FAILED {why}", flush=True)
-        del calls, found
-        torch.compiler.reset()
+        for name in times:
+            add(row_of(part, size, batch, name, times, far[name]) | {"GB": memory[name]})
+        del calls
         gc.collect()
         if DEVICE == "cuda":
             torch.cuda.empty_cache()
+    for case in COMPILED if DEVICE == "cuda" else cases:
+        left = deadline - time.monotonic()
+        if left < 30:
+            add(dict(zip(("part", "size", "batch"), case, strict=True), name=TOLD, failed="no time was left"))
+        else:
+            add(compiled_elsewhere(case, min(left, COMPILE_SECONDS), arguments))
     return rows
+
+
+def whole_calls(bundle: Path, rounds: int) -> Any:
+    """``vaedeploy bench`` on the bundle that ``speed`` made."""
+    sizes = [(512, 512), (1024, 1024)] if DEVICE == "cuda" else [(64, 64)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = bench_bundle(bundle, sizes=sizes, batches=(1, 4), rounds=rounds)
+    for row in bench_rows(found):
+        print("  ".join(row), flush=True)
+    return msgspec.to_builtins(found)
 
 
 def overflow(reference: Reference, folder: Path) -> list[dict[str, Any]]:
     """The VAE as it is and inflated, at 512x512, in fp16: eager, lowered alone, and rescaled before it is lowered."""
     rows = []
     x = inputs(reference, 512 if DEVICE == "cuda" else 64, 1)
-    expected = {p: eager(Half(reference, p, torch.float64, torch.contiguous_format), x[p])() for p in x}
+    expected = {p: exact(reference, p, x[p]) for p in x}
     for inflation, (streams, inner) in {"as it is": ([1.0], [1.0]), **INFLATIONS}.items():
         vae = copy.deepcopy(reference)
         for part in ("encoder", "decoder"):
@@ -350,29 +511,41 @@ def overflow(reference: Reference, folder: Path) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parts = ("floor", "speed", "overflow")
+    parts = ("floor", "speed", "bundle", "overflow")
     parser.add_argument("parts", nargs="*", help=", ".join(parts))
-    parser.add_argument("--work", type=Path, required=True, help="folder for the graphs: several GB")
+    parser.add_argument("--work", type=Path, help="folder for the graphs: several GB")
     parser.add_argument("--json", type=Path, help="where the figures go [default: results/GPU-NAME.json beside this]")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--minutes", type=float, default=8, help="what all of it may take, more or less")
     parser.add_argument("--vae", default="mse840k")
     parser.add_argument("--weights", default="random:0")
     parser.add_argument("--sizes", type=int, nargs="*", help="only these sizes")
+    parser.add_argument("--compiled", nargs=3, metavar=("PART", "SIZE", "BATCH"), help=argparse.SUPPRESS)
     args = parser.parse_args()
+    deadline = time.monotonic() + 60 * args.minutes
+    weights = None if args.vae == "demo" else args.weights
+    reference = load_reference(args.vae, weights)
+    if args.compiled:
+        part, size, batch = args.compiled
+        print(json.dumps(compiled(reference, part, int(size), int(batch), args.rounds)))
+        return
+    if args.work is None:
+        parser.error("--work is missing")
     args.work.mkdir(parents=True, exist_ok=True)
     if args.json is None and DEVICE == "cuda":
         name = torch.cuda.get_device_name().replace(" ", "-")
         args.json = Path(__file__).parent / "results" / f"{name}.json"
-    reference = load_reference(args.vae, None if args.vae == "demo" else args.weights)
     cases = [case for case in CASES if not args.sizes or case[1] in args.sizes]
     if DEVICE == "cpu":
         cases = [("decoder", 64, 1), ("encoder", 64, 2)]
+    again = ["--vae", args.vae, *(["--weights", weights] if weights else []), "--rounds", str(args.rounds)]
+    result: dict[str, Any] = {"machine": machine()}
     work: dict[str, Callable[[], Any]] = {
         "floor": floor,
-        "speed": functools.partial(speed, reference, args.work, cases, args.rounds),
-        "overflow": functools.partial(overflow, reference, args.work),
+        "speed": lambda: speed(reference, args.work, cases, args.rounds, deadline, again, result.get("floor")),
+        "bundle": lambda: whole_calls(args.work / "bundle", args.rounds),
+        "overflow": lambda: overflow(reference, args.work),
     }
-    result: dict[str, Any] = {"machine": machine()}
     for part in args.parts or parts:
         started = time.perf_counter()
         with torch.cuda.stream(torch.cuda.Stream()) if DEVICE == "cuda" else contextlib.nullcontext():

@@ -8,6 +8,7 @@ import shlex
 import signal
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import click
@@ -226,7 +227,7 @@ def test_doctor_as_json(vaedeploy):
     told = json.loads(vaedeploy("doctor", "--json").out)
     assert told["packages"]["numpy"] == np.__version__
     problems = {backend["name"]: backend["problem"] for backend in told["backends"]}
-    assert list(problems) == ["onnxruntime-cuda", "onnxruntime-cpu"]
+    assert list(problems) == ["tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime-cpu"]
     assert problems["onnxruntime-cpu"] is None
     assert told["extras"][2]["install"] == 'pip install "vaedeploy[export]"'
 
@@ -238,6 +239,7 @@ def test_doctor_warns_of_two_onnx_runtimes(vaedeploy, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     ended = vaedeploy("doctor", "--json")
     assert "Warning: onnxruntime and onnxruntime-gpu are both installed." in ended.err
+    assert f"the one in use is onnxruntime {version('onnxruntime')}. To choose, run: pip uninstall" in ended.err
     assert json.loads(ended.out)["warnings"] == list(doctor.diagnose().warnings)
 
 

@@ -137,10 +137,24 @@ def _is_there(module: str) -> bool:
         return False
 
 
+def _onnxruntime_in_use() -> str:
+    """The one whose files were written last: it has a CUDA provider, or has none."""
+    from vaedeploy.errors import BackendError
+    from vaedeploy.runtime import onnxruntime_cpu, onnxruntime_cuda
+
+    try:
+        library = onnxruntime_cpu.load_library()
+    except BackendError as error:
+        return f"neither ({error})"
+    name = "onnxruntime-gpu" if onnxruntime_cuda.PROVIDER in library.get_available_providers() else "onnxruntime"
+    return f"{name} {library.__version__}"
+
+
 def _warnings() -> tuple[str, ...]:
     if version_of("onnxruntime") and version_of("onnxruntime-gpu"):
         return (
-            "onnxruntime and onnxruntime-gpu are both installed. They write to the same folder, and which of them "
-            "answers is chance. Run: pip uninstall onnxruntime onnxruntime-gpu, then install one of them",
+            "onnxruntime and onnxruntime-gpu are both installed. They write to the same folder; the one in use is "
+            f"{_onnxruntime_in_use()}. To choose, run: pip uninstall onnxruntime onnxruntime-gpu, then install one of "
+            "them",
         )
     return ()

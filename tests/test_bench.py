@@ -1,0 +1,119 @@
+"""What a benchmark says of a bundle: every half on every backend, in turns, and the floor below it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import Ended
+from tiny_bundle import tiny_bundle
+
+from vaedeploy import bench
+from vaedeploy.bench import Ceilings, Timing, bench_bundle
+from vaedeploy.bundle import Bundle
+from vaedeploy.errors import BackendError, InputError, SizeError
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return tiny_bundle(tmp_path_factory.mktemp("bench") / "tiny")
+
+
+def test_every_half_at_every_size(bundle: Bundle) -> None:
+    found = bench_bundle(bundle, sizes=[(8, 12), (16, 16)], batches=[1, 2], rounds=2)
+    rows = {(t.part, t.batch, t.height, t.width) for t in found.timings}
+    assert rows == {(part, n, *size) for part in ("encoder", "decoder") for n in (1, 2) for size in ((8, 12), (16, 16))}
+    for row in found.timings:
+        assert (row.backend, row.precision, row.problem) == ("onnxruntime-cpu", "fp32", None)
+        assert row.least_ms is not None
+        assert row.most_ms is not None
+        assert 0 < row.least_ms <= row.ms <= row.most_ms  # type: ignore[operator]
+    (ceilings,) = found.ceilings
+    assert ceilings.device == "CPU"
+    assert ceilings.product["fp32"] > 1e9
+    assert ceilings.copy > 1e8
+
+
+def test_the_floor(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The decoder is one transposed convolution: 2 x 2 x 3 x 4 x 4 operations for each of 2 x 3 latent elements."""
+    operations = 2 * 2 * 3 * 16 * 6
+    ceilings = Ceilings("CPU", {"fp32": 1000.0}, 1e9)
+    monkeypatch.setattr(bench, "_of_cpu", lambda: ceilings)
+    (row,) = [t for t in bench_bundle(bundle, sizes=[(8, 12)], rounds=1).timings if t.part == "decoder"]
+    assert row.floor_ms == pytest.approx(operations)  # at 1000 operations a second
+    assert row.share == pytest.approx(operations / row.ms)
+    # With a slow copy: 4 bytes for each of 96 weights, and 3 bytes a pixel and 4 x 2 / 16 for the latent.
+    monkeypatch.setattr(bench, "_of_cpu", lambda: Ceilings("CPU", {"fp32": 1e12}, 100.0))
+    (row,) = [t for t in bench_bundle(bundle, sizes=[(8, 12)], rounds=1).timings if t.part == "decoder"]
+    assert row.floor_ms == pytest.approx(10 * (4 * 96 + 96 * 3.5), rel=0.1)
+
+
+def test_backends_take_turns() -> None:
+    order: list[str] = []
+
+    def call(name: str) -> Callable[[], None]:
+        def work() -> None:
+            order.append(name)
+            time.sleep(0.06)
+
+        return work
+
+    found = bench._take_turns({"a": call("a"), "b": call("b")}, 3)
+    warm = (bench.WARM + 1) * 2
+    assert order[warm:] == ["a", "b", "b", "a", "a", "b"]
+    assert all(len(seconds) == 3 and problem is None for seconds, problem in found.values())
+
+
+@pytest.mark.parametrize("error", [BackendError("out of memory"), SizeError("no engine takes it")])
+def test_what_cannot_be_timed_says_why_and_stops_no_other(error: Exception) -> None:
+    def fail() -> None:
+        raise error
+
+    found = bench._take_turns({"a": fail, "b": lambda: None}, 1)
+    assert found["a"] == ([], str(error))
+    assert len(found["b"][0]) == 1
+
+
+def test_no_share_without_figures() -> None:
+    assert Timing("a", "fp32", "decoder", 1, 8, 8, problem="it failed").share is None
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "reason"),
+    [
+        ({"sizes": [(9, 8)]}, SizeError, "image is 9x8 (height x width), but both must be multiples of 4"),
+        ({"rounds": 0}, InputError, "rounds is 0 and batches are [1]; both must be 1 or more"),
+        ({"batches": [0]}, InputError, "rounds is 7 and batches are [0]; both must be 1 or more"),
+        (
+            {"backends": ["tensorflow"]},
+            InputError,
+            "there is no backend 'tensorflow'; there is: tensorrt, tensorrt-rtx",
+        ),
+    ],
+)
+def test_bad_input(bundle: Bundle, options: dict[str, object], error: type[Exception], reason: str) -> None:
+    with pytest.raises(error) as refused:
+        bench_bundle(bundle, **options)  # type: ignore[arg-type]
+    assert str(refused.value).startswith(reason)
+
+
+def test_on_the_command_line(vaedeploy: Callable[..., Ended], bundle: Bundle) -> None:
+    ended = vaedeploy("bench", bundle.path, "--size", "8x12", "--batch", 2, "--rounds", 1)
+    header, *rows, ceilings = ended.out.splitlines()
+    assert header.split() == ["backend", "precision", "part", "size", "ms", "range", "floor", "of", "it"]
+    assert [row.split()[:4] for row in rows] == [
+        ["onnxruntime-cpu", "fp32", "encoder", "2x8x12"],
+        ["onnxruntime-cpu", "fp32", "decoder", "2x8x12"],
+    ]
+    assert ceilings.startswith("CPU: a large matrix product at ")
+    told = json.loads(vaedeploy("bench", bundle.path, "--size", "8x12", "--rounds", 1, "--json").out)
+    assert told["timings"][0]["part"] == "encoder"
+    wrong = vaedeploy("bench", bundle.path, "--size", "large")
+    assert (wrong.code, "'large' is no size; give height x width in pixels" in wrong.err) == (2, True)
+
+
+def test_nothing_there(vaedeploy: Callable[..., Ended], tmp_path: Path) -> None:
+    assert vaedeploy("bench", tmp_path / "none").code == 2
