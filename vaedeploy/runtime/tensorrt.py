@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from vaedeploy.atomic import write_file
+from vaedeploy.atomic import reason, write_file
 from vaedeploy.cache import cache_folder
 from vaedeploy.errors import BackendError, OutputError
 from vaedeploy.manifest import Backend
@@ -135,7 +135,7 @@ class RuntimeCache:
         except FileNotFoundError:
             pass
         except OSError as error:
-            logger.warning("TensorRT-RTX's cache of compiled kernels cannot be read: %s", error)
+            logger.warning("TensorRT-RTX's cache of compiled kernels cannot be read: %s", reason(error))
         config.set_runtime_cache(self._cache)
 
     def keep(self) -> None:
@@ -146,7 +146,7 @@ class RuntimeCache:
         try:
             write_file(self._path(), compiled)
         except (OSError, OutputError) as error:
-            logger.warning("TensorRT-RTX's cache of compiled kernels cannot be kept: %s", error)
+            logger.warning("TensorRT-RTX's cache of compiled kernels cannot be kept: %s", str(error))
         self._kept = compiled
 
     def _path(self) -> Path:
