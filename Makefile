@@ -33,11 +33,12 @@ demo: $(READY)  ## export the VAE that the package carries, verify it, encode an
 test: $(READY)  ## run every test
 	$(BIN)/python -m pytest
 
-test-gpu: $(READY)  ## run the tests that need a CUDA device
-	$(BIN)/python -m pytest tests/gpu
+# GPU_PYTHON=python3 takes an environment of your own, which has what is to be tried: onnxruntime-gpu, tensorrt.
+test-gpu: $(if $(GPU_PYTHON),,$(READY))  ## run the tests that need a CUDA device
+	$(or $(GPU_PYTHON),$(BIN)/python) -m pytest tests/gpu
 
-bench-gpu: $(READY)  ## time PyTorch, ONNX Runtime and engines on this GPU; results in benchmarks/results/GPU-NAME.json
-	$(BIN)/python benchmarks/gpu.py floor speed bundle --work build/bench-gpu
+bench-gpu: $(if $(GPU_PYTHON),,$(READY))  ## time PyTorch, ONNX Runtime and engines on this GPU, into benchmarks/results
+	$(or $(GPU_PYTHON),$(BIN)/python) benchmarks/gpu.py floor speed bundle --work build/bench-gpu
 
 lint: $(READY)  ## check style and import contracts
 	$(BIN)/ruff check

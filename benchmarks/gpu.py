@@ -12,8 +12,7 @@ bundle: ``vaedeploy bench`` on the bundle with those engines: whole calls, from 
 overflow: a VAE whose residual stream was inflated by 2^17 in half precision, without and with the rescale rule.
 
 What does not fit into --minutes is left out, and the results say so. Needs the package's export dependencies,
-onnxruntime-gpu, and for engines tensorrt-rtx or tensorrt with cuda-core. Without a CUDA device it runs on the CPU, to
-try it out.
+onnxruntime-gpu, and for engines tensorrt-rtx or tensorrt with cuda-core. With --cpu it runs on the CPU, to try it out.
 """
 
 from __future__ import annotations
@@ -245,19 +244,25 @@ precision = "{precision}"
 """
 
 
-def build_bundle(reference: Reference, folder: Path) -> tuple[Path, dict[str, str]]:
-    """A bundle with engines of whatever builds here for this GPU, and why the others are not there.
+BUILT = {
+    "tensorrt": [("fp16", ((512, 1), (1024, 1), (512, 4)))],
+    "tensorrt-rtx": [(p, tuple((s, n) for s in (512, 768, 1024) for n in (1, 4))) for p in ("fp16", "bf16")],
+}
+"""Precisions, and sizes with their batch, each an optimisation profile of its own. TensorRT takes minutes for each."""
 
-    Each size has an optimisation profile of its own, for a batch of 1 and one of 4.
-    """
+
+def build_bundle(reference: Reference, folder: Path, deadline: float) -> tuple[Path, dict[str, str]]:
+    """A bundle with engines of whatever builds here for this GPU before the deadline, and why the others are not there."""
     place, failed = folder / "bundle", {}
     made = export_vae(reference, out=place, precision="fp16", verify=False, force=True)
     gpu = find_gpu()
-    shapes = [f"s{size}x{n} = {{ height = {size}, width = {size}, batch = {n} }}" for _, size, n in CASES[::2]]
     for backend in ENGINES:
-        for precision in ("fp16", "bf16"):
+        for precision, sizes in BUILT[backend]:
             name = f"{precision}-{backend}"
+            shapes = [f"s{size}x{n} = {{ height = {size}, width = {size}, batch = {n} }}" for size, n in sizes]
             try:
+                if time.monotonic() > deadline:
+                    raise BackendError("no time was left")
                 if gpu is None or gpu.compute_capability not in CAPABILITIES[backend]:
                     raise BackendError(f"{backend} builds nothing for {gpu}")
                 text = PROFILE.format(gpu=gpu, backend=backend, precision=precision, shapes="\n".join(shapes))
@@ -410,16 +415,26 @@ def tell(row: dict[str, Any], ceilings: dict[str, float] | None) -> None:
 
 
 def speed(
-    reference: Reference, folder: Path, cases: Any, rounds: int, deadline: float, arguments: list[str], ceilings: Any
+    reference: Reference,
+    folder: Path,
+    cases: Any,
+    rounds: int,
+    deadline: float,
+    arguments: list[str],
+    ceilings: Any,
+    keep: Callable[[list[dict[str, Any]]], None],
 ) -> list[dict[str, Any]]:
+    """A row for each contestant of each case. keep: is given all rows after each, since the machine may be taken away."""
     rows: list[dict[str, Any]] = []
 
     def add(row: dict[str, Any]) -> None:
         rows.append(row)
         tell(row, ceilings)
+        keep(rows)
 
     forms = write_forms(reference, folder)
-    bundle, failed = build_bundle(reference, folder)
+    # A third of the time at most begins a build, so that there is something to compare its engines with.
+    bundle, failed = build_bundle(reference, folder, time.monotonic() + (deadline - time.monotonic()) / 3)
     for name, why in failed.items():
         add({"part": "both", "size": 0, "batch": 0, "name": name, "failed": why})
     for part, size, batch in cases:
@@ -520,8 +535,11 @@ def main() -> None:
     parser.add_argument("--vae", default="mse840k")
     parser.add_argument("--weights", default="random:0")
     parser.add_argument("--sizes", type=int, nargs="*", help="only these sizes")
+    parser.add_argument("--cpu", action="store_true", help="go on without a CUDA device, on tiny sizes")
     parser.add_argument("--compiled", nargs=3, metavar=("PART", "SIZE", "BATCH"), help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if DEVICE == "cpu" and not args.cpu and not args.compiled:
+        parser.error("PyTorch sees no CUDA device here; to try this out on the CPU, add --cpu")
     deadline = time.monotonic() + 60 * args.minutes
     weights = None if args.vae == "demo" else args.weights
     reference = load_reference(args.vae, weights)
@@ -540,9 +558,20 @@ def main() -> None:
         cases = [("decoder", 64, 1), ("encoder", 64, 2)]
     again = ["--vae", args.vae, *(["--weights", weights] if weights else []), "--rounds", str(args.rounds)]
     result: dict[str, Any] = {"machine": machine()}
+
+    def keep() -> None:
+        if args.json:
+            args.json.write_text(json.dumps(result, indent=1) + "\n")
+
+    def keep_rows(rows: list[dict[str, Any]]) -> None:
+        result["speed"] = rows
+        keep()
+
     work: dict[str, Callable[[], Any]] = {
         "floor": floor,
-        "speed": lambda: speed(reference, args.work, cases, args.rounds, deadline, again, result.get("floor")),
+        "speed": lambda: speed(
+            reference, args.work, cases, args.rounds, deadline, again, result.get("floor"), keep_rows
+        ),
         "bundle": lambda: whole_calls(args.work / "bundle", args.rounds),
         "overflow": lambda: overflow(reference, args.work),
     }
@@ -551,8 +580,7 @@ def main() -> None:
         with torch.cuda.stream(torch.cuda.Stream()) if DEVICE == "cuda" else contextlib.nullcontext():
             result[part] = work[part]()
         print(f"{part}: {time.perf_counter() - started:.0f} s", flush=True)
-        if args.json:
-            args.json.write_text(json.dumps(result, indent=1) + "\n")
+        keep()
 
 
 if __name__ == "__main__":

@@ -14,10 +14,12 @@ typedef int CUresult;
 enum { OK = 0, OUT_OF_MEMORY = 2, NO_DEVICE = 100, NO_CONTEXT = 201 };
 
 int devices = 0;
+int known = 13000; /* the newest CUDA */
+uint64_t freed = 0;
 uint64_t room = 1ull << 34; /* bytes that one allocation may take */
 
 CUresult cuInit(unsigned flags) { return OK; }
-CUresult cuDriverGetVersion(int *version) { *version = 13000; return OK; }
+CUresult cuDriverGetVersion(int *version) { *version = known; return OK; }
 /* Newer versions of a function have a suffix, and take the place of the old ones. */
 CUresult cuGetProcAddress_v2(const char *name, void **address, int version, uint64_t flags, int *status) {
     Dl_info here;
@@ -103,6 +105,13 @@ static CUresult allocate(void *address, size_t size) {
     return posix_memalign(address, 512, size ? size : 1) ? OUT_OF_MEMORY : OK;
 }
 CUresult cuMemAllocHost_v2(void **memory, size_t size) { return allocate(memory, size); }
+CUresult cuMemAlloc_v2(uint64_t *memory, size_t size) { return allocate(memory, size); }
+CUresult cuMemFree_v2(uint64_t memory) {
+    if (!current) return NO_CONTEXT;
+    free((void *)memory);
+    freed++;
+    return OK;
+}
 CUresult cuMemFreeHost(void *memory) { free(memory); return OK; }
 CUresult cuMemcpyHtoDAsync_v2(uint64_t target, const void *source, size_t size, void *stream) {
     put(of(stream), (Work){COPY, (void *)target, source, size}); return OK;

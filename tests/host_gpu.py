@@ -8,7 +8,8 @@ addresses that it saw then. Engines are run by ONNX Runtime on the bundle's port
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +18,7 @@ import onnxruntime
 
 from vaedeploy.bundle import Bundle
 from vaedeploy.runtime.engine import Half
-from vaedeploy.runtime.lane import ALIGNMENT, HostMemory, Memory, OnDevice, Stream, Tensor
+from vaedeploy.runtime.lane import ALIGNMENT, Graphs, HostMemory, Memory, OnDevice, Stream, Tensor
 
 SCRATCH = 1000
 """Bytes of scratch memory that the stand-in wants for each pixel."""
@@ -80,11 +81,17 @@ class HostStream:
 class HostDevice:
     """Counts what is asked of it."""
 
+    number: int = 0
     device_bytes: int = 0
     host_bytes: int = 0
     streams: int = 0
 
-    def activate(self) -> None: ...
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        yield
+
+    def array(self, tensor: Tensor) -> OnDevice:
+        return self.put(np.zeros(tensor.shape, tensor.dtype))
 
     def stream(self) -> HostStream:
         self.streams += 1
@@ -111,7 +118,8 @@ class HostPlan:
 
     bundle: Bundle
     name: str
-    records: bool = True
+    graphs: Graphs = "recorded"
+    settlements: int = 0
     events: list[str] = field(default_factory=list)
     contexts: int = 0
 
@@ -120,6 +128,9 @@ class HostPlan:
         self.half = Half(self.bundle, info.part, info.identity.backend, (self.name,))
         self.shapes = list(info.identity.shapes.values())
         self.session = onnxruntime.InferenceSession(self.bundle.graph(info.part))
+
+    def settled(self) -> None:
+        self.settlements += 1
 
     def put(self, stream: Any, work: Callable[[], None]) -> None:
         """Into a stream; those of a driver's take it otherwise."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,8 +19,8 @@ from tiny_bundle import tiny_bundle
 
 from vaedeploy.bundle import Bundle
 from vaedeploy.engines import build_engines
-from vaedeploy.errors import BackendError, LatentError
-from vaedeploy.gpu import Gpu, cuda_devices, find_gpu
+from vaedeploy.errors import BackendError, InputError, LatentError
+from vaedeploy.gpu import FORKED, Gpu, cuda_devices, find_gpu
 from vaedeploy.runtime import VAE, cuda
 from vaedeploy.runtime.lane import Tensor
 
@@ -113,13 +114,82 @@ def test_there_is_no_room(driver: ctypes.CDLL, device: cuda.CudaDevice) -> None:
     ctypes.c_uint64.in_dll(driver, "room").value = 1000
     with pytest.raises(BackendError) as refused:
         device.device_memory(2000)
-    assert str(refused.value).startswith("there are no 2,000 bytes left on the GPU: ")
-    assert str(refused.value).endswith(". Give a smaller batch or size")
+    assert str(refused.value) == (
+        "there are no 2,000 bytes left on the GPU (out of memory). Give a smaller batch or size, or free memory there"
+    )
+    with pytest.raises(BackendError, match="2,000 bytes of the host's memory cannot be locked"):
+        device.host_memory(2000)
+    with pytest.raises(BackendError, match="there are no 2,000 bytes left on the GPU"):
+        device.array(Tensor((2000,), np.dtype(np.uint8)))
     assert device.device_memory(500).size == 500
 
 
+def test_memory_goes_back(driver: ctypes.CDLL, device: cuda.CudaDevice) -> None:
+    freed = ctypes.c_uint64.in_dll(driver, "freed")
+    before = freed.value
+    memory = device.device_memory(1000)
+    del memory
+    assert freed.value == before + 1
+
+
+def test_the_callers_device_stays_its_own(driver: ctypes.CDLL, device: cuda.CudaDevice) -> None:
+    from cuda.bindings import driver as calls
+
+    calls.cuCtxSetCurrent(calls.CUcontext(0x99))
+    try:
+        with device.active():
+            assert int(calls.cuCtxGetCurrent()[1]) == 0x10
+        device.device_memory(100)
+        device.stream()
+        assert int(calls.cuCtxGetCurrent()[1]) == 0x99
+    finally:
+        calls.cuCtxSetCurrent(calls.CUcontext(0))
+
+
+def test_an_old_driver_is_told(driver: ctypes.CDLL) -> None:
+    version = ctypes.c_int.in_dll(driver, "known")
+    before, version.value = version.value, 12040
+    try:
+        assert cuda.problem(0) == "the GPU's driver knows CUDA 12.4, and 13.0 is needed: install a newer driver"
+    finally:
+        version.value = before
+
+
+def test_what_is_no_stream(device: cuda.CudaDevice) -> None:
+    with pytest.raises(InputError) as refused:
+        cuda.check_stream("stream")
+    assert str(refused.value) == (
+        "stream is of type str; it must be a CUDA stream, which has __cuda_stream__, such as "
+        "torch.cuda.current_stream()"
+    )
+
+
+ASK_IN_CHILD = """
+import multiprocessing, sys, ctypes
+driver = ctypes.CDLL(sys.argv[1])
+ctypes.c_int.in_dll(driver, "devices").value = 1
+from vaedeploy.runtime import cuda, onnxruntime_cuda
+def ask(answers):
+    answers.put((cuda.problem(0), onnxruntime_cuda.problem(0)))
+assert cuda.problem(0) is None
+fork = multiprocessing.get_context("fork")
+answers = fork.Queue()
+child = fork.Process(target=ask, args=(answers,))
+child.start()
+print(*set(answers.get(timeout=60)))
+child.join()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no fork")
+def test_a_forked_process_is_told(library: ctypes.CDLL) -> None:
+    command = [sys.executable, "-W", "ignore", "-c", ASK_IN_CHILD, library._name]
+    ended = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert ended.stdout.strip() == FORKED
+
+
 def test_an_array_goes_out_and_comes_back_in(device: cuda.CudaDevice) -> None:
-    made = cuda.new_device_array(device, Tensor((2, 4, 6, 3), np.dtype(np.uint8)))
+    made = device.array(Tensor((2, 4, 6, 3), np.dtype(np.uint8)))
     at(made.address, 144)[...] = np.arange(144, dtype=np.uint8)
     whole = cuda.to_caller(made)
     assert cuda.is_on_device(whole)
@@ -177,7 +247,7 @@ def noise(*shape: int, seed: int = 0) -> np.ndarray:
 
 def put(device: cuda.CudaDevice, array: np.ndarray) -> Any:
     """An array as another library has it in the device's memory."""
-    made = cuda.new_device_array(device, Tensor(array.shape, array.dtype))
+    made = device.array(Tensor(array.shape, array.dtype))
     at(made.address, array.nbytes)[...] = array.reshape(-1).view(np.uint8)
     return cuda.to_caller(made)
 
@@ -220,8 +290,20 @@ def test_a_stream_of_the_callers(vae: VAE, expected: VAE, device: cuda.CudaDevic
     np.testing.assert_array_equal(read(vae.decode(given, stream=stream)), expected.decode(latent))
 
 
+def test_an_array_of_another_gpu_is_refused(vae: VAE, device: cuda.CudaDevice, monkeypatch: pytest.MonkeyPatch) -> None:
+    @dataclass
+    class Another:
+        array: Any
+
+        def __dlpack_device__(self) -> tuple[int, int]:
+            return cuda.CUDA, 1
+
+    with pytest.raises(LatentError, match="it is on CUDA device 1, and this VAE on 0"):
+        vae.decode(Another(put(device, noise(1, 2, 2, 2))))
+
+
 def test_a_part_of_an_array_is_refused(vae: VAE, device: cuda.CudaDevice) -> None:
-    made = cuda.new_device_array(device, Tensor((1, 2, 4, 4), np.dtype(np.float32)))
+    made = device.array(Tensor((1, 2, 4, 4), np.dtype(np.float32)))
     with pytest.raises(LatentError) as refused:
         vae.decode(cuda.to_caller(made, (2, 2), (2, 3)))
     assert str(refused.value) == (

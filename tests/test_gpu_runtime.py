@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import shutil
 import threading
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -99,8 +101,16 @@ def test_a_size_that_no_range_holds_is_told_with_those_that_there_are() -> None:
         "no engine takes 1x2048x512 (batch x height x width, in pixels); there are: "
         "1-4x64-1024x64-1024, 1x512x512, 2x512x512"
     )
-    with pytest.raises(SizeError, match=r"^no engine takes 1x512x512 .*; there are: 2x512x512$"):
+    with pytest.raises(SizeError, match=r"^no engine takes 3x512x512 .*; there are: 2x512x512$"):
         cut(SLOTS[2:], 3, 512, 512)
+
+
+def test_a_batch_is_cut_so_that_nothing_is_left_over() -> None:
+    """Five are three and two where an engine takes two to four: four and one would not do."""
+    slot = Slot("a", 0, ShapeSet(height=8, width=8, batch=(2, 2, 4)))
+    assert [(piece.start, piece.stop) for piece in cut([slot], 5, 8, 8)] in ([(0, 3), (3, 5)], [(0, 4), (4, 5)][:0])
+    with pytest.raises(SizeError, match="no engine takes 1x8x8"):
+        cut([slot], 1, 8, 8)
     with pytest.raises(SizeError, match=r"there are: none$"):
         cut([], 1, 512, 512)
 
@@ -188,12 +198,12 @@ class Opened:
 
 @pytest.fixture
 def opened(bundle: Bundle) -> Callable[..., Opened]:
-    def open_half(part: str = "decoder", records: bool = True) -> Opened:
+    def open_half(part: str = "decoder", graphs: str = "recorded") -> Opened:
         device, plans = HostDevice(), {}
         name = DECODER if part == "decoder" else ENCODER
 
         def load(name: str) -> HostPlan:
-            return plans.setdefault(name, HostPlan(bundle, name, records))
+            return plans.setdefault(name, HostPlan(bundle, name, graphs))
 
         half = Half(bundle, part, "tensorrt-rtx", (name,))  # type: ignore[arg-type]
         return Opened(EngineSession(half, device, load), device, plans)
@@ -267,7 +277,7 @@ def test_a_graph_is_recorded_when_work_comes_again(opened: Callable[..., Opened]
 
 
 def test_a_profile_may_want_no_graphs(opened: Callable[..., Opened]) -> None:
-    made = opened(records=False)
+    made = opened(graphs="none")
     for _ in range(3):
         made.session.run(["image"], {"latent": noise(1, 2, 2, 2)})
     assert made.events == ["shape 0 1x8x8", "enqueue", "enqueue", "enqueue"]
@@ -314,6 +324,74 @@ def test_addresses_that_tensorrt_does_not_take(opened: Callable[..., Opened], ex
     place = made.device.put(np.zeros((3, 4, 4, 3), np.uint8), offset)
     made.session.run(["image_u8", "finite"], {"latent": given}, {"image_u8": place})
     np.testing.assert_array_equal(place.on_host(), expected.decode(latent))
+
+
+def test_what_comes_again_goes_through_memory_of_the_lane(opened: Callable[..., Opened], expected: VAE) -> None:
+    """A graph is of the addresses that it saw, and results have new ones each time."""
+    made = opened()
+    kept = []
+    for seed in range(4):
+        latent = noise(1, 2, 2, 2, seed=seed)
+        place = made.device.put(np.zeros((1, 3, 8, 8), np.float32))
+        made.session.run(["image", "finite"], {"latent": made.device.put(latent)}, {"image": place})
+        kept.append((place, expected.decode(latent, output="float")))
+    assert made.events == ["shape 0 1x8x8", "enqueue", "capture"]
+    for place, image in kept:
+        np.testing.assert_array_equal(place.on_host(), image)
+
+
+def test_an_engine_that_cannot_be_captured(
+    opened: Callable[..., Opened], expected: VAE, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = opened()
+
+    def refuse(stream: HostStream, work: Callable[[], None]) -> None:
+        raise BackendError("the stream is not to be captured")
+
+    monkeypatch.setattr(HostStream, "capture", refuse)
+    for seed in range(4):
+        latent = noise(1, 2, 2, 2, seed=seed)
+        (image,) = made.session.run(["image"], {"latent": latent})
+        np.testing.assert_array_equal(image, expected.decode(latent, output="float"))
+    assert made.events == ["shape 0 1x8x8", "enqueue", "enqueue", "enqueue", "enqueue"]
+    told = [message for message in caplog.messages if "CUDA graphs" in message]
+    assert told == ["CUDA graphs are not used, since one could not be recorded: the stream is not to be captured"]
+
+
+def test_what_was_compiled_is_kept_once_a_shape(opened: Callable[..., Opened]) -> None:
+    made = opened()
+    for height in (2, 2, 3, 2):
+        made.session.run(["image"], {"latent": noise(1, 2, height, 2)})
+    (plan,) = made.plans.values()
+    assert plan.settlements == 3  # 2 came back after 3
+
+
+def test_a_call_that_fails_is_over_before_its_memory_is_free(
+    opened: Callable[..., Opened], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = opened()
+    waiting: list[int] = []
+    synchronize = HostStream.synchronize
+    monkeypatch.setattr(HostStream, "copy_out", lambda *_: (_ for _ in ()).throw(BackendError("no")))
+    monkeypatch.setattr(
+        HostStream, "synchronize", lambda stream: (waiting.append(len(stream.queue)), synchronize(stream))[1]
+    )
+    with pytest.raises(BackendError, match="no"):
+        made.session.run(["image"], {"latent": noise(1, 2, 2, 2)})
+    assert waiting == [2]  # the copy of the latent, and the engine's work
+
+
+def test_a_session_goes_without_the_collector(opened: Callable[..., Opened]) -> None:
+    """It holds gigabytes of a GPU."""
+    made = opened()
+    made.session.run(["image"], {"latent": noise(1, 2, 2, 2)})
+    session = weakref.ref(made.session)
+    gc.disable()
+    try:
+        del made
+        assert session() is None
+    finally:
+        gc.enable()
 
 
 def test_the_callers_stream_is_waited_for(opened: Callable[..., Opened], expected: VAE) -> None:
@@ -386,7 +464,8 @@ def gpu(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> HostDevice:
     monkeypatch.setattr(f"{backends}.find_gpu", lambda number: RTX4090)
     monkeypatch.setattr(f"{backends}.tensorrt.problem", lambda backend, number: None)
     monkeypatch.setattr(f"{backends}.tensorrt.load_library", lambda backend: SimpleNamespace(__version__=version))
-    monkeypatch.setattr("vaedeploy.runtime.cuda.CudaDevice", lambda number: device)
+    monkeypatch.setattr(f"{backends}.CudaDevice", lambda number: device)
+    monkeypatch.setattr("vaedeploy.runtime.vae.CudaDevice", lambda number: device)
     monkeypatch.setattr(
         f"{backends}.tensorrt.load_plan", lambda path, *_: HostPlan(bundle, path.relative_to(bundle.path).as_posix())
     )
@@ -494,16 +573,53 @@ def own(gpu: HostDevice, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.Mon
 def test_engines_that_are_right_pass_the_gate(own: Bundle) -> None:
     report = verify_backend(own, "tensorrt-rtx", profile="mine")
     assert report.passed
-    corners = {(1, 8, 8), (1, 4, 4), (2, 16, 16)}  # of both optimisation profiles, each once
-    assert {(case.batch, case.height, case.width) for case in report.cases} == corners
-    assert {case.part for case in report.cases} == {"encoder", "decoder"}
+    found = [(case.part, case.name, case.batch, case.height) for case in report.cases if case.output != "latent_std"]
+    assert found == [
+        (part, name, *size)
+        for part in ("encoder", "decoder")
+        for name, *size in [
+            ("small of mine", 1, 8),
+            ("any of mine", 1, 4),
+            ("any of mine", 1, 8),
+            ("any of mine", 2, 16),
+        ]
+    ]
     made = check_bundle(own.path)
     for name in (ENCODER, DECODER):
         verification = made.manifest.engines[name].verification
         assert verification is not None
-        assert (verification.passed, verification.backend, verification.cases) == (True, "tensorrt-rtx", 9)
+        assert (verification.passed, verification.backend) == (True, "tensorrt-rtx")
+        assert verification.cases == (8 if name == ENCODER else 4)  # the encoder has two outputs
     assert made.manifest.verification == own.manifest.verification
     assert (made.path / "report" / "tensorrt-rtx.json").exists()
+
+
+def test_every_optimisation_profile_runs_at_its_own_corners(own: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The optimum of the wide one is a size that the tight one takes as well."""
+    plans: list[HostPlan] = []
+
+    def load(path: Path, *_: object) -> HostPlan:
+        plans.append(HostPlan(own, path.relative_to(own.path).as_posix()))
+        return plans[-1]
+
+    monkeypatch.setattr("vaedeploy.runtime.backends.tensorrt.load_plan", load)
+    verify_backend(own, "tensorrt-rtx")
+    for name in (ENCODER, DECODER):
+        events = [event for plan in plans if plan.name == name for event in plan.events if event.startswith("shape")]
+        assert events == ["shape 0 1x8x8", "shape 1 1x4x4", "shape 1 1x8x8", "shape 1 2x16x16"]
+
+
+def test_every_engine_runs_before_it_is_verified(own: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two profiles with equal sizes, one would answer for both."""
+    written(tmp_path, "twin", precision='"fp32"', shapes=SIZES)
+    made = build_engines(own, ["twin"], folder=tmp_path)
+    monkeypatch.setattr(
+        "vaedeploy.runtime.backends.tensorrt.load_plan",
+        lambda path, *_: HostPlan(made, path.relative_to(made.path).as_posix()),
+    )
+    report = verify_backend(made, "tensorrt-rtx")
+    forms = {case.form for case in report.cases}
+    assert forms == {"mine tensorrt-rtx fp32", "twin tensorrt-rtx fp32"}
 
 
 def test_a_verified_engine_is_used_without_a_warning(own: Bundle, caplog: pytest.LogCaptureFixture) -> None:
@@ -576,11 +692,7 @@ class Elsewhere:
 @pytest.fixture
 def device(gpu: HostDevice, monkeypatch: pytest.MonkeyPatch) -> HostDevice:
     """The stand-in, and arrays on it. What the VAE gives is told as (array, size, axes)."""
-    monkeypatch.setattr(on_device, "CudaDevice", lambda number: gpu)
     monkeypatch.setattr(on_device, "as_device_array", lambda value, *_: value.array)
-    monkeypatch.setattr(
-        on_device, "new_device_array", lambda gpu, tensor: gpu.put(np.zeros(tensor.shape, tensor.dtype))
-    )
     monkeypatch.setattr(on_device, "to_caller", lambda array, size=None, axes=None: (array, size, axes))
     return gpu
 
@@ -706,12 +818,12 @@ def test_arrays_are_taken_where_they_lie() -> None:
     """What cuda.core makes of an array, tried with one of the host's: without a driver it cannot hold another."""
     stream = SimpleNamespace(handle=-1)  # DLPack's word for: nothing to wait for
     array = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
-    taken = cuda.as_device_array(array, None, stream)  # type: ignore[arg-type]
+    taken = cuda.as_device_array(array, HostDevice(), stream)  # type: ignore[arg-type]
     assert (taken.address, taken.tensor) == (array.ctypes.data, Tensor((2, 3, 4), np.dtype(np.float32)))
     for part in (array[:, :, ::2], array.transpose(0, 2, 1), array[:, 1:]):
         with pytest.raises(ValueError, match="it is not contiguous"):
-            cuda.as_device_array(part, None, stream)  # type: ignore[arg-type]
-    one = cuda.as_device_array(array[:1, 1:], None, stream)  # type: ignore[arg-type]
+            cuda.as_device_array(part, HostDevice(), stream)  # type: ignore[arg-type]
+    one = cuda.as_device_array(array[:1, 1:], HostDevice(), stream)  # type: ignore[arg-type]
     assert one.address == array[:1, 1:].ctypes.data  # of one item, the batch's stride makes no difference
 
 

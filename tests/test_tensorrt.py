@@ -3,19 +3,40 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from host_gpu import HostDevice
 from test_profile import written
 from tiny_bundle import tiny_bundle
 
 from vaedeploy.engines import build_engines
 from vaedeploy.errors import BackendError
-from vaedeploy.gpu import cuda_devices
+from vaedeploy.gpu import Gpu, cuda_devices
 from vaedeploy.runtime import tensorrt
+
+LOAD = """
+import sys
+from pathlib import Path
+from host_gpu import HostDevice
+from vaedeploy.errors import BackendError
+from vaedeploy.runtime import tensorrt
+try:
+    tensorrt.load_plan(Path(sys.argv[1]), "tensorrt-rtx", "0" * 64, HostDevice(), True)
+except BackendError as error:
+    print(error)
+"""
+
+
+def loaded(engine: Path) -> str:
+    """What loading an engine says, in a process whose driver is the machine's own."""
+    command = [sys.executable, "-c", LOAD, str(engine)]
+    return subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parent).stdout
 
 
 @pytest.mark.skipif(cuda_devices() > 0, reason="there is a GPU here, on which it loads")
@@ -23,17 +44,16 @@ def test_what_tensorrt_says_when_it_cannot_load_an_engine(tmp_path: Path) -> Non
     written(tmp_path, precision='"fp32"', shapes="{ small = { height = 8, width = 8 } }")
     bundle = build_engines(tiny_bundle(tmp_path / "tiny"), ["mine"], folder=tmp_path)
     name = "engines/mine/decoder.tensorrt-rtx.engine"
-    with pytest.raises(BackendError) as refused:
-        tensorrt.load_plan(bundle.path / name, "tensorrt-rtx", bundle.manifest.files[name].sha256, True)
-    first, told, *messages = str(refused.value).splitlines()
-    assert f"{first}\n{told}".startswith(f"tensorrt-rtx cannot load {bundle.path / name}. TensorRT's last messages:\n")
-    assert any("CUDA driver version is insufficient" in message for message in [told, *messages])
+    first, *messages = loaded(bundle.path / name).splitlines()
+    assert first == f"tensorrt-rtx cannot load {bundle.path / name}. TensorRT's last messages:"
+    assert any("CUDA driver version is insufficient" in message for message in messages)
 
 
 def test_no_engine_at_all(tmp_path: Path) -> None:
     (tmp_path / "engine").write_bytes(b"this is no engine")
-    with pytest.raises(BackendError, match=r"^tensorrt-rtx cannot load .*engine. TensorRT's last messages:"):
-        tensorrt.load_plan(tmp_path / "engine", "tensorrt-rtx", "0" * 64, True)
+    first, *messages = loaded(tmp_path / "engine").splitlines()
+    assert first == f"tensorrt-rtx cannot load {tmp_path / 'engine'}. TensorRT's last messages:"
+    assert len(messages) > 0
 
 
 def test_a_backend_that_is_not_there() -> None:
@@ -56,12 +76,17 @@ class Recorder:
     scratch: int = 1000
     compiled: bytes = b"kernels"
     deserialized: list[bytes] = field(default_factory=list)
+    takes_kernels: bool = True
 
     def create_runtime_config(self) -> Recorder:
         return self
 
     def create_runtime_cache(self) -> Any:
-        return SimpleNamespace(deserialize=self.deserialized.append, serialize=lambda: self.compiled)
+        def deserialize(kernels: bytes) -> bool:
+            self.deserialized.append(kernels)
+            return self.takes_kernels
+
+        return SimpleNamespace(deserialize=deserialize, serialize=lambda: self.compiled)
 
     def create_execution_context(self, config: object) -> Recorder | None:
         return None if self.refuses == "create_execution_context" else self
@@ -90,6 +115,10 @@ class Stream:
 
     def synchronize(self) -> None:
         self.waited += 1
+
+
+def cache(name: str) -> tensorrt.RuntimeCache:
+    return tensorrt.RuntimeCache(name, HostDevice())  # type: ignore[arg-type]
 
 
 def plan(engine: Recorder, cache: tensorrt.RuntimeCache | None = None, cuda_graphs: bool = True) -> tensorrt.EnginePlan:
@@ -159,11 +188,11 @@ def test_no_context() -> None:
 def test_who_records_cuda_graphs() -> None:
     """TensorRT-RTX itself, or whoever runs TensorRT; nobody where the profile says so."""
     rtx, off = Recorder(), Recorder()
-    assert plan(Recorder()).records
-    assert not plan(Recorder(), cuda_graphs=False).records
-    assert not plan(rtx, tensorrt.RuntimeCache("a")).records
+    assert plan(Recorder()).graphs == "recorded"
+    assert plan(Recorder(), cuda_graphs=False).graphs == "none"
+    assert plan(rtx, cache("a")).graphs == "its own"
     assert rtx.cuda_graph_strategy == "whole graph"
-    assert not plan(off, tensorrt.RuntimeCache("a"), cuda_graphs=False).records
+    assert plan(off, cache("a"), cuda_graphs=False).graphs == "none"
     assert callable(off.cuda_graph_strategy)  # was not set
 
 
@@ -177,21 +206,53 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_what_was_compiled_is_there_next_time(folder: Path) -> None:
-    first = plan(Recorder(), tensorrt.RuntimeCache("1.7-abc.cache"))
+    first = plan(Recorder(), cache("1.7-abc.cache"))
     assert list(folder.iterdir()) == []
     del first
     gc.collect()
     assert (folder / "1.7-abc.cache").read_bytes() == b"kernels"
     engine = Recorder()
-    plan(engine, tensorrt.RuntimeCache("1.7-abc.cache"))
+    plan(engine, cache("1.7-abc.cache"))
     assert engine.deserialized == [b"kernels"]
     assert engine.calls[-1][0] == "set_runtime_cache"
+
+
+def test_it_is_kept_once_a_shape_has_run(folder: Path) -> None:
+    """A service that is killed has no other time for it."""
+    running = plan(Recorder(), cache("a"))
+    running.settled()
+    assert (folder / "a").read_bytes() == b"kernels"
+
+
+def test_kernels_of_another_machine(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (folder / "a").write_bytes(b"foreign")
+    running = plan(Recorder(takes_kernels=False), cache("a"))
+    assert caplog.messages == [f"TensorRT-RTX does not take the kernels in {folder / 'a'}, and compiles them again"]
+    running.settled()
+    assert (folder / "a").read_bytes() == b"kernels"
+
+
+def test_nothing_that_was_compiled_replaces_nothing(folder: Path) -> None:
+    (folder / "a").write_bytes(b"kernels")
+    running = plan(Recorder(compiled=b""), cache("a"))
+    running.settled()
+    assert (folder / "a").read_bytes() == b"kernels"
+
+
+def test_a_cache_is_of_one_engine_version_gpu_and_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = {tensorrt._cache_name(version, sha256, 0) for version in ("1.7", "1.8") for sha256 in ("0" * 64, "1" * 64)}
+    for gpu in ("NVIDIA L4", "NVIDIA GeForce RTX 4090"):
+        monkeypatch.setattr("vaedeploy.runtime.tensorrt.find_gpu", lambda number, gpu=gpu: Gpu(gpu, "8.9", 24.0))
+        names.add(tensorrt._cache_name("1.7", "0" * 64, 0))
+    monkeypatch.setattr("vaedeploy.runtime.tensorrt.driver_version", lambda: "14.0")
+    names.add(tensorrt._cache_name("1.7", "0" * 64, 0))
+    assert len(names) == 7
 
 
 def test_a_cache_that_did_not_change_is_not_written(folder: Path) -> None:
     (folder / "same").write_bytes(b"kernels")
     before = (folder / "same").stat().st_mtime_ns
-    kept = plan(Recorder(), tensorrt.RuntimeCache("same"))
+    kept = plan(Recorder(), cache("same"))
     del kept
     gc.collect()
     assert (folder / "same").stat().st_mtime_ns == before
@@ -204,7 +265,7 @@ def test_a_cache_without_a_place_is_told_and_stops_nothing(
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("vaedeploy.runtime.tensorrt.cache_folder", nowhere)
-    kept = plan(Recorder(), tensorrt.RuntimeCache("a"))
+    kept = plan(Recorder(), cache("a"))
     del kept
     gc.collect()
     assert [message.split(":")[0] for message in caplog.messages] == [

@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 
 from vaedeploy.bundle import Bundle
-from vaedeploy.errors import BackendError, InputError, SizeError
+from vaedeploy.errors import BackendError, EngineError, InputError, SizeError
 from vaedeploy.graph import Inputs, load_graph
 from vaedeploy.manifest import PARTS, Part, Precision
 from vaedeploy.photos import Shape, crop_batch, load_photos
@@ -100,7 +100,12 @@ def bench_bundle(
     photos, timings = load_photos(), []
     total, done = len(sizes) * len(batches) * len(PARTS), 0
     with ExitStack() as stack:
-        vaes = {name: stack.enter_context(VAE(bundle.path, name, device=device)) for name in chosen}
+        vaes, problems = _open(bundle, chosen, device, stack)
+        timings += [
+            Timing(name, _precision(bundle, name), part, 0, 0, 0, problem=why)
+            for name, why in problems.items()
+            for part in PARTS
+        ]
         for height, width in sizes:
             for batch in batches:
                 photo = crop_batch(photos, Shape("", batch, height, width, False))
@@ -126,6 +131,22 @@ def _answering(bundle: Bundle, backends: Sequence[str], device: int) -> list[str
     return chosen
 
 
+def _open(
+    bundle: Bundle, chosen: Sequence[str], device: int, stack: ExitStack
+) -> tuple[dict[str, VAE], dict[str, str]]:
+    """(those that can be used, why the others cannot). Raises the last reason where there are none."""
+    vaes: dict[str, VAE] = {}
+    problems: dict[str, str] = {}
+    for name in chosen:
+        try:
+            vaes[name] = stack.enter_context(VAE(bundle.path, name, device=device))
+        except (BackendError, EngineError) as error:
+            if not vaes and name == chosen[-1]:
+                raise
+            problems[name] = str(error)
+    return vaes, problems
+
+
 def _any(vaes: Mapping[str, VAE]) -> VAE:
     """The last is the one that takes every size, where it is there."""
     return list(vaes.values())[-1]
@@ -144,7 +165,7 @@ def _take_turns(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str
             for _ in range(WARM):
                 call()
             repeats[name] = max(1, round(SHORTEST / _seconds(call, 1)))
-        except (BackendError, SizeError) as error:
+        except (BackendError, EngineError, SizeError) as error:
             problems[name] = str(error)
     times: dict[str, list[float]] = {name: [] for name in repeats}
     for turn in range(rounds):

@@ -20,7 +20,7 @@ from vaedeploy.cache import cache_folder
 from vaedeploy.errors import BuildError, BundleError, VaedeployError
 from vaedeploy.estimate import Memory, estimate_memory
 from vaedeploy.graph import Inputs, content_sha256, load_graph, save_form
-from vaedeploy.identity import differences, engine_name
+from vaedeploy.identity import carries, differences, engine_name
 from vaedeploy.jobs import Job, plan_builds
 from vaedeploy.manifest import PARTS, Backend, EngineIdentity, EngineInfo, Part, Precision
 from vaedeploy.profile import Profile
@@ -190,7 +190,13 @@ class _Builds:
             options=identity.options,
             timing_cache=_timing_cache(identity),
         )
-        engine = build_engine(request, f"Building {profile.name} {part} with {job.backend}", self.progress)
+        what = f"Building {profile.name} {part} with {job.backend}"
+        engine = build_engine(request, what, self.progress)
+        if not carries(engine.path, identity.mark):
+            raise BuildError(
+                f"{what} failed: {job.backend} {job.version} does not write the network's name into its plans, by "
+                "which engines are told from each other"
+            )
         return engine.path, EngineInfo(
             profile=profile.name,
             part=part,

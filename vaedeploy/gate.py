@@ -4,7 +4,8 @@ reference.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -18,9 +19,10 @@ from vaedeploy.errors import BundleError, InputError, WeightsError
 from vaedeploy.golden import GoldenCase
 from vaedeploy.judge import prepare_photo
 from vaedeploy.manifest import PARTS, Part, Precision
-from vaedeploy.photos import Shape, crop_batch, load_photos
+from vaedeploy.photos import Shape, crop_batch, load_photos, verification_shapes
 from vaedeploy.progress import Progress, silent
-from vaedeploy.runtime.backends import ENGINES, Candidate, find_candidates, float32_form
+from vaedeploy.runtime.backends import ENGINES, Candidate, Runner, find_candidates, float32_form, open_engines
+from vaedeploy.runtime.engine import Half
 from vaedeploy.runtime.onnxruntime_cpu import Session
 from vaedeploy.shapes import CORNERS
 from vaedeploy.verify import Case, Report, summary, verify_cases
@@ -47,43 +49,100 @@ def verify_backend(
 ) -> Report:
     """Compare what ``backend`` computes on this machine with the reference, and note the verdict with the engines.
 
-    Engines run at the minimum, the optimum and the maximum of each of their optimisation profiles; graphs at the sizes
-    that every bundle is verified at. Inputs are photographs and their latents. profile: the engines of that profile
-    alone. device: the CUDA device. reference: the VAE in PyTorch, weights: where its weights are; it is run in float32
-    on the GPU. Without either, the bundle's float32 graph, verified against PyTorch, is run on the CPU.
+    Each engine runs at the minimum, the optimum and the maximum of each of its optimisation profiles; graphs at the
+    sizes that every bundle is verified at. Inputs are photographs and their latents. profile: the engines of that
+    profile alone. device: the CUDA device. reference: the VAE in PyTorch, weights: where its weights are; it is run in
+    float32 on the GPU. Without either, the bundle's float32 graph, verified against PyTorch, is run on the CPU.
 
     Raises InputError for a backend or profile that there is not, BackendError and EngineError where it does not answer
     here, BundleError where the bundle itself is not verified and nothing else could be compared with.
     """
     bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-    candidates = find_candidates(bundle, backend, device, profile=profile)
     if backend not in ENGINES and profile is not None:
         raise InputError(f"profiles are for engines; {backend} runs graphs. Leave the profile out")
+    candidates = find_candidates(bundle, backend, device, profile=profile)
     if weights is not None and reference is None:
         from vaedeploy.source import reload_reference
 
         reference = reload_reference(bundle.manifest.vae.origin, bundle.manifest.latent, weights, progress)
     if reference is not None and reference.identity != bundle.manifest.vae.identity:
         raise WeightsError(f"bundle {bundle.path} was made from another VAE than {reference.name}")
-    truth: _Truth = _Graph(bundle) if reference is None else _Torch(reference, device)
-    rows: list[Case] = []
-    judged: list[tuple[Candidate, Report]] = []
-    for candidate in candidates:
-        if backend not in ENGINES and candidate is not candidates[0]:
-            continue  # what runs again what half precision could not hold is the portable graph, verified as it is
-        cases = list(_cases(bundle, candidate, truth, load_photos(photos), progress))
-        found = verify_cases(
-            cases,
-            *_callables(bundle, candidate),
-            precision=_limits(bundle, candidate),
-            form=f"{backend} {candidate.precision}",
-            progress=progress,
-        )
-        rows += found
-        judged.append((candidate, Report(candidate.precision, truth.name, backend, found)))
-    report = Report(bundle.manifest.precision, truth.name, backend, tuple(rows))
-    _note(bundle, judged, report)
+    truth = _Cases(bundle, _Graph(bundle) if reference is None else _Torch(reference, device), load_photos(photos))
+    if backend in ENGINES:
+        engines = [name for candidate in candidates for name in candidate.engines]
+        verdicts = {name: _judge_engine(bundle, name, truth, device, progress) for name in engines}
+        rows = tuple(case for verdict in verdicts.values() for case in verdict.cases)
+    else:
+        # The first alone: what runs again what half precision could not hold is the portable graph, verified as it is.
+        verdicts, rows = {}, _judge_graphs(bundle, candidates[0], truth, progress)
+    report = Report(bundle.manifest.precision, truth.name, backend, rows)
+    noted = {
+        name: msgspec.structs.replace(bundle.manifest.engines[name], verification=summary(verdict))
+        for name, verdict in verdicts.items()
+    }
+    with edit_bundle(bundle) as edit:
+        edit.put(files={f"report/{backend}.json": report.to_json()}, engines=noted)
     return report
+
+
+def _judge_engine(bundle: Bundle, name: str, truth: _Cases, device: int, progress: Progress) -> Report:
+    """Run each optimisation profile of one engine, and no other, at its corners."""
+    info = bundle.manifest.engines[name]
+    identity = info.identity
+    # TF32 rounds what convolutions read to 10 bits, as fp16 does.
+    limits: Precision = "fp16" if identity.precision == "fp32" and identity.options.get("tf32") else identity.precision
+    rows: list[Case] = []
+    for index, (sizes, shape) in enumerate(identity.shapes.items()):
+        corners = list(dict.fromkeys(shape.at(corner) for corner in CORNERS))
+        cases = [truth.at(size, f"{sizes} of {info.profile}", progress) for size in corners]
+        session = open_engines(Half(bundle, info.part, identity.backend, (name,), only=index), device)
+        encode, decode = _calls(bundle, {info.part: session})
+        form = f"{info.profile} {identity.backend} {identity.precision}"
+        rows += verify_cases(cases, encode, decode, precision=limits, form=form, progress=progress)
+    return Report(identity.precision, truth.name, identity.backend, tuple(rows))
+
+
+def _judge_graphs(bundle: Bundle, candidate: Candidate, truth: _Cases, progress: Progress) -> tuple[Case, ...]:
+    shapes = verification_shapes(bundle.manifest.latent.factor)
+    cases = [truth.at((shape.batch, shape.height, shape.width), shape.name, progress) for shape in shapes]
+    encode, decode = _calls(bundle, {part: candidate.open(part) for part in PARTS})
+    form = f"{candidate.backend} {candidate.precision}"
+    return verify_cases(cases, encode, decode, precision=candidate.precision, form=form, progress=progress)
+
+
+def _calls(bundle: Bundle, halves: Mapping[Part, Runner]) -> tuple[Any, Any]:
+    """What ``verify_cases`` takes; None for a half that is not there."""
+
+    def run(part: Part, value: NDArray[Any]) -> dict[str, Any]:
+        half = halves[part]
+        return dict(zip(half.outputs, half.run(half.outputs, {half.inputs[0]: value}), strict=True))
+
+    return (
+        (lambda photo: run("encoder", prepare_photo(bundle.manifest, photo))) if "encoder" in halves else None,
+        (lambda latent: run("decoder", latent)) if "decoder" in halves else None,
+    )
+
+
+class _Cases:
+    """Cases at any size, each computed once."""
+
+    def __init__(self, bundle: Bundle, truth: _Truth, photos: list[NDArray[np.uint8]]) -> None:
+        self.name = truth.name
+        self._truth = truth
+        self._photos = photos
+        self._made: dict[tuple[int, int, int], GoldenCase] = {}
+
+    def at(self, size: tuple[int, int, int], name: str, progress: Progress) -> GoldenCase:
+        """size: batch, height and width in pixels."""
+        if size not in self._made:
+            what = f"Computing the reference at {'x'.join(map(str, size))}"
+            progress(what, 0, 1)
+            photo = crop_batch(self._photos, Shape(name, *size, False))
+            latents = self._truth.encode(photo)
+            image = self._truth.decode(next(iter(latents.values())))
+            self._made[size] = GoldenCase(name, photo, latents, image, round_trip=False)
+            progress(what, 1, 1)
+        return dataclasses.replace(self._made[size], name=name)
 
 
 class _Truth(Protocol):
@@ -132,7 +191,6 @@ class _Torch:
     def __init__(self, reference: Reference, device: int) -> None:
         import torch
 
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         self._reference = reference
         self._device = torch.device("cuda", device)
 
@@ -148,65 +206,14 @@ class _Torch:
     def _run(self, module: Any, value: NDArray[Any]) -> tuple[NDArray[Any], ...]:
         import torch
 
+        allowed = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         try:
             with torch.no_grad():
                 made = module.to(self._device)(torch.from_numpy(value).to(self._device))
             outputs = made if isinstance(made, tuple) else (made,)
             return tuple(output.double().cpu().numpy() for output in outputs)
         finally:
+            torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = allowed
             module.to("cpu")
-
-
-def _cases(
-    bundle: Bundle, candidate: Candidate, truth: _Truth, photos: list[NDArray[np.uint8]], progress: Progress
-) -> Iterator[GoldenCase]:
-    shapes = _shapes(bundle, candidate)
-    for done, shape in enumerate(shapes):
-        progress("Computing the reference", done, len(shapes))
-        photo = crop_batch(photos, shape)
-        latents = truth.encode(photo)
-        image = truth.decode(next(iter(latents.values())))
-        yield GoldenCase(shape.name, photo, latents, image, round_trip=False)
-    progress("Computing the reference", len(shapes), len(shapes))
-
-
-def _shapes(bundle: Bundle, candidate: Candidate) -> list[Shape]:
-    """Each corner of each optimisation profile of the candidate's engines, once."""
-    from vaedeploy.photos import verification_shapes
-
-    if candidate.backend not in ENGINES:
-        return list(verification_shapes(bundle.manifest.latent.factor))
-    corners = {
-        shape.at(corner): f"{name} {corner}"
-        for engine in candidate.engines
-        for name, shape in bundle.manifest.engines[engine].identity.shapes.items()
-        for corner in CORNERS
-    }
-    return [Shape(name, *size, False) for size, name in corners.items()]
-
-
-def _callables(bundle: Bundle, candidate: Candidate) -> tuple[Any, Any]:
-    halves = {part: candidate.open(part) for part in PARTS}
-
-    def run(part: Part, value: NDArray[Any]) -> dict[str, Any]:
-        half = halves[part]
-        return dict(zip(half.outputs, half.run(half.outputs, {half.inputs[0]: value}), strict=True))
-
-    return lambda photo: run("encoder", prepare_photo(bundle.manifest, photo)), lambda latent: run("decoder", latent)
-
-
-def _limits(bundle: Bundle, candidate: Candidate) -> Precision:
-    """TF32 rounds what convolutions read to 10 bits, as fp16 does."""
-    rounded = any(bundle.manifest.engines[name].identity.options.get("tf32") for name in candidate.engines)
-    return "fp16" if rounded and candidate.precision == "fp32" else candidate.precision
-
-
-def _note(bundle: Bundle, judged: Sequence[tuple[Candidate, Report]], report: Report) -> None:
-    """Put the verdict into the bundle: the report, and its summary with each engine."""
-    noted = {
-        name: msgspec.structs.replace(bundle.manifest.engines[name], verification=summary(verdict))
-        for candidate, verdict in judged
-        for name in candidate.engines
-    }
-    with edit_bundle(bundle) as edit:
-        edit.put(files={f"report/{report.backend}.json": report.to_json()}, engines=noted)
+            torch.cuda.empty_cache()  # the engine needs the room

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,15 @@ DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 
 MAJOR, MINOR = 75, 76
 """CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR, in cuda.h."""
+
+
+FORKED = (
+    "this process was forked after the GPU was used, and CUDA does not survive that. Make the VAE in the new process, "
+    "or start it with multiprocessing's 'spawn'"
+)
+
+_asked_by: int | None = None
+"""The process that asked the driver first."""
 
 
 @dataclass(frozen=True)
@@ -42,19 +52,36 @@ def find_gpu(device: int = 0) -> Gpu | None:
     return Gpu(name.value.decode("utf-8", "replace"), capability, round(memory.value / 2**30, 1))
 
 
+def driver_version() -> str | None:
+    """The newest CUDA that the driver knows, such as "13.0"; None without a driver."""
+    driver, version = _driver(), ctypes.c_int()
+    if driver is None or driver.cuDriverGetVersion(ctypes.byref(version)) != 0:
+        return None
+    return f"{version.value // 1000}.{version.value % 1000 // 10}"
+
+
 def cuda_devices() -> int:
     """How many GPUs the CUDA driver shows to this process; 0 without a driver. CUDA_VISIBLE_DEVICES is obeyed."""
     driver = _driver()
     return 0 if driver is None else _count(driver)
 
 
+def was_forked() -> bool:
+    """Whether this process was forked from one that had asked the driver: CUDA does not survive that."""
+    return _asked_by not in (None, os.getpid())
+
+
 def _driver() -> Any:
     """The driver's library, ready to be asked; None where there is none."""
+    global _asked_by
     try:
         driver = ctypes.CDLL(DRIVER)
     except OSError:
         return None
-    return driver if driver.cuInit(0) == 0 else None
+    if was_forked() or driver.cuInit(0) != 0:
+        return None
+    _asked_by = os.getpid()
+    return driver
 
 
 def _count(driver: Any) -> int:

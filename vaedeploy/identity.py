@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import mmap
+from pathlib import Path
 
 from vaedeploy.bundle import Bundle
 from vaedeploy.errors import EngineError
 from vaedeploy.gpu import Gpu
 from vaedeploy.manifest import EngineIdentity, Part
 
-__all__ = ["check_engine", "differences", "engine_faults", "engine_name", "gpu_fault", "rebuild"]
+__all__ = ["carries", "check_engine", "differences", "engine_faults", "engine_name", "gpu_fault", "rebuild"]
 
 WORDS = {
     "graph": "the portable graph",
@@ -61,7 +62,7 @@ def engine_faults(bundle: Bundle, name: str, *, version: str | None = None, veri
         found.append(f"it was built from another graph than the {info.part} that is in the bundle")
     if version is not None and version != identity.backend_version:
         found.append(f"it was built by {identity.backend} {identity.backend_version}, and {version} is installed")
-    if not _carries(bundle, name, identity.mark):
+    if not carries(bundle.path / name, identity.mark):
         found.append("its bytes do not carry the identity that the manifest gives it")
     return found
 
@@ -100,9 +101,10 @@ def rebuild(bundle: Bundle, name: str) -> str:
     return f"Build it again: {bundle.manifest.build_command(bundle.path, name)}"
 
 
-def _carries(bundle: Bundle, name: str, mark: bytes) -> bool:
+def carries(plan: Path, mark: bytes) -> bool:
+    """Whether an engine's file has ``EngineIdentity.mark`` in it."""
     with (
-        (bundle.path / name).open("rb") as file,
-        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as plan,
+        plan.open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
     ):
-        return plan.find(mark) >= 0
+        return content.find(mark) >= 0

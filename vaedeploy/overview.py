@@ -147,7 +147,7 @@ def bench_rows(bench: Bench) -> list[Row]:
             t.backend,
             t.precision,
             t.part,
-            f"{t.batch}x{t.height}x{t.width}",
+            f"{t.batch}x{t.height}x{t.width}" if t.batch else "",
             *(
                 (_milliseconds(t.ms), f"{_milliseconds(t.least_ms)} to {_milliseconds(t.most_ms)}")
                 if t.ms

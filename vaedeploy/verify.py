@@ -133,8 +133,8 @@ class Golden(Protocol):
 
 def verify_cases(
     goldens: Sequence[Golden],
-    encode: Callable[[NDArray[np.uint8]], Outputs],
-    decode: Callable[[NDArray[np.float32]], Outputs],
+    encode: Callable[[NDArray[np.uint8]], Outputs] | None,
+    decode: Callable[[NDArray[np.float32]], Outputs] | None,
     *,
     precision: Precision = "fp32",
     form: str = "",
@@ -143,24 +143,28 @@ def verify_cases(
     """Run every golden case through both callables and judge each output.
 
     encode: photo (B, H, W, 3) uint8 -> the encoder graph's outputs by name; decode: latent (B, C, h, w) float32 -> the
-    decoder graph's. All photos are encoded before the first latent is decoded, so that a caller may hold one
-    graph at a time.
+    decoder graph's; None leaves that half out, and the round trip. All photos are encoded before the first latent is
+    decoded, so that a caller may hold one graph at a time.
     """
     limits = LIMITS[precision]
-    trips = [g for g in goldens if g.round_trip]
-    total, done, cases = 2 * len(goldens) + len(trips), 0, []
+    trips = [g for g in goldens if g.round_trip and encode and decode]
+    halves = sum(half is not None for half in (encode, decode))
+    total, done, cases = halves * len(goldens) + len(trips), 0, []
     progress(WHAT, done, total)
     encoded: dict[str, NDArray[np.float32]] = {}
-    for golden in goldens:
+    for golden in goldens if encode else ():
+        assert encode is not None
         outputs = encode(golden.photo)
         encoded[golden.name] = outputs[next(iter(golden.latents))]
         cases += [_judge_latent(golden, name, outputs[name], form, limits) for name in golden.latents]
         progress(WHAT, done := done + 1, total)
-    for golden in goldens:
+    for golden in goldens if decode else ():
+        assert decode is not None
         outputs = decode(golden.latents[next(iter(golden.latents))])
         cases.append(_judge_image("decoder", golden, outputs, form, limits))
         progress(WHAT, done := done + 1, total)
     for golden in trips:
+        assert decode is not None
         cases.append(_judge_image("round trip", golden, decode(encoded[golden.name]), form, limits))
         progress(WHAT, done := done + 1, total)
     return tuple(cases)

@@ -4,6 +4,7 @@ backend.
 
 from __future__ import annotations
 
+import gc
 import logging
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 
 from vaedeploy.bundle import Bundle
 from vaedeploy.engines import build_engines
-from vaedeploy.errors import SizeError
+from vaedeploy.errors import BackendError, InputError, SizeError
 from vaedeploy.gate import verify_backend
 from vaedeploy.gpu import find_gpu
 from vaedeploy.pipeline import export_vae
@@ -78,13 +79,19 @@ def latents(bundle: Bundle, batch: int, height: int, width: int) -> np.ndarray:
         return cpu.encode(crop_batch(load_photos(), Shape("", batch, height * 8, width * 8, False)))
 
 
+def near(found: np.ndarray, expected: np.ndarray) -> bool:
+    """Within a level of 255: TensorRT-RTX may answer with other kernels until it has compiled the best ones."""
+    return bool(np.abs(found.astype(int) - expected).max() <= 1)
+
+
 def test_the_gate(bundle: Bundle) -> None:
     """The engines against the verified graph, at every corner of both optimisation profiles, with the limits of
     fp16.
     """
     report = verify_backend(bundle, backend_of(bundle))
     assert report.passed, [case.failures for case in report.cases]
-    assert {(case.batch, case.height) for case in report.cases} == {(1, 64), (1, 128), (2, 256)}
+    corners = {("small of here", 1, 64), ("any of here", 1, 64), ("any of here", 1, 128), ("any of here", 2, 256)}
+    assert {(case.name, case.batch, case.height) for case in report.cases} == corners
     assert all(info.verification.passed for info in Bundle.open(bundle.path).manifest.engines.values())
 
 
@@ -103,7 +110,7 @@ def test_arrays_of_pytorch_stay_on_the_gpu(bundle: Bundle, vae: VAE) -> None:
     latent = torch.from_numpy(latents(bundle, 2, 16, 16)).cuda()
     image = torch.from_dlpack(vae.decode(latent))
     assert (image.device.type, image.dtype, tuple(image.shape)) == ("cuda", torch.uint8, (2, 128, 128, 3))
-    np.testing.assert_array_equal(image.cpu().numpy(), vae.decode(latent.cpu().numpy()))
+    assert near(image.cpu().numpy(), vae.decode(latent.cpu().numpy()))
     kept = image.clone()
     vae.decode(latent * 0)
     assert torch.equal(image, kept), "the next call wrote into a result"
@@ -112,7 +119,7 @@ def test_arrays_of_pytorch_stay_on_the_gpu(bundle: Bundle, vae: VAE) -> None:
     again = torch.from_dlpack(vae.encode(out))
     assert tuple(again.shape) == tuple(latent.shape)
     cut = torch.from_dlpack(vae.decode(latent, size=(125, 127)))
-    assert torch.equal(cut, image[:, :125, :127])
+    assert near(cut.cpu().numpy(), image[:, :125, :127].cpu().numpy())
 
 
 def test_work_of_another_stream_is_waited_for(bundle: Bundle, vae: VAE) -> None:
@@ -124,7 +131,7 @@ def test_work_of_another_stream_is_waited_for(bundle: Bundle, vae: VAE) -> None:
     with torch.cuda.stream(stream):
         torch.cuda._sleep(200_000_000)
         given.copy_(latent)
-        assert torch.equal(torch.from_dlpack(vae.decode(given)), expected)
+        assert near(torch.from_dlpack(vae.decode(given)).cpu().numpy(), expected.cpu().numpy())
 
 
 def test_many_threads(bundle: Bundle, vae: VAE) -> None:
@@ -132,7 +139,7 @@ def test_many_threads(bundle: Bundle, vae: VAE) -> None:
     alone = [vae.decode(latent) for latent in given]
     with ThreadPoolExecutor(6) as threads:
         for found, expected in zip(threads.map(vae.decode, given), alone, strict=True):
-            np.testing.assert_array_equal(found, expected)
+            assert near(found, expected)
 
 
 def test_what_no_engine_takes(bundle: Bundle, vae: VAE, caplog: pytest.LogCaptureFixture) -> None:
@@ -141,6 +148,55 @@ def test_what_no_engine_takes(bundle: Bundle, vae: VAE, caplog: pytest.LogCaptur
         vae.decode(large)
     with caplog.at_level(logging.WARNING), VAE(bundle.path) as any_backend:
         assert any_backend.decode(large).shape == (1, 320, 64, 3)
+
+
+def test_graphs_are_used(bundle: Bundle, caplog: pytest.LogCaptureFixture) -> None:
+    """What could not be captured is told."""
+    latent = latents(bundle, 1, 8, 8)
+    with VAE(bundle.path, backend_of(bundle)) as fresh:
+        for _ in range(4):
+            fresh.decode(latent)
+    assert not [message for message in caplog.messages if "CUDA graphs" in message]
+
+
+def test_another_gpu_or_stream_is_refused(bundle: Bundle, vae: VAE) -> None:
+    latent = torch.from_numpy(latents(bundle, 1, 8, 8)).cuda()
+    with pytest.raises(InputError, match="stream is of type str; it must be a CUDA stream"):
+        vae.decode(latent, stream="stream")
+    with pytest.raises(BackendError, match="there is no CUDA device 63"):
+        VAE(bundle.path, backend_of(bundle), device=63)
+
+
+def test_out_of_memory_and_then_a_smaller_call(bundle: Bundle) -> None:
+    large, small = latents(bundle, 2, 32, 32), latents(bundle, 1, 8, 8)
+    with VAE(bundle.path, backend_of(bundle)) as fresh:
+        expected = fresh.decode(small)
+    free, _ = torch.cuda.mem_get_info()
+    taken = torch.empty(free - 300 * 2**20, dtype=torch.uint8, device="cuda")
+    try:
+        with VAE(bundle.path, backend_of(bundle)) as crowded, pytest.raises(BackendError, match="left on the GPU"):
+            for _ in range(8):
+                crowded.decode(large)
+                taken = (taken, torch.empty(64 * 2**20, dtype=torch.uint8, device="cuda"))
+    except torch.cuda.OutOfMemoryError:
+        pytest.skip("the engines of the demo VAE fit into what was left")
+    finally:
+        del taken
+        torch.cuda.empty_cache()
+    with VAE(bundle.path, backend_of(bundle)) as again:
+        assert near(again.decode(small), expected)
+
+
+def test_nan_is_run_again_in_fp32(bundle: Bundle, caplog: pytest.LogCaptureFixture) -> None:
+    """The engines are fp16, and ONNX Runtime has the graphs in float32."""
+    latent = np.concatenate([latents(bundle, 1, 8, 8), np.full((1, bundle.manifest.latent.channels, 8, 8), 3e5, "f4")])
+    with VAE(bundle.path) as vae, VAE(bundle.path, "onnxruntime-cpu") as cpu:
+        if vae.backend != backend_of(bundle):
+            pytest.skip("another backend comes first")
+        image = vae.decode(latent, output="float")
+        if not any("run again in fp32" in message for message in caplog.messages):
+            pytest.skip("the demo VAE holds even that")
+        assert np.isfinite(image).all() == np.isfinite(cpu.decode(latent, output="float")).all()
 
 
 def test_the_runtime_cache_is_kept(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,4 +209,5 @@ def test_the_runtime_cache_is_kept(bundle: Bundle, tmp_path: Path, monkeypatch: 
         vae.decode(latent)
         vae.close()
         del vae
+        gc.collect()
     assert list((tmp_path / "vaedeploy" / "rtx").glob("*.cache"))

@@ -91,6 +91,7 @@ def _decode_in_child(vae: VAE, latent: np.ndarray, answers: multiprocessing.Queu
         answers.put(str(error))
 
 
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_forked_process_is_told(bundle: Bundle) -> None:
     latent = latents(bundle, 1, 8, 8)
     fork = multiprocessing.get_context("fork")

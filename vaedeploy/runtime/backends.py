@@ -16,10 +16,15 @@ from vaedeploy.gpu import find_gpu
 from vaedeploy.identity import check_engine
 from vaedeploy.manifest import PARTS, Backend, Form, Part, Precision
 from vaedeploy.runtime import onnxruntime_cpu, onnxruntime_cuda, tensorrt
+from vaedeploy.runtime.cuda import CudaDevice
+from vaedeploy.runtime.engine import EngineSession, Half
 from vaedeploy.runtime.lane import Array, OnDevice
 
 ENGINES: tuple[Backend, ...] = ("tensorrt", "tensorrt-rtx")
 """The backends that run engines."""
+
+PRECISIONS: tuple[Precision, ...] = ("fp16", "bf16", "fp32")
+"""The fastest first."""
 
 BACKENDS = (*ENGINES, onnxruntime_cuda.NAME, onnxruntime_cpu.NAME)
 """The backends that there are, the one that is tried first first."""
@@ -172,10 +177,11 @@ def _of_engines(
     whole = {precision: parts for precision, parts in halves.items() if len(parts) == len(PARTS)}
     if not whole:
         raise errors[0] if errors else BackendError(f"bundle {bundle.path} has no engine of {backend} for one half")
+    fastest_first = sorted(whole.items(), key=lambda item: PRECISIONS.index(item[0]))
     opener = partial(_open_engines, bundle, backend, device, verify_hashes)
     return [
         Candidate(backend, precision, partial(opener, parts), tuple(chain(*parts.values())))
-        for precision, parts in whole.items()
+        for precision, parts in fastest_first
     ]
 
 
@@ -188,15 +194,18 @@ def _engines(bundle: Bundle, backend: str, profile: str | None) -> list[str]:
 def _open_engines(
     bundle: Bundle, backend: Backend, device: int, verify_hashes: bool, parts: Mapping[Part, Sequence[str]], part: Part
 ) -> Runner:
-    from vaedeploy.runtime.cuda import CudaDevice
-    from vaedeploy.runtime.engine import EngineSession, Half
+    return open_engines(Half(bundle, part, backend, tuple(parts[part])), device, verify_hashes)
+
+
+def open_engines(half: Half, device: int = 0, verify_hashes: bool = True) -> EngineSession:
+    """The engines of a half, on a CUDA device. Raises BackendError and EngineError as ``EngineSession`` does."""
+    gpu, manifest = CudaDevice(device), half.bundle.manifest
 
     def load(name: str) -> tensorrt.EnginePlan:
-        graphs = bundle.manifest.engines[name].cuda_graphs
-        return tensorrt.load_plan(bundle.path / name, backend, bundle.manifest.files[name].sha256, graphs)
+        graphs, sha256 = manifest.engines[name].cuda_graphs, manifest.files[name].sha256
+        return tensorrt.load_plan(half.bundle.path / name, half.backend, sha256, gpu, graphs)
 
-    half = Half(bundle, part, backend, tuple(parts[part]))
-    return EngineSession(half, CudaDevice(device), load, verify_hashes)
+    return EngineSession(half, gpu, load, verify_hashes)
 
 
 def _graph_opener(bundle: Bundle, form: Form, opening: Callable[[Path], Runner]) -> Callable[[Part], Runner]:

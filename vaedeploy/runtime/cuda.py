@@ -4,25 +4,34 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vaedeploy.errors import BackendError
-from vaedeploy.gpu import cuda_devices
+from vaedeploy.errors import BackendError, InputError
+from vaedeploy.gpu import FORKED, cuda_devices, driver_version, was_forked
 from vaedeploy.runtime.lane import HostMemory, OnDevice, Tensor
 
 CUDA = 2
 """The kind of device in DLPack's protocol: kDLCUDA."""
 
+OLDEST_DRIVER = 13.0
+"""The CUDA that a driver must know: that of the wheels which are installed for engines."""
+
 
 def problem(device: int = 0) -> str | None:
     """Why CUDA cannot be used from Python here, and what to do; None where it can."""
+    if was_forked():
+        return FORKED
     count = cuda_devices()
     if device >= count:
         return f"there is no CUDA device {device}: the driver shows {count}"
+    known = driver_version()
+    if known is None or float(known) < OLDEST_DRIVER:
+        return f"the GPU's driver knows CUDA {known}, and {OLDEST_DRIVER} is needed: install a newer driver"
     try:
         import cuda.bindings.driver
         import cuda.core  # noqa: F401
@@ -39,43 +48,68 @@ class CudaDevice:
             raise BackendError(missing)
         from cuda.core import Device
 
-        self._device = Device(number)
-        self.activate()
+        self.number = number
+        with self._told("the GPU cannot be used"), _kept_context():
+            self._device = Device(number)
+            self._device.set_current()
 
-    def activate(self) -> None:
-        """Make it the calling thread's: which device is current is kept for each thread."""
-        self._device.set_current()
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """It is the calling thread's device inside, and afterwards the one that was."""
+        with _kept_context():
+            with self._told("the GPU cannot be used"):
+                self._device.set_current()
+            yield
 
     def stream(self) -> CudaStream:
         """A queue that does not wait for the default stream."""
-        return CudaStream(self._device.create_stream())
+        with self.active(), self._told("no stream can be made"):
+            return CudaStream(self._device.create_stream())
 
     def device_memory(self, size: int) -> CudaMemory:
-        """At least ``size`` bytes, which are there when this returns."""
-        stream = self._device.default_stream
-        try:
-            buffer = self._device.allocate(size, stream=stream)
-            stream.sync()
-        except Exception as error:  # cuda.core's own kinds are not public
-            raise BackendError(
-                f"there are no {size:,} bytes left on the GPU: {error}. Give a smaller batch or size"
-            ) from error
-        return CudaMemory(buffer)
+        """At least ``size`` bytes, which go back to the device, and not to a pool, when they are let go: engines take
+        gigabytes, which other libraries could not use then.
+        """
+        with self.active():
+            return CudaMemory(self, _call("cuMemAlloc", size, of=size), size)
 
     def host_memory(self, size: int) -> PinnedMemory:
         """Page-locked memory of the host."""
         from cuda.core import LegacyPinnedMemoryResource
 
-        return PinnedMemory(LegacyPinnedMemoryResource().allocate(size))
+        with self.active(), self._told(f"{size:,} bytes of the host's memory cannot be locked"):
+            return PinnedMemory(LegacyPinnedMemoryResource().allocate(size))
+
+    def array(self, tensor: Tensor) -> OnDevice:
+        """Memory for a result of the caller's, from the device's pool."""
+        with self.active(), self._told(f"there are no {tensor.size:,} bytes left on the GPU"):
+            stream = self._device.create_stream()
+            buffer = self._device.allocate(tensor.size, stream=stream)
+            stream.sync()
+        return OnDevice(int(buffer.handle), tensor, buffer, self)
+
+    @contextmanager
+    def _told(self, what: str) -> Iterator[None]:
+        """Turn what cuda.core raises, whose kinds are its own, into a BackendError."""
+        try:
+            yield
+        except BackendError:
+            raise
+        except Exception as error:
+            raise BackendError(f"{what} (CUDA device {self.number}): {error}") from error
 
 
 class CudaMemory:
-    """A buffer of the device's."""
+    """Memory of the device's."""
 
-    def __init__(self, buffer: Any) -> None:
-        self.buffer = buffer
-        self.address = int(buffer.handle)
-        self.size: int = buffer.size
+    def __init__(self, device: CudaDevice, pointer: Any, size: int) -> None:
+        self.address = int(pointer)
+        self.size = size
+        self._device = device
+
+    def __del__(self) -> None:
+        with suppress(Exception), self._device.active():  # when the process ends, CUDA may have ended before
+            _call("cuMemFree", self.address)
 
 
 class PinnedMemory:
@@ -102,7 +136,10 @@ class CudaStream:
 
     def wait_for(self, stream: Any) -> None:
         """Let work that comes wait for what is in ``stream`` now."""
-        self._stream.wait(stream)
+        try:
+            self._stream.wait(stream)
+        except Exception as error:
+            raise BackendError(f"the stream {stream!r} cannot be waited for: {error}") from error
 
     def copy_in(self, source: HostMemory, target: int, size: int) -> None:
         """From the host to the device."""
@@ -117,8 +154,8 @@ class CudaStream:
         _call("cuMemcpyDtoDAsync", target, source, size, self.handle)
 
     def synchronize(self) -> None:
-        """Wait until all that was put in is done."""
-        self._stream.sync()
+        """Wait until all that was put in is done. Raises BackendError for what failed in it."""
+        _call("cuStreamSynchronize", self.handle)
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
         """Record what ``work`` puts into this stream as a CUDA graph; returns what launches it."""
@@ -128,9 +165,11 @@ class CudaStream:
         _call("cuStreamBeginCapture", self.handle, driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
         try:
             work()
-        finally:
-            graph = _call("cuStreamEndCapture", self.handle)
-        return _Graph(graph, self.handle)
+        except BaseException:
+            with suppress(BackendError):  # the capture is void, and why is known
+                _call("cuGraphDestroy", _call("cuStreamEndCapture", self.handle))
+            raise
+        return _Graph(_call("cuStreamEndCapture", self.handle), self.handle)
 
 
 class _Graph:
@@ -148,7 +187,17 @@ class _Graph:
 
     def __del__(self) -> None:
         if hasattr(self, "_executable"):
-            _call("cuGraphExecDestroy", self._executable)
+            with suppress(Exception):  # when the process ends, CUDA may have ended before
+                _call("cuGraphExecDestroy", self._executable)
+
+
+def check_stream(stream: Any) -> None:
+    """Raise InputError where ``stream`` is no CUDA stream."""
+    if not hasattr(stream, "__cuda_stream__"):
+        raise InputError(
+            f"stream is of type {type(stream).__name__}; it must be a CUDA stream, which has __cuda_stream__, such as "
+            "torch.cuda.current_stream()"
+        )
 
 
 def is_on_device(value: Any) -> bool:
@@ -162,25 +211,23 @@ def is_on_device(value: Any) -> bool:
 def as_device_array(value: Any, device: CudaDevice, stream: CudaStream) -> OnDevice:
     """An array in device memory without a copy; ``stream`` waits for the work that makes it, as DLPack has it.
 
-    Raises ValueError where it is not contiguous.
+    Raises ValueError where it is not contiguous, or on another GPU.
     """
     from cuda.core.utils import StridedMemoryView
 
-    view = StridedMemoryView.from_dlpack(value, stream.handle)
+    number = int(value.__dlpack_device__()[1])
+    if number != device.number:
+        raise ValueError(f"it is on CUDA device {number}, and this VAE on {device.number}")
+    with device.active():
+        view = StridedMemoryView.from_dlpack(value, stream.handle)
     tensor = Tensor(tuple(view.shape), np.dtype(view.dtype))
     if view.strides is not None and not _contiguous(tensor.shape, tuple(view.strides)):
         raise ValueError("it is not contiguous")
     return OnDevice(view.ptr, tensor, view, device)
 
 
-def new_device_array(device: CudaDevice, tensor: Tensor) -> OnDevice:
-    """Device memory for ``tensor``."""
-    memory = device.device_memory(tensor.size)
-    return OnDevice(memory.address, tensor, memory, device)
-
-
 def to_caller(array: OnDevice, size: tuple[int, int] | None = None, axes: tuple[int, int] = (1, 2)) -> Any:
-    """An array of ``new_device_array`` as one that speaks DLPack, owns its memory and has shape and dtype.
+    """An array of ``CudaDevice.array`` as one that speaks DLPack, owns its memory and has shape and dtype.
 
     size: (height, width) to show of it, on its ``axes``; the rest stays in memory.
     """
@@ -191,7 +238,7 @@ def to_caller(array: OnDevice, size: tuple[int, int] | None = None, axes: tuple[
     shape = list(full)
     for axis, length in zip(axes, size or (), strict=False):
         shape[axis] = length
-    return StridedMemoryView.from_buffer(array.owner.buffer, tuple(shape), strides, dtype=array.tensor.dtype)
+    return StridedMemoryView.from_buffer(array.owner, tuple(shape), strides, dtype=array.tensor.dtype)
 
 
 def _contiguous(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
@@ -204,14 +251,29 @@ def _contiguous(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
     return True
 
 
-def _call(function: str, *arguments: Any) -> Any:
-    """A function of the driver's: its result. Raises BackendError with what the driver says went wrong."""
+@contextmanager
+def _kept_context() -> Iterator[None]:
+    """What is the calling thread's device before is it afterwards: other libraries go by it."""
+    before = _call("cuCtxGetCurrent")
+    try:
+        yield
+    finally:
+        _call("cuCtxSetCurrent", before)
+
+
+def _call(function: str, *arguments: Any, of: int | None = None) -> Any:
+    """A function of the driver's: its result. of: the bytes that are asked for.
+
+    Raises BackendError with what the driver says went wrong.
+    """
     from cuda.bindings import driver
 
     status, *results = getattr(driver, function)(*arguments)
-    if status != driver.CUresult.CUDA_SUCCESS:
-        _, name = driver.cuGetErrorString(status)
-        said = name.decode() if isinstance(name, bytes) else str(status)
-        advice = ". Give a smaller batch or size" if status == driver.CUresult.CUDA_ERROR_OUT_OF_MEMORY else ""
-        raise BackendError(f"CUDA failed in {function}: {said}{advice}")
-    return results[0] if results else None
+    if status == driver.CUresult.CUDA_SUCCESS:
+        return results[0] if results else None
+    _, text = driver.cuGetErrorString(status)
+    said = text.decode() if isinstance(text, bytes) else str(status)
+    if status == driver.CUresult.CUDA_ERROR_OUT_OF_MEMORY:
+        room = "there is no room" if of is None else f"there are no {of:,} bytes"
+        raise BackendError(f"{room} left on the GPU ({said}). Give a smaller batch or size, or free memory there")
+    raise BackendError(f"CUDA failed in {function}: {said}")

@@ -13,10 +13,11 @@ import numpy as np
 
 from vaedeploy.bundle import Bundle
 from vaedeploy.errors import BackendError, SizeError
+from vaedeploy.gpu import FORKED
 from vaedeploy.identity import check_engine
 from vaedeploy.manifest import Backend, Part
 from vaedeploy.runtime.fit import Slot, cut
-from vaedeploy.runtime.lane import FORKED, Array, Device, Lane, OnDevice, Plan, Tensor, Work, shape_of
+from vaedeploy.runtime.lane import Array, Device, Lane, OnDevice, Plan, Tensor, Work, shape_of
 from vaedeploy.runtime.pool import Pool
 
 CONTEXTS = 4
@@ -27,21 +28,26 @@ logger = logging.getLogger("vaedeploy")
 
 @dataclass(frozen=True)
 class Half:
-    """What a part of a bundle takes and gives, and the engines for it that fit this GPU: their files in the bundle."""
+    """What a part of a bundle takes and gives, and the engines for it that fit this GPU: their files in the bundle.
+
+    only: the number of the one optimisation profile to use; None: all.
+    """
 
     bundle: Bundle
     part: Part
     backend: Backend
     engines: tuple[str, ...]
+    only: int | None = None
 
     @property
     def slots(self) -> list[Slot]:
-        """Every optimisation profile of every engine."""
+        """Every optimisation profile of every engine, or the chosen one."""
         infos = ((name, self.bundle.manifest.engines[name]) for name in self.engines)
         return [
             Slot(name, index, shape)
             for name, info in infos
             for index, shape in enumerate(info.identity.shapes.values())
+            if self.only in (None, index)
         ]
 
     @property
@@ -93,9 +99,9 @@ class EngineSession:
         self._pools: dict[str, Pool[Lane]] = {}
         self._lock = threading.Lock()
         self._process = os.getpid()
-        device.activate()
-        for name in half.engines:
-            self._pool(name)  # to fail now, where another backend can still be taken
+        with device.active():
+            for name in half.engines:
+                self._pool(name)  # to fail now, where another backend can still be taken
 
     def run(
         self,
@@ -113,7 +119,6 @@ class EngineSession:
         """
         if os.getpid() != self._process:
             raise BackendError(FORKED)
-        self._device.activate()
         ((name, given),) = inputs.items()
         batch, height, width = self._half.pixels(shape_of(given))
         every = self._half.outputs(batch, height, width)
@@ -134,7 +139,8 @@ class EngineSession:
                 outputs=self._half.outputs(piece.stop - piece.start, height, width),
                 results={output: array[items] for output, array in made.items()},
             )
-            with self._pool(piece.slot.engine).borrow((work.index, shape_of(work.given))) as lane:
+            pool = self._pool(piece.slot.engine)
+            with self._device.active(), pool.borrow((work.index, shape_of(work.given))) as lane:
                 lane.run(work, after)
         return [made[output] for output in outputs]
 
@@ -143,8 +149,9 @@ class EngineSession:
             if name not in self._pools:
                 bundle, info = self._half.bundle, self._half.bundle.manifest.engines[name]
                 check_engine(bundle, name, verify_hash=self._verify_hashes)
-                plan = self._load(name)
-                self._pools[name] = Pool(lambda: Lane(self._device, plan), CONTEXTS)
+                plan, device = self._load(name), self._device
+                # Not over ``self``: a cycle would keep gigabytes until the collector looks.
+                self._pools[name] = Pool(lambda: Lane(device, plan), CONTEXTS)
                 if info.verification is None or not info.verification.passed:
                     logger.warning(
                         "%s was never compared with PyTorch on its GPU; its pictures may be wrong. Run: vaedeploy "

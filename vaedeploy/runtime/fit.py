@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from vaedeploy.errors import SizeError
 from vaedeploy.shapes import ShapeSet
@@ -36,22 +37,23 @@ def tightest(slots: Sequence[Slot], batch: int, height: int, width: int) -> Slot
 
 
 def cut(slots: Sequence[Slot], batch: int, height: int, width: int) -> list[Piece]:
-    """``batch`` items of that many pixels as pieces, the largest first, each with its tightest slot.
+    """``batch`` items of that many pixels as few pieces, the largest first, each with its tightest slot.
 
-    Raises SizeError, naming the ranges that there are, where a piece has none.
+    Raises SizeError, naming the ranges that there are, where it cannot be cut so that each piece has one.
     """
-    pieces: list[Piece] = []
-    largest = max((slot.shape.at("max")[0] for slot in slots), default=0)
-    while (start := pieces[-1].stop if pieces else 0) < batch:
-        for size in range(min(batch - start, largest), 0, -1):
-            slot = tightest(slots, size, height, width)
-            if slot is not None:
-                pieces.append(Piece(start, start + size, slot))
-                break
-        else:
-            ranges = ", ".join(dict.fromkeys(str(slot.shape) for slot in slots))
-            raise SizeError(
-                f"no engine takes {batch - start}x{height}x{width} (batch x height x width, in pixels); there are: "
-                f"{ranges or 'none'}"
-            )
-    return pieces
+    largest = min(batch, max((slot.shape.at("max")[0] for slot in slots), default=0))
+    fitting = {n: slot for n in range(largest, 0, -1) if (slot := tightest(slots, n, height, width)) is not None}
+    fewest: list[tuple[int, ...] | None] = [()]  # for each number of items, the sizes of its pieces
+    for count in range(1, batch + 1):
+        ways = ((n, *rest) for n in fitting if n <= count and (rest := fewest[count - n]) is not None)
+        fewest.append(min(ways, key=len, default=None))
+    sizes = fewest[batch]
+    if sizes is None:
+        ranges = ", ".join(dict.fromkeys(str(slot.shape) for slot in slots))
+        raise SizeError(
+            f"no engine takes {batch}x{height}x{width} (batch x height x width, in pixels); there are: "
+            f"{ranges or 'none'}"
+        )
+    ends = list(accumulate(sorted(sizes, reverse=True)))
+    starts = [0, *ends[:-1]]
+    return [Piece(start, stop, fitting[stop - start]) for start, stop in zip(starts, ends, strict=True)]

@@ -70,9 +70,7 @@ class Halves:
         what = f"{'decode' if part == 'decoder' else 'encode'} gave NaN or infinity"
         items = np.flatnonzero(~finite)
         where = f"in item {', '.join(map(str, items))} of a batch of {len(finite)} (bundle {self._bundle.path})"
-        exact = self._more_precise(candidate, on_device)
-        if self._on_nan == "rerun" and exact is not None:
-            self._again(exact, part, outputs, inputs, found, items)
+        if self._on_nan == "rerun" and self._again(candidate, part, outputs, inputs, found, items, on_device):
             logger.warning("%s in %s %s; run again in fp32", what, candidate.precision, where)
             finite = self._finite_items(found)
             if finite.all():
@@ -95,51 +93,69 @@ class Halves:
         on_device: bool,
     ) -> tuple[Candidate, list[Array]]:
         """The outputs of the first candidate that opens ``part`` and takes this size, and which one it was."""
-        tried: set[str] = set()
+        refused: set[Candidate] = set()
         while True:
-            candidate = next((c for c in self._candidates if c.backend not in tried and c.takes(on_device)), None)
-            if candidate is None:
+            left = [c for c in self._candidates if c not in refused and c.takes(on_device)]
+            if not left:
                 raise BackendError(
                     f"{self.backend} takes arrays of the host alone. Copy it there (torch: .cpu()), or install a "
                     "backend that runs on the GPU: vaedeploy doctor"
                 )
-            others = [
-                c for c in self._candidates if c.backend not in {*tried, candidate.backend} and c.takes(on_device)
-            ]
-            may_go_on = self._may_fall_back and bool(others)
+            candidate, *others = left
+            elsewhere = next((c.backend for c in others if c.backend != candidate.backend), None)
             try:
                 runner = self._runner(candidate, part)
             except (BackendError, EngineError) as error:
-                if not may_go_on:
+                if not self._may_fall_back or elsewhere is None:
                     raise
-                logger.warning("%s cannot be used, so %s answers: %s", candidate.backend, others[0].backend, error)
+                logger.warning("%s cannot be used, so %s answers: %s", candidate.backend, elsewhere, error)
                 self._candidates = [c for c in self._candidates if c.backend != candidate.backend]
                 continue
             try:
                 return candidate, runner.run(outputs, inputs, results, after)
             except SizeError as error:
-                if not may_go_on:
+                # Engines of another precision are the same backend, which is what was asked for.
+                own = bool(others) and others[0].backend == candidate.backend
+                if not own and not (self._may_fall_back and others):
                     raise
-                self._tell_once(f"{others[0].backend} answers in place of {candidate.backend}: {error}")
-                tried.add(candidate.backend)
-
-    def _more_precise(self, candidate: Candidate, on_device: bool) -> Candidate | None:
-        """Who may run again what ``candidate`` could not hold."""
-        if candidate.precision == "fp32":
-            return None
-        return next((c for c in self._candidates if c.precision == "fp32" and c.takes(on_device)), None)
+                if not own:
+                    self._tell_once(f"{others[0].backend} answers in place of {candidate.backend}: {error}")
+                refused.add(candidate)
 
     def _again(
         self,
-        exact: Candidate,
+        candidate: Candidate,
         part: Part,
         outputs: Sequence[str],
         inputs: Mapping[str, Array],
         found: Sequence[Array],
         items: NDArray[np.intp],
+        on_device: bool,
+    ) -> bool:
+        """Put into ``found`` what the first one in float32 that can gives for ``items``; False where none could, or
+        ``candidate`` was one.
+        """
+        if candidate.precision == "fp32":
+            return False
+        for exact in self._candidates:
+            if exact.precision != "fp32" or not exact.takes(on_device):
+                continue
+            try:
+                self._run_items(self._runner(exact, part), outputs, inputs, found, items)
+            except (BackendError, EngineError, SizeError) as error:
+                logger.warning("%s cannot run them again in fp32: %s", exact.backend, error)
+            else:
+                return True
+        return False
+
+    @staticmethod
+    def _run_items(
+        runner: Runner,
+        outputs: Sequence[str],
+        inputs: Mapping[str, Array],
+        found: Sequence[Array],
+        items: NDArray[np.intp],
     ) -> None:
-        """Put ``exact``'s outputs for ``items`` into ``found``."""
-        runner = self._runner(exact, part)
         for item in items.tolist():
             one = {name: value[item : item + 1] for name, value in inputs.items()}
             places = {name: array[item : item + 1] for name, array in zip(outputs, found, strict=True)}

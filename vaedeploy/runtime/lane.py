@@ -5,18 +5,19 @@ What it needs of CUDA and TensorRT is said here, as protocols; ``cuda`` and ``te
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-FORKED = (
-    "this process was forked after the GPU was used, and CUDA does not survive that. Make the VAE in the new process, "
-    "or start it with multiprocessing's 'spawn'"
-)
+from vaedeploy.errors import BackendError
+
+logger = logging.getLogger("vaedeploy")
 
 ALIGNMENT = 256
 """Bytes that TensorRT wants addresses of tensors and of its scratch memory to be multiples of."""
@@ -57,8 +58,8 @@ class Stream(Protocol):
 class Device(Protocol):
     """A GPU, as far as a lane needs one."""
 
-    def activate(self) -> None:
-        """Make it the calling thread's."""
+    def active(self) -> AbstractContextManager[None]:
+        """It is the calling thread's device inside, and afterwards the one that was."""
         ...
 
     def stream(self) -> Stream: ...
@@ -78,13 +79,20 @@ class Context(Protocol):
     def enqueue(self, stream: Stream) -> None: ...
 
 
+Graphs = Literal["none", "recorded", "its own"]
+"""Whether an engine's work is launched as CUDA graphs, and who makes them: the lane, or the engine itself."""
+
+
 class Plan(Protocol):
     """A loaded engine."""
 
-    records: bool
-    """Whether a lane is to record CUDA graphs of it."""
+    graphs: Graphs
 
     def context(self) -> Context: ...
+
+    def settled(self) -> None:
+        """A shape has run for the first time: what was compiled for it may be kept."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -159,15 +167,16 @@ class Lane:
     """See the module. ``key`` is the optimisation profile and the input's shape that the context is set up for: doing
     the same again is quickest.
 
-    A CUDA graph is recorded when the same work comes a second time in a row, and dropped when other work comes: one
-    that was captured from a context is void once the context is changed. So there are no more graphs than lanes.
+    A CUDA graph is of the addresses that it was captured with, and void once its context is changed. So work that comes
+    a second time in a row goes through memory of the lane's own from then on, where it can be recorded, and what is the
+    caller's in device memory is copied within the device. Other work drops the graph: there are no more than lanes.
     """
 
     def __init__(self, device: Device, plan: Plan) -> None:
         self.key: Hashable = None
         self._device = device
+        self._plan = plan
         self._context = plan.context()
-        self._records = plan.records
         self._stream = device.stream()
         self._launch: Callable[[], None] | None = None
         self._bound: dict[str, int] = {}
@@ -176,11 +185,76 @@ class Lane:
 
     def run(self, work: Work, after: Sequence[Any] = ()) -> None:
         """Do ``work`` and return when it is done. after: streams whose work it waits for."""
+        key = work.index, shape_of(work.given)
+        fresh = key != self.key
+        try:
+            self._run(work, key, after)
+        except BaseException:
+            # What is in the stream must be over before its memory, and the caller's, is used for something else.
+            with suppress(Exception):
+                self._stream.synchronize()
+            raise
+        if fresh:
+            self._plan.settled()
+
+    def _run(self, work: Work, key: Hashable, after: Sequence[Any]) -> None:
         for stream in after:
             self._stream.wait_for(stream)
-        given = self._give(work)
-        addresses = {work.name: given} | {name: self._place(name, work) for name in work.outputs}
-        self._enqueue(work, addresses)
+        own = key == self.key and self._plan.graphs != "none"
+        addresses = {work.name: self._give(work, own)} | {name: self._place(name, work, own) for name in work.outputs}
+        if key != self.key:
+            self._set_up(work, key)
+        if addresses != self._bound:
+            self._launch = None
+            for name, address in addresses.items():
+                self._context.bind(name, address)
+            self._bound = addresses
+        self._enqueue(record=own and self._plan.graphs == "recorded")
+        self._take(work, addresses)
+
+    def _give(self, work: Work, own: bool) -> int:
+        """The address of the input on the device."""
+        given = work.given
+        if isinstance(given, OnDevice):
+            if given.address % ALIGNMENT == 0 and not own:
+                return given.address
+            target = self._reserve(work.name, given.tensor.size).address
+            self._stream.copy_within(given.address, target, given.tensor.size)
+            return target
+        staged = self._stage(work.name, given.nbytes)
+        staged.array[: given.nbytes].view(given.dtype).reshape(given.shape)[...] = given
+        target = self._reserve(work.name, given.nbytes).address
+        self._stream.copy_in(staged, target, given.nbytes)
+        return target
+
+    def _place(self, name: str, work: Work, own: bool) -> int:
+        """Where TensorRT writes an output: where it is wanted, if it may, else in memory of the lane's own."""
+        result = work.results.get(name)
+        if isinstance(result, OnDevice) and result.address % ALIGNMENT == 0 and not own:
+            return result.address
+        return self._reserve(name, work.outputs[name].size).address
+
+    def _set_up(self, work: Work, key: Hashable) -> None:
+        # What fails in here leaves the context in a state that has no name.
+        self.key, self._launch, self._bound = None, None, {}
+        scratch = self._context.set_shape(work.index, work.name, shape_of(work.given), self._stream)
+        self._context.set_scratch(self._reserve("", scratch))
+        self.key = key
+
+    def _enqueue(self, record: bool) -> None:
+        if record and self._launch is None:
+            try:
+                self._launch = self._stream.capture(lambda: self._context.enqueue(self._stream))
+            except BackendError as error:  # not every engine can be captured
+                self._plan.graphs = "none"
+                logger.warning("CUDA graphs are not used, since one could not be recorded: %s", error)
+        if self._launch is None:
+            self._context.enqueue(self._stream)
+        else:
+            self._launch()
+
+    def _take(self, work: Work, addresses: Mapping[str, int]) -> None:
+        """Bring the outputs to where they are wanted, and wait until all is done."""
         waiting: list[tuple[NDArray[Any], HostMemory]] = []
         for name, result in work.results.items():
             size = work.outputs[name].size
@@ -194,47 +268,6 @@ class Lane:
         self._stream.synchronize()
         for array, staged in waiting:
             array[...] = staged.array[: array.nbytes].view(array.dtype).reshape(array.shape)
-
-    def _give(self, work: Work) -> int:
-        """The address of the input on the device."""
-        given = work.given
-        if isinstance(given, OnDevice):
-            if given.address % ALIGNMENT == 0:
-                return given.address
-            target = self._reserve(work.name, given.tensor.size).address
-            self._stream.copy_within(given.address, target, given.tensor.size)
-            return target
-        staged = self._stage(work.name, given.nbytes)
-        staged.array[: given.nbytes].view(given.dtype).reshape(given.shape)[...] = given
-        target = self._reserve(work.name, given.nbytes).address
-        self._stream.copy_in(staged, target, given.nbytes)
-        return target
-
-    def _place(self, name: str, work: Work) -> int:
-        """Where TensorRT writes an output: where it is wanted, if it may, else in memory of the lane's own."""
-        result = work.results.get(name)
-        if isinstance(result, OnDevice) and result.address % ALIGNMENT == 0:
-            return result.address
-        return self._reserve(name, work.outputs[name].size).address
-
-    def _enqueue(self, work: Work, addresses: Mapping[str, int]) -> None:
-        shape = shape_of(work.given)
-        key = work.index, shape
-        if key == self.key and addresses == self._bound:
-            if self._launch is None and self._records:
-                self._launch = self._stream.capture(lambda: self._context.enqueue(self._stream))
-            (self._launch or (lambda: self._context.enqueue(self._stream)))()
-            return
-        self._launch = None
-        if key != self.key:
-            self.key = None  # what fails from here on leaves the context in a state that has no name
-            scratch = self._context.set_shape(work.index, work.name, shape, self._stream)
-            self._context.set_scratch(self._reserve("", scratch))
-            self.key = key
-        for name, address in addresses.items():
-            self._context.bind(name, address)
-        self._bound = dict(addresses)
-        self._context.enqueue(self._stream)
 
     def _reserve(self, name: str, size: int) -> Memory:
         """Device memory of this lane's own for ``name`` ("" for scratch), at least ``size`` bytes."""

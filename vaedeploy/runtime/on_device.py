@@ -1,4 +1,8 @@
-"""``VAE``'s calls with arrays in the GPU's memory: checked by their type and shape, and never copied to the host."""
+"""``VAE``'s calls with arrays in the GPU's memory, which are checked by their type and shape.
+
+Pictures are not copied to the host. To see whether all is finite, a flag an item is, of a decode, and of an encode the
+latent.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +13,15 @@ import numpy as np
 
 from vaedeploy.errors import ImageError, InputError, LatentError
 from vaedeploy.manifest import Manifest
-from vaedeploy.runtime.cuda import CudaDevice, as_device_array, is_on_device, new_device_array, to_caller
+from vaedeploy.runtime.cuda import CudaDevice, as_device_array, check_stream, is_on_device, to_caller
 from vaedeploy.runtime.halves import Halves
 from vaedeploy.runtime.lane import OnDevice, Tensor
 
 SINGLE = np.dtype(np.float32)
 
 
-def encode(halves: Halves, manifest: Manifest, device: int, image: Any, stream: Any) -> Any:
+def encode(halves: Halves, manifest: Manifest, gpu: CudaDevice, image: Any, stream: Any) -> Any:
     """See ``VAE.encode``."""
-    gpu = CudaDevice(device)
     given, after = _take(image, "image", gpu, stream, ImageError)
     if manifest.image_input == "uint8":
         name, form, channels, axes = "image_u8", "(B, H, W, 3) uint8", 3, (1, 2)
@@ -36,7 +39,7 @@ def encode(halves: Halves, manifest: Manifest, device: int, image: Any, stream: 
     latent.sizes.check(height, width)
     made = Tensor((shape[0], latent.channels, height // latent.factor, width // latent.factor), SINGLE)
     output = "latent_mean" if latent.sampled else "latent"
-    result = new_device_array(gpu, made)
+    result = gpu.array(made)
     halves.run("encoder", [output], {name: given}, {output: result}, after)
     return to_caller(result)
 
@@ -44,7 +47,7 @@ def encode(halves: Halves, manifest: Manifest, device: int, image: Any, stream: 
 def decode(
     halves: Halves,
     manifest: Manifest,
-    device: int,
+    gpu: CudaDevice,
     latent: Any,
     output: Literal["uint8", "float"],
     size: tuple[int, int] | None,
@@ -52,7 +55,6 @@ def decode(
     stream: Any,
 ) -> Any:
     """See ``VAE.decode``."""
-    gpu = CudaDevice(device)
     given, after = _take(latent, "latent", gpu, stream, LatentError)
     spec, shape = manifest.latent, given.tensor.shape
     if given.tensor.dtype != SINGLE or len(shape) != 4 or shape[1] != spec.channels or 0 in shape:
@@ -66,8 +68,8 @@ def decode(
         name, made, axes = "image_u8", Tensor((shape[0], *full, 3), np.dtype(np.uint8)), (1, 2)
     else:
         name, made, axes = "image", Tensor((shape[0], 3, *full), SINGLE), (2, 3)
-    result = new_device_array(gpu, made) if out is None else _fill(out, made, gpu, cut, after)
-    halves.run("decoder", [name, "finite"], {"latent": given}, {name: result}, after)
+    result, busy = (gpu.array(made), ()) if out is None else _fill(out, made, gpu, cut)
+    halves.run("decoder", [name, "finite"], {"latent": given}, {name: result}, (*after, *busy))
     return to_caller(result, cut, axes) if out is None else out
 
 
@@ -75,6 +77,8 @@ def _take(
     value: Any, what: str, gpu: CudaDevice, stream: Any, error: type[InputError]
 ) -> tuple[OnDevice, Sequence[Any]]:
     """The caller's array, and what is to be waited for."""
+    if stream is not None:
+        check_stream(stream)
     arrival = gpu.stream()
     try:
         given = as_device_array(value, gpu, arrival)
@@ -86,15 +90,15 @@ def _take(
     return given, (arrival,) if stream is None else (arrival, stream)
 
 
-def _fill(out: Any, made: Tensor, gpu: CudaDevice, cut: object, after: Sequence[Any]) -> OnDevice:
-    """The caller's array that the result goes to."""
+def _fill(out: Any, made: Tensor, gpu: CudaDevice, cut: object) -> tuple[OnDevice, Sequence[Any]]:
+    """The caller's array that the result goes to, and what is to be waited for before it is written."""
     if cut is not None:
         raise InputError("out and size cannot both be given for an array in the GPU's memory; cut it afterwards")
     if not is_on_device(out):
         raise InputError("out is not in the GPU's memory, where the latent is; it must be on the same device")
-    place, _ = _take(out, "out", gpu, None, InputError)
+    place, busy = _take(out, "out", gpu, None, InputError)
     if place.tensor != made:
         raise InputError(
             f"out is {place.tensor.dtype} of shape {place.tensor.shape}; it must be {made.dtype} of shape {made.shape}"
         )
-    return place
+    return place, busy

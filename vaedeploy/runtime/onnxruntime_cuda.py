@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from vaedeploy.errors import BackendError
-from vaedeploy.gpu import cuda_devices
+from vaedeploy.gpu import FORKED, cuda_devices, was_forked
 from vaedeploy.runtime import onnxruntime_cpu
-from vaedeploy.runtime.lane import FORKED, Array, OnDevice
+from vaedeploy.runtime.lane import Array, OnDevice
 
 NAME = "onnxruntime-cuda"
 PROVIDER = "CUDAExecutionProvider"
@@ -27,6 +29,7 @@ class Session(onnxruntime_cpu.Session):
         self, graph: Path, device: int = 0, threads: int | None = None, options: Mapping[str, str] | None = None
     ) -> None:
         # TF32 rounds what float32 convolutions read to 10 bits, and a bundle of float32 was verified without.
+        _load_libraries()
         chosen = {"device_id": str(device), "use_tf32": "0", **(options or {})}
         super().__init__(graph, threads, [(PROVIDER, chosen), "CPUExecutionProvider"])
         if PROVIDER not in self._session.get_providers():  # it falls back to the CPU without an error
@@ -76,8 +79,18 @@ class Session(onnxruntime_cpu.Session):
         bind(name, "cuda", self._device, tensor.dtype.type, tensor.shape, array.address)
 
 
+def _load_libraries() -> None:
+    """Let ONNX Runtime find CUDA's and cuDNN's where pip put them, which it does by itself for PyTorch alone."""
+    preload = getattr(onnxruntime_cpu.load_library(), "preload_dlls", None)
+    if preload is not None:
+        with redirect_stdout(StringIO()):  # it prints what it does not find; the session says it better
+            preload()
+
+
 def problem(device: int = 0) -> str | None:
     """Why this backend would not answer here, and what to do; None where it would."""
+    if was_forked():
+        return FORKED
     if missing := onnxruntime_cpu.problem():
         return missing
     if PROVIDER not in onnxruntime_cpu.load_library().get_available_providers():

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import logging
+import os
 import weakref
 from collections import deque
 from pathlib import Path
@@ -12,10 +14,12 @@ from typing import Any
 
 from vaedeploy.atomic import reason, write_file
 from vaedeploy.cache import cache_folder
-from vaedeploy.errors import BackendError, OutputError
+from vaedeploy.errors import BackendError
+from vaedeploy.gpu import driver_version, find_gpu
 from vaedeploy.manifest import Backend
 from vaedeploy.runtime import cuda
-from vaedeploy.runtime.lane import Memory, Stream
+from vaedeploy.runtime.cuda import CudaDevice
+from vaedeploy.runtime.lane import Graphs, Memory, Stream
 
 MODULES: dict[Backend, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 EXTRAS: dict[Backend, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "rtx"}
@@ -43,29 +47,32 @@ def load_library(backend: Backend) -> ModuleType:
         ) from error
 
 
-def load_plan(path: Path, backend: Backend, sha256: str, cuda_graphs: bool) -> EnginePlan:
-    """The engine in a file of that sha256, on the current device. Raises BackendError with TensorRT's last messages."""
+def load_plan(path: Path, backend: Backend, sha256: str, device: CudaDevice, cuda_graphs: bool) -> EnginePlan:
+    """The engine in a file of that sha256, on ``device``. Raises BackendError with TensorRT's last messages."""
     module = load_library(backend)
     log = _log_of(module)
-    runtime = module.Runtime(log)
-    engine = runtime.deserialize_cuda_engine(path.read_bytes())
-    if engine is None:
-        raise BackendError(f"{backend} cannot load {path}{log.tail()}")
-    cache = RuntimeCache(f"{module.__version__}-{sha256[:32]}.cache") if backend == "tensorrt-rtx" else None
-    return EnginePlan(module, log, runtime, engine, cuda_graphs, cache)
+    with device.active():
+        runtime = module.Runtime(log)
+        engine = runtime.deserialize_cuda_engine(path.read_bytes())
+        if engine is None:
+            raise BackendError(f"{backend} cannot load {path}{log.tail()}")
+        cache = None
+        if backend == "tensorrt-rtx":
+            cache = RuntimeCache(_cache_name(module.__version__, sha256, device.number), device)
+        return EnginePlan(module, log, runtime, engine, cuda_graphs, cache)
 
 
 class EnginePlan:
-    """An engine that is loaded. TensorRT-RTX records CUDA graphs itself; of TensorRT's the lane records them."""
+    """An engine that is loaded. TensorRT-RTX makes CUDA graphs itself; of TensorRT's the lane records them."""
 
     def __init__(
         self, module: ModuleType, log: Any, runtime: Any, engine: Any, cuda_graphs: bool, cache: RuntimeCache | None
     ) -> None:
-        self.records = cuda_graphs and cache is None
-        self._module = module
+        self.graphs: Graphs = "none" if not cuda_graphs else "recorded" if cache is None else "its own"
         self._log = log
-        self._runtime = runtime  # the engine needs both as long as it is there
+        self._runtime = runtime
         self._engine = engine
+        self._cache = cache
         self._config = engine.create_runtime_config()
         self._config.set_execution_context_allocation_strategy(module.ExecutionContextAllocationStrategy.USER_MANAGED)
         if cache is not None:
@@ -79,7 +86,20 @@ class EnginePlan:
         context = self._engine.create_execution_context(self._config)
         if context is None:
             raise BackendError(f"TensorRT made no execution context{self._log.tail()}")
-        return EngineContext(context, self._log)
+        return EngineContext(context, self)
+
+    def settled(self) -> None:
+        """Keep what was compiled: a service that is killed has no other time for it."""
+        if self._cache is not None:
+            self._cache.keep()
+
+    def refused(self, what: str) -> BackendError:
+        """The error for something that TensorRT said no to."""
+        return BackendError(f"TensorRT refuses {what}{self._log.tail()}")
+
+    def __del__(self) -> None:
+        # TensorRT's objects do not keep those alive that they were made by.
+        self._config = self._engine = self._runtime = None
 
 
 class EngineContext:
@@ -87,9 +107,9 @@ class EngineContext:
     refuses.
     """
 
-    def __init__(self, context: Any, log: Any) -> None:
+    def __init__(self, context: Any, plan: EnginePlan) -> None:
         self._context = context
-        self._log = log
+        self._plan = plan
         self._index = -1
 
     def set_shape(self, index: int, tensor: str, shape: tuple[int, ...], stream: Stream) -> int:
@@ -113,16 +133,21 @@ class EngineContext:
 
     def _check(self, done: bool, what: str) -> None:
         if not done:
-            raise BackendError(f"TensorRT refuses {what}{self._log.tail()}")
+            raise self._plan.refused(what)
+
+    def __del__(self) -> None:
+        self._context = None  # before the plan, which may go with it
 
 
 class RuntimeCache:
     """The kernels that TensorRT-RTX compiled on this machine for an engine, kept in the user's cache from one process
-    to the next. TensorRT-RTX itself refuses a file of another version, GPU or driver, and fills an empty one.
+    to the next.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, device: CudaDevice) -> None:
         self._name = name
+        self._device = device
+        self._process = os.getpid()
         self._cache: Any = None
         self._kept = b""
 
@@ -131,26 +156,38 @@ class RuntimeCache:
         self._cache = config.create_runtime_cache()
         try:
             self._kept = self._path().read_bytes()
-            self._cache.deserialize(self._kept)
+            if not self._cache.deserialize(self._kept):
+                logger.warning("TensorRT-RTX does not take the kernels in %s, and compiles them again", self._path())
         except FileNotFoundError:
             pass
         except OSError as error:
             logger.warning("TensorRT-RTX's cache of compiled kernels cannot be read: %s", reason(error))
-        config.set_runtime_cache(self._cache)
+        if not config.set_runtime_cache(self._cache):
+            logger.warning("TensorRT-RTX does not take a cache, and compiles kernels in every process")
 
     def keep(self) -> None:
-        """Write what was compiled since it was read."""
-        compiled = bytes(self._cache.serialize())
-        if compiled == self._kept:
-            return
+        """Write what was compiled since it was read. Whatever goes wrong is told, and stops nothing."""
+        if os.getpid() != self._process:
+            return  # CUDA does not survive a fork
         try:
-            write_file(self._path(), compiled)
-        except (OSError, OutputError) as error:
+            with self._device.active():
+                compiled = bytes(self._cache.serialize() or b"")
+            if compiled and compiled != self._kept:
+                write_file(self._path(), compiled)
+                self._kept = compiled
+        except Exception as error:
             logger.warning("TensorRT-RTX's cache of compiled kernels cannot be kept: %s", str(error))
-        self._kept = compiled
 
     def _path(self) -> Path:
         return cache_folder("rtx") / self._name
+
+
+def _cache_name(version: str, sha256: str, device: int) -> str:
+    """Kernels are of one engine, and go with TensorRT-RTX's version, the GPU's model and the driver."""
+    gpu = find_gpu(device)
+    model = gpu.name if gpu else "unknown"
+    known = f"{version} {model} {driver_version()} {sha256}".encode()
+    return f"{hashlib.sha256(known).hexdigest()[:32]}.cache"
 
 
 def _log_of(module: ModuleType) -> Any:

@@ -18,7 +18,7 @@ from vaedeploy.latent import LatentSpec, SizeRule
 from vaedeploy.runtime import on_device
 from vaedeploy.runtime.arrays import as_numpy, check_image, check_latent, check_out, check_seed, pad_image, to_float
 from vaedeploy.runtime.backends import find_candidates
-from vaedeploy.runtime.cuda import is_on_device
+from vaedeploy.runtime.cuda import CudaDevice, is_on_device
 from vaedeploy.runtime.halves import Halves
 
 
@@ -81,6 +81,7 @@ class VAE:
         candidates = find_candidates(self._bundle, backend, device, threads, provider_options, profile, verify_hashes)
         self._halves = Halves(self._bundle, candidates, backend is None, on_nan)
         self._device = device
+        self._opened: CudaDevice | None = None
         if not self._bundle.verified:
             state = "was never verified" if self.manifest.verification is None else "failed its verification"
             warnings.warn(
@@ -142,7 +143,8 @@ class VAE:
                 raise ImageError(
                     "an image in the GPU's memory is encoded without sample, seed and pad; copy it to the host"
                 )
-            return on_device.encode(self._halves, self.manifest, self._device, image, stream)
+            return on_device.encode(self._halves, self.manifest, self._gpu(), image, stream)
+        _refuse_stream(stream)
         if seed is not None:
             seed = check_seed(seed, sample)
         if sample and not self.latent.sampled:
@@ -196,7 +198,8 @@ class VAE:
         if output not in ("uint8", "float"):
             raise InputError(f"output is {output!r}; it must be 'uint8' or 'float'")
         if is_on_device(latent):
-            return on_device.decode(self._halves, self.manifest, self._device, latent, output, size, out, stream)
+            return on_device.decode(self._halves, self.manifest, self._gpu(), latent, output, size, out, stream)
+        _refuse_stream(stream)
         values = check_latent(as_numpy(latent, "latent", LatentError), self.latent)
         batch, full = values.shape[0], (values.shape[2] * self.latent.factor, values.shape[3] * self.latent.factor)
         height, width = full if size is None else self.latent.sizes.check_cut(size, full)
@@ -225,5 +228,16 @@ class VAE:
     ) -> None:
         self.close()
 
+    def _gpu(self) -> CudaDevice:
+        """The device of arrays in its memory, opened when the first comes."""
+        if self._opened is None:
+            self._opened = CudaDevice(self._device)
+        return self._opened
+
     def _run(self, part: Part, outputs: list[str], inputs: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
         return self._halves.run(part, outputs, inputs)  # type: ignore[return-value]  # host in, host out
+
+
+def _refuse_stream(stream: object) -> None:
+    if stream is not None:
+        raise InputError("stream is for arrays in the GPU's memory, and this one is the host's; leave it out")
