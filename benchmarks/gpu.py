@@ -252,7 +252,7 @@ BUILT = {
 
 
 def build_bundle(reference: Reference, folder: Path, deadline: float) -> tuple[Path, dict[str, str]]:
-    """A bundle with engines of whatever builds here for this GPU before the deadline, and why the others are not there."""
+    """A bundle with engines of what builds here for this GPU before the deadline, and why the others are not there."""
     place, failed = folder / "bundle", {}
     made = export_vae(reference, out=place, precision="fp16", verify=False, force=True)
     gpu = find_gpu()
@@ -424,7 +424,7 @@ def speed(
     ceilings: Any,
     keep: Callable[[list[dict[str, Any]]], None],
 ) -> list[dict[str, Any]]:
-    """A row for each contestant of each case. keep: is given all rows after each, since the machine may be taken away."""
+    """A row for each contestant of each case. keep: is given all rows after each, should the machine be taken away."""
     rows: list[dict[str, Any]] = []
 
     def add(row: dict[str, Any]) -> None:
