@@ -75,12 +75,13 @@ class Difference:
 class _Pair:
     """Tensors to be compared.
 
-    maker: the node that the reference had for it before means were split. hidden: products and convolutions that the
-    reference computes on the way, and for which the candidate has no name.
+    name: the tensor's. maker: the reference's node for it before means were split; node: its name. hidden: products and
+    convolutions that the reference computes on the way, and for which the candidate has no name.
     """
 
     name: str
     maker: ir.Node
+    node: str
     reference: ir.Value
     candidate: ir.Value
     hidden: list[ir.Value] = field(default_factory=list)
@@ -125,7 +126,7 @@ def _difference(pair: _Pair, dtype: str, numbers: Iterator[float]) -> Difference
     hidden = [abs(next(numbers)) for _ in range(2 * len(pair.hidden))]
     return Difference(
         tensor=pair.name,
-        node=pair.maker.name or "",
+        node=pair.node,
         operator=pair.maker.op_type,
         module=module_path(pair.maker),
         precision=dtype,
@@ -153,7 +154,7 @@ def _pair(reference: ir.Model, candidate: ir.Model) -> list[_Pair]:
             twin, maker = named.get(value.name), makers.get(value.name)
             if twin is None or maker is None or not {value.dtype, twin.dtype}.issubset(FLOATS):
                 continue
-            pair = _Pair(str(value.name), maker, value, twin)
+            pair = _Pair(str(value.name), maker, maker.name or "", value, twin)
             for source in _walk_back(value, compared):
                 if source in compared:
                     pair.sources.append(str(source.name))
