@@ -73,8 +73,10 @@ def _advise(trace: Trace, failed: Sequence[Case]) -> str:
             "nodes there are others. Export the bundle again with --force; if it stays, a rewrite is at fault, and "
             "--no-rewrite goes without them."
         )
-    if trace.precision == "fp16" and first.headroom is not None and first.headroom < 0:
-        cause = f"{place} overflows: it reaches {first.largest:.3g}, and float16 ends at 65504"
+    if trace.precision == "fp16" and first.non_finite:
+        fits = first.headroom is None or first.headroom >= 0
+        reach = f"float32 reaches no more than {first.largest:.3g} there" if fits else f"it reaches {first.largest:.3g}"
+        cause = f"{place} overflows: {reach}, and float16 ends at 65504"
         rescaling = (
             "It was rescaled, by what calibration.json measured, and this input exceeds that: export it again with "
             "--photos of this kind"

@@ -113,6 +113,8 @@ def verify(bundle: Path, weights: str | None, backend: str | None, bisect: bool,
     else:
         _show_report(report, found)
     if not report.passed:
+        if backend is None and not bisect:
+            terminal.say(f"To find where it goes wrong: vaedeploy verify {bundle} --bisect")
         sys.exit(VerificationError.exit_code)
 
 
