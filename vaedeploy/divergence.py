@@ -38,7 +38,6 @@ from vaedeploy.rewrite.precision.plan import LINEAR
 __all__ = ["Difference", "measure_differences"]
 
 FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
-FLOAT = ir.TensorType(ir.DataType.FLOAT)
 
 STEPS = ("Round", "Floor", "Ceil")
 """Operators that make a whole level of the smallest error: nothing behind them is compared."""
