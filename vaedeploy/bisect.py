@@ -148,7 +148,10 @@ def _choose(bundle: Bundle, failed: Sequence[Case], healthy: str) -> Iterator[tu
     for part in PARTS:
         for form, precision in FORMS[manifest.precision].items():
             # Emulated ones have that behind the form's name.
-            own = [c for c in failed if c.form.split(",")[0] == form and c.part in (part, "round trip")]
+            own = [case for case in failed if case.form.split(",")[0] == form]
+            # A round trip fails with either half, and is looked into where neither failed by itself.
+            halves = [case for case in own if case.part != "round trip"]
+            own = [case for case in halves if case.part == part] if halves else own
             if form in manifest.graphs[part] and (own or not failed):
                 smallest = min(own, key=lambda c: c.batch * c.height * c.width).name if own else healthy
                 yield part, form, precision, smallest
