@@ -25,6 +25,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from vaedeploy.bisect import Bisection, bisect_bundle
     from vaedeploy.bundle import Bundle
     from vaedeploy.engines import build_engines
     from vaedeploy.errors import (
@@ -60,6 +61,7 @@ __version__ = "0.1.0"
 __all__ = [
     "VAE",
     "BackendError",
+    "Bisection",
     "BuildError",
     "Bundle",
     "BundleError",
@@ -83,6 +85,7 @@ __all__ = [
     "VaedeployError",
     "VerificationError",
     "WeightsError",
+    "bisect_bundle",
     "build_engines",
     "export_vae",
     "get_preset",
@@ -96,6 +99,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Bisection": "bisect",
     "Bundle": "bundle",
     "Case": "verify",
     "LatentSpec": "latent",
@@ -104,6 +108,7 @@ _HOMES = {
     "Reference": "source",
     "Report": "verify",
     "VAE": "runtime",
+    "bisect_bundle": "bisect",
     "build_engines": "engines",
     "export_vae": "pipeline",
     "get_preset": "preset",

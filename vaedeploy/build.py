@@ -20,6 +20,7 @@ import onnx_ir as ir
 import vaedeploy
 from vaedeploy.build_worker import Advanced, BuildRequest, Built, Event, Failed, Missing, Ready
 from vaedeploy.errors import BackendError, BuildError
+from vaedeploy.graph import module_path
 from vaedeploy.manifest import Backend
 from vaedeploy.progress import Progress, silent
 
@@ -173,15 +174,15 @@ def _explain(failed: Failed, log: _Log, request: BuildRequest) -> str:
     if failed.full:
         return f"no room is left on the disk ({failed.reason}). Free space there, and build again"
     if node := PARSER.search(said):
-        module = _module_path(Path(request.graph or ""), node["node"])
+        module = _module(Path(request.graph or ""), node["node"])
         return f"the parser refuses {node['operator']}, node {node['node']}{module}{said}"
     if OUT_OF_MEMORY.search(said + failed.reason):
         return f"{reason}; memory ran out: lower the largest batch or size in the profile{said}"
     return f"{reason}{said}"
 
 
-def _module_path(graph: Path, name: str) -> str:
-    """Where a node comes from in PyTorch, as torch's exporter wrote it down."""
+def _module(graph: Path, name: str) -> str:
+    """Where a node comes from in PyTorch, to be put behind it."""
     node = next((node for node in ir.load(graph).graph if node.name == name), None)
-    scopes = re.findall(r"'([^']*)'", node.metadata_props.get("pkg.torch.onnx.name_scopes", "")) if node else []
-    return f", which is {scopes[-2]} in PyTorch" if len(scopes) > 2 else ""
+    path = "" if node is None else module_path(node)
+    return f", which is {path} in PyTorch" if path else ""

@@ -87,7 +87,7 @@ def measure_maxima(
         path = Path(folder) / "probe.onnx"
         ir.save(probe, path, external_data="probe.onnx.data")
         del probe
-        session = _session(path, threads)
+        session = measuring_session(path, threads)
         total = len(feeds) if isinstance(feeds, Sized) else 1
         for done, feed in enumerate(feeds):
             progress(WHAT, min(done, total - 1), total)
@@ -149,7 +149,11 @@ def _unused(name: str, taken: set[str | None]) -> str:
     return name
 
 
-def _session(path: Path, threads: int) -> Any:
+def measuring_session(path: Path, threads: int = 0) -> Any:
+    """A session of ONNX Runtime that computes the nodes of ``path`` as they are, one by one, in their order.
+
+    threads: 0 for as many as ONNX Runtime thinks best. Raises BackendError with what ONNX Runtime said.
+    """
     onnxruntime = onnxruntime_cpu.load_library()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,6 +76,15 @@ def save_form(graph: Graph, path: Path, *, shared: bool = True) -> None:
 def load_graph(path: Path, part: Part) -> Graph:
     """Read ``path``; its weights stay on disk until they are looked at."""
     return Graph(ir.load(path), part)
+
+
+def module_path(node: ir.Node) -> str:
+    """The PyTorch module that ``node`` comes from, such as ``decoder.mid_block.resnets.0.conv1``, as torch's exporter
+    wrote it down; empty where it did not, and for what the outermost module itself computes.
+    """
+    # A list in Python's notation: "", the modules from the outermost on, and last the operation's own name.
+    scopes = re.findall(r"'([^']*)'", node.metadata_props.get("pkg.torch.onnx.name_scopes", ""))
+    return scopes[-2] if len(scopes) > 2 else ""
 
 
 def content_sha256(graph: Graph) -> str:

@@ -202,5 +202,5 @@ def _verdict(bundle: Bundle, report: Report) -> str:
     return (
         f"bundle {bundle.path} failed its verification in {len(failed)} of {len(report.cases)} cases and is marked "
         f"unverified. First: {first.part}, {first.name}, {first.output}: {'; '.join(first.failures)}. "
-        f"All of them: {bundle.path / REPORT}"
+        f"All of them: {bundle.path / REPORT}. Where it goes wrong: vaedeploy verify {bundle.path} --bisect"
     )

@@ -108,12 +108,16 @@ class Report(msgspec.Struct, frozen=True):
         upper = {name: float(np.max(_present(self.cases, name), initial=0.0)) for name in names}
         return upper | {"psnr": float(np.min(_present(self.cases, "psnr"), initial=math.inf))}
 
-    def to_json(self) -> bytes:
-        """One JSON document: the report with its verdict."""
-        document = {"passed": self.passed} | msgspec.to_builtins(self)
+    def to_document(self) -> dict[str, Any]:
+        """The report with its verdict, in builtins."""
+        document: dict[str, Any] = {"passed": self.passed} | msgspec.to_builtins(self)
         for built, case in zip(document["cases"], self.cases, strict=True):
             built["passed"] = case.passed
-        return msgspec.json.format(msgspec.json.encode(document), indent=2)
+        return document
+
+    def to_json(self) -> bytes:
+        """One JSON document: the report with its verdict."""
+        return msgspec.json.format(msgspec.json.encode(self.to_document()), indent=2)
 
 
 class Golden(Protocol):

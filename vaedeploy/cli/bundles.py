@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from vaedeploy import terminal
 from vaedeploy.cli.group import PATH, cli, json_option, photos_option, profiles_option
 from vaedeploy.errors import VerificationError
+
+if TYPE_CHECKING:
+    from vaedeploy.bisect import Bisection
+    from vaedeploy.verify import Report
 
 
 @cli.command()
@@ -69,39 +73,72 @@ def export(no_rewrite: bool, no_verify: bool, folder: Path | None, **options: An
 @click.option("--backend", metavar="NAME", help="What this machine's GPU computes, instead of the graphs on the CPU.")
 @click.option("--profile", metavar="NAME", help="The engines of that profile alone.")
 @photos_option
+@click.option("--bisect", is_flag=True, help="Also find the first tensors that go wrong, and what to do about them.")
 @json_option
-def verify(bundle: Path, weights: str | None, backend: str | None, as_json: bool, **options: Any) -> None:
+def verify(bundle: Path, weights: str | None, backend: str | None, bisect: bool, as_json: bool, **options: Any) -> None:
     """Compare a bundle with PyTorch, and mark it verified or not.
 
     With --backend, its engines or what ONNX Runtime computes on this machine's GPU, at the smallest, the best and the
     largest of the sizes that they take. Prints each case with its metrics, and the verdict. The exit code is 3 if a
-    limit is exceeded.
+    limit is exceeded. With --bisect, graphs that failed, or all if none did, are compared with the portable ones tensor
+    by tensor.
 
     \b
     Example:
       vaedeploy verify mse840k
       vaedeploy verify mse840k --json > report.json
+      vaedeploy verify mse840k --bisect
       vaedeploy verify mse840k --backend tensorrt-rtx --profile rtx4090
     """
-    from vaedeploy.overview import CASE_COLUMNS, case_rows, verdict_lines
     from vaedeploy.pipeline import verify_bundle
 
     if backend is None and options["profile"] is not None:
         raise click.UsageError("--profile is for engines: give --backend too.")
+    if backend is not None and bisect:
+        raise click.UsageError("--bisect is for the graphs on the CPU: give no --backend.")
+    found = None
     with terminal.progress_display() as progress:
         if backend is None:
             report = verify_bundle(bundle, weights=weights, photos=options["photos"], progress=progress)
+            if bisect:
+                from vaedeploy.bisect import bisect_bundle
+
+                found = bisect_bundle(bundle, report, progress=progress)
         else:
             from vaedeploy.gate import verify_backend
 
             report = verify_backend(bundle, backend, weights=weights, progress=progress, **options)
     if as_json:
-        terminal.show(report.to_json().decode())
+        terminal.show_json(report.to_document() | _bisection_document(report, found))
     else:
-        terminal.show_table(CASE_COLUMNS, case_rows(report), numbers=CASE_COLUMNS[3:-1])
-        terminal.show("\n".join(verdict_lines(report)))
+        _show_report(report, found)
     if not report.passed:
+        if backend is None and not bisect:
+            terminal.say(f"To find where it goes wrong: vaedeploy verify {bundle} --bisect")
         sys.exit(VerificationError.exit_code)
+
+
+def _bisection_document(report: Report, found: Bisection | None) -> dict[str, Any]:
+    if found is None:
+        return {}
+    from vaedeploy.advice import advise
+
+    return {"bisection": {"traces": found.traces, "advice": advise(found, report)}}
+
+
+def _show_report(report: Report, found: Bisection | None) -> None:
+    from vaedeploy.overview import CASE_COLUMNS, case_rows, verdict_lines
+
+    terminal.show_table(CASE_COLUMNS, case_rows(report), numbers=CASE_COLUMNS[3:-1])
+    terminal.show("\n".join(verdict_lines(report)))
+    if found is None:
+        return
+    from vaedeploy.advice import STEP_COLUMNS, advise, step_rows
+
+    terminal.show("")
+    if rows := step_rows(found):
+        terminal.show_table(STEP_COLUMNS, rows, numbers=STEP_COLUMNS[6:])
+    terminal.show("\n".join(advise(found, report)))
 
 
 @cli.command()

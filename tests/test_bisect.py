@@ -1,0 +1,329 @@
+"""Faults put into real graphs: the module that has one is the first that is named."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from itertools import repeat
+from pathlib import Path
+
+import ml_dtypes
+import msgspec
+import numpy as np
+import onnx_ir as ir
+import pytest
+from conftest import Ended
+from inflation import inflate
+from tiny_modules import tiny_reference
+
+from vaedeploy.advice import STEP_COLUMNS, advise
+from vaedeploy.bisect import FLOORS, Bisection, Trace, bisect_bundle, find_jumps
+from vaedeploy.bundle import Bundle
+from vaedeploy.calibrate import measure_maxima
+from vaedeploy.divergence import Difference
+from vaedeploy.errors import BundleError
+from vaedeploy.golden import NAME as GOLDEN
+from vaedeploy.golden import read_golden, write_golden
+from vaedeploy.graph import Graph, module_path, save_form
+from vaedeploy.manifest import Part, Precision
+from vaedeploy.pipeline import export_vae, verify_bundle
+from vaedeploy.source import load_reference
+from vaedeploy.verify import Report
+
+Fault = Callable[[np.ndarray], np.ndarray]
+
+
+def one_percent(weight: np.ndarray) -> np.ndarray:
+    noise = np.random.default_rng(0).normal(size=weight.shape)
+    return (weight * (1 + 0.01 * noise)).astype(weight.dtype)
+
+
+def rounded(weight: np.ndarray) -> np.ndarray:
+    return weight.astype(ml_dtypes.bfloat16).astype(weight.dtype)
+
+
+def copy(bundle: Bundle, out: Path) -> Bundle:
+    shutil.copytree(bundle.path, out)
+    return Bundle.open(out)
+
+
+def broken(source: Bundle, out: Path, part: Part, module: str, fault: Fault) -> Bundle:
+    """A copy in which the weights of one PyTorch module are others, in the form that ONNX Runtime runs."""
+    bundle = copy(source, out)
+    path = bundle.graph(part, "onnxruntime")
+    model = ir.load(path)
+    nodes = [n for n in model.graph if n.op_type in ("Conv", "MatMul") and module_path(n) == module]
+    assert nodes, module
+    for node in nodes:
+        value = node.inputs[1]
+        value.const_value = ir.tensor(fault(value.const_value.numpy()), name=value.name)
+    save_form(Graph(model, part), path, shared=True)
+    data, manifest = path.read_bytes(), json.loads((out / "bundle.json").read_text())
+    manifest["files"][path.name] = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+    (out / "bundle.json").write_text(json.dumps(manifest))
+    return Bundle.open(out)
+
+
+def only(bisection: Bisection, part: Part) -> Trace:
+    (trace,) = [trace for trace in bisection.traces if trace.part == part]
+    return trace
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return export_vae(tiny_reference(), out=tmp_path_factory.mktemp("bisect") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def tiny_half(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return export_vae(tiny_reference(), out=tmp_path_factory.mktemp("bisect") / "tiny16", precision="fp16")
+
+
+@pytest.fixture(scope="module")
+def inflated(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Bundle]:
+    """The demo VAE with a decoder that leaves float16, rescaled and not."""
+    vae = load_reference("demo")
+    # As large as its biases allow: the largest, 8, has to fit as well.
+    inflate(vae.decoder, repeat(8000.0), repeat(1.0))
+    out = tmp_path_factory.mktemp("inflated")
+    return {
+        rewrite: export_vae(vae, out=out / str(rewrite), precision="fp16", rewrite=rewrite, verify=False)
+        for rewrite in (True, False)
+    }
+
+
+@pytest.mark.parametrize("fault", [one_percent, rounded])
+@pytest.mark.parametrize(
+    ("part", "module", "operator"),
+    [
+        ("decoder", "decoder.body.0", "Conv"),
+        ("decoder", "decoder.body.4", "Conv"),  # folded into four
+        ("decoder", "decoder.body.8", "Conv"),
+        ("encoder", "encoder.body.3", "Conv"),
+        ("encoder", "encoder.body.6", "Conv"),
+    ],
+)
+def test_the_module_whose_weights_are_others(
+    tiny: Bundle, tmp_path: Path, part: Part, module: str, operator: str, fault: Fault
+) -> None:
+    bundle = broken(tiny, tmp_path / "tiny", part, module, fault)
+    report = verify_bundle(bundle)
+    assert not report.passed
+    found = bisect_bundle(bundle, report)
+    trace = only(found, part)
+    first, *others = trace.jumps
+    assert (first.module, first.operator, others) == (module, operator, [])
+    assert first.before < 1e-6 < FLOORS["fp32"] < first.after < 0.02
+    assert (first.headroom, first.non_finite) == (None, 0)
+    (advice,) = [line for line in advise(found, report) if line.startswith(f"{part}, ")]
+    assert advice.startswith(f"{part}, onnxruntime: {first.tensor} ({operator} of {module}) is the first that differs")
+    # Round trips fail as well, for which the other half is not to blame.
+    assert "round trip" in {case.part for case in report.cases if not case.passed}
+    assert len(found.traces) == 1
+    trips = Report(report.precision, "", "", tuple(c for c in report.cases if c.passed or c.part == "round trip"))
+    other: Part = "encoder" if part == "decoder" else "decoder"
+    both = bisect_bundle(bundle, trips)
+    assert (len(only(both, part).jumps), only(both, other).jumps) == (1, ())
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "decoder.decoder.conv_in",
+        "decoder.decoder.mid_block.attentions.0.to_v",
+        "decoder.decoder.up_blocks.1.upsamplers.0.conv",
+        "decoder.decoder.up_blocks.3.resnets.1.conv1",
+        "decoder.decoder.conv_out",
+    ],
+)
+def test_modules_of_the_demo_vae(demo_bundle: Bundle, tmp_path: Path, module: str) -> None:
+    bundle = broken(demo_bundle, tmp_path / "demo", "decoder", module, one_percent)
+    found = bisect_bundle(bundle)
+    assert only(found, "decoder").jumps[0].module == module
+    assert only(found, "encoder").jumps == ()
+
+
+def test_one_percent_in_a_half_precision_graph(tiny_half: Bundle, tmp_path: Path) -> None:
+    bundle = broken(tiny_half, tmp_path / "tiny", "decoder", "decoder.body.4", one_percent)
+    found = bisect_bundle(bundle)
+    (first,) = only(found, "decoder").jumps
+    assert (first.module, first.before < 1e-3, 5e-3 < first.after < 0.02) == ("decoder.body.4", True, True)
+    assert first.headroom == pytest.approx(math.log2(65504 / first.largest))
+    report = verify_bundle(bundle)
+    assert advise(bisect_bundle(bundle, report), report)[-1] == (
+        f"decoder, onnxruntime: {first.tensor} (Conv of decoder.body.4) is the first that loses digits. In this order: "
+        f"keep these nodes in float32 (keep_fp32 of lower_precision): {first.node}; or export with --precision bf16, "
+        "if it is range that is missing, or fp32."
+    )
+
+
+def test_a_healthy_bundle(tiny: Bundle) -> None:
+    report = verify_bundle(tiny)
+    found = bisect_bundle(tiny, report)
+    assert [(t.part, t.form, t.precision, t.case, t.jumps) for t in found.traces] == [
+        (part, "onnxruntime", "fp32", "odd", ()) for part in ("encoder", "decoder")
+    ]
+    for trace, line in zip(found.traces, advise(found, report), strict=True):
+        assert trace.worst.after < 1e-5
+        assert line == (
+            f"{trace.part}, onnxruntime: nothing jumps in {trace.compared} tensors; the largest error is "
+            f"{trace.worst.after:.1e}, in {trace.worst.tensor}. There is nothing to do."
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_healthy_half_precision(precision: Precision, tmp_path: Path) -> None:
+    bundle = export_vae("demo", out=tmp_path / "demo", precision=precision)
+    found = bisect_bundle(bundle)
+    assert [trace.jumps for trace in found.traces] == [()] * (2 if precision == "fp16" else 4)
+    for trace in found.traces:
+        assert trace.worst.after < FLOORS[trace.precision]
+
+
+@pytest.mark.slow
+def test_the_first_tensor_that_overflows(inflated: dict[bool, Bundle]) -> None:
+    """It is the first that does not fit, by maxima of the float32 graph that are measured apart."""
+    bundle, vae = inflated[False], load_reference("demo")
+    inflate(vae.decoder, repeat(8000.0), repeat(1.0))
+    report = verify_bundle(bundle, reference=vae)
+    bundle = Bundle.open(bundle.path)  # which has golden cases now
+    found = bisect_bundle(bundle, report)
+    assert [trace.part for trace in found.traces] == ["decoder"]
+    (trace,) = found.traces
+    cases = read_golden(bundle.file(GOLDEN).read_bytes(), bundle.manifest.vae.identity)
+    (case,) = [case for case in cases if case.name == trace.case]
+    assert case.photo.shape[0] * case.photo.shape[1] * case.photo.shape[2] == 64 * 64
+    portable = ir.load(bundle.graph("decoder"))
+    maxima = measure_maxima(portable, [{"latent": next(iter(case.latents.values()))}])
+    order = [value.name for node in portable.graph for value in node.outputs if value.name in maxima]
+    expected = next(name for name in order if maxima[name] >= 65520)
+    first = trace.jumps[0]
+    assert (first.tensor, first.largest) == (expected, pytest.approx(maxima[expected], rel=1e-5))
+    assert first.before < FLOORS["fp16"]
+    assert not math.isfinite(first.after)
+    assert first.headroom == pytest.approx(math.log2(65504 / first.largest))
+    assert first.headroom < 0 < first.non_finite
+    (advice,) = advise(found, report)
+    assert f"{first.tensor} ({first.operator} of {first.module}) overflows: it reaches {first.largest:.3g}" in advice
+    assert "export it again without --no-rewrite" in advice
+    assert f"(keep_fp32 of lower_precision): {first.node}" in advice
+    assert "--precision bf16" in advice
+
+
+@pytest.mark.slow
+def test_a_rescaled_graph_is_compared_with_what_it_stores(inflated: dict[bool, Bundle]) -> None:
+    bundle, vae = inflated[True], load_reference("demo")
+    inflate(vae.decoder, repeat(8000.0), repeat(1.0))
+    report = verify_bundle(bundle, reference=vae)
+    bundle = Bundle.open(bundle.path)  # which has golden cases now
+    assert report.passed
+    trace = only(bisect_bundle(bundle, report), "decoder")
+    assert (trace.rescaled, trace.jumps) == (True, ())
+    assert trace.worst.after < FLOORS["fp16"]
+    other = msgspec.structs.replace(
+        bundle.manifest, rewrites=bundle.manifest.rewrites | {"decoder.ort.onnx": {"rescale": 1}}
+    )
+    with pytest.raises(BundleError, match=r"^decoder.ort.onnx was rescaled in 1 places, and this version would in \d+"):
+        bisect_bundle(Bundle(bundle.path, other))
+
+
+def test_what_fails_as_a_whole_has_no_jump(tiny: Bundle, tmp_path: Path) -> None:
+    """The reference is another: all forms are off, and none from the other."""
+    bundle = copy(tiny, tmp_path / "tiny")
+    cases = read_golden(bundle.file(GOLDEN).read_bytes(), bundle.manifest.vae.identity)
+    for case in cases:
+        case.image[...] += 0.1
+    bundle.update(files={GOLDEN: write_golden(cases, bundle.manifest.vae.identity)})
+    report = verify_bundle(bundle)
+    found = bisect_bundle(bundle, report)
+    assert {trace.jumps for trace in found.traces} == {()}
+    for line in advise(found, report):
+        assert "It computes what the portable graph does, which failed as well" in line
+    some = Report(report.precision, "", "", tuple(c for c in report.cases if c.form != "portable"))
+    for line in advise(found, some):
+        assert "what is left are ONNX Runtime's own optimisations" in line
+
+
+def test_a_bundle_of_portable_graphs_alone(tmp_path: Path) -> None:
+    bundle = export_vae(tiny_reference(), out=tmp_path / "plain", rewrite=False, verify=False)
+    with pytest.raises(BundleError) as refused:
+        bisect_bundle(bundle.path)
+    assert str(refused.value) == (
+        f"bundle {bundle.path} has no golden.safetensors to run on. Run: vaedeploy verify {bundle.path}"
+    )
+    report = verify_bundle(bundle, reference=tiny_reference())
+    found = bisect_bundle(bundle.path)
+    assert found == Bisection(())
+    verdict = "failed" if not report.passed else "has none but the portable graphs"
+    assert verdict in advise(found, report)[0]
+
+
+def difference(tensor: str, sources: str, rel_l2: float, non_finite: float = 0.0) -> Difference:
+    return Difference(tensor, f"at_{tensor}", "Conv", "", "FLOAT16", tuple(sources.split()), rel_l2, 1.0, non_finite)
+
+
+@pytest.mark.parametrize(
+    ("rows", "jumps"),
+    [
+        ([("a", "", 0.9e-2), ("b", "a", 0.9e-2)], ""),  # below the floor
+        ([("a", "", 1.1e-2)], "a"),
+        ([("a", "", 0.5e-2), ("b", "a", 1.4e-2)], ""),  # below three times what it is made from
+        ([("a", "", 0.5e-2), ("b", "a", 1.6e-2), ("c", "b", 4e-2)], "b"),
+        ([("a", "", 1e-3), ("b", "", 1.1e-2), ("c", "a b", 2e-2)], "b"),  # the largest counts
+        ([("a", "", math.inf, 0.1), ("b", "a", math.nan, 0.2), ("c", "b", 0.5)], "a"),  # what follows is no news
+        ([("a", "", 1e-3), ("b", "a", math.nan, 1e-6), ("c", "a", 0.1)], "b c"),
+    ],
+)
+def test_what_jumps(rows: list[tuple], jumps: str) -> None:
+    assert [step.tensor for step in find_jumps([difference(*row) for row in rows], 1e-2)] == jumps.split()
+
+
+def test_the_command(vaedeploy: Callable[..., Ended], tiny: Bundle, tmp_path: Path) -> None:
+    healthy = vaedeploy("verify", tiny.path, "--bisect")
+    assert healthy.code == 0
+    assert healthy.out.splitlines()[-1].endswith(". There is nothing to do.")
+    assert "bisection" not in json.loads(vaedeploy("verify", tiny.path, "--json").out)
+
+    bundle = broken(tiny, tmp_path / "tiny", "decoder", "decoder.body.4", one_percent)
+    failed = vaedeploy("verify", bundle.path, "--bisect")
+    assert failed.code == 3
+    lines = failed.out.splitlines()
+    header = next(i for i, line in enumerate(lines) if line.startswith("graph             part"))
+    assert " ".join(lines[header].split()) == " ".join(STEP_COLUMNS)
+    assert lines[header + 1].split()[:5] == ["onnxruntime", "fp32", "decoder", "1x32x32", "decoder.body.4"]
+    assert lines[-1].startswith("decoder, onnxruntime: ")
+    document = json.loads(vaedeploy("verify", bundle.path, "--bisect", "--json").out)
+    assert document["passed"] is False
+    steps = [step for trace in document["bisection"]["traces"] for step in trace["jumps"]]
+    assert [step["module"] for step in steps] == ["decoder.body.4"]
+    assert len(document["bisection"]["advice"]) == len(document["bisection"]["traces"])
+    refused = vaedeploy("verify", bundle.path, "--bisect", "--backend", "onnxruntime-cuda")
+    assert (refused.code, refused.out) == (2, "")
+    assert "--bisect is for the graphs on the CPU: give no --backend." in refused.err
+
+
+PEAK = """
+import resource, sys
+from vaedeploy.bisect import bisect_bundle
+bisection = bisect_bundle(sys.argv[1])
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(*(step.module for trace in bisection.traces for step in trace.jumps))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="resource gives KiB on Linux only")
+def test_full_size(full_size_bundle: Bundle, tmp_path: Path) -> None:
+    """168 tensors of the decoder, which take 0.6 GB at this size, with two graphs' weights of 0.2 GB each."""
+    module = "decoder.decoder.up_blocks.2.resnets.0.conv2"
+    bundle = broken(full_size_bundle, tmp_path / "full", "decoder", module, one_percent)
+    done = subprocess.run([sys.executable, "-c", PEAK, bundle.path], capture_output=True, text=True, check=True)
+    peak, modules = done.stdout.splitlines()
+    assert modules == module
+    assert int(peak) * 1024 < 1.5e9

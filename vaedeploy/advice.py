@@ -1,0 +1,107 @@
+"""What a bisection tells people: its first steps as rows, and for each graph what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vaedeploy.bisect import Bisection, Trace
+from vaedeploy.verify import Case, Report
+
+__all__ = ["STEP_COLUMNS", "advise", "step_rows"]
+
+STEP_COLUMNS = (
+    "graph",
+    "part",
+    "case",
+    "module",
+    "operator",
+    "tensor",
+    "before",
+    "after",
+    "largest",
+    "2^",
+    "not finite",
+)
+"""case: batch x height x width. before, after: relative L2 error. 2^: the headroom to 65504, in powers of two."""
+
+STEPS_SHOWN = 5
+"""Of a graph: what jumps first matters most."""
+
+
+def step_rows(bisection: Bisection) -> list[tuple[str, ...]]:
+    """A row for each of a graph's first jumps, in ``STEP_COLUMNS``."""
+    return [
+        (
+            f"{trace.form} {trace.precision}",
+            trace.part,
+            f"{trace.batch}x{trace.height}x{trace.width}",
+            step.module,
+            step.operator,
+            step.tensor,
+            f"{step.before:.1e}",
+            f"{step.after:.1e}",
+            f"{step.largest:.3g}",
+            "" if step.headroom is None else f"{step.headroom:+.1f}",
+            f"{step.non_finite:.2%}",
+        )
+        for trace in bisection.traces
+        for step in trace.jumps[:STEPS_SHOWN]
+    ]
+
+
+def advise(bisection: Bisection, report: Report) -> tuple[str, ...]:
+    """What to do, a line for each graph that was looked at. report: that which the bisection was made with."""
+    failed = [case for case in report.cases if not case.passed]
+    if bisection.traces:
+        return tuple(_advise(trace, failed) for trace in bisection.traces)
+    reason = "the portable graphs themselves failed" if failed else "the bundle has none but the portable graphs"
+    return (f"There is nothing to compare: {reason}, which others are compared with.",)
+
+
+def _advise(trace: Trace, failed: Sequence[Case]) -> str:
+    """What to do about one graph."""
+    name = f"{trace.part}, {trace.form}"
+    if not trace.jumps:
+        return f"{name}: {_explain_growth(trace, failed)}"
+    first = trace.jumps[0]
+    place = f"{first.tensor} ({first.operator}{f' of {first.module}' if first.module else ''})"
+    nodes = ", ".join(dict.fromkeys(step.node for step in trace.jumps))
+    keep = f"keep these nodes in float32 (keep_fp32 of lower_precision): {nodes}"
+    if trace.precision == "fp32":
+        return (
+            f"{name}: {place} is the first that differs from the portable graph. It is not rounding: the weights or "
+            "nodes there are others. Export the bundle again with --force; if it stays, a rewrite is at fault, and "
+            "--no-rewrite goes without them."
+        )
+    if trace.precision == "fp16" and first.non_finite:
+        fits = first.headroom is None or first.headroom >= 0
+        reach = f"float32 reaches no more than {first.largest:.3g} there" if fits else f"it reaches {first.largest:.3g}"
+        cause = f"{place} overflows: {reach}, and float16 ends at 65504"
+        rescaling = (
+            "It was rescaled, by what calibration.json measured, and this input exceeds that: export it again with "
+            "--photos of this kind"
+            if trace.rescaled
+            else "Rescale it: export it again without --no-rewrite, which changes no result"
+        )
+        return f"{name}: {cause}. {rescaling}; or {keep}; or --precision bf16, which has float32's range."
+    other = "--precision bf16, if it is range that is missing, or fp32" if trace.precision == "fp16" else "fp16 or fp32"
+    return f"{name}: {place} is the first that loses digits. In this order: {keep}; or export with {other}."
+
+
+def _explain_growth(trace: Trace, failed: Sequence[Case]) -> str:
+    worst = trace.worst
+    told = f"nothing jumps in {trace.compared} tensors; the largest error is {worst.after:.1e}, in {worst.tensor}"
+    if not failed:
+        return f"{told}. There is nothing to do."
+    if any(case.form == "portable" for case in failed):
+        return (
+            f"{told}. It computes what the portable graph does, which failed as well: the fault is in the export or in "
+            "the reference, and no precision or rewrite will mend it. Export the bundle again with --force."
+        )
+    if trace.precision == "fp32":
+        return (
+            f"{told}. Node by node it computes what the portable graph does: what is left are ONNX Runtime's own "
+            "optimisations, which are off here, and the reference. Verify it again with --photos or --weights."
+        )
+    finer = "fp32" if trace.precision == "fp16" else "fp16, which has 8 times finer digits, or fp32"
+    return f"{told}. The error is rounding, and adds up by small steps: export with --precision {finer}."
