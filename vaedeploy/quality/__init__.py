@@ -8,7 +8,7 @@ from vaedeploy.quality.color import Color
 from vaedeploy.quality.contrast import Contrast
 from vaedeploy.quality.detail import Detail
 from vaedeploy.quality.error import Error
-from vaedeploy.quality.measure import Quality
+from vaedeploy.quality.measure import Quality, measure_batch, measure_quality
 from vaedeploy.quality.verdicts import Finding, QualityLimit
 
-__all__ = ["Artifacts", "Color", "Contrast", "Detail", "Error", "Finding", "Quality", "QualityLimit"]
+__all__ = ["Artifacts", "Color", "Contrast", "Detail", "Error", "Finding", "Quality", "QualityLimit", "measure_batch", "measure_quality"]

@@ -5,6 +5,12 @@ from __future__ import annotations
 import math
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from skimage.color import deltaE_ciede2000
+
+COLORED = 1.0
+"""Standard deviation of a*b* under which a picture has no colours to compare: that of rounding to bytes, doubled."""
 
 
 class Color(msgspec.Struct, frozen=True):
@@ -39,3 +45,39 @@ class Color(msgspec.Struct, frozen=True):
     def cast(self) -> float:
         """How far the candidate puts grey from grey, in a*b*."""
         return math.hypot(self.cast_a, self.cast_b)
+
+
+def measure_color(reference: NDArray[np.float32], candidate: NDArray[np.float32]) -> Color:
+    """reference, candidate: (H, W, 3) L*a*b*."""
+    difference = deltaE_ciede2000(reference, candidate)
+    bias = (candidate - reference).mean(axis=(0, 1), dtype=np.float64)
+    gain, cast = _fit_line(_chroma(reference), _chroma(candidate))
+    black, white = np.percentile(candidate[..., 0], (0.5, 99.5)) - np.percentile(reference[..., 0], (0.5, 99.5))
+    return Color(
+        ciede2000_mean=float(difference.mean()),
+        ciede2000_p95=float(np.percentile(difference, 95)),
+        ciede2000_max=float(difference.max()),
+        bias_l=float(bias[0]),
+        bias_a=float(bias[1]),
+        bias_b=float(bias[2]),
+        cast_a=cast.real,
+        cast_b=cast.imag,
+        hue_shift=math.degrees(math.atan2(gain.imag, gain.real)),
+        chroma_ratio=abs(gain),
+        white_shift=float(white),
+        black_shift=float(black),
+    )
+
+
+def _chroma(lab: NDArray[np.float32]) -> NDArray[np.complex128]:
+    """a* + i b*, so that a turn of hue and a change of chroma are one complex factor."""
+    return lab[..., 1].astype(np.float64) + 1j * lab[..., 2]
+
+
+def _fit_line(reference: NDArray[np.complex128], candidate: NDArray[np.complex128]) -> tuple[complex, complex]:
+    """(gain, constant) of least squares: candidate = gain * reference + constant."""
+    means = complex(reference.mean()), complex(candidate.mean())
+    centred = reference - means[0]
+    variance = float(np.mean(np.abs(centred) ** 2))
+    gain = complex(np.mean(centred.conj() * (candidate - means[1]))) / variance if variance >= COLORED**2 else 1 + 0j
+    return gain, means[1] - gain * means[0]

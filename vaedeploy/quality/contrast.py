@@ -3,6 +3,18 @@
 from __future__ import annotations
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from skimage.util import view_as_blocks
+
+WINDOW = 16
+"""Pixels of the side of a window of local contrast."""
+
+SOME = 1.0
+"""Standard deviation of L* from which a picture or a window has contrast to compare."""
+
+TONES = 33
+"""Levels of the tone curve: eight 8-bit levels apart."""
 
 
 class Contrast(msgspec.Struct, frozen=True):
@@ -21,3 +33,48 @@ class Contrast(msgspec.Struct, frozen=True):
     local_ratio: float
     mid_shift: float
     tone_curve: tuple[tuple[float, float], ...]
+
+
+def measure_contrast(
+    reference: NDArray[np.float32],
+    candidate: NDArray[np.float32],
+    reference_luma: NDArray[np.float32],
+    candidate_luma: NDArray[np.float32],
+) -> Contrast:
+    """reference, candidate: (H, W) L*; their luma: (H, W) in 0 to 255."""
+    spreads = float(reference.std(dtype=np.float64)), float(candidate.std(dtype=np.float64))
+    return Contrast(
+        global_ratio=spreads[1] / spreads[0] if spreads[0] >= SOME else 1.0,
+        local_ratio=_local_ratio(reference, candidate),
+        mid_shift=_mid_shift(reference.astype(np.float64), candidate.astype(np.float64)),
+        tone_curve=_tone_curve(reference_luma, candidate_luma),
+    )
+
+
+def _local_ratio(reference: NDArray[np.float32], candidate: NDArray[np.float32]) -> float:
+    before, after = (_windows(lightness).std(axis=(2, 3)) for lightness in (reference, candidate))
+    some = before >= SOME
+    return float(np.median(after[some] / before[some])) if some.any() else 1.0
+
+
+def _windows(lightness: NDArray[np.float32]) -> NDArray[np.float32]:
+    height, width = (side // WINDOW * WINDOW for side in lightness.shape)
+    windows: NDArray[np.float32] = view_as_blocks(np.ascontiguousarray(lightness[:height, :width]), (WINDOW, WINDOW))
+    return windows
+
+
+def _mid_shift(reference: NDArray[np.float64], candidate: NDArray[np.float64]) -> float:
+    mean = float(reference.mean())
+    centred = reference - mean
+    variance = float(np.mean(centred**2))
+    slope = float(np.mean(centred * candidate)) / variance if variance >= SOME**2 else 1.0
+    return float(candidate.mean()) + slope * (50 - mean) - 50
+
+
+def _tone_curve(reference: NDArray[np.float32], candidate: NDArray[np.float32]) -> tuple[tuple[float, float], ...]:
+    tones = np.rint(reference * ((TONES - 1) / 255)).astype(np.intp).ravel()
+    counts = np.bincount(tones, minlength=TONES)
+    there = counts > 0
+    sums = [np.bincount(tones, luma.ravel(), TONES)[there] for luma in (reference, candidate)]
+    levels = [(total / counts[there]).tolist() for total in sums]
+    return tuple(zip(*levels, strict=True))
