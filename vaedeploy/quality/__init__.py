@@ -9,6 +9,19 @@ from vaedeploy.quality.contrast import Contrast
 from vaedeploy.quality.detail import Detail
 from vaedeploy.quality.error import Error
 from vaedeploy.quality.measure import Quality, measure_batch, measure_quality
-from vaedeploy.quality.verdicts import Finding, QualityLimit
+from vaedeploy.quality.verdicts import LIMITS, Finding, QualityLimit, find_faults
 
-__all__ = ["Artifacts", "Color", "Contrast", "Detail", "Error", "Finding", "Quality", "QualityLimit", "measure_batch", "measure_quality"]
+__all__ = [
+    "LIMITS",
+    "Artifacts",
+    "Color",
+    "Contrast",
+    "Detail",
+    "Error",
+    "Finding",
+    "Quality",
+    "QualityLimit",
+    "find_faults",
+    "measure_batch",
+    "measure_quality",
+]
