@@ -94,8 +94,8 @@ def _fold(levels: Levels, factor: int) -> Levels:
 
 
 def _seams(reference: Levels, error: Levels, factor: int, tile: int) -> float:
-    """A border's jump is compared with those around it, as they are and in proportion to the reference's own (an edge of
-    the picture may lie on a border, and errors are larger on edges), and with those whole factors away (a grid).
+    """A border's jump is compared with those around it, as they are and in proportion to the reference's own (an edge
+    of the picture may lie on a border, and errors are larger on edges), and with those whole factors away (a grid).
     """
     excesses: list[float] = []
     for axis in (0, 1):
@@ -128,7 +128,8 @@ def _blocks(levels: Levels) -> Levels:
     """(H, W, 3) -> (blocks of each channel, pixels)."""
     height, width = (side // BLOCK * BLOCK for side in levels.shape[:2])
     blocks = view_as_blocks(np.ascontiguousarray(levels[:height, :width]), (BLOCK, BLOCK, 1))
-    return blocks.reshape(-1, BLOCK**2)
+    pixels: Levels = blocks.reshape(-1, BLOCK**2)
+    return pixels
 
 
 def _lost(blocks: Levels, smoothed: Levels) -> float:

@@ -72,7 +72,7 @@ def _check(reference: NDArray[Any], candidate: NDArray[Any]) -> NDArray[np.uint8
     if min(height, width) < BLOCK:
         raise ImageError(f"the pictures are {height}x{width}; a side must be {BLOCK} pixels or more to be measured")
     if candidate.dtype == np.uint8 and candidate.shape == reference.shape:
-        return candidate
+        return np.asarray(candidate, np.uint8)
     if np.issubdtype(candidate.dtype, np.floating) and candidate.shape == (3, height, width):
         return to_levels(candidate[None].astype(np.float32))[0]
     raise ImageError(
