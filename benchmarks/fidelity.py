@@ -53,8 +53,9 @@ def detection(photos: dict[str, faults.Picture]) -> list[dict[str, Any]]:
                 | {"lowest": min(column), "median": statistics.median(column), "highest": max(column)}
             )
             print(
-                f"{detector.fault:22} {strength:6g} {detector.unit:12} {detector.word:18} told {told:2}, first {first:2} of "
-                f"{len(photos)}; {min(column):.3g} / {statistics.median(column):.3g} / {max(column):.3g}; others {others}",
+                f"{detector.fault:22} {strength:6g} {detector.unit:12} {detector.word:15} told {told:2}, first {first:2} "
+                f"of {len(photos)}; {min(column):.3g} / {statistics.median(column):.3g} / {max(column):.3g}; "
+                f"others {others}",
                 flush=True,
             )
         ranked = [name for name, found in values.items() if is_ranked(found)]

@@ -136,19 +136,21 @@ def darken(picture: Picture, levels: float) -> Picture:
 GREEN = partial(cast, color=(-0.5, 1, -0.5))
 BLUE = partial(cast, color=(-0.5, -0.5, 1))
 
+SHARE = "share"
+CHROMA = "color.chroma_ratio"
+
 DETECTORS = (
-    Detector("mixed with grey", "washed out", "color.chroma_ratio", wash_out, "share", (0.02, 0.05, 0.1, 0.2, 0.4), 0.1),
-    Detector("colours faded", "washed out", "color.chroma_ratio", fade, "share", (0.02, 0.05, 0.1, 0.2, 0.4), 0.1),
-    Detector("colours raised", "over-saturated", "color.chroma_ratio", saturate, "share", (0.02, 0.05, 0.1, 0.2, 0.4), 0.2),
-    Detector("drawn from grey", "too much contrast", "contrast.global_ratio", harden, "share", (0.02, 0.05, 0.1, 0.2, 0.3), 0.1),
+    Detector("mixed with grey", "washed out", CHROMA, wash_out, SHARE, (0.02, 0.05, 0.1, 0.2, 0.4), 0.1),
+    Detector("colours faded", "washed out", CHROMA, fade, SHARE, (0.02, 0.05, 0.1, 0.2, 0.4), 0.1),
+    Detector("colours raised", "over-saturated", CHROMA, saturate, SHARE, (0.02, 0.05, 0.1, 0.2, 0.4), 0.2),
     Detector("green added", "green cast", "color.cast", GREEN, "levels", (1, 2, 4, 8, 16), 4),
     Detector("blue added", "blue cast", "color.cast", BLUE, "levels", (1, 2, 4, 8, 16), 4),
     Detector("grey added", "grey cast", "contrast.mid_shift", cast, "levels", (2, 4, 8, 16, 24), 8),
     Detector("grey taken away", "too dark", "contrast.mid_shift", darken, "levels", (2, 4, 8, 16, 24), 8),
     Detector("Gaussian blur", "blurred", "detail.sharpness", blur, "pixels", (0.3, 0.4, 0.5, 0.7, 1, 2), 0.5),
-    Detector("unsharp mask", "over-sharpened", "detail.sharpening", sharpen, "share", (0.1, 0.2, 0.4, 0.8, 1.6), 0.4),
-    Detector("lines every 8 pixels", "grid", "artifacts.grid", grid, "levels", (0.6, 1, 2, 4, 8), 2),
-    Detector("levels left out", "banding", "artifacts.banding", posterize, "levels", (2, 4, 8, 16, 24), 4),
+    Detector("unsharp mask", "over-sharpened", "detail.sharpening", sharpen, SHARE, (0.1, 0.2, 0.4, 0.8, 1.6), 0.4),
+    Detector("lines every 8 pixels", "grid", "artifacts.grid", grid, "levels", (1, 2, 4, 8), 2),
+    Detector("levels left out", "banding", "artifacts.banding", posterize, "levels", (2, 4, 8, 16), 8),
     Detector("tiles offset", "seams", "artifacts.seams", seams, "levels", (0.5, 1, 2, 4, 8), 1),
     Detector("specks", "fried pixels", "artifacts.fried", fry, "per million", (2, 20, 50, 200, 1000), 20),
 )  # fmt: skip

@@ -43,7 +43,8 @@ class Artifacts(msgspec.Struct, frozen=True):
     seams: 8-bit levels by which the candidate's error jumps more at tile borders than elsewhere, in the mean over all
     borders; None where no tile size was given.
     banding: share (0 to 1) of the levels that smooth areas should run through and do not, above the reference's own.
-    fried: isolated pixels that stand out from all around them and do not in the reference, per million pixels.
+    fried: isolated pixels that stand out from all around them and do not in the reference, per million pixels; a speck
+    of three by three counts by its middle.
     nonfinite: share (0 to 1) of values that are NaN or infinite; 0 for bytes.
     constant: the candidate is one colour where the reference is not.
     """
@@ -57,14 +58,15 @@ class Artifacts(msgspec.Struct, frozen=True):
 
 
 def measure_artifacts(
-    reference: Planes, candidate: Planes, *, factor: int, tile: int | None, nonfinite: float
+    reference: Planes, candidate: Planes, *, factor: int, tile: int | None, nonfinite: float, sharpening: float
 ) -> Artifacts:
+    """sharpening: the candidate's, as in ``Detail``."""
     before, after = reference.pixels.astype(np.float32), candidate.pixels.astype(np.float32)
     return Artifacts(
         grid=_grid(before, after - before, factor),
         seams=None if tile is None else _seams(before, after - before, factor, tile),
         banding=_banding(before, after),
-        fried=_fried(reference.pixels, candidate.pixels),
+        fried=_fried(reference.pixels, candidate.pixels, sharpening),
         nonfinite=nonfinite,
         constant=_is_constant(candidate.pixels) and not _is_constant(reference.pixels),
     )
@@ -141,12 +143,15 @@ def _lost(blocks: Levels, smoothed: Levels) -> float:
     return float(np.sum((wanted - there).clip(min=0)) / np.sum(wanted))
 
 
-def _fried(reference: Pixels, candidate: Pixels) -> float:
-    """Where it is rough around a pixel, in either picture, it must stand out by as much more."""
+def _fried(reference: Pixels, candidate: Pixels, sharpening: float) -> float:
+    """Where it is rough around a pixel, in either picture, it must stand out by as much more; and where sharpening made
+    the picture's own specks stand out more, by as many times more.
+    """
     roughness = maximum_filter(reference, (5, 5, 1)).astype(np.int16) - minimum_filter(reference, (5, 5, 1))
     lowest, highest = _surroundings(candidate)
     beyond = np.maximum(candidate - highest, lowest - candidate)
-    return float((beyond > OUTLYING + np.maximum(roughness, highest - lowest)).any(axis=2).mean()) * 1e6
+    ordinary = np.maximum(max(sharpening, 1.0) * (OUTLYING + roughness), OUTLYING + highest - lowest)
+    return float((beyond > ordinary).any(axis=2).mean()) * 1e6
 
 
 def _surroundings(pixels: Pixels) -> tuple[NDArray[np.int16], NDArray[np.int16]]:

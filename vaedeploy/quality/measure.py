@@ -45,12 +45,15 @@ def measure_quality(
     pixels = _check(reference, candidate)
     nonfinite = float(np.mean(~np.isfinite(candidate))) if candidate.dtype != np.uint8 else 0.0
     before, after = make_planes(reference), make_planes(pixels)
+    detail = measure_detail(before, after)
     return Quality(
         error=measure_error(before, after),
         color=measure_color(before, after),
         contrast=measure_contrast(before, after),
-        detail=measure_detail(before, after),
-        artifacts=measure_artifacts(before, after, factor=factor, tile=tile, nonfinite=nonfinite),
+        detail=detail,
+        artifacts=measure_artifacts(
+            before, after, factor=factor, tile=tile, nonfinite=nonfinite, sharpening=detail.sharpening
+        ),
     )
 
 
@@ -72,9 +75,11 @@ def _check(reference: NDArray[Any], candidate: NDArray[Any]) -> NDArray[np.uint8
     if min(height, width) < BLOCK:
         raise ImageError(f"the pictures are {height}x{width}; a side must be {BLOCK} pixels or more to be measured")
     if candidate.dtype == np.uint8 and candidate.shape == reference.shape:
-        return np.asarray(candidate, np.uint8)
+        pixels: NDArray[np.uint8] = candidate
+        return pixels
     if np.issubdtype(candidate.dtype, np.floating) and candidate.shape == (3, height, width):
-        return to_levels(candidate[None].astype(np.float32))[0]
+        levels: NDArray[np.uint8] = to_levels(candidate[None].astype(np.float32))[0]
+        return levels
     raise ImageError(
         f"candidate is {candidate.dtype} of shape {candidate.shape}; beside this reference it must be "
         f"{reference.shape} uint8, or {(3, height, width)} float around [-1, 1]"
