@@ -4,8 +4,8 @@
 
 ``--detectors``: each fault of tests/faults.py at rising strength: how many photographs it is told of, of how many it is
 the first that is told, and whether the metric ranks the strengths. ``--clean``: photographs beside themselves, with the
-noise of one level, and synthetic pictures with real periodic texture: each finding is a false alarm. ``--time``:
-``measure_quality`` of eight photographs, median of five turns. ``--every N``: each N-th photograph alone.
+noise of one level, and synthetic pictures with gradients or real periodic texture: each finding is a false alarm. ``--time``:
+``measure_quality`` of eight photographs, median of five turns. ``--every N``: detectors on each N-th photograph alone.
 """
 
 from __future__ import annotations
@@ -52,10 +52,10 @@ def detection(photos: dict[str, faults.Picture]) -> list[dict[str, Any]]:
                 | {"told": told, "first": first, "of": len(photos), "others": others, "metric": detector.metric}
                 | {"lowest": min(column), "median": statistics.median(column), "highest": max(column)}
             )
+            spread = f"{min(column):.3g} / {statistics.median(column):.3g} / {max(column):.3g}"
             print(
-                f"{detector.fault:22} {strength:6g} {detector.unit:12} {detector.word:15} told {told:2}, first {first:2} "
-                f"of {len(photos)}; {min(column):.3g} / {statistics.median(column):.3g} / {max(column):.3g}; "
-                f"others {others}",
+                f"{detector.fault:22} {strength:6g} {detector.unit:12} {detector.word:15} told {told:2}, "
+                f"first {first:2} of {len(photos)}; {spread}; others {others}",
                 flush=True,
             )
         ranked = [name for name, found in values.items() if is_ranked(found)]
@@ -102,14 +102,14 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=1)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    photos = {path.stem: read_image(path) for path in sorted(args.photos.glob("*.png"))[:: args.every]}
+    photos = {path.stem: read_image(path) for path in sorted(args.photos.glob("*.png"))}
     results: dict[str, Any] = {"limits": len(LIMITS)}
     if args.time:
         results["time"] = duration(photos)
     if args.clean:
         results["clean"] = clean(photos)
     if args.detectors:
-        results["detectors"] = detection(photos)
+        results["detectors"] = detection({name: photos[name] for name in list(photos)[:: args.every]})
     if args.json:
         args.json.write_text(json.dumps(results, indent=1) + "\n")
 

@@ -9,6 +9,7 @@ import numpy as np
 import scipy.fft
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter, maximum_filter, minimum_filter, uniform_filter
+from scipy.stats import trim_mean
 from skimage.util import view_as_blocks
 
 from vaedeploy.quality.planes import Planes
@@ -84,14 +85,14 @@ def _grid(reference: Levels, error: Levels, factor: int) -> float:
 
 
 def _fold(levels: Levels, factor: int) -> Levels:
-    """(factor, factor, 3): the median of all pixels at the same place of a period. Unlike the mean, it is not moved by
-    what is at a few of the periods only: an edge of the picture, a seam.
+    """(factor, factor, 3): the mean of the middle half of all pixels at the same place of a period: what is at a few of
+    the periods only, an edge of the picture or a seam, does not move it.
     """
     # A mean over one period has zeros at just the frequencies that are looked for, and takes all slow change away.
     fast = levels - uniform_filter(levels, (factor, factor, 0))
     height, width = (side // factor for side in levels.shape[:2])
     periods = fast[: height * factor, : width * factor].reshape(height, factor, width, factor, 3)
-    folded: Levels = np.median(periods, axis=(0, 2))
+    folded: Levels = trim_mean(periods.swapaxes(1, 2).reshape(-1, factor, factor, 3), 0.25)
     return folded
 
 
