@@ -1,11 +1,13 @@
 """What the metrics of ``vaedeploy.quality`` find on photographs, and how long they take.
 
-    python benchmarks/fidelity.py [--detectors] [--clean] [--time] [--photos DIR] [--every N] [--json FILE]
+    python benchmarks/fidelity.py [--detectors] [--clean] [--time] [--vae NAME] [--photos DIR] [--every N] [--json FILE]
 
 ``--detectors``: each fault of tests/faults.py at rising strength: how many photographs it is told of, of how many it is
 the first that is told, and whether the metric ranks the strengths. ``--clean``: photographs beside themselves, with the
-noise of one level, and synthetic pictures with gradients or real periodic texture: each finding is a false alarm. ``--time``:
-``measure_quality`` of eight photographs, median of five turns. ``--every N``: detectors on each N-th photograph alone.
+noise of one level, and synthetic pictures with gradients or real periodic texture: each finding is a false alarm.
+``--time``: ``measure_quality`` of eight photographs, median of five turns. ``--vae``: what its graphs of each precision
+make of kodim15's and kodim16's latents, beside PyTorch in float64, and PyTorch's picture beside the photograph; half
+precision is emulated. ``--every N``: detectors on each N-th photograph alone.
 """
 
 from __future__ import annotations
@@ -15,11 +17,13 @@ import json
 import os
 import statistics
 import sys
+import tempfile
 import time
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -28,7 +32,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 import faults  # noqa: E402
 
 from vaedeploy.files import read_image  # noqa: E402
-from vaedeploy.quality import LIMITS, find_faults, measure_quality  # noqa: E402
+from vaedeploy.quality import LIMITS, Quality, find_faults, measure_quality  # noqa: E402
 
 
 def detection(photos: dict[str, faults.Picture]) -> list[dict[str, Any]]:
@@ -94,10 +98,52 @@ def duration(photos: dict[str, faults.Picture]) -> dict[str, Any]:
     return found | {"cores": os.cpu_count(), "load": os.getloadavg()[0]}
 
 
+def graphs(name: str, photos: dict[str, faults.Picture]) -> list[dict[str, Any]]:
+    import onnx_ir as ir
+
+    from vaedeploy.emulation import save_emulating
+    from vaedeploy.forms import FORMS
+    from vaedeploy.golden import compute_golden
+    from vaedeploy.photos import Shape
+    from vaedeploy.pipeline import export_vae
+    from vaedeploy.runtime.onnxruntime_cpu import Session
+    from vaedeploy.source import load_reference
+    from vaedeploy.verify import to_levels
+
+    reference = load_reference(name)
+    rows, cases = [], {}
+    for key in ("kodim15", "kodim16"):
+        height, width, _ = photos[key].shape
+        (cases[key],) = compute_golden(reference, [photos[key]], [Shape(key, 1, height, width, False)])
+        true = to_levels(cases[key].image)[0]
+        rows.append(judged(f"{name}, PyTorch beside the photograph", key, measure_quality(photos[key], true)))
+    with tempfile.TemporaryDirectory() as temporary:
+        for precision, forms in FORMS.items():
+            bundle = export_vae(reference, out=Path(temporary) / precision, precision=precision, verify=False)
+            form = list(forms)[-1]
+            graph = bundle.path / bundle.manifest.graphs["decoder"][form]
+            if precision != "fp32":
+                save_emulating(ir.load(graph), graph := Path(temporary) / f"emulated.{precision}.onnx")
+            session = Session(graph)
+            for key, case in cases.items():
+                latent = next(iter(case.latents.values()))
+                (image,) = session.run(["image"], {session.inputs[0]: latent})
+                quality = measure_quality(to_levels(case.image)[0], image[0])
+                rows.append(judged(f"{name}, {precision} graph beside PyTorch", key, quality))
+    return rows
+
+
+def judged(what: str, picture: str, quality: Quality) -> dict[str, Any]:
+    findings = [finding.words for finding in find_faults(quality)]
+    print(f"{what}, {picture}: {findings}", quality.error, quality.color, quality.detail, quality.artifacts, flush=True)
+    return {"what": what, "picture": picture, "findings": findings, "quality": msgspec.to_builtins(quality)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for what in ("detectors", "clean", "time"):
         parser.add_argument(f"--{what}", action="store_true")
+    parser.add_argument("--vae")
     parser.add_argument("--photos", type=Path, default=ROOT.parent / "shared" / "images" / "kodak")
     parser.add_argument("--every", type=int, default=1)
     parser.add_argument("--json", type=Path)
@@ -110,6 +156,8 @@ def main() -> None:
         results["clean"] = clean(photos)
     if args.detectors:
         results["detectors"] = detection({name: photos[name] for name in list(photos)[:: args.every]})
+    if args.vae:
+        results["vae"] = graphs(args.vae, photos)
     if args.json:
         args.json.write_text(json.dumps(results, indent=1) + "\n")
 

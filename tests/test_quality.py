@@ -13,10 +13,15 @@ import numpy as np
 import pytest
 from skimage.color import lab2rgb, rgb2lab
 
+from vaedeploy.bundle import Bundle
 from vaedeploy.errors import ImageError, InputError
 from vaedeploy.files import read_image
-from vaedeploy.photos import load_photos
+from vaedeploy.golden import compute_golden
+from vaedeploy.photos import Shape, load_photos
 from vaedeploy.quality import LIMITS, Quality, QualityLimit, find_faults, measure_batch, measure_quality
+from vaedeploy.runtime import VAE
+from vaedeploy.source import load_reference
+from vaedeploy.verify import to_levels
 
 KODAK = Path(__file__).parents[2] / "shared" / "images" / "kodak"
 TILE = faults.TILE
@@ -395,3 +400,17 @@ def check_clean(picture: Picture) -> None:
 @pytest.mark.parametrize("detector", faults.DETECTORS, ids=lambda detector: detector.fault)
 def test_detectors_on_kodak_photographs(detector: faults.Detector) -> None:
     check_detector(detector, kodak(3, 4, 7, 12, 15))
+
+
+@needs_kodak
+@pytest.mark.slow
+def test_a_graph_beside_pytorch_is_clean_and_its_faults_are_told(demo_bundle: Bundle) -> None:
+    """On a photograph that the demo VAE never saw; latents of a wrong scale are what a wrong contract gives."""
+    (photo,) = (picture[:384, :512] for picture in kodak(15))
+    (case,) = compute_golden(load_reference("demo"), [photo], [Shape("photo", 1, 384, 512, False)])
+    (expected,) = to_levels(case.image)
+    latent = next(iter(case.latents.values()))
+    with VAE(demo_bundle.path) as vae:
+        assert words(measure_quality(expected, vae.decode(latent, output="float")[0])) == []
+        assert "washed out" in words(measure_quality(expected, vae.decode(latent * np.float32(0.6))[0]))
+        assert words(measure_quality(expected, vae.decode(latent * np.float32(1.6))[0]))
