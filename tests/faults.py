@@ -141,7 +141,7 @@ CHROMA = "color.chroma_ratio"
 
 DETECTORS = (
     Detector("mixed with grey", "washed out", CHROMA, wash_out, SHARE, (0.02, 0.05, 0.1, 0.2, 0.4), 0.1),
-    Detector("colours faded", "washed out", CHROMA, fade, SHARE, (0.02, 0.05, 0.1, 0.2, 0.4), 0.1),
+    Detector("colours faded", "washed out", CHROMA, fade, SHARE, (0.02, 0.05, 0.1, 0.2, 0.4), 0.2),
     Detector("colours raised", "over-saturated", CHROMA, saturate, SHARE, (0.02, 0.05, 0.1, 0.2, 0.4), 0.2),
     Detector("green added", "green cast", "color.cast", GREEN, "levels", (1, 2, 4, 8, 16), 4),
     Detector("blue added", "blue cast", "color.cast", BLUE, "levels", (1, 2, 4, 8, 16), 4),

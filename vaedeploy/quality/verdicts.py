@@ -189,7 +189,7 @@ LIMITS: tuple[QualityLimit, ...] = (
         1,
         "",
         "The picture is blurred: fine detail has {value:.0%} of its energy.",
-        "a Gaussian of half a pixel takes more than half of the finest octave; one of 0.3, not seen, takes 2 %",
+        "of the finest octave's energy a Gaussian of 0.5 pixels takes 40 % or more, and one of 0.3 no more than 3 %",
     ),
     QualityLimit(
         "over-sharpened",
@@ -199,7 +199,7 @@ LIMITS: tuple[QualityLimit, ...] = (
         1,
         "",
         "The picture is over-sharpened: fine detail is {value:.0%} as strong as it should be.",
-        "an unsharp mask of one pixel by 0.2 does that; less is how photographs differ between developers",
+        "an unsharp mask of one pixel by 0.2 does that",
     ),
     QualityLimit(
         "grid",
@@ -209,7 +209,7 @@ LIMITS: tuple[QualityLimit, ...] = (
         0,
         "levels",
         "A regular grid lies over the picture, {value:.1f} levels of 255 strong.",
-        "lines of 2 levels, the least that is seen in a smooth area, have 0.6; rounding and lost steps have up to 0.1",
+        "lines of 2 levels every 8 pixels have twice that; rounding and lost levels have no more than a third of it",
     ),
     QualityLimit(
         "seams",
@@ -229,7 +229,7 @@ LIMITS: tuple[QualityLimit, ...] = (
         0,
         "share of levels",
         "Smooth areas show bands: {value:.0%} of their tones are missing.",
-        "every second level in all areas would be half; a quarter leaves some of the smooth areas as they were",
+        "a ramp that keeps every second level has lost a half; grain hides some of that in photographs",
     ),
     QualityLimit(
         "fried pixels",
