@@ -98,7 +98,7 @@ LIMITS: tuple[QualityLimit, ...] = (
         "as for washed out",
     ),
     QualityLimit(
-        "too much contrast", "contrast.global_ratio", 1.08, True, 1, "",
+        "over-saturated", "contrast.global_ratio", 1.08, True, 1, "",
         "Contrast is too strong: {value:.0%} of what it should be.",
         "as for washed out",
     ),
