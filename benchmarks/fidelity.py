@@ -1,6 +1,7 @@
 """What the metrics of ``vaedeploy.quality`` find on photographs, and how long they take.
 
-    python benchmarks/fidelity.py [--detectors] [--clean] [--time] [--vae NAME [--weights SRC]] [--photos DIR] [--every N] [--json FILE]
+    python benchmarks/fidelity.py [--detectors] [--clean] [--time] [--vae NAME [--weights SRC]]
+        [--photos DIR] [--every N] [--json FILE]
 
 ``--detectors``: each fault of tests/faults.py at rising strength: how many photographs it is told of, of how many it is
 the first that is told, and whether the metric ranks the strengths. ``--clean``: photographs beside themselves, with the
