@@ -487,6 +487,29 @@ def test_engines_answer_first(gpu: HostDevice, bundle: Bundle, expected: VAE, ca
     ]
 
 
+def test_an_engine_that_several_profiles_have_is_loaded_once(
+    gpu: HostDevice, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written(tmp_path, "twin", precision='"fp32"', shapes=SIZES)
+    copied = Bundle.open(shutil.copytree(bundle.path, tmp_path / "tiny"))
+    made = build_engines(copied, ["twin"], folder=tmp_path)
+    loaded: list[str] = []
+
+    def load(path: Path, *_: object) -> HostPlan:
+        loaded.append(path.parent.name)
+        return HostPlan(made, path.relative_to(made.path).as_posix())
+
+    monkeypatch.setattr("vaedeploy.runtime.backends.tensorrt.load_plan", load)
+    with VAE(made.path, "tensorrt-rtx") as vae:
+        vae.decode(noise(1, 2, 2, 2))
+    assert len(loaded) == 1
+
+
+def test_the_gate_says_nothing_of_what_it_is_about_to_prove(own: Bundle, caplog: pytest.LogCaptureFixture) -> None:
+    verify_backend(own, "tensorrt-rtx")
+    assert caplog.messages == []
+
+
 def test_a_size_that_no_engine_takes_falls_to_the_next_backend(
     gpu: HostDevice, bundle: Bundle, expected: VAE, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -10,7 +10,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
-from vaedeploy.bundle import Bundle
+from vaedeploy.bundle import Bundle, EngineInfo
 from vaedeploy.errors import BackendError, InputError, VaedeployError
 from vaedeploy.gpu import find_gpu
 from vaedeploy.identity import check_engine
@@ -194,7 +194,27 @@ def _engines(bundle: Bundle, backend: str, profile: str | None) -> list[str]:
 def _open_engines(
     bundle: Bundle, backend: Backend, device: int, verify_hashes: bool, parts: Mapping[Part, Sequence[str]], part: Part
 ) -> Runner:
-    return open_engines(Half(bundle, part, backend, tuple(parts[part])), device, verify_hashes)
+    engines = bundle.manifest.engines
+    # Profiles of GPUs that take the same engine have it once each; of equal ones a verified one is as good as all.
+    once: dict[str, str] = {}
+    for name in sorted(parts[part], key=lambda name: not _is_verified(engines[name])):
+        once.setdefault(engines[name].identity.digest, name)
+    session = open_engines(Half(bundle, part, backend, tuple(once.values())), device, verify_hashes)
+    for name in once.values():
+        if not _is_verified(engines[name]):
+            logger.warning(
+                "%s was never compared with PyTorch on its GPU; its pictures may be wrong. Run: vaedeploy verify %s "
+                "--backend %s --profile %s",
+                bundle.path / name,
+                bundle.path,
+                backend,
+                engines[name].profile,
+            )
+    return session
+
+
+def _is_verified(engine: EngineInfo) -> bool:
+    return engine.verification is not None and engine.verification.passed
 
 
 def open_engines(half: Half, device: int = 0, verify_hashes: bool = True) -> EngineSession:

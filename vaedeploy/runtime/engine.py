@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -22,8 +21,6 @@ from vaedeploy.runtime.pool import Pool
 
 CONTEXTS = 4
 """Calls of one engine that run at once; more wait. Each has its own activation memory."""
-
-logger = logging.getLogger("vaedeploy")
 
 
 @dataclass(frozen=True)
@@ -147,20 +144,10 @@ class EngineSession:
     def _pool(self, name: str) -> Pool[Lane]:
         with self._lock:
             if name not in self._pools:
-                bundle, info = self._half.bundle, self._half.bundle.manifest.engines[name]
-                check_engine(bundle, name, verify_hash=self._verify_hashes)
+                check_engine(self._half.bundle, name, verify_hash=self._verify_hashes)
                 plan, device = self._load(name), self._device
                 # Not over ``self``: a cycle would keep gigabytes until the collector looks.
                 self._pools[name] = Pool(lambda: Lane(device, plan), CONTEXTS)
-                if info.verification is None or not info.verification.passed:
-                    logger.warning(
-                        "%s was never compared with PyTorch on its GPU; its pictures may be wrong. Run: vaedeploy "
-                        "verify %s --backend %s --profile %s",
-                        bundle.path / name,
-                        bundle.path,
-                        info.identity.backend,
-                        info.profile,
-                    )
             return self._pools[name]
 
     def _advice(self) -> str:
