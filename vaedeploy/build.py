@@ -20,13 +20,12 @@ import onnx_ir as ir
 import vaedeploy
 from vaedeploy.build_worker import Advanced, BuildRequest, Built, Event, Failed, Missing, Ready
 from vaedeploy.errors import BackendError, BuildError
+from vaedeploy.extras import ENGINE_EXTRAS, install_command
 from vaedeploy.graph import module_path
 from vaedeploy.manifest import Backend
 from vaedeploy.progress import Progress, silent
 
 __all__ = ["Engine", "backend_version", "build_engine"]
-
-EXTRAS: dict[Backend, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "rtx"}
 
 LAST_LINES = 6
 """Of TensorRT's errors, in a message."""
@@ -156,7 +155,7 @@ def _read_lines(stream: Iterator[bytes], add: Callable[[str], None]) -> None:
 
 
 def _missing(backend: Backend, event: Missing) -> str:
-    install = f'pip install "vaedeploy[{EXTRAS[backend]}]"'
+    install = install_command(ENGINE_EXTRAS[backend])
     return f"{backend} cannot be used here: {event.package} cannot be imported ({event.reason}). Run: {install}"
 
 

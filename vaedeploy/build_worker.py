@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 import msgspec
 
 from vaedeploy.atomic import is_full
+from vaedeploy.extras import ENGINE_MODULES
 from vaedeploy.manifest import Backend
 
 Dims = list[int]
@@ -78,9 +79,6 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
 Event = Ready | Missing | Advanced | Built | Failed
 Emit = Callable[[Event], None]
 
-MODULES: dict[Backend, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
-"""The module of each backend; both have one interface."""
-
 
 def main() -> None:
     """Serve one request."""
@@ -115,13 +113,13 @@ def _leave_with_parent() -> None:
 
 
 def _load(backend: Backend, emit: Emit) -> Any:
-    for package in (MODULES[backend], "polygraphy"):
+    for package in (ENGINE_MODULES[backend], "polygraphy"):
         try:
             __import__(package)
         except Exception as error:  # a package whose library or driver is not there raises what it likes
             emit(Missing(package, str(error) or type(error).__name__))
             _leave()
-    return sys.modules[MODULES[backend]]
+    return sys.modules[ENGINE_MODULES[backend]]
 
 
 def _leave() -> NoReturn:
@@ -162,7 +160,7 @@ def _type(tensor: Any) -> str:
 def _config(request: BuildRequest, profiles: list[Any], monitor: Any) -> Any:
     from polygraphy.backend.trt import CreateConfig, PostprocessConfig
 
-    module = sys.modules[MODULES[request.backend]]
+    module = sys.modules[ENGINE_MODULES[request.backend]]
     options = request.options
     kwargs: dict[str, Any] = {"profiles": profiles, "progress_monitor": monitor}
     if request.backend == "tensorrt":

@@ -8,6 +8,7 @@ from importlib import metadata
 from importlib.util import find_spec
 
 from vaedeploy import __version__
+from vaedeploy.extras import install_command
 from vaedeploy.gpu import Gpu, find_gpu
 
 BASE = ("click", "msgspec", "numpy", "pillow", "rich", "safetensors")
@@ -25,6 +26,7 @@ EXTRAS = {
         "onnx_ir": "onnx_ir",
         "onnxscript": "onnxscript",
         "scikit-image": "skimage",
+        "scipy": "scipy",
         "torch": "torch",
     },
     "build": {"onnx": "onnx", "onnx_ir": "onnx_ir", "onnxscript": "onnxscript", "polygraphy": "polygraphy"},
@@ -102,11 +104,6 @@ def version_of(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
-
-
-def install_command(extra: str) -> str:
-    """What to run to get an extra."""
-    return f'pip install "vaedeploy[{extra}]"'
 
 
 def advice_for(module: str) -> str | None:

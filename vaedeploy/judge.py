@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vaedeploy.errors import BackendError
+from vaedeploy.extras import install_command
 from vaedeploy.forms import FORMS
 from vaedeploy.golden import GoldenCase
 from vaedeploy.manifest import PARTS, Manifest, Part, Precision
@@ -80,7 +81,7 @@ def _write_emulated(graph: Path, folder: Path) -> Path:
         from vaedeploy.emulation import save_emulating
     except ImportError as error:
         raise BackendError(
-            f'half precision is verified by emulation, which needs onnx_ir ({error}): pip install "vaedeploy[export]"'
+            f"half precision is verified by emulation, which needs onnx_ir ({error}): {install_command('export')}"
         ) from error
     path = folder / graph.name
     save_emulating(ir.load(graph), path)

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vaedeploy.errors import BackendError, InputError
+from vaedeploy.extras import install_command
 from vaedeploy.gpu import FORKED, cuda_devices, driver_version, was_forked
 from vaedeploy.runtime.lane import HostMemory, OnDevice, Tensor
 
@@ -36,7 +37,7 @@ def problem(device: int = 0) -> str | None:
         import cuda.bindings.driver
         import cuda.core  # noqa: F401
     except ImportError as error:
-        return f'cuda.core cannot be imported ({error}). Run: pip install "vaedeploy[rtx]" (or [tensorrt], [cuda])'
+        return f"cuda.core cannot be imported ({error}). Run: {install_command('rtx')} (or [tensorrt], [cuda])"
     return None
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vaedeploy.errors import BackendError
+from vaedeploy.extras import install_command
 from vaedeploy.runtime.lane import Array, OnDevice, shape_of
 
 NAME = "onnxruntime-cpu"
@@ -63,7 +64,7 @@ def load_library() -> Any:
         import onnxruntime
     except ImportError as error:
         raise BackendError(
-            f'ONNX Runtime cannot be imported ({error}). Install it: pip install "vaedeploy[cpu]"'
+            f"ONNX Runtime cannot be imported ({error}). Install it: {install_command('cpu')}"
         ) from error
     return onnxruntime
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vaedeploy.errors import BackendError
+from vaedeploy.extras import install_command
 from vaedeploy.gpu import FORKED, cuda_devices, was_forked
 from vaedeploy.runtime import onnxruntime_cpu
 from vaedeploy.runtime.lane import Array, OnDevice
@@ -17,7 +18,7 @@ from vaedeploy.runtime.lane import Array, OnDevice
 NAME = "onnxruntime-cuda"
 PROVIDER = "CUDAExecutionProvider"
 
-INSTALL = 'In an environment without onnxruntime, run: pip install "vaedeploy[cuda]"'
+INSTALL = f"In an environment without onnxruntime, run: {install_command('cuda')}"
 
 
 class Session(onnxruntime_cpu.Session):

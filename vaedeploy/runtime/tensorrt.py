@@ -15,14 +15,12 @@ from typing import Any
 from vaedeploy.atomic import reason, write_file
 from vaedeploy.cache import cache_folder
 from vaedeploy.errors import BackendError
+from vaedeploy.extras import ENGINE_EXTRAS, ENGINE_MODULES, install_command
 from vaedeploy.gpu import driver_version, find_gpu
 from vaedeploy.manifest import Backend
 from vaedeploy.runtime import cuda
 from vaedeploy.runtime.cuda import CudaDevice
 from vaedeploy.runtime.lane import Graphs, Memory, Stream
-
-MODULES: dict[Backend, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
-EXTRAS: dict[Backend, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "rtx"}
 
 logger = logging.getLogger("vaedeploy")
 
@@ -39,11 +37,11 @@ def problem(backend: Backend, device: int = 0) -> str | None:
 def load_library(backend: Backend) -> ModuleType:
     """The backend's module. Raises BackendError, naming what to install, where it does not load."""
     try:
-        return importlib.import_module(MODULES[backend])
+        return importlib.import_module(ENGINE_MODULES[backend])
     except Exception as error:  # one whose libraries are missing raises what it likes
         raise BackendError(
-            f"{backend} cannot be imported ({str(error) or type(error).__name__}). Install it: pip install "
-            f'"vaedeploy[{EXTRAS[backend]}]"'
+            f"{backend} cannot be imported ({str(error) or type(error).__name__}). Install it: "
+            + install_command(ENGINE_EXTRAS[backend])
         ) from error
 
 
