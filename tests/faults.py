@@ -1,0 +1,97 @@
+"""What VAEs do to pictures when something is wrong, put into a photograph at a chosen strength.
+
+Each takes (H, W, 3) uint8 and gives the same, or float where bytes cannot hold the fault. Strength 0 changes nothing.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
+from skimage.color import rgb2gray
+
+Picture = NDArray[np.uint8]
+
+
+def _levels(values: NDArray[np.floating]) -> Picture:
+    return np.rint(values).clip(0, 255).astype(np.uint8)
+
+
+def wash_out(picture: Picture, strength: float) -> Picture:
+    """Mix with mid grey; strength 1 is grey alone."""
+    return _levels(picture + strength * (127.5 - picture.astype(np.float64)))
+
+
+def saturate(picture: Picture, strength: float) -> Picture:
+    """Draw colours away from their own grey by this share."""
+    grey = 255 * rgb2gray(picture)[..., None]
+    return _levels(grey + (1 + strength) * (picture - grey))
+
+
+def cast(picture: Picture, levels: float, color: tuple[float, float, float] = (1, 1, 1)) -> Picture:
+    """Add ``levels`` times ``color``: a veil, grey or coloured."""
+    return _levels(picture + levels * np.array(color, np.float64))
+
+
+def blur(picture: Picture, sigma: float) -> Picture:
+    """Gaussian of ``sigma`` pixels."""
+    return _levels(gaussian_filter(picture.astype(np.float64), (sigma, sigma, 0)))
+
+
+def sharpen(picture: Picture, amount: float) -> Picture:
+    """Unsharp mask of one pixel's radius."""
+    exact = picture.astype(np.float64)
+    return _levels(exact + amount * (exact - gaussian_filter(exact, (1, 1, 0))))
+
+
+def grid(picture: Picture, levels: float, period: int = 8) -> Picture:
+    """A pattern of thin lines, ``levels`` bright, every ``period`` pixels in both directions."""
+    height, width, _ = picture.shape
+    lines = (np.arange(height)[:, None] % period == 0) | (np.arange(width) % period == 0)
+    return _levels(picture + levels * lines[..., None].astype(np.float64))
+
+
+def posterize(picture: Picture, step: int) -> Picture:
+    """Keep every ``step``-th level in smooth areas; 1 keeps all."""
+    smoothed = gaussian_filter(picture.astype(np.float64), (2, 2, 0))
+    slope = np.hypot(*np.gradient(smoothed, axis=(0, 1))).max(axis=2, keepdims=True)
+    return np.where(slope < 3, _levels(np.floor(picture / step) * step + (step - 1) / 2), picture)
+
+
+def seams(picture: Picture, levels: float, tile: int = 128, seed: int = 0) -> Picture:
+    """Each tile has a colour offset of its own: normal, with ``levels`` of standard deviation."""
+    height, width, _ = picture.shape
+    offsets = np.random.default_rng(seed).normal(0, levels, (-(-height // tile), -(-width // tile), 3))
+    spread = offsets.repeat(tile, axis=0).repeat(tile, axis=1)[:height, :width]
+    return _levels(picture + spread)
+
+
+def fry(picture: Picture, per_million: float, seed: int = 0) -> Picture:
+    """Single pixels, as many per million, go to black, white or a primary colour."""
+    rng = np.random.default_rng(seed)
+    height, width, _ = picture.shape
+    places = rng.choice(height * width, round(per_million * height * width / 1e6), replace=False)
+    fried = picture.reshape(-1, 3).copy()
+    fried[places] = rng.choice(np.array([0, 255], np.uint8), (len(places), 3))
+    return fried.reshape(picture.shape)
+
+
+def to_float(picture: Picture) -> NDArray[np.float32]:
+    """(3, H, W) in [-1, 1], as decoders give it."""
+    return picture.transpose(2, 0, 1).astype(np.float32) / np.float32(127.5) - 1
+
+
+def nan(picture: Picture, share: float, value: float = np.nan, seed: int = 0) -> NDArray[np.float32]:
+    """Some values of a decoder's output, a ``share`` of all, are NaN (or ``value``)."""
+    image = to_float(picture)
+    image[np.random.default_rng(seed).random(image.shape) < share] = value
+    return image
+
+
+def constant(picture: Picture, level: int = 0) -> Picture:
+    return np.full_like(picture, level)
+
+
+def rounding_noise(picture: Picture, seed: int = 0) -> Picture:
+    """Each value is a level up, a level down or the same: what lower precision does, and nobody sees."""
+    return _levels(picture + np.random.default_rng(seed).integers(-1, 2, picture.shape).astype(np.float64))

@@ -1,0 +1,14 @@
+"""Two pictures -> metrics -> findings: whether a VAE's picture looks right beside its reference.
+
+``measure_quality`` measures; ``find_faults`` makes the verdict, from ``LIMITS``, which are data.
+"""
+
+from vaedeploy.quality.artifacts import Artifacts
+from vaedeploy.quality.color import Color
+from vaedeploy.quality.contrast import Contrast
+from vaedeploy.quality.detail import Detail
+from vaedeploy.quality.error import Error
+from vaedeploy.quality.measure import Quality, measure_batch, measure_quality
+from vaedeploy.quality.verdicts import Finding, QualityLimit
+
+__all__ = ["Artifacts", "Color", "Contrast", "Detail", "Error", "Finding", "Quality", "QualityLimit", "measure_batch", "measure_quality"]

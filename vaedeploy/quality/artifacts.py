@@ -1,0 +1,155 @@
+"""What the candidate has that no photograph should have, and that the reference has not."""
+
+from __future__ import annotations
+
+import itertools
+
+import msgspec
+import numpy as np
+import scipy.fft
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter, uniform_filter
+from skimage.util import view_as_blocks
+
+Pixels = NDArray[np.uint8]
+Levels = NDArray[np.float32]
+
+NEARBY = 8
+"""Pixels to either side of a tile border with which it is compared."""
+
+BLOCK = 32
+"""Pixels of the side of a block in which levels are counted."""
+
+TRIM = 0.02
+"""Share of a block's pixels, at either end, that is left out: a few odd ones are no level."""
+
+GENTLE = 2.0
+"""Levels per pixel up to which a slope is smooth: steeper, a step of some levels is not seen."""
+
+CALM = 3.0
+"""Standard deviation in levels of grain up to which an area is smooth: more of it hides steps."""
+
+OUTLYING = 40
+"""Levels by which a fried pixel lies beyond all the pixels around it."""
+
+ORDINARY = 10
+"""Levels up to which the reference's pixel may do so too; beyond, the picture has a speck there of its own."""
+
+
+class Artifacts(msgspec.Struct, frozen=True):
+    """Each is 0 where there is nothing.
+
+    grid: RMS, in 8-bit levels, of the pattern that repeats every ``factor`` pixels (its frequency and all harmonics),
+    as far as it exceeds the reference's.
+    seams: 8-bit levels by which the candidate's error jumps more at tile borders than elsewhere, in the mean over all
+    borders; None where no tile size was given.
+    banding: share (0 to 1) of the levels that smooth areas should run through and do not, above the reference's own.
+    fried: isolated pixels that stand out from all around them and do not in the reference, per million pixels.
+    nonfinite: share (0 to 1) of values that are NaN or infinite; 0 for bytes.
+    constant: the candidate is one colour where the reference is not.
+    """
+
+    grid: float
+    seams: float | None
+    banding: float
+    fried: float
+    nonfinite: float
+    constant: bool
+
+
+def measure_artifacts(
+    reference: Pixels, candidate: Pixels, *, factor: int, tile: int | None, nonfinite: float
+) -> Artifacts:
+    """reference, candidate: (H, W, 3)."""
+    before, after = reference.astype(np.float32), candidate.astype(np.float32)
+    return Artifacts(
+        grid=_grid(before, after - before, factor),
+        seams=None if tile is None else _seams(after - before, tile),
+        banding=_banding(before, after),
+        fried=_fried(reference, candidate),
+        nonfinite=nonfinite,
+        constant=_is_constant(candidate) and not _is_constant(reference),
+    )
+
+
+def _grid(reference: Levels, error: Levels, factor: int) -> float:
+    """The error's pattern of period ``factor``, less what the reference has at each of its frequencies: a change of
+    contrast in a picture that has such a pattern itself is no grid.
+    """
+    if factor == 1:
+        return 0.0
+    own, added = (np.abs(scipy.fft.fft2(_fold(a, factor), axes=(0, 1))) / factor**2 for a in (reference, error))
+    excess = (added - own).clip(min=0)
+    return float(np.sqrt(np.sum(excess**2) / excess.shape[2]))
+
+
+def _fold(levels: Levels, factor: int) -> Levels:
+    """(factor, factor, 3): the median of all pixels at the same place of a period. Unlike the mean, it is not moved by
+    what is at a few of the periods only: an edge of the picture, a seam.
+    """
+    # A mean over one period has zeros at just the frequencies that are looked for, and takes all slow change away.
+    fast = levels - uniform_filter(levels, (factor, factor, 0))
+    height, width = (side // factor for side in levels.shape[:2])
+    periods = fast[: height * factor, : width * factor].reshape(height, factor, width, factor, 3)
+    folded: Levels = np.median(periods, axis=(0, 2))
+    return folded
+
+
+def _seams(error: Levels, tile: int) -> float:
+    excesses: list[float] = []
+    for axis in (0, 1):
+        jumps = np.abs(np.diff(error, axis=axis)).mean(axis=(1 - axis, 2))
+        for border in range(tile - 1, len(jumps), tile):
+            around = np.delete(jumps[max(border - NEARBY, 0) : border + NEARBY + 1], min(border, NEARBY))
+            excesses.append(float(jumps[border] - np.median(around)))
+    return max(float(np.mean(excesses)), 0.0) if excesses else 0.0
+
+
+def _banding(reference: Levels, candidate: Levels) -> float:
+    """Compared with its own smoothed self, so that a flatter or blurred picture has lost no level by that."""
+    before, after = (gaussian_filter(a, (2, 2, 0)) for a in (reference, candidate))
+    slope = np.hypot(*np.gradient(before, axis=(0, 1)))
+    gentle = np.percentile(_blocks(slope), 95, axis=1) <= GENTLE
+    smooth = gentle & (_blocks(reference - before).std(axis=1) <= CALM)
+    if not smooth.any():
+        return 0.0
+    lost = [_lost(_blocks(a)[smooth], _blocks(b)[smooth]) for a, b in ((candidate, after), (reference, before))]
+    return max(lost[0] - lost[1], 0.0)
+
+
+def _blocks(levels: Levels) -> Levels:
+    """(H, W, 3) -> (blocks of each channel, pixels)."""
+    height, width = (side // BLOCK * BLOCK for side in levels.shape[:2])
+    blocks = view_as_blocks(np.ascontiguousarray(levels[:height, :width]), (BLOCK, BLOCK, 1))
+    return blocks.reshape(-1, BLOCK**2)
+
+
+def _lost(blocks: Levels, smoothed: Levels) -> float:
+    """Of the levels from each smoothed block's lowest to its highest, the share that the block itself has not."""
+    few = int(TRIM * blocks.shape[1])
+    ordered, expected = (np.sort(np.rint(a), axis=1)[:, few:-few] for a in (blocks, smoothed))
+    there = 1 + np.count_nonzero(np.diff(ordered, axis=1), axis=1)
+    wanted = 1 + expected[:, -1] - expected[:, 0]
+    return float(np.sum((wanted - there).clip(min=0)) / np.sum(wanted))
+
+
+def _fried(reference: Pixels, candidate: Pixels) -> float:
+    fried = (_beyond(candidate) > OUTLYING) & (_beyond(reference) <= ORDINARY)
+    return float(fried.any(axis=2).mean()) * 1e6
+
+
+def _beyond(pixels: Pixels) -> NDArray[np.int16]:
+    """Levels by which each value lies beyond all those two pixels away: a speck may be three pixels wide."""
+    padded = np.pad(pixels, ((2, 2), (2, 2), (0, 0)), mode="reflect")
+    height, width = pixels.shape[:2]
+    ring = [
+        padded[y : y + height, x : x + width]
+        for y, x in itertools.product(range(5), repeat=2)
+        if max(abs(y - 2), abs(x - 2)) == 2
+    ]
+    lowest, highest = (f.reduce(ring).astype(np.int16) for f in (np.minimum, np.maximum))
+    return np.maximum(pixels - highest, lowest - pixels)
+
+
+def _is_constant(pixels: Pixels) -> bool:
+    return bool((pixels == pixels[0, 0]).all())

@@ -1,0 +1,80 @@
+"""Whether the candidate has the reference's contrast and brightness."""
+
+from __future__ import annotations
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from skimage.util import view_as_blocks
+
+WINDOW = 16
+"""Pixels of the side of a window of local contrast."""
+
+SOME = 1.0
+"""Standard deviation of L* from which a picture or a window has contrast to compare."""
+
+TONES = 33
+"""Levels of the tone curve: eight 8-bit levels apart."""
+
+
+class Contrast(msgspec.Struct, frozen=True):
+    """Ratios are candidate over reference; 1 is equal, and under 1 is flatter.
+
+    global_ratio: of the standard deviations of L*; 1 where the reference has none.
+    local_ratio: of RMS contrast (the standard deviation of L*) in windows of 16x16 pixels: the median over windows in
+    which the reference has some; 1 where there is none.
+    mid_shift: what the candidate makes of mid grey (L* 50), minus 50, in L*: by the line of least squares, so that a
+    change of contrast about mid grey leaves it 0.
+    tone_curve: (reference level, mean candidate level) in luma, 0 to 255, for each of up to 33 levels that the
+    reference has pixels at.
+    """
+
+    global_ratio: float
+    local_ratio: float
+    mid_shift: float
+    tone_curve: tuple[tuple[float, float], ...]
+
+
+def measure_contrast(
+    reference: NDArray[np.float32],
+    candidate: NDArray[np.float32],
+    reference_luma: NDArray[np.float32],
+    candidate_luma: NDArray[np.float32],
+) -> Contrast:
+    """reference, candidate: (H, W) L*; their luma: (H, W) in 0 to 255."""
+    spreads = float(reference.std(dtype=np.float64)), float(candidate.std(dtype=np.float64))
+    return Contrast(
+        global_ratio=spreads[1] / spreads[0] if spreads[0] >= SOME else 1.0,
+        local_ratio=_local_ratio(reference, candidate),
+        mid_shift=_mid_shift(reference.astype(np.float64), candidate.astype(np.float64)),
+        tone_curve=_tone_curve(reference_luma, candidate_luma),
+    )
+
+
+def _local_ratio(reference: NDArray[np.float32], candidate: NDArray[np.float32]) -> float:
+    before, after = (_windows(lightness).std(axis=(2, 3)) for lightness in (reference, candidate))
+    some = before >= SOME
+    return float(np.median(after[some] / before[some])) if some.any() else 1.0
+
+
+def _windows(lightness: NDArray[np.float32]) -> NDArray[np.float32]:
+    height, width = (side // WINDOW * WINDOW for side in lightness.shape)
+    windows: NDArray[np.float32] = view_as_blocks(np.ascontiguousarray(lightness[:height, :width]), (WINDOW, WINDOW))
+    return windows
+
+
+def _mid_shift(reference: NDArray[np.float64], candidate: NDArray[np.float64]) -> float:
+    mean = float(reference.mean())
+    centred = reference - mean
+    variance = float(np.mean(centred**2))
+    slope = float(np.mean(centred * candidate)) / variance if variance >= SOME**2 else 1.0
+    return float(candidate.mean()) + slope * (50 - mean) - 50
+
+
+def _tone_curve(reference: NDArray[np.float32], candidate: NDArray[np.float32]) -> tuple[tuple[float, float], ...]:
+    tones = np.rint(reference * ((TONES - 1) / 255)).astype(np.intp).ravel()
+    counts = np.bincount(tones, minlength=TONES)
+    there = counts > 0
+    sums = [np.bincount(tones, luma.ravel(), TONES)[there] for luma in (reference, candidate)]
+    levels = [(total / counts[there]).tolist() for total in sums]
+    return tuple(zip(*levels, strict=True))

@@ -1,0 +1,73 @@
+"""Whether the candidate has the reference's detail: the spectrum of luma, by octave."""
+
+from __future__ import annotations
+
+import math
+
+import msgspec
+import numpy as np
+import scipy.fft
+from numpy.typing import NDArray
+
+Spectrum = NDArray[np.complex64]
+
+NOISE = 2.0
+"""RMS in 8-bit levels of white noise that is not seen in a photograph; detail below it is not missed."""
+
+FINE = 3
+"""Octaves that are detail: periods of 2 to 16 pixels. What is coarser is form, and its gain is contrast's matter."""
+
+
+class Detail(msgspec.Struct, frozen=True):
+    """By octave, finest first: band 0 is a quarter to half a cycle per pixel (Nyquist), each next one half of that.
+
+    octaves: energy ratio, candidate over reference: the geometric mean over the band's frequencies, so that a few
+    peaks (a grid) do not pass for detail. What lies below the noise of two levels counts as equal.
+    gains: amplitude of what the candidate shares with the reference (cross spectrum over power spectrum): 1 is equal.
+    Unlike energy it is not raised by noise or artifacts.
+    sharpness: the lowest of the fine bands' energy ratios, once the candidate has the contrast of the reference in the
+    coarse ones: under 1 is blurred.
+    sharpening: the highest of the fine bands' gains, likewise: over 1 is over-sharpened.
+    """
+
+    octaves: tuple[float, ...]
+    gains: tuple[float, ...]
+    sharpness: float
+    sharpening: float
+
+
+def measure_detail(reference: NDArray[np.float32], candidate: NDArray[np.float32]) -> Detail:
+    """reference, candidate: (H, W) luma, 0 to 255."""
+    window = np.outer(*(np.hanning(side + 2)[1:-1] for side in reference.shape)).astype(np.float32)
+    noise = NOISE**2 * float(np.sum(window**2, dtype=np.float64))  # power of that noise, in any one bin
+    before, after = (scipy.fft.rfft2((luma - luma.mean()) * window) for luma in (reference, candidate))
+    bands = _octaves(reference.shape)
+    fine = bands[: min(FINE, len(bands) - 1)]
+    contrast = _gain(before, after, np.logical_or.reduce(bands[len(fine) :]), noise)
+    evened = after / min(max(contrast, 0.1), 10.0)  # sharpness is no matter of contrast; beyond these there is none
+    return Detail(
+        octaves=tuple(_energy_ratio(before, after, band, noise) for band in bands),
+        gains=tuple(_gain(before, after, band, noise) for band in bands),
+        sharpness=min(_energy_ratio(before, evened, band, noise) for band in fine),
+        sharpening=max(_gain(before, evened, band, noise) for band in fine),
+    )
+
+
+def _octaves(shape: tuple[int, ...]) -> list[NDArray[np.bool_]]:
+    """Bins of each octave, finest first; the coarsest has periods of a quarter to half the shorter side."""
+    height, width = shape
+    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width))
+    octave = np.floor(-np.log2(np.maximum(frequency, 1 / max(shape))) - 1).clip(min=0)
+    return [octave == n for n in range(int(math.log2(min(shape))) - 2)]
+
+
+def _energy_ratio(before: Spectrum, after: Spectrum, band: NDArray[np.bool_], noise: float) -> float:
+    powers = [np.abs(spectrum[band]).astype(np.float64) ** 2 + noise for spectrum in (before, after)]
+    return float(np.exp(np.mean(np.log(powers[1] / powers[0]))))
+
+
+def _gain(before: Spectrum, after: Spectrum, band: NDArray[np.bool_], noise: float) -> float:
+    shared = float(np.sum((before[band].conj() * after[band]).real, dtype=np.float64))
+    power = float(np.sum(np.abs(before[band]) ** 2, dtype=np.float64))
+    unseen = noise * int(band.sum())
+    return (shared + unseen) / (power + unseen)

@@ -1,0 +1,82 @@
+"""How far the candidate's pixels are from the reference's."""
+
+from __future__ import annotations
+
+import math
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from skimage.metrics import structural_similarity
+from skimage.transform import downscale_local_mean
+
+WINDOW = 11
+"""Pixels of the window's side: a Gaussian of 1.5 pixels, cut at 3.5 of them, as Wang et al. have it."""
+
+SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+"""Of MS-SSIM's scales, finest first (Wang, Simoncelli, Bovik 2003, section 4)."""
+
+SMALLEST = WINDOW * 2 ** (len(SCALE_WEIGHTS) - 1)
+"""Pixels of a side that still has a window at the coarsest scale."""
+
+
+class Error(msgspec.Struct, frozen=True):
+    """Of 8-bit pixels, against the reference.
+
+    psnr: dB, peak 255, over all three channels; None where not one value differs.
+    ssim: -1 to 1, 1 is equal. Mean structural similarity of luma, Gaussian window of 11x11 (Wang et al. 2004).
+    ms_ssim: as ssim, at five scales (Wang, Simoncelli, Bovik 2003); None where a side is under 176 pixels.
+    off_by_more_than_1, off_by_more_than_2: share (0 to 1) of pixels with a channel that differs by more 8-bit levels.
+    """
+
+    psnr: float | None
+    ssim: float
+    ms_ssim: float | None
+    off_by_more_than_1: float
+    off_by_more_than_2: float
+
+
+def measure_error(
+    reference: NDArray[np.uint8],
+    candidate: NDArray[np.uint8],
+    reference_luma: NDArray[np.float32],
+    candidate_luma: NDArray[np.float32],
+) -> Error:
+    """reference, candidate: (H, W, 3); their luma: (H, W) in 0 to 255."""
+    difference = np.abs(candidate.astype(np.int16) - reference)
+    square = float(np.mean(np.square(difference, dtype=np.float64)))
+    worst = difference.max(axis=2)
+    return Error(
+        psnr=10 * math.log10(255**2 / square) if square else None,
+        ssim=_similarity(reference_luma, candidate_luma),
+        ms_ssim=_multiscale(reference_luma, candidate_luma) if min(worst.shape) >= SMALLEST else None,
+        off_by_more_than_1=float(np.mean(worst > 1)),
+        off_by_more_than_2=float(np.mean(worst > 2)),
+    )
+
+
+def _similarity(reference: NDArray[np.float32], candidate: NDArray[np.float32], luminance: bool = True) -> float:
+    """SSIM; without its luminance term where ``luminance`` is false: its constant is then so large that it is 1."""
+    constant = {} if luminance else {"K1": 1e4}
+    return float(
+        structural_similarity(
+            reference, candidate, data_range=255, gaussian_weights=True, use_sample_covariance=False, **constant
+        )
+    )
+
+
+def _multiscale(reference: NDArray[np.float32], candidate: NDArray[np.float32]) -> float:
+    """Contrast and structure of every scale, and luminance of the coarsest, weighted; a negative term counts as 0."""
+    product = 1.0
+    for scale, weight in enumerate(SCALE_WEIGHTS, 1):
+        last = scale == len(SCALE_WEIGHTS)
+        product *= max(_similarity(reference, candidate, luminance=last), 0.0) ** weight
+        if not last:
+            reference, candidate = (_halved(luma) for luma in (reference, candidate))
+    return product
+
+
+def _halved(luma: NDArray[np.float32]) -> NDArray[np.float32]:
+    height, width = (side // 2 * 2 for side in luma.shape)
+    halved: NDArray[np.float32] = downscale_local_mean(luma[:height, :width], (2, 2)).astype(np.float32)
+    return halved

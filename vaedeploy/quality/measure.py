@@ -1,0 +1,87 @@
+"""Two pictures -> Quality: every metric of the one against the other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from skimage.color import rgb2gray, rgb2lab
+
+from vaedeploy.errors import ImageError, InputError
+from vaedeploy.quality.artifacts import BLOCK, Artifacts, measure_artifacts
+from vaedeploy.quality.color import Color, measure_color
+from vaedeploy.quality.contrast import Contrast, measure_contrast
+from vaedeploy.quality.detail import Detail, measure_detail
+from vaedeploy.quality.error import Error, measure_error
+from vaedeploy.verify import to_levels
+
+
+class Quality(msgspec.Struct, frozen=True):
+    """How one picture, the candidate, looks beside another, the reference. ``verdicts.find_faults`` judges it."""
+
+    error: Error
+    color: Color
+    contrast: Contrast
+    detail: Detail
+    artifacts: Artifacts
+
+
+def measure_quality(
+    reference: NDArray[np.uint8], candidate: NDArray[Any], *, factor: int = 8, tile: int | None = None
+) -> Quality:
+    """Measure ``candidate`` against ``reference``.
+
+    reference: (H, W, 3) uint8, RGB. candidate: likewise, or (3, H, W) float around [-1, 1] as
+    ``VAE.decode(output="float")`` gives it, so that NaN and infinity can be seen. factor: the VAE's spatial factor, in
+    pixels. tile: distance of tile borders, in pixels from the top left, where the candidate was decoded in tiles.
+    Raises ImageError for anything else and for pictures with a side under 32 pixels, InputError for a factor or tile
+    that is not positive.
+    """
+    _check_positive("factor", factor)
+    if tile is not None:
+        _check_positive("tile", tile)
+    pixels = _check(reference, candidate)
+    nonfinite = float(np.mean(~np.isfinite(candidate))) if candidate.dtype != np.uint8 else 0.0
+    labs = [rgb2lab(picture.astype(np.float32) / np.float32(255)) for picture in (reference, pixels)]
+    lumas = [rgb2gray(picture.astype(np.float32)) for picture in (reference, pixels)]
+    return Quality(
+        error=measure_error(reference, pixels, *lumas),
+        color=measure_color(*labs),
+        contrast=measure_contrast(*(lab[..., 0] for lab in labs), *lumas),
+        detail=measure_detail(*lumas),
+        artifacts=measure_artifacts(reference, pixels, factor=factor, tile=tile, nonfinite=nonfinite),
+    )
+
+
+def measure_batch(
+    references: NDArray[np.uint8], candidates: NDArray[Any], *, factor: int = 8, tile: int | None = None
+) -> tuple[Quality, ...]:
+    """``measure_quality`` of each item: references (B, H, W, 3) uint8, candidates likewise or (B, 3, H, W) float."""
+    if len(references) != len(candidates):
+        raise ImageError(f"there are {len(references)} references and {len(candidates)} candidates; give one for each")
+    pairs = zip(references, candidates, strict=True)
+    return tuple(measure_quality(r, c, factor=factor, tile=tile) for r, c in pairs)
+
+
+def _check(reference: NDArray[Any], candidate: NDArray[Any]) -> NDArray[np.uint8]:
+    """The candidate as (H, W, 3) uint8."""
+    if reference.dtype != np.uint8 or reference.ndim != 3 or reference.shape[2] != 3:
+        raise ImageError(f"reference is {reference.dtype} of shape {reference.shape}; it must be (H, W, 3) uint8")
+    height, width, _ = reference.shape
+    if min(height, width) < BLOCK:
+        raise ImageError(f"the pictures are {height}x{width}; a side must be {BLOCK} pixels or more to be measured")
+    if candidate.dtype == np.uint8 and candidate.shape == reference.shape:
+        return candidate
+    if np.issubdtype(candidate.dtype, np.floating) and candidate.shape == (3, height, width):
+        return to_levels(candidate[None].astype(np.float32))[0]
+    raise ImageError(
+        f"candidate is {candidate.dtype} of shape {candidate.shape}; beside this reference it must be "
+        f"{reference.shape} uint8, or {(3, height, width)} float around [-1, 1]"
+    )
+
+
+def _check_positive(what: str, value: int) -> None:
+    if value < 1:
+        raise InputError(f"{what} is {value}; it must be a whole number of pixels, 1 or more")
