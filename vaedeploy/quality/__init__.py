@@ -11,4 +11,15 @@ from vaedeploy.quality.error import Error
 from vaedeploy.quality.measure import Quality, measure_batch, measure_quality
 from vaedeploy.quality.verdicts import Finding, QualityLimit
 
-__all__ = ["Artifacts", "Color", "Contrast", "Detail", "Error", "Finding", "Quality", "QualityLimit", "measure_batch", "measure_quality"]
+__all__ = [
+    "Artifacts",
+    "Color",
+    "Contrast",
+    "Detail",
+    "Error",
+    "Finding",
+    "Quality",
+    "QualityLimit",
+    "measure_batch",
+    "measure_quality",
+]
