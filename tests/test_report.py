@@ -77,8 +77,8 @@ def test_the_worst_area_is_exact(page: Path) -> None:
     reference = scene()
     candidate = picture("one", reference).candidates[0]
     area = worst_area(error_levels(reference, candidate.pixels))
-    assert (told[", worst area: photograph"] == area.of(reference)).all()
-    assert (told[", worst area: first"] == area.of(candidate.pixels)).all()
+    assert (told[", where first is worst: photograph"] == area.of(reference)).all()
+    assert (told[", where first is worst: first"] == area.of(candidate.pixels)).all()
 
 
 def test_the_worst_area_is_where_the_error_is() -> None:
@@ -93,13 +93,13 @@ def test_the_worst_area_is_where_the_error_is() -> None:
 
 def test_the_heat_map_has_the_colour_of_each_step_and_keeps_the_worst_of_shared_pixels() -> None:
     levels = np.array([0, 1, 2, 3, 4, 7, 8, 15, 16, 31, 32, 63, 64, 255], np.uint8)
-    (row,) = np.asarray(opened(heat_map(levels[None])).convert("RGB"))
+    (row,) = np.asarray(opened(heat_map(levels[None], 384)).convert("RGB"))
     steps = (0, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7)
     assert [f"#{bytes(color).hex()}" for color in row] == [HEAT[step][1] for step in steps]
     large = np.zeros((771, 771), np.uint8)
     large[770, 770] = 255
-    assert opened(heat_map(large)).size == (257, 257)
-    assert np.asarray(opened(heat_map(large)))[256, 256] == 7
+    assert opened(heat_map(large, 384)).size == (257, 257)
+    assert np.asarray(opened(heat_map(large, 384)))[256, 256] == 7
 
 
 def test_lossless_is_lossless_and_large_pictures_are_shrunk() -> None:
@@ -127,6 +127,21 @@ def test_a_page_that_would_be_too_large_shows_shrunk_pictures_and_links_full_one
     (only,) = made.pictures
     for (file, _), pixels in zip(links, (only.reference, *(c.pixels for c in only.candidates)), strict=True):
         assert (read_image(page.parent / file) == pixels).all()
+
+
+def test_of_very_many_pictures_the_furthest_are_shown_and_the_others_linked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(write, "LAYOUTS", ((768, 2),))
+    pixels = scene()
+    same = Picture("same", pixels, (Candidate("copy", pixels, measure_quality(pixels, pixels), ()),))
+    made = document(picture("one", pixels), same, picture("three", scene(seed=3)))
+    page = write_report(made, tmp_path)
+    text = page.read_text()
+    assert re.findall(r"<h3>(\w+)</h3>\s+<p class=\"seen\">", text) == ["one", "three"]
+    links = re.findall(r'<a href="(pictures/002[^"]+)">([^<]+)</a>', text)
+    assert links == [("pictures/002-0-same-photograph.png", "photograph"), ("pictures/002-1-same-copy.png", "copy")]
+    assert (read_image(tmp_path / links[1][0]) == pixels).all()
 
 
 def test_charts_stay_within_their_frames_however_far_a_picture_is_off() -> None:

@@ -19,9 +19,6 @@ LOSSY = {"format": "WEBP", "quality": 90, "method": 4}
 CROP = 64
 """Pixels of the side of the worst area."""
 
-HEAT_SIDE = 384
-"""Pixels of the longer side of a heat map, at most: it shows where, and not which pixel."""
-
 HEAT = (
     ("0", "#000004"),
     ("1", "#1f0c48"),
@@ -64,9 +61,11 @@ def worst_area(error: NDArray[np.uint8]) -> Area:
     return Area(int(top), int(left), side, float(error[top : top + side, left : left + side].mean()))
 
 
-def heat_map(error: NDArray[np.uint8]) -> str:
-    """The error as a picture in the colours of ``HEAT``: where several pixels share one, the worst is shown."""
-    step = -(-max(error.shape) // HEAT_SIDE)
+def heat_map(error: NDArray[np.uint8], side: int) -> str:
+    """The error in the colours of ``HEAT``, its longer side at most ``side`` pixels; of several that share one, the
+    worst is shown.
+    """
+    step = -(-max(error.shape) // side)
     height, width = (-(-side // step) for side in error.shape)
     padded = np.pad(error, [(0, n * step - side) for n, side in zip((height, width), error.shape, strict=True)])
     pooled = padded.reshape(height, step, width, step).max(axis=(1, 3))

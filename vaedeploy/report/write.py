@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
+from operator import itemgetter
 from pathlib import Path
-from typing import Any
 
 import msgspec
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -13,6 +14,7 @@ from vaedeploy import __version__
 from vaedeploy.atomic import advice, reason, write_file
 from vaedeploy.errors import OutputError
 from vaedeploy.files import write_image
+from vaedeploy.quality import Finding, Quality
 from vaedeploy.report.charts import HEIGHT, WIDTH, Chart, spectrum_chart, tone_chart
 from vaedeploy.report.document import Candidate, Document, Picture, Pixels
 from vaedeploy.report.images import HEAT, Area, at_most, error_levels, heat_map, lossless, worst_area
@@ -23,9 +25,9 @@ NAME = "index.html"
 MOST_BYTES = 5_000_000
 """Of a page: what a mail or a ticket takes."""
 
-SIDES = (768, 512, 384, 256, 160)
-"""Pixels of the longer side of a picture in the page: the first with which the page is small enough. 768 is as wide as
-the page shows one.
+LAYOUTS = ((768, 24), (512, 24), (384, 24), (256, 24), (256, 12), (256, 6))
+"""(pixels of the longer side of a picture in the page, how many are shown): the first that fits is taken.
+768 is as wide as the page shows one. What is not shown is linked.
 """
 
 STRIP_SIDE = 256
@@ -44,8 +46,8 @@ class _Closer(msgspec.Struct, frozen=True):
     """A candidate's worst area and heat map."""
 
     name: str
-    quality: Any
-    findings: Any
+    quality: Quality
+    findings: tuple[Finding, ...]
     area: Area
     reference_crop: str
     crop: str
@@ -64,20 +66,17 @@ class _Scene(msgspec.Struct, frozen=True):
 def write_report(document: Document, folder: str | Path) -> Path:
     """Write ``index.html`` into ``folder``, which is made where it is not there; returns its path.
 
-    Where pictures have to be shrunk for the page to stay under 5 MB, all of them are also written in full, as PNG, into
-    ``pictures`` beside it. Raises OutputError where ``folder`` cannot be written to.
+    Where not every picture can be in the page in full, as it is to stay under 5 MB, they are also written as PNG into
+    ``pictures`` beside it, and linked; of very many, those that are furthest from their reference are shown. Raises
+    OutputError where ``folder`` cannot be written to.
     """
     folder = Path(folder)
-    sides = iter(SIDES)
-    side = next(sides)
-    closers = [[_closer(picture, candidate) for candidate in picture.candidates] for picture in document.pictures]
-    page = _render(document, closers, side)
-    for side in sides:
+    for side, shown in LAYOUTS:
+        page = _render(document, side, shown)
         if len(page) <= MOST_BYTES:
             break
-        page = _render(document, closers, side)
     _make_folder(folder)
-    if _is_shrunk(document, side):
+    if _has_files(document, side, shown):
         _make_folder(folder / "pictures")
         for number, picture in enumerate(document.pictures, 1):
             for _, pixels, file in _layers(document, number, picture):
@@ -86,7 +85,7 @@ def write_report(document: Document, folder: str | Path) -> Path:
     return folder / NAME
 
 
-def _render(document: Document, closers: list[list[_Closer]], side: int) -> bytes:
+def _render(document: Document, side: int, shown: int) -> bytes:
     environment = Environment(
         loader=PackageLoader("vaedeploy", "report"),
         autoescape=True,
@@ -94,29 +93,17 @@ def _render(document: Document, closers: list[list[_Closer]], side: int) -> byte
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    scenes = [
-        _Scene(
-            picture.name,
-            picture.reference.shape[1],
-            picture.reference.shape[0],
-            tuple(
-                _Layer(name, at_most(pixels, side), file) for name, pixels, file in _layers(document, number, picture)
-            ),
-            tuple(closer),
-            (spectrum_chart(picture.candidates), tone_chart(picture.candidates)),
-        )
-        for number, (picture, closer) in enumerate(zip(document.pictures, closers, strict=True), 1)
-    ]
-    strips = [
-        {"title": s.title, "words": s.words, "pictures": [(name, at_most(p, STRIP_SIDE)) for name, p in s.pictures]}
-        for s in document.strips
-    ]
+    numbered = list(enumerate(document.pictures, 1))
+    furthest = sorted(numbered, key=lambda pair: _likeness(pair[1]))[:shown]
     page = environment.get_template("page.html").render(
         document=document,
         tables=(*document.tables, metric_table(document.pictures)),
-        strips=strips,
-        pictures=scenes,
-        shrunk=_is_shrunk(document, side),
+        strips=[
+            (s.title, s.words, [(name, at_most(p, STRIP_SIDE)) for name, p in s.pictures]) for s in document.strips
+        ],
+        pictures=[_scene(document, number, picture, side) for number, picture in sorted(furthest, key=itemgetter(0))],
+        others=[(p.name, _layers(document, n, p)) for n, p in numbered if (n, p) not in furthest],
+        files=_has_files(document, side, shown),
         measures=(*MEASURES, *FURTHER),
         heat=HEAT,
         chart_width=WIDTH,
@@ -126,7 +113,24 @@ def _render(document: Document, closers: list[list[_Closer]], side: int) -> byte
     return page.strip().encode()
 
 
-def _closer(picture: Picture, candidate: Candidate) -> _Closer:
+def _likeness(picture: Picture) -> float:
+    """PSNR of the worst candidate."""
+    return min(math.inf if c.quality.error.psnr is None else c.quality.error.psnr for c in picture.candidates)
+
+
+def _scene(document: Document, number: int, picture: Picture, side: int) -> _Scene:
+    height, width, _ = picture.reference.shape
+    return _Scene(
+        picture.name,
+        width,
+        height,
+        tuple(_Layer(name, at_most(p, side), file) for name, p, file in _layers(document, number, picture)),
+        tuple(_closer(picture, candidate, side // 2) for candidate in picture.candidates),
+        (spectrum_chart(picture.candidates), tone_chart(picture.candidates)),
+    )
+
+
+def _closer(picture: Picture, candidate: Candidate, side: int) -> _Closer:
     error = error_levels(picture.reference, candidate.pixels)
     area = worst_area(error)
     return _Closer(
@@ -136,8 +140,12 @@ def _closer(picture: Picture, candidate: Candidate) -> _Closer:
         area,
         lossless(area.of(picture.reference)),
         lossless(area.of(candidate.pixels)),
-        heat_map(error),
+        heat_map(error, side),
     )
+
+
+def _has_files(document: Document, side: int, shown: int) -> bool:
+    return len(document.pictures) > shown or any(max(picture.reference.shape) > side for picture in document.pictures)
 
 
 def _layers(document: Document, number: int, picture: Picture) -> list[tuple[str, Pixels, str]]:
@@ -151,10 +159,6 @@ def _layers(document: Document, number: int, picture: Picture) -> list[tuple[str
 
 def _slug(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-")
-
-
-def _is_shrunk(document: Document, side: int) -> bool:
-    return any(max(picture.reference.shape) > side for picture in document.pictures)
 
 
 def _make_folder(folder: Path) -> None:
