@@ -9,9 +9,10 @@ from vaedeploy.quality.contrast import Contrast
 from vaedeploy.quality.detail import Detail
 from vaedeploy.quality.error import Error
 from vaedeploy.quality.measure import Quality, measure_batch, measure_quality
-from vaedeploy.quality.verdicts import Finding, QualityLimit
+from vaedeploy.quality.verdicts import LIMITS, Finding, QualityLimit, find_faults
 
 __all__ = [
+    "LIMITS",
     "Artifacts",
     "Color",
     "Contrast",
@@ -20,6 +21,7 @@ __all__ = [
     "Finding",
     "Quality",
     "QualityLimit",
+    "find_faults",
     "measure_batch",
     "measure_quality",
 ]

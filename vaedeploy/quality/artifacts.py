@@ -8,8 +8,10 @@ import msgspec
 import numpy as np
 import scipy.fft
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter, uniform_filter
+from scipy.ndimage import gaussian_filter, maximum_filter, minimum_filter, uniform_filter
 from skimage.util import view_as_blocks
+
+from vaedeploy.quality.planes import Planes
 
 Pixels = NDArray[np.uint8]
 Levels = NDArray[np.float32]
@@ -31,9 +33,6 @@ CALM = 3.0
 
 OUTLYING = 40
 """Levels by which a fried pixel lies beyond all the pixels around it."""
-
-ORDINARY = 10
-"""Levels up to which the reference's pixel may do so too; beyond, the picture has a speck there of its own."""
 
 
 class Artifacts(msgspec.Struct, frozen=True):
@@ -58,17 +57,16 @@ class Artifacts(msgspec.Struct, frozen=True):
 
 
 def measure_artifacts(
-    reference: Pixels, candidate: Pixels, *, factor: int, tile: int | None, nonfinite: float
+    reference: Planes, candidate: Planes, *, factor: int, tile: int | None, nonfinite: float
 ) -> Artifacts:
-    """reference, candidate: (H, W, 3)."""
-    before, after = reference.astype(np.float32), candidate.astype(np.float32)
+    before, after = reference.pixels.astype(np.float32), candidate.pixels.astype(np.float32)
     return Artifacts(
         grid=_grid(before, after - before, factor),
-        seams=None if tile is None else _seams(after - before, tile),
+        seams=None if tile is None else _seams(before, after - before, factor, tile),
         banding=_banding(before, after),
-        fried=_fried(reference, candidate),
+        fried=_fried(reference.pixels, candidate.pixels),
         nonfinite=nonfinite,
-        constant=_is_constant(candidate) and not _is_constant(reference),
+        constant=_is_constant(candidate.pixels) and not _is_constant(reference.pixels),
     )
 
 
@@ -95,14 +93,23 @@ def _fold(levels: Levels, factor: int) -> Levels:
     return folded
 
 
-def _seams(error: Levels, tile: int) -> float:
+def _seams(reference: Levels, error: Levels, factor: int, tile: int) -> float:
+    """A border's jump is compared with those around it, as they are and in proportion to the reference's own (an edge of
+    the picture may lie on a border, and errors are larger on edges), and with those whole factors away (a grid).
+    """
     excesses: list[float] = []
     for axis in (0, 1):
-        jumps = np.abs(np.diff(error, axis=axis)).mean(axis=(1 - axis, 2))
-        for border in range(tile - 1, len(jumps), tile):
-            around = np.delete(jumps[max(border - NEARBY, 0) : border + NEARBY + 1], min(border, NEARBY))
-            excesses.append(float(jumps[border] - np.median(around)))
-    return max(float(np.mean(excesses)), 0.0) if excesses else 0.0
+        own, jumps = (np.abs(np.diff(a, axis=axis)).mean(axis=(1 - axis, 2)) for a in (reference, error))
+        own += 1  # a level, so that flat areas have a proportion too
+        places = np.arange(len(jumps))
+        at_border = (places + 1) % tile == 0
+        for border in places[at_border]:
+            beside = (np.abs(places - border) <= NEARBY) & ~at_border
+            alike = ((places - border) % factor == 0) & ~at_border
+            expected = [np.median(jumps[beside]), np.median(jumps[beside] / own[beside]) * own[border]]
+            expected += [np.median(jumps[alike])] if alike.any() else []
+            excesses.append(max(float(jumps[border] - max(expected)), 0.0))
+    return float(np.mean(excesses)) if excesses else 0.0
 
 
 def _banding(reference: Levels, candidate: Levels) -> float:
@@ -134,12 +141,15 @@ def _lost(blocks: Levels, smoothed: Levels) -> float:
 
 
 def _fried(reference: Pixels, candidate: Pixels) -> float:
-    fried = (_beyond(candidate) > OUTLYING) & (_beyond(reference) <= ORDINARY)
-    return float(fried.any(axis=2).mean()) * 1e6
+    """Where it is rough around a pixel, in either picture, it must stand out by as much more."""
+    roughness = maximum_filter(reference, (5, 5, 1)).astype(np.int16) - minimum_filter(reference, (5, 5, 1))
+    lowest, highest = _surroundings(candidate)
+    beyond = np.maximum(candidate - highest, lowest - candidate)
+    return float((beyond > OUTLYING + np.maximum(roughness, highest - lowest)).any(axis=2).mean()) * 1e6
 
 
-def _beyond(pixels: Pixels) -> NDArray[np.int16]:
-    """Levels by which each value lies beyond all those two pixels away: a speck may be three pixels wide."""
+def _surroundings(pixels: Pixels) -> tuple[NDArray[np.int16], NDArray[np.int16]]:
+    """The lowest and the highest of the 16 values two pixels away: a speck may be three pixels wide."""
     padded = np.pad(pixels, ((2, 2), (2, 2), (0, 0)), mode="reflect")
     height, width = pixels.shape[:2]
     ring = [
@@ -147,8 +157,7 @@ def _beyond(pixels: Pixels) -> NDArray[np.int16]:
         for y, x in itertools.product(range(5), repeat=2)
         if max(abs(y - 2), abs(x - 2)) == 2
     ]
-    lowest, highest = (f.reduce(ring).astype(np.int16) for f in (np.minimum, np.maximum))
-    return np.maximum(pixels - highest, lowest - pixels)
+    return np.minimum.reduce(ring).astype(np.int16), np.maximum.reduce(ring).astype(np.int16)
 
 
 def _is_constant(pixels: Pixels) -> bool:

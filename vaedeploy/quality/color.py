@@ -9,8 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from skimage.color import deltaE_ciede2000
 
+from vaedeploy.quality.planes import Planes
+
 COLORED = 1.0
-"""Standard deviation of a*b* under which a picture has no colours to compare: that of rounding to bytes, doubled."""
+"""Standard deviation of a*b* under which a picture has no colours to compare."""
 
 
 class Color(msgspec.Struct, frozen=True):
@@ -19,8 +21,8 @@ class Color(msgspec.Struct, frozen=True):
     ciede2000_mean, ciede2000_p95, ciede2000_max: colour difference CIEDE2000 (CIE 142-2001) over pixels.
     bias_l, bias_a, bias_b: mean of candidate minus reference. L* is 0 (black) to 100; a* is green (-) to red (+), b* is
     blue (-) to yellow (+).
-    cast_a, cast_b: where the candidate puts grey: the constant of the least-squares line from the reference's a*b* to
-    the candidate's. Unlike the bias it stays 0 where colours only fade or grow.
+    grey_a, grey_b: where the candidate puts grey: the constant of the least-squares line from the reference's a*b* to
+    the candidate's, of means over 8x8 pixels. Unlike the bias it stays 0 where colours only fade or grow.
     hue_shift: degrees, -180 to 180, positive from red towards yellow: the turn of that line, in which a pixel counts by
     its chroma. 0 where the reference has no colours.
     chroma_ratio: the slope of that line: over 1 is over-saturated, under 1 washed out; 1 where the reference has no
@@ -34,8 +36,8 @@ class Color(msgspec.Struct, frozen=True):
     bias_l: float
     bias_a: float
     bias_b: float
-    cast_a: float
-    cast_b: float
+    grey_a: float
+    grey_b: float
     hue_shift: float
     chroma_ratio: float
     white_shift: float
@@ -43,16 +45,18 @@ class Color(msgspec.Struct, frozen=True):
 
     @property
     def cast(self) -> float:
-        """How far the candidate puts grey from grey, in a*b*."""
-        return math.hypot(self.cast_a, self.cast_b)
+        """By how much a*b* both the mean and grey have moved: the smaller of the two, since the one also moves when
+        colours fade, and the other is a guess where the picture has no grey.
+        """
+        return min(math.hypot(self.bias_a, self.bias_b), math.hypot(self.grey_a, self.grey_b))
 
 
-def measure_color(reference: NDArray[np.float32], candidate: NDArray[np.float32]) -> Color:
-    """reference, candidate: (H, W, 3) L*a*b*."""
-    difference = deltaE_ciede2000(reference, candidate)
-    bias = (candidate - reference).mean(axis=(0, 1), dtype=np.float64)
-    gain, cast = _fit_line(_chroma(reference), _chroma(candidate))
-    black, white = np.percentile(candidate[..., 0], (0.5, 99.5)) - np.percentile(reference[..., 0], (0.5, 99.5))
+def measure_color(reference: Planes, candidate: Planes) -> Color:
+    difference = deltaE_ciede2000(reference.lab, candidate.lab)
+    bias = (candidate.lab - reference.lab).mean(axis=(0, 1), dtype=np.float64)
+    gain, grey = _fit_line(_chroma(reference.form), _chroma(candidate.form))
+    ends = [np.percentile(planes.lab[..., 0], (0.5, 99.5)) for planes in (reference, candidate)]
+    black, white = ends[1] - ends[0]
     return Color(
         ciede2000_mean=float(difference.mean()),
         ciede2000_p95=float(np.percentile(difference, 95)),
@@ -60,8 +64,8 @@ def measure_color(reference: NDArray[np.float32], candidate: NDArray[np.float32]
         bias_l=float(bias[0]),
         bias_a=float(bias[1]),
         bias_b=float(bias[2]),
-        cast_a=cast.real,
-        cast_b=cast.imag,
+        grey_a=grey.real,
+        grey_b=grey.imag,
         hue_shift=math.degrees(math.atan2(gain.imag, gain.real)),
         chroma_ratio=abs(gain),
         white_shift=float(white),
@@ -69,9 +73,9 @@ def measure_color(reference: NDArray[np.float32], candidate: NDArray[np.float32]
     )
 
 
-def _chroma(lab: NDArray[np.float32]) -> NDArray[np.complex128]:
+def _chroma(lab: NDArray[np.float64]) -> NDArray[np.complex128]:
     """a* + i b*, so that a turn of hue and a change of chroma are one complex factor."""
-    return lab[..., 1].astype(np.float64) + 1j * lab[..., 2]
+    return lab[..., 1] + 1j * lab[..., 2]
 
 
 def _fit_line(reference: NDArray[np.complex128], candidate: NDArray[np.complex128]) -> tuple[complex, complex]:

@@ -7,6 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 from skimage.util import view_as_blocks
 
+from vaedeploy.quality.planes import Planes
+
 WINDOW = 16
 """Pixels of the side of a window of local contrast."""
 
@@ -20,11 +22,11 @@ TONES = 33
 class Contrast(msgspec.Struct, frozen=True):
     """Ratios are candidate over reference; 1 is equal, and under 1 is flatter.
 
-    global_ratio: of the standard deviations of L*; 1 where the reference has none.
+    global_ratio: of the standard deviations of L*, of means over 8x8 pixels; 1 where the reference has none.
     local_ratio: of RMS contrast (the standard deviation of L*) in windows of 16x16 pixels: the median over windows in
     which the reference has some; 1 where there is none.
-    mid_shift: what the candidate makes of mid grey (L* 50), minus 50, in L*: by the line of least squares, so that a
-    change of contrast about mid grey leaves it 0.
+    mid_shift: L* by which both the mean and mid grey (L* 50, on the line of least squares) have moved: the smaller of
+    the two, 0 where they differ in sign. So a change of contrast leaves it 0, in dark pictures too.
     tone_curve: (reference level, mean candidate level) in luma, 0 to 255, for each of up to 33 levels that the
     reference has pixels at.
     """
@@ -35,19 +37,14 @@ class Contrast(msgspec.Struct, frozen=True):
     tone_curve: tuple[tuple[float, float], ...]
 
 
-def measure_contrast(
-    reference: NDArray[np.float32],
-    candidate: NDArray[np.float32],
-    reference_luma: NDArray[np.float32],
-    candidate_luma: NDArray[np.float32],
-) -> Contrast:
-    """reference, candidate: (H, W) L*; their luma: (H, W) in 0 to 255."""
-    spreads = float(reference.std(dtype=np.float64)), float(candidate.std(dtype=np.float64))
+def measure_contrast(reference: Planes, candidate: Planes) -> Contrast:
+    before, after = reference.form[..., 0], candidate.form[..., 0]
+    spreads = float(before.std()), float(after.std())
     return Contrast(
         global_ratio=spreads[1] / spreads[0] if spreads[0] >= SOME else 1.0,
-        local_ratio=_local_ratio(reference, candidate),
-        mid_shift=_mid_shift(reference.astype(np.float64), candidate.astype(np.float64)),
-        tone_curve=_tone_curve(reference_luma, candidate_luma),
+        local_ratio=_local_ratio(reference.lab[..., 0], candidate.lab[..., 0]),
+        mid_shift=_mid_shift(before, after),
+        tone_curve=_tone_curve(reference.luma, candidate.luma),
     )
 
 
@@ -68,7 +65,8 @@ def _mid_shift(reference: NDArray[np.float64], candidate: NDArray[np.float64]) -
     centred = reference - mean
     variance = float(np.mean(centred**2))
     slope = float(np.mean(centred * candidate)) / variance if variance >= SOME**2 else 1.0
-    return float(candidate.mean()) + slope * (50 - mean) - 50
+    shifts = float(candidate.mean()) - mean, float(candidate.mean()) + slope * (50 - mean) - 50
+    return min(shifts, key=abs) if shifts[0] * shifts[1] > 0 else 0.0
 
 
 def _tone_curve(reference: NDArray[np.float32], candidate: NDArray[np.float32]) -> tuple[tuple[float, float], ...]:

@@ -9,6 +9,8 @@ import numpy as np
 import scipy.fft
 from numpy.typing import NDArray
 
+from vaedeploy.quality.planes import Planes
+
 Spectrum = NDArray[np.complex64]
 
 NOISE = 2.0
@@ -36,12 +38,12 @@ class Detail(msgspec.Struct, frozen=True):
     sharpening: float
 
 
-def measure_detail(reference: NDArray[np.float32], candidate: NDArray[np.float32]) -> Detail:
-    """reference, candidate: (H, W) luma, 0 to 255."""
-    window = np.outer(*(np.hanning(side + 2)[1:-1] for side in reference.shape)).astype(np.float32)
+def measure_detail(reference: Planes, candidate: Planes) -> Detail:
+    shape = reference.luma.shape
+    window = np.outer(*(np.hanning(side + 2)[1:-1] for side in shape)).astype(np.float32)
     noise = NOISE**2 * float(np.sum(window**2, dtype=np.float64))  # power of that noise, in any one bin
-    before, after = (scipy.fft.rfft2((luma - luma.mean()) * window) for luma in (reference, candidate))
-    bands = _octaves(reference.shape)
+    before, after = (scipy.fft.rfft2((p.luma - p.luma.mean()) * window) for p in (reference, candidate))
+    bands = _octaves(shape)
     fine = bands[: min(FINE, len(bands) - 1)]
     contrast = _gain(before, after, np.logical_or.reduce(bands[len(fine) :]), noise)
     evened = after / min(max(contrast, 0.1), 10.0)  # sharpness is no matter of contrast; beyond these there is none

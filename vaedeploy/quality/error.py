@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from skimage.metrics import structural_similarity
 from skimage.transform import downscale_local_mean
 
+from vaedeploy.quality.planes import Planes
+
 WINDOW = 11
 """Pixels of the window's side: a Gaussian of 1.5 pixels, cut at 3.5 of them, as Wang et al. have it."""
 
@@ -36,20 +38,14 @@ class Error(msgspec.Struct, frozen=True):
     off_by_more_than_2: float
 
 
-def measure_error(
-    reference: NDArray[np.uint8],
-    candidate: NDArray[np.uint8],
-    reference_luma: NDArray[np.float32],
-    candidate_luma: NDArray[np.float32],
-) -> Error:
-    """reference, candidate: (H, W, 3); their luma: (H, W) in 0 to 255."""
-    difference = np.abs(candidate.astype(np.int16) - reference)
+def measure_error(reference: Planes, candidate: Planes) -> Error:
+    difference = np.abs(candidate.pixels.astype(np.int16) - reference.pixels)
     square = float(np.mean(np.square(difference, dtype=np.float64)))
     worst = difference.max(axis=2)
     return Error(
         psnr=10 * math.log10(255**2 / square) if square else None,
-        ssim=_similarity(reference_luma, candidate_luma),
-        ms_ssim=_multiscale(reference_luma, candidate_luma) if min(worst.shape) >= SMALLEST else None,
+        ssim=_similarity(reference.luma, candidate.luma),
+        ms_ssim=_multiscale(reference.luma, candidate.luma) if min(worst.shape) >= SMALLEST else None,
         off_by_more_than_1=float(np.mean(worst > 1)),
         off_by_more_than_2=float(np.mean(worst > 2)),
     )

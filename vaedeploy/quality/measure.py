@@ -7,7 +7,6 @@ from typing import Any
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
-from skimage.color import rgb2gray, rgb2lab
 
 from vaedeploy.errors import ImageError, InputError
 from vaedeploy.quality.artifacts import BLOCK, Artifacts, measure_artifacts
@@ -15,6 +14,7 @@ from vaedeploy.quality.color import Color, measure_color
 from vaedeploy.quality.contrast import Contrast, measure_contrast
 from vaedeploy.quality.detail import Detail, measure_detail
 from vaedeploy.quality.error import Error, measure_error
+from vaedeploy.quality.planes import make_planes
 from vaedeploy.verify import to_levels
 
 
@@ -44,14 +44,13 @@ def measure_quality(
         _check_positive("tile", tile)
     pixels = _check(reference, candidate)
     nonfinite = float(np.mean(~np.isfinite(candidate))) if candidate.dtype != np.uint8 else 0.0
-    labs = [rgb2lab(picture.astype(np.float32) / np.float32(255)) for picture in (reference, pixels)]
-    lumas = [rgb2gray(picture.astype(np.float32)) for picture in (reference, pixels)]
+    before, after = make_planes(reference), make_planes(pixels)
     return Quality(
-        error=measure_error(reference, pixels, *lumas),
-        color=measure_color(*labs),
-        contrast=measure_contrast(*(lab[..., 0] for lab in labs), *lumas),
-        detail=measure_detail(*lumas),
-        artifacts=measure_artifacts(reference, pixels, factor=factor, tile=tile, nonfinite=nonfinite),
+        error=measure_error(before, after),
+        color=measure_color(before, after),
+        contrast=measure_contrast(before, after),
+        detail=measure_detail(before, after),
+        artifacts=measure_artifacts(before, after, factor=factor, tile=tile, nonfinite=nonfinite),
     )
 
 

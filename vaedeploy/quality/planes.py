@@ -1,0 +1,36 @@
+"""A picture in the forms that metrics are made from, each computed once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from skimage.color import rgb2gray, rgb2lab
+from skimage.transform import downscale_local_mean
+
+FORM = 8
+"""Pixels of the side of a block whose mean stands for it where colour and contrast are compared: they are not to change
+when only detail does.
+"""
+
+
+@dataclass(frozen=True)
+class Planes:
+    """pixels: (H, W, 3) uint8, sRGB. luma: (H, W) float32, 0 to 255, of Rec. 709 weights on sRGB values. lab: (H, W, 3)
+    float32, CIELAB D65. form: lab's means over 8x8 pixels.
+    """
+
+    pixels: NDArray[np.uint8]
+    luma: NDArray[np.float32]
+    lab: NDArray[np.float32]
+    form: NDArray[np.float64]
+
+
+def make_planes(pixels: NDArray[np.uint8]) -> Planes:
+    """pixels: (H, W, 3) uint8."""
+    exact = pixels.astype(np.float32)
+    lab = rgb2lab(exact / np.float32(255))
+    height, width = (side // FORM * FORM for side in pixels.shape[:2])
+    form = downscale_local_mean(lab[:height, :width].astype(np.float64), (FORM, FORM, 1))
+    return Planes(pixels, rgb2gray(exact), lab, form)
