@@ -155,3 +155,33 @@ def swap(bundle: Path, vae: str | None, weights: str | None, restore: bool) -> N
     with terminal.progress_display() as progress:
         swapped, drift = swap_vae(bundle, vae, weights=weights, progress=progress)
     terminal.show_table((), drift_rows(swapped, drift))
+
+
+@cli.command()
+@click.argument("bundles", nargs=-1, required=True, type=PATH, metavar="BUNDLE BUNDLE...")
+@click.option("--images", required=True, type=PATH, metavar="DIR", help="A folder of photographs to look at.")
+@click.option("-o", "--report", type=PATH, metavar="DIR", help="Write a page with pictures, DIR/index.html.")
+@click.option("--backend", metavar="NAME", help="Who computes. [default: the first that answers here]")
+@json_option
+def compare(bundles: tuple[Path, ...], images: Path, as_json: bool, **options: Any) -> None:
+    """Tell which VAE is truest and fastest, and which can take another one's latents.
+
+    Each bundle encodes and decodes the photographs. Then latents of each are decoded by each other one: compatible,
+    compatible with a shift (of colour, contrast or scale), or not compatible; a wrong scale or shift, flipped signs,
+    permuted channels and another latent space are told apart.
+
+    \b
+    Example:
+      vaedeploy compare demo demo-mse --images photos -o report
+    """
+    from vaedeploy.compare import compare_bundles
+    from vaedeploy.compare.words import summary_lines
+    from vaedeploy.overview import COMPARE_COLUMNS, compare_rows
+
+    with terminal.progress_display() as progress:
+        found = compare_bundles(bundles, images, progress=progress, **options)
+    if as_json:
+        terminal.show_json(found)
+    else:
+        terminal.show_table(COMPARE_COLUMNS, compare_rows(found), numbers=COMPARE_COLUMNS[1:])
+        terminal.show("\n".join(summary_lines(found)))

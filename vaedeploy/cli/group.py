@@ -27,6 +27,7 @@ ORDER = (
     "optimize",
     "inspect",
     "swap",
+    "compare",
     "bench",
     "presets",
     "profiles",
