@@ -141,18 +141,21 @@ def _time(vaes: Mapping[str, VAE], photo: Photo, progress: Progress) -> tuple[Sp
     """Of all VAEs in turns, so that what disturbs one disturbs all."""
     height, width = photo.shape[1:3]
     latents = {name: vae.encode(photo) for name, vae in vaes.items()}
-    speeds: list[Speed] = []
-    progress("Timing", 0, 2)
     encode = {name: functools.partial(vae.encode, photo) for name, vae in vaes.items()}
     decode = {name: functools.partial(vae.decode, latents[name]) for name, vae in vaes.items()}
-    parts: tuple[tuple[Part, Mapping[str, Callable[[], Any]]], ...]
-    parts = (("encode", encode), ("decode", decode))
-    for done, (part, calls) in enumerate(parts, 1):
+    speeds: list[Speed] = []
+
+    def add(part: Part, calls: Mapping[str, Callable[[], Any]]) -> None:
         for name, (seconds, problem) in take_turns(calls, ROUNDS).items():
             row = Speed(name, vaes[name].backend, part, height, width, problem=problem)
             if seconds:
                 ms = [1000 * value for value in seconds]
                 row = msgspec.structs.replace(row, ms=statistics.median(ms), least_ms=min(ms), most_ms=max(ms))
             speeds.append(row)
-        progress("Timing", done, 2)
+
+    progress("Timing", 0, 2)
+    add("encode", encode)
+    progress("Timing", 1, 2)
+    add("decode", decode)
+    progress("Timing", 2, 2)
     return tuple(speeds)
