@@ -9,6 +9,7 @@ import numpy as np
 import scipy.fft
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter, maximum_filter, minimum_filter, uniform_filter
+from scipy.stats import trim_mean
 from skimage.util import view_as_blocks
 
 from vaedeploy.quality.planes import Planes
@@ -43,7 +44,8 @@ class Artifacts(msgspec.Struct, frozen=True):
     seams: 8-bit levels by which the candidate's error jumps more at tile borders than elsewhere, in the mean over all
     borders; None where no tile size was given.
     banding: share (0 to 1) of the levels that smooth areas should run through and do not, above the reference's own.
-    fried: isolated pixels that stand out from all around them and do not in the reference, per million pixels.
+    fried: isolated pixels that stand out from all around them and do not in the reference, per million pixels; a speck
+    of three by three counts by its middle.
     nonfinite: share (0 to 1) of values that are NaN or infinite; 0 for bytes.
     constant: the candidate is one colour where the reference is not.
     """
@@ -57,14 +59,15 @@ class Artifacts(msgspec.Struct, frozen=True):
 
 
 def measure_artifacts(
-    reference: Planes, candidate: Planes, *, factor: int, tile: int | None, nonfinite: float
+    reference: Planes, candidate: Planes, *, factor: int, tile: int | None, nonfinite: float, sharpening: float
 ) -> Artifacts:
+    """sharpening: the candidate's, as in ``Detail``."""
     before, after = reference.pixels.astype(np.float32), candidate.pixels.astype(np.float32)
     return Artifacts(
         grid=_grid(before, after - before, factor),
         seams=None if tile is None else _seams(before, after - before, factor, tile),
         banding=_banding(before, after),
-        fried=_fried(reference.pixels, candidate.pixels),
+        fried=_fried(reference.pixels, candidate.pixels, sharpening),
         nonfinite=nonfinite,
         constant=_is_constant(candidate.pixels) and not _is_constant(reference.pixels),
     )
@@ -82,20 +85,20 @@ def _grid(reference: Levels, error: Levels, factor: int) -> float:
 
 
 def _fold(levels: Levels, factor: int) -> Levels:
-    """(factor, factor, 3): the median of all pixels at the same place of a period. Unlike the mean, it is not moved by
-    what is at a few of the periods only: an edge of the picture, a seam.
+    """(factor, factor, 3): the mean of the middle half of all pixels at the same place of a period: what is at a few of
+    the periods only, an edge of the picture or a seam, does not move it.
     """
     # A mean over one period has zeros at just the frequencies that are looked for, and takes all slow change away.
     fast = levels - uniform_filter(levels, (factor, factor, 0))
     height, width = (side // factor for side in levels.shape[:2])
     periods = fast[: height * factor, : width * factor].reshape(height, factor, width, factor, 3)
-    folded: Levels = np.median(periods, axis=(0, 2))
+    folded: Levels = trim_mean(periods.swapaxes(1, 2).reshape(-1, factor, factor, 3), 0.25)
     return folded
 
 
 def _seams(reference: Levels, error: Levels, factor: int, tile: int) -> float:
-    """A border's jump is compared with those around it, as they are and in proportion to the reference's own (an edge of
-    the picture may lie on a border, and errors are larger on edges), and with those whole factors away (a grid).
+    """A border's jump is compared with those around it, as they are and in proportion to the reference's own (an edge
+    of the picture may lie on a border, and errors are larger on edges), and with those whole factors away (a grid).
     """
     excesses: list[float] = []
     for axis in (0, 1):
@@ -128,7 +131,8 @@ def _blocks(levels: Levels) -> Levels:
     """(H, W, 3) -> (blocks of each channel, pixels)."""
     height, width = (side // BLOCK * BLOCK for side in levels.shape[:2])
     blocks = view_as_blocks(np.ascontiguousarray(levels[:height, :width]), (BLOCK, BLOCK, 1))
-    return blocks.reshape(-1, BLOCK**2)
+    pixels: Levels = blocks.reshape(-1, BLOCK**2)
+    return pixels
 
 
 def _lost(blocks: Levels, smoothed: Levels) -> float:
@@ -140,12 +144,15 @@ def _lost(blocks: Levels, smoothed: Levels) -> float:
     return float(np.sum((wanted - there).clip(min=0)) / np.sum(wanted))
 
 
-def _fried(reference: Pixels, candidate: Pixels) -> float:
-    """Where it is rough around a pixel, in either picture, it must stand out by as much more."""
+def _fried(reference: Pixels, candidate: Pixels, sharpening: float) -> float:
+    """Where it is rough around a pixel, in either picture, it must stand out by as much more; and where sharpening made
+    the picture's own specks stand out more, by as many times more.
+    """
     roughness = maximum_filter(reference, (5, 5, 1)).astype(np.int16) - minimum_filter(reference, (5, 5, 1))
     lowest, highest = _surroundings(candidate)
     beyond = np.maximum(candidate - highest, lowest - candidate)
-    return float((beyond > OUTLYING + np.maximum(roughness, highest - lowest)).any(axis=2).mean()) * 1e6
+    ordinary = np.maximum(max(sharpening, 1.0) * (OUTLYING + roughness), OUTLYING + highest - lowest)
+    return float((beyond > ordinary).any(axis=2).mean()) * 1e6
 
 
 def _surroundings(pixels: Pixels) -> tuple[NDArray[np.int16], NDArray[np.int16]]:

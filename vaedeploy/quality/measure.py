@@ -36,21 +36,24 @@ def measure_quality(
     reference: (H, W, 3) uint8, RGB. candidate: likewise, or (3, H, W) float around [-1, 1] as
     ``VAE.decode(output="float")`` gives it, so that NaN and infinity can be seen. factor: the VAE's spatial factor, in
     pixels. tile: distance of tile borders, in pixels from the top left, where the candidate was decoded in tiles.
-    Raises ImageError for anything else and for pictures with a side under 32 pixels, InputError for a factor or tile
-    that is not positive.
+    Raises ImageError for anything else and for pictures with a side under 32 pixels or under ``factor``, InputError for
+    a factor under 1 or a tile under 2.
     """
-    _check_positive("factor", factor)
+    _check_size("factor", factor, 1)
     if tile is not None:
-        _check_positive("tile", tile)
-    pixels = _check(reference, candidate)
+        _check_size("tile", tile, 2)
+    pixels = _check(reference, candidate, max(BLOCK, factor))
     nonfinite = float(np.mean(~np.isfinite(candidate))) if candidate.dtype != np.uint8 else 0.0
     before, after = make_planes(reference), make_planes(pixels)
+    detail = measure_detail(before, after)
     return Quality(
         error=measure_error(before, after),
         color=measure_color(before, after),
         contrast=measure_contrast(before, after),
-        detail=measure_detail(before, after),
-        artifacts=measure_artifacts(before, after, factor=factor, tile=tile, nonfinite=nonfinite),
+        detail=detail,
+        artifacts=measure_artifacts(
+            before, after, factor=factor, tile=tile, nonfinite=nonfinite, sharpening=detail.sharpening
+        ),
     )
 
 
@@ -64,23 +67,25 @@ def measure_batch(
     return tuple(measure_quality(r, c, factor=factor, tile=tile) for r, c in pairs)
 
 
-def _check(reference: NDArray[Any], candidate: NDArray[Any]) -> NDArray[np.uint8]:
+def _check(reference: NDArray[Any], candidate: NDArray[Any], smallest: int) -> NDArray[np.uint8]:
     """The candidate as (H, W, 3) uint8."""
     if reference.dtype != np.uint8 or reference.ndim != 3 or reference.shape[2] != 3:
         raise ImageError(f"reference is {reference.dtype} of shape {reference.shape}; it must be (H, W, 3) uint8")
     height, width, _ = reference.shape
-    if min(height, width) < BLOCK:
-        raise ImageError(f"the pictures are {height}x{width}; a side must be {BLOCK} pixels or more to be measured")
+    if min(height, width) < smallest:
+        raise ImageError(f"the pictures are {height}x{width}; a side must be {smallest} pixels or more to be measured")
     if candidate.dtype == np.uint8 and candidate.shape == reference.shape:
-        return candidate
+        pixels: NDArray[np.uint8] = candidate
+        return pixels
     if np.issubdtype(candidate.dtype, np.floating) and candidate.shape == (3, height, width):
-        return to_levels(candidate[None].astype(np.float32))[0]
+        levels: NDArray[np.uint8] = to_levels(candidate[None].astype(np.float32))[0]
+        return levels
     raise ImageError(
         f"candidate is {candidate.dtype} of shape {candidate.shape}; beside this reference it must be "
         f"{reference.shape} uint8, or {(3, height, width)} float around [-1, 1]"
     )
 
 
-def _check_positive(what: str, value: int) -> None:
-    if value < 1:
-        raise InputError(f"{what} is {value}; it must be a whole number of pixels, 1 or more")
+def _check_size(what: str, value: int, smallest: int) -> None:
+    if value < smallest:
+        raise InputError(f"{what} is {value}; it must be a whole number of pixels, {smallest} or more")

@@ -42,7 +42,7 @@ class QualityLimit(msgspec.Struct, frozen=True):
         Ratios are compared by their logarithms: a half is as far from 1 as a double. Infinite where the bound is
         neutral itself and missed.
         """
-        if self.neutral:
+        if self.neutral:  # a ratio: one of zero or less is as far off as can be
             away, allowed = (math.log(max(v, 1e-9) / self.neutral) for v in (value, self.bound))
         else:
             away, allowed = value, self.bound
@@ -70,178 +70,95 @@ class Finding(msgspec.Struct, frozen=True):
 
 _JUST_SEEN = "2.3 units of CIELAB are just seen (Mahy et al. 1994)"
 
+# fmt: off
 LIMITS: tuple[QualityLimit, ...] = (
     QualityLimit(
-        "broken (NaN)",
-        "artifacts.nonfinite",
-        0,
-        True,
-        0,
-        "share of values",
-        "{value:.2%} of the picture's values are not numbers: the computation overflowed.",
+        "broken (NaN)", "artifacts.nonfinite", 0, True, 0, "share of values",
+        "Of the picture's values, a share of {value:.2g} are not numbers: the computation overflowed.",
         "one such value turns into a black hole, and is never right",
     ),
     QualityLimit(
-        "broken (constant)",
-        "artifacts.constant",
-        0,
-        True,
-        0,
-        "",
+        "broken (constant)", "artifacts.constant", 0, True, 0, "",
         "The picture is one flat colour.",
         "a picture of one colour shows nothing of the reference",
     ),
     QualityLimit(
-        "washed out",
-        "color.chroma_ratio",
-        0.92,
-        False,
-        1,
-        "",
+        "washed out", "color.chroma_ratio", 0.92, False, 1, "",
         "Colours are washed out: they have {value:.0%} of the strength that they should have.",
         f"at a chroma of 30, which is a vivid colour, 8 % is 2.4, and {_JUST_SEEN}",
     ),
     QualityLimit(
-        "washed out",
-        "contrast.global_ratio",
-        0.92,
-        False,
-        1,
-        "",
+        "washed out", "contrast.global_ratio", 0.92, False, 1, "",
         "The picture is flat: it has {value:.0%} of the contrast that it should have.",
         f"with tones 30 of L* from their mean, 8 % is 2.4, and {_JUST_SEEN}",
     ),
     QualityLimit(
-        "over-saturated",
-        "color.chroma_ratio",
-        1.08,
-        True,
-        1,
-        "",
+        "over-saturated", "color.chroma_ratio", 1.08, True, 1, "",
         "Colours are too strong: {value:.0%} of what they should be.",
         "as for washed out",
     ),
     QualityLimit(
-        "too much contrast",
-        "contrast.global_ratio",
-        1.08,
-        True,
-        1,
-        "",
+        "too much contrast", "contrast.global_ratio", 1.08, True, 1, "",
         "Contrast is too strong: {value:.0%} of what it should be.",
         "as for washed out",
     ),
     QualityLimit(
-        "{tint} cast",
-        "color.cast",
-        2.3,
-        True,
-        0,
-        "a*b*",
+        "{tint} cast", "color.cast", 2.3, True, 0, "a*b*",
         "There is a {tint} cast: grey has moved by {value:.1f} towards {tint} (2.3 is just seen).",
         _JUST_SEEN,
     ),
     QualityLimit(
-        "grey cast",
-        "contrast.mid_shift",
-        2.3,
-        True,
-        0,
-        "L*",
+        "grey cast", "contrast.mid_shift", 2.3, True, 0, "L*",
         "A grey veil lies over the picture: it is lighter by {value:.1f} of 100.",
         _JUST_SEEN,
     ),
     QualityLimit(
-        "too dark",
-        "contrast.mid_shift",
-        -2.3,
-        False,
-        0,
-        "L*",
-        "The picture is too dark: by {value:.1f} of 100.",
+        "too dark", "contrast.mid_shift", -2.3, False, 0, "L*",
+        "The picture is too dark: its lightness has moved by {value:.1f} of 100.",
         _JUST_SEEN,
     ),
     QualityLimit(
-        "shifted hue",
-        "color.hue_shift",
-        10,
-        True,
-        0,
-        "degrees",
+        "shifted hue", "color.hue_shift", 10, True, 0, "degrees",
         "Colours have turned by {value:.0f}° of hue, from red towards yellow and green.",
-        f"at a chroma of 30, 10° is 5 units: {_JUST_SEEN}, and a mixture with grey turns CIELAB hues by up to 6°",
+        "at a chroma of 30, 10° is 5 units, twice what is just seen; faults of another kind turned hues by up to 5°",
     ),
     QualityLimit(
-        "shifted hue",
-        "color.hue_shift",
-        -10,
-        False,
-        0,
-        "degrees",
+        "shifted hue", "color.hue_shift", -10, False, 0, "degrees",
         "Colours have turned by {value:.0f}° of hue, from red towards magenta and blue.",
         "as for the other direction",
     ),
     QualityLimit(
-        "blurred",
-        "detail.sharpness",
-        0.7,
-        False,
-        1,
-        "",
+        "blurred", "detail.sharpness", 0.7, False, 1, "",
         "The picture is blurred: fine detail has {value:.0%} of its energy.",
-        "a Gaussian of half a pixel takes more than half of the finest octave; one of 0.3, not seen, takes 2 %",
+        "of the finest octave's energy a Gaussian of 0.5 pixels takes 40 % or more, and one of 0.3 no more than 3 %",
     ),
     QualityLimit(
-        "over-sharpened",
-        "detail.sharpening",
-        1.15,
-        True,
-        1,
-        "",
+        "over-sharpened", "detail.sharpening", 1.15, True, 1, "",
         "The picture is over-sharpened: fine detail is {value:.0%} as strong as it should be.",
-        "an unsharp mask of one pixel by 0.2 does that; less is how photographs differ between developers",
+        "an unsharp mask of one pixel by 0.2 does that",
     ),
     QualityLimit(
-        "grid",
-        "artifacts.grid",
-        0.3,
-        True,
-        0,
-        "levels",
+        "grid", "artifacts.grid", 0.3, True, 0, "levels",
         "A regular grid lies over the picture, {value:.1f} levels of 255 strong.",
-        "lines of 2 levels, the least that is seen in a smooth area, have 0.6; rounding and lost steps have up to 0.1",
+        "lines of 2 levels every 8 pixels have twice that; rounding and lost levels have no more than a third of it",
     ),
     QualityLimit(
-        "seams",
-        "artifacts.seams",
-        0.75,
-        True,
-        0,
-        "levels",
+        "seams", "artifacts.seams", 0.75, True, 0, "levels",
         "Tiles show: the picture jumps by {value:.1f} levels of 255 at their borders.",
         "a long straight step of one level is the least that bytes can show, and is seen in a smooth area",
     ),
     QualityLimit(
-        "banding",
-        "artifacts.banding",
-        0.25,
-        True,
-        0,
-        "share of levels",
+        "banding", "artifacts.banding", 0.25, True, 0, "share of levels",
         "Smooth areas show bands: {value:.0%} of their tones are missing.",
-        "every second level in all areas would be half; a quarter leaves some of the smooth areas as they were",
+        "a ramp that keeps every second level has lost a half; grain hides some of that in photographs",
     ),
     QualityLimit(
-        "fried pixels",
-        "artifacts.fried",
-        5,
-        True,
-        0,
-        "per million pixels",
+        "fried pixels", "artifacts.fried", 5, True, 0, "per million pixels",
         "Single pixels are fried: {value:.0f} in a million stand out from all around them.",
         "a single one in 512x512 pixels is 3.8 and may be a glint",
     ),
 )
+# fmt: on
 
 
 def find_faults(quality: Quality, limits: Sequence[QualityLimit] = LIMITS) -> tuple[Finding, ...]:
@@ -254,10 +171,11 @@ def find_faults(quality: Quality, limits: Sequence[QualityLimit] = LIMITS) -> tu
         value = attrgetter(limit.metric)(quality)
         if value is not None and (severity := limit.severity(float(value))) > 1:
             found.append(_tell(limit, float(value), severity, quality.color))
-    found.sort(key=lambda finding: -finding.severity)
-    worst = {finding.name: finding for finding in reversed(found)}
-    broken = [finding for finding in found if finding.name.startswith(BROKEN)]
-    return tuple(broken[:1] or sorted(worst.values(), key=found.index))
+    worst: dict[str, Finding] = {}
+    for finding in sorted(found, key=lambda finding: finding.severity, reverse=True):
+        worst.setdefault(finding.name, finding)
+    broken = [finding for finding in worst.values() if finding.name.startswith(BROKEN)]
+    return tuple(broken[:1] or worst.values())
 
 
 def _tell(limit: QualityLimit, value: float, severity: float, color: Color) -> Finding:

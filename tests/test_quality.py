@@ -1,0 +1,439 @@
+"""The metrics by what they say of known changes, and the detectors on photographs with a fault put in and without."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from operator import attrgetter
+from pathlib import Path
+
+import faults
+import msgspec
+import numpy as np
+import pytest
+from skimage.color import lab2rgb, rgb2lab
+
+from vaedeploy.bundle import Bundle
+from vaedeploy.errors import ImageError, InputError
+from vaedeploy.files import read_image
+from vaedeploy.golden import compute_golden
+from vaedeploy.photos import Shape, load_photos
+from vaedeploy.quality import LIMITS, Quality, QualityLimit, find_faults, measure_batch, measure_quality
+from vaedeploy.runtime import VAE
+from vaedeploy.source import load_reference
+from vaedeploy.verify import to_levels
+
+KODAK = Path(__file__).parents[2] / "shared" / "images" / "kodak"
+TILE = faults.TILE
+
+needs_kodak = pytest.mark.skipif(not KODAK.is_dir(), reason="the Kodak photographs are not beside this checkout")
+
+Picture = faults.Picture
+
+
+def kodak(*numbers: int) -> list[Picture]:
+    return [read_image(KODAK / f"kodim{number:02}.png") for number in numbers]
+
+
+@pytest.fixture(scope="module")
+def photo() -> Picture:
+    """Half of scikit-image's astronaut: (256, 384, 3)."""
+    return np.ascontiguousarray(load_photos()[0][:256, :384])
+
+
+@pytest.fixture(scope="module")
+def crops() -> list[Picture]:
+    """Of scikit-image's photographs; only the first two have smooth areas."""
+    astronaut, coffee, chelsea = load_photos()
+    return [np.ascontiguousarray(p[:256, :320]) for p in (astronaut, coffee, chelsea)]
+
+
+def words(quality: Quality) -> list[str]:
+    return [finding.name for finding in find_faults(quality)]
+
+
+def test_a_picture_beside_itself_differs_in_nothing(photo: Picture) -> None:
+    quality = measure_quality(photo, photo, tile=TILE)
+    error, color, contrast = quality.error, quality.color, quality.contrast
+    assert (error.psnr, error.ssim, error.off_by_more_than_1, error.off_by_more_than_2) == (None, 1, 0, 0)
+    assert error.ms_ssim == pytest.approx(1)
+    assert (color.ciede2000_max, color.bias_l, color.bias_a, color.bias_b) == (0, 0, 0, 0)
+    assert (color.white_shift, color.black_shift, color.cast) == (0, 0, 0)
+    assert (color.chroma_ratio, color.hue_shift) == pytest.approx((1, 0))
+    assert (contrast.global_ratio, contrast.local_ratio, contrast.mid_shift) == (1, 1, 0)
+    assert all(given == found for given, found in contrast.tone_curve)
+    assert quality.detail.octaves == (1,) * 6
+    assert quality.detail.gains == pytest.approx((1,) * 6, abs=1e-7)
+    assert msgspec.structs.astuple(quality.artifacts) == (0, 0, 0, 0, 0, False)
+
+
+def test_error_is_what_it_says() -> None:
+    reference = np.full((64, 96, 3), 100, np.uint8)
+    candidate = reference.copy()
+    candidate[0, 0] += np.array([2, 0, 0], np.uint8)
+    candidate[0, 1] += np.array([0, 3, 3], np.uint8)
+    error = measure_quality(reference, candidate).error
+    assert error.off_by_more_than_1 == 2 / (64 * 96)
+    assert error.off_by_more_than_2 == 1 / (64 * 96)
+    assert error.psnr == pytest.approx(10 * math.log10(255**2 * 64 * 96 * 3 / (4 + 9 + 9)))
+    assert error.ms_ssim is None
+
+
+@pytest.mark.parametrize(("height", "measured"), [(175, False), (176, True)])
+def test_five_scales_need_176_pixels(photo: Picture, height: int, measured: bool) -> None:
+    quality = measure_quality(photo[:height], faults.blur(photo[:height], 1))
+    assert (quality.error.ms_ssim is not None) is measured
+
+
+def test_ms_ssim_is_that_of_its_formula(photo: Picture) -> None:
+    """Contrast and structure written out again from moments, for the scales that the library's function is used for."""
+    from scipy.ndimage import gaussian_filter
+    from skimage.color import rgb2gray
+    from skimage.transform import downscale_local_mean
+
+    blurred = faults.blur(photo, 1)
+    x, y = (rgb2gray(p.astype(np.float64)) for p in (photo, blurred))
+    product = 1.0
+    for scale, weight in enumerate((0.0448, 0.2856, 0.3001, 0.2363, 0.1333)):
+        if scale:
+            x, y = (downscale_local_mean(a, (2, 2)) for a in (x, y))
+        means = [gaussian_filter(a, 1.5, truncate=3.5) for a in (x, y, x * x, y * y, x * y)]
+        variances, shared = means[2] - means[0] ** 2 + means[3] - means[1] ** 2, means[4] - means[0] * means[1]
+        term = (2 * shared + 7.65**2) / (variances + 7.65**2)
+        if scale == 4:
+            term *= (2 * means[0] * means[1] + 2.55**2) / (means[0] ** 2 + means[1] ** 2 + 2.55**2)
+        product *= float(term[5:-5, 5:-5].mean()) ** weight
+    assert measure_quality(photo, blurred).error.ms_ssim == pytest.approx(product, abs=1e-4)
+
+
+def to_bytes(lab: np.ndarray) -> Picture:
+    """With noise of half a level, so that rounding does not move flat areas to one side."""
+    return np.rint(lab2rgb(lab) * 255 + np.random.default_rng(0).uniform(-0.5, 0.5, lab.shape)).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("turn", "ratio", "shift"),
+    [(0, 0.8, (0, 0)), (12, 1, (0, 0)), (-7, 1.1, (0, 0)), (0, 1, (3, -2)), (5, 0.9, (-2, 4))],
+)
+def test_color_finds_what_was_done_to_the_colours(photo: Picture, turn: float, ratio: float, shift: tuple) -> None:
+    """A line in a*b* is put on muted colours, so that none leaves sRGB, and is found again."""
+    muted = (64 + photo // 2).astype(np.uint8)
+    lab = rgb2lab(muted)
+    chroma = (lab[..., 1] + 1j * lab[..., 2]) * ratio * np.exp(1j * np.radians(turn)) + complex(*shift)
+    lab[..., 1], lab[..., 2] = chroma.real, chroma.imag
+    color = measure_quality(muted, to_bytes(lab)).color
+    assert color.chroma_ratio == pytest.approx(ratio, abs=0.01)
+    assert color.hue_shift == pytest.approx(turn, abs=0.3)
+    assert (color.grey_a, color.grey_b) == pytest.approx(shift, abs=0.1)
+    assert color.bias_l == pytest.approx(0, abs=0.1)
+
+
+def test_a_grey_picture_has_no_colours_to_lose(photo: Picture) -> None:
+    grey = np.repeat(photo[..., :1], 3, axis=2)
+    color = measure_quality(grey, faults.rounding_noise(grey)).color
+    assert (color.chroma_ratio, color.hue_shift) == (1, 0)
+
+
+def test_contrast_is_what_was_done_to_lightness(photo: Picture) -> None:
+    lab = rgb2lab(faults.fade(photo, 0.5))
+    lab[..., 0] = 50 + 0.7 * (lab[..., 0] - 50)
+    reference = to_bytes(lab)
+    lab[..., 0] = 50 + 0.8 * (lab[..., 0] - 50) + 3
+    quality = measure_quality(reference, to_bytes(lab))
+    assert quality.contrast.global_ratio == pytest.approx(0.8, abs=0.01)
+    assert quality.contrast.local_ratio == pytest.approx(0.8, abs=0.02)
+
+
+@pytest.mark.parametrize("levels", [6, -6])
+def test_mid_shift_is_of_brightness_and_not_of_contrast(photo: Picture, levels: float) -> None:
+    muted = (64 + photo // 2).astype(np.uint8)
+    shift = measure_quality(muted, faults.cast(muted, levels)).contrast.mid_shift
+    assert shift == pytest.approx(levels / 255 * 100, rel=0.1)  # about mid grey, L* is nearly linear in sRGB levels
+    assert abs(measure_quality(muted, faults.wash_out(muted, 0.3)).contrast.mid_shift) < 0.5
+
+
+def test_the_tone_curve_is_the_tones(photo: Picture) -> None:
+    curve = measure_quality(photo, (photo // 2).astype(np.uint8)).contrast.tone_curve
+    assert 30 <= len(curve) <= 33
+    assert all(found == pytest.approx(level / 2, abs=1) for level, found in curve)
+
+
+def test_octaves_are_where_the_frequencies_are() -> None:
+    """A sine of each period in turn is halved: its own octave has a quarter of the energy, the others keep theirs."""
+    columns = np.arange(256) + np.zeros((256, 1))
+    periods = (3, 6, 12, 24, 48)
+    waves = [20 * np.sin(2 * np.pi * columns / period + period) for period in periods]
+    reference = np.rint(128 + sum(waves)).astype(np.uint8)
+    for octave, wave in enumerate(waves):
+        candidate = np.rint(128 + sum(waves) - wave / 2).astype(np.uint8)
+        detail = measure_quality(reference[..., None].repeat(3, 2), candidate[..., None].repeat(3, 2)).detail
+        expected = [0.5 if n == octave else 1 for n in range(len(periods))]
+        assert detail.gains[: len(periods)] == pytest.approx(expected, abs=0.02)
+
+
+def test_blur_takes_what_its_transfer_function_takes(photo: Picture) -> None:
+    """Gaussian of sigma: amplitude exp(-2 (pi sigma f)^2), so between the values at the ends of each octave."""
+    gains = measure_quality(photo, faults.blur(photo, 0.8)).detail.gains
+    ends = [math.exp(-2 * (math.pi * 0.8 * 0.5**n) ** 2) for n in range(1, 6)]
+    for gain, (low, high) in zip(gains[1:], itertools.pairwise(ends[1:]), strict=False):
+        assert low - 0.01 <= gain <= high + 0.01
+
+
+def test_a_pattern_of_the_factor_is_a_grid_and_another_is_not(photo: Picture) -> None:
+    columns = np.arange(photo.shape[1])[:, None]
+    muted = 32 + photo // 2
+    for period in (2, 4, 8, 7, 11):
+        wave = np.rint(3 * np.cos(2 * np.pi * columns / period)).astype(np.int8)
+        grid = measure_quality(muted, (muted + wave).astype(np.uint8)).artifacts.grid
+        if 8 % period == 0:
+            assert grid == pytest.approx(wave[:8].std(), abs=0.1), period
+        else:
+            assert grid < 0.2 * wave.std(), period
+
+
+def test_a_seam_is_as_high_as_its_step(photo: Picture) -> None:
+    candidate = photo // 2 + 64
+    reference = candidate.copy()
+    candidate[:, 128:256] += 5
+    candidate[128:] += 3
+    seams = measure_quality(reference, candidate, tile=128).artifacts.seams
+    assert seams == pytest.approx((5 + 5 + 3) / 3, abs=0.5)
+    assert measure_quality(reference, candidate).artifacts.seams is None
+    assert measure_quality(reference, candidate, tile=96).artifacts.seams == pytest.approx(0, abs=0.1)
+    assert measure_quality(reference, candidate, tile=512).artifacts.seams == 0
+
+
+def test_banding_is_the_share_of_levels_that_are_gone() -> None:
+    ramp = (100 + np.arange(256) / 4 + np.zeros((256, 1))).astype(np.uint8)[..., None].repeat(3, 2)
+    for step, lost in ((2, 1 / 2), (4, 3 / 4)):
+        banding = measure_quality(ramp, ramp // step * step).artifacts.banding
+        assert banding == pytest.approx(lost, abs=0.2)
+    assert (
+        measure_quality(ramp, (ramp // 2 + 50).astype(np.uint8)).artifacts.banding < 0.05
+    )  # flatter, with every level
+
+
+def test_fried_pixels_are_counted() -> None:
+    flat = np.full((200, 250, 3), 90, np.uint8)
+    candidate = flat.copy()
+    candidate[50, 60] = 255  # a pixel
+    candidate[100:103, 120:123] = (255, 0, 90)  # a speck three pixels wide, which counts by its middle
+    candidate[150, 60:] = 255  # a line is none
+    assert measure_quality(flat, candidate).artifacts.fried == 2 / (200 * 250) * 1e6
+    assert measure_quality(candidate, candidate).artifacts.fried == 0
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_not_a_number_is_told_alone(photo: Picture, value: float) -> None:
+    for share in (1e-4, 0.01, 1):
+        quality = measure_quality(photo, faults.add_nan(photo, share, value))
+        assert quality.artifacts.nonfinite == pytest.approx(share, rel=0.3)
+        assert words(quality) == ["broken (NaN)"]
+
+
+@pytest.mark.parametrize("level", [0, 128, 255])
+def test_a_constant_picture_is_told_alone(photo: Picture, level: int) -> None:
+    flat = faults.flatten(photo, level)
+    assert words(measure_quality(photo, flat)) == ["broken (constant)"]
+    assert words(measure_quality(flat, flat)) == []
+
+
+def test_a_float_picture_is_measured_as_its_bytes(photo: Picture) -> None:
+    candidate = faults.blur(photo, 1)
+    assert measure_quality(photo, faults.to_float(candidate)) == measure_quality(photo, candidate)
+    assert measure_quality(photo, faults.to_float(candidate).astype(np.float64)) == measure_quality(photo, candidate)
+
+
+def test_a_batch_is_its_items(crops: list[Picture]) -> None:
+    references = np.stack(crops)
+    candidates = np.stack([faults.blur(references[0], 1), references[1], faults.fry(references[2], 100)])
+    found = measure_batch(references, candidates, tile=TILE)
+    assert found == tuple(measure_quality(r, c, tile=TILE) for r, c in zip(references, candidates, strict=True))
+    assert [words(quality)[:1] for quality in found] == [["blurred"], [], ["fried pixels"]]
+
+
+GOOD = np.zeros((64, 48, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("reference", "candidate", "message"),
+    [
+        (GOOD[..., 0], GOOD, "reference is uint8 of shape (64, 48); it must be (H, W, 3) uint8"),
+        (GOOD / 255, GOOD, "reference is float64 of shape (64, 48, 3); it must be (H, W, 3) uint8"),
+        (
+            GOOD[:31],
+            GOOD[:31],
+            "the pictures are 31x48; a side must be 32 pixels or more to be measured",
+        ),
+        (
+            GOOD,
+            GOOD[:56],
+            "candidate is uint8 of shape (56, 48, 3); beside this reference it must be (64, 48, 3) uint8, "
+            "or (3, 64, 48) float around [-1, 1]",
+        ),
+        (
+            GOOD,
+            GOOD / 255,
+            "candidate is float64 of shape (64, 48, 3); beside this reference it must be (64, 48, 3) uint8, "
+            "or (3, 64, 48) float around [-1, 1]",
+        ),
+    ],
+)
+def test_what_is_no_picture_is_refused(reference: np.ndarray, candidate: np.ndarray, message: str) -> None:
+    with pytest.raises(ImageError) as error:
+        measure_quality(reference, candidate)
+    assert str(error.value) == message
+
+
+def test_batches_of_two_lengths_are_refused() -> None:
+    with pytest.raises(ImageError) as error:
+        measure_batch(np.stack([GOOD] * 2), np.stack([GOOD] * 3))
+    assert str(error.value) == "there are 2 references and 3 candidates; give one for each"
+
+
+@pytest.mark.parametrize(("what", "smallest"), [("factor", 1), ("tile", 2)])
+def test_sizes_that_are_too_small_are_refused(what: str, smallest: int) -> None:
+    with pytest.raises(InputError) as error:
+        measure_quality(GOOD, GOOD, **{what: smallest - 1})
+    assert str(error.value) == f"{what} is {smallest - 1}; it must be a whole number of pixels, {smallest} or more"
+
+
+def test_a_picture_smaller_than_the_factor_is_refused() -> None:
+    with pytest.raises(ImageError) as error:
+        measure_quality(GOOD, GOOD, factor=64)
+    assert str(error.value) == "the pictures are 64x48; a side must be 64 pixels or more to be measured"
+
+
+@pytest.mark.parametrize("factor", [1, 2, 4, 16, 32])
+@pytest.mark.parametrize("size", [(32, 32), (33, 47), (64, 40)])
+def test_every_size_and_factor_is_measured(photo: Picture, factor: int, size: tuple[int, int]) -> None:
+    picture = photo[: size[0], : size[1]]
+    for tile in (2, 16, 64):
+        assert find_faults(measure_quality(picture, picture, factor=factor, tile=tile)) == ()
+
+
+def test_every_limit_has_a_metric_and_a_reason(photo: Picture) -> None:
+    clean = measure_quality(photo, photo, tile=TILE)
+    for limit in LIMITS:
+        assert limit.reason
+        assert limit.severity(limit.neutral) == 0
+        assert limit.severity(float(attrgetter(limit.metric)(clean))) <= 1
+        if limit.bound:
+            assert limit.severity(limit.bound) == pytest.approx(1)
+            beyond = limit.bound + (1e-3 if limit.upper else -1e-3)
+            assert limit.severity(beyond) > 1
+
+
+def test_the_documentation_states_every_limit() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "fidelity.md").read_text(encoding="utf-8")
+    for limit in LIMITS:
+        side = "at most" if limit.upper else "at least"
+        name = limit.name.replace("{tint}", "*colour*")
+        bound = f"{side} {limit.bound:g} {limit.unit}".strip()
+        assert f"| {name} | `{limit.metric}` | {bound} | {limit.reason} |" in text
+
+
+def test_a_finding_says_its_number_and_its_limit(photo: Picture) -> None:
+    (finding, *_) = find_faults(measure_quality(photo, faults.GREEN(photo, 10)))
+    assert (finding.name, finding.metric, finding.limit, finding.unit) == ("green cast", "color.cast", 2.3, "a*b*")
+    assert finding.words == (
+        f"There is a green cast: grey has moved by {finding.value:.1f} towards green (2.3 is just seen)."
+    )
+    assert finding.severity == pytest.approx(finding.value / 2.3)
+
+
+def test_limits_may_be_ones_own(photo: Picture) -> None:
+    quality = measure_quality(photo, faults.blur(photo, 0.3))
+    strict = QualityLimit("blurred", "detail.sharpness", 0.999, False, 1, "", "{value:.3f}", "a test")
+    assert find_faults(quality) == ()
+    assert [finding.limit for finding in find_faults(quality, [strict])] == [0.999]
+
+
+COLORS = {"red": (1, 0, 0), "yellow": (1, 1, -1), "green": (-1, 1, -1), "cyan": (-1, 1, 1), "blue": (0, 0, 1)}
+
+
+@pytest.mark.parametrize("color", COLORS)
+def test_a_cast_is_told_by_its_colour(photo: Picture, color: str) -> None:
+    assert words(measure_quality(photo, faults.cast(photo, 8, COLORS[color])))[0] == f"{color} cast"
+
+
+def test_a_grey_picture_may_have_too_much_contrast(photo: Picture) -> None:
+    grey = np.repeat(64 + photo[..., :1] // 2, 3, axis=2).astype(np.uint8)
+    assert words(measure_quality(grey, faults.harden(grey, 0.1))) == ["too much contrast"]
+    assert words(measure_quality(grey, faults.wash_out(grey, 0.1))) == ["washed out"]
+
+
+def test_swapped_channels_are_a_shifted_hue(photo: Picture) -> None:
+    assert "shifted hue" in words(measure_quality(photo, photo[..., ::-1]))
+
+
+@pytest.mark.parametrize("detector", faults.DETECTORS, ids=lambda detector: detector.fault)
+def test_a_detector_ranks_fires_and_names(detector: faults.Detector, crops: list[Picture]) -> None:
+    check_detector(detector, crops[:2] if detector.word == "banding" else crops)
+
+
+def test_contrast_and_colours_that_both_grow_are_both_told(crops: list[Picture]) -> None:
+    for photo in crops:
+        muted = (48 + photo // 2).astype(np.uint8)
+        assert set(words(measure_quality(muted, faults.harden(muted, 0.2)))) == {"too much contrast", "over-saturated"}
+
+
+def check_detector(detector: faults.Detector, photos: list[Picture]) -> None:
+    assert detector.fires_from in detector.strengths
+    (limit, *_) = [limit for limit in LIMITS if limit.metric == detector.metric and fits(limit, detector.word)]
+    for number, photo in enumerate(photos):
+        severities = []
+        for strength in detector.strengths:
+            quality = measure_quality(photo, detector.inject(photo, strength), tile=TILE)
+            severities.append(limit.severity(float(attrgetter(detector.metric)(quality))))
+            if strength >= detector.fires_from:
+                assert detector.word in words(quality), (number, strength)
+        assert words(quality)[0] == detector.word, (number, words(quality))
+        assert severities == sorted(set(severities)), (number, severities)
+
+
+def fits(limit: QualityLimit, word: str) -> bool:
+    return limit.name in (word, "{tint} cast" if word.endswith(" cast") and word != "grey cast" else word)
+
+
+@pytest.mark.parametrize("name", faults.synthetic_pictures())
+def test_gradients_and_periodic_textures_are_clean(name: str) -> None:
+    check_clean(faults.synthetic_pictures()[name])
+
+
+def test_photographs_are_clean() -> None:
+    for photo in load_photos():
+        check_clean(photo)
+
+
+@needs_kodak
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(1, 17))
+def test_kodak_photographs_are_clean(number: int) -> None:
+    check_clean(*kodak(number))
+
+
+def check_clean(picture: Picture) -> None:
+    assert words(measure_quality(picture, picture, tile=TILE)) == []
+    assert words(measure_quality(picture, faults.rounding_noise(picture), tile=TILE)) == []
+
+
+@needs_kodak
+@pytest.mark.slow
+@pytest.mark.parametrize("detector", faults.DETECTORS, ids=lambda detector: detector.fault)
+def test_detectors_on_kodak_photographs(detector: faults.Detector) -> None:
+    check_detector(detector, kodak(3, 4, 12, 15))
+
+
+@needs_kodak
+@pytest.mark.slow
+def test_a_graph_beside_pytorch_is_clean_and_its_faults_are_told(demo_bundle: Bundle) -> None:
+    """On a photograph that the demo VAE never saw; latents of a wrong scale are what a wrong contract gives."""
+    (photo,) = (picture[:384, :512] for picture in kodak(15))
+    (case,) = compute_golden(load_reference("demo"), [photo], [Shape("photo", 1, 384, 512, False)])
+    (expected,) = to_levels(case.image)
+    latent = next(iter(case.latents.values()))
+    with VAE(demo_bundle.path) as vae:
+        assert words(measure_quality(expected, vae.decode(latent, output="float")[0])) == []
+        assert "washed out" in words(measure_quality(expected, vae.decode(latent * np.float32(0.6))[0]))
+        assert words(measure_quality(expected, vae.decode(latent * np.float32(1.6))[0]))
