@@ -16,7 +16,7 @@ from vaedeploy import golden
 from vaedeploy.bundle import Bundle, edit_bundle
 from vaedeploy.errors import BundleError, InputError, WeightsError
 from vaedeploy.golden import GoldenCase
-from vaedeploy.judge import prepare_photo
+from vaedeploy.judge import find_look, prepare_photo
 from vaedeploy.manifest import PARTS, Part, Precision
 from vaedeploy.photos import Shape, crop_batch, load_photos
 from vaedeploy.progress import Progress, silent
@@ -43,6 +43,7 @@ def verify_backend(
     reference: Reference | None = None,
     weights: str | Path | None = None,
     photos: str | Path | None = None,
+    page: str | Path | None = None,
     progress: Progress = silent,
 ) -> Report:
     """Compare what ``backend`` computes on this machine with the reference, and note the verdict with the engines.
@@ -51,6 +52,8 @@ def verify_backend(
     that every bundle is verified at. Inputs are photographs and their latents. profile: the engines of that profile
     alone. device: the CUDA device. reference: the VAE in PyTorch, weights: where its weights are; it is run in float32
     on the GPU. Without either, the bundle's float32 graph, verified against PyTorch, is run on the CPU.
+
+    page: a folder for an HTML page that shows it, see ``report.write_report``.
 
     Raises InputError for a backend or profile that there is not, BackendError and EngineError where it does not answer
     here, BundleError where the bundle itself is not verified and nothing else could be compared with.
@@ -68,6 +71,7 @@ def verify_backend(
     truth: _Truth = _Graph(bundle) if reference is None else _Torch(reference, device)
     rows: list[Case] = []
     judged: list[tuple[Candidate, Report]] = []
+    look = find_look(bundle.manifest)
     for candidate in candidates:
         if backend not in ENGINES and candidate is not candidates[0]:
             continue  # what runs again what half precision could not hold is the portable graph, verified as it is
@@ -77,12 +81,18 @@ def verify_backend(
             *_callables(bundle, candidate),
             precision=_limits(bundle, candidate),
             form=f"{backend} {candidate.precision}",
+            look=look,
             progress=progress,
         )
         rows += found
         judged.append((candidate, Report(candidate.precision, truth.name, backend, found)))
     report = Report(bundle.manifest.precision, truth.name, backend, tuple(rows))
     _note(bundle, judged, report)
+    if page is not None:
+        from vaedeploy.report import Looks, verification_document, write_report
+
+        assert isinstance(look, Looks)  # else that import failed
+        write_report(verification_document(bundle.path.resolve().name, report, look.pictures), page)
     return report
 
 

@@ -245,12 +245,13 @@ def case_rows(report: Report) -> list[Row]:
 
 
 def verdict_lines(report: Report) -> list[str]:
-    """Each limit that was missed, and last the verdict."""
+    """Each limit that was missed, what a person would see, and last the verdict."""
     failed = [case for case in report.cases if not case.passed]
     lines = [f"{c.form} {c.part} {_case_shape(c)}, {c.output}: {failure}" for c in failed for failure in c.failures]
+    lines += [f"seen: {c.form} {c.part} {_case_shape(c)}: {words}" for c in report.cases for words in c.findings or ()]
     setting = f"on {report.backend} against {report.reference}"
     if report.passed:
-        return [f"verified: {len(report.cases)} cases {setting}"]
+        return [*lines, f"verified: {len(report.cases)} cases {setting}"]
     return [*lines, f"FAILED: {len(failed)} of {len(report.cases)} cases {setting}"]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from vaedeploy import terminal
-from vaedeploy.cli.group import PATH, cli, json_option, photos_option, profiles_option
+from vaedeploy.cli.group import PATH, cli, json_option, page_option, photos_option, profiles_option
 from vaedeploy.errors import VerificationError
 
 
@@ -69,18 +69,20 @@ def export(no_rewrite: bool, no_verify: bool, folder: Path | None, **options: An
 @click.option("--backend", metavar="NAME", help="What this machine's GPU computes, instead of the graphs on the CPU.")
 @click.option("--profile", metavar="NAME", help="The engines of that profile alone.")
 @photos_option
+@page_option
 @json_option
 def verify(bundle: Path, weights: str | None, backend: str | None, as_json: bool, **options: Any) -> None:
     """Compare a bundle with PyTorch, and mark it verified or not.
 
     With --backend, its engines or what ONNX Runtime computes on this machine's GPU, at the smallest, the best and the
-    largest of the sizes that they take. Prints each case with its metrics, and the verdict. The exit code is 3 if a
-    limit is exceeded.
+    largest of the sizes that they take. Prints each case with its metrics, what a person would see, and the verdict.
+    The exit code is 3 if a limit is exceeded.
 
     \b
     Example:
       vaedeploy verify mse840k
       vaedeploy verify mse840k --json > report.json
+      vaedeploy verify mse840k --report report
       vaedeploy verify mse840k --backend tensorrt-rtx --profile rtx4090
     """
     from vaedeploy.overview import CASE_COLUMNS, case_rows, verdict_lines
@@ -90,7 +92,8 @@ def verify(bundle: Path, weights: str | None, backend: str | None, as_json: bool
         raise click.UsageError("--profile is for engines: give --backend too.")
     with terminal.progress_display() as progress:
         if backend is None:
-            report = verify_bundle(bundle, weights=weights, photos=options["photos"], progress=progress)
+            options.pop("profile")
+            report = verify_bundle(bundle, weights=weights, progress=progress, **options)
         else:
             from vaedeploy.gate import verify_backend
 
@@ -160,7 +163,7 @@ def swap(bundle: Path, vae: str | None, weights: str | None, restore: bool) -> N
 @cli.command()
 @click.argument("bundles", nargs=-1, required=True, type=PATH, metavar="BUNDLE BUNDLE...")
 @click.option("--images", required=True, type=PATH, metavar="DIR", help="A folder of photographs to look at.")
-@click.option("-o", "--report", type=PATH, metavar="DIR", help="Write a page with pictures, DIR/index.html.")
+@page_option
 @click.option("--backend", metavar="NAME", help="Who computes. [default: the first that answers here]")
 @json_option
 def compare(bundles: tuple[Path, ...], images: Path, as_json: bool, **options: Any) -> None:

@@ -50,7 +50,7 @@ def compare_bundles(
     bundles: Sequence[str | Path],
     images: str | Path,
     *,
-    report: str | Path | None = None,
+    page: str | Path | None = None,
     backend: str | None = None,
     progress: Progress = silent,
 ) -> Comparison:
@@ -58,10 +58,10 @@ def compare_bundles(
 
     bundles: two or more; each is called by its folder's name, or by its path where two have one name. images: a folder;
     its pictures are cut in the middle to sizes that all of the bundles take, and to 1024 pixels a side at most.
-    report: a folder for the page, see ``write_report``. backend: who computes, see ``VAE``.
+    page: a folder for an HTML page, see ``write_report``. backend: who computes, see ``VAE``.
 
     All bundles are held in memory at once. Raises InputError for fewer than two bundles or one given twice, ImageError
-    for pictures that cannot be read or are under 32 pixels a side, OutputError for a ``report`` that cannot be written
+    for pictures that cannot be read or are under 32 pixels a side, OutputError for a ``page`` that cannot be written
     to, and whatever ``VAE`` raises.
     """
     names = _names([Path(bundle) for bundle in bundles])
@@ -82,8 +82,8 @@ def compare_bundles(
     ]
     summaries = tuple(summarize(name, [row for row in rows if row.bundle == name]) for name in vaes)
     comparison = Comparison(tuple(vaes), summaries, *truest(summaries), speeds, swaps, tuple(rows))
-    if report is not None:
-        write_report(comparison_document(comparison, pictures, strips), report)
+    if page is not None:
+        write_report(comparison_document(comparison, pictures, strips), page)
     return comparison
 
 

@@ -97,7 +97,7 @@ def _render(document: Document, side: int, shown: int) -> bytes:
     furthest = sorted(numbered, key=lambda pair: _likeness(pair[1]))[:shown]
     page = environment.get_template("page.html").render(
         document=document,
-        tables=(*document.tables, metric_table(document.pictures)),
+        tables=(*document.tables, *([metric_table(document.pictures)] if document.pictures else [])),
         strips=[
             (s.title, s.words, [(name, at_most(p, STRIP_SIDE)) for name, p in s.pictures]) for s in document.strips
         ],
