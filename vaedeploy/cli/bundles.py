@@ -178,7 +178,7 @@ def compare(bundles: tuple[Path, ...], images: Path, as_json: bool, **options: A
       vaedeploy compare demo demo-mse --images photos -o report
     """
     from vaedeploy.compare import compare_bundles
-    from vaedeploy.compare.words import summary_lines
+    from vaedeploy.compare.words import summary_lines, swap_lines
     from vaedeploy.overview import COMPARE_COLUMNS, compare_rows
 
     with terminal.progress_display() as progress:
@@ -187,4 +187,4 @@ def compare(bundles: tuple[Path, ...], images: Path, as_json: bool, **options: A
         terminal.show_json(found)
     else:
         terminal.show_table(COMPARE_COLUMNS, compare_rows(found), numbers=COMPARE_COLUMNS[1:])
-        terminal.show("\n".join(summary_lines(found)))
+        terminal.show("\n".join((*summary_lines(found), *swap_lines(found))))

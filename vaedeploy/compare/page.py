@@ -4,24 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vaedeploy.compare.result import Comparison
+from vaedeploy.compare.result import Comparison, Swap
 from vaedeploy.compare.words import summary_lines, verdict_line
 from vaedeploy.report import Cell, Column, Document, Picture, Strip, Table
 from vaedeploy.report.document import Tone
 
 
 def comparison_document(comparison: Comparison, pictures: Sequence[Picture], strips: Sequence[Strip]) -> Document:
-    """strips: pictures of the swaps, whose words need no repetition among the sentences."""
+    """strips: pictures of the swaps, each with its words."""
     return Document(
         title=f"{', '.join(comparison.bundles)} on {len(pictures)} photographs",
         verdict=verdict_line(comparison),
         tone=_tone(comparison),
-        sentences=tuple(summary_lines(comparison)),
+        sentences=(*summary_lines(comparison), *(_in_short(swap) for swap in comparison.swaps)),
         reference="photograph",
         pictures=tuple(pictures),
         tables=(_overview(comparison), _swaps(comparison)),
         strips=tuple(strips),
     )
+
+
+def _in_short(swap: Swap) -> str:
+    why = f" ({swap.cause})" if swap.cause else ""
+    return f"Latents of {swap.encoder}, decoded by {swap.decoder}: {swap.verdict}{why}."
 
 
 def _tone(comparison: Comparison) -> Tone:

@@ -50,15 +50,19 @@ def remedy(transform: Transform) -> str:
 
 
 def summary_lines(comparison: Comparison) -> list[str]:
-    """Who is truest, who is fastest, and what became of each swap that is not plainly compatible."""
+    """Who is truest, what each VAE does to photographs, and who is fastest."""
     lines = [
         _truest("colour", comparison.truest_color, comparison),
         _truest("detail", comparison.truest_detail, comparison),
     ]
     lines += [_bundle_line(comparison, name) for name in comparison.bundles]
     lines += [_fastest(part, comparison.speeds) for part in ("encode", "decode")]
-    lines += [f"{swap.encoder} into {swap.decoder}: {swap.verdict}. {swap.words}" for swap in comparison.swaps]
     return [line for line in lines if line]
+
+
+def swap_lines(comparison: Comparison) -> list[str]:
+    """What became of each swap."""
+    return [f"{swap.encoder} into {swap.decoder}: {swap.verdict}. {swap.words}" for swap in comparison.swaps]
 
 
 def verdict_line(comparison: Comparison) -> str:
