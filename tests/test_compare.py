@@ -177,7 +177,7 @@ def test_a_vae_that_is_right_by_itself_and_has_another_latent_is_found_out(
     [
         (lambda levels: (levels + levels.mean(axis=3, keepdims=True)) / 2, "colour and contrast"),
         (lambda levels: levels * np.array([1.15, 1.0, 0.8]), "colour and contrast"),
-        (lambda levels: gaussian_filter(levels, (0, 0.8, 0.8, 0)), "detail"),
+        (lambda levels: gaussian_filter(levels, (0, 1.1, 1.1, 0)), "detail"),
     ],
     ids=["pale", "warm", "blurred"],
 )
