@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from vaedeploy.bundle import Bundle
+    from vaedeploy.compare import Comparison, compare_bundles
     from vaedeploy.engines import build_engines
     from vaedeploy.errors import (
         BackendError,
@@ -64,6 +65,7 @@ __all__ = [
     "Bundle",
     "BundleError",
     "Case",
+    "Comparison",
     "ContractError",
     "DownloadError",
     "EngineError",
@@ -84,6 +86,7 @@ __all__ = [
     "VerificationError",
     "WeightsError",
     "build_engines",
+    "compare_bundles",
     "export_vae",
     "get_preset",
     "get_profile",
@@ -98,6 +101,7 @@ __all__ = [
 _HOMES = {
     "Bundle": "bundle",
     "Case": "verify",
+    "Comparison": "compare",
     "LatentSpec": "latent",
     "Preset": "preset",
     "Profile": "profile",
@@ -105,6 +109,7 @@ _HOMES = {
     "Report": "verify",
     "VAE": "runtime",
     "build_engines": "engines",
+    "compare_bundles": "compare",
     "export_vae": "pipeline",
     "get_preset": "preset",
     "get_profile": "profile",

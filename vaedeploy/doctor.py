@@ -26,6 +26,7 @@ EXTRAS = {
         "onnx_ir": "onnx_ir",
         "onnxscript": "onnxscript",
         "scikit-image": "skimage",
+        "scipy": "scipy",
         "torch": "torch",
     },
     "build": {"onnx": "onnx", "onnx_ir": "onnx_ir", "onnxscript": "onnxscript", "polygraphy": "polygraphy"},
