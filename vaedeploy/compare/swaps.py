@@ -92,12 +92,12 @@ def _judge(
         words = f"{encoder} has latents of {contracts[0]}, {decoder} of {contracts[1]}: they cannot be exchanged."
         return Swap(encoder, decoder, "not compatible", words, "another latent contract"), ()
     mine = own[encoder]
-    pictures = _decode(vaes[decoder], mine.latents)
-    looks = [_measure(expected, pictures, specs[0]) for expected in (mine.pictures, crops)]
-    beside = looks[0] if encoder != decoder else looks[1]
+    pictures = mine.pictures if encoder == decoder else _decode(vaes[decoder], mine.latents)
+    at_photos = _measure(crops, pictures, specs[0])
+    beside = at_photos if encoder == decoder else _measure(mine.pictures, pictures, specs[0])
     findings = _common([find_faults(quality) for quality in beside])
     psnr, own_psnr = _psnr(pictures, crops), _psnr(mine.pictures, crops)
-    lost_color = _color(looks[1]) - _color(_measure(crops, mine.pictures, specs[0]))
+    lost_color = _color(at_photos) - _color(_measure(crops, mine.pictures, specs[0]))
     shown = [(f"{encoder} by itself", mine.pictures[0]), (f"its latent by {decoder}", pictures[0])]
     diagnosis = _Diagnosis("compatible")
     if encoder == decoder:
