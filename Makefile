@@ -5,7 +5,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 DEMO := build/demo
 
-.PHONY: help setup demo test test-gpu bench-gpu lint types format check clean
+.PHONY: help setup demo test test-page test-gpu bench-gpu lint types format check clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -32,6 +32,11 @@ demo: $(READY)  ## export the VAE that the package carries, verify it, encode an
 
 test: $(READY)  ## run every test
 	$(BIN)/python -m pytest
+
+# Debian's: browsers that packages of Python bring are hundreds of megabytes.
+test-page: $(READY)  ## run the tests of the report's page in headless Chromium, which is installed if it is not there
+	command -v chromium >/dev/null || apt-get install --yes --no-install-recommends chromium
+	$(BIN)/python -m pytest -m browser
 
 # GPU_PYTHON=python3 takes an environment of your own, which has what is to be tried: onnxruntime-gpu, tensorrt.
 test-gpu: $(if $(GPU_PYTHON),,$(READY))  ## run the tests that need a CUDA device

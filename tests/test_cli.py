@@ -220,7 +220,7 @@ def test_doctor_names_what_is_installed_and_who_answers(vaedeploy):
     assert rows["vaedeploy"] == __version__
     assert rows["numpy"] == np.__version__
     assert rows["backend onnxruntime-cpu"] == "answers"
-    assert rows["extra [export]"] == "complete (for export, verify)"
+    assert rows["extra [export]"] == "complete (for export, verify, compare)"
 
 
 def test_doctor_as_json(vaedeploy):

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from vaedeploy.bisect import Bisection, bisect_bundle
     from vaedeploy.bundle import Bundle
+    from vaedeploy.compare import Comparison, compare_bundles
     from vaedeploy.engines import build_engines
     from vaedeploy.errors import (
         BackendError,
@@ -66,6 +67,7 @@ __all__ = [
     "Bundle",
     "BundleError",
     "Case",
+    "Comparison",
     "ContractError",
     "DownloadError",
     "EngineError",
@@ -87,6 +89,7 @@ __all__ = [
     "WeightsError",
     "bisect_bundle",
     "build_engines",
+    "compare_bundles",
     "export_vae",
     "get_preset",
     "get_profile",
@@ -102,6 +105,7 @@ _HOMES = {
     "Bisection": "bisect",
     "Bundle": "bundle",
     "Case": "verify",
+    "Comparison": "compare",
     "LatentSpec": "latent",
     "Preset": "preset",
     "Profile": "profile",
@@ -110,6 +114,7 @@ _HOMES = {
     "VAE": "runtime",
     "bisect_bundle": "bisect",
     "build_engines": "engines",
+    "compare_bundles": "compare",
     "export_vae": "pipeline",
     "get_preset": "preset",
     "get_profile": "profile",

@@ -114,7 +114,7 @@ def bench_bundle(
                     progress("Timing", done, total)
                     calls = {n: _call(vae, part, photo if part == "encoder" else latent) for n, vae in vaes.items()}
                     floors = {n: _floor(bundle, part, (batch, height, width), ceilings[n], n) for n in vaes}
-                    for name, (seconds, problem) in _take_turns(calls, rounds).items():
+                    for name, (seconds, problem) in take_turns(calls, rounds).items():
                         row = Timing(name, _precision(bundle, name), part, batch, height, width, problem=problem)
                         timings.append(_filled(row, seconds, floors[name]) if seconds else row)
                     done += 1
@@ -156,7 +156,7 @@ def _call(vae: VAE, part: Part, value: Any) -> Callable[[], Any]:
     return lambda: vae.encode(value) if part == "encoder" else vae.decode(value)
 
 
-def _take_turns(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, tuple[list[float], str | None]]:
+def take_turns(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, tuple[list[float], str | None]]:
     """Seconds of a call in each round, or why there are none. The order is reversed every other round."""
     repeats: dict[str, int] = {}
     problems: dict[str, str] = {}

@@ -22,6 +22,7 @@ EXTRAS = {
     "export": {
         "diffusers": "diffusers",
         "huggingface_hub": "huggingface_hub",
+        "jinja2": "jinja2",
         "onnx": "onnx",
         "onnx_ir": "onnx_ir",
         "onnxscript": "onnxscript",
@@ -38,7 +39,7 @@ EXTRAS = {
 PURPOSES = {
     "cpu": "encode, decode, verify",
     "cuda": "the same on an NVIDIA GPU, instead of cpu",
-    "export": "export, verify",
+    "export": "export, verify, compare",
     "build": "what builds of any backend need",
     "rtx": "build --backend tensorrt-rtx, on any machine, and run on RTX GPUs",
     "tensorrt": "build --backend tensorrt, on the GPU that it is for, and run there",

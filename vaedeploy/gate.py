@@ -17,7 +17,7 @@ from vaedeploy import golden
 from vaedeploy.bundle import Bundle, edit_bundle
 from vaedeploy.errors import BundleError, InputError, WeightsError
 from vaedeploy.golden import GoldenCase
-from vaedeploy.judge import prepare_photo
+from vaedeploy.judge import find_look, prepare_photo
 from vaedeploy.manifest import PARTS, Part, Precision
 from vaedeploy.photos import Shape, crop_batch, load_photos, verification_shapes
 from vaedeploy.progress import Progress, silent
@@ -25,7 +25,7 @@ from vaedeploy.runtime.backends import ENGINES, Candidate, Runner, find_candidat
 from vaedeploy.runtime.engine import Half
 from vaedeploy.runtime.onnxruntime_cpu import Session
 from vaedeploy.shapes import CORNERS
-from vaedeploy.verify import Case, Report, summary, verify_cases
+from vaedeploy.verify import Case, Look, Report, summary, verify_cases
 
 if TYPE_CHECKING:
     from vaedeploy.source import Reference
@@ -45,6 +45,7 @@ def verify_backend(
     reference: Reference | None = None,
     weights: str | Path | None = None,
     photos: str | Path | None = None,
+    page: str | Path | None = None,
     progress: Progress = silent,
 ) -> Report:
     """Compare what ``backend`` computes on this machine with the reference, and note the verdict with the engines.
@@ -53,6 +54,8 @@ def verify_backend(
     sizes that every bundle is verified at. Inputs are photographs and their latents. profile: the engines of that
     profile alone. device: the CUDA device. reference: the VAE in PyTorch, weights: where its weights are; it is run in
     float32 on the GPU. Without either, the bundle's float32 graph, verified against PyTorch, is run on the CPU.
+
+    page: a folder for an HTML page that shows it, see ``report.write_report``.
 
     Raises InputError for a backend or profile that there is not, BackendError and EngineError where it does not answer
     here, BundleError where the bundle itself is not verified and nothing else could be compared with.
@@ -67,14 +70,15 @@ def verify_backend(
         reference = reload_reference(bundle.manifest.vae.origin, bundle.manifest.latent, weights, progress)
     if reference is not None and reference.identity != bundle.manifest.vae.identity:
         raise WeightsError(f"bundle {bundle.path} was made from another VAE than {reference.name}")
+    look = find_look(bundle.manifest)
     truth = _Cases(bundle, _Graph(bundle) if reference is None else _Torch(reference, device), load_photos(photos))
     if backend in ENGINES:
         engines = [name for candidate in candidates for name in candidate.engines]
-        verdicts = {name: _judge_engine(bundle, name, truth, device, progress) for name in engines}
+        verdicts = {name: _judge_engine(bundle, name, truth, look, device, progress) for name in engines}
         rows = tuple(case for verdict in verdicts.values() for case in verdict.cases)
     else:
         # The first alone: what runs again what half precision could not hold is the portable graph, verified as it is.
-        verdicts, rows = {}, _judge_graphs(bundle, candidates[0], truth, progress)
+        verdicts, rows = {}, _judge_graphs(bundle, candidates[0], truth, look, progress)
     report = Report(bundle.manifest.precision, truth.name, backend, rows)
     noted = {
         name: msgspec.structs.replace(bundle.manifest.engines[name], verification=summary(verdict))
@@ -82,10 +86,15 @@ def verify_backend(
     }
     with edit_bundle(bundle) as edit:
         edit.put(files={f"report/{backend}.json": report.to_json()}, engines=noted)
+    if page is not None:
+        from vaedeploy.report import Looks, verification_document, write_report
+
+        assert isinstance(look, Looks)  # else that import failed
+        write_report(verification_document(bundle.path.resolve().name, report, look.pictures), page)
     return report
 
 
-def _judge_engine(bundle: Bundle, name: str, truth: _Cases, device: int, progress: Progress) -> Report:
+def _judge_engine(bundle: Bundle, name: str, truth: _Cases, look: Look, device: int, progress: Progress) -> Report:
     """Run each optimisation profile of one engine, and no other, at its corners."""
     info = bundle.manifest.engines[name]
     identity = info.identity
@@ -98,16 +107,18 @@ def _judge_engine(bundle: Bundle, name: str, truth: _Cases, device: int, progres
         session = open_engines(Half(bundle, info.part, identity.backend, (name,), only=index), device)
         encode, decode = _calls(bundle, {info.part: session})
         form = f"{info.profile} {identity.backend} {identity.precision}"
-        rows += verify_cases(cases, encode, decode, precision=limits, form=form, progress=progress)
+        rows += verify_cases(cases, encode, decode, precision=limits, form=form, look=look, progress=progress)
     return Report(identity.precision, truth.name, identity.backend, tuple(rows))
 
 
-def _judge_graphs(bundle: Bundle, candidate: Candidate, truth: _Cases, progress: Progress) -> tuple[Case, ...]:
+def _judge_graphs(
+    bundle: Bundle, candidate: Candidate, truth: _Cases, look: Look, progress: Progress
+) -> tuple[Case, ...]:
     shapes = verification_shapes(bundle.manifest.latent.factor)
     cases = [truth.at((shape.batch, shape.height, shape.width), shape.name, progress) for shape in shapes]
     encode, decode = _calls(bundle, {part: candidate.open(part) for part in PARTS})
     form = f"{candidate.backend} {candidate.precision}"
-    return verify_cases(cases, encode, decode, precision=candidate.precision, form=form, progress=progress)
+    return verify_cases(cases, encode, decode, precision=candidate.precision, form=form, look=look, progress=progress)
 
 
 def _calls(bundle: Bundle, halves: Mapping[Part, Runner]) -> tuple[Any, Any]:

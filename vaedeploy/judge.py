@@ -19,9 +19,9 @@ from vaedeploy.memory import collect_garbage, trim_heap
 from vaedeploy.progress import Progress, silent
 from vaedeploy.runtime import onnxruntime_cpu
 from vaedeploy.runtime.arrays import to_float
-from vaedeploy.verify import Case, Report, verify_cases
+from vaedeploy.verify import Case, Look, Report, look_away, verify_cases
 
-__all__ = ["judge", "prepare_photo"]
+__all__ = ["find_look", "judge", "prepare_photo"]
 
 PORTABLE_CASES = ("odd",)
 """The cases that the portable graphs run as well. They are engines' starting point and never run by the runtime where
@@ -30,12 +30,21 @@ them at 512x512.
 """
 
 
-def judge(manifest: Manifest, folder: Path, cases: Sequence[GoldenCase], origin: str, progress: Progress) -> Report:
+def judge(
+    manifest: Manifest,
+    folder: Path,
+    cases: Sequence[GoldenCase],
+    origin: str,
+    progress: Progress,
+    look: Look | None = None,
+) -> Report:
     """Run every form of both halves and judge it in its own precision.
 
     Half precision runs twice: as it is, where ONNX Runtime has the operators, and emulated, since ONNX Runtime's CPU
-    provider computes it in float32 and would hide an overflow.
+    provider computes it in float32 and would hide an overflow. look: see ``verify_cases``; by default, what
+    ``find_look`` finds.
     """
+    look = look or find_look(manifest)
     collect_garbage()
     rows: tuple[Case, ...] = ()
     forms = {form: own for form, own in FORMS[manifest.precision].items() if form in manifest.graphs["decoder"]}
@@ -54,6 +63,7 @@ def judge(manifest: Manifest, folder: Path, cases: Sequence[GoldenCase], origin:
             lambda latent: runner.run(graphs["decoder"], latent),
             precision=own,
             form=form,
+            look=look,
             progress=tell,
         )
 
@@ -67,6 +77,15 @@ def judge(manifest: Manifest, folder: Path, cases: Sequence[GoldenCase], origin:
                 emulated = {part: _write_emulated(path, Path(temporary)) for part, path in files(form).items()}
                 run(f"{form}, emulated {own}", emulated, own, cases, progress)
     return Report(manifest.precision, origin, onnxruntime_cpu.NAME, rows)
+
+
+def find_look(manifest: Manifest) -> Look:
+    """A look at decoded pictures, where scikit-image is there for it: a bundle can be verified without."""
+    try:
+        from vaedeploy.report import Looks
+    except ImportError:
+        return look_away
+    return Looks(manifest.latent.factor)
 
 
 def prepare_photo(manifest: Manifest, photo: NDArray[np.uint8]) -> NDArray[Any]:

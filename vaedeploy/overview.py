@@ -16,6 +16,7 @@ from vaedeploy.profile import Profile
 
 if TYPE_CHECKING:
     from vaedeploy.bench import Bench
+    from vaedeploy.compare import Comparison
     from vaedeploy.swap import Drift
     from vaedeploy.verify import Case, Report
 
@@ -33,6 +34,9 @@ ENGINE_COLUMNS = ("profile", "part", "backend", "capability", "precision", "size
 
 BENCH_COLUMNS = ("backend", "precision", "part", "size", "ms", "range", "floor", "of it", "")
 """size: batch x height x width. floor: ms, see ``bench.Timing``; of it: its share in the time."""
+
+COMPARE_COLUMNS = ("VAE", "PSNR", "CIEDE2000", "chroma", "contrast", "detail", "encode ms", "decode ms")
+"""Medians over all photographs; see ``compare.Summary``."""
 
 NEVER_RUN = dict.fromkeys(
     ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda"),
@@ -176,6 +180,22 @@ def _milliseconds(value: float | None) -> str:
     return "" if value is None else f"{value:.3g}" if value < 100 else f"{value:.0f}"
 
 
+def compare_rows(comparison: Comparison) -> list[Row]:
+    """A row a bundle, in ``COMPARE_COLUMNS``."""
+    times = {(speed.bundle, speed.part): speed.ms for speed in comparison.speeds}
+    return [
+        (
+            s.bundle,
+            f"{s.psnr:.1f}",
+            f"{s.color:.2f}",
+            *(f"{ratio:.0%}" for ratio in (s.chroma, s.contrast, s.detail)),
+            _milliseconds(times[s.bundle, "encode"]),
+            _milliseconds(times[s.bundle, "decode"]),
+        )
+        for s in comparison.summaries
+    ]
+
+
 def drift_rows(bundle: Bundle, drift: Drift) -> list[Row]:
     """What a swap did: which VAE is there now, and how far pictures of the old latents move."""
     red, green, blue = (f"{value:+.2f}" for value in drift.shift)
@@ -225,12 +245,13 @@ def case_rows(report: Report) -> list[Row]:
 
 
 def verdict_lines(report: Report) -> list[str]:
-    """Each limit that was missed, and last the verdict."""
+    """Each limit that was missed, what a person would see, and last the verdict."""
     failed = [case for case in report.cases if not case.passed]
     lines = [f"{c.form} {c.part} {_case_shape(c)}, {c.output}: {failure}" for c in failed for failure in c.failures]
+    lines += [f"seen: {c.form} {c.part} {_case_shape(c)}: {words}" for c in report.cases for words in c.findings or ()]
     setting = f"on {report.backend} against {report.reference}"
     if report.passed:
-        return [f"verified: {len(report.cases)} cases {setting}"]
+        return [*lines, f"verified: {len(report.cases)} cases {setting}"]
     return [*lines, f"FAILED: {len(failed)} of {len(report.cases)} cases {setting}"]
 
 

@@ -61,13 +61,24 @@ def load_photos(folder: str | Path | None = None) -> list[Photo]:
         import skimage.data
 
         return [np.asarray(getattr(skimage.data, name)()) for name in SAMPLES]
+    return [read_image(path) for path in photo_files(folder)[:MOST]]
+
+
+def photo_files(folder: str | Path) -> list[Path]:
+    """The picture files in ``folder``, by name. Raises ImageError where there is no such folder, or none in it."""
     if not Path(folder).is_dir():
         raise ImageError(f"there is no folder {folder}; give a folder with PNG, JPEG or other pictures in it")
     suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in READ_FORMATS}
     files = sorted(p for p in Path(folder).glob("*") if p.suffix.lower() in suffixes and not p.name.startswith("."))
     if not files:
         raise ImageError(f"there is no picture in {folder}; give a folder with PNG, JPEG or other pictures in it")
-    return [read_image(path) for path in files[:MOST]]
+    return files
+
+
+def crop_middle(photo: Photo, factor: int, most: int) -> Photo:
+    """The middle of (H, W, 3): sides are the largest multiples of ``factor`` of up to ``most`` pixels, or 0."""
+    height, width = (min(side, most) // factor * factor for side in photo.shape[:2])
+    return _crop(photo, height, width)
 
 
 def crop_batch(photos: list[Photo], shape: Shape, first: int = 0) -> Photo:

@@ -114,13 +114,15 @@ def verify_bundle(
     reference: Reference | None = None,
     weights: str | Path | None = None,
     photos: str | Path | None = None,
+    page: str | Path | None = None,
     progress: Progress = silent,
 ) -> Report:
     """Compare a bundle's graphs with PyTorch again, and mark the bundle verified or not.
 
     reference: the VAE in PyTorch; weights: where its weights are now. Without either, the outputs that PyTorch gave in
     float64 when the bundle was made are used, and where there are none, or ``photos`` are given, the source that
-    the bundle names. ``report.reference`` says which it was; ``report.passed`` is the verdict.
+    the bundle names. ``report.reference`` says which it was; ``report.passed`` is the verdict. page: a folder for an
+    HTML page that shows it, see ``report.write_report``.
 
     Raises WeightsError where the weights are not the ones that the bundle was made from.
     """
@@ -140,7 +142,14 @@ def verify_bundle(
         _check_identity(bundle, reference)
         cases, origin = golden.compute_golden(reference, load_photos(photos), shapes, progress), FRESH
         files[golden.NAME] = golden.write_golden(cases, manifest.vae.identity)
-    report = judge(manifest, bundle.path, cases, origin, progress)
+    if page is None:
+        report = judge(manifest, bundle.path, cases, origin, progress)
+    else:
+        from vaedeploy.report import Looks, verification_document, write_report
+
+        looks = Looks(manifest.latent.factor)
+        report = judge(manifest, bundle.path, cases, origin, progress, looks)
+        write_report(verification_document(bundle.path.resolve().name, report, looks.pictures), page)
     bundle.update(verification=summary(report), files=files | {REPORT: report.to_json()})
     return report
 

@@ -63,6 +63,8 @@ class Case(msgspec.Struct, frozen=True):
     pixels_off, within_one_level: shares (0 to 1) of 8-bit values that differ at all, and by no more than one level.
     max_levels: the largest difference of an 8-bit value.
     failures: a sentence for each limit that was missed.
+    findings: what a person would see beside the reference's picture, a sentence each. They fail nothing by themselves:
+        the limits are stricter, and say why. None where the output was not looked at.
     """
 
     part: Literal["encoder", "decoder", "round trip"]
@@ -80,6 +82,7 @@ class Case(msgspec.Struct, frozen=True):
     within_one_level: float | None = None
     max_levels: int | None = None
     failures: tuple[str, ...] = ()
+    findings: tuple[str, ...] | None = None
 
     @property
     def passed(self) -> bool:
@@ -135,6 +138,14 @@ class Golden(Protocol):
     def round_trip(self) -> bool: ...
 
 
+Look = Callable[[str, Golden, NDArray[Any]], tuple[str, ...] | None]
+"""(form, case, image (B, 3, H, W) float of the case's shape) -> findings; see ``report.Looks``."""
+
+
+def look_away(form: str, golden: Golden, image: NDArray[Any]) -> None:
+    """See nothing."""
+
+
 def verify_cases(
     goldens: Sequence[Golden],
     encode: Callable[[NDArray[np.uint8]], Outputs] | None,
@@ -142,13 +153,15 @@ def verify_cases(
     *,
     precision: Precision = "fp32",
     form: str = "",
+    look: Look = look_away,
     progress: Progress = silent,
 ) -> tuple[Case, ...]:
     """Run every golden case through both callables and judge each output.
 
     encode: photo (B, H, W, 3) uint8 -> the encoder graph's outputs by name; decode: latent (B, C, h, w) float32 -> the
     decoder graph's; None leaves that half out, and the round trip. All photos are encoded before the first latent is
-    decoded, so that a caller may hold one graph at a time.
+    decoded, so that a caller may hold one graph at a time. look: what a person would see in the images that the decoder
+    alone makes.
     """
     limits = LIMITS[precision]
     trips = [g for g in goldens if g.round_trip and encode and decode]
@@ -165,7 +178,10 @@ def verify_cases(
     for golden in goldens if decode else ():
         assert decode is not None
         outputs = decode(golden.latents[next(iter(golden.latents))])
-        cases.append(_judge_image("decoder", golden, outputs, form, limits))
+        case = _judge_image("decoder", golden, outputs, form, limits)
+        if outputs["image"].shape == golden.image.shape:
+            case = msgspec.structs.replace(case, findings=look(form, golden, outputs["image"]))
+        cases.append(case)
         progress(WHAT, done := done + 1, total)
     for golden in trips:
         assert decode is not None

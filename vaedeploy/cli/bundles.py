@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vaedeploy import terminal
-from vaedeploy.cli.group import PATH, cli, json_option, photos_option, profiles_option
+from vaedeploy.cli.group import PATH, cli, json_option, page_option, photos_option, profiles_option
 from vaedeploy.errors import VerificationError
 
 if TYPE_CHECKING:
@@ -74,20 +74,22 @@ def export(no_rewrite: bool, no_verify: bool, folder: Path | None, **options: An
 @click.option("--profile", metavar="NAME", help="The engines of that profile alone.")
 @photos_option
 @click.option("--bisect", is_flag=True, help="Also find the first tensors that go wrong, and what to do about them.")
+@page_option
 @json_option
 def verify(bundle: Path, weights: str | None, backend: str | None, bisect: bool, as_json: bool, **options: Any) -> None:
     """Compare a bundle with PyTorch, and mark it verified or not.
 
     With --backend, its engines or what ONNX Runtime computes on this machine's GPU, at the smallest, the best and the
-    largest of the sizes that they take. Prints each case with its metrics, and the verdict. The exit code is 3 if a
-    limit is exceeded. With --bisect, graphs that failed, or all if none did, are compared with the portable ones tensor
-    by tensor.
+    largest of the sizes that they take. Prints each case with its metrics, what a person would see, and the verdict.
+    The exit code is 3 if a limit is exceeded. With --bisect, graphs that failed, or all if none did, are compared with
+    the portable ones tensor by tensor.
 
     \b
     Example:
       vaedeploy verify mse840k
       vaedeploy verify mse840k --json > report.json
       vaedeploy verify mse840k --bisect
+      vaedeploy verify mse840k --report report
       vaedeploy verify mse840k --backend tensorrt-rtx --profile rtx4090
     """
     from vaedeploy.pipeline import verify_bundle
@@ -99,7 +101,8 @@ def verify(bundle: Path, weights: str | None, backend: str | None, bisect: bool,
     found = None
     with terminal.progress_display() as progress:
         if backend is None:
-            report = verify_bundle(bundle, weights=weights, photos=options["photos"], progress=progress)
+            options.pop("profile")
+            report = verify_bundle(bundle, weights=weights, progress=progress, **options)
             if bisect:
                 from vaedeploy.bisect import bisect_bundle
 
@@ -192,3 +195,33 @@ def swap(bundle: Path, vae: str | None, weights: str | None, restore: bool) -> N
     with terminal.progress_display() as progress:
         swapped, drift = swap_vae(bundle, vae, weights=weights, progress=progress)
     terminal.show_table((), drift_rows(swapped, drift))
+
+
+@cli.command()
+@click.argument("bundles", nargs=-1, required=True, type=PATH, metavar="BUNDLE BUNDLE...")
+@click.option("--images", required=True, type=PATH, metavar="DIR", help="A folder of photographs to look at.")
+@page_option
+@click.option("--backend", metavar="NAME", help="Who computes. [default: the first that answers here]")
+@json_option
+def compare(bundles: tuple[Path, ...], images: Path, as_json: bool, **options: Any) -> None:
+    """Tell which VAE is truest and fastest, and which can take another one's latents.
+
+    Each bundle encodes and decodes the photographs. Then latents of each are decoded by each other one: compatible,
+    compatible with a shift (of colour, contrast or scale), or not compatible; a wrong scale or shift, flipped signs,
+    permuted channels and another latent space are told apart.
+
+    \b
+    Example:
+      vaedeploy compare demo demo-mse --images photos -o report
+    """
+    from vaedeploy.compare import compare_bundles
+    from vaedeploy.compare.words import summary_lines, swap_lines
+    from vaedeploy.overview import COMPARE_COLUMNS, compare_rows
+
+    with terminal.progress_display() as progress:
+        found = compare_bundles(bundles, images, progress=progress, **options)
+    if as_json:
+        terminal.show_json(found)
+    else:
+        terminal.show_table(COMPARE_COLUMNS, compare_rows(found), numbers=COMPARE_COLUMNS[1:])
+        terminal.show("\n".join((*summary_lines(found), *swap_lines(found))))

@@ -27,6 +27,7 @@ ORDER = (
     "optimize",
     "inspect",
     "swap",
+    "compare",
     "bench",
     "presets",
     "profiles",
@@ -44,6 +45,12 @@ class InOrder(click.Group):
 
 def json_option(command: Command) -> Command:
     return click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else.")(command)
+
+
+def page_option(command: Command) -> Command:
+    return click.option(
+        "--report", "-o", "page", type=PATH, metavar="DIR", help="Write a page with pictures: DIR/index.html."
+    )(command)
 
 
 def photos_option(command: Command) -> Command:

@@ -1,0 +1,324 @@
+"""Several VAEs side by side: who is truest, who understands whom, and what is said of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+import skimage.data
+from codec import Codec
+from PIL import Image
+from scipy.ndimage import gaussian_filter
+from tiny_bundle import tiny_bundle
+
+from vaedeploy.compare import Summary, Swap, Transform, compare_bundles
+from vaedeploy.compare.result import truest
+from vaedeploy.compare.swaps import MARGIN_PSNR, swap_matrix
+from vaedeploy.compare.transform import apply, causes, fit_transform, identity
+from vaedeploy.compare.words import remedy
+from vaedeploy.errors import ImageError, InputError
+from vaedeploy.latent import LatentSpec
+from vaedeploy.photos import SAMPLES, crop_middle
+
+ORDER = (3, 1, 0, 2)
+CHANNELS = 12
+SHUFFLED = np.random.default_rng(1).permutation(CHANNELS)
+FLIPPED = np.where(np.arange(CHANNELS) % 4 == 0, -1, 1)[:, None, None]
+TURN = np.linalg.qr(np.random.default_rng(2).normal(size=(CHANNELS, CHANNELS)))[0]
+
+
+@pytest.fixture(scope="module")
+def crops() -> list[np.ndarray]:
+    return [crop_middle(getattr(skimage.data, name)(), 4, 128) for name in SAMPLES]
+
+
+def swaps(crops: list[np.ndarray], **codecs: Codec) -> dict[tuple[str, str], Swap]:
+    return {(swap.encoder, swap.decoder): swap for swap in swap_matrix(codecs, crops)[0]}
+
+
+def turned(latent: np.ndarray) -> np.ndarray:
+    return np.einsum("ij,bjhw->bihw", TURN, latent)
+
+
+def turned_back(latent: np.ndarray) -> np.ndarray:
+    return np.einsum("ji,bjhw->bihw", TURN, latent)
+
+
+# ------------------------------------------------------------------------------------------------- transforms
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        Transform((0, 1, 2, 3), (1, 1, 1, 1), 1.4, 0.0),
+        Transform((0, 1, 2, 3), (-1, -1, -1, -1), 1.0, 0.0),
+        Transform(ORDER, (1, -1, 1, 1), 0.13, 0.0),
+        Transform(ORDER, (1, 1, 1, 1), 0.7, 0.25),
+    ],
+)
+def test_a_transform_is_found_from_its_result_and_undoes_what_it_does(transform: Transform) -> None:
+    source = np.random.default_rng(0).normal(0.3, 1, (2, 4, 16, 16)).astype(np.float32)
+    found = fit_transform(source, apply(transform, source))
+    assert (found.order, found.signs) == (transform.order, transform.signs)
+    assert found.scale == pytest.approx(transform.scale, rel=1e-4)
+    assert found.shift == pytest.approx(transform.shift, abs=1e-4)
+    back = fit_transform(apply(transform, source), source)
+    np.testing.assert_allclose(apply(back, apply(transform, source)), source, atol=1e-4)
+
+
+def test_noise_does_not_lower_the_scale() -> None:
+    rng = np.random.default_rng(0)
+    source = rng.normal(0, 1, (1, 4, 64, 64))
+    noisy = 1.5 * (source + rng.normal(0, 0.5, source.shape)) / np.hypot(1, 0.5)
+    assert fit_transform(source, noisy).scale == pytest.approx(1.5, rel=0.02)
+
+
+def test_each_cause_has_its_name_and_its_remedy() -> None:
+    plain = identity(4)
+    assert causes(plain) == ()
+    for change, cause, words in (
+        ({"scale": 1.4}, "wrong scale", "multiply the latent by 1.400"),
+        ({"shift": -0.3}, "wrong shift", "add -0.300 to the latent"),
+        ({"signs": (-1,) * 4}, "sign flip", "flip the sign of the latent"),
+        ({"signs": (1, -1, 1, -1)}, "sign flip", "flip the sign of channels 1, 3"),
+        ({"order": ORDER}, "permuted channels", "take the latent's channels in the order 3, 1, 0, 2"),
+    ):
+        transform = msgspec.structs.replace(plain, **change)
+        assert causes(transform) == (cause,)
+        assert remedy(transform) == words
+    both = Transform(ORDER, (1, 1, 1, -1), 2.0, 0.0)
+    assert causes(both) == ("permuted channels", "sign flip", "wrong scale")
+    assert remedy(both).count(", then ") == 2
+    assert causes(msgspec.structs.replace(plain, scale=1.01, shift=0.01)) == ()
+
+
+# ------------------------------------------------------------------------------------------------- swap matrix
+
+
+def test_equal_codecs_are_compatible_and_say_how_they_differ(crops: list[np.ndarray]) -> None:
+    found = swaps(crops, one=Codec(), other=Codec(painted=lambda levels: levels + 1))
+    assert set(found) == {("one", "other"), ("other", "one")}
+    for swap in found.values():
+        assert (swap.verdict, swap.cause, swap.transform, swap.findings) == ("compatible", None, None, ())
+        assert swap.psnr > swap.own_psnr - MARGIN_PSNR
+        assert "colour differs by 0." in swap.words
+        assert "contrast 100%" in swap.words
+
+
+@pytest.mark.parametrize(
+    ("decoded", "cause", "scale"),
+    [
+        (lambda z: z * 0.7, "wrong scale", 1 / 0.7),
+        (lambda z: z * 1.4, "wrong scale", 1 / 1.4),
+        (lambda z: z / 3, "wrong scale", 3),
+        (lambda z: z - 0.3, "wrong shift", 1),
+        (lambda z: -z, "sign flip", 1),
+        (lambda z: z * FLIPPED, "sign flip", 1),
+        (lambda z: z[:, SHUFFLED], "permuted channels", 1),
+    ],
+    ids=["smaller", "larger", "a third", "shifted", "all signs", "some signs", "order"],
+)
+def test_a_decoder_that_is_wrong_by_itself_is_found_out(
+    crops: list[np.ndarray], decoded: Callable[[Any], Any], cause: str, scale: float
+) -> None:
+    found = swaps(crops, right=Codec(), wrong=Codec(decoded=decoded))
+    swap = found["right", "wrong"]
+    assert swap.cause == cause
+    assert swap.verdict == ("compatible with a shift" if cause.startswith("wrong") else "not compatible")
+    assert swap.transform.scale == pytest.approx(scale, rel=0.05)
+    assert swap.restored_psnr > swap.psnr + 1
+    latent = Codec().encode(crops[0])
+    np.testing.assert_allclose(decoded(apply(swap.transform, latent)), latent, atol=0.1)
+    assert found["wrong", "right"].verdict == "compatible"
+    assert "better than their own decoder" in found["wrong", "right"].words
+
+
+@pytest.mark.parametrize(("factor", "faults"), [(0.7, {"washed out"}), (1.4, {"over-saturated", "too much contrast"})])
+def test_a_wrong_scale_is_told_in_words_and_of_the_vae_by_itself(
+    crops: list[np.ndarray], factor: float, faults: set[str]
+) -> None:
+    found = swaps(crops, right=Codec(), wrong=Codec(decoded=lambda z: z * factor))
+    for pair in (("right", "wrong"), ("wrong", "wrong")):
+        assert faults & {finding.name for finding in found[pair].findings}
+        assert found[pair].cause == "wrong scale"
+        assert found[pair].transform.scale == pytest.approx(1 / factor, rel=0.05)
+        assert f"multiply the latent by {found[pair].transform.scale:.3f}" in found[pair].words
+    assert ("right", "right") not in found
+
+
+@pytest.mark.parametrize(
+    ("encoded", "decoded", "cause"),
+    [
+        (lambda z: 1.8 * z, lambda z: z / 1.8, "wrong scale"),
+        (lambda z: -z, lambda z: -z, "sign flip"),
+        (lambda z: z[:, SHUFFLED], lambda z: z[:, np.argsort(SHUFFLED)], "permuted channels"),
+        (lambda z: 1.5 * z[:, SHUFFLED], lambda z: z[:, np.argsort(SHUFFLED)] / 1.5, "permuted channels"),
+        (turned, turned_back, "another latent space"),
+    ],
+    ids=["scale", "signs", "order", "order and scale", "rotation"],
+)
+def test_a_vae_that_is_right_by_itself_and_has_another_latent_is_found_out(
+    crops: list[np.ndarray], encoded: Callable[[Any], Any], decoded: Callable[[Any], Any], cause: str
+) -> None:
+    found = swaps(crops, one=Codec(), other=Codec(encoded=encoded, decoded=decoded))
+    assert {swap.cause for swap in found.values()} == {cause}
+    assert all((swap.transform is None) == (cause == "another latent space") for swap in found.values())
+
+
+@pytest.mark.parametrize(
+    ("painted", "cause"),
+    [
+        (lambda levels: (levels + levels.mean(axis=3, keepdims=True)) / 2, "colour and contrast"),
+        (lambda levels: levels * np.array([1.15, 1.0, 0.8]), "colour and contrast"),
+        (lambda levels: gaussian_filter(levels, (0, 1.1, 1.1, 0)), "detail"),
+    ],
+    ids=["pale", "warm", "blurred"],
+)
+def test_other_colours_and_less_detail_are_a_shift(
+    crops: list[np.ndarray], painted: Callable[[Any], Any], cause: str
+) -> None:
+    swap = swaps(crops, one=Codec(), other=Codec(painted=painted))["one", "other"]
+    assert (swap.verdict, swap.cause) == ("compatible with a shift", cause)
+    assert swap.findings[0].words in swap.words
+
+
+def test_another_contract_is_not_tried(crops: list[np.ndarray]) -> None:
+    other = dataclasses.replace(Codec(), latent=LatentSpec(channels=16, factor=4, scale=1.0))
+    found, strips = swap_matrix({"one": Codec(), "other": other}, crops)
+    told = {(swap.encoder, swap.decoder): swap for swap in found}["one", "other"]
+    assert (told.verdict, told.cause, told.psnr) == ("not compatible", "another latent contract", None)
+    assert told.words == (
+        "one has latents of 12 channels at 1/4 of the size, other of 16 channels at 1/4 of the size: they cannot be "
+        "exchanged."
+    )
+    assert all(strip.pictures for strip in strips)
+
+
+# ------------------------------------------------------------------------------------------------- truest
+
+
+def summary(bundle: str, color: float, detail: float) -> Summary:
+    return Summary(bundle, 30.0, color, 1.0, 1.0, detail)
+
+
+def test_the_truest_are_those_that_nobody_is_clearly_before() -> None:
+    rows = (summary("a", 2.0, 0.8), summary("b", 2.05, 0.9), summary("c", 3.0, 1.3))
+    assert truest(rows) == (("a", "b"), ("b",))
+    assert truest((summary("a", 2.0, 1.15), summary("b", 1.0, 0.9))) == (("b",), ("b",))  # false detail is none
+
+
+# ------------------------------------------------------------------------------------------------- bundles
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("compare")
+    tiny_bundle(folder / "one")
+    tiny_bundle(folder / "two", seed=1)
+    (folder / "photos").mkdir()
+    for name in SAMPLES[:2]:
+        Image.fromarray(getattr(skimage.data, name)()[:98, :131]).save(folder / "photos" / f"{name}.png")
+    return folder
+
+
+def test_bundles_are_compared_and_the_page_is_written(folder: Path) -> None:
+    found = compare_bundles([folder / "one", folder / "two"], folder / "photos", page=folder / "page")
+    assert found.bundles == ("one", "two")
+    assert [(r.bundle, r.picture) for r in found.reconstructions] == [
+        ("one", "astronaut"),
+        ("two", "astronaut"),
+        ("one", "coffee"),
+        ("two", "coffee"),
+    ]
+    assert {(s.bundle, s.part) for s in found.speeds} == {(b, p) for b in ("one", "two") for p in ("encode", "decode")}
+    assert all(s.ms > 0 and s.least_ms <= s.ms <= s.most_ms for s in found.speeds)
+    assert {(s.encoder, s.decoder) for s in found.swaps} >= {("one", "two"), ("two", "one")}
+    text = (folder / "page" / "index.html").read_text()
+    assert text.index("The VAEs side by side") < text.index("Whose latents each can take") < text.index("<article>")
+
+
+def test_the_command_prints_words_or_one_json_document(vaedeploy: Callable[..., Any], folder: Path) -> None:
+    arguments = ("compare", folder / "one", folder / "two", "--images", folder / "photos")
+    ended = vaedeploy(*arguments)
+    assert ended.code == 0
+    assert ended.out.splitlines()[0].split() == [
+        *("VAE", "PSNR", "CIEDE2000", "chroma", "contrast", "detail", "encode", "ms", "decode", "ms")
+    ]
+    assert "one into two: " in ended.out
+    told = json.loads(vaedeploy(*arguments, "--json").out)
+    assert told["bundles"] == ["one", "two"]
+    assert len(told["reconstructions"]) == 4
+
+
+def test_bundles_of_one_name_are_called_by_their_paths(folder: Path, tmp_path: Path) -> None:
+    other = tiny_bundle(tmp_path / "one", seed=2)
+    found = compare_bundles([folder / "one", other.path], folder / "photos")
+    assert found.bundles == (str(folder / "one"), str(other.path))
+
+
+def test_what_cannot_be_compared_is_told(folder: Path, tmp_path: Path) -> None:
+    one, two, photos = folder / "one", folder / "two", folder / "photos"
+    small = tmp_path / "small"
+    small.mkdir()
+    Image.fromarray(np.zeros((35, 31, 3), np.uint8)).save(small / "dot.png")
+    for bundles, images, error, message in (
+        ([one], photos, InputError, "1 bundle was given; give two or more to compare"),
+        (
+            [one, folder / "photos" / ".." / "one"],
+            photos,
+            InputError,
+            f"bundle {one} was given twice; give",
+        ),
+        ([one, two], tmp_path / "none", ImageError, f"there is no folder {tmp_path / 'none'}; give a folder with PNG"),
+        (
+            [one, two],
+            small,
+            ImageError,
+            f"{small / 'dot.png'} is 35x31 (height x width); to be measured, a picture",
+        ),
+    ):
+        with pytest.raises(error) as raised:
+            compare_bundles(bundles, images)
+        assert str(raised.value).startswith(message)
+
+
+# ------------------------------------------------------------------------------------------------- real VAEs
+
+
+@pytest.mark.slow
+def test_the_demo_vaes_are_compatible_and_a_wrong_scale_is_estimated(tmp_path: Path) -> None:
+    from vaedeploy.pipeline import export_vae
+    from vaedeploy.source import load_reference
+
+    (tmp_path / "photos").mkdir()
+    for name in SAMPLES:
+        Image.fromarray(crop_middle(getattr(skimage.data, name)(), 8, 256)).save(tmp_path / "photos" / f"{name}.png")
+    reference = load_reference("demo")
+    scaled = msgspec.structs.replace(reference.latent, scale=0.5 * reference.latent.scale)
+    for name, vae in (
+        ("demo", reference),
+        ("demo-mse", "demo-mse"),
+        ("scaled", dataclasses.replace(reference, latent=scaled)),
+    ):
+        export_vae(vae, out=tmp_path / name, verify=False)
+    with warnings.catch_warnings(action="ignore"):  # none of them was verified
+        found = compare_bundles([tmp_path / n for n in ("demo", "demo-mse", "scaled")], tmp_path / "photos")
+    told = {(swap.encoder, swap.decoder): swap for swap in found.swaps}
+    for pair in (("demo", "demo-mse"), ("demo-mse", "demo")):
+        assert (told[pair].verdict, told[pair].cause) == ("compatible", None)
+        assert "colour differs by" in told[pair].words
+    for pair, scale, fault in (
+        (("demo", "scaled"), 0.5, "too much contrast"),
+        (("scaled", "demo"), 2.0, "washed out"),
+        (("demo-mse", "scaled"), 0.5, "too much contrast"),
+    ):
+        assert (told[pair].verdict, told[pair].cause) == ("compatible with a shift", "wrong scale")
+        assert told[pair].transform.scale == pytest.approx(scale, rel=0.05)
+        assert fault in {finding.name for finding in told[pair].findings}

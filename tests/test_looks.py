@@ -1,0 +1,109 @@
+"""What a person would see, joined to a verification: which pictures are looked at, and what the page says of it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import skimage.data
+from faults import to_float, wash_out
+
+from vaedeploy.bundle import Bundle
+from vaedeploy.golden import GoldenCase
+from vaedeploy.overview import verdict_lines
+from vaedeploy.report import Looks, verification_document, write_report
+from vaedeploy.verify import Report, to_levels, verify_cases
+
+PHOTO = skimage.data.astronaut()[128:384, 128:416]
+
+
+def golden(photo: np.ndarray = PHOTO, name: str = "large") -> GoldenCase:
+    height, width, _ = photo.shape
+    latent = np.zeros((1, 4, height // 8, width // 8), np.float32)
+    return GoldenCase(name, photo[None], {"latent": latent}, to_float(photo)[None], round_trip=True)
+
+
+def verify(made: Callable[[np.ndarray], np.ndarray], case: GoldenCase) -> tuple[Report, Looks]:
+    """Of a decoder that gives what ``made`` makes of the case's photograph; in bf16, whose limits are the laxest."""
+    looks = Looks(8)
+
+    def decode(latent: np.ndarray) -> dict[str, np.ndarray]:
+        image = to_float(made(case.photo[0]))[None]
+        return {"image": image, "image_u8": to_levels(image), "finite": np.isfinite(image).all(axis=(1, 2, 3))}
+
+    found = verify_cases([case], lambda photo: case.latents, decode, precision="bf16", form="bf16", look=looks)
+    return Report("bf16", "PyTorch", "none", found), looks
+
+
+def test_the_decoders_large_pictures_are_looked_at_and_nothing_else() -> None:
+    report, looks = verify(lambda photo: photo, golden())
+    assert [(case.part, case.findings) for case in report.cases] == [
+        ("encoder", None),
+        ("decoder", ()),
+        ("round trip", None),
+    ]
+    (picture,) = looks.pictures
+    assert (picture.reference == PHOTO).all()
+    assert [candidate.name for candidate in picture.candidates] == ["bf16 graph"]
+    report, looks = verify(lambda photo: photo, golden(PHOTO[:248]))
+    assert [case.findings for case in report.cases] == [None] * 3
+    assert looks.pictures == ()
+
+
+def test_a_fault_is_told_in_words_and_fails_nothing_that_the_limits_allow() -> None:
+    report, looks = verify(lambda photo: wash_out(photo, 0.09), golden())
+    decoder = report.cases[1]
+    assert looks.pictures[0].candidates[0].findings[0].name == "washed out"
+    assert decoder.findings
+    assert all("rel_l2" in failure or "psnr" in failure for failure in decoder.failures)
+    assert [line for line in verdict_lines(report) if line.startswith("seen: bf16 decoder 1x256x288: ")]
+    assert json.loads(report.to_json())["cases"][1]["findings"] == list(decoder.findings)
+
+
+@pytest.mark.parametrize(
+    ("strength", "verdict"), [(0.0, "Verified: all 3 cases are as near"), (0.5, "Failed: 2 of 3 cases are further")]
+)
+def test_the_page_says_the_verdict_first_and_then_what_is_seen(tmp_path: Path, strength: float, verdict: str) -> None:
+    report, looks = verify(lambda photo: wash_out(photo, strength), golden())
+    made = verification_document("mine", report, looks.pictures)
+    assert made.verdict.startswith(verdict)
+    text = write_report(made, tmp_path).read_text()
+    assert text.index(verdict) < text.index("All cases") < text.index("<article>")
+    assert ("no fault is seen" in text) == (strength == 0)
+    assert ('<span class="finding">washed out</span>' in text) == (strength > 0)
+
+
+def test_a_page_without_pictures_says_so(tmp_path: Path) -> None:
+    report, looks = verify(lambda photo: photo, golden(PHOTO[:64, :64]))
+    text = write_report(verification_document("mine", report, looks.pictures), tmp_path).read_text()
+    assert "No picture was large enough to be looked at." in text
+    assert "<article>" not in text
+
+
+def test_without_scikit_image_a_bundle_is_verified_and_not_looked_at() -> None:
+    script = (
+        "import sys; sys.modules['skimage'] = None\n"
+        "from vaedeploy.judge import find_look\n"
+        "from vaedeploy.verify import look_away\n"
+        "print(find_look(None) is look_away)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "True\n"
+
+
+@pytest.mark.slow
+def test_verify_writes_the_page(demo_bundle: Bundle, tmp_path: Path, vaedeploy: Callable[..., Any]) -> None:
+    shutil.copytree(demo_bundle.path, tmp_path / "demo")
+    ended = vaedeploy("verify", tmp_path / "demo", "--report", tmp_path / "page")
+    assert ended.code == 0
+    text = (tmp_path / "page" / "index.html").read_text()
+    assert "Verified: all" in text
+    assert text.count("<article>") == 1
+    Bundle.open(tmp_path / "demo").check()

@@ -1,0 +1,170 @@
+"""The page in a browser: what moves and sorts, at every width, and what the console says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from browser import CHROMIUM, Browser
+from pages import document
+
+from vaedeploy.report import write_report
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium; run: make test-page"),
+]
+
+CUT = "getComputedStyle(document.querySelector('.stage')).getPropertyValue('--cut')"
+SHOWN = """[...document.querySelectorAll('article:first-of-type .layer')].map((layer) => layer.className)"""
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_report(document(), tmp_path_factory.mktemp("report"))
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    with Browser() as browser:
+        yield browser
+
+
+@pytest.fixture
+def browser(chromium: Browser, page: Path) -> Browser:
+    chromium.open(page)
+    return chromium
+
+
+def names(browser: Browser, table: int, column: int) -> list[str]:
+    rows = f"[...document.querySelectorAll('table.sortable')[{table}].tBodies[0].rows]"
+    return browser.run(f"{rows}.map((row) => row.cells[{column}].textContent)")
+
+
+def box(browser: Browser, selector: str) -> dict[str, float]:
+    browser.run(f"document.querySelector('{selector}').scrollIntoView({{block: 'center'}})")
+    return browser.run(f"document.querySelector('{selector}').getBoundingClientRect().toJSON()")
+
+
+def test_the_slider_follows_the_mouse(browser: Browser) -> None:
+    stage = box(browser, ".stage")
+    y = stage["top"] + stage["height"] / 2
+    assert browser.run(CUT) == "50%"
+    browser.drag((stage["left"] + stage["width"] * 0.5, y), (stage["left"] + stage["width"] * 0.8, y))
+    assert browser.run(CUT) == "80%"
+    clip = browser.run("getComputedStyle(document.querySelector('.layer.left')).clipPath")
+    assert clip == "inset(0px 20% 0px 0px)"
+
+
+def test_the_slider_follows_the_arrow_keys(browser: Browser) -> None:
+    browser.run("document.querySelector('.stage input').focus()")
+    browser.press("ArrowRight")
+    browser.press("ArrowRight")
+    assert browser.run(CUT) == "52%"
+    browser.press("ArrowLeft")
+    assert browser.run(CUT) == "51%"
+    browser.press("End")
+    assert browser.run(CUT) == "100%"
+    words = browser.run("document.querySelector('.stage input').getAttribute('aria-valuetext')")
+    assert words == "100 % photograph, the rest first"
+
+
+def test_either_side_shows_what_is_chosen(browser: Browser) -> None:
+    assert browser.run(SHOWN) == ["layer left", "layer right", "layer"]
+    choose = "(s => { s.value = '%d'; s.dispatchEvent(new Event('input')) })(document.querySelectorAll('select')[%d])"
+    browser.run(choose % (1, 0))
+    browser.run(choose % (2, 1))
+    assert browser.run(SHOWN) == ["layer", "layer left", "layer right"]
+    browser.run(choose % (2, 0))
+    assert browser.run(SHOWN) == ["layer", "layer", "layer right left"]
+    assert browser.run("getComputedStyle(document.querySelector('.layer.left')).clipPath") == "none"
+
+
+def test_sorting_sorts_numbers_by_value_and_words_by_letter(browser: Browser) -> None:
+    assert names(browser, 0, 0) == ["10 ms", "9 ms"]
+    press = "document.querySelectorAll('table.sortable')[0].tHead.querySelectorAll('button')[%d].click()"
+    state = "[...document.querySelectorAll('table.sortable')[0].tHead.rows[0].cells].map((h) => h.ariaSort)"
+    browser.run(press % 0)
+    assert names(browser, 0, 0) == ["9 ms", "10 ms"]
+    assert browser.run(state) == ["ascending", None]
+    browser.run(press % 0)
+    assert names(browser, 0, 0) == ["10 ms", "9 ms"]
+    assert browser.run(state) == ["descending", None]
+    browser.run(press % 1)
+    assert names(browser, 0, 1) == ["alpha", "beta"]
+    assert browser.run(state) == [None, "ascending"]
+
+
+def test_sorting_works_by_keyboard(browser: Browser) -> None:
+    browser.run("document.querySelector('table.sortable button').focus()")
+    browser.press("Enter")
+    assert names(browser, 0, 0) == ["9 ms", "10 ms"]
+
+
+def test_every_control_is_reached_by_tab(browser: Browser) -> None:
+    reached = set()
+    for _ in range(60):
+        browser.press("Tab")
+        reached.add(browser.run("document.activeElement.tagName"))
+    assert {"A", "BUTTON", "SELECT", "INPUT", "SUMMARY", "DIV"} <= reached
+
+
+@pytest.mark.parametrize("width", [360, 768, 1280])
+def test_nothing_overflows(chromium: Browser, page: Path, width: int) -> None:
+    chromium.open(page, width=width)
+    chromium.run("document.querySelectorAll('details').forEach((d) => { d.open = true })")
+    assert chromium.run("document.documentElement.scrollWidth") == width
+    wide = """[...document.querySelectorAll('body *')]
+        .filter((e) => !e.closest('.scroll table, .skip') && e.getBoundingClientRect().right > innerWidth + 0.5)
+        .map((e) => e.outerHTML.slice(0, 80))"""
+    assert chromium.run(wide) == []
+
+
+def test_dark_and_light_differ_and_both_can_be_read(chromium: Browser, page: Path) -> None:
+    found = []
+    for dark in (False, True):
+        chromium.open(page, dark=dark)
+        selectors = ("body", "figcaption", ".finding", "header .mark", "td")
+        found += [(dark, selector, chromium.run(CONTRAST % selector)) for selector in selectors]
+    assert [row for row in found if row[2] < 4.5] == []  # WCAG 2.2, 1.4.3
+    chromium.open(page)
+    light = chromium.run("getComputedStyle(document.body).backgroundColor")
+    chromium.open(page, dark=True)
+    assert light != chromium.run("getComputedStyle(document.body).backgroundColor")
+
+
+CONTRAST = """(() => {
+  const luminance = (color) => {
+    const [r, g, b] = color.match(/[0-9.]+/g).slice(0, 3).map((v) => v / 255)
+      .map((v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const ink = luminance(getComputedStyle(document.querySelector('%s')).color);
+  const paper = luminance(getComputedStyle(document.body).backgroundColor);
+  return (Math.max(ink, paper) + 0.05) / (Math.min(ink, paper) + 0.05);
+})()"""
+
+
+def test_on_paper_every_picture_is_there_and_no_control_is(browser: Browser) -> None:
+    browser.call("Emulation.setEmulatedMedia", media="print")
+    try:
+        hidden = "[...document.querySelectorAll('.layer')].filter((l) => getComputedStyle(l).visibility !== 'visible')"
+        assert browser.run(f"{hidden}.length") == 0
+        controls = "[...document.querySelectorAll('select, input')].filter((c) => c.offsetParent !== null).length"
+        assert browser.run(controls) == 0
+    finally:
+        browser.call("Emulation.setEmulatedMedia", media="")
+
+
+def test_the_console_is_silent_and_nothing_is_asked_for(chromium: Browser, page: Path) -> None:
+    chromium.open(page)
+    chromium.run("document.querySelectorAll('button').forEach((button) => button.click())")
+    assert chromium.messages == []
+    assert chromium.requests == [page.resolve().as_uri()]
+
+
+def test_what_the_console_says_would_be_noticed(chromium: Browser, tmp_path: Path) -> None:
+    (tmp_path / "loud.html").write_text("<script>console.warn('loud'); missing()</script>")
+    chromium.open(tmp_path / "loud.html")
+    assert len(chromium.messages) == 2

@@ -1,0 +1,188 @@
+"""The page as a file: what is in it, how large it is, and what lies beside it."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+import skimage.data
+from pages import BLURRED, document, picture, scene
+from PIL import Image
+
+from vaedeploy.errors import OutputError
+from vaedeploy.files import read_image
+from vaedeploy.photos import SAMPLES
+from vaedeploy.quality import measure_quality
+from vaedeploy.report import Candidate, Picture, write, write_report
+from vaedeploy.report.charts import HEIGHT, WIDTH, spectrum_chart, tone_chart
+from vaedeploy.report.images import HEAT, at_most, error_levels, heat_map, lossless, worst_area
+
+KODAK = Path(__file__).parents[2] / "shared" / "images" / "kodak"
+
+
+def opened(uri: str) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_report(document(), tmp_path_factory.mktemp("report") / "new" / "folder")
+
+
+def test_the_page_is_one_file_that_asks_for_nothing(page: Path) -> None:
+    text = page.read_text()
+    assert [path.name for path in page.parent.iterdir()] == ["index.html"]
+    assert set(re.findall(r'(?:src|href)="([^"]{5})', text)) == {"data:", "#pict"}
+    assert "http:" not in text.replace("http-equiv", "")
+    assert "https:" not in text
+
+
+def test_words_come_before_numbers_and_tables_before_pictures(page: Path) -> None:
+    text = page.read_text()
+    order = ["first is truest &amp; best", "Nothing here was measured.", ">Speed<", ">Picture by picture<", "<article>"]
+    assert sorted(order, key=text.index) == order
+    assert "first and second &lt;on&gt; paper" in text
+    assert text.count(f'<span class="finding">{BLURRED.name}</span> {BLURRED.words}') == 2
+    assert text.count("no fault is seen.") == 2
+
+
+def test_sorting_has_numbers_and_not_their_text(page: Path) -> None:
+    assert re.findall(r'data-value="([\d.]+)">(\d+ ms)<', page.read_text()) == [("10.0", "10 ms"), ("9.0", "9 ms")]
+
+
+def test_an_identical_picture_has_no_number_that_is_none(tmp_path: Path) -> None:
+    pixels = scene()
+    same = Picture("same", pixels, (Candidate("copy", pixels, measure_quality(pixels, pixels), ()),))
+    text = write_report(document(same), tmp_path).read_text()
+    assert 'data-value="inf">identical<' in text
+    assert "None" not in text
+    assert "nan" not in re.sub(r'"data:[^"]*"', "", text)
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_pictures_of_the_slider_are_near(name: str) -> None:
+    photo = getattr(skimage.data, name)()
+    error = np.asarray(opened(at_most(photo, 768)).convert("RGB")).astype(float) - photo
+    assert 0 < np.sqrt(np.mean(error**2)) < 4
+
+
+def test_the_worst_area_is_exact(page: Path) -> None:
+    uris = re.findall(r'<img src="(data:image/png[^"]+)" alt="one([^"]*)"', page.read_text())
+    told = {alt: np.asarray(opened(uri).convert("RGB")) for uri, alt in uris}
+    reference = scene()
+    candidate = picture("one", reference).candidates[0]
+    area = worst_area(error_levels(reference, candidate.pixels))
+    assert (told[", where first is worst: photograph"] == area.of(reference)).all()
+    assert (told[", where first is worst: first"] == area.of(candidate.pixels)).all()
+
+
+def test_the_worst_area_is_where_the_error_is() -> None:
+    error = np.zeros((200, 300), np.uint8)
+    error[120:184, 230:294] = 9
+    area = worst_area(error)
+    assert (area.top, area.left, area.side, area.levels) == (120, 230, 64, 9.0)
+    error[:64, :64] = 10
+    assert (worst_area(error).top, worst_area(error).left) == (0, 0)
+    assert worst_area(np.zeros((40, 90), np.uint8)).side == 40
+
+
+def test_the_heat_map_has_the_colour_of_each_step_and_keeps_the_worst_of_shared_pixels() -> None:
+    levels = np.array([0, 1, 2, 3, 4, 7, 8, 15, 16, 31, 32, 63, 64, 255], np.uint8)
+    (row,) = np.asarray(opened(heat_map(levels[None], 384)).convert("RGB"))
+    steps = (0, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7)
+    assert [f"#{bytes(color).hex()}" for color in row] == [HEAT[step][1] for step in steps]
+    large = np.zeros((771, 771), np.uint8)
+    large[770, 770] = 255
+    assert opened(heat_map(large, 384)).size == (257, 257)
+    assert np.asarray(opened(heat_map(large, 384)))[256, 256] == 7
+
+
+def test_lossless_is_lossless_and_large_pictures_are_shrunk() -> None:
+    pixels = scene(50, 70)
+    assert (np.asarray(opened(lossless(pixels))) == pixels).all()
+    assert opened(at_most(pixels, 35)).size == (35, 25)
+    assert opened(at_most(pixels, 70)).size == (70, 50)
+
+
+def test_a_page_that_would_be_too_large_shows_shrunk_pictures_and_links_full_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = document(picture("a/b ü", scene(300, 420), names=("x y", "x-y")))
+    whole = write_report(made, tmp_path / "whole")
+    assert not (tmp_path / "whole" / "pictures").exists()
+    monkeypatch.setattr(write, "MOST_BYTES", len(whole.read_bytes()) - 1)
+    page = write_report(made, tmp_path / "shrunk")
+    assert len(page.read_bytes()) <= write.MOST_BYTES
+    links = re.findall(r'<a href="(pictures/[^"]+)">([^<]+)</a>', page.read_text())
+    assert links == [
+        ("pictures/001-0-a-b-photograph.png", "photograph"),
+        ("pictures/001-1-a-b-x-y.png", "x y"),
+        ("pictures/001-2-a-b-x-y.png", "x-y"),
+    ]
+    (only,) = made.pictures
+    for (file, _), pixels in zip(links, (only.reference, *(c.pixels for c in only.candidates)), strict=True):
+        assert (read_image(page.parent / file) == pixels).all()
+
+
+def test_of_very_many_pictures_the_furthest_are_shown_and_the_others_linked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(write, "LAYOUTS", ((768, 2),))
+    pixels = scene()
+    same = Picture("same", pixels, (Candidate("copy", pixels, measure_quality(pixels, pixels), ()),))
+    made = document(picture("one", pixels), same, picture("three", scene(seed=3)))
+    page = write_report(made, tmp_path)
+    text = page.read_text()
+    assert re.findall(r"<h3>(\w+)</h3>\s+<p class=\"seen\">", text) == ["one", "three"]
+    links = re.findall(r'<a href="(pictures/002[^"]+)">([^<]+)</a>', text)
+    assert links == [("pictures/002-0-same-photograph.png", "photograph"), ("pictures/002-1-same-copy.png", "copy")]
+    assert (read_image(tmp_path / links[1][0]) == pixels).all()
+
+
+def test_charts_stay_within_their_frames_however_far_a_picture_is_off() -> None:
+    reference = scene()
+    for wrong in (np.zeros_like(reference), np.random.default_rng(0).integers(0, 256, reference.shape, np.uint8)):
+        candidate = Candidate("wrong", wrong, measure_quality(reference, wrong), ())
+        for chart in (spectrum_chart([candidate]), tone_chart([candidate])):
+            (line,) = chart.lines
+            assert all(0 <= dot.x <= WIDTH and 0 <= dot.y <= HEIGHT for dot in line.dots)
+            assert len({tick.text for tick in chart.y_ticks}) >= 3
+
+
+def test_the_charts_tell_what_was_measured() -> None:
+    candidate = picture("one", scene()).candidates[0]
+    (line,) = spectrum_chart([candidate]).lines
+    assert [dot.words for dot in line.dots][:2] == [
+        f"2 to 4 pixels: {candidate.quality.detail.octaves[0]:.0%}",
+        f"4 to 8 pixels: {candidate.quality.detail.octaves[1]:.0%}",
+    ]
+    (line,) = tone_chart([candidate]).lines
+    assert len(line.dots) == len(candidate.quality.contrast.tone_curve)
+
+
+def test_a_place_that_cannot_be_written_to_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(
+        OutputError, match=r"^cannot write a report to .*file: there is a file where a folder has to be"
+    ):
+        write_report(document(), tmp_path / "file")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not KODAK.is_dir(), reason="the photographs of ../shared/images/kodak are not here")
+def test_eight_photographs_of_two_candidates_stay_under_five_megabytes_at_full_size(tmp_path: Path) -> None:
+    photos = {path.stem: read_image(path) for path in sorted(KODAK.glob("*.png"))[:8]}
+    page = write_report(document(*(picture(name, photo) for name, photo in photos.items())), tmp_path)
+    assert len(page.read_bytes()) < 5_000_000
+    assert "Full size:" not in page.read_text()
+
+
+def test_documents_compare_by_identity_since_they_hold_arrays() -> None:
+    made = document()
+    assert made == made
+    assert made != msgspec.structs.replace(made)

@@ -1,0 +1,161 @@
+"""Bundles + photographs -> Comparison: each VAE's reconstructions, their speed, and who understands whose latents."""
+
+from __future__ import annotations
+
+import functools
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from vaedeploy.bench import take_turns
+from vaedeploy.compare.page import comparison_document
+from vaedeploy.compare.result import Comparison, Part, Reconstruction, Speed, summarize, truest
+from vaedeploy.compare.swaps import swap_matrix
+from vaedeploy.errors import ImageError, InputError
+from vaedeploy.files import read_image
+from vaedeploy.photos import Photo, Shape, crop_batch, crop_middle, photo_files
+from vaedeploy.progress import Progress, silent
+from vaedeploy.quality import find_faults, measure_quality
+from vaedeploy.quality.artifacts import BLOCK
+from vaedeploy.report import Candidate, Picture, write_report
+from vaedeploy.runtime import VAE
+from vaedeploy.verify import to_levels
+
+WHAT = "Reconstructing photographs"
+
+LARGEST = 1024
+"""Pixels of a side of a photograph, at most: of a larger one the middle is taken. A VAE in float32 takes some gigabytes
+of memory for that many.
+"""
+
+SWAP_SIDE = 256
+"""Pixels of the side of the crops that decoders are swapped on."""
+
+SWAP_CROPS = 4
+"""How many photographs that is done with, evenly chosen."""
+
+SPEED_SIDE = 512
+"""Pixels of the side of the picture that is timed."""
+
+ROUNDS = 5
+
+
+def compare_bundles(
+    bundles: Sequence[str | Path],
+    images: str | Path,
+    *,
+    page: str | Path | None = None,
+    backend: str | None = None,
+    progress: Progress = silent,
+) -> Comparison:
+    """Look at several VAEs side by side, on the photographs of a folder.
+
+    bundles: two or more; each is called by its folder's name, or by its path where two have one name. images: a folder;
+    its pictures are cut in the middle to sizes that all of the bundles take, and to 1024 pixels a side at most.
+    page: a folder for an HTML page, see ``write_report``. backend: who computes, see ``VAE``.
+
+    All bundles are held in memory at once. Raises InputError for fewer than two bundles or one given twice, ImageError
+    for pictures that cannot be read or are under 32 pixels a side, OutputError for a ``page`` that cannot be written
+    to, and whatever ``VAE`` raises.
+    """
+    names = _names([Path(bundle) for bundle in bundles])
+    files = photo_files(images)
+    with ExitStack() as stack:
+        vaes = {name: stack.enter_context(VAE(path, backend)) for name, path in names.items()}
+        factor = math.lcm(*(vae.latent.factor for vae in vaes.values()))
+        photos = {name: _read(path, factor) for name, path in _titles(files).items()}
+        pictures = _reconstruct(vaes, photos, progress)
+        few = [photos[name] for name in _evenly(list(photos), SWAP_CROPS)]
+        swaps, strips = swap_matrix(vaes, [crop_middle(photo, factor, SWAP_SIDE) for photo in few], progress)
+        side = max(SPEED_SIDE // factor, 1) * factor
+        speeds = _time(vaes, crop_batch(few, Shape("", 1, side, side, False)), progress)
+    rows = [
+        Reconstruction(candidate.name, picture.name, candidate.quality, candidate.findings)
+        for picture in pictures
+        for candidate in picture.candidates
+    ]
+    summaries = tuple(summarize(name, [row for row in rows if row.bundle == name]) for name in vaes)
+    comparison = Comparison(tuple(vaes), summaries, *truest(summaries), speeds, swaps, tuple(rows))
+    if page is not None:
+        write_report(comparison_document(comparison, pictures, strips), page)
+    return comparison
+
+
+def _names(paths: Sequence[Path]) -> dict[str, Path]:
+    """Each bundle by a name of its own."""
+    if len(paths) < 2:
+        raise InputError(f"{len(paths)} bundle was given; give two or more to compare")
+    places = [path.resolve() for path in paths]
+    for place, path in zip(places, paths, strict=True):
+        if places.count(place) > 1:
+            raise InputError(f"bundle {path} was given twice; give bundles that differ")
+    short = [place.name for place in places]
+    return {name if short.count(name) == 1 else str(path): path for name, path in zip(short, paths, strict=True)}
+
+
+def _titles(files: Sequence[Path]) -> dict[str, Path]:
+    """Each picture by its name, without the suffix unless two share the rest."""
+    stems = [file.stem for file in files]
+    return {file.stem if stems.count(file.stem) == 1 else file.name: file for file in files}
+
+
+def _read(path: Path, factor: int) -> Photo:
+    photo = read_image(path)
+    cut = crop_middle(photo, factor, LARGEST)
+    if min(cut.shape[:2]) < BLOCK:
+        raise ImageError(
+            f"{path} is {photo.shape[0]}x{photo.shape[1]} (height x width); to be measured, a picture must have "
+            f"{BLOCK} pixels a side once it is cut to multiples of {factor}"
+        )
+    return cut
+
+
+def _evenly(names: list[str], count: int) -> list[str]:
+    places = np.linspace(0, len(names) - 1, min(count, len(names))).round().astype(int)
+    return [names[place] for place in places]
+
+
+def _reconstruct(vaes: Mapping[str, VAE], photos: Mapping[str, Photo], progress: Progress) -> tuple[Picture, ...]:
+    total, done = len(vaes) * len(photos), 0
+    progress(WHAT, 0, total)
+    pictures = []
+    for title, photo in photos.items():
+        candidates = []
+        for name, vae in vaes.items():
+            # As float, so that NaN is seen; bytes would hide it.
+            image = vae.decode(vae.encode(photo), output="float")[0]
+            quality = measure_quality(photo, image, factor=vae.latent.factor)
+            candidates.append(Candidate(name, to_levels(image[None])[0], quality, find_faults(quality)))
+            progress(WHAT, done := done + 1, total)
+        pictures.append(Picture(title, photo, tuple(candidates)))
+    return tuple(pictures)
+
+
+def _time(vaes: Mapping[str, VAE], photo: Photo, progress: Progress) -> tuple[Speed, ...]:
+    """Of all VAEs in turns, so that what disturbs one disturbs all."""
+    height, width = photo.shape[1:3]
+    latents = {name: vae.encode(photo) for name, vae in vaes.items()}
+    encode = {name: functools.partial(vae.encode, photo) for name, vae in vaes.items()}
+    decode = {name: functools.partial(vae.decode, latents[name]) for name, vae in vaes.items()}
+    speeds: list[Speed] = []
+
+    def add(part: Part, calls: Mapping[str, Callable[[], Any]]) -> None:
+        for name, (seconds, problem) in take_turns(calls, ROUNDS).items():
+            row = Speed(name, vaes[name].backend, part, height, width, problem=problem)
+            if seconds:
+                ms = [1000 * value for value in seconds]
+                row = msgspec.structs.replace(row, ms=statistics.median(ms), least_ms=min(ms), most_ms=max(ms))
+            speeds.append(row)
+
+    progress("Timing", 0, 2)
+    add("encode", encode)
+    progress("Timing", 1, 2)
+    add("decode", decode)
+    progress("Timing", 2, 2)
+    return tuple(speeds)

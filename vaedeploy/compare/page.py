@@ -1,0 +1,92 @@
+"""Comparison -> Document: what the page of ``vaedeploy compare`` shows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vaedeploy.compare.result import Comparison, Swap
+from vaedeploy.compare.words import summary_lines, verdict_line
+from vaedeploy.report import Cell, Column, Document, Picture, Strip, Table
+from vaedeploy.report.document import Tone
+
+
+def comparison_document(comparison: Comparison, pictures: Sequence[Picture], strips: Sequence[Strip]) -> Document:
+    """strips: pictures of the swaps, each with its words."""
+    return Document(
+        title=f"{', '.join(comparison.bundles)} on {len(pictures)} photographs",
+        verdict=verdict_line(comparison),
+        tone=_tone(comparison),
+        sentences=(*summary_lines(comparison), *(_in_short(swap) for swap in comparison.swaps)),
+        reference="photograph",
+        pictures=tuple(pictures),
+        tables=(_overview(comparison), _swaps(comparison)),
+        strips=tuple(strips),
+    )
+
+
+def _in_short(swap: Swap) -> str:
+    why = f" ({swap.cause})" if swap.cause else ""
+    return f"Latents of {swap.encoder}, decoded by {swap.decoder}: {swap.verdict}{why}."
+
+
+def _tone(comparison: Comparison) -> Tone:
+    verdicts = {swap.verdict for swap in comparison.swaps}
+    if "not compatible" in verdicts:
+        return "bad"
+    return "mixed" if "compatible with a shift" in verdicts else "good"
+
+
+def _overview(comparison: Comparison) -> Table:
+    columns = (
+        Column("VAE"),
+        Column("Likeness", "dB PSNR", "Higher is closer."),
+        Column("Colour difference", "CIEDE2000, mean", "0 is equal. 1 is about the least that is seen side by side."),
+        Column("Colour strength", "%, 100 is equal", "Under 100 is washed out, over 100 is over-saturated."),
+        Column("Contrast", "%, 100 is equal", "Under 100 is flatter, over 100 is harsher."),
+        Column("Fine detail", "%, 100 is equal", "Of details 2 to 16 pixels in size. Under 100 is blurred."),
+        Column("Time to encode", "ms", "Of one call, the median of several turns."),
+        Column("Time to decode", "ms", "Of one call, the median of several turns."),
+    )
+    times: dict[tuple[str, str], float | None] = {(speed.bundle, speed.part): speed.ms for speed in comparison.speeds}
+    rows = (
+        (
+            Cell(s.bundle),
+            Cell(f"{s.psnr:.1f}", s.psnr),
+            Cell(f"{s.color:.2f}", s.color),
+            *(Cell(f"{100 * ratio:.0f}", ratio) for ratio in (s.chroma, s.contrast, s.detail)),
+            *(_time(times[s.bundle, part]) for part in ("encode", "decode")),
+        )
+        for s in comparison.summaries
+    )
+    return Table("The VAEs side by side", "Medians over all photographs.", columns, tuple(rows))
+
+
+def _time(ms: float | None) -> Cell:
+    return Cell("none", float("inf")) if ms is None else Cell(f"{ms:.0f}", ms)
+
+
+def _swaps(comparison: Comparison) -> Table:
+    columns = (
+        Column("Latents of"),
+        Column("Decoded by"),
+        Column("Verdict"),
+        Column("Why"),
+        Column("Likeness", "dB PSNR", "Of what the other decoder makes, to the photographs."),
+        Column("Own decoder's", "dB PSNR", "Of what the latents' own decoder makes."),
+        Column("Put right", "dB PSNR", "Once the latents are changed as the sentence says."),
+    )
+    rows = tuple(
+        (
+            Cell(swap.encoder),
+            Cell(swap.decoder),
+            Cell(swap.verdict),
+            Cell(swap.cause or ""),
+            *(
+                Cell("" if value is None else f"{value:.1f}", float("-inf") if value is None else value)
+                for value in (swap.psnr, swap.own_psnr, swap.restored_psnr)
+            ),
+        )
+        for swap in comparison.swaps
+    )
+    lead = "Whether a diffusion model that was trained with one VAE can be used with another one's decoder."
+    return Table("Whose latents each can take", lead, columns, rows)

@@ -1,0 +1,225 @@
+"""The swap matrix: latents of each VAE, decoded by each other one, and what is wrong where that does not fit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from vaedeploy.compare.result import Cause, Swap, Transform, Verdict
+from vaedeploy.compare.transform import Latent, apply, causes, find_transform, fit_transform
+from vaedeploy.compare.words import swap_words
+from vaedeploy.latent import LatentSpec
+from vaedeploy.photos import Photo
+from vaedeploy.progress import Progress, silent
+from vaedeploy.quality import Finding, Quality, find_faults, measure_quality
+from vaedeploy.report import Strip
+from vaedeploy.verify import pixel_errors
+
+WHAT = "Swapping decoders"
+
+MARGIN_PSNR = 1.0
+"""dB that another decoder may lose against the latent's own one and still be compatible: less than VAEs of one family
+differ by from photograph to photograph.
+"""
+
+MARGIN_COLOR = 0.5
+"""CIEDE2000, mean over pixels, likewise: half of what is seen side by side."""
+
+MARGIN_SHIFT = 3.0
+"""dB that may be missing once a shift is undone: beyond, half of the error and more has another reason."""
+
+GAIN = 1.0
+"""dB that undoing a shift must gain to be told as the cause."""
+
+TONE = ("color.", "contrast.")
+"""Metrics of the findings that make one ask whether a decoder takes its own latents rightly."""
+
+PIECE = 16
+"""Side, in elements of the latent, of the pieces that transforms are tried on."""
+
+
+class Autoencoder(Protocol):
+    """See ``runtime.VAE``."""
+
+    @property
+    def latent(self) -> LatentSpec: ...
+    def encode(self, image: Any) -> Any: ...
+    def decode(self, latent: Any) -> Any: ...
+
+
+@dataclass(frozen=True)
+class _Own:
+    """What a VAE makes of each crop: its latent (1, C, h, w), and the picture (H, W, 3) of that."""
+
+    latents: list[Latent]
+    pictures: list[Photo]
+
+
+def swap_matrix(
+    vaes: Mapping[str, Autoencoder], crops: Sequence[Photo], progress: Progress = silent
+) -> tuple[tuple[Swap, ...], tuple[Strip, ...]]:
+    """Judge every pair of two different VAEs, both ways; also pictures of the first crop for each.
+
+    A VAE whose own decoder takes its latents wrongly is told too, as a pair with itself.
+
+    crops: (H, W, 3) uint8 each, whose sides all factors divide.
+    """
+    pairs = [(a, b) for a in vaes for b in vaes]
+    progress(WHAT, 0, len(pairs))
+    own = {name: _Own(latents := [vae.encode(c) for c in crops], _decode(vae, latents)) for name, vae in vaes.items()}
+    swaps, strips = [], []
+    for done, (a, b) in enumerate(pairs, 1):
+        swap, pictures = _judge(a, b, vaes, own, crops)
+        if a != b or swap.cause:
+            swaps.append(swap)
+            strips.append(Strip(f"{a} into {b}: {swap.verdict}", swap.words, (("photograph", crops[0]), *pictures)))
+        progress(WHAT, done, len(pairs))
+    return tuple(swaps), tuple(strips)
+
+
+def _judge(
+    encoder: str, decoder: str, vaes: Mapping[str, Autoencoder], own: Mapping[str, _Own], crops: Sequence[Photo]
+) -> tuple[Swap, tuple[tuple[str, Photo], ...]]:
+    specs = vaes[encoder].latent, vaes[decoder].latent
+    contracts = [f"{spec.channels} channels at 1/{spec.factor} of the size" for spec in specs]
+    if contracts[0] != contracts[1]:
+        words = f"{encoder} has latents of {contracts[0]}, {decoder} of {contracts[1]}: they cannot be exchanged."
+        return Swap(encoder, decoder, "not compatible", words, "another latent contract"), ()
+    mine = own[encoder]
+    pictures = mine.pictures if encoder == decoder else _decode(vaes[decoder], mine.latents)
+    at_photos = _measure(crops, pictures, specs[0])
+    beside = at_photos if encoder == decoder else _measure(mine.pictures, pictures, specs[0])
+    findings = _common([find_faults(quality) for quality in beside])
+    psnr, own_psnr = _psnr(pictures, crops), _psnr(mine.pictures, crops)
+    lost_color = _color(at_photos) - _color(_measure(crops, mine.pictures, specs[0]))
+    shown = [(f"{encoder} by itself", mine.pictures[0]), (f"its latent by {decoder}", pictures[0])]
+    diagnosis = _Diagnosis("compatible")
+    if encoder == decoder:
+        shown = shown[:1]
+        if any(finding.metric.startswith(TONE) for finding in findings):
+            diagnosis = _find_transform(vaes[encoder], vaes[decoder], mine, mine, pictures, crops) or diagnosis
+    elif psnr < own_psnr - MARGIN_PSNR or lost_color > MARGIN_COLOR:
+        diagnosis = _find_transform(
+            vaes[encoder], vaes[decoder], mine, own[decoder], pictures, crops
+        ) or _diagnose_pictures(mine, pictures, crops)
+    if diagnosis.changed:
+        shown.append(("the same, put right", diagnosis.changed[0]))
+    swap = Swap(
+        encoder,
+        decoder,
+        diagnosis.verdict,
+        "",
+        diagnosis.cause,
+        _finite(own_psnr),
+        _finite(psnr),
+        _finite(_psnr(diagnosis.changed, crops)) if diagnosis.changed else None,
+        diagnosis.transform,
+        findings,
+    )
+    return msgspec.structs.replace(swap, words=swap_words(swap, beside)), tuple(shown)
+
+
+@dataclass(frozen=True)
+class _Diagnosis:
+    """changed: what the decoder makes of the latents once ``transform`` is done to them."""
+
+    verdict: Verdict
+    cause: Cause | None = None
+    transform: Transform | None = None
+    changed: Sequence[Photo] = ()
+
+
+def _find_transform(
+    encoder: Autoencoder,
+    decoder: Autoencoder,
+    mine: _Own,
+    others: _Own,
+    pictures: Sequence[Photo],
+    crops: Sequence[Photo],
+) -> _Diagnosis | None:
+    """The change of the encoder's latents that makes the decoder understand them; None where there is none.
+
+    It is guessed in two ways. The other VAE's own latents of the same photographs tell how its space lies to this one;
+    and this VAE's encoder, given what the other decoder made of a latent, tells which latent that decoder took it for.
+    """
+    factor = encoder.latent.factor
+    latents, theirs, taken = (
+        np.concatenate(_pieces(z, PIECE))
+        for z in (mine.latents, others.latents, [encoder.encode(picture) for picture in pictures])
+    )
+    guesses = [
+        fit_transform(source, target, straight=straight)
+        for source, target in ((latents, theirs), (taken, latents))
+        for straight in (True, False)
+    ]
+    # As latents lie in memory, so that both are cut at the same places.
+    wanted = [a[0].transpose(1, 2, 0) for a in _pieces([c.transpose(2, 0, 1)[None] for c in crops], PIECE * factor)]
+    best = find_transform(guesses, lambda t: _psnr(list(decoder.decode(apply(t, latents))), wanted))
+    changed = _decode(decoder, [apply(best, latent) for latent in mine.latents])
+    told = causes(best)
+    needed = max(_psnr(pictures, crops) + GAIN, _psnr(mine.pictures, crops) - MARGIN_SHIFT)
+    if not told or _psnr(changed, crops) < needed:
+        return None
+    verdict: Verdict = "not compatible" if told[0] in ("permuted channels", "sign flip") else "compatible with a shift"
+    return _Diagnosis(verdict, told[0], best, changed)
+
+
+def _diagnose_pictures(mine: _Own, pictures: Sequence[Photo], crops: Sequence[Photo]) -> _Diagnosis:
+    """What it is where no change of the latents helps: a change of colours, of detail, or no likeness at all."""
+    psnr, least = _psnr(pictures, crops), _psnr(mine.pictures, crops) - MARGIN_SHIFT
+    if _psnr(_map_colors(pictures, mine.pictures), crops) >= max(psnr + GAIN, least):
+        return _Diagnosis("compatible with a shift", "colour and contrast")
+    if psnr >= least:
+        return _Diagnosis("compatible with a shift", "detail")
+    return _Diagnosis("not compatible", "another latent space")
+
+
+def _pieces(arrays: Sequence[NDArray[Any]], side: int) -> list[NDArray[Any]]:
+    """The middle of each (1, C, h, w), all of one size: ``side``, or less where one of them is smaller."""
+    side = min(side, *(n for array in arrays for n in array.shape[2:]))
+    corners = [[(n - side) // 2 for n in array.shape[2:]] for array in arrays]
+    return [a[:, :, y : y + side, x : x + side] for a, (y, x) in zip(arrays, corners, strict=True)]
+
+
+def _decode(vae: Autoencoder, latents: Sequence[Latent]) -> list[Photo]:
+    return [vae.decode(latent)[0] for latent in latents]
+
+
+def _psnr(found: Sequence[Photo], expected: Sequence[Photo]) -> float:
+    """Of all of them together; infinite where they are equal."""
+    value = pixel_errors(*(np.concatenate([a.reshape(-1) for a in arrays]) for arrays in (found, expected)))["psnr"]
+    return math.inf if value is None else float(value)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _measure(expected: Sequence[Photo], found: Sequence[Photo], spec: LatentSpec) -> list[Quality]:
+    return [measure_quality(e, f, factor=spec.factor) for e, f in zip(expected, found, strict=True)]
+
+
+def _color(qualities: Sequence[Quality]) -> float:
+    return float(np.mean([quality.color.ciede2000_mean for quality in qualities]))
+
+
+def _map_colors(found: Sequence[Photo], expected: Sequence[Photo]) -> list[Photo]:
+    """``found`` under the affine map of RGB, the same for all pixels, that brings it nearest to ``expected``."""
+    colors, wanted = (np.concatenate([a.reshape(-1, 3) for a in arrays]).astype(float) for arrays in (found, expected))
+    solution = np.linalg.lstsq(np.c_[colors, np.ones(len(colors))], wanted)[0]
+    mapped = (f.astype(float) @ solution[:3] + solution[3] for f in found)
+    return [np.rint(m).clip(0, 255).astype(np.uint8) for m in mapped]
+
+
+def _common(found: Sequence[tuple[Finding, ...]]) -> tuple[Finding, ...]:
+    """Those on most of the crops, each as it is worst."""
+    worst: dict[str, Finding] = {}
+    for finding in sorted((f for findings in found for f in findings), key=lambda f: -f.severity):
+        worst.setdefault(finding.name, finding)
+    return tuple(f for f in worst.values() if sum(f.name in {g.name for g in fs} for fs in found) * 2 > len(found))

@@ -1,0 +1,169 @@
+"""Swaps and comparisons in sentences that a person would say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from vaedeploy.compare.result import Comparison, Speed, Swap, Transform
+from vaedeploy.compare.transform import causes
+from vaedeploy.quality import Quality
+from vaedeploy.report.measures import fine_detail
+
+BETTER = 1.0
+"""dB from which a decoder is said to do better than the latent's own."""
+
+
+def swap_words(swap: Swap, beside: Sequence[Quality]) -> str:
+    """What became of a swap, how to put it right, and how its pictures differ. beside: those of the other decoder
+    beside the own one's, of each crop.
+    """
+    sentences = [_fit(swap)]
+    if swap.transform is not None:
+        sentences.append(f"To put it right, {remedy(swap.transform)}; that gives {_db(swap.restored_psnr)}.")
+    if swap.verdict != "not compatible" and swap.encoder != swap.decoder:
+        sentences += [finding.words for finding in swap.findings]
+        color, chroma, contrast, detail = np.median([_difference(quality) for quality in beside], axis=0)
+        sentences.append(
+            f"Beside the pictures of {swap.encoder}'s own decoder, colour differs by {color:.1f} CIEDE2000 (1 is just "
+            f"seen); colour strength is {chroma:.0%}, contrast {contrast:.0%} and fine detail {detail:.0%} of theirs."
+        )
+    return " ".join(sentences)
+
+
+def remedy(transform: Transform) -> str:
+    """What to do to a latent before the other decoder takes it."""
+    told = causes(transform)
+    steps = []
+    if "permuted channels" in told:
+        steps.append(f"take the latent's channels in the order {', '.join(map(str, transform.order))}")
+    if "sign flip" in told:
+        flipped = [str(n) for n, sign in enumerate(transform.signs) if sign < 0]
+        which = "the latent" if len(flipped) == len(transform.signs) else f"channels {', '.join(flipped)}"
+        steps.append(f"flip the sign of {which}")
+    if "wrong scale" in told:
+        steps.append(f"multiply the latent by {transform.scale:.3f}")
+    if "wrong shift" in told:
+        steps.append(f"add {transform.shift:.3f} to the latent")
+    return ", then ".join(steps)
+
+
+def summary_lines(comparison: Comparison) -> list[str]:
+    """Who is truest, what each VAE does to photographs, and who is fastest."""
+    lines = [
+        _truest("colour", comparison.truest_color, comparison),
+        _truest("detail", comparison.truest_detail, comparison),
+    ]
+    lines += [_bundle_line(comparison, name) for name in comparison.bundles]
+    lines += [_fastest(part, comparison.speeds) for part in ("encode", "decode")]
+    return [line for line in lines if line]
+
+
+def swap_lines(comparison: Comparison) -> list[str]:
+    """What became of each swap."""
+    return [f"{swap.encoder} into {swap.decoder}: {swap.verdict}. {swap.words}" for swap in comparison.swaps]
+
+
+def verdict_line(comparison: Comparison) -> str:
+    """The comparison in one sentence."""
+    colors, details = comparison.truest_color, comparison.truest_detail
+    everybody = len(comparison.bundles)
+    if len(colors) == len(details) == everybody:
+        said = "No VAE is truer than another in colour or in detail"
+    elif colors == details:
+        said = f"{_names(colors)} {_are(colors)} truest, in colour and in detail"
+    else:
+        said = ", and ".join(
+            f"no VAE is truer in {what}" if len(best) == everybody else f"{_names(best)} {_are(best)} truest in {what}"
+            for what, best in (("colour", colors), ("detail", details))
+        )
+    return f"{said}; {_swaps(comparison)}."
+
+
+def _swaps(comparison: Comparison) -> str:
+    worst = {swap.verdict for swap in comparison.swaps}
+    if "not compatible" in worst:
+        return "not all can take each other's latents"
+    if "compatible with a shift" in worst:
+        return "all can take each other's latents, but not without a shift"
+    return "all can take each other's latents"
+
+
+def _truest(what: str, best: tuple[str, ...], comparison: Comparison) -> str:
+    if len(best) == len(comparison.bundles):
+        return f"In {what}, no difference between them is large enough to tell."
+    return f"Truest in {what}: {_names(best)}."
+
+
+def _bundle_line(comparison: Comparison, name: str) -> str:
+    (summary,) = (s for s in comparison.summaries if s.bundle == name)
+    rows = [r for r in comparison.reconstructions if r.bundle == name]
+    seen: dict[str, int] = {}
+    for row in rows:
+        for finding in row.findings:
+            seen[finding.name] = seen.get(finding.name, 0) + 1
+    most_often = sorted(seen.items(), key=lambda item: -item[1])
+    faults = ", ".join(f"{fault} ({count} of {len(rows)})" for fault, count in most_often)
+    return (
+        f"{name} keeps {summary.detail:.0%} of the fine detail; its colours are {summary.color:.1f} CIEDE2000 off (1 "
+        f"is just seen) and have {summary.chroma:.0%} of their strength; contrast is {summary.contrast:.0%}. "
+        + (f"Seen beside the photographs: {faults}." if faults else "Nothing is seen beside the photographs.")
+    )
+
+
+def _fastest(part: str, speeds: Sequence[Speed]) -> str:
+    timed = sorted((s for s in speeds if s.part == part and s.ms is not None), key=lambda s: s.ms or 0)
+    told = ", ".join(f"{s.bundle} {s.ms:.0f} ms" for s in timed)
+    return f"To {part} one picture of {timed[0].height}x{timed[0].width} pixels: {told}." if timed else ""
+
+
+def _difference(quality: Quality) -> tuple[float, float, float, float]:
+    return (
+        quality.color.ciede2000_mean,
+        quality.color.chroma_ratio,
+        quality.contrast.global_ratio,
+        fine_detail(quality),
+    )
+
+
+def _fit(swap: Swap) -> str:
+    if swap.encoder == swap.decoder:
+        them, figures = "its own latents", f"{_db(swap.psnr)} to the photographs"
+    else:
+        them = f"latents of {swap.encoder}"
+        figures = f"{_db(swap.psnr)} to the photographs, where {swap.encoder}'s own decoder has {_db(swap.own_psnr)}"
+    match swap.cause:
+        case None:
+            better = None not in (swap.psnr, swap.own_psnr) and (swap.psnr or 0) > (swap.own_psnr or 0) + BETTER
+            how = "better than" if better else "as well as"
+            return f"{swap.decoder} decodes {them} {how} their own decoder: {figures}."
+        case "another latent space":
+            return (
+                f"{swap.decoder} does not understand {them} ({figures}), and no scale, shift, signs, order of channels "
+                "or change of colours puts that right: it is another latent space."
+            )
+        case "colour and contrast":
+            return f"{swap.decoder} understands {them}, but gives other colours or another contrast: {figures}."
+        case "detail":
+            return f"{swap.decoder} understands {them}, but its detail is less true: {figures}."
+        case cause:
+            how = {
+                "wrong scale": "at the wrong scale",
+                "wrong shift": "with the wrong shift",
+                "sign flip": "with flipped signs",
+                "permuted channels": "with their channels in another order",
+            }[cause]
+            return f"{swap.decoder} takes {them} {how}: {figures}."
+
+
+def _names(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _are(names: Sequence[str]) -> str:
+    return "is" if len(names) == 1 else "are"
+
+
+def _db(value: float | None) -> str:
+    return "no difference" if value is None else f"{value:.1f} dB"

@@ -1,0 +1,94 @@
+"""Pictures as a page carries them: data URIs, heat maps of the error, and its worst area."""
+
+from __future__ import annotations
+
+import base64
+import io
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from scipy.ndimage import uniform_filter
+
+from vaedeploy.report.document import Pixels
+
+LOSSY = {"format": "WEBP", "quality": 90, "method": 4}
+"""For pictures that are looked at as a whole: artifacts of the page's own must not be seen."""
+
+CROP = 64
+"""Pixels of the side of the worst area."""
+
+HEAT = (
+    ("0", "#000004"),
+    ("1", "#1f0c48"),
+    ("2", "#550f6d"),
+    ("4", "#88226a"),
+    ("8", "#ba3655"),
+    ("16", "#e35933"),
+    ("32", "#f98c0a"),
+    ("64", "#fcffa4"),
+)
+"""Steps of the scale: from how many 8-bit levels on, and the colour (of matplotlib's ``inferno``, whose lightness only
+grows, so that it reads in grey and by colour-blind eyes).
+"""
+
+
+class Area(msgspec.Struct, frozen=True):
+    """A square of ``side`` pixels; ``levels``: its mean error in 8-bit levels."""
+
+    top: int
+    left: int
+    side: int
+    levels: float
+
+    def of(self, pixels: Pixels) -> Pixels:
+        return pixels[self.top : self.top + self.side, self.left : self.left + self.side]
+
+
+def error_levels(reference: Pixels, candidate: Pixels) -> NDArray[np.uint8]:
+    """(H, W): by how many levels the worst channel of each pixel differs."""
+    worst: NDArray[np.int16] = np.abs(candidate.astype(np.int16) - reference).max(axis=2)
+    return worst.astype(np.uint8)
+
+
+def worst_area(error: NDArray[np.uint8]) -> Area:
+    """The square with the largest mean error."""
+    side = min(CROP, *error.shape)
+    means = uniform_filter(error.astype(np.float32), side, origin=-(side // 2))  # each square's at its top left
+    inside = means[: error.shape[0] - side + 1, : error.shape[1] - side + 1]
+    top, left = np.unravel_index(int(inside.argmax()), inside.shape)
+    return Area(int(top), int(left), side, float(error[top : top + side, left : left + side].mean()))
+
+
+def heat_map(error: NDArray[np.uint8], side: int) -> str:
+    """The error in the colours of ``HEAT``, its longer side at most ``side`` pixels; of several that share one, the
+    worst is shown.
+    """
+    step = -(-max(error.shape) // side)
+    height, width = (-(-side // step) for side in error.shape)
+    padded = np.pad(error, [(0, n * step - side) for n, side in zip((height, width), error.shape, strict=True)])
+    pooled = padded.reshape(height, step, width, step).max(axis=(1, 3))
+    bounds = [int(level) for level, _ in HEAT]
+    image = Image.fromarray((np.digitize(pooled, bounds) - 1).astype(np.uint8), mode="P")
+    image.putpalette(b"".join(bytes.fromhex(color[1:]) for _, color in HEAT))
+    return _uri(image, format="PNG", optimize=True, bits=3)
+
+
+def lossless(pixels: Pixels) -> str:
+    """A data URI of every pixel as it is."""
+    return _uri(Image.fromarray(np.ascontiguousarray(pixels)), format="PNG", optimize=True)
+
+
+def at_most(pixels: Pixels, side: int) -> str:
+    """A data URI of the picture, shrunk where its longer side has more than ``side`` pixels."""
+    image = Image.fromarray(np.ascontiguousarray(pixels))
+    if max(image.size) > side:
+        image.thumbnail((side, side), Image.Resampling.LANCZOS)
+    return _uri(image, **LOSSY)
+
+
+def _uri(image: Image.Image, **options: object) -> str:
+    data = io.BytesIO()
+    image.save(data, **options)  # type: ignore[arg-type]
+    return f"data:image/{str(options['format']).lower()};base64,{base64.b64encode(data.getvalue()).decode()}"

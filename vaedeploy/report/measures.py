@@ -1,0 +1,126 @@
+"""The metrics as people read them: a title in words, the unit, and what the number means."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+import numpy as np
+
+from vaedeploy.quality import Quality
+from vaedeploy.quality.detail import FINE
+from vaedeploy.report.document import Candidate, Cell, Column, Picture, Table
+
+
+class Measure(msgspec.Struct, frozen=True):
+    """value: from a Quality; None where the picture has no such number, which ``absent`` says in words."""
+
+    column: Column
+    value: Callable[[Quality], float | None]
+    form: str
+    absent: str = "not measured"
+
+    def text(self, quality: Quality) -> str:
+        """The number with its unit's digits, without the unit."""
+        value = self.value(quality)
+        return self.absent if value is None else self.form.format(value)
+
+    def cell(self, quality: Quality) -> Cell:
+        """For a table: no difference at all sorts as the best likeness."""
+        value = self.value(quality)
+        return Cell(self.text(quality), float("inf") if value is None else value)
+
+
+def fine_detail(quality: Quality) -> float:
+    """Share (1: all) of the fine detail, in periods of 2 to 16 pixels, that the candidate shares with the reference."""
+    return float(np.mean(quality.detail.gains[:FINE]))
+
+
+MEASURES = (
+    Measure(
+        Column("Likeness", "dB PSNR", "Higher is closer. From 40 on no difference is seen."),
+        lambda q: q.error.psnr,
+        "{:.1f}",
+        "identical",
+    ),
+    Measure(
+        Column("Structure", "SSIM, 1 is equal", "Whether edges and textures are where they were."),
+        lambda q: q.error.ssim,
+        "{:.3f}",
+    ),
+    Measure(
+        Column("Colour difference", "CIEDE2000, mean", "0 is equal. 1 is about the least that is seen side by side."),
+        lambda q: q.color.ciede2000_mean,
+        "{:.2f}",
+    ),
+    Measure(
+        Column("Colour strength", "%, 100 is equal", "Under 100 is washed out, over 100 is over-saturated."),
+        lambda q: 100 * q.color.chroma_ratio,
+        "{:.0f}",
+    ),
+    Measure(
+        Column("Contrast", "%, 100 is equal", "Under 100 is flatter, over 100 is harsher."),
+        lambda q: 100 * q.contrast.global_ratio,
+        "{:.0f}",
+    ),
+    Measure(
+        Column("Brightness", "L*, 0 is equal", "Of 100 between black and white. Over 0 is lighter."),
+        lambda q: q.color.bias_l,
+        "{:+.2f}",
+    ),
+    Measure(
+        Column("Fine detail", "%, 100 is equal", "Of details 2 to 16 pixels in size. Under 100 is blurred."),
+        lambda q: 100 * fine_detail(q),
+        "{:.0f}",
+    ),
+)
+"""The columns of the table: one for each thing that a person would notice."""
+
+
+FURTHER = (
+    Measure(
+        Column("Structure at five sizes", "MS-SSIM, 1 is equal"),
+        lambda q: q.error.ms_ssim,
+        "{:.3f}",
+        "too small for it",
+    ),
+    Measure(
+        Column("Pixels off by more than 1 level", "% of pixels"), lambda q: 100 * q.error.off_by_more_than_1, "{:.2f}"
+    ),
+    Measure(
+        Column("Pixels off by more than 2 levels", "% of pixels"), lambda q: 100 * q.error.off_by_more_than_2, "{:.2f}"
+    ),
+    Measure(Column("Largest colour difference", "CIEDE2000"), lambda q: q.color.ciede2000_max, "{:.1f}"),
+    Measure(Column("Shift from green to red", "a*, 0 is equal"), lambda q: q.color.bias_a, "{:+.2f}"),
+    Measure(Column("Shift from blue to yellow", "b*, 0 is equal"), lambda q: q.color.bias_b, "{:+.2f}"),
+    Measure(Column("Turn of hue", "degrees, 0 is equal"), lambda q: q.color.hue_shift, "{:+.1f}"),
+    Measure(Column("White is lighter by", "L*, 0 is equal"), lambda q: q.color.white_shift, "{:+.2f}"),
+    Measure(Column("Black is lighter by", "L*, 0 is equal"), lambda q: q.color.black_shift, "{:+.2f}"),
+    Measure(Column("Local contrast", "%, 100 is equal"), lambda q: 100 * q.contrast.local_ratio, "{:.0f}"),
+    Measure(Column("Grid pattern", "levels of 255"), lambda q: q.artifacts.grid, "{:.2f}"),
+    Measure(Column("Seams of tiles", "levels of 255"), lambda q: q.artifacts.seams, "{:.2f}", "no tiles"),
+    Measure(Column("Banding", "% of levels lost"), lambda q: 100 * q.artifacts.banding, "{:.1f}"),
+    Measure(Column("Fried pixels", "per million"), lambda q: q.artifacts.fried, "{:.0f}"),
+    Measure(Column("NaN or infinite", "% of values"), lambda q: 100 * q.artifacts.nonfinite, "{:.2f}"),
+)
+"""What else was measured; shown with each picture."""
+
+
+def metric_table(pictures: tuple[Picture, ...]) -> Table:
+    """A row for each candidate of each picture."""
+    return Table(
+        "Picture by picture",
+        "Each row is one picture. Choose a column's title to sort by it.",
+        (Column("Picture"), Column("Made by"), *(measure.column for measure in MEASURES), Column("What is seen")),
+        tuple(_row(picture, candidate) for picture in pictures for candidate in picture.candidates),
+    )
+
+
+def _row(picture: Picture, candidate: Candidate) -> tuple[Cell, ...]:
+    seen = ", ".join(finding.name for finding in candidate.findings) or "nothing"
+    return (
+        Cell(picture.name),
+        Cell(candidate.name),
+        *(measure.cell(candidate.quality) for measure in MEASURES),
+        Cell(seen),
+    )

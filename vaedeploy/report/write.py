@@ -1,0 +1,168 @@
+"""Document -> page: one HTML file that needs nothing beside it; where pictures are too many for it, the full ones."""
+
+from __future__ import annotations
+
+import math
+import re
+from operator import itemgetter
+from pathlib import Path
+
+import msgspec
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from vaedeploy import __version__
+from vaedeploy.atomic import advice, reason, write_file
+from vaedeploy.errors import OutputError
+from vaedeploy.files import write_image
+from vaedeploy.quality import Finding, Quality
+from vaedeploy.report.charts import HEIGHT, WIDTH, Chart, spectrum_chart, tone_chart
+from vaedeploy.report.document import Candidate, Document, Picture, Pixels
+from vaedeploy.report.images import HEAT, Area, at_most, error_levels, heat_map, lossless, worst_area
+from vaedeploy.report.measures import FURTHER, MEASURES, metric_table
+
+NAME = "index.html"
+
+MOST_BYTES = 5_000_000
+"""Of a page: what a mail or a ticket takes."""
+
+LAYOUTS = ((768, 24), (512, 24), (384, 24), (256, 24), (256, 12), (256, 6))
+"""(pixels of the longer side of a picture in the page, how many are shown): the first that fits is taken.
+768 is as wide as the page shows one. What is not shown is linked.
+"""
+
+STRIP_SIDE = 256
+"""Pixels of the longer side of a strip's pictures."""
+
+
+class _Layer(msgspec.Struct, frozen=True):
+    """One of the pictures under a slider. file: where the full one lies, if the page's is shrunk."""
+
+    name: str
+    uri: str
+    file: str
+
+
+class _Closer(msgspec.Struct, frozen=True):
+    """A candidate's worst area and heat map."""
+
+    name: str
+    quality: Quality
+    findings: tuple[Finding, ...]
+    area: Area
+    reference_crop: str
+    crop: str
+    heat: str
+
+
+class _Scene(msgspec.Struct, frozen=True):
+    name: str
+    width: int
+    height: int
+    layers: tuple[_Layer, ...]
+    candidates: tuple[_Closer, ...]
+    charts: tuple[Chart, ...]
+
+
+def write_report(document: Document, folder: str | Path) -> Path:
+    """Write ``index.html`` into ``folder``, which is made where it is not there; returns its path.
+
+    Where not every picture can be in the page in full, as it is to stay under 5 MB, they are also written as PNG into
+    ``pictures`` beside it, and linked; of very many, those that are furthest from their reference are shown. Raises
+    OutputError where ``folder`` cannot be written to.
+    """
+    folder = Path(folder)
+    for side, shown in LAYOUTS:
+        page = _render(document, side, shown)
+        if len(page) <= MOST_BYTES:
+            break
+    _make_folder(folder)
+    if _has_files(document, side, shown):
+        _make_folder(folder / "pictures")
+        for number, picture in enumerate(document.pictures, 1):
+            for _, pixels, file in _layers(document, number, picture):
+                write_image(folder / file, pixels)
+    write_file(folder / NAME, page)
+    return folder / NAME
+
+
+def _render(document: Document, side: int, shown: int) -> bytes:
+    environment = Environment(
+        loader=PackageLoader("vaedeploy", "report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    numbered = list(enumerate(document.pictures, 1))
+    furthest = sorted(numbered, key=lambda pair: _likeness(pair[1]))[:shown]
+    page = environment.get_template("page.html").render(
+        document=document,
+        tables=(*document.tables, *([metric_table(document.pictures)] if document.pictures else [])),
+        strips=[
+            (s.title, s.words, [(name, at_most(p, STRIP_SIDE)) for name, p in s.pictures]) for s in document.strips
+        ],
+        pictures=[_scene(document, number, picture, side) for number, picture in sorted(furthest, key=itemgetter(0))],
+        others=[(p.name, _layers(document, n, p)) for n, p in numbered if (n, p) not in furthest],
+        files=_has_files(document, side, shown),
+        measures=(*MEASURES, *FURTHER),
+        heat=HEAT,
+        chart_width=WIDTH,
+        chart_height=HEIGHT,
+        version=__version__,
+    )
+    return page.strip().encode()
+
+
+def _likeness(picture: Picture) -> float:
+    """PSNR of the worst candidate."""
+    return min(math.inf if c.quality.error.psnr is None else c.quality.error.psnr for c in picture.candidates)
+
+
+def _scene(document: Document, number: int, picture: Picture, side: int) -> _Scene:
+    height, width, _ = picture.reference.shape
+    return _Scene(
+        picture.name,
+        width,
+        height,
+        tuple(_Layer(name, at_most(p, side), file) for name, p, file in _layers(document, number, picture)),
+        tuple(_closer(picture, candidate, side // 2) for candidate in picture.candidates),
+        (spectrum_chart(picture.candidates), tone_chart(picture.candidates)),
+    )
+
+
+def _closer(picture: Picture, candidate: Candidate, side: int) -> _Closer:
+    error = error_levels(picture.reference, candidate.pixels)
+    area = worst_area(error)
+    return _Closer(
+        candidate.name,
+        candidate.quality,
+        candidate.findings,
+        area,
+        lossless(area.of(picture.reference)),
+        lossless(area.of(candidate.pixels)),
+        heat_map(error, side),
+    )
+
+
+def _has_files(document: Document, side: int, shown: int) -> bool:
+    return len(document.pictures) > shown or any(max(picture.reference.shape) > side for picture in document.pictures)
+
+
+def _layers(document: Document, number: int, picture: Picture) -> list[tuple[str, Pixels, str]]:
+    """Name, pixels and file (from the page) of the reference and of all candidates."""
+    named = [(document.reference, picture.reference), *((c.name, c.pixels) for c in picture.candidates)]
+    return [
+        (name, pixels, f"pictures/{number:03}-{index}-{_slug(picture.name)}-{_slug(name)}.png")
+        for index, (name, pixels) in enumerate(named)
+    ]
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-")
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot write a report to {folder}: {reason(error)}. {advice(error)}") from error
