@@ -218,8 +218,9 @@ def _map_colors(found: Sequence[Photo], expected: Sequence[Photo]) -> list[Photo
 
 
 def _common(found: Sequence[tuple[Finding, ...]]) -> tuple[Finding, ...]:
-    """Those on most of the crops, each as it is worst."""
-    worst: dict[str, Finding] = {}
+    """Those on most of the crops, worst first; each as it is on the middle one of those that have it."""
+    by_name: dict[str, list[Finding]] = {}
     for finding in sorted((f for findings in found for f in findings), key=lambda f: -f.severity):
-        worst.setdefault(finding.name, finding)
-    return tuple(f for f in worst.values() if sum(f.name in {g.name for g in fs} for fs in found) * 2 > len(found))
+        by_name.setdefault(finding.name, []).append(finding)
+    usual = [same[len(same) // 2] for same in by_name.values() if len(same) * 2 > len(found)]
+    return tuple(sorted(usual, key=lambda f: -f.severity))
