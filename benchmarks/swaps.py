@@ -77,6 +77,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundles", nargs=2, type=Path)
     parser.add_argument("--images", type=Path, required=True)
+    parser.add_argument("--only", default="", help="alterations with this in their name")
     given = parser.parse_args()
     warnings.simplefilter("ignore")  # of bundles that were not verified
     files = photo_files(given.images)
@@ -86,6 +87,8 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|---|---|---|")
     with VAE(given.bundles[0]) as one, VAE(given.bundles[1]) as other:
         for name, (decoded, encoded) in alterations(one.latent.channels).items():
+            if given.only not in name:
+                continue
             started = time.perf_counter()
             swaps, _ = swap_matrix({"one": one, "other": Altered(other, decoded, encoded)}, crops)
             seconds = time.perf_counter() - started

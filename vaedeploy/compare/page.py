@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vaedeploy.compare.result import Comparison, Swap
-from vaedeploy.compare.words import summary_lines, verdict_line
+from vaedeploy.compare.words import remedy, summary_lines, verdict_line
 from vaedeploy.report import Cell, Column, Document, Picture, Strip, Table
 from vaedeploy.report.document import Tone
 
@@ -25,7 +25,8 @@ def comparison_document(comparison: Comparison, pictures: Sequence[Picture], str
 
 
 def _in_short(swap: Swap) -> str:
-    why = f" ({swap.cause})" if swap.cause else ""
+    what = [swap.cause or "", remedy(swap.transform) if swap.transform else ""]
+    why = f" ({': '.join(filter(None, what))})" if swap.cause else ""
     return f"Latents of {swap.encoder}, decoded by {swap.decoder}: {swap.verdict}{why}."
 
 

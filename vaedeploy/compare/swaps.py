@@ -34,11 +34,11 @@ MARGIN_COLOR = 0.5
 MARGIN_SHIFT = 3.0
 """dB that may be missing once a shift is undone: beyond, half of the error and more has another reason."""
 
-GAIN = 1.0
+GAIN = 0.5
 """dB that undoing a shift must gain to be told as the cause."""
 
 TONE = ("color.", "contrast.")
-"""Metrics of the findings that make one ask whether a decoder takes its own latents rightly."""
+"""Metrics of the findings that are of colour and contrast, which is what a wrong scale changes."""
 
 PIECE = 16
 """Side, in elements of the latent, of the pieces that transforms are tried on."""
@@ -97,14 +97,15 @@ def _judge(
     beside = at_photos if encoder == decoder else _measure(mine.pictures, pictures, specs[0])
     findings = _common([find_faults(quality) for quality in beside])
     psnr, own_psnr = _psnr(pictures, crops), _psnr(mine.pictures, crops)
-    lost_color = _color(at_photos) - _color(_measure(crops, mine.pictures, specs[0]))
+    own_at_photos = _measure(crops, mine.pictures, specs[0])
+    lost_color = _color(at_photos) - _color(own_at_photos)
     shown = [(f"{encoder} by itself", mine.pictures[0]), (f"its latent by {decoder}", pictures[0])]
     diagnosis = _Diagnosis("compatible")
     if encoder == decoder:
         shown = shown[:1]
-        if any(finding.metric.startswith(TONE) for finding in findings):
+        if _off_tone(at_photos):
             diagnosis = _find_transform(vaes[encoder], vaes[decoder], mine, mine, pictures, crops) or diagnosis
-    elif psnr < own_psnr - MARGIN_PSNR or lost_color > MARGIN_COLOR:
+    elif psnr < own_psnr - MARGIN_PSNR or lost_color > MARGIN_COLOR or _off_tone(at_photos) - _off_tone(own_at_photos):
         diagnosis = _find_transform(
             vaes[encoder], vaes[decoder], mine, own[decoder], pictures, crops
         ) or _diagnose_pictures(mine, pictures, crops)
@@ -172,10 +173,11 @@ def _find_transform(
 
 def _diagnose_pictures(mine: _Own, pictures: Sequence[Photo], crops: Sequence[Photo]) -> _Diagnosis:
     """What it is where no change of the latents helps: a change of colours, of detail, or no likeness at all."""
-    psnr, least = _psnr(pictures, crops), _psnr(mine.pictures, crops) - MARGIN_SHIFT
-    if _psnr(_map_colors(pictures, mine.pictures), crops) >= max(psnr + GAIN, least):
-        return _Diagnosis("compatible with a shift", "colour and contrast")
-    if psnr >= least:
+    psnr, own_psnr = _psnr(pictures, crops), _psnr(mine.pictures, crops)
+    mapped = _psnr(_map_colors(pictures, mine.pictures), crops)
+    if mapped >= max(psnr + GAIN, own_psnr - MARGIN_SHIFT) or psnr >= own_psnr - MARGIN_PSNR:
+        return _Diagnosis("compatible with a shift", "colour and contrast")  # else one would not have asked
+    if psnr >= own_psnr - MARGIN_SHIFT:
         return _Diagnosis("compatible with a shift", "detail")
     return _Diagnosis("not compatible", "another latent space")
 
@@ -217,9 +219,15 @@ def _map_colors(found: Sequence[Photo], expected: Sequence[Photo]) -> list[Photo
     return [np.rint(m).clip(0, 255).astype(np.uint8) for m in mapped]
 
 
+def _off_tone(qualities: Sequence[Quality]) -> set[str]:
+    """Names of the common faults of colour and contrast."""
+    return {f.name for f in _common([find_faults(q) for q in qualities]) if f.metric.startswith(TONE)}
+
+
 def _common(found: Sequence[tuple[Finding, ...]]) -> tuple[Finding, ...]:
-    """Those on most of the crops, each as it is worst."""
-    worst: dict[str, Finding] = {}
+    """Those on most of the crops, worst first; each as it is on the middle one of those that have it."""
+    by_name: dict[str, list[Finding]] = {}
     for finding in sorted((f for findings in found for f in findings), key=lambda f: -f.severity):
-        worst.setdefault(finding.name, finding)
-    return tuple(f for f in worst.values() if sum(f.name in {g.name for g in fs} for fs in found) * 2 > len(found))
+        by_name.setdefault(finding.name, []).append(finding)
+    usual = [same[len(same) // 2] for same in by_name.values() if len(same) * 2 > len(found)]
+    return tuple(sorted(usual, key=lambda f: -f.severity))
