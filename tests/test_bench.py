@@ -61,7 +61,7 @@ def test_backends_take_turns() -> None:
 
         return work
 
-    found = bench._take_turns({"a": call("a"), "b": call("b")}, 3)
+    found = bench.take_turns({"a": call("a"), "b": call("b")}, 3)
     warm = (bench.WARM + 1) * 2
     assert order[warm:] == ["a", "b", "b", "a", "a", "b"]
     assert all(len(seconds) == 3 and problem is None for seconds, problem in found.values())
@@ -72,7 +72,7 @@ def test_what_cannot_be_timed_says_why_and_stops_no_other(error: Exception) -> N
     def fail() -> None:
         raise error
 
-    found = bench._take_turns({"a": fail, "b": lambda: None}, 1)
+    found = bench.take_turns({"a": fail, "b": lambda: None}, 1)
     assert found["a"] == ([], str(error))
     assert len(found["b"][0]) == 1
 
