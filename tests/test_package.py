@@ -184,10 +184,10 @@ def test_commands_in_the_clean_environment(clean, bundle):
     diagnosis = json.loads(clean("vaedeploy", "doctor", "--json").stdout)
     assert diagnosis["vaedeploy"] == vd.__version__
     problems = {backend["name"]: backend["problem"] for backend in diagnosis["backends"]}
-    assert list(problems) == ["onnxruntime-cuda", "onnxruntime-cpu"]
+    assert list(problems) == ["tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime-cpu"]
     assert problems["onnxruntime-cpu"] is None
     missing = {extra["name"]: len(extra["missing"]) for extra in diagnosis["extras"]}
-    assert missing == {"cpu": 0, "cuda": 1, "export": 7, "build": 4, "rtx": 1, "tensorrt": 1}
+    assert missing == {"cpu": 0, "cuda": 3, "export": 9, "build": 4, "rtx": 3, "tensorrt": 3}
     assert "rtx4090" in clean("vaedeploy", "profiles").stdout
 
 
