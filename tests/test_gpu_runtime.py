@@ -29,7 +29,7 @@ from vaedeploy.bundle import Bundle, check_bundle
 from vaedeploy.engines import build_engines
 from vaedeploy.errors import BackendError, BundleError, EngineError, InputError, SizeError
 from vaedeploy.gate import verify_backend
-from vaedeploy.gpu import Gpu
+from vaedeploy.gpu import Gpu, cuda_devices
 from vaedeploy.runtime import VAE, cuda, on_device
 from vaedeploy.runtime.backends import Candidate
 from vaedeploy.runtime.engine import CONTEXTS, EngineSession, Half
@@ -534,6 +534,15 @@ def test_a_profile_that_the_bundle_does_not_have(gpu: HostDevice, bundle: Bundle
         f"bundle {bundle.path} has no engines of profile 't4'; it has those of: mine. Build them: vaedeploy build "
         f"{bundle.path} --profile t4"
     )
+
+
+def test_without_a_gpu_engines_are_not_missed(bundle: Bundle, caplog: pytest.LogCaptureFixture) -> None:
+    """A machine that builds for others has bundles with engines, and runs them on its CPU."""
+    if cuda_devices() > 0:
+        pytest.skip("there is a GPU here")
+    with VAE(bundle.path) as vae:
+        assert vae.backend == "onnxruntime-cpu"
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
 def test_another_gpu(

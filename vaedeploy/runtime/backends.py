@@ -114,8 +114,9 @@ def find_candidates(
     if not found:
         raise BackendError(". ".join(dict.fromkeys(reasons.values())))
     for name, reason in reasons.items():
-        # Engines that were built and do not answer are news; a backend that is not here is not.
-        level = logging.WARNING if name in ENGINES and _engines(bundle, name, profile) else logging.INFO
+        # Engines that do not answer beside a GPU are news; where there is none, or no such backend, it is not.
+        news = name in ENGINES and _engines(bundle, name, profile) and find_gpu(device) is not None
+        level = logging.WARNING if news else logging.INFO
         logger.log(level, "%s does not answer here: %s", name, reason)
     return found
 
