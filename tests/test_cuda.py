@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 from host_gpu import HostPlan, at
+from test_engines import SIZES
+from test_gpu_runtime import noise
 from test_profile import written
 from tiny_bundle import tiny_bundle
 
@@ -24,8 +26,6 @@ from vaedeploy.gpu import FORKED, Gpu, cuda_devices, find_gpu
 from vaedeploy.runtime import VAE, cuda
 from vaedeploy.runtime.lane import Tensor
 
-DECODER = "engines/mine/decoder.tensorrt-rtx.engine"
-SIZES = "{ small = { height = 8, width = 8 }, any = { batch = [1, 1, 2], height = [4, 8, 16], width = [4, 8, 16] } }"
 CALL = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 pytestmark = pytest.mark.skipif(which("gcc") is None, reason="the stand-in for the driver is compiled")
@@ -239,10 +239,6 @@ def vae(driver: ctypes.CDLL, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.fixture
 def expected(bundle: Bundle) -> VAE:
     return VAE(bundle.path, "onnxruntime-cpu")
-
-
-def noise(*shape: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
 def put(device: cuda.CudaDevice, array: np.ndarray) -> Any:

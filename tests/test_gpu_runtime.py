@@ -22,6 +22,7 @@ from conftest import Ended
 from host_gpu import HostDevice, HostPlan, HostStream
 from hypothesis import given
 from hypothesis import strategies as st
+from test_engines import DECODER, ENCODER, RTX4090, SIZES
 from test_profile import written
 from tiny_bundle import tiny_bundle
 
@@ -38,11 +39,6 @@ from vaedeploy.runtime.halves import Halves
 from vaedeploy.runtime.lane import Lane, OnDevice, Tensor, Work
 from vaedeploy.runtime.pool import Pool
 from vaedeploy.shapes import ShapeSet
-
-ENCODER = "engines/mine/encoder.tensorrt-rtx.engine"
-DECODER = "engines/mine/decoder.tensorrt-rtx.engine"
-SIZES = "{ small = { height = 8, width = 8 }, any = { batch = [1, 1, 2], height = [4, 8, 16], width = [4, 8, 16] } }"
-RTX4090 = Gpu("NVIDIA GeForce RTX 4090", "8.9", 24.0)
 
 # ------------------------------------------------------------------------------------------------- which range, how cut
 

@@ -182,10 +182,14 @@ def _seconds(call: Callable[[], Any], repeats: int) -> float:
     return (time.perf_counter() - started) / repeats
 
 
+def milliseconds(seconds: Sequence[float]) -> dict[str, float]:
+    """The median, the least and the most of all turns, by the names that ``Timing`` has for them."""
+    ms = [1000 * value for value in seconds]
+    return {"ms": statistics.median(ms), "least_ms": min(ms), "most_ms": max(ms)}
+
+
 def _filled(row: Timing, seconds: Sequence[float], floor: float | None) -> Timing:
-    ms = [value * 1000 for value in seconds]
-    found = {"ms": statistics.median(ms), "least_ms": min(ms), "most_ms": max(ms)}
-    return msgspec.structs.replace(row, **found, floor_ms=None if floor is None else floor * 1000)
+    return msgspec.structs.replace(row, **milliseconds(seconds), floor_ms=None if floor is None else floor * 1000)
 
 
 def _precision(bundle: Bundle, backend: str) -> Precision:

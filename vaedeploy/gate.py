@@ -87,10 +87,10 @@ def verify_backend(
     with edit_bundle(bundle) as edit:
         edit.put(files={f"report/{backend}.json": report.to_json()}, engines=noted)
     if page is not None:
-        from vaedeploy.report import Looks, verification_document, write_report
+        from vaedeploy.report import Looks, write_verification
 
         assert isinstance(look, Looks)  # else that import failed
-        write_report(verification_document(bundle.path.resolve().name, report, look.pictures), page)
+        write_verification(bundle.path, report, look, page)
     return report
 
 
@@ -179,9 +179,12 @@ class _Graph:
                 f"verify {bundle.path}"
             )
         self._bundle = bundle
+        self._sessions: dict[Part, Session] = {}
 
     def _session(self, part: Part) -> Session:
-        return Session(self._bundle.graph(part, float32_form(self._bundle)))
+        if part not in self._sessions:  # kept: both are asked at every size
+            self._sessions[part] = Session(self._bundle.graph(part, float32_form(self._bundle)))
+        return self._sessions[part]
 
     def encode(self, photo: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
         session = self._session("encoder")

@@ -145,11 +145,11 @@ def verify_bundle(
     if page is None:
         report = judge(manifest, bundle.path, cases, origin, progress)
     else:
-        from vaedeploy.report import Looks, verification_document, write_report
+        from vaedeploy.report import Looks, write_verification
 
         looks = Looks(manifest.latent.factor)
         report = judge(manifest, bundle.path, cases, origin, progress, looks)
-        write_report(verification_document(bundle.path.resolve().name, report, looks.pictures), page)
+        write_verification(bundle.path, report, looks, page)
     bundle.update(verification=summary(report), files=files | {REPORT: report.to_json()})
     return report
 

@@ -64,8 +64,8 @@ def swap_vae(
     has files of somebody else's in it, VerificationError, BuildError and whatever else an export raises; the bundle is
     as it was then.
     """
-    old = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-    old.check()  # what is kept is to be whole, and what is not the bundle's would be lost
+    # What is kept is to be whole, and what is not the bundle's would be lost.
+    old = check_bundle(bundle.path if isinstance(bundle, Bundle) else bundle)
     jobs = jobs_of(old)  # to fail before the long work
     reference = load_reference(vae, weights, progress=progress) if isinstance(vae, str | Path) else vae
     _check_contract(old, reference)

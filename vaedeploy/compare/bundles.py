@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from vaedeploy.bench import take_turns
+from vaedeploy.bench import milliseconds, take_turns
 from vaedeploy.compare.page import comparison_document
 from vaedeploy.compare.result import Comparison, Part, Reconstruction, Speed, summarize, truest
 from vaedeploy.compare.swaps import swap_matrix
@@ -149,8 +148,7 @@ def _time(vaes: Mapping[str, VAE], photo: Photo, progress: Progress) -> tuple[Sp
         for name, (seconds, problem) in take_turns(calls, ROUNDS).items():
             row = Speed(name, vaes[name].backend, part, height, width, problem=problem)
             if seconds:
-                ms = [1000 * value for value in seconds]
-                row = msgspec.structs.replace(row, ms=statistics.median(ms), least_ms=min(ms), most_ms=max(ms))
+                row = msgspec.structs.replace(row, **milliseconds(seconds))
             speeds.append(row)
 
     progress("Timing", 0, 2)

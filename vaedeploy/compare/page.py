@@ -8,6 +8,7 @@ from vaedeploy.compare.result import Comparison, Swap
 from vaedeploy.compare.words import remedy, summary_lines, verdict_line
 from vaedeploy.report import Cell, Column, Document, Picture, Strip, Table
 from vaedeploy.report.document import Tone
+from vaedeploy.report.measures import CHROMA, COLOR, CONTRAST, DETAIL
 
 
 def comparison_document(comparison: Comparison, pictures: Sequence[Picture], strips: Sequence[Strip]) -> Document:
@@ -41,10 +42,7 @@ def _overview(comparison: Comparison) -> Table:
     columns = (
         Column("VAE"),
         Column("Likeness", "dB PSNR", "Higher is closer."),
-        Column("Colour difference", "CIEDE2000, mean", "0 is equal. 1 is about the least that is seen side by side."),
-        Column("Colour strength", "%, 100 is equal", "Under 100 is washed out, over 100 is over-saturated."),
-        Column("Contrast", "%, 100 is equal", "Under 100 is flatter, over 100 is harsher."),
-        Column("Fine detail", "%, 100 is equal", "Of details 2 to 16 pixels in size. Under 100 is blurred."),
+        *(measure.column for measure in (COLOR, CHROMA, CONTRAST, DETAIL)),
         Column("Time to encode", "ms", "Of one call, the median of several turns."),
         Column("Time to decode", "ms", "Of one call, the median of several turns."),
     )

@@ -55,10 +55,13 @@ class Autoencoder(Protocol):
 
 @dataclass(frozen=True)
 class _Own:
-    """What a VAE makes of each crop: its latent (1, C, h, w), and the picture (H, W, 3) of that."""
+    """What a VAE makes of each crop: its latent (1, C, h, w), the picture (H, W, 3) of that, and how that is beside the
+    crop.
+    """
 
     latents: list[Latent]
     pictures: list[Photo]
+    at_photos: list[Quality]
 
 
 def swap_matrix(
@@ -72,7 +75,7 @@ def swap_matrix(
     """
     pairs = [(a, b) for a in vaes for b in vaes]
     progress(WHAT, 0, len(pairs))
-    own = {name: _Own(latents := [vae.encode(c) for c in crops], _decode(vae, latents)) for name, vae in vaes.items()}
+    own = {name: _reconstruct(vae, crops) for name, vae in vaes.items()}
     swaps, strips = [], []
     for done, (a, b) in enumerate(pairs, 1):
         swap, pictures = _judge(a, b, vaes, own, crops)
@@ -81,6 +84,12 @@ def swap_matrix(
             strips.append(Strip(f"{a} into {b}: {swap.verdict}", swap.words, (("photograph", crops[0]), *pictures)))
         progress(WHAT, done, len(pairs))
     return tuple(swaps), tuple(strips)
+
+
+def _reconstruct(vae: Autoencoder, crops: Sequence[Photo]) -> _Own:
+    latents = [vae.encode(crop) for crop in crops]
+    pictures = _decode(vae, latents)
+    return _Own(latents, pictures, _measure(crops, pictures, vae.latent))
 
 
 def _judge(
@@ -93,19 +102,18 @@ def _judge(
         return Swap(encoder, decoder, "not compatible", words, "another latent contract"), ()
     mine = own[encoder]
     pictures = mine.pictures if encoder == decoder else _decode(vaes[decoder], mine.latents)
-    at_photos = _measure(crops, pictures, specs[0])
+    at_photos = mine.at_photos if encoder == decoder else _measure(crops, pictures, specs[0])
     beside = at_photos if encoder == decoder else _measure(mine.pictures, pictures, specs[0])
     findings = _common([find_faults(quality) for quality in beside])
     psnr, own_psnr = _psnr(pictures, crops), _psnr(mine.pictures, crops)
-    own_at_photos = _measure(crops, mine.pictures, specs[0])
-    lost_color = _color(at_photos) - _color(own_at_photos)
+    lost_color = _color(at_photos) - _color(mine.at_photos)
     shown = [(f"{encoder} by itself", mine.pictures[0]), (f"its latent by {decoder}", pictures[0])]
     diagnosis = _Diagnosis("compatible")
     if encoder == decoder:
         shown = shown[:1]
         if _off_tone(at_photos):
             diagnosis = _find_transform(vaes[encoder], vaes[decoder], mine, mine, pictures, crops) or diagnosis
-    elif psnr < own_psnr - MARGIN_PSNR or lost_color > MARGIN_COLOR or _off_tone(at_photos) - _off_tone(own_at_photos):
+    elif psnr < own_psnr - MARGIN_PSNR or lost_color > MARGIN_COLOR or _off_tone(at_photos) - _off_tone(mine.at_photos):
         diagnosis = _find_transform(
             vaes[encoder], vaes[decoder], mine, own[decoder], pictures, crops
         ) or _diagnose_pictures(mine, pictures, crops)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +9,7 @@ from skimage.metrics import structural_similarity
 from skimage.transform import downscale_local_mean
 
 from vaedeploy.quality.planes import Planes
+from vaedeploy.verify import pixel_errors
 
 WINDOW = 11
 """Pixels of the window's side: a Gaussian of 1.5 pixels, cut at 3.5 of them, as Wang et al. have it."""
@@ -40,10 +39,9 @@ class Error(msgspec.Struct, frozen=True):
 
 def measure_error(reference: Planes, candidate: Planes) -> Error:
     difference = np.abs(candidate.pixels.astype(np.int16) - reference.pixels)
-    square = float(np.mean(np.square(difference, dtype=np.float64)))
     worst = difference.max(axis=2)
     return Error(
-        psnr=10 * math.log10(255**2 / square) if square else None,
+        psnr=pixel_errors(candidate.pixels, reference.pixels)["psnr"],
         ssim=_similarity(reference.luma, candidate.luma),
         ms_ssim=_multiscale(reference.luma, candidate.luma) if min(worst.shape) >= SMALLEST else None,
         off_by_more_than_1=float(np.mean(worst > 1)),

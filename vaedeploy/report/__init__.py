@@ -2,7 +2,7 @@
 
 from vaedeploy.report.document import Candidate, Cell, Column, Document, Picture, Strip, Table
 from vaedeploy.report.looks import Looks
-from vaedeploy.report.verification import verification_document
+from vaedeploy.report.verification import verification_document, write_verification
 from vaedeploy.report.write import write_report
 
 __all__ = [
@@ -16,4 +16,5 @@ __all__ = [
     "Table",
     "verification_document",
     "write_report",
+    "write_verification",
 ]

@@ -36,6 +36,27 @@ def fine_detail(quality: Quality) -> float:
     return float(np.mean(quality.detail.gains[:FINE]))
 
 
+COLOR = Measure(
+    Column("Colour difference", "CIEDE2000, mean", "0 is equal. 1 is about the least that is seen side by side."),
+    lambda q: q.color.ciede2000_mean,
+    "{:.2f}",
+)
+CHROMA = Measure(
+    Column("Colour strength", "%, 100 is equal", "Under 100 is washed out, over 100 is over-saturated."),
+    lambda q: 100 * q.color.chroma_ratio,
+    "{:.0f}",
+)
+CONTRAST = Measure(
+    Column("Contrast", "%, 100 is equal", "Under 100 is flatter, over 100 is harsher."),
+    lambda q: 100 * q.contrast.global_ratio,
+    "{:.0f}",
+)
+DETAIL = Measure(
+    Column("Fine detail", "%, 100 is equal", "Of details 2 to 16 pixels in size. Under 100 is blurred."),
+    lambda q: 100 * fine_detail(q),
+    "{:.0f}",
+)
+
 MEASURES = (
     Measure(
         Column("Likeness", "dB PSNR", "Higher is closer. From 40 on no difference is seen."),
@@ -48,31 +69,15 @@ MEASURES = (
         lambda q: q.error.ssim,
         "{:.3f}",
     ),
-    Measure(
-        Column("Colour difference", "CIEDE2000, mean", "0 is equal. 1 is about the least that is seen side by side."),
-        lambda q: q.color.ciede2000_mean,
-        "{:.2f}",
-    ),
-    Measure(
-        Column("Colour strength", "%, 100 is equal", "Under 100 is washed out, over 100 is over-saturated."),
-        lambda q: 100 * q.color.chroma_ratio,
-        "{:.0f}",
-    ),
-    Measure(
-        Column("Contrast", "%, 100 is equal", "Under 100 is flatter, over 100 is harsher."),
-        lambda q: 100 * q.contrast.global_ratio,
-        "{:.0f}",
-    ),
+    COLOR,
+    CHROMA,
+    CONTRAST,
     Measure(
         Column("Brightness", "L*, 0 is equal", "Of 100 between black and white. Over 0 is lighter."),
         lambda q: q.color.bias_l,
         "{:+.2f}",
     ),
-    Measure(
-        Column("Fine detail", "%, 100 is equal", "Of details 2 to 16 pixels in size. Under 100 is blurred."),
-        lambda q: 100 * fine_detail(q),
-        "{:.0f}",
-    ),
+    DETAIL,
 )
 """The columns of the table: one for each thing that a person would notice."""
 

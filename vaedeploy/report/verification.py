@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 from vaedeploy.report.document import Cell, Column, Document, Picture, Table, Tone
+from vaedeploy.report.looks import Looks
+from vaedeploy.report.write import write_report
 from vaedeploy.verify import Case, Report
+
+
+def write_verification(bundle: Path, report: Report, looks: Looks, folder: str | Path) -> None:
+    """Write the page of a bundle's verification into ``folder``, as ``write_report`` does."""
+    write_report(verification_document(bundle.resolve().name, report, looks.pictures), folder)
 
 
 def verification_document(name: str, report: Report, pictures: Sequence[Picture]) -> Document:
