@@ -18,7 +18,7 @@ import onnxruntime
 
 from vaedeploy.bundle import Bundle
 from vaedeploy.runtime.engine import Half
-from vaedeploy.runtime.lane import ALIGNMENT, Graphs, HostMemory, Memory, OnDevice, Stream, Tensor
+from vaedeploy.runtime.lane import ALIGNMENT, Graphs, Memory, OnDevice, Stream, Tensor
 
 SCRATCH = 1000
 """Bytes of scratch memory that the stand-in wants for each pixel."""
@@ -57,11 +57,11 @@ class HostStream:
     def wait_for(self, stream: HostStream) -> None:
         self.put(stream.synchronize)
 
-    def copy_in(self, source: HostMemory, target: int, size: int) -> None:
-        self.put(lambda: at(target, size).__setitem__(slice(None), source.array[:size]))
+    def copy_in(self, source: int, target: int, size: int) -> None:
+        self.put(lambda: at(target, size).__setitem__(slice(None), at(source, size)))
 
-    def copy_out(self, source: int, target: HostMemory, size: int) -> None:
-        self.put(lambda: target.array[:size].__setitem__(slice(None), at(source, size)))
+    def copy_out(self, source: int, target: int, size: int) -> None:
+        self.put(lambda: at(target, size).__setitem__(slice(None), at(source, size)))
 
     def copy_within(self, source: int, target: int, size: int) -> None:
         self.put(lambda: at(target, size).__setitem__(slice(None), at(source, size)))
@@ -86,6 +86,9 @@ class HostDevice:
     host_bytes: int = 0
     streams: int = 0
 
+    def __post_init__(self) -> None:
+        self._of_thread = HostStream()
+
     @contextmanager
     def active(self) -> Iterator[None]:
         yield
@@ -96,6 +99,9 @@ class HostDevice:
     def stream(self) -> HostStream:
         self.streams += 1
         return HostStream()
+
+    def stream_of_thread(self) -> HostStream:
+        return self._of_thread
 
     def device_memory(self, size: int) -> HostBuffer:
         self.device_bytes += size

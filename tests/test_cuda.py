@@ -74,8 +74,8 @@ def test_copies_wait_in_their_stream(device: cuda.CudaDevice) -> None:
     given = device.host_memory(100)
     given.array[:], back.array[:] = 7, 0
     at(there.address, 100)[...] = 1
-    stream.copy_in(given, there.address, 100)
-    stream.copy_out(there.address, back, 100)
+    stream.copy_in(given.address, there.address, 100)
+    stream.copy_out(there.address, back.address, 100)
     assert at(there.address, 100).tolist() == [1] * 100
     stream.synchronize()
     assert back.array.tolist() == [7] * 100

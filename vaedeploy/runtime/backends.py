@@ -50,7 +50,7 @@ class Runner(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Candidate:
     """A way to compute: a backend, the precision that it computes in, what opens a half, and, of a backend that has
     them, the files of its engines in the bundle.

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import math
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ from numpy.typing import NDArray
 from vaedeploy.errors import BackendError, InputError
 from vaedeploy.extras import install_command
 from vaedeploy.gpu import FORKED, cuda_devices, driver_version, was_forked
-from vaedeploy.runtime.lane import HostMemory, OnDevice, Tensor
+from vaedeploy.runtime.lane import OnDevice, Tensor
 
 CUDA = 2
 """The kind of device in DLPack's protocol: kDLCUDA."""
@@ -50,22 +52,28 @@ class CudaDevice:
         from cuda.core import Device
 
         self.number = number
-        with self._told("the GPU cannot be used"), _kept_context():
+        with self._told("the GPU cannot be used"), _Current(_call("cuCtxGetCurrent")):
             self._device = Device(number)
             self._device.set_current()
+            self._context = _call("cuCtxGetCurrent")
+            self._allocating = self._device.create_stream()
+        self._of_thread = threading.local()
 
-    @contextmanager
-    def active(self) -> Iterator[None]:
+    def active(self) -> AbstractContextManager[None]:
         """It is the calling thread's device inside, and afterwards the one that was."""
-        with _kept_context():
-            with self._told("the GPU cannot be used"):
-                self._device.set_current()
-            yield
+        return _Current(self._context)
 
     def stream(self) -> CudaStream:
         """A queue that does not wait for the default stream."""
         with self.active(), self._told("no stream can be made"):
             return CudaStream(self._device.create_stream())
+
+    def stream_of_thread(self) -> CudaStream:
+        """The calling thread's own."""
+        there: CudaStream | None = getattr(self._of_thread, "stream", None)
+        if there is None:
+            there = self._of_thread.stream = self.stream()
+        return there
 
     def device_memory(self, size: int) -> CudaMemory:
         """At least ``size`` bytes, which go back to the device, and not to a pool, when they are let go: engines take
@@ -84,10 +92,9 @@ class CudaDevice:
     def array(self, tensor: Tensor) -> OnDevice:
         """Memory for a result of the caller's, from the device's pool."""
         with self.active(), self._told(f"there are no {tensor.size:,} bytes left on the GPU"):
-            stream = self._device.create_stream()
-            buffer = self._device.allocate(tensor.size, stream=stream)
-            stream.sync()
-        return OnDevice(int(buffer.handle), tensor, buffer, self)
+            buffer = self._device.allocate(tensor.size, stream=self._allocating)
+            self._allocating.sync()
+        return OnDevice(int(buffer.handle), tensor, ResultMemory(self, buffer), self)
 
     @contextmanager
     def _told(self, what: str) -> Iterator[None]:
@@ -111,6 +118,23 @@ class CudaMemory:
     def __del__(self) -> None:
         with suppress(Exception), self._device.active():  # when the process ends, CUDA may have ended before
             _call("cuMemFree", self.address)
+
+
+class ResultMemory:
+    """Memory of the device's pool that a caller has. It goes back after what is in the default stream by then, which is
+    PyTorch's unless it is told otherwise: work that was put there with an array needs not keep the array.
+    """
+
+    def __init__(self, device: CudaDevice, buffer: Any) -> None:
+        from cuda.core import LEGACY_DEFAULT_STREAM
+
+        self._device = device
+        self._buffer = buffer
+        self._stream = LEGACY_DEFAULT_STREAM
+
+    def __del__(self) -> None:
+        with suppress(Exception), self._device.active():  # when the process ends, CUDA may have ended before
+            self._buffer.close(self._stream)
 
 
 class PinnedMemory:
@@ -138,17 +162,17 @@ class CudaStream:
     def wait_for(self, stream: Any) -> None:
         """Let work that comes wait for what is in ``stream`` now."""
         try:
-            self._stream.wait(stream)
+            self._stream.wait(stream._stream if isinstance(stream, CudaStream) else stream)
         except Exception as error:
             raise BackendError(f"the stream {stream!r} cannot be waited for: {error}") from error
 
-    def copy_in(self, source: HostMemory, target: int, size: int) -> None:
+    def copy_in(self, source: int, target: int, size: int) -> None:
         """From the host to the device."""
-        _call("cuMemcpyHtoDAsync", target, source.address, size, self.handle)
+        _call("cuMemcpyHtoDAsync", target, source, size, self.handle)
 
-    def copy_out(self, source: int, target: HostMemory, size: int) -> None:
+    def copy_out(self, source: int, target: int, size: int) -> None:
         """From the device to the host."""
-        _call("cuMemcpyDtoHAsync", target.address, source, size, self.handle)
+        _call("cuMemcpyDtoHAsync", target, source, size, self.handle)
 
     def copy_within(self, source: int, target: int, size: int) -> None:
         """From one place on the device to another."""
@@ -160,10 +184,9 @@ class CudaStream:
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
         """Record what ``work`` puts into this stream as a CUDA graph; returns what launches it."""
-        from cuda.bindings import driver
-
         # Other threads may go on allocating memory meanwhile.
-        _call("cuStreamBeginCapture", self.handle, driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
+        mode = _driver().CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+        _call("cuStreamBeginCapture", self.handle, mode)
         try:
             work()
         except BaseException:
@@ -232,6 +255,7 @@ def to_caller(array: OnDevice, size: tuple[int, int] | None = None, axes: tuple[
 
     size: (height, width) to show of it, on its ``axes``; the rest stays in memory.
     """
+    from cuda.core import Buffer
     from cuda.core.utils import StridedMemoryView
 
     full = array.tensor.shape
@@ -239,7 +263,8 @@ def to_caller(array: OnDevice, size: tuple[int, int] | None = None, axes: tuple[
     shape = list(full)
     for axis, length in zip(axes, size or (), strict=False):
         shape[axis] = length
-    return StridedMemoryView.from_buffer(array.owner, tuple(shape), strides, dtype=array.tensor.dtype)
+    memory = Buffer.from_handle(array.address, array.tensor.size, owner=array.owner)
+    return StridedMemoryView.from_buffer(memory, tuple(shape), strides, dtype=array.tensor.dtype)
 
 
 def _contiguous(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
@@ -252,14 +277,27 @@ def _contiguous(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
     return True
 
 
-@contextmanager
-def _kept_context() -> Iterator[None]:
-    """What is the calling thread's device before is it afterwards: other libraries go by it."""
-    before = _call("cuCtxGetCurrent")
-    try:
-        yield
-    finally:
-        _call("cuCtxSetCurrent", before)
+class _Current:
+    """A context is the calling thread's inside, and afterwards the one that was: other libraries go by it."""
+
+    def __init__(self, context: Any) -> None:
+        self._context = context
+
+    def __enter__(self) -> None:
+        self._before = _call("cuCtxGetCurrent")
+        if int(self._before) != int(self._context):
+            _call("cuCtxSetCurrent", self._context)
+
+    def __exit__(self, *_: object) -> None:
+        if int(self._before) != int(self._context):
+            _call("cuCtxSetCurrent", self._before)
+
+
+@cache
+def _driver() -> Any:
+    from cuda.bindings import driver
+
+    return driver
 
 
 def _call(function: str, *arguments: Any, of: int | None = None) -> Any:
@@ -267,8 +305,7 @@ def _call(function: str, *arguments: Any, of: int | None = None) -> Any:
 
     Raises BackendError with what the driver says went wrong.
     """
-    from cuda.bindings import driver
-
+    driver = _driver()
     status, *results = getattr(driver, function)(*arguments)
     if status == driver.CUresult.CUDA_SUCCESS:
         return results[0] if results else None

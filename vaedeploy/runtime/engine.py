@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -15,12 +16,16 @@ from vaedeploy.errors import BackendError, SizeError
 from vaedeploy.gpu import FORKED
 from vaedeploy.identity import check_engine
 from vaedeploy.manifest import Backend, Part
-from vaedeploy.runtime.fit import Slot, cut
+from vaedeploy.runtime.fit import Piece, Slot, cut
 from vaedeploy.runtime.lane import Array, Device, Lane, OnDevice, Plan, Tensor, Work, shape_of
 from vaedeploy.runtime.pool import Pool
 
 CONTEXTS = 4
 """Calls of one engine that run at once; more wait. Each has its own activation memory."""
+
+
+KEPT_ROUTES = 256
+"""Sizes whose routes are remembered: finding one takes longer than all else that is done around a call."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,20 @@ class Half:
         return dict.fromkeys(["latent_mean", "latent_std"] if latent.sampled else ["latent"], small)
 
 
+@dataclass(frozen=True)
+class Route:
+    """How a size is answered: every output of the whole, and the pieces of the batch, each with its own outputs."""
+
+    outputs: Mapping[str, Tensor]
+    pieces: Sequence[tuple[Piece, Mapping[str, Tensor]]]
+
+
+def find_route(half: Half, slots: Sequence[Slot], batch: int, height: int, width: int) -> Route:
+    """Raises SizeError where ``slots`` do not take that size."""
+    pieces = [(p, half.outputs(p.stop - p.start, height, width)) for p in cut(slots, batch, height, width)]
+    return Route(half.outputs(batch, height, width), pieces)
+
+
 class EngineSession:
     """The engines of one half, ready to run. May be called from several threads at once, but not from a process that
     was forked from the one that made it.
@@ -92,7 +111,7 @@ class EngineSession:
         self._device = device
         self._load = load
         self._verify_hashes = verify_hashes
-        self._slots = half.slots
+        self._route = lru_cache(KEPT_ROUTES)(partial(find_route, half, half.slots))
         self._pools: dict[str, Pool[Lane]] = {}
         self._lock = threading.Lock()
         self._process = os.getpid()
@@ -117,23 +136,22 @@ class EngineSession:
         if os.getpid() != self._process:
             raise BackendError(FORKED)
         ((name, given),) = inputs.items()
-        batch, height, width = self._half.pixels(shape_of(given))
-        every = self._half.outputs(batch, height, width)
-        made = {
-            output: (results or {}).get(output) or np.empty(every[output].shape, every[output].dtype)
-            for output in outputs
-        }
         try:
-            pieces = cut(self._slots, batch, height, width)
+            route = self._route(*self._half.pixels(shape_of(given)))
         except SizeError as error:
             raise SizeError(f"{error}. {self._advice()}") from error
-        for piece in pieces:
+        made = {
+            output: (results or {}).get(output) or np.empty(tensor.shape, tensor.dtype)
+            for output, tensor in route.outputs.items()
+            if output in outputs
+        }
+        for piece, every in route.pieces:
             items = slice(piece.start, piece.stop)
             work = Work(
                 index=piece.slot.index,
                 name=name,
                 given=given[items],
-                outputs=self._half.outputs(piece.stop - piece.start, height, width),
+                outputs=every,
                 results={output: array[items] for output, array in made.items()},
             )
             pool = self._pool(piece.slot.engine)

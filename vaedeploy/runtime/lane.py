@@ -37,7 +37,9 @@ class HostMemory(Memory, Protocol):
 
 
 class Stream(Protocol):
-    """A queue of work on a device. Copies are put into it and return at once; sizes are bytes."""
+    """A queue of work on a device. Copies between addresses are put into it; from and to page-locked memory they return
+    at once. Sizes are bytes.
+    """
 
     handle: int
 
@@ -45,8 +47,8 @@ class Stream(Protocol):
         """Let work that comes wait for what is in ``stream`` now, which has ``__cuda_stream__``."""
         ...
 
-    def copy_in(self, source: HostMemory, target: int, size: int) -> None: ...
-    def copy_out(self, source: int, target: HostMemory, size: int) -> None: ...
+    def copy_in(self, source: int, target: int, size: int) -> None: ...
+    def copy_out(self, source: int, target: int, size: int) -> None: ...
     def copy_within(self, source: int, target: int, size: int) -> None: ...
     def synchronize(self) -> None: ...
 
@@ -63,6 +65,11 @@ class Device(Protocol):
         ...
 
     def stream(self) -> Stream: ...
+
+    def stream_of_thread(self) -> Stream:
+        """The calling thread's own, for what a call waits for before it and reads after it: none is made each time."""
+        ...
+
     def device_memory(self, size: int) -> Memory: ...
     def host_memory(self, size: int) -> HostMemory: ...
 
@@ -125,18 +132,18 @@ class OnDevice:
         return OnDevice(self.address + start * item, tensor, self.owner, self.device)
 
     def wait(self, streams: Sequence[Any]) -> None:
-        """Until what is in ``streams`` now is done."""
-        stream = self.device.stream()
+        """Until what is in ``streams`` now is done. The device must be active, as for ``on_host``."""
+        stream = self.device.stream_of_thread()
         for other in streams:
             stream.wait_for(other)
         stream.synchronize()
 
     def on_host(self) -> NDArray[Any]:
         """A copy of it in the host's memory."""
-        staged, stream = self.device.host_memory(self.tensor.size), self.device.stream()
-        stream.copy_out(self.address, staged, self.tensor.size)
+        there, stream = np.empty(self.tensor.shape, self.tensor.dtype), self.device.stream_of_thread()
+        stream.copy_out(self.address, there.ctypes.data, self.tensor.size)
         stream.synchronize()
-        return staged.array[: self.tensor.size].view(self.tensor.dtype).reshape(self.tensor.shape).copy()
+        return there
 
 
 Array = NDArray[Any] | OnDevice
@@ -224,7 +231,7 @@ class Lane:
         staged = self._stage(work.name, given.nbytes)
         staged.array[: given.nbytes].view(given.dtype).reshape(given.shape)[...] = given
         target = self._reserve(work.name, given.nbytes).address
-        self._stream.copy_in(staged, target, given.nbytes)
+        self._stream.copy_in(staged.address, target, given.nbytes)
         return target
 
     def _place(self, name: str, work: Work, own: bool) -> int:
@@ -263,7 +270,7 @@ class Lane:
                     self._stream.copy_within(addresses[name], result.address, size)
             else:
                 staged = self._stage(name, size)
-                self._stream.copy_out(addresses[name], staged, size)
+                self._stream.copy_out(addresses[name], staged.address, size)
                 waiting.append((result, staged))
         self._stream.synchronize()
         for array, staged in waiting:

@@ -79,7 +79,7 @@ def _take(
     """The caller's array, and what is to be waited for."""
     if stream is not None:
         check_stream(stream)
-    arrival = gpu.stream()
+    arrival = gpu.stream_of_thread()
     try:
         given = as_device_array(value, gpu, arrival)
     except Exception as cause:  # what is raised is the other library's own choice

@@ -143,7 +143,8 @@ class VAE:
                 raise ImageError(
                     "an image in the GPU's memory is encoded without sample, seed and pad; copy it to the host"
                 )
-            return on_device.encode(self._halves, self.manifest, self._gpu(), image, stream)
+            with self._gpu().active():
+                return on_device.encode(self._halves, self.manifest, self._gpu(), image, stream)
         _refuse_stream(stream)
         if seed is not None:
             seed = check_seed(seed, sample)
@@ -198,7 +199,8 @@ class VAE:
         if output not in ("uint8", "float"):
             raise InputError(f"output is {output!r}; it must be 'uint8' or 'float'")
         if is_on_device(latent):
-            return on_device.decode(self._halves, self.manifest, self._gpu(), latent, output, size, out, stream)
+            with self._gpu().active():
+                return on_device.decode(self._halves, self.manifest, self._gpu(), latent, output, size, out, stream)
         _refuse_stream(stream)
         values = check_latent(as_numpy(latent, "latent", LatentError), self.latent)
         batch, full = values.shape[0], (values.shape[2] * self.latent.factor, values.shape[3] * self.latent.factor)
