@@ -16,6 +16,7 @@ enum { OK = 0, OUT_OF_MEMORY = 2, NO_DEVICE = 100, NO_CONTEXT = 201 };
 int devices = 0;
 int known = 13000; /* the newest CUDA */
 uint64_t freed = 0;
+void *freed_in = NULL; /* the stream in whose order memory of the pool went back last */
 uint64_t room = 1ull << 34; /* bytes that one allocation may take */
 
 CUresult cuInit(unsigned flags) { return OK; }
@@ -152,7 +153,11 @@ CUresult cuMemAllocFromPoolAsync(uint64_t *memory, size_t size, void *pool, void
     return allocate(memory, size);
 }
 CUresult cuMemAllocAsync(uint64_t *memory, size_t size, void *stream) { return allocate(memory, size); }
-CUresult cuMemFreeAsync(uint64_t memory, void *stream) { return OK; }
+CUresult cuMemFreeAsync(uint64_t memory, void *stream) {
+    put(of(stream), (Work){CALL, (void *)free, (void *)memory});
+    freed_in = stream;
+    return cuStreamSynchronize(stream);
+}
 CUresult cuPointerGetAttribute(void *value, int attribute, uint64_t pointer) {
     *(int *)value = attribute == 2 ? 2 : 0; return OK;
 }

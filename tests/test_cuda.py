@@ -8,11 +8,11 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from shutil import which
 from typing import Any
 
 import numpy as np
 import pytest
+from cuda_driver import COMPILER, load_driver, show_devices
 from host_gpu import HostPlan, at
 from test_engines import SIZES
 from test_gpu_runtime import noise
@@ -28,16 +28,12 @@ from vaedeploy.runtime.lane import Tensor
 
 CALL = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
-pytestmark = pytest.mark.skipif(which("gcc") is None, reason="the stand-in for the driver is compiled")
+pytestmark = pytest.mark.skipif(COMPILER is None, reason="the stand-in for the driver is compiled")
 
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    """The driver, under the name by which everybody looks for one: the first that is loaded answers to it."""
-    built = tmp_path_factory.mktemp("driver") / "driver.so"
-    source = Path(__file__).parent / "cuda_driver.c"
-    subprocess.run(["gcc", "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", "-o", built, source], check=True)
-    return ctypes.CDLL(str(built))
+    return load_driver(tmp_path_factory.mktemp("driver"))
 
 
 @pytest.fixture
@@ -45,11 +41,12 @@ def driver(library: ctypes.CDLL) -> Iterator[ctypes.CDLL]:
     """With its one device, for this test alone."""
     if cuda_devices() > 0:
         pytest.skip("there is a real driver here")
-    devices, room = ctypes.c_int.in_dll(library, "devices"), ctypes.c_uint64.in_dll(library, "room")
+    room = ctypes.c_uint64.in_dll(library, "room")
     before = room.value
-    devices.value = 1
+    show_devices(library, 1)
     yield library
-    devices.value, room.value = 0, before
+    show_devices(library, 0)
+    room.value = before
 
 
 @pytest.fixture
@@ -122,6 +119,18 @@ def test_there_is_no_room(driver: ctypes.CDLL, device: cuda.CudaDevice) -> None:
     with pytest.raises(BackendError, match="there are no 2,000 bytes left on the GPU"):
         device.array(Tensor((2000,), np.dtype(np.uint8)))
     assert device.device_memory(500).size == 500
+
+
+def test_a_result_outlives_what_reads_it(driver: ctypes.CDLL, device: cuda.CudaDevice) -> None:
+    """Its memory goes back in the order of the default stream, whoever lets go of it."""
+    freed_in = ctypes.c_void_p.in_dll(driver, "freed_in")
+    freed_in.value = 0x77
+    view = cuda.to_caller(device.array(Tensor((2, 8), np.dtype(np.float32))))
+    capsule = view.__dlpack__(stream=1)
+    del view
+    assert freed_in.value == 0x77  # somebody has it still
+    del capsule
+    assert freed_in.value == 1  # CU_STREAM_LEGACY
 
 
 def test_memory_goes_back(driver: ctypes.CDLL, device: cuda.CudaDevice) -> None:
@@ -249,7 +258,7 @@ def put(device: cuda.CudaDevice, array: np.ndarray) -> Any:
 
 
 def read(view: Any) -> np.ndarray:
-    """What a caller would see of an array in the device's memory."""
+    """What a caller would see of an array in the device's memory, which must be kept meanwhile."""
     last = sum((length - 1) * stride for length, stride in zip(view.shape, view.strides, strict=True))
     place = at(view.ptr, view.dtype.itemsize * (1 + last))
     strides = [stride * view.dtype.itemsize for stride in view.strides]
@@ -283,7 +292,8 @@ def test_a_stream_of_the_callers(vae: VAE, expected: VAE, device: cuda.CudaDevic
     latent = noise(1, 2, 2, 2)
     given, source, stream = put(device, np.zeros_like(latent)), put(device, latent), device.stream()
     stream.copy_within(source.ptr, given.ptr, latent.nbytes)
-    np.testing.assert_array_equal(read(vae.decode(given, stream=stream)), expected.decode(latent))
+    image = vae.decode(given, stream=stream)
+    np.testing.assert_array_equal(read(image), expected.decode(latent))
 
 
 def test_an_array_of_another_gpu_is_refused(vae: VAE, device: cuda.CudaDevice, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,190 @@
+"""What the runtime adds to an engine: calls of ``VAE.decode`` and the same engine alone take turns.
+
+    python benchmarks/overhead.py [--rounds N] [--json FILE]
+
+The demo VAE, one image of 64x64, in the host's memory and in the GPU's. "Alone" is what has to be done anyway: copy the
+latent in, let the engine run, copy the image's bytes and what tells of NaN out, wait; from and to the GPU's memory, only
+run and wait. Both launch CUDA graphs where the engine can be recorded.
+
+Without a GPU it runs on the tests' stand-in for CUDA's driver, with an engine that does nothing: what is left is the time
+outside CUDA calls.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import logging
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+
+from vaedeploy.bundle import Bundle
+from vaedeploy.engines import build_engines
+from vaedeploy.gpu import cuda_devices, find_gpu
+from vaedeploy.pipeline import export_vae
+from vaedeploy.profile import profiles
+from vaedeploy.runtime import VAE, cuda, tensorrt
+from vaedeploy.runtime.engine import Half
+from vaedeploy.runtime.lane import Graphs, Plan, Tensor
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from cuda_driver import load_driver, show_devices
+
+Call = Callable[[], object]
+
+SIZE = 64
+CALLS = 200
+"""In each turn of each; the fastest half of a turn's calls counts, which what disturbs a machine leaves alone."""
+
+
+class Idle:
+    """An engine that does nothing, for the stand-in, whose memory is the host's."""
+
+    graphs: Graphs = "recorded"
+
+    def context(self) -> Idle:
+        return self
+
+    def settled(self) -> None:
+        pass
+
+    def set_shape(self, *_: object) -> int:
+        return 1
+
+    def set_scratch(self, _: object) -> None:
+        pass
+
+    def bind(self, tensor: str, address: int) -> None:
+        if tensor == "finite":
+            ctypes.memset(address, 1, 1)  # else each picture would be told of
+
+    def enqueue(self, _: object) -> None:
+        pass
+
+
+class Alone:
+    """An engine's context on arrays of its own, set up beforehand."""
+
+    def __init__(self, device: cuda.CudaDevice, plan: Plan, half: Half, latent: np.ndarray) -> None:
+        self._stream = device.stream()
+        context, outputs = plan.context(), half.outputs(1, SIZE, SIZE)
+        with device.active():
+            index = next(slot.index for slot in half.slots if slot.shape.holds(1, SIZE, SIZE))
+            scratch = device.device_memory(max(1, context.set_shape(index, "latent", latent.shape, self._stream)))
+            context.set_scratch(scratch)
+            memory = {"latent": device.device_memory(latent.nbytes)}
+            memory |= {name: device.device_memory(tensor.size) for name, tensor in outputs.items()}
+            for name, place in memory.items():
+                context.bind(name, place.address)
+            self._given, self._latent = device.host_memory(latent.nbytes), latent
+            self._found = {name: device.host_memory(outputs[name].size) for name in ("image_u8", "finite")}
+            self._launch: Call = lambda: context.enqueue(self._stream)
+            self._launch()
+            if plan.graphs == "recorded":
+                self._launch = self._stream.capture(lambda: context.enqueue(self._stream))
+        self._memory, self._kept = memory, (plan, context, scratch)
+
+    def host(self) -> object:
+        size = self._latent.nbytes
+        self._given.array[...] = self._latent.reshape(-1).view(np.uint8)
+        self._stream.copy_in(self._given.address, self._memory["latent"].address, size)
+        self._launch()
+        for name, found in self._found.items():
+            self._stream.copy_out(self._memory[name].address, found.address, found.size)
+        self._stream.synchronize()
+        return [found.array.copy() for found in self._found.values()]
+
+    def device(self) -> object:
+        self._launch()
+        self._stream.synchronize()
+        return None
+
+
+def microseconds(call: Call) -> float:
+    times = []
+    for _ in range(CALLS):
+        started = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - started)
+    return 1e6 * statistics.median(sorted(times)[: CALLS // 2])
+
+
+def overhead(calls: Mapping[str, tuple[Call, Call]], rounds: int) -> dict[str, dict[str, float]]:
+    """By the kind of memory: both medians, and that of the differences, turn by turn."""
+    for pair in calls.values():
+        for call in pair:
+            microseconds(call)
+    found = {}
+    for name, pair in calls.items():
+        turns = [[microseconds(call) for call in pair[:: -1 if turn % 2 else 1]] for turn in range(rounds)]
+        whole, alone = zip(*(turn[:: -1 if index % 2 else 1] for index, turn in enumerate(turns)), strict=True)
+        added = statistics.median(a - b for a, b in zip(whole, alone, strict=True))
+        found[name] = {
+            "vae.decode": statistics.median(whole),
+            "the engine alone": statistics.median(alone),
+            "added": added,
+        }
+    return found
+
+
+def measure(bundle: Bundle, stand_in: bool, rounds: int) -> dict[str, Any]:
+    """Of the first engine of a decoder that is there."""
+    name, info = next((n, i) for n, i in bundle.manifest.engines.items() if i.part == "decoder")
+    backend = info.identity.backend
+    device = cuda.CudaDevice(0)
+    plan = tensorrt.load_plan(bundle.path / name, backend, bundle.manifest.files[name].sha256, device, True)
+    shape = (1, bundle.manifest.latent.channels, SIZE // 8, SIZE // 8)
+    latent = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    alone = Alone(device, plan, Half(bundle, "decoder", backend, (name,)), latent)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that nothing here was verified is known
+        vae = VAE(bundle.path, backend, on_nan="warn", profile=info.profile)
+    there = device.array(Tensor(shape, latent.dtype))
+    with device.active():
+        staged = device.host_memory(latent.nbytes)
+        staged.array[...] = latent.reshape(-1).view(np.uint8)
+        device.stream_of_thread().copy_in(staged.address, there.address, latent.nbytes)
+        device.stream_of_thread().synchronize()
+    given = cuda.to_caller(there)
+    calls: dict[str, tuple[Call, Call]] = {
+        "arrays of the host's": (lambda: vae.decode(latent), alone.host),
+        "arrays in the GPU's memory": (lambda: vae.decode(given), alone.device),
+    }
+    engine = "does nothing" if stand_in else f"{backend} {info.identity.backend_version}"
+    return {"gpu": "none: a stand-in" if stand_in else str(find_gpu()), "engine": engine} | overhead(calls, rounds)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    logging.getLogger("vaedeploy").setLevel(logging.ERROR)
+    with tempfile.TemporaryDirectory() as folder:
+        stand_in = cuda_devices() == 0
+        if stand_in:
+            show_devices(load_driver(Path(folder)), 1)
+        gpu = find_gpu()
+        assert gpu is not None
+        fitting = [name for name, p in profiles().items() if p.compute_capability == gpu.compute_capability]
+        bundle = build_engines(export_vae("demo", out=Path(folder) / "demo"), fitting[:1])
+        with patch.object(tensorrt, "load_plan", lambda *_: Idle()) if stand_in else nullcontext():
+            result = measure(bundle, stand_in, args.rounds)
+    print(json.dumps(result, indent=1))
+    if args.json:
+        args.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
