@@ -2,12 +2,12 @@
 
     python benchmarks/overhead.py [--rounds N] [--json FILE]
 
-The demo VAE, one image of 64x64, in the host's memory and in the GPU's. "Alone" is what has to be done anyway: copy the
-latent in, let the engine run, copy the image's bytes and what tells of NaN out, wait; from and to the GPU's memory, only
-run and wait. Both launch CUDA graphs where the engine can be recorded.
+The demo VAE, one image of 64x64, in the host's memory and in the GPU's. "Alone" is what has to be done anyway: copy
+the latent in, let the engine run, copy the image's bytes and what tells of NaN out, wait; from and to the GPU's memory,
+only run and wait. Both launch CUDA graphs where the engine can be recorded.
 
-Without a GPU it runs on the tests' stand-in for CUDA's driver, with an engine that does nothing: what is left is the time
-outside CUDA calls.
+Without a GPU it runs on the tests' stand-in for CUDA's driver, with an engine that does nothing: what is left is the
+time outside CUDA calls.
 """
 
 from __future__ import annotations

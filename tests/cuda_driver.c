@@ -48,6 +48,7 @@ CUresult cuDeviceTotalMem_v2(size_t *bytes, int device) { *bytes = 1ull << 34; r
 CUresult cuDevicePrimaryCtxRetain(void **context, int device) { *context = (void *)0x10; return OK; }
 CUresult cuDevicePrimaryCtxRelease_v2(int device) { return OK; }
 static __thread void *current;
+#define IN_CONTEXT if (!current) return NO_CONTEXT;
 CUresult cuCtxSetCurrent(void *context) { current = context; return OK; }
 CUresult cuCtxGetCurrent(void **context) { *context = current; return OK; }
 CUresult cuCtxGetDevice(int *device) { *device = 0; return current ? OK : NO_CONTEXT; }
@@ -56,7 +57,7 @@ CUresult cuCtxGetDevice(int *device) { *device = 0; return current ? OK : NO_CON
 typedef struct { int kind; void *target; const void *source; size_t size; struct stream *other; uint64_t until; } Work;
 enum { COPY, WAIT, CALL };
 typedef struct graph { Work work[64]; int count; } Graph;
-typedef struct stream { Work work[4096]; uint64_t put, done; Graph *recording; } Stream;
+typedef struct stream { Work work[4096]; uint64_t put, done; Graph *recording; int device; } Stream;
 typedef struct { Stream *stream; uint64_t until; } Event;
 static Stream legacy;
 
@@ -75,15 +76,18 @@ static void run(Stream *stream, uint64_t until) {
 }
 CUresult cuCtxGetStreamPriorityRange(int *least, int *greatest) { *least = *greatest = 0; return OK; }
 CUresult cuStreamCreateWithPriority(void **stream, unsigned flags, int priority) {
+    IN_CONTEXT
     *stream = calloc(1, sizeof(Stream)); return OK;
 }
 CUresult cuStreamDestroy_v2(void *stream) { return OK; }
 CUresult cuStreamGetCtx(void *stream, void **context) { *context = current; return OK; }
 CUresult cuStreamGetFlags(void *stream, unsigned *flags) { *flags = 1; return OK; }
+CUresult cuStreamGetDevice(void *stream, int *device) { *device = ((Stream *)stream)->device; return OK; }
+void set_stream_device(Stream *stream, int device) { stream->device = device; }
 CUresult cuStreamGetPriority(void *stream, int *priority) { *priority = 0; return OK; }
 CUresult cuStreamIsCapturing(void *stream, int *status) { *status = of(stream)->recording != NULL; return OK; }
 CUresult cuStreamSynchronize(void *stream) { run(of(stream), of(stream)->put); return OK; }
-CUresult cuEventCreate(void **event, unsigned flags) { *event = calloc(1, sizeof(Event)); return OK; }
+CUresult cuEventCreate(void **event, unsigned flags) { IN_CONTEXT *event = calloc(1, sizeof(Event)); return OK; }
 CUresult cuEventDestroy_v2(void *event) { free(event); return OK; }
 CUresult cuEventRecord(void *event, void *stream) {
     *(Event *)event = (Event){of(stream), of(stream)->put};
@@ -102,25 +106,29 @@ CUresult cuLaunchHostFunc(void *stream, void (*call)(void *), void *data) {
 
 /* Memory: the host's, aligned as a device's is. */
 static CUresult allocate(void *address, size_t size) {
+    IN_CONTEXT
     if (size > room) return OUT_OF_MEMORY;
     return posix_memalign(address, 512, size ? size : 1) ? OUT_OF_MEMORY : OK;
 }
 CUresult cuMemAllocHost_v2(void **memory, size_t size) { return allocate(memory, size); }
 CUresult cuMemAlloc_v2(uint64_t *memory, size_t size) { return allocate(memory, size); }
 CUresult cuMemFree_v2(uint64_t memory) {
-    if (!current) return NO_CONTEXT;
+    IN_CONTEXT
     free((void *)memory);
     freed++;
     return OK;
 }
-CUresult cuMemFreeHost(void *memory) { free(memory); return OK; }
+CUresult cuMemFreeHost(void *memory) { IN_CONTEXT free(memory); freed++; return OK; }
 CUresult cuMemcpyHtoDAsync_v2(uint64_t target, const void *source, size_t size, void *stream) {
+    IN_CONTEXT
     put(of(stream), (Work){COPY, (void *)target, source, size}); return OK;
 }
 CUresult cuMemcpyDtoHAsync_v2(void *target, uint64_t source, size_t size, void *stream) {
+    IN_CONTEXT
     put(of(stream), (Work){COPY, target, (void *)source, size}); return OK;
 }
 CUresult cuMemcpyDtoDAsync_v2(uint64_t target, uint64_t source, size_t size, void *stream) {
+    IN_CONTEXT
     put(of(stream), (Work){COPY, (void *)target, (void *)source, size}); return OK;
 }
 
@@ -154,6 +162,7 @@ CUresult cuMemAllocFromPoolAsync(uint64_t *memory, size_t size, void *pool, void
 }
 CUresult cuMemAllocAsync(uint64_t *memory, size_t size, void *stream) { return allocate(memory, size); }
 CUresult cuMemFreeAsync(uint64_t memory, void *stream) {
+    IN_CONTEXT
     put(of(stream), (Work){CALL, (void *)free, (void *)memory});
     freed_in = stream;
     return cuStreamSynchronize(stream);

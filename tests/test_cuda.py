@@ -6,12 +6,13 @@ import ctypes
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from cuda.core import LEGACY_DEFAULT_STREAM
 from cuda_driver import COMPILER, load_driver, show_devices
 from host_gpu import HostPlan, at
 from test_engines import SIZES
@@ -50,8 +51,11 @@ def driver(library: ctypes.CDLL) -> Iterator[ctypes.CDLL]:
 
 
 @pytest.fixture
-def device(driver: ctypes.CDLL) -> cuda.CudaDevice:
-    return cuda.CudaDevice(0)
+def device(driver: ctypes.CDLL) -> Iterator[cuda.CudaDevice]:
+    """It is the test's current one, as it is of who makes arrays on it."""
+    made = cuda.CudaDevice(0)
+    with made.active():
+        yield made
 
 
 def test_what_the_driver_tells(driver: ctypes.CDLL) -> None:
@@ -116,8 +120,10 @@ def test_there_is_no_room(driver: ctypes.CDLL, device: cuda.CudaDevice) -> None:
     )
     with pytest.raises(BackendError, match="2,000 bytes of the host's memory cannot be locked"):
         device.host_memory(2000)
-    with pytest.raises(BackendError, match="there are no 2,000 bytes left on the GPU"):
+    with pytest.raises(BackendError) as refused:
         device.array(Tensor((2000,), np.dtype(np.uint8)))
+    assert str(refused.value).startswith("2,000 bytes for a result cannot be had (CUDA device 0): ")
+    assert str(refused.value).endswith(". Give a smaller batch or size, or free memory there")
     assert device.device_memory(500).size == 500
 
 
@@ -136,9 +142,9 @@ def test_a_result_outlives_what_reads_it(driver: ctypes.CDLL, device: cuda.CudaD
 def test_memory_goes_back(driver: ctypes.CDLL, device: cuda.CudaDevice) -> None:
     freed = ctypes.c_uint64.in_dll(driver, "freed")
     before = freed.value
-    memory = device.device_memory(1000)
-    del memory
-    assert freed.value == before + 1
+    memory = [device.device_memory(1000), device.host_memory(1000)]
+    memory.clear()
+    assert freed.value == before + 2
 
 
 def test_the_callers_device_stays_its_own(driver: ctypes.CDLL, device: cuda.CudaDevice) -> None:
@@ -150,6 +156,7 @@ def test_the_callers_device_stays_its_own(driver: ctypes.CDLL, device: cuda.Cuda
             assert int(calls.cuCtxGetCurrent()[1]) == 0x10
         device.device_memory(100)
         device.stream()
+        cuda.CudaDevice(0)
         assert int(calls.cuCtxGetCurrent()[1]) == 0x99
     finally:
         calls.cuCtxSetCurrent(calls.CUcontext(0))
@@ -166,11 +173,20 @@ def test_an_old_driver_is_told(driver: ctypes.CDLL) -> None:
 
 def test_what_is_no_stream(device: cuda.CudaDevice) -> None:
     with pytest.raises(InputError) as refused:
-        cuda.check_stream("stream")
+        cuda.check_stream("stream", device)
     assert str(refused.value) == (
         "stream is of type str; it must be a CUDA stream, which has __cuda_stream__, such as "
         "torch.cuda.current_stream()"
     )
+
+
+def test_a_stream_of_another_gpu(driver: ctypes.CDLL, device: cuda.CudaDevice) -> None:
+    cuda.check_stream(device.stream(), device)
+    cuda.check_stream(LEGACY_DEFAULT_STREAM, device)
+    stream = device.stream()
+    driver.set_stream_device(ctypes.c_void_p(stream.handle), 1)
+    with pytest.raises(InputError, match="stream is of CUDA device 1, and this VAE on 0"):
+        cuda.check_stream(stream, device)
 
 
 ASK_IN_CHILD = """
@@ -294,6 +310,30 @@ def test_a_stream_of_the_callers(vae: VAE, expected: VAE, device: cuda.CudaDevic
     stream.copy_within(source.ptr, given.ptr, latent.nbytes)
     image = vae.decode(given, stream=stream)
     np.testing.assert_array_equal(read(image), expected.decode(latent))
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_arrays_of_the_device_in_a_thread_without_a_context(
+    vae: VAE, expected: VAE, device: cuda.CudaDevice, again: bool
+) -> None:
+    latent = noise(2, 2, 2, 3) / 4
+    given, image = put(device, latent), put(device, np.clip(noise(2, 3, 8, 12), -1, 1))
+    with ThreadPoolExecutor(1) as pool:
+        for _ in range(1 + again):
+            decoded, encoded = pool.submit(lambda: (vae.decode(given), vae.encode(image))).result()
+    np.testing.assert_array_equal(read(decoded), expected.decode(latent))
+    np.testing.assert_array_equal(read(encoded), expected.encode(read(image)))
+
+
+def test_what_may_not_be_written_to(vae: VAE, device: cuda.CudaDevice) -> None:
+    from cuda.core import Buffer
+    from cuda.core.utils import StridedMemoryView
+
+    made = device.array(Tensor((1, 8, 8, 3), np.dtype(np.uint8)))
+    memory = Buffer.from_handle(made.address, made.tensor.size, owner=made.owner)
+    out = StridedMemoryView.from_buffer(memory, (1, 8, 8, 3), dtype=np.dtype(np.uint8), is_readonly=True)
+    with pytest.raises(InputError, match="cannot be read through DLPack: it is read-only"):
+        vae.decode(put(device, noise(1, 2, 2, 2)), out=out)
 
 
 def test_an_array_of_another_gpu_is_refused(vae: VAE, device: cuda.CudaDevice, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -359,7 +359,7 @@ def test_what_was_compiled_is_kept_once_a_shape(opened: Callable[..., Opened]) -
     for height in (2, 2, 3, 2):
         made.session.run(["image"], {"latent": noise(1, 2, height, 2)})
     (plan,) = made.plans.values()
-    assert plan.settlements == 3  # 2 came back after 3
+    assert plan.settlements == 2
 
 
 def test_a_call_that_fails_is_over_before_its_memory_is_free(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -103,6 +102,7 @@ class Recorder:
 
 
 MODULE: Any = SimpleNamespace(
+    DynamicShapesKernelSpecializationStrategy=SimpleNamespace(EAGER="eager"),
     ExecutionContextAllocationStrategy=SimpleNamespace(USER_MANAGED="user managed"),
     CudaGraphStrategy=SimpleNamespace(WHOLE_GRAPH_CAPTURE="whole graph"),
 )
@@ -122,7 +122,8 @@ def cache(name: str) -> tensorrt.RuntimeCache:
 
 
 def plan(engine: Recorder, cache: tensorrt.RuntimeCache | None = None, cuda_graphs: bool = True) -> tensorrt.EnginePlan:
-    return tensorrt.EnginePlan(MODULE, LOG, None, engine, cuda_graphs, cache)
+    device: Any = HostDevice()
+    return tensorrt.EnginePlan(MODULE, device, LOG, None, engine, cuda_graphs, cache)
 
 
 def test_a_context_is_set_up_and_run() -> None:
@@ -153,7 +154,7 @@ def test_a_context_is_set_up_and_run() -> None:
         ("set_optimization_profile_async", "profile 0"),
         ("set_input_shape", "latent of shape (1, 4, 8, 8)"),
         ("set_tensor_address", "the address of latent"),
-        ("execute_async_v3", "to run"),
+        ("execute_async_v3", "to run on latent of shape (1, 4, 8, 8)"),
     ],
 )
 def test_what_tensorrt_refuses(refused: str, what: str) -> None:
@@ -185,6 +186,23 @@ def test_no_context() -> None:
         plan(Recorder(refuses="create_execution_context")).context()
 
 
+def test_there_is_no_room_to_run() -> None:
+    log = SimpleNamespace(tail=lambda: ". TensorRT's last messages:\n  CUDA: Out of memory")
+    device: Any = HostDevice()
+    made = tensorrt.EnginePlan(MODULE, device, log, None, Recorder(), True, None)
+    assert str(made.refused("to run")) == (
+        "TensorRT refuses to run. TensorRT's last messages:\n  CUDA: Out of memory. Give a smaller batch or size, or "
+        "free memory there"
+    )
+
+
+def test_kernels_are_those_that_were_verified() -> None:
+    """TensorRT-RTX answers by a fallback until those of a size are compiled, unless it is told to wait for them."""
+    rtx = Recorder()
+    plan(rtx, cache("a"))
+    assert rtx.dynamic_shapes_kernel_specialization_strategy == "eager"
+
+
 def test_who_records_cuda_graphs() -> None:
     """TensorRT-RTX itself, or whoever runs TensorRT; nobody where the profile says so."""
     rtx, off = Recorder(), Recorder()
@@ -206,22 +224,15 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_what_was_compiled_is_there_next_time(folder: Path) -> None:
+    """It is kept once a shape has run, since a service that is killed has no other time for it."""
     first = plan(Recorder(), cache("1.7-abc.cache"))
     assert list(folder.iterdir()) == []
-    del first
-    gc.collect()
+    first.settled()
     assert (folder / "1.7-abc.cache").read_bytes() == b"kernels"
     engine = Recorder()
     plan(engine, cache("1.7-abc.cache"))
     assert engine.deserialized == [b"kernels"]
     assert engine.calls[-1][0] == "set_runtime_cache"
-
-
-def test_it_is_kept_once_a_shape_has_run(folder: Path) -> None:
-    """A service that is killed has no other time for it."""
-    running = plan(Recorder(), cache("a"))
-    running.settled()
-    assert (folder / "a").read_bytes() == b"kernels"
 
 
 def test_kernels_of_another_machine(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -252,9 +263,7 @@ def test_a_cache_is_of_one_engine_version_gpu_and_driver(monkeypatch: pytest.Mon
 def test_a_cache_that_did_not_change_is_not_written(folder: Path) -> None:
     (folder / "same").write_bytes(b"kernels")
     before = (folder / "same").stat().st_mtime_ns
-    kept = plan(Recorder(), cache("same"))
-    del kept
-    gc.collect()
+    plan(Recorder(), cache("same")).settled()
     assert (folder / "same").stat().st_mtime_ns == before
 
 
@@ -265,9 +274,7 @@ def test_a_cache_without_a_place_is_told_and_stops_nothing(
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("vaedeploy.runtime.tensorrt.cache_folder", nowhere)
-    kept = plan(Recorder(), cache("a"))
-    del kept
-    gc.collect()
+    plan(Recorder(), cache("a")).settled()
     assert [message.split(":")[0] for message in caplog.messages] == [
         "TensorRT-RTX's cache of compiled kernels cannot be read",
         "TensorRT-RTX's cache of compiled kernels cannot be kept",

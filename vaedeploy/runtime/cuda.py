@@ -21,6 +21,11 @@ from vaedeploy.runtime.lane import OnDevice, Tensor
 CUDA = 2
 """The kind of device in DLPack's protocol: kDLCUDA."""
 
+DEFAULT_STREAMS = (0, 1, 2)
+"""The handles of streams that every device has: CU_STREAM_LEGACY (also as 0) and CU_STREAM_PER_THREAD."""
+
+SMALLER = ". Give a smaller batch or size, or free memory there"
+
 OLDEST_DRIVER = 13.0
 """The CUDA that a driver must know: that of the wheels which are installed for engines."""
 
@@ -52,11 +57,15 @@ class CudaDevice:
         from cuda.core import Device
 
         self.number = number
-        with self._told("the GPU cannot be used"), _Current(_call("cuCtxGetCurrent")):
-            self._device = Device(number)
-            self._device.set_current()
-            self._context = _call("cuCtxGetCurrent")
-            self._allocating = self._device.create_stream()
+        before = _call("cuCtxGetCurrent")
+        try:
+            with self._told("the GPU cannot be used"):
+                self._device = Device(number)
+                self._device.set_current()
+                self._context = _call("cuCtxGetCurrent")
+                self._allocating = self._device.create_stream()
+        finally:
+            _call("cuCtxSetCurrent", before)
         self._of_thread = threading.local()
 
     def active(self) -> AbstractContextManager[None]:
@@ -84,27 +93,28 @@ class CudaDevice:
 
     def host_memory(self, size: int) -> PinnedMemory:
         """Page-locked memory of the host."""
-        from cuda.core import LegacyPinnedMemoryResource
-
-        with self.active(), self._told(f"{size:,} bytes of the host's memory cannot be locked"):
-            return PinnedMemory(LegacyPinnedMemoryResource().allocate(size))
+        with self.active():
+            try:
+                return PinnedMemory(self, _call("cuMemAllocHost", size), size)
+            except BackendError as error:
+                raise BackendError(f"{size:,} bytes of the host's memory cannot be locked: {error}") from error
 
     def array(self, tensor: Tensor) -> OnDevice:
         """Memory for a result of the caller's, from the device's pool."""
-        with self.active(), self._told(f"there are no {tensor.size:,} bytes left on the GPU"):
+        with self.active(), self._told(f"{tensor.size:,} bytes for a result cannot be had", advice=SMALLER):
             buffer = self._device.allocate(tensor.size, stream=self._allocating)
             self._allocating.sync()
         return OnDevice(int(buffer.handle), tensor, ResultMemory(self, buffer), self)
 
     @contextmanager
-    def _told(self, what: str) -> Iterator[None]:
+    def _told(self, what: str, advice: str = "") -> Iterator[None]:
         """Turn what cuda.core raises, whose kinds are its own, into a BackendError."""
         try:
             yield
         except BackendError:
             raise
         except Exception as error:
-            raise BackendError(f"{what} (CUDA device {self.number}): {error}") from error
+            raise BackendError(f"{what} (CUDA device {self.number}): {error}{advice}") from error
 
 
 class CudaMemory:
@@ -138,14 +148,18 @@ class ResultMemory:
 
 
 class PinnedMemory:
-    """A page-locked buffer, and ``array``: all of it, uint8."""
+    """Page-locked memory of the host's, and ``array``: all of it, uint8, which does not keep it."""
 
-    def __init__(self, buffer: Any) -> None:
-        self._buffer = buffer  # what the array lies in
-        self.address = int(buffer.handle)
-        self.size: int = buffer.size
-        place = (ctypes.c_uint8 * self.size).from_address(self.address)
+    def __init__(self, device: CudaDevice, pointer: Any, size: int) -> None:
+        self.address = int(pointer)
+        self.size = size
+        place = (ctypes.c_uint8 * size).from_address(self.address)
         self.array: NDArray[np.uint8] = np.ctypeslib.as_array(place)
+        self._device = device
+
+    def __del__(self) -> None:
+        with suppress(Exception), self._device.active():  # when the process ends, CUDA may have ended before
+            _call("cuMemFreeHost", self.address)
 
 
 class CudaStream:
@@ -215,13 +229,19 @@ class _Graph:
                 _call("cuGraphExecDestroy", self._executable)
 
 
-def check_stream(stream: Any) -> None:
-    """Raise InputError where ``stream`` is no CUDA stream."""
+def check_stream(stream: Any, device: CudaDevice) -> None:
+    """Raise InputError where ``stream`` is no CUDA stream, or one of another GPU."""
     if not hasattr(stream, "__cuda_stream__"):
         raise InputError(
             f"stream is of type {type(stream).__name__}; it must be a CUDA stream, which has __cuda_stream__, such as "
             "torch.cuda.current_stream()"
         )
+    handle = int(stream.__cuda_stream__()[1])
+    if handle in DEFAULT_STREAMS:
+        return
+    number = int(_call("cuStreamGetDevice", handle))
+    if number != device.number:
+        raise InputError(f"stream is of CUDA device {number}, and this VAE on {device.number}")
 
 
 def is_on_device(value: Any) -> bool:
@@ -232,10 +252,10 @@ def is_on_device(value: Any) -> bool:
         return False
 
 
-def as_device_array(value: Any, device: CudaDevice, stream: CudaStream) -> OnDevice:
+def as_device_array(value: Any, device: CudaDevice, stream: CudaStream, write: bool = False) -> OnDevice:
     """An array in device memory without a copy; ``stream`` waits for the work that makes it, as DLPack has it.
 
-    Raises ValueError where it is not contiguous, or on another GPU.
+    write: it is to be written to. Raises ValueError where it may not be, is not contiguous, or is on another GPU.
     """
     from cuda.core.utils import StridedMemoryView
 
@@ -244,6 +264,8 @@ def as_device_array(value: Any, device: CudaDevice, stream: CudaStream) -> OnDev
         raise ValueError(f"it is on CUDA device {number}, and this VAE on {device.number}")
     with device.active():
         view = StridedMemoryView.from_dlpack(value, stream.handle)
+    if write and view.readonly:
+        raise ValueError("it is read-only")
     tensor = Tensor(tuple(view.shape), np.dtype(view.dtype))
     if view.strides is not None and not _contiguous(tensor.shape, tuple(view.strides)):
         raise ValueError("it is not contiguous")
@@ -313,5 +335,5 @@ def _call(function: str, *arguments: Any, of: int | None = None) -> Any:
     said = text.decode() if isinstance(text, bytes) else str(status)
     if status == driver.CUresult.CUDA_ERROR_OUT_OF_MEMORY:
         room = "there is no room" if of is None else f"there are no {of:,} bytes"
-        raise BackendError(f"{room} left on the GPU ({said}). Give a smaller batch or size, or free memory there")
+        raise BackendError(f"{room} left on the GPU ({said}){SMALLER}")
     raise BackendError(f"CUDA failed in {function}: {said}")

@@ -189,11 +189,11 @@ class Lane:
         self._bound: dict[str, int] = {}
         self._staging: dict[str, HostMemory] = {}
         self._memory: dict[str, Memory] = {}
+        self._settled: set[Hashable] = set()
 
     def run(self, work: Work, after: Sequence[Any] = ()) -> None:
         """Do ``work`` and return when it is done. after: streams whose work it waits for."""
         key = work.index, shape_of(work.given)
-        fresh = key != self.key
         try:
             self._run(work, key, after)
         except BaseException:
@@ -201,7 +201,8 @@ class Lane:
             with suppress(Exception):
                 self._stream.synchronize()
             raise
-        if fresh:
+        if key not in self._settled:
+            self._settled.add(key)
             self._plan.settled()
 
     def _run(self, work: Work, key: Hashable, after: Sequence[Any]) -> None:

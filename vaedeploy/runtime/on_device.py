@@ -74,14 +74,14 @@ def decode(
 
 
 def _take(
-    value: Any, what: str, gpu: CudaDevice, stream: Any, error: type[InputError]
+    value: Any, what: str, gpu: CudaDevice, stream: Any, error: type[InputError], write: bool = False
 ) -> tuple[OnDevice, Sequence[Any]]:
     """The caller's array, and what is to be waited for."""
     if stream is not None:
-        check_stream(stream)
+        check_stream(stream, gpu)
     arrival = gpu.stream_of_thread()
     try:
-        given = as_device_array(value, gpu, arrival)
+        given = as_device_array(value, gpu, arrival, write)
     except Exception as cause:  # what is raised is the other library's own choice
         raise error(
             f"{what} of type {type(value).__name__} cannot be read through DLPack: {str(cause).rstrip('.')}. It must "
@@ -96,7 +96,7 @@ def _fill(out: Any, made: Tensor, gpu: CudaDevice, cut: object) -> tuple[OnDevic
         raise InputError("out and size cannot both be given for an array in the GPU's memory; cut it afterwards")
     if not is_on_device(out):
         raise InputError("out is not in the GPU's memory, where the latent is; it must be on the same device")
-    place, busy = _take(out, "out", gpu, None, InputError)
+    place, busy = _take(out, "out", gpu, None, InputError, write=True)
     if place.tensor != made:
         raise InputError(
             f"out is {place.tensor.dtype} of shape {place.tensor.shape}; it must be {made.dtype} of shape {made.shape}"

@@ -31,7 +31,8 @@ class Session:
         # What goes wrong arrives as an exception; the library would print it to stderr as well.
         options.log_severity_level = 4
         try:
-            self._session = ort.InferenceSession(graph, options, providers=list(providers))
+            # Its fallback would go on with the CPU after a failure, and print that to stdout.
+            self._session = ort.InferenceSession(graph, options, providers=list(providers), enable_fallback=False)
         except Exception as error:
             raise BackendError(f"ONNX Runtime cannot load {graph}: {error}") from error
         self.inputs = [value.name for value in self._session.get_inputs()]
@@ -89,6 +90,5 @@ def usable_cores() -> int:
 
 
 def _is_memory(error: Exception) -> bool:
-    return isinstance(error, MemoryError) or any(
-        word in str(error) for word in ("allocate memory", "bad_alloc", "out of memory")
-    )
+    words = ("allocate memory", "bad_alloc", "out of memory", "smaller than requested bytes")
+    return isinstance(error, MemoryError) or any(word in str(error) for word in words)

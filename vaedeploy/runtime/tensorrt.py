@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 import importlib
 import logging
-import os
-import weakref
 from collections import deque
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -57,16 +56,24 @@ def load_plan(path: Path, backend: Backend, sha256: str, device: CudaDevice, cud
         cache = None
         if backend == "tensorrt-rtx":
             cache = RuntimeCache(_cache_name(module.__version__, sha256, device.number), device)
-        return EnginePlan(module, log, runtime, engine, cuda_graphs, cache)
+        return EnginePlan(module, device, log, runtime, engine, cuda_graphs, cache)
 
 
 class EnginePlan:
     """An engine that is loaded. TensorRT-RTX makes CUDA graphs itself; of TensorRT's the lane records them."""
 
     def __init__(
-        self, module: ModuleType, log: Any, runtime: Any, engine: Any, cuda_graphs: bool, cache: RuntimeCache | None
+        self,
+        module: ModuleType,
+        device: CudaDevice,
+        log: Any,
+        runtime: Any,
+        engine: Any,
+        cuda_graphs: bool,
+        cache: RuntimeCache | None,
     ) -> None:
         self.graphs: Graphs = "none" if not cuda_graphs else "recorded" if cache is None else "its own"
+        self._device = device
         self._log = log
         self._runtime = runtime
         self._engine = engine
@@ -74,17 +81,20 @@ class EnginePlan:
         self._config = engine.create_runtime_config()
         self._config.set_execution_context_allocation_strategy(module.ExecutionContextAllocationStrategy.USER_MANAGED)
         if cache is not None:
+            # Else a fallback answers until kernels for a size are compiled, in the background: the first pictures would
+            # not be of the kernels that were verified, nor be kept if the process is stopped before.
+            kinds = module.DynamicShapesKernelSpecializationStrategy
+            self._config.dynamic_shapes_kernel_specialization_strategy = kinds.EAGER
             if cuda_graphs:
                 self._config.cuda_graph_strategy = module.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
             cache.join(self._config)
-            weakref.finalize(self, cache.keep)  # when the process ends, too
 
     def context(self) -> EngineContext:
         """A context of its own, without memory yet."""
         context = self._engine.create_execution_context(self._config)
         if context is None:
             raise BackendError(f"TensorRT made no execution context{self._log.tail()}")
-        return EngineContext(context, self)
+        return EngineContext(context, self, self._device)
 
     def settled(self) -> None:
         """Keep what was compiled: a service that is killed has no other time for it."""
@@ -93,11 +103,13 @@ class EnginePlan:
 
     def refused(self, what: str) -> BackendError:
         """The error for something that TensorRT said no to."""
-        return BackendError(f"TensorRT refuses {what}{self._log.tail()}")
+        said = self._log.tail()
+        return BackendError(f"TensorRT refuses {what}{said}{cuda.SMALLER if 'out of memory' in said.lower() else ''}")
 
     def __del__(self) -> None:
         # TensorRT's objects do not keep those alive that they were made by.
-        self._config = self._engine = self._runtime = None
+        with suppress(Exception), self._device.active():  # when the process ends, CUDA may have ended before
+            self._config = self._engine = self._runtime = None
 
 
 class EngineContext:
@@ -105,10 +117,12 @@ class EngineContext:
     refuses.
     """
 
-    def __init__(self, context: Any, plan: EnginePlan) -> None:
+    def __init__(self, context: Any, plan: EnginePlan, device: CudaDevice) -> None:
         self._context = context
         self._plan = plan
+        self._device = device
         self._index = -1
+        self._given = ""
 
     def set_shape(self, index: int, tensor: str, shape: tuple[int, ...], stream: Stream) -> int:
         if index != self._index:
@@ -116,7 +130,8 @@ class EngineContext:
             self._check(self._context.set_optimization_profile_async(index, stream.handle), f"profile {index}")
             stream.synchronize()
             self._index = index
-        self._check(self._context.set_input_shape(tensor, shape), f"{tensor} of shape {shape}")
+        self._given = f"{tensor} of shape {shape}"
+        self._check(self._context.set_input_shape(tensor, shape), self._given)
         size: int = self._context.update_device_memory_size_for_shapes()
         return size
 
@@ -127,14 +142,15 @@ class EngineContext:
         self._check(self._context.set_tensor_address(tensor, address), f"the address of {tensor}")
 
     def enqueue(self, stream: Stream) -> None:
-        self._check(self._context.execute_async_v3(stream.handle), "to run")
+        self._check(self._context.execute_async_v3(stream.handle), f"to run on {self._given}")
 
     def _check(self, done: bool, what: str) -> None:
         if not done:
             raise self._plan.refused(what)
 
     def __del__(self) -> None:
-        self._context = None  # before the plan, which may go with it
+        with suppress(Exception), self._device.active():  # when the process ends, CUDA may have ended before
+            self._context = None  # before the plan, which may go with it
 
 
 class RuntimeCache:
@@ -145,7 +161,6 @@ class RuntimeCache:
     def __init__(self, name: str, device: CudaDevice) -> None:
         self._name = name
         self._device = device
-        self._process = os.getpid()
         self._cache: Any = None
         self._kept = b""
 
@@ -165,8 +180,6 @@ class RuntimeCache:
 
     def keep(self) -> None:
         """Write what was compiled since it was read. Whatever goes wrong is told, and stops nothing."""
-        if os.getpid() != self._process:
-            return  # CUDA does not survive a fork
         try:
             with self._device.active():
                 compiled = bytes(self._cache.serialize() or b"")
