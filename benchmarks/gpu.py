@@ -57,7 +57,7 @@ from vaedeploy.rewrite.precision import lower_precision
 from vaedeploy.rewrite.rescale import rescale
 from vaedeploy.rewrite.upsample import fold_upsampling
 from vaedeploy.runtime import VAE
-from vaedeploy.runtime.backends import ENGINES
+from vaedeploy.runtime.backends import BACKENDS, ENGINES, problem_of
 from vaedeploy.source import Reference, load_reference
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
@@ -374,16 +374,17 @@ def sessions(
 
 @torch.no_grad()
 def inputs(reference: Reference, size: int, batch: int) -> dict[str, Tensor]:
-    """{part: its input}: photographs, and the latents that the encoder makes of them in float64."""
+    """{part: its input}: photographs, and the latents that the encoder makes of them in float64, an item at a time: a
+    batch of large ones would not fit.
+    """
     photos = torch.from_numpy(crop_batch(load_photos(), Shape("", batch, size, size, False))).to(DEVICE)
     image = photos.permute(0, 3, 1, 2).float() / 127.5 - 1
-    encoder = Half(reference, "encoder", torch.float64, torch.contiguous_format)
-    return {"encoder": image, "decoder": encoder(image.double()).float()}
+    return {"encoder": image, "decoder": exact(reference, "encoder", image).float()}
 
 
 @torch.no_grad()
 def exact(reference: Reference, part: str, x: Tensor) -> Tensor:
-    """PyTorch's own in float64, an item at a time: a batch of large ones would not fit."""
+    """PyTorch's own in float64, an item at a time, as ``inputs``."""
     half = Half(reference, part, torch.float64, torch.contiguous_format)
     return torch.cat([half(item) for item in x.split(1)])
 
@@ -414,6 +415,24 @@ def tell(row: dict[str, Any], ceilings: dict[str, float] | None) -> None:
     )
 
 
+def contest(
+    reference: Reference, forms: dict[str, Path], bundle: Path, case: tuple[str, int, int], rounds: int
+) -> list[dict[str, Any]]:
+    """A row for each contestant of a case."""
+    part, size, batch = case
+    x = inputs(reference, size, batch)[part]
+    expected = exact(reference, part, x)
+    calls = modules(reference, part, x)
+    memory = {name: peak_gb(call) for name, call in calls.items()}
+    shape, rows = tuple(expected.shape), []
+    for found, lost in (sessions(forms, x, shape, memory), engines(bundle, part, x, shape, memory)):
+        calls |= found
+        rows += [{"part": part, "size": size, "batch": batch, "name": n, "failed": why} for n, why in lost.items()]
+    far = {name: errors(call(), expected) for name, call in calls.items()}
+    times = take_turns(calls, rounds)
+    return rows + [row_of(*case, name, times, far[name]) | {"GB": memory[name]} for name in times]
+
+
 def speed(
     reference: Reference,
     folder: Path,
@@ -441,20 +460,11 @@ def speed(
         if time.monotonic() > deadline:
             add({"part": part, "size": size, "batch": batch, "name": "everything", "failed": "no time was left"})
             continue
-        x = inputs(reference, size, batch)[part]
-        expected = exact(reference, part, x)
-        calls = modules(reference, part, x)
-        memory = {name: peak_gb(call) for name, call in calls.items()}
-        shape = tuple(expected.shape)
-        for found, lost in (sessions(forms[part], x, shape, memory), engines(bundle, part, x, shape, memory)):
-            calls |= found
-            for name, why in lost.items():
-                add({"part": part, "size": size, "batch": batch, "name": name, "failed": why})
-        far = {name: errors(call(), expected) for name, call in calls.items()}
-        times = take_turns(calls, rounds)
-        for name in times:
-            add(row_of(part, size, batch, name, times, far[name]) | {"GB": memory[name]})
-        del calls
+        try:
+            for row in contest(reference, forms[part], bundle, (part, size, batch), rounds):
+                add(row)
+        except torch.OutOfMemoryError as error:  # of a smaller GPU, in one of PyTorch's contestants
+            add({"part": part, "size": size, "batch": batch, "name": "everything", "failed": str(error)[:400]})
         gc.collect()
         if DEVICE == "cuda":
             torch.cuda.empty_cache()
@@ -467,12 +477,19 @@ def speed(
     return rows
 
 
-def whole_calls(bundle: Path, rounds: int) -> Any:
-    """``vaedeploy bench`` on the bundle that ``speed`` made."""
+def whole_calls(bundle: Path, rounds: int, deadline: float) -> Any:
+    """``vaedeploy bench`` on the bundle that ``speed`` made. Beside a GPU the CPU would take minutes."""
+    if time.monotonic() > deadline:
+        return "no time was left"
     sizes = [(512, 512), (1024, 1024)] if DEVICE == "cuda" else [(64, 64)]
+    possible = BACKENDS[:-1] if DEVICE == "cuda" else BACKENDS[-1:]
+    built = {info.identity.backend for info in Bundle.open(bundle).manifest.engines.values()}
+    backends = [name for name in possible if problem_of(name) is None and (name in built or name not in ENGINES)]
+    if not backends:
+        return "no backend answers: " + ". ".join(str(problem_of(name)) for name in possible)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = bench_bundle(bundle, sizes=sizes, batches=(1, 4), rounds=rounds)
+        found = bench_bundle(bundle, backends=backends, sizes=sizes, batches=(1, 4), rounds=rounds)
     for row in bench_rows(found):
         print("  ".join(row), flush=True)
     return msgspec.to_builtins(found)
@@ -557,7 +574,12 @@ def main() -> None:
     if DEVICE == "cpu":
         cases = [("decoder", 64, 1), ("encoder", 64, 2)]
     again = ["--vae", args.vae, *(["--weights", weights] if weights else []), "--rounds", str(args.rounds)]
+    chosen = args.parts or parts
     result: dict[str, Any] = {"machine": machine()}
+    if args.json and args.json.exists():
+        before = json.loads(args.json.read_text())
+        # A run of some parts, or one that is cut short, keeps what was found of the others, and on which versions.
+        result["before"] = before.pop("before", {}) | {k: v for k, v in before.items() if k == "machine" or k in parts}
 
     def keep() -> None:
         if args.json:
@@ -572,14 +594,15 @@ def main() -> None:
         "speed": lambda: speed(
             reference, args.work, cases, args.rounds, deadline, again, result.get("floor"), keep_rows
         ),
-        "bundle": lambda: whole_calls(args.work / "bundle", args.rounds),
+        "bundle": lambda: whole_calls(args.work / "bundle", args.rounds, deadline),
         "overflow": lambda: overflow(reference, args.work),
     }
-    for part in args.parts or parts:
+    for part in chosen:
         started = time.perf_counter()
         with torch.cuda.stream(torch.cuda.Stream()) if DEVICE == "cuda" else contextlib.nullcontext():
             result[part] = work[part]()
         print(f"{part}: {time.perf_counter() - started:.0f} s", flush=True)
+        result.get("before", {}).pop(part, None)
         keep()
 
 

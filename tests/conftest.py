@@ -5,18 +5,21 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import hypothesis
 import pytest
 
 if TYPE_CHECKING:
     from vaedeploy.bundle import Bundle
 
-# A busy machine must not fail a property.
-hypothesis.settings.register_profile("vaedeploy", deadline=None)
-hypothesis.settings.load_profile("vaedeploy")
+with suppress(ImportError):  # tests/gpu runs where it is not installed
+    import hypothesis
+
+    # A busy machine must not fail a property.
+    hypothesis.settings.register_profile("vaedeploy", deadline=None)
+    hypothesis.settings.load_profile("vaedeploy")
 
 
 @dataclass(frozen=True)

@@ -237,8 +237,15 @@ def _of_gpu(device: int) -> Ceilings | None:
         return None
     if not torch.cuda.is_available():
         return None
-    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cuda.matmul.fp32_precision = "ieee"
     place = torch.device("cuda", device)
+    try:
+        return _rates(torch, place)
+    finally:
+        torch.cuda.empty_cache()  # engines need the room
+
+
+def _rates(torch: Any, place: Any) -> Ceilings:
     side, count = 8192, 2**28
     kinds: dict[Precision, Any] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from vaedeploy import golden
 from vaedeploy.bundle import Bundle, edit_bundle
-from vaedeploy.errors import BundleError, InputError, WeightsError
+from vaedeploy.errors import BackendError, BundleError, InputError, WeightsError
 from vaedeploy.golden import GoldenCase
 from vaedeploy.judge import find_look, prepare_photo
 from vaedeploy.manifest import PARTS, Part, Precision
@@ -218,16 +218,29 @@ class _Torch:
         return self._run(self._reference.decoder, raw)[0].astype(np.float32)
 
     def _run(self, module: Any, value: NDArray[Any]) -> tuple[NDArray[Any], ...]:
+        """Item by item: a batch of large ones has activations of several GB each."""
         import torch
 
-        allowed = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        kinds = torch.backends.cuda.matmul, torch.backends.cudnn.conv  # type: ignore[attr-defined]
+        before = [kind.fp32_precision for kind in kinds]
+        for kind in kinds:
+            kind.fp32_precision = "ieee"
         try:
             with torch.no_grad():
-                made = module.to(self._device)(torch.from_numpy(value).to(self._device))
-            outputs = made if isinstance(made, tuple) else (made,)
-            return tuple(output.double().cpu().numpy() for output in outputs)
+                module.to(self._device)
+                items = [self._outputs(module, torch.from_numpy(value[n : n + 1])) for n in range(len(value))]
+            return tuple(np.concatenate(parts) for parts in zip(*items, strict=True))
+        except torch.OutOfMemoryError as error:
+            raise BackendError(
+                f"PyTorch has no room on the GPU for the reference of {'x'.join(map(str, value.shape))}: {error}. Free "
+                "memory there, or leave --weights out: the reference is the verified graph on the CPU then"
+            ) from error
         finally:
-            torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = allowed
+            for kind, precision in zip(kinds, before, strict=True):
+                kind.fp32_precision = precision
             module.to("cpu")
             torch.cuda.empty_cache()  # the engine needs the room
+
+    def _outputs(self, module: Any, item: Any) -> tuple[NDArray[Any], ...]:
+        made = module(item.to(self._device))
+        return tuple(output.double().cpu().numpy() for output in (made if isinstance(made, tuple) else (made,)))

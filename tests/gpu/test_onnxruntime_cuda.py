@@ -9,8 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+onnxruntime = pytest.importorskip("onnxruntime")
+
 from vaedeploy.bundle import Bundle
 from vaedeploy.errors import BackendError
+from vaedeploy.manifest import PARTS
 from vaedeploy.pipeline import export_vae
 from vaedeploy.runtime import VAE, onnxruntime_cuda
 
@@ -57,6 +60,47 @@ def test_the_gpu_computes_what_the_cpu_does(bundle: Bundle, batch: int, height: 
         assert np.abs(vae.decode(latent).astype(int) - cpu.decode(latent)).max() <= 255 * limit * 4
         photo = cpu.decode(latent)
         assert relative_l2(vae.encode(photo), cpu.encode(photo)) < limit
+
+
+def test_nothing_large_is_computed_on_the_cpu(bundle: Bundle) -> None:
+    """What is left there works on shapes. The rest would travel between the two in every call."""
+    for part in PARTS:
+        options = onnxruntime.SessionOptions()
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+        session = onnxruntime.InferenceSession(bundle.graph(part, "onnxruntime"), options, providers=providers)
+        nodes = [
+            (group.ep_name, node.op_type)
+            for group in session.get_provider_graph_assignment_info()
+            for node in group.get_nodes()
+        ]
+        on_cpu = {operator for provider, operator in nodes if provider == "CPUExecutionProvider"}
+        heavy = {
+            "Conv",
+            "ConvTranspose",
+            "InstanceNormalization",
+            "MatMul",
+            "Softmax",
+            "Resize",
+            "Transpose",
+            "Sigmoid",
+        }
+        assert on_cpu.isdisjoint(heavy | {"ReduceMean", "ReduceSum", "ReduceMin", "IsNaN", "IsInf", "Round", "Clip"})
+
+
+def test_arrays_of_pytorch_stay_on_the_gpu(bundle: Bundle) -> None:
+    """From a thread that has no CUDA context of its own, too."""
+    torch = pytest.importorskip("torch")
+    latent = torch.from_numpy(latents(bundle, 2, 16, 16)).cuda()
+    image = torch.rand(2, 3, 128, 128, device="cuda") * 2 - 1
+    torch.cuda.synchronize()
+    with quiet(bundle, "onnxruntime-cuda") as vae, ThreadPoolExecutor(1) as thread:
+        for run in (lambda call: call(), lambda call: thread.submit(call).result()):
+            decoded = torch.from_dlpack(run(lambda: vae.decode(latent, output="float")))
+            encoded = torch.from_dlpack(run(lambda: vae.encode(image)))
+            assert (decoded.device.type, encoded.device.type) == ("cuda", "cuda")
+            assert relative_l2(decoded.cpu().numpy(), vae.decode(latent.cpu().numpy(), output="float")) < FP16
+            assert relative_l2(encoded.cpu().numpy(), vae.encode(image.cpu().numpy())) < FP16
 
 
 def test_the_gpu_is_the_first_choice(bundle: Bundle) -> None:
