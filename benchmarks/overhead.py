@@ -162,7 +162,9 @@ def measure(bundle: Bundle, stand_in: bool, rounds: int) -> dict[str, Any]:
         "arrays in the GPU's memory": (lambda: vae.decode(given), alone.device),
     }
     engine = "does nothing" if stand_in else f"{backend} {info.identity.backend_version}"
-    return {"gpu": "none: a stand-in" if stand_in else str(find_gpu()), "engine": engine} | overhead(calls, rounds)
+    facts = {"gpu": "none: a stand-in" if stand_in else str(find_gpu()), "engine": engine}
+    with device.active():
+        return facts | overhead(calls, rounds)
 
 
 def main() -> None:

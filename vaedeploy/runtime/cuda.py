@@ -5,9 +5,10 @@ from __future__ import annotations
 import ctypes
 import math
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -54,16 +55,15 @@ class CudaDevice:
     def __init__(self, number: int) -> None:
         if missing := problem(number):
             raise BackendError(missing)
-        from cuda.core import Device
-
         self.number = number
         before = _call("cuCtxGetCurrent")
         try:
-            with self._told("the GPU cannot be used"):
-                self._device = Device(number)
-                self._device.set_current()
-                self._context = _call("cuCtxGetCurrent")
-                self._allocating = self._device.create_stream()
+            self._device = _cuda().Device(number)
+            self._device.set_current()
+            self._context = _call("cuCtxGetCurrent")
+            self._allocating = self._device.create_stream()
+        except Exception as error:
+            raise self._failed("the GPU cannot be used", error) from error
         finally:
             _call("cuCtxSetCurrent", before)
         self._of_thread = threading.local()
@@ -74,8 +74,11 @@ class CudaDevice:
 
     def stream(self) -> CudaStream:
         """A queue that does not wait for the default stream."""
-        with self.active(), self._told("no stream can be made"):
-            return CudaStream(self._device.create_stream())
+        with self.active():
+            try:
+                return CudaStream(self._device.create_stream())
+            except Exception as error:
+                raise self._failed("no stream can be made", error) from error
 
     def stream_of_thread(self) -> CudaStream:
         """The calling thread's own."""
@@ -101,20 +104,17 @@ class CudaDevice:
 
     def array(self, tensor: Tensor) -> OnDevice:
         """Memory for a result of the caller's, from the device's pool."""
-        with self.active(), self._told(f"{tensor.size:,} bytes for a result cannot be had", advice=SMALLER):
-            buffer = self._device.allocate(tensor.size, stream=self._allocating)
-            self._allocating.sync()
+        with self.active():
+            try:
+                buffer = self._device.allocate(tensor.size, stream=self._allocating)
+                self._allocating.sync()
+            except Exception as error:
+                raise self._failed(f"{tensor.size:,} bytes for a result cannot be had", error, SMALLER) from error
         return OnDevice(int(buffer.handle), tensor, ResultMemory(self, buffer), self)
 
-    @contextmanager
-    def _told(self, what: str, advice: str = "") -> Iterator[None]:
-        """Turn what cuda.core raises, whose kinds are its own, into a BackendError."""
-        try:
-            yield
-        except BackendError:
-            raise
-        except Exception as error:
-            raise BackendError(f"{what} (CUDA device {self.number}): {error}{advice}") from error
+    def _failed(self, what: str, error: Exception, advice: str = "") -> BackendError:
+        """What cuda.core raises is of kinds of its own."""
+        return BackendError(f"{what} (CUDA device {self.number}): {error}{advice}")
 
 
 class CudaMemory:
@@ -136,11 +136,9 @@ class ResultMemory:
     """
 
     def __init__(self, device: CudaDevice, buffer: Any) -> None:
-        from cuda.core import LEGACY_DEFAULT_STREAM
-
         self._device = device
         self._buffer = buffer
-        self._stream = LEGACY_DEFAULT_STREAM
+        self._stream = _cuda().LEGACY_DEFAULT_STREAM
 
     def __del__(self) -> None:
         with suppress(Exception), self._device.active():  # when the process ends, CUDA may have ended before
@@ -199,7 +197,7 @@ class CudaStream:
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
         """Record what ``work`` puts into this stream as a CUDA graph; returns what launches it."""
         # Other threads may go on allocating memory meanwhile.
-        mode = _driver().CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+        mode = _cuda().driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
         _call("cuStreamBeginCapture", self.handle, mode)
         try:
             work()
@@ -257,13 +255,11 @@ def as_device_array(value: Any, device: CudaDevice, stream: CudaStream, write: b
 
     write: it is to be written to. Raises ValueError where it may not be, is not contiguous, or is on another GPU.
     """
-    from cuda.core.utils import StridedMemoryView
-
     number = int(value.__dlpack_device__()[1])
     if number != device.number:
         raise ValueError(f"it is on CUDA device {number}, and this VAE on {device.number}")
     with device.active():
-        view = StridedMemoryView.from_dlpack(value, stream.handle)
+        view = _cuda().StridedMemoryView.from_dlpack(value, stream.handle)
     if write and view.readonly:
         raise ValueError("it is read-only")
     tensor = Tensor(tuple(view.shape), np.dtype(view.dtype))
@@ -277,16 +273,13 @@ def to_caller(array: OnDevice, size: tuple[int, int] | None = None, axes: tuple[
 
     size: (height, width) to show of it, on its ``axes``; the rest stays in memory.
     """
-    from cuda.core import Buffer
-    from cuda.core.utils import StridedMemoryView
-
     full = array.tensor.shape
     strides = tuple(math.prod(full[axis + 1 :]) for axis in range(len(full)))
     shape = list(full)
     for axis, length in zip(axes, size or (), strict=False):
         shape[axis] = length
-    memory = Buffer.from_handle(array.address, array.tensor.size, owner=array.owner)
-    return StridedMemoryView.from_buffer(memory, tuple(shape), strides, dtype=array.tensor.dtype)
+    memory = _cuda().Buffer.from_handle(array.address, array.tensor.size, owner=array.owner)
+    return _cuda().StridedMemoryView.from_buffer(memory, tuple(shape), strides, dtype=array.tensor.dtype)
 
 
 def _contiguous(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
@@ -316,10 +309,19 @@ class _Current:
 
 
 @cache
-def _driver() -> Any:
+def _cuda() -> Any:
+    """What is used of cuda.core and cuda.bindings: looked up once, since importing takes a microsecond each time."""
     from cuda.bindings import driver
+    from cuda.core import LEGACY_DEFAULT_STREAM, Buffer, Device
+    from cuda.core.utils import StridedMemoryView
 
-    return driver
+    return SimpleNamespace(
+        driver=driver,
+        Buffer=Buffer,
+        Device=Device,
+        LEGACY_DEFAULT_STREAM=LEGACY_DEFAULT_STREAM,
+        StridedMemoryView=StridedMemoryView,
+    )
 
 
 def _call(function: str, *arguments: Any, of: int | None = None) -> Any:
@@ -327,7 +329,7 @@ def _call(function: str, *arguments: Any, of: int | None = None) -> Any:
 
     Raises BackendError with what the driver says went wrong.
     """
-    driver = _driver()
+    driver = _cuda().driver
     status, *results = getattr(driver, function)(*arguments)
     if status == driver.CUresult.CUDA_SUCCESS:
         return results[0] if results else None

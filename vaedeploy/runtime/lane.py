@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -109,7 +110,7 @@ class Tensor:
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
 
-    @property
+    @cached_property
     def size(self) -> int:
         """In bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
@@ -127,6 +128,8 @@ class OnDevice:
     def __getitem__(self, items: slice) -> OnDevice:
         """Some items of the batch, one after the other, in the same memory."""
         start, stop, _ = items.indices(self.tensor.shape[0])
+        if (start, stop) == (0, self.tensor.shape[0]):
+            return self
         tensor = Tensor((stop - start, *self.tensor.shape[1:]), self.tensor.dtype)
         item = self.tensor.size // self.tensor.shape[0]
         return OnDevice(self.address + start * item, tensor, self.owner, self.device)
