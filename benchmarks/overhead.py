@@ -34,7 +34,7 @@ from vaedeploy.engines import build_engines
 from vaedeploy.gpu import cuda_devices, find_gpu
 from vaedeploy.pipeline import export_vae
 from vaedeploy.profile import profiles
-from vaedeploy.runtime import VAE, cuda, tensorrt
+from vaedeploy.runtime import VAE, cuda, dlpack, tensorrt
 from vaedeploy.runtime.engine import Half
 from vaedeploy.runtime.lane import Graphs, Plan, Tensor
 
@@ -156,7 +156,7 @@ def measure(bundle: Bundle, stand_in: bool, rounds: int) -> dict[str, Any]:
         staged.array[...] = latent.reshape(-1).view(np.uint8)
         device.stream_of_thread().copy_in(staged.address, there.address, latent.nbytes)
         device.stream_of_thread().synchronize()
-    given = cuda.to_caller(there)
+    given = dlpack.to_caller(there)
     calls: dict[str, tuple[Call, Call]] = {
         "arrays of the host's": (lambda: vae.decode(latent), alone.host),
         "arrays in the GPU's memory": (lambda: vae.decode(given), alone.device),

@@ -24,7 +24,7 @@ from vaedeploy.bundle import Bundle
 from vaedeploy.engines import build_engines
 from vaedeploy.errors import BackendError, InputError, LatentError
 from vaedeploy.gpu import FORKED, Gpu, cuda_devices, find_gpu
-from vaedeploy.runtime import VAE, cuda
+from vaedeploy.runtime import VAE, cuda, dlpack
 from vaedeploy.runtime.lane import Tensor
 
 CALL = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
@@ -131,7 +131,7 @@ def test_a_result_outlives_what_reads_it(driver: ctypes.CDLL, device: cuda.CudaD
     """Its memory goes back in the order of the default stream, whoever lets go of it."""
     freed_in = ctypes.c_void_p.in_dll(driver, "freed_in")
     freed_in.value = 0x77
-    view = cuda.to_caller(device.array(Tensor((2, 8), np.dtype(np.float32))))
+    view = dlpack.to_caller(device.array(Tensor((2, 8), np.dtype(np.float32))))
     capsule = view.__dlpack__(stream=1)
     del view
     assert freed_in.value == 0x77  # somebody has it still
@@ -216,15 +216,15 @@ def test_a_forked_process_is_told(library: ctypes.CDLL) -> None:
 def test_an_array_goes_out_and_comes_back_in(device: cuda.CudaDevice) -> None:
     made = device.array(Tensor((2, 4, 6, 3), np.dtype(np.uint8)))
     at(made.address, 144)[...] = np.arange(144, dtype=np.uint8)
-    whole = cuda.to_caller(made)
-    assert cuda.is_on_device(whole)
-    taken = cuda.as_device_array(whole, device, device.stream())
+    whole = dlpack.to_caller(made)
+    assert dlpack.is_on_device(whole)
+    taken = dlpack.as_device_array(whole, device, device.stream())
     assert (taken.address, taken.tensor) == (made.address, made.tensor)
     np.testing.assert_array_equal(taken.on_host(), np.arange(144, dtype=np.uint8).reshape(2, 4, 6, 3))
-    part = cuda.to_caller(made, (3, 5), (1, 2))
+    part = dlpack.to_caller(made, (3, 5), (1, 2))
     assert (part.shape, part.strides, part.dtype) == ((2, 3, 5, 3), (72, 18, 3, 1), np.uint8)
     with pytest.raises(ValueError, match="it is not contiguous"):
-        cuda.as_device_array(part, device, device.stream())
+        dlpack.as_device_array(part, device, device.stream())
 
 
 # ------------------------------------------------------------------------------------------------------ the whole VAE
@@ -270,7 +270,7 @@ def put(device: cuda.CudaDevice, array: np.ndarray) -> Any:
     """An array as another library has it in the device's memory."""
     made = device.array(Tensor(array.shape, array.dtype))
     at(made.address, array.nbytes)[...] = array.reshape(-1).view(np.uint8)
-    return cuda.to_caller(made)
+    return dlpack.to_caller(made)
 
 
 def read(view: Any) -> np.ndarray:
@@ -342,7 +342,7 @@ def test_an_array_of_another_gpu_is_refused(vae: VAE, device: cuda.CudaDevice, m
         array: Any
 
         def __dlpack_device__(self) -> tuple[int, int]:
-            return cuda.CUDA, 1
+            return dlpack.CUDA, 1
 
     with pytest.raises(LatentError, match="it is on CUDA device 1, and this VAE on 0"):
         vae.decode(Another(put(device, noise(1, 2, 2, 2))))
@@ -351,7 +351,7 @@ def test_an_array_of_another_gpu_is_refused(vae: VAE, device: cuda.CudaDevice, m
 def test_a_part_of_an_array_is_refused(vae: VAE, device: cuda.CudaDevice) -> None:
     made = device.array(Tensor((1, 2, 4, 4), np.dtype(np.float32)))
     with pytest.raises(LatentError) as refused:
-        vae.decode(cuda.to_caller(made, (2, 2), (2, 3)))
+        vae.decode(dlpack.to_caller(made, (2, 2), (2, 3)))
     assert str(refused.value) == (
         "latent of type StridedMemoryView cannot be read through DLPack: it is not contiguous. It must be contiguous, "
         "without a gradient, and on the VAE's own device"

@@ -31,7 +31,7 @@ from vaedeploy.engines import build_engines
 from vaedeploy.errors import BackendError, BundleError, EngineError, InputError, SizeError
 from vaedeploy.gate import verify_backend
 from vaedeploy.gpu import Gpu, cuda_devices
-from vaedeploy.runtime import VAE, cuda, on_device
+from vaedeploy.runtime import VAE, dlpack, on_device
 from vaedeploy.runtime.backends import Candidate
 from vaedeploy.runtime.engine import CONTEXTS, EngineSession, Half
 from vaedeploy.runtime.fit import Slot, cut, tightest
@@ -714,7 +714,7 @@ class Elsewhere:
     array: OnDevice
 
     def __dlpack_device__(self) -> tuple[int, int]:
-        return cuda.CUDA, 0
+        return dlpack.CUDA, 0
 
 
 @pytest.fixture
@@ -846,15 +846,15 @@ def test_arrays_are_taken_where_they_lie() -> None:
     """What cuda.core makes of an array, tried with one of the host's: without a driver it cannot hold another."""
     stream = SimpleNamespace(handle=-1)  # DLPack's word for: nothing to wait for
     array = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
-    taken = cuda.as_device_array(array, HostDevice(), stream)  # type: ignore[arg-type]
+    taken = dlpack.as_device_array(array, HostDevice(), stream)  # type: ignore[arg-type]
     assert (taken.address, taken.tensor) == (array.ctypes.data, Tensor((2, 3, 4), np.dtype(np.float32)))
     for part in (array[:, :, ::2], array.transpose(0, 2, 1), array[:, 1:]):
         with pytest.raises(ValueError, match="it is not contiguous"):
-            cuda.as_device_array(part, HostDevice(), stream)  # type: ignore[arg-type]
-    one = cuda.as_device_array(array[:1, 1:], HostDevice(), stream)  # type: ignore[arg-type]
+            dlpack.as_device_array(part, HostDevice(), stream)  # type: ignore[arg-type]
+    one = dlpack.as_device_array(array[:1, 1:], HostDevice(), stream)  # type: ignore[arg-type]
     assert one.address == array[:1, 1:].ctypes.data  # of one item, the batch's stride makes no difference
 
 
 @pytest.mark.parametrize(("value", "answer"), [(np.zeros(3), False), ("text", False), (Elsewhere(None), True)])  # type: ignore[arg-type]
 def test_what_is_on_a_device(value: object, answer: bool) -> None:
-    assert cuda.is_on_device(value) is answer
+    assert dlpack.is_on_device(value) is answer

@@ -1,9 +1,8 @@
-"""CUDA by cuda.core and cuda.bindings: streams, memory and graphs for ``lane``, arrays in device memory for callers."""
+"""CUDA by cuda.core and cuda.bindings: streams, memory and graphs for ``lane``, memory for results."""
 
 from __future__ import annotations
 
 import ctypes
-import math
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
@@ -18,9 +17,6 @@ from vaedeploy.errors import BackendError, InputError
 from vaedeploy.extras import install_command
 from vaedeploy.gpu import FORKED, cuda_devices, driver_version, was_forked
 from vaedeploy.runtime.lane import OnDevice, Tensor
-
-CUDA = 2
-"""The kind of device in DLPack's protocol: kDLCUDA."""
 
 DEFAULT_STREAMS = (0, 1, 2)
 """The handles of streams that every device has: CU_STREAM_LEGACY (also as 0) and CU_STREAM_PER_THREAD."""
@@ -58,7 +54,7 @@ class CudaDevice:
         self.number = number
         before = _call("cuCtxGetCurrent")
         try:
-            self._device = _cuda().Device(number)
+            self._device = libraries().Device(number)
             self._device.set_current()
             self._context = _call("cuCtxGetCurrent")
             self._allocating = self._device.create_stream()
@@ -138,7 +134,7 @@ class ResultMemory:
     def __init__(self, device: CudaDevice, buffer: Any) -> None:
         self._device = device
         self._buffer = buffer
-        self._stream = _cuda().LEGACY_DEFAULT_STREAM
+        self._stream = libraries().LEGACY_DEFAULT_STREAM
 
     def __del__(self) -> None:
         with suppress(Exception), self._device.active():  # when the process ends, CUDA may have ended before
@@ -197,7 +193,7 @@ class CudaStream:
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
         """Record what ``work`` puts into this stream as a CUDA graph; returns what launches it."""
         # Other threads may go on allocating memory meanwhile.
-        mode = _cuda().driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+        mode = libraries().driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
         _call("cuStreamBeginCapture", self.handle, mode)
         try:
             work()
@@ -242,56 +238,6 @@ def check_stream(stream: Any, device: CudaDevice) -> None:
         raise InputError(f"stream is of CUDA device {number}, and this VAE on {device.number}")
 
 
-def is_on_device(value: Any) -> bool:
-    """Whether ``value`` is an array in a GPU's memory, by DLPack's protocol."""
-    try:
-        return int(value.__dlpack_device__()[0]) == CUDA
-    except Exception:  # no such array, or one that its library cannot tell of: whoever reads it says why
-        return False
-
-
-def as_device_array(value: Any, device: CudaDevice, stream: CudaStream, write: bool = False) -> OnDevice:
-    """An array in device memory without a copy; ``stream`` waits for the work that makes it, as DLPack has it.
-
-    write: it is to be written to. Raises ValueError where it may not be, is not contiguous, or is on another GPU.
-    """
-    number = int(value.__dlpack_device__()[1])
-    if number != device.number:
-        raise ValueError(f"it is on CUDA device {number}, and this VAE on {device.number}")
-    with device.active():
-        view = _cuda().StridedMemoryView.from_dlpack(value, stream.handle)
-    if write and view.readonly:
-        raise ValueError("it is read-only")
-    tensor = Tensor(tuple(view.shape), np.dtype(view.dtype))
-    if view.strides is not None and not _contiguous(tensor.shape, tuple(view.strides)):
-        raise ValueError("it is not contiguous")
-    return OnDevice(view.ptr, tensor, view, device)
-
-
-def to_caller(array: OnDevice, size: tuple[int, int] | None = None, axes: tuple[int, int] = (1, 2)) -> Any:
-    """An array of ``CudaDevice.array`` as one that speaks DLPack, owns its memory and has shape and dtype.
-
-    size: (height, width) to show of it, on its ``axes``; the rest stays in memory.
-    """
-    full = array.tensor.shape
-    strides = tuple(math.prod(full[axis + 1 :]) for axis in range(len(full)))
-    shape = list(full)
-    for axis, length in zip(axes, size or (), strict=False):
-        shape[axis] = length
-    memory = _cuda().Buffer.from_handle(array.address, array.tensor.size, owner=array.owner)
-    return _cuda().StridedMemoryView.from_buffer(memory, tuple(shape), strides, dtype=array.tensor.dtype)
-
-
-def _contiguous(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
-    """strides: in elements. Those of axes with one element make no difference."""
-    expected = 1
-    for length, stride in zip(reversed(shape), reversed(strides), strict=True):
-        if length != 1 and stride != expected:
-            return False
-        expected *= length
-    return True
-
-
 class _Current:
     """A context is the calling thread's inside, and afterwards the one that was: other libraries go by it."""
 
@@ -309,7 +255,7 @@ class _Current:
 
 
 @cache
-def _cuda() -> Any:
+def libraries() -> Any:
     """What is used of cuda.core and cuda.bindings: looked up once, since importing takes a microsecond each time."""
     from cuda.bindings import driver
     from cuda.core import LEGACY_DEFAULT_STREAM, Buffer, Device
@@ -329,7 +275,7 @@ def _call(function: str, *arguments: Any, of: int | None = None) -> Any:
 
     Raises BackendError with what the driver says went wrong.
     """
-    driver = _cuda().driver
+    driver = libraries().driver
     status, *results = getattr(driver, function)(*arguments)
     if status == driver.CUresult.CUDA_SUCCESS:
         return results[0] if results else None

@@ -13,7 +13,8 @@ import numpy as np
 
 from vaedeploy.errors import ImageError, InputError, LatentError
 from vaedeploy.manifest import Manifest
-from vaedeploy.runtime.cuda import CudaDevice, as_device_array, check_stream, is_on_device, to_caller
+from vaedeploy.runtime.cuda import CudaDevice, check_stream
+from vaedeploy.runtime.dlpack import as_device_array, is_on_device, to_caller
 from vaedeploy.runtime.halves import Halves
 from vaedeploy.runtime.lane import OnDevice, Tensor
 

@@ -18,7 +18,8 @@ from vaedeploy.latent import LatentSpec, SizeRule
 from vaedeploy.runtime import on_device
 from vaedeploy.runtime.arrays import as_numpy, check_image, check_latent, check_out, check_seed, pad_image, to_float
 from vaedeploy.runtime.backends import find_candidates
-from vaedeploy.runtime.cuda import CudaDevice, is_on_device
+from vaedeploy.runtime.cuda import CudaDevice
+from vaedeploy.runtime.dlpack import is_on_device
 from vaedeploy.runtime.halves import Halves
 
 

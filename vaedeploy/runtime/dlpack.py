@@ -1,0 +1,64 @@
+"""Arrays in a GPU's memory, in and out by DLPack: nothing is copied."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from vaedeploy.runtime.cuda import CudaDevice, CudaStream, libraries
+from vaedeploy.runtime.lane import OnDevice, Tensor
+
+CUDA = 2
+"""The kind of device in DLPack's protocol: kDLCUDA."""
+
+
+def is_on_device(value: Any) -> bool:
+    """Whether ``value`` is an array in a GPU's memory, by DLPack's protocol."""
+    try:
+        return int(value.__dlpack_device__()[0]) == CUDA
+    except Exception:  # no such array, or one that its library cannot tell of: whoever reads it says why
+        return False
+
+
+def as_device_array(value: Any, device: CudaDevice, stream: CudaStream, write: bool = False) -> OnDevice:
+    """An array in device memory without a copy; ``stream`` waits for the work that makes it, as DLPack has it.
+
+    write: it is to be written to. Raises ValueError where it may not be, is not contiguous, or is on another GPU.
+    """
+    number = int(value.__dlpack_device__()[1])
+    if number != device.number:
+        raise ValueError(f"it is on CUDA device {number}, and this VAE on {device.number}")
+    with device.active():
+        view = libraries().StridedMemoryView.from_dlpack(value, stream.handle)
+    if write and view.readonly:
+        raise ValueError("it is read-only")
+    tensor = Tensor(tuple(view.shape), np.dtype(view.dtype))
+    if view.strides is not None and not _contiguous(tensor.shape, tuple(view.strides)):
+        raise ValueError("it is not contiguous")
+    return OnDevice(view.ptr, tensor, view, device)
+
+
+def to_caller(array: OnDevice, size: tuple[int, int] | None = None, axes: tuple[int, int] = (1, 2)) -> Any:
+    """An array of ``CudaDevice.array`` as one that speaks DLPack, owns its memory and has shape and dtype.
+
+    size: (height, width) to show of it, on its ``axes``; the rest stays in memory.
+    """
+    full = array.tensor.shape
+    strides = tuple(math.prod(full[axis + 1 :]) for axis in range(len(full)))
+    shape = list(full)
+    for axis, length in zip(axes, size or (), strict=False):
+        shape[axis] = length
+    memory = libraries().Buffer.from_handle(array.address, array.tensor.size, owner=array.owner)
+    return libraries().StridedMemoryView.from_buffer(memory, tuple(shape), strides, dtype=array.tensor.dtype)
+
+
+def _contiguous(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
+    """strides: in elements. Those of axes with one element make no difference."""
+    expected = 1
+    for length, stride in zip(reversed(shape), reversed(strides), strict=True):
+        if length != 1 and stride != expected:
+            return False
+        expected *= length
+    return True
