@@ -30,7 +30,7 @@ from vaedeploy.errors import BundleError
 from vaedeploy.golden import NAME as GOLDEN
 from vaedeploy.golden import read_golden, write_golden
 from vaedeploy.graph import Graph, module_path, save_form
-from vaedeploy.manifest import Part, Precision
+from vaedeploy.manifest import Part
 from vaedeploy.pipeline import export_vae, verify_bundle
 from vaedeploy.source import load_reference
 from vaedeploy.verify import Report
@@ -74,29 +74,6 @@ def only(bisection: Bisection, part: Part) -> Trace:
     return trace
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return export_vae(tiny_reference(), out=tmp_path_factory.mktemp("bisect") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def tiny_half(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return export_vae(tiny_reference(), out=tmp_path_factory.mktemp("bisect") / "tiny16", precision="fp16")
-
-
-@pytest.fixture(scope="module")
-def inflated(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Bundle]:
-    """The demo VAE with a decoder that leaves float16, rescaled and not."""
-    vae = load_reference("demo")
-    # As large as its biases allow: the largest, 8, has to fit as well.
-    inflate(vae.decoder, repeat(8000.0), repeat(1.0))
-    out = tmp_path_factory.mktemp("inflated")
-    return {
-        rewrite: export_vae(vae, out=out / str(rewrite), precision="fp16", rewrite=rewrite, verify=False)
-        for rewrite in (True, False)
-    }
-
-
 @pytest.mark.parametrize("fault", [one_percent, rounded])
 @pytest.mark.parametrize(
     ("part", "module", "operator"),
@@ -109,9 +86,9 @@ def inflated(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Bundle]:
     ],
 )
 def test_the_module_whose_weights_are_others(
-    tiny: Bundle, tmp_path: Path, part: Part, module: str, operator: str, fault: Fault
+    tiny_vae_bundle: Bundle, tmp_path: Path, part: Part, module: str, operator: str, fault: Fault
 ) -> None:
-    bundle = broken(tiny, tmp_path / "tiny", part, module, fault)
+    bundle = broken(tiny_vae_bundle, tmp_path / "tiny", part, module, fault)
     report = verify_bundle(bundle)
     assert not report.passed
     found = bisect_bundle(bundle, report)
@@ -148,8 +125,8 @@ def test_modules_of_the_demo_vae(demo_bundle: Bundle, tmp_path: Path, module: st
     assert only(found, "encoder").jumps == ()
 
 
-def test_one_percent_in_a_half_precision_graph(tiny_half: Bundle, tmp_path: Path) -> None:
-    bundle = broken(tiny_half, tmp_path / "tiny", "decoder", "decoder.body.4", one_percent)
+def test_one_percent_in_a_half_precision_graph(tiny_fp16_bundle: Bundle, tmp_path: Path) -> None:
+    bundle = broken(tiny_fp16_bundle, tmp_path / "tiny", "decoder", "decoder.body.4", one_percent)
     found = bisect_bundle(bundle)
     (first,) = only(found, "decoder").jumps
     assert (first.module, first.before < 1e-3, 5e-3 < first.after < 0.02) == ("decoder.body.4", True, True)
@@ -162,9 +139,10 @@ def test_one_percent_in_a_half_precision_graph(tiny_half: Bundle, tmp_path: Path
     )
 
 
-def test_a_healthy_bundle(tiny: Bundle) -> None:
-    report = verify_bundle(tiny)
-    found = bisect_bundle(tiny, report)
+def test_a_healthy_bundle(tiny_vae_bundle: Bundle, tmp_path: Path) -> None:
+    bundle = copy(tiny_vae_bundle, tmp_path / "tiny")
+    report = verify_bundle(bundle)
+    found = bisect_bundle(bundle, report)
     assert [(t.part, t.form, t.precision, t.case, t.jumps) for t in found.traces] == [
         (part, "onnxruntime", "fp32", "odd", ()) for part in ("encoder", "decoder")
     ]
@@ -176,21 +154,26 @@ def test_a_healthy_bundle(tiny: Bundle) -> None:
         )
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("precision", ["fp16", "bf16"])
-def test_healthy_half_precision(precision: Precision, tmp_path: Path) -> None:
-    bundle = export_vae("demo", out=tmp_path / "demo", precision=precision)
-    found = bisect_bundle(bundle)
-    assert [trace.jumps for trace in found.traces] == [()] * (2 if precision == "fp16" else 4)
+@pytest.mark.parametrize(
+    ("bundle", "traces"),
+    [
+        pytest.param("demo_fp16_bundle", 2, marks=pytest.mark.slow),
+        ("tiny_bf16_bundle", 4),
+    ],
+)
+def test_healthy_half_precision(request: pytest.FixtureRequest, bundle: str, traces: int) -> None:
+    found = bisect_bundle(request.getfixturevalue(bundle))
+    assert [trace.jumps for trace in found.traces] == [()] * traces
     for trace in found.traces:
         assert trace.worst.after < FLOORS[trace.precision]
 
 
 @pytest.mark.slow
-def test_the_first_tensor_that_overflows(inflated: dict[bool, Bundle]) -> None:
+def test_the_first_tensor_that_overflows(small_vae: Path, tmp_path: Path) -> None:
     """It is the first that does not fit, by maxima of the float32 graph that are measured apart."""
-    bundle, vae = inflated[False], load_reference("demo")
-    inflate(vae.decoder, repeat(8000.0), repeat(1.0))
+    vae = load_reference(small_vae)
+    inflate(vae.decoder, repeat(1e5), repeat(1.0))
+    bundle = export_vae(vae, out=tmp_path / "inflated", precision="fp16", rewrite=False, verify=False)
     report = verify_bundle(bundle, reference=vae)
     bundle = Bundle.open(bundle.path)  # which has golden cases now
     found = bisect_bundle(bundle, report)
@@ -217,13 +200,10 @@ def test_the_first_tensor_that_overflows(inflated: dict[bool, Bundle]) -> None:
 
 
 @pytest.mark.slow
-def test_a_rescaled_graph_is_compared_with_what_it_stores(inflated: dict[bool, Bundle]) -> None:
-    bundle, vae = inflated[True], load_reference("demo")
-    inflate(vae.decoder, repeat(8000.0), repeat(1.0))
-    report = verify_bundle(bundle, reference=vae)
-    bundle = Bundle.open(bundle.path)  # which has golden cases now
-    assert report.passed
-    trace = only(bisect_bundle(bundle, report), "decoder")
+def test_a_rescaled_graph_is_compared_with_what_it_stores(inflated_bundles: dict[str, Bundle]) -> None:
+    bundle = inflated_bundles["2^17 everywhere"]
+    assert bundle.verified
+    trace = only(bisect_bundle(bundle), "decoder")
     assert (trace.rescaled, trace.jumps) == (True, ())
     assert trace.worst.after < FLOORS["fp16"]
     other = msgspec.structs.replace(
@@ -233,9 +213,9 @@ def test_a_rescaled_graph_is_compared_with_what_it_stores(inflated: dict[bool, B
         bisect_bundle(Bundle(bundle.path, other))
 
 
-def test_what_fails_as_a_whole_has_no_jump(tiny: Bundle, tmp_path: Path) -> None:
+def test_what_fails_as_a_whole_has_no_jump(tiny_vae_bundle: Bundle, tmp_path: Path) -> None:
     """The reference is another: all forms are off, and none from the other."""
-    bundle = copy(tiny, tmp_path / "tiny")
+    bundle = copy(tiny_vae_bundle, tmp_path / "tiny")
     cases = read_golden(bundle.file(GOLDEN).read_bytes(), bundle.manifest.vae.identity)
     for case in cases:
         case.image[...] += 0.1
@@ -284,13 +264,14 @@ def test_what_jumps(rows: list[tuple], jumps: str) -> None:
     assert [step.tensor for step in find_jumps([difference(*row) for row in rows], 1e-2)] == jumps.split()
 
 
-def test_the_command(vaedeploy: Callable[..., Ended], tiny: Bundle, tmp_path: Path) -> None:
+def test_the_command(vaedeploy: Callable[..., Ended], tiny_vae_bundle: Bundle, tmp_path: Path) -> None:
+    tiny = copy(tiny_vae_bundle, tmp_path / "healthy")
     healthy = vaedeploy("verify", tiny.path, "--bisect")
     assert healthy.code == 0
     assert healthy.out.splitlines()[-1].endswith(". There is nothing to do.")
     assert "bisection" not in json.loads(vaedeploy("verify", tiny.path, "--json").out)
 
-    bundle = broken(tiny, tmp_path / "tiny", "decoder", "decoder.body.4", one_percent)
+    bundle = broken(tiny_vae_bundle, tmp_path / "tiny", "decoder", "decoder.body.4", one_percent)
     failed = vaedeploy("verify", bundle.path, "--bisect")
     assert failed.code == 3
     lines = failed.out.splitlines()

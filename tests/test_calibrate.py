@@ -13,11 +13,9 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
-from tiny_modules import tiny_reference
 
 from vaedeploy.calibrate import Calibration, decode_calibration, encode_calibration, measure_maxima
 from vaedeploy.errors import BackendError, BundleError, InputError
-from vaedeploy.export import trace_graph
 
 
 def chain(nodes: list[onnx.NodeProto], dtype: int = TensorProto.FLOAT, **tensors: np.ndarray) -> ir.Model:
@@ -39,9 +37,9 @@ def chain(nodes: list[onnx.NodeProto], dtype: int = TensorProto.FLOAT, **tensors
 SQUARES = [helper.make_node("Mul", ["x", "x"], ["h"]), helper.make_node("Neg", ["h"], ["y"])]
 
 
-def test_every_tensor_of_a_traced_graph() -> None:
+def test_every_tensor_of_a_traced_graph(tiny_graphs: Path) -> None:
     """Over two sizes, against numpy; nothing is fused away."""
-    model = trace_graph(tiny_reference(), "decoder").model
+    model = ir.load(tiny_graphs / "decoder.onnx")
     feeds = [
         {"latent": np.random.default_rng(seed).normal(size=(1, 4, 3 + seed, 5)).astype(np.float32)} for seed in range(2)
     ]

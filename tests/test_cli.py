@@ -29,6 +29,7 @@ from vaedeploy.preset import presets
 from vaedeploy.runtime import VAE
 
 ROOT = Path(__file__).parents[1]
+PROGRESS = re.compile(r"( \.\.\.|: done in [\d.]+ s)$")
 HEAVY = {"PIL", "diffusers", "msgspec", "numpy", "onnx", "onnxruntime", "rich", "safetensors", "torch"}
 
 
@@ -415,35 +416,18 @@ def test_an_unverified_bundle_is_told(vaedeploy, tmp_path):
 # ----------------------------------------------------------------------------------------------- export and verify
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A diffusers folder with a small VAE of factor 8."""
-    import torch
-    from diffusers import AutoencoderKL
-
-    torch.manual_seed(0)
-    vae = AutoencoderKL(
-        block_out_channels=(8,) * 4,
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        norm_num_groups=2,
-        scaling_factor=0.5,
-    )
-    path = tmp_path_factory.mktemp("weights") / "small"
-    vae.save_pretrained(path)
-    return path
-
-
 @pytest.mark.slow
-def test_export_verify_and_fail(vaedeploy, folder, tmp_path, monkeypatch):
+@pytest.mark.filterwarnings("default")
+def test_export_verify_and_fail(vaedeploy, small_vae, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    ended = vaedeploy("export", "--vae", folder)
+    ended = vaedeploy("export", "--vae", small_vae)
     assert (ended.code, ended.out) == (0, "small\n"), ended.err
     assert "Exporting to ONNX ..." in ended.err
     assert "Error" not in ended.err
+    assert all(PROGRESS.search(line) for line in ended.err.splitlines())
     assert Bundle.open("small").verified
 
-    again = vaedeploy("export", "--vae", folder, "--no-verify")
+    again = vaedeploy("export", "--vae", small_vae, "--no-verify")
     assert (again.code, again.out) == (2, "")
     assert "Error: small exists already. Replace it with --force, or choose another place with --out" in again.err
 
@@ -468,14 +452,24 @@ def test_export_verify_and_fail(vaedeploy, folder, tmp_path, monkeypatch):
     assert {case["passed"] for case in report["cases"] if case["part"] == "encoder"} == {True}
 
     # With the weights at hand the golden cases are made anew.
-    assert vaedeploy("verify", "small", "--weights", folder).code == 0
+    assert vaedeploy("verify", "small", "--weights", small_vae).code == 0
     assert Bundle.open("small").verified
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are sent in another way there")
-def test_ctrl_c_during_export_leaves_nothing(folder, tmp_path):
-    command = [sys.executable, "-m", "vaedeploy", "-v", "export", "--vae", str(folder), "--out", str(tmp_path / "out")]
+def test_ctrl_c_during_export_leaves_nothing(small_vae, tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "vaedeploy",
+        "-v",
+        "export",
+        "--vae",
+        str(small_vae),
+        "--out",
+        str(tmp_path / "out"),
+    ]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as running:
         lines = []
         for line in running.stderr:
@@ -489,12 +483,12 @@ def test_ctrl_c_during_export_leaves_nothing(folder, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")
-def test_the_exporters_noise_is_for_verbose_only(vaedeploy, folder, tmp_path):
-    quiet = vaedeploy("export", "--vae", folder, "--no-verify", "--out", tmp_path / "quiet")
-    noisy = vaedeploy("-v", "export", "--vae", folder, "--no-verify", "--out", tmp_path / "noisy")
-    assert quiet.code == noisy.code == 0
-    assert all(re.search(r"( \.\.\.|: done in [\d.]+ s)$", line) for line in quiet.err.splitlines())
+def test_the_exporters_noise_is_for_verbose_only(vaedeploy, small_vae, tmp_path):
+    """Above there is none."""
+    noisy = vaedeploy("-v", "export", "--vae", small_vae, "--no-verify", "--out", tmp_path / "noisy")
+    assert noisy.code == 0
     assert "Info: " in noisy.err
+    assert not all(PROGRESS.search(line) for line in noisy.err.splitlines())
 
 
 def test_a_failure_shows_where_it_was_raised_in_verbose_only(vaedeploy, tmp_path):

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from vaedeploy.bundle import Bundle
 from vaedeploy.files import read_image
-from vaedeploy.pipeline import export_vae
 from vaedeploy.preset import get_preset
 from vaedeploy.runtime import VAE
 from vaedeploy.runtime.vae import UnverifiedBundleWarning
@@ -28,14 +28,10 @@ def psnr(found: np.ndarray, expected: np.ndarray) -> float:
 
 
 @pytest.fixture(scope="module")
-def vaes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, VAE]:
-    folder = tmp_path_factory.mktemp("demo")
-    loaded = {}
-    for name in NAMES:
-        export_vae(name, out=folder / name, verify=False)  # verified in test_package.py, by the wheel's user
-        with pytest.warns(UnverifiedBundleWarning):
-            loaded[name] = VAE(folder / name)
-    return loaded
+def vaes(demo_bundle: Bundle, demo_mse_bundle: Bundle) -> dict[str, VAE]:
+    with pytest.warns(UnverifiedBundleWarning):
+        second = VAE(demo_mse_bundle.path)
+    return {"demo": VAE(demo_bundle.path), "demo-mse": second}
 
 
 @pytest.fixture(scope="module")

@@ -10,14 +10,12 @@ import onnx
 import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from tiny_modules import tiny_reference
 
+from vaedeploy.bundle import Bundle
 from vaedeploy.errors import InputError
-from vaedeploy.export import trace_graph
 from vaedeploy.graph import Graph, load_graph, save_graph
 from vaedeploy.rewrite.operations import OperatorCount, count_operations, evaluate
 from vaedeploy.rewrite.upsample import fold_upsampling
-from vaedeploy.source import load_reference
 
 
 def graph(
@@ -162,8 +160,8 @@ def test_only_what_sizes_are_computed_with_is_evaluated() -> None:
     assert evaluate(image, 20, {"h": 1, "w": 1}) is None
 
 
-def test_a_traced_decoder() -> None:
-    model = trace_graph(tiny_reference(), "decoder").model
+def test_a_traced_decoder(tiny_graphs: Path) -> None:
+    model = ir.load(tiny_graphs / "decoder.onnx")
     sizes = {"batch": 3, "latent_height": 5, "latent_width": 6}
     pixels, (first, second, third) = 3 * 5 * 6, (4 * 8, 8 * 8, 8 * 3)
     plain = count_operations(model, sizes)
@@ -173,12 +171,12 @@ def test_a_traced_decoder() -> None:
 
 
 @pytest.mark.slow
-def test_the_architecture_of_stable_diffusion() -> None:
+def test_the_architecture_of_stable_diffusion(full_size_bundle: Bundle) -> None:
     """The published figures at 512x512, and the fold's share from its formula: 5/9 of three layers."""
-    reference = load_reference("mse840k", weights="random:0")
-    encoder = count_operations(trace_graph(reference, "encoder").model, {"batch": 1, "height": 512, "width": 512})
+    model = ir.load(full_size_bundle.graph("encoder"))
+    encoder = count_operations(model, {"batch": 1, "height": 512, "width": 512})
     assert (round(encoder.total / 1e12, 3), encoder.uncounted) == (1.117, ())
-    model = trace_graph(reference, "decoder").model
+    model = ir.load(full_size_bundle.graph("decoder"))
     sizes = {"batch": 1, "latent_height": 64, "latent_width": 64}
     plain = count_operations(model, sizes)
     assert (round(plain.total / 1e12, 3), plain.uncounted) == (2.515, ())

@@ -19,12 +19,12 @@ from exporters import Decoder, export_decoder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
-from tiny_modules import tiny_reference
 
+from vaedeploy.bundle import Bundle
 from vaedeploy.emulation import emulate
 from vaedeploy.errors import InputError
 from vaedeploy.export import trace_graph
-from vaedeploy.graph import Graph, load_graph, save_form, save_graph
+from vaedeploy.graph import Graph, load_graph, save_graph
 from vaedeploy.photos import load_photos
 from vaedeploy.rewrite import rewrite_graph
 from vaedeploy.rewrite.outcome import Refusal
@@ -125,20 +125,11 @@ def normal(shape: tuple[int, ...], mean: float = 0, std: float = 1, seed: int = 
 # What is lowered
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Both halves of a tiny VAE, traced once."""
-    folder = tmp_path_factory.mktemp("tiny")
-    for part in ("encoder", "decoder"):
-        save_graph(trace_graph(tiny_reference(), part), folder / f"{part}.onnx")
-    return folder
-
-
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("part", ["encoder", "decoder"])
-def test_traced_vae(tiny: Path, part: Any, precision: str) -> None:
+def test_traced_vae(tiny_graphs: Path, part: Any, precision: str) -> None:
     """The latent contract and what turns floats to bytes are float32; the rest is not."""
-    model = load_graph(tiny / f"{part}.onnx", part).model
+    model = load_graph(tiny_graphs / f"{part}.onnx", part).model
     weights = {n: v.const_value.numpy().copy() for n, v in model.graph.initializers.items()}
     result = checked(model, precision)
     wide = Counter(n.op_type for n in model.graph if n.name in wide_nodes(model))
@@ -161,8 +152,8 @@ def test_traced_vae(tiny: Path, part: Any, precision: str) -> None:
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("part", ["encoder", "decoder"])
-def test_half_precision_interface(tiny: Path, part: Any, precision: str) -> None:
-    model, other = (load_graph(tiny / f"{part}.onnx", part).model for _ in range(2))
+def test_half_precision_interface(tiny_graphs: Path, part: Any, precision: str) -> None:
+    model, other = (load_graph(tiny_graphs / f"{part}.onnx", part).model for _ in range(2))
     checked(model, precision, inputs_outputs="lower")
     checked(other, precision)
     x = normal((1, 4, 6, 5) if part == "decoder" else (1, 3, 24, 20))
@@ -392,9 +383,9 @@ def test_kept_nodes() -> None:
     assert not np.isfinite(emulated(lowered, x)["y"]).any()
 
 
-def test_finite_sees_the_half_precision_image(tiny: Path) -> None:
+def test_finite_sees_the_half_precision_image(tiny_graphs: Path) -> None:
     """An image of 1e5 is a number in float32 and infinity in float16: the guard says so, item by item."""
-    model = load_graph(tiny / "decoder.onnx", "decoder").model
+    model = load_graph(tiny_graphs / "decoder.onnx", "decoder").model
     latent = np.concatenate([normal((1, 4, 4, 4)), normal((1, 4, 4, 4), seed=1)])
     sizes = np.abs(run(model, latent)["image"]).max(axis=(1, 2, 3))
     last = [n for n in model.graph if n.op_type == "Conv"][-1]
@@ -602,29 +593,19 @@ def test_decoders_of_diffusers(architecture: str, opset: int, tmp_path: Path) ->
 # Whole VAEs
 
 
-@pytest.fixture(scope="module", params=["demo", "mse840k"])
-def traced(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Both halves on disk, and the form of each that keeps float32's digits."""
-    folder = tmp_path_factory.mktemp("traced")
-    reference = load_reference(request.param, **({"weights": "random:0"} if request.param == "mse840k" else {}))
-    for part in ("encoder", "decoder"):
-        path = folder / f"{part}.onnx"
-        save_graph(trace_graph(reference, part), path)
-        save_form(rewrite_graph(load_graph(path, part)).graph, folder / f"{part}.ort.onnx")
-    return folder
-
-
 @pytest.mark.slow
+@pytest.mark.parametrize("vae", ["demo_bundle", "full_size_bundle"])
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_whole_vaes_are_within_the_limits(traced: Path, precision: Any) -> None:
-    """On a photograph of 256x256 and its latent, against the float32 graph."""
+def test_whole_vaes_are_within_the_limits(request: pytest.FixtureRequest, vae: str, precision: Any) -> None:
+    """On a photograph of 256x256 and its latent, against the float32 graph, in the form that keeps its digits."""
+    bundle: Bundle = request.getfixturevalue(vae)
     limits = {limit.metric: limit for limit in LIMITS[precision]}
     photo = load_photos()[0][128:384, 128:384].transpose(2, 0, 1)[None]
     x = {"encoder": (photo / 127.5 - 1).astype(np.float32)}
     for part in ("encoder", "decoder"):
-        expected = run(traced / f"{part}.ort.onnx", x[part])
+        expected = run(bundle.graph(part, "onnxruntime"), x[part])
         x.setdefault("decoder", expected.get("latent_mean"))
-        model = load_graph(traced / f"{part}.onnx", part).model
+        model = load_graph(bundle.graph(part), part).model
         checked(model, precision)
         found = emulated(model, x[part])
         for name in (n for n in expected if expected[n].dtype == np.float32):
@@ -670,9 +651,9 @@ def inflate(reference: Reference, exponent: int, first: int) -> None:
 
 
 @pytest.mark.slow
-def test_an_inflated_vae_is_black_under_emulation(tmp_path: Path) -> None:
+def test_an_inflated_vae_is_black_under_emulation(small_vae: Path, tmp_path: Path) -> None:
     """Its stream is 2**17 times as large: the same image to the last bit in float32, none in float16."""
-    reference = load_reference("mse840k", weights="random:0")
+    reference = load_reference(small_vae)
     latent = normal((1, 4, 8, 8))
     save_graph(trace_graph(reference, "decoder"), tmp_path / "plain.onnx")
     expected = run(tmp_path / "plain.onnx", latent)["image"]

@@ -18,13 +18,10 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
-from tiny_modules import tiny_reference
 
-from vaedeploy.export import trace_graph
-from vaedeploy.graph import save_graph
+from vaedeploy.bundle import Bundle
 from vaedeploy.rewrite.padding import fold_padding
 from vaedeploy.rewrite.upsample import NEAREST, UpsampleForm, fold_upsampling
-from vaedeploy.source import load_reference
 
 FORMS: list[UpsampleForm] = ["convolutions", "transposed"]
 EXACT = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
@@ -408,11 +405,13 @@ DIFFUSERS = {
 }
 
 
-def compare_forms(folder: Path, latent: np.ndarray, matches: int, limit: float) -> None:
-    """Fold plain.onnx to each form, and hold its first output to ``limit`` (relative L2) of the plain one's."""
-    expected = run(folder / "plain.onnx", latent)
+def compare_forms(plain: Path, folder: Path, latent: np.ndarray, matches: int, limit: float) -> None:
+    """Fold ``plain`` to each form, in ``folder``, and hold its first output to ``limit`` (relative L2) of the plain
+    one's.
+    """
+    expected = run(plain, latent)
     for form in FORMS:
-        model = ir.load(folder / "plain.onnx")
+        model = ir.load(plain)
         outcome = fold_upsampling(model, form)
         assert (outcome.matches, outcome.refusals) == (matches, ())
         ir.save(model, folder / "folded.onnx", external_data="folded.onnx.data")
@@ -437,19 +436,17 @@ def test_every_upsampler_of_diffusers(architecture: str, opset: int, tmp_path: P
     export_decoder(decoder, tmp_path / "plain.onnx", opset)
     latent = np.random.default_rng(0).normal(size=(1, 4, 7, 4)).astype(np.float32)
     # float32 sums in another order; normalisation of so few numbers magnifies them.
-    compare_forms(tmp_path, latent, matches=2, limit=1e-5)
+    compare_forms(tmp_path / "plain.onnx", tmp_path, latent, matches=2, limit=1e-5)
 
 
-def test_a_traced_decoder(tmp_path: Path) -> None:
-    save_graph(trace_graph(tiny_reference(), "decoder"), tmp_path / "plain.onnx")
+def test_a_traced_decoder(tiny_graphs: Path, tmp_path: Path) -> None:
     latent = np.random.default_rng(0).normal(size=(2, 4, 6, 5)).astype(np.float32)
     # As above.
-    compare_forms(tmp_path, latent, matches=2, limit=1e-5)
+    compare_forms(tiny_graphs / "decoder.onnx", tmp_path, latent, matches=2, limit=1e-5)
 
 
 @pytest.mark.slow
-def test_full_size_decoder(tmp_path: Path) -> None:
-    save_graph(trace_graph(load_reference("mse840k", weights="random:0"), "decoder"), tmp_path / "plain.onnx")
+def test_full_size_decoder(full_size_bundle: Bundle, tmp_path: Path) -> None:
     latent = np.random.default_rng(0).normal(size=(1, 4, 32, 32)).astype(np.float32)
     # 7.4e-7 and 7.8e-7 were measured: two orders of summation in float32.
-    compare_forms(tmp_path, latent, matches=3, limit=3e-6)
+    compare_forms(full_size_bundle.graph("decoder"), tmp_path, latent, matches=3, limit=3e-6)
