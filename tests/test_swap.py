@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from conftest import Ended
 from test_engines import snapshot
 from test_profile import written
-from tiny_modules import tiny_reference
+from tiny_modules import flat_reference, tiny_reference
 
 from vaedeploy.bundle import Bundle, check_bundle
 from vaedeploy.engines import build_engines
@@ -30,44 +31,58 @@ def bundle(demo_bundle: Bundle, tmp_path: Path) -> Bundle:
     return Bundle.open(shutil.copytree(demo_bundle.path, tmp_path / "demo"))
 
 
+@pytest.fixture
+def flat(tmp_path: Path) -> Bundle:
+    return export_vae(flat_reference(), out=tmp_path / "flat")
+
+
 @pytest.mark.slow
-def test_there_and_back(bundle: Bundle, tmp_path: Path) -> None:
-    """demo -> demo-mse -> the seeded one -> demo again, engines and all."""
+def test_there_and_back(
+    vaedeploy: Callable[..., Ended], bundle: Bundle, demo_mse_bundle: Bundle, tmp_path: Path
+) -> None:
+    """demo -> demo-mse -> demo again on the command line, engines and all."""
     written(tmp_path, shapes="{ a = { height = 64, width = 64 } }")
     before = build_engines(bundle, ["mine"], folder=tmp_path)
     first = snapshot(before)
 
-    swapped, drift = swap_vae(before, "demo-mse")
-    check_bundle(swapped.path)
+    ended = vaedeploy("swap", bundle.path, "--vae", "demo-mse")
+    assert ended.code == 0
+    swapped = check_bundle(bundle.path)
     assert swapped.verified
     assert swapped.manifest.vae.identity == load_reference("demo-mse").identity
     assert swapped.manifest.engines[ENGINE].identity.shapes == before.manifest.engines[ENGINE].identity.shapes
     assert swapped.manifest.engines[ENGINE].identity.graph == swapped.manifest.contents["decoder"]
     assert swapped.manifest.engines[ENGINE].identity.graph != before.manifest.engines[ENGINE].identity.graph
-    assert drift.latent_rel_l2 == 0  # both have one encoder
-    assert 0 < drift.mean_levels < 5
-    assert drift.psnr is not None
-    assert 30 < drift.psnr < 60
-    assert all(abs(shift) < 2 for shift in drift.shift)
+    rows = dict(line.split(None, 1) for line in ended.out.splitlines())
+    assert rows["VAE"] == "demo-mse (AutoencoderKL)"
+    assert rows["latents"] == "0.00% of their size away"  # both have one encoder
+    levels, psnr = map(float, re.findall(r"\d+\.\d+", rows["pictures"]))
+    assert 0 < levels < 5
+    assert 30 < psnr < 60
+    shift = [float(number) for number in re.findall(r"[+-]\d+\.\d+", rows["brightness"])]
+    assert len(shift) == 3
+    assert all(abs(levels) < 2 for levels in shift)
 
-    again, far = swap_vae(swapped, "demo", weights="random:0")
-    assert far.latent_rel_l2 > 0.5
-    assert far.mean_levels > 10
-    assert [path.name for path in (again.path / "previous").iterdir() if path.name == "previous"] == []
+    latent = np.random.default_rng(0).normal(size=(1, 16, 4, 4)).astype(np.float32)
+    with VAE(swapped.path) as vae, pytest.warns(UserWarning, match="was never verified"):
+        np.testing.assert_array_equal(vae.decode(latent), VAE(demo_mse_bundle.path).decode(latent))
 
-    restored = restore_vae(again)
-    assert snapshot(restored) == first
-    check_bundle(restored.path)
+    ended = vaedeploy("swap", bundle.path, "--restore")
+    assert (ended.code, ended.out) == (0, f"{bundle.path}\n")
+    assert snapshot(bundle) == first
+    check_bundle(bundle.path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["demo", "mine.toml"]
 
 
-@pytest.mark.slow
-def test_the_picture_is_the_new_vaes(bundle: Bundle, tmp_path: Path) -> None:
-    latent = np.random.default_rng(0).normal(size=(1, 16, 4, 4)).astype(np.float32)
-    fresh = export_vae("demo-mse", out=tmp_path / "fresh", verify=False)
-    swapped, _ = swap_vae(bundle.path, "demo-mse")
-    with VAE(swapped.path) as vae, pytest.warns(UserWarning, match="was never verified"), VAE(fresh.path) as expected:
-        np.testing.assert_array_equal(vae.decode(latent), expected.decode(latent))
+def test_of_several_swaps_the_first_vae_is_kept(flat: Bundle) -> None:
+    first = snapshot(flat)
+    for seed in (1, 2):
+        flat, drift = swap_vae(flat, flat_reference(seed))
+        assert drift.latent_rel_l2 > 0.5
+        assert drift.mean_levels > 10
+        assert flat.manifest.vae.identity == flat_reference(seed).identity
+    assert not (flat.path / "previous" / "previous").exists()
+    assert snapshot(restore_vae(flat.path)) == first
 
 
 def test_another_latent_contract_is_refused(bundle: Bundle) -> None:
@@ -88,38 +103,23 @@ def test_another_architecture_is_refused(bundle: Bundle) -> None:
     assert snapshot(bundle) == before
 
 
-@pytest.mark.slow
-def test_a_vae_that_fails_its_verification(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_vae_that_fails_its_verification(flat: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     """The limits are made impossible, since no good VAE fails them."""
     from vaedeploy import verify
 
     impossible = (verify.Limit("rel_l2", 1e-12, True, "for this test"),)
     monkeypatch.setitem(verify.LIMITS, "fp32", impossible)
-    before = snapshot(bundle)
+    before = snapshot(flat)
     with pytest.raises(VerificationError) as failed:
-        swap_vae(bundle, "demo-mse")
-    assert f"so bundle {bundle.path} keeps the VAE that it has" in str(failed.value)
-    assert snapshot(bundle) == before
-    assert [path.name for path in bundle.path.parent.iterdir()] == ["demo"]
+        swap_vae(flat, flat_reference(1))
+    assert f"so bundle {flat.path} keeps the VAE that it has" in str(failed.value)
+    assert snapshot(flat) == before
+    assert [path.name for path in flat.path.parent.iterdir()] == ["flat"]
 
 
 def test_nothing_to_restore(bundle: Bundle) -> None:
     with pytest.raises(InputError, match=r"holds the VAE that it was made with: there is nothing to restore$"):
         restore_vae(bundle)
-
-
-@pytest.mark.slow
-def test_on_the_command_line(vaedeploy: Callable[..., Ended], bundle: Bundle) -> None:
-    before = snapshot(bundle)
-    ended = vaedeploy("swap", bundle.path, "--vae", "demo-mse")
-    rows = dict(line.split(None, 1) for line in ended.out.splitlines())
-    assert ended.code == 0
-    assert rows["VAE"] == "demo-mse (AutoencoderKL)"
-    assert rows["latents"] == "0.00% of their size away"
-    assert rows["pictures"].startswith("0.")
-    ended = vaedeploy("swap", bundle.path, "--restore")
-    assert (ended.code, ended.out) == (0, f"{bundle.path}\n")
-    assert snapshot(bundle) == before
 
 
 @pytest.mark.parametrize("arguments", [[], ["--vae", "demo-mse", "--restore"]])
