@@ -39,6 +39,7 @@ from vaedeploy.pipeline import export_vae
 from vaedeploy.profile import CAPABILITIES, get_profile
 from vaedeploy.runtime import VAE
 from vaedeploy.shapes import ShapeSet
+from vaedeploy.source import Reference
 
 ENCODER = "engines/mine/encoder.tensorrt-rtx.engine"
 DECODER = "engines/mine/decoder.tensorrt-rtx.engine"
@@ -178,10 +179,9 @@ def test_full_size(full_size_bundle: Bundle) -> None:
     )  # the folded upsamplers
 
 
-@pytest.mark.slow
-def test_export_and_build_in_one_go(tmp_path: Path, folder: Path) -> None:
+def test_export_and_build_in_one_go(tiny_vae: Reference, tmp_path: Path) -> None:
     written(tmp_path, "half", shapes="{ a = { height = 64, width = 64 } }")
-    bundle = export_vae("demo", out=tmp_path / "demo", verify=False, profiles=["half"], profile_folder=tmp_path)
+    bundle = export_vae(tiny_vae, out=tmp_path / "tiny", verify=False, profiles=["half"], profile_folder=tmp_path)
     assert {info.part for info in bundle.manifest.engines.values()} == {"encoder", "decoder"}
     assert "calibration.json" in bundle.manifest.files  # which fp16 engines need, though the export did not
 
