@@ -429,7 +429,7 @@ def check_clean(picture: Picture) -> None:
 @pytest.mark.parametrize("detector", faults.DETECTORS, ids=lambda detector: detector.fault)
 def test_detectors_on_kodak_photographs(detector: faults.Detector) -> None:
     """One of them whole, which takes as long as the quarters of four."""
-    photo, *others = kodak(15, 3, 4, 12)
+    photo, *others = kodak(12, 3, 4, 15)
     check_detector(detector, [photo, *(quarter(other) for other in others)])
 
 
