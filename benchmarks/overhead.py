@@ -1,10 +1,11 @@
-"""What the runtime adds to an engine: calls of ``VAE.decode`` and the same engine alone take turns.
+"""What the runtime adds to an engine or a session: calls of ``VAE.decode`` and the same one alone take turns.
 
     python benchmarks/overhead.py [--rounds N] [--json FILE]
 
 The demo VAE, one image of 64x64, in the host's memory and in the GPU's. "Alone" is what has to be done anyway: copy
-the latent in, let the engine run, copy the image's bytes and what tells of NaN out, wait; from and to the GPU's memory,
-only run and wait. Both launch CUDA graphs where the engine can be recorded.
+the latent in, run, copy the image's bytes and what tells of NaN out, wait; from and to the GPU's memory, only run and
+wait. Both launch CUDA graphs where an engine can be recorded. Times engines of a backend that builds here, and ONNX
+Runtime's CUDA provider, where they are installed.
 
 Without a GPU it runs on the tests' stand-in for CUDA's driver, with an engine that does nothing: what is left is the
 time outside CUDA calls.
@@ -16,11 +17,11 @@ import argparse
 import ctypes
 import json
 import logging
+import platform
 import statistics
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -31,10 +32,11 @@ import numpy as np
 
 from vaedeploy.bundle import Bundle
 from vaedeploy.engines import build_engines
-from vaedeploy.gpu import cuda_devices, find_gpu
+from vaedeploy.errors import BackendError, VaedeployError
+from vaedeploy.gpu import Gpu, cuda_devices, find_gpu
 from vaedeploy.pipeline import export_vae
 from vaedeploy.profile import profiles
-from vaedeploy.runtime import VAE, cuda, dlpack, tensorrt
+from vaedeploy.runtime import VAE, cuda, dlpack, onnxruntime_cuda, tensorrt
 from vaedeploy.runtime.engine import Half
 from vaedeploy.runtime.lane import Graphs, Plan, Tensor
 
@@ -73,7 +75,7 @@ class Idle:
         pass
 
 
-class Alone:
+class EngineAlone:
     """An engine's context on arrays of its own, set up beforehand."""
 
     def __init__(self, device: cuda.CudaDevice, plan: Plan, half: Half, latent: np.ndarray) -> None:
@@ -111,6 +113,30 @@ class Alone:
         return None
 
 
+class SessionAlone:
+    """A session of ONNX Runtime's CUDA provider, likewise."""
+
+    def __init__(self, device: cuda.CudaDevice, graph: Path, latent: np.ndarray) -> None:
+        import onnxruntime
+
+        options = {"device_id": "0", "use_tf32": "0"}
+        providers = [("CUDAExecutionProvider", options), "CPUExecutionProvider"]
+        self._session = onnxruntime.InferenceSession(graph, providers=providers, enable_fallback=False)
+        self._latent, self._binding = latent, self._session.io_binding()
+        with device.active():
+            self._memory = [device.device_memory(size) for size in (latent.nbytes, 3 * SIZE**2)]
+        given, image = (memory.address for memory in self._memory)
+        self._binding.bind_input("latent", "cuda", 0, np.float32, latent.shape, given)
+        self._binding.bind_output("image_u8", "cuda", 0, np.uint8, (1, SIZE, SIZE, 3), image)
+        self._binding.bind_output("finite")
+
+    def host(self) -> object:
+        return self._session.run(["image_u8", "finite"], {"latent": self._latent})
+
+    def device(self) -> object:
+        return self._session.run_with_iobinding(self._binding)
+
+
 def microseconds(call: Call) -> float:
     times = []
     for _ in range(CALLS):
@@ -132,39 +158,51 @@ def overhead(calls: Mapping[str, tuple[Call, Call]], rounds: int) -> dict[str, d
         added = statistics.median(a - b for a, b in zip(whole, alone, strict=True))
         found[name] = {
             "vae.decode": statistics.median(whole),
-            "the engine alone": statistics.median(alone),
+            "alone": statistics.median(alone),
             "added": added,
         }
     return found
 
 
-def measure(bundle: Bundle, stand_in: bool, rounds: int) -> dict[str, Any]:
+def measure(
+    vae: VAE, alone: EngineAlone | SessionAlone, latent: np.ndarray, rounds: int
+) -> dict[str, dict[str, float]]:
+    device = cuda.CudaDevice(0)
+    there = device.array(Tensor(latent.shape, latent.dtype))
+    with device.active():
+        staged, stream = device.host_memory(latent.nbytes), device.stream_of_thread()
+        staged.array[...] = latent.reshape(-1).view(np.uint8)
+        stream.copy_in(staged.address, there.address, latent.nbytes)
+        stream.synchronize()
+        given = dlpack.to_caller(there)
+        calls: dict[str, tuple[Call, Call]] = {
+            "arrays of the host's": (lambda: vae.decode(latent), alone.host),
+            "arrays in the GPU's memory": (lambda: vae.decode(given), alone.device),
+        }
+        return overhead(calls, rounds)
+
+
+def of_engine(bundle: Bundle, latent: np.ndarray, rounds: int) -> dict[str, Any]:
     """Of the first engine of a decoder that is there."""
     name, info = next((n, i) for n, i in bundle.manifest.engines.items() if i.part == "decoder")
-    backend = info.identity.backend
-    device = cuda.CudaDevice(0)
+    backend, device = info.identity.backend, cuda.CudaDevice(0)
     plan = tensorrt.load_plan(bundle.path / name, backend, bundle.manifest.files[name].sha256, device, True)
-    shape = (1, bundle.manifest.latent.channels, SIZE // 8, SIZE // 8)
-    latent = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
-    alone = Alone(device, plan, Half(bundle, "decoder", backend, (name,)), latent)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that nothing here was verified is known
-        vae = VAE(bundle.path, backend, on_nan="warn", profile=info.profile)
-    there = device.array(Tensor(shape, latent.dtype))
-    with device.active():
-        staged = device.host_memory(latent.nbytes)
-        staged.array[...] = latent.reshape(-1).view(np.uint8)
-        device.stream_of_thread().copy_in(staged.address, there.address, latent.nbytes)
-        device.stream_of_thread().synchronize()
-    given = dlpack.to_caller(there)
-    calls: dict[str, tuple[Call, Call]] = {
-        "arrays of the host's": (lambda: vae.decode(latent), alone.host),
-        "arrays in the GPU's memory": (lambda: vae.decode(given), alone.device),
-    }
-    engine = "does nothing" if stand_in else f"{backend} {info.identity.backend_version}"
-    facts = {"gpu": "none: a stand-in" if stand_in else str(find_gpu()), "engine": engine}
-    with device.active():
-        return facts | overhead(calls, rounds)
+    alone = EngineAlone(device, plan, Half(bundle, "decoder", backend, (name,)), latent)
+    return measure(VAE(bundle.path, backend, on_nan="warn", profile=info.profile), alone, latent, rounds)
+
+
+def of_session(bundle: Bundle, latent: np.ndarray, rounds: int) -> dict[str, Any]:
+    """Of ONNX Runtime's CUDA provider."""
+    alone = SessionAlone(cuda.CudaDevice(0), bundle.graph("decoder", "onnxruntime"), latent)
+    return measure(VAE(bundle.path, onnxruntime_cuda.NAME, on_nan="warn"), alone, latent, rounds)
+
+
+def build(bundle: Bundle, gpu: Gpu) -> Bundle:
+    """With engines for this GPU. Raises VaedeployError where there is no profile of its kind, or nothing builds."""
+    fitting = [name for name, p in profiles().items() if p.compute_capability == gpu.compute_capability]
+    if not fitting:
+        raise BackendError(f"there is no profile for {gpu}")
+    return build_engines(bundle, fitting[:1])
 
 
 def main() -> None:
@@ -179,10 +217,21 @@ def main() -> None:
             show_devices(load_driver(Path(folder)), 1)
         gpu = find_gpu()
         assert gpu is not None
-        fitting = [name for name, p in profiles().items() if p.compute_capability == gpu.compute_capability]
-        bundle = build_engines(export_vae("demo", out=Path(folder) / "demo"), fitting[:1])
+        result: dict[str, Any] = {
+            "gpu": "none: a stand-in" if stand_in else str(gpu),
+            "python": platform.python_version(),
+        }
+        bundle = export_vae("demo", out=Path(folder) / "demo")
+        shape = (1, bundle.manifest.latent.channels, SIZE // 8, SIZE // 8)
+        latent = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
         with patch.object(tensorrt, "load_plan", lambda *_: Idle()) if stand_in else nullcontext():
-            result = measure(bundle, stand_in, args.rounds)
+            try:
+                result["engine"] = of_engine(build(bundle, gpu), latent, args.rounds)
+            except VaedeployError as error:
+                result["engine"] = str(error)
+        if not stand_in:
+            problem = onnxruntime_cuda.problem()
+            result["session"] = problem or of_session(bundle, latent, args.rounds)
     print(json.dumps(result, indent=1))
     if args.json:
         args.json.write_text(json.dumps(result, indent=1) + "\n")
