@@ -102,10 +102,10 @@ class Halves:
                     "backend that runs on the GPU: vaedeploy doctor"
                 )
             candidate, *others = left
-            elsewhere = next((c.backend for c in others if c.backend != candidate.backend), None)
             try:
                 runner = self._runner(candidate, part)
             except (BackendError, EngineError) as error:
+                elsewhere = next((c.backend for c in others if c.backend != candidate.backend), None)
                 if not self._may_fall_back or elsewhere is None:
                     raise
                 logger.warning("%s cannot be used, so %s answers: %s", candidate.backend, elsewhere, error)
