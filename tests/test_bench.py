@@ -84,9 +84,16 @@ def test_no_share_without_figures() -> None:
 @pytest.mark.parametrize(
     ("options", "error", "reason"),
     [
-        ({"sizes": [(9, 8)]}, SizeError, "image is 9x8 (height x width), but both must be multiples of 4"),
-        ({"rounds": 0}, InputError, "rounds is 0 and batches are [1]; both must be 1 or more"),
-        ({"batches": [0]}, InputError, "rounds is 7 and batches are [0]; both must be 1 or more"),
+        (
+            {"sizes": [(9, 8)]},
+            SizeError,
+            "size 9x8 (height x width) cannot be timed: both must be multiples of 4; the nearest valid sizes are 8x8 "
+            "or 12x8",
+        ),
+        ({"sizes": (8, 8)}, InputError, "sizes is (8, 8); it must be a list of (height, width), such as [(512, 768)]"),
+        ({"rounds": 0}, InputError, "rounds is 0; it must be 1 or more"),
+        ({"batches": [1, 0]}, InputError, "batch is 0; it must be 1 or more"),
+        ({"backends": "tensorrt"}, InputError, "backends is a string; give a list: ['tensorrt']"),
         (
             {"backends": ["tensorflow"]},
             InputError,
@@ -98,6 +105,7 @@ def test_bad_input(bundle: Bundle, options: dict[str, object], error: type[Excep
     with pytest.raises(error) as refused:
         bench_bundle(bundle, **options)  # type: ignore[arg-type]
     assert str(refused.value).startswith(reason)
+    assert "--pad" not in str(refused.value)
 
 
 def test_on_the_command_line(vaedeploy: Callable[..., Ended], bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

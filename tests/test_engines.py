@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -30,7 +31,7 @@ from vaedeploy.build import build_engine
 from vaedeploy.build_worker import BuildRequest, _Monitor
 from vaedeploy.bundle import Bundle, FileInfo, check_bundle
 from vaedeploy.engines import build_engines
-from vaedeploy.errors import BackendError, BuildError, BundleError, EngineError, OutputError, ProfileError
+from vaedeploy.errors import BackendError, BuildError, BundleError, EngineError, InputError, OutputError, ProfileError
 from vaedeploy.gpu import Gpu
 from vaedeploy.graph import Inputs, load_graph
 from vaedeploy.identity import check_engine, differences, engine_faults, gpu_fault
@@ -97,6 +98,19 @@ def test_engines_lie_in_the_bundle_and_say_what_they_are(once: Bundle, folder: P
     assert identity.mark in (bundle.path / DECODER).read_bytes()
     assert engine_faults(bundle, DECODER, version=identity.backend_version) == []
     check_engine(bundle, DECODER, version=identity.backend_version, gpu=RTX4090)
+
+
+@pytest.mark.parametrize(
+    ("profiles", "options", "told"),
+    [
+        ([], {}, "profiles is empty; name one GPU kind or more. To see all: vaedeploy profiles"),
+        (["rtx4090"], {"backend": "foo"}, "there is no backend 'foo' that builds; there is: tensorrt, tensorrt-rtx"),
+    ],
+)
+def test_what_cannot_be_built(tmp_path: Path, profiles: list[str], options: dict[str, Any], told: str) -> None:
+    with pytest.raises(InputError) as refused:
+        build_engines(tiny_bundle(tmp_path / "tiny"), profiles, **options)
+    assert str(refused.value) == told
 
 
 def test_the_bundle_runs_as_before(once: Bundle, tmp_path: Path) -> None:

@@ -52,6 +52,21 @@ def test_an_unknown_name_is_an_attribute_error():
         vd.exprot_vae  # noqa: B018
 
 
+@pytest.mark.slow
+def test_type_checkers_know_the_public_names_and_no_others(tmp_path):
+    script = tmp_path / "script.py"
+    typed = "\n".join(f"reveal_type(vd.{name})" for name in vd.__all__)
+    script.write_text(f"import vaedeploy as vd\n{typed}\nvd.nonsense\n")
+    command = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(tmp_path / "cache"), str(script)]
+    told = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path).stdout.splitlines()
+    assert [line.partition("error: ")[2] for line in told if "error: " in line] == [
+        'Module has no attribute "nonsense"  [attr-defined]'
+    ]
+    notes = [line for line in told if "Revealed type" in line]
+    assert len(notes) == len(vd.__all__)
+    assert not [line for line in notes if 'is "Any"' in line or 'is "object"' in line or "builtins.object" in line]
+
+
 def test_import_costs_nothing():
     script = "import sys, vaedeploy; print({'numpy', 'msgspec', 'click', 'torch'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

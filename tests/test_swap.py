@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from conftest import Ended
@@ -87,11 +89,13 @@ def test_of_several_swaps_the_first_vae_is_kept(flat: Bundle) -> None:
 
 def test_another_latent_contract_is_refused(bundle: Bundle) -> None:
     before = snapshot(bundle)
+    demo = load_reference("demo")
     with pytest.raises(InputError) as refused:
-        swap_vae(bundle, load_reference("demo", scale=0.5))
+        swap_vae(bundle, dataclasses.replace(demo, latent=msgspec.structs.replace(demo.latent, scale=0.5)))
     assert str(refused.value) == (
-        f"demo has another latent contract than bundle {bundle.path}: scale {bundle.manifest.latent.scale} there, "
-        "0.5 here. Diffusion models made for the one give the other wrong latents. Export it to a bundle of its own"
+        f"demo has another latent contract than bundle {bundle.path}: scale (bundle: "
+        f"{bundle.manifest.latent.scale}, demo: 0.5). Diffusion models made for the one give the other wrong "
+        "latents. Export it to a bundle of its own"
     )
     assert snapshot(bundle) == before
 

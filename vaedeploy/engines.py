@@ -50,9 +50,12 @@ def build_engines(
     profiles have in common is built once.
     Neither PyTorch nor the weights are needed. An engine that was not run on its GPU has no verification.
 
-    Raises ProfileError for a profile that is not there or does not suit the VAE or the backend, and BackendError where
-    the backend is not installed, both before anything is built. Raises BuildError where engines could not be built;
-    the others are in the bundle then.
+    progress: is told how far each build is, see ``Progress``.
+
+    Raises InputError for no profiles and for a backend that there is not, ProfileError for a profile that is not there
+    or does not suit the VAE or the backend, OutputError where the bundle cannot be written to, and BackendError where
+    the backend is not installed, all before anything is built. Raises BuildError where engines could not be built; the
+    others are in the bundle then.
     """
     bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     return build_planned(bundle, plan_builds(profiles, backend=backend, folder=folder), force, progress)

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import msgspec
 
+from vaedeploy.arguments import as_list
 from vaedeploy.build import backend_version
 from vaedeploy.bundle import Bundle
-from vaedeploy.errors import BackendError, ProfileError
+from vaedeploy.errors import BackendError, InputError, ProfileError
 from vaedeploy.gpu import Gpu, find_gpu
 from vaedeploy.manifest import Backend
 from vaedeploy.profile import CAPABILITIES, Options, Profile, get_profile
@@ -38,10 +39,15 @@ class Job:
 def plan_builds(
     profiles: Sequence[str], *, backend: Backend | None = None, folder: str | Path | None = None
 ) -> tuple[Job, ...]:
-    """What ``build_engines`` would build, once it is proved that it can begin. Raises ProfileError and BackendError as
-    that does.
+    """What ``build_engines`` would build, once it is proved that it can begin. Raises InputError, ProfileError and
+    BackendError as that does.
     """
-    found = [get_profile(name, folder) for name in dict.fromkeys(profiles)]
+    if backend is not None and backend not in CAPABILITIES:
+        raise InputError(f"there is no backend {backend!r} that builds; there is: {', '.join(CAPABILITIES)}")
+    names = as_list("profiles", profiles)
+    if not names:
+        raise InputError("profiles is empty; name one GPU kind or more. To see all: vaedeploy profiles")
+    found = [get_profile(name, folder) for name in dict.fromkeys(names)]
     pairs = [(profile, backend or profile.backend) for profile in found]
     for profile, used in pairs:
         try:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, get_args
 import msgspec
 
 from vaedeploy import __version__, golden
+from vaedeploy.arguments import as_list
 from vaedeploy.bundle import Bundle
 from vaedeploy.draft import create_bundle
 from vaedeploy.errors import InputError, VerificationError, WeightsError
@@ -64,6 +65,7 @@ def export_vae(
     """
     if precision not in get_args(Precision):
         raise InputError(f"precision is {precision!r}; it must be one of {', '.join(get_args(Precision))}")
+    _check_source(vae, weights)
     jobs = _plan_builds(profiles, profile_folder)
     half = {precision if rewrite else "fp32", *(job.profile.precision for job in jobs)}
     calibrated = verify or "fp16" in half
@@ -72,10 +74,10 @@ def export_vae(
     pictures = load_photos(photos) if calibrated else []
     reference: Reference | None = None
     if out is None:  # the place is known only once the VAE is; otherwise it is checked first
-        reference = _reference(vae, weights, scale, shift, progress)
+        reference = find_reference(vae, weights, scale, shift, progress)
         out = reference.name
     with create_bundle(out, force) as draft:
-        reference = reference or _reference(vae, weights, scale, shift, progress)
+        reference = reference or find_reference(vae, weights, scale, shift, progress)
         for job in jobs:
             job.profile.check_factor(reference.latent.factor)
         contents = write_portable(reference, draft.path, image_input, progress)
@@ -156,20 +158,29 @@ def verify_bundle(
 
 def _plan_builds(profiles: Sequence[str], folder: str | Path | None) -> tuple[Job, ...]:
     """To fail before the long work, not after it."""
-    if not profiles:
+    if not as_list("profiles", profiles):
         return ()
     from vaedeploy.jobs import plan_builds
 
     return plan_builds(profiles, folder=folder)
 
 
-def _reference(
+def _check_source(vae: str | Path | Reference, weights: str | Path | None) -> None:
+    """To refuse what cannot be loaded before PyTorch is, which takes seconds."""
+    if isinstance(vae, str | Path):
+        from vaedeploy.source import check_source
+
+        check_source(vae, weights)
+
+
+def find_reference(
     vae: str | Path | Reference,
     weights: str | Path | None,
     scale: float | None,
     shift: float | None,
     progress: Progress,
 ) -> Reference:
+    """``load_reference``, or the one that is given. Raises WeightsError where that is to have other weights."""
     from vaedeploy.source import Reference, load_reference
 
     if not isinstance(vae, Reference):

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from vaedeploy.arguments import as_list
 from vaedeploy.bench import milliseconds, take_turns
 from vaedeploy.compare.page import comparison_document
 from vaedeploy.compare.result import Comparison, Part, Reconstruction, Speed, summarize, truest
@@ -63,7 +64,7 @@ def compare_bundles(
     for pictures that cannot be read or are under 32 pixels a side, OutputError for a ``page`` that cannot be written
     to, and whatever ``VAE`` raises.
     """
-    names = _names([Path(bundle) for bundle in bundles])
+    names = _names([Path(bundle) for bundle in as_list("bundles", bundles)])
     files = photo_files(images)
     with ExitStack() as stack:
         vaes = {name: stack.enter_context(VAE(path, backend)) for name, path in names.items()}
