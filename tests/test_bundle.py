@@ -136,7 +136,8 @@ def test_bundle_is_not_replaced_without_force(bundle: Bundle) -> None:
     with pytest.raises(OutputError) as caught:
         tiny_bundle(bundle.path, seed=5)
     assert str(caught.value) == (
-        f"{bundle.path} exists already. Replace it with --force, or choose another place with --out"
+        f"{bundle.path} exists already. Replace it with --force (force=True in Python), or choose another place "
+        "with --out (out=)"
     )
     assert contents(bundle.path.parent) == {f"tiny/{name}": data for name, data in before.items()}
 

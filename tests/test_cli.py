@@ -429,7 +429,10 @@ def test_export_verify_and_fail(vaedeploy, small_vae, tmp_path, monkeypatch):
 
     again = vaedeploy("export", "--vae", small_vae, "--no-verify")
     assert (again.code, again.out) == (2, "")
-    assert "Error: small exists already. Replace it with --force, or choose another place with --out" in again.err
+    assert (
+        "Error: small exists already. Replace it with --force (force=True in Python), or choose another place with"
+        in again.err
+    )
 
     table = vaedeploy("verify", "small").out.splitlines()
     assert table[0].startswith("graph        part         case ")

@@ -54,10 +54,17 @@ PREVIOUS = "previous"
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle on disk: where it is, and its manifest as it was when it was opened."""
+    """A bundle on disk, as it was when it was opened: to ask what it holds. ``VAE`` runs it.
+
+    path: its folder. manifest: what its ``bundle.json`` says: VAE, latent contract, files, engines, verification.
+    """
 
     path: Path
     manifest: Manifest
+
+    def __repr__(self) -> str:
+        state = "verified" if self.verified else "unverified"
+        return f"Bundle({str(self.path)!r}, VAE {self.manifest.vae.name}, {self.manifest.precision}, {state})"
 
     @classmethod
     def open(cls, path: str | Path, verify_hashes: bool = True) -> Bundle:

@@ -99,7 +99,10 @@ def _check_free(place: Path, out: Path, force: bool) -> None:
     if not _is_bundle(place):
         raise OutputError(f"{out} exists and is not a bundle; it is left as it is. Choose another place with --out")
     if not force:
-        raise OutputError(f"{out} exists already. Replace it with --force, or choose another place with --out")
+        raise OutputError(
+            f"{out} exists already. Replace it with --force (force=True in Python), or choose another place with --out "
+            "(out=)"
+        )
 
 
 def _is_bundle(place: Path) -> bool:
