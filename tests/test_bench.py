@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -126,3 +127,10 @@ def test_on_the_command_line(vaedeploy: Callable[..., Ended], bundle: Bundle, mo
 
 def test_nothing_there(vaedeploy: Callable[..., Ended], tmp_path: Path) -> None:
     assert vaedeploy("bench", tmp_path / "none").code == 2
+
+
+def test_noise_is_timed_where_there_are_no_photographs(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With [cpu] and [build] alone there is no scikit-image."""
+    monkeypatch.setitem(sys.modules, "skimage.data", None)
+    found = bench_bundle(bundle, sizes=[(8, 12)], rounds=1)
+    assert [(t.part, t.problem) for t in found.timings] == [("encoder", None), ("decoder", None)]

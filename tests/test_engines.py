@@ -113,11 +113,48 @@ def test_what_cannot_be_built(tmp_path: Path, profiles: list[str], options: dict
     assert str(refused.value) == told
 
 
+def test_a_bundle_that_is_read_only_is_refused_before_the_build(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = tiny_bundle(tmp_path / "tiny")
+    told: list[str] = []
+    # What its rights say does not hold for root.
+    monkeypatch.setattr("vaedeploy.engines.os.access", lambda path, mode: (path, mode) != (bundle.path, os.W_OK))
+    with pytest.raises(OutputError, match="its folder is read-only here, so nothing was built"):
+        build_engines(bundle, ["mine"], folder=folder, progress=lambda what, *_: told.append(what))
+    assert told == []
+
+
+def test_the_gpu_is_asked_for_before_its_builder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the GPU is another, installing TensorRT does not help."""
+    monkeypatch.setattr("vaedeploy.jobs.find_gpu", lambda: None)
+    with pytest.raises(BackendError) as refused:
+        build_engines(tiny_bundle(tmp_path / "tiny"), ["h100"])
+    assert str(refused.value) == (
+        "tensorrt builds on the GPU that it builds for: profile h100 wants compute capability 9.0, and this machine "
+        'has no GPU. Build there (pip install "vaedeploy[tensorrt]")'
+    )
+
+
 def test_the_bundle_runs_as_before(once: Bundle, tmp_path: Path) -> None:
     plain = tiny_bundle(tmp_path / "plain")
     with VAE(once.path) as vae, VAE(plain.path) as other:
         latent = np.full((1, 2, 2, 3), 0.5, np.float32)
         assert (vae.decode(latent) == other.decode(latent)).all()
+
+
+def test_a_profile_whose_engines_cannot_run_here_is_told_of(
+    once: Bundle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("vaedeploy.runtime.backends.problem_of", lambda name, _: "no GPU" if "rt-rtx" in name else None)
+    with VAE(once.path) as vae:
+        backend = vae.backend
+    assert caplog.messages == []  # where nobody asked for engines, none is what most machines have
+    with VAE(once.path, profile="mine") as vae:
+        assert repr(vae) == f"VAE({str(once.path)!r}, tiny, {backend})"
+    assert caplog.messages == ["tensorrt-rtx does not answer here, so its engines of profile mine are not used: no GPU"]
+    with pytest.raises(InputError, match="profiles are for engines; onnxruntime-cpu runs graphs"):
+        VAE(once.path, "onnxruntime-cpu", profile="mine")
 
 
 def test_nothing_lies_beside_the_bundle(once: Bundle) -> None:
@@ -656,14 +693,14 @@ def test_ctrl_c_in_a_build(built: Bundle, folder: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="limits the size of files as a full disk would")
-def test_a_full_disk(built: Bundle, folder: Path) -> None:
+def test_a_limit_on_files(built: Bundle, folder: Path) -> None:
     before = snapshot(built)
     limit = "import resource, signal\nresource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
     with in_background(built, folder, limit + "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n") as process:
         _, said = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "2 of 2 engines could not be built:" in said
-    assert "Building mine encoder with tensorrt-rtx failed: no room is left on the disk" in said
+    assert "Building mine encoder with tensorrt-rtx failed: a file there may not become that large (" in said
     assert snapshot(built) == before
 
 

@@ -211,7 +211,9 @@ def test_export_in_the_clean_environment_says_what_to_install(clean):
     ended = clean("vaedeploy", "export", "--vae", "demo")
     assert (ended.returncode, ended.stdout) == (1, "")
     assert re.fullmatch(
-        r'Error: this needs \w+, which is not installed. Run: pip install "vaedeploy\[export\]"\n', ended.stderr
+        r"Error: export needs [\w-]+, of the extra \[export\], which is not installed. Run: pip install "
+        r'"vaedeploy\[export\]". Without a GPU, run this first, .*\n',
+        ended.stderr,
     )
 
 
@@ -219,8 +221,16 @@ def test_export_in_the_clean_environment_says_what_to_install(clean):
 def test_a_build_in_the_clean_environment_says_what_to_install(clean, bundle):
     ended = clean("vaedeploy", "build", bundle, "--profile", "rtx4090")
     assert (ended.returncode, ended.stdout) == (1, "")
-    assert "which is not installed. Run: pip install" in ended.stderr
-    assert "(or [build] for: what builds of any backend need)" in ended.stderr
+    assert (
+        'of the extra [rtx], which is not installed. Run: pip install "vaedeploy[rtx]" (or [tensorrt]' in ended.stderr
+    )
+
+
+@pytest.mark.slow
+def test_bench_in_the_clean_environment_says_what_to_install(clean, bundle):
+    ended = clean("vaedeploy", "bench", bundle)
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert 'of the extra [build], which is not installed. Run: pip install "vaedeploy[build]"\n' in ended.stderr
 
 
 @pytest.mark.slow

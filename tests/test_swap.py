@@ -135,3 +135,9 @@ def test_one_of_two_options(vaedeploy: Callable[..., Ended], bundle: Bundle, arg
 
 def test_the_two_presets_have_one_contract() -> None:
     assert get_preset("demo").latent == get_preset("demo-mse").latent
+
+
+def test_weights_belong_to_a_preset(vaedeploy: Callable[..., Ended], tmp_path: Path) -> None:
+    ended = vaedeploy("swap", tmp_path / "demo", "--weights", "random:0")
+    assert ended.code == 2
+    assert "--weights needs --vae" in ended.err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,12 +13,12 @@ from pathlib import Path
 import msgspec
 
 from vaedeploy import calibrate
-from vaedeploy.atomic import is_full, link_or_copy
+from vaedeploy.atomic import link_or_copy, shortage
 from vaedeploy.build import build_engine
 from vaedeploy.build_worker import BuildRequest
 from vaedeploy.bundle import Bundle, BundleEdit, edit_bundle
 from vaedeploy.cache import cache_folder
-from vaedeploy.errors import BuildError, BundleError, VaedeployError
+from vaedeploy.errors import BuildError, BundleError, OutputError, VaedeployError
 from vaedeploy.estimate import Memory, estimate_memory
 from vaedeploy.graph import Inputs, content_sha256, load_graph, save_form
 from vaedeploy.identity import carries, differences, engine_name
@@ -63,6 +64,11 @@ def build_engines(
 
 def build_planned(bundle: Bundle, jobs: Sequence[Job], force: bool = False, progress: Progress = silent) -> Bundle:
     """``build_engines`` for jobs that ``plan_builds`` or ``jobs_of`` made."""
+    if not os.access(bundle.path, os.W_OK):  # else that would be found once the engines are there
+        raise OutputError(
+            f"cannot write bundle {bundle.path}: its folder is read-only here, so nothing was built. Allow writing to "
+            "it, or copy it and build there"
+        )
     for job in jobs:
         job.profile.check_factor(bundle.manifest.latent.factor)
     failures: list[VaedeployError] = []
@@ -256,6 +262,7 @@ def _told_of(job: Job, part: Part) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        advice = "Free space there" if is_full(error) else "Look at the bundle's folder and its rights"
+        short = shortage(error)
+        advice = short[1] if short else "Look at the bundle's folder and its rights"
         what = f"{job.profile.name} {part}"
         raise BuildError(f"Building {what} failed: {error.strerror or error}. {advice}, and build again") from error

@@ -59,6 +59,7 @@ def export_vae(
     photos: a folder of photographs to verify on, instead of those that scikit-image carries.
     profiles, profile_folder: GPU kinds to build engines for, once the bundle is verified; see ``build_engines``, which
     says what is raised then and what the bundle has.
+    progress: is told how far each stage is, see ``Progress``.
 
     Raises VerificationError, with its report, where a limit is missed: the bundle is there then, marked unverified.
     Whatever else is raised, nothing is left behind and what was at ``out`` is as it was.
@@ -124,7 +125,7 @@ def verify_bundle(
     reference: the VAE in PyTorch; weights: where its weights are now. Without either, the outputs that PyTorch gave in
     float64 when the bundle was made are used, and where there are none, or ``photos`` are given, the source that
     the bundle names. ``report.reference`` says which it was; ``report.passed`` is the verdict. page: a folder for an
-    HTML page that shows it, see ``report.write_report``.
+    HTML page that shows it, see ``report.write_report``. progress: is told how many cases are done, see ``Progress``.
 
     Raises WeightsError where the weights are not the ones that the bundle was made from.
     """

@@ -57,7 +57,7 @@ def swap_vae(
 
     vae, weights: as for ``export_vae``. The new graphs are verified, and every engine is built again, before anything
     is put in place; the bundle that was there is kept in it, under ``previous``, for ``restore_vae``. Of several
-    swaps the first VAE is kept.
+    swaps the first VAE is kept. progress: is told how far each stage is, see ``Progress``.
 
     Raises InputError for a VAE of another architecture or latent contract, BundleError for a bundle that is damaged or
     has files of somebody else's in it, VerificationError, BuildError and whatever else an export raises; the bundle is

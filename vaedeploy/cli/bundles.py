@@ -186,6 +186,8 @@ def swap(bundle: Path, vae: str | None, weights: str | None, restore: bool) -> N
     from vaedeploy.overview import drift_rows
     from vaedeploy.swap import restore_vae, swap_vae
 
+    if weights is not None and vae is None:
+        raise click.UsageError("--weights needs --vae: the preset whose architecture they have.")
     if restore == (vae is not None):
         raise click.UsageError("Give either --vae or --restore.")
     if restore:

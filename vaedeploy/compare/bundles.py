@@ -59,6 +59,7 @@ def compare_bundles(
     bundles: two or more; each is called by its folder's name, or by its path where two have one name. images: a folder;
     its pictures are cut in the middle to sizes that all of the bundles take, and to 1024 pixels a side at most.
     page: a folder for an HTML page, see ``write_report``. backend: who computes, see ``VAE``.
+    progress: is told how far each step is, see ``Progress``.
 
     All bundles are held in memory at once. Raises InputError for fewer than two bundles or one given twice, ImageError
     for pictures that cannot be read or are under 32 pixels a side, OutputError for a ``page`` that cannot be written
