@@ -487,6 +487,13 @@ def test_a_bundle_prints_in_one_line(bundle: Bundle) -> None:
     assert repr(unverified) == f"Bundle({str(bundle.path)!r}, VAE tiny, fp32, unverified)"
 
 
+@pytest.mark.parametrize("given", [None, 7, b"demo"])
+def test_what_is_no_path(given: Any) -> None:
+    with pytest.raises(BundleError) as caught:
+        Bundle.open(given)
+    assert str(caught.value) == (f"the bundle is of type {type(given).__name__}; give its folder (of a Bundle, .path)")
+
+
 def test_surplus_file_is_found_by_check_only(bundle: Bundle) -> None:
     (bundle.path / "engines").mkdir()
     (bundle.path / "engines" / "notes.txt").write_text("x")

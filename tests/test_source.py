@@ -396,6 +396,12 @@ def test_reload_refuses_weights_that_have_changed(tmp_path: Path, tensors: dict[
         reload_reference(first.origin, first.latent)
     with pytest.raises(WeightsError, match=re.escape("pass them again: reference=")):
         reload_reference(Reference(nn.Identity(), nn.Identity(), first.latent).origin, first.latent)
+    with pytest.raises(WeightsError) as error:
+        reload_reference(Reference(nn.Identity(), nn.Identity(), first.latent).origin, first.latent, "random:0")
+    assert str(error.value) == (
+        "this VAE was made of PyTorch modules of your own, which no weights (random:0) can stand for; pass them again: "
+        "reference= of vaedeploy.verify_bundle, in Python"
+    )
 
 
 def test_progress_starts_at_nothing_and_ends_at_all(tmp_path: Path, tensors: dict[str, Tensor]) -> None:
@@ -439,8 +445,8 @@ def test_given_contract_is_that_which_is_stated(own: Any) -> None:
     assert load_reference(path, scale=0.5, shift=0.25).latent == LatentSpec(4, 2, 0.5, 0.25)
     assert message_of(ContractError, path, scale=3.0) == (
         f"the latent scale is stated already: {path / 'config.json'} says 0.5, and 3.0 was given (--scale, or scale= "
-        "in Python). Leave --scale out. Weights of another scale go without a preset: --vae PATH --scale 3.0; what a "
-        "config.json says of them is changed there"
+        "in Python). Leave --scale out. Where a config.json is wrong, change it there; where a preset's is not that "
+        "of your weights, give them alone: --vae PATH --scale 3.0"
     )
     assert message_of(ContractError, path, shift=0.0).startswith(
         f"the latent shift is stated already: {path / 'config.json'} says 0.25, and 0.0 was given"

@@ -18,7 +18,7 @@ from tiny_modules import flat_reference, tiny_reference
 
 from vaedeploy.bundle import Bundle, check_bundle
 from vaedeploy.engines import build_engines
-from vaedeploy.errors import InputError, VerificationError
+from vaedeploy.errors import InputError, VerificationError, WeightsError
 from vaedeploy.pipeline import export_vae
 from vaedeploy.preset import get_preset
 from vaedeploy.runtime import VAE
@@ -98,6 +98,13 @@ def test_another_latent_contract_is_refused(bundle: Bundle) -> None:
         "latents. Export it to a bundle of its own"
     )
     assert snapshot(bundle) == before
+
+
+def test_what_is_no_vae_is_refused(bundle: Bundle) -> None:
+    with pytest.raises(WeightsError, match="the VAE is of type NoneType; give a preset's name, a path, or two modules"):
+        swap_vae(bundle, None)  # type: ignore[arg-type]
+    with pytest.raises(WeightsError, match="a Reference has its weights and its latent contract already"):
+        swap_vae(bundle, load_reference("demo-mse"), weights="random:0")
 
 
 def test_another_architecture_is_refused(bundle: Bundle) -> None:

@@ -74,6 +74,8 @@ class Bundle:
 
         Raises BundleError, listing all that is wrong.
         """
+        if not isinstance(path, str | os.PathLike):
+            raise BundleError(f"the bundle is of type {type(path).__name__}; give its folder (of a Bundle, .path)")
         bundle = cls(Path(path), _read_manifest(Path(path)))
         needed = (name for name in bundle.manifest.files if not bundle._is_spare(name))
         bundle._refuse(bundle._damages(needed, verify_hashes))

@@ -145,8 +145,8 @@ def _held(what: str, stated: Sequence[tuple[str, Number | None]], given: float |
             raise ContractError(
                 f"the latent {what} is stated already: {told}, and {given} was given (--{what}, or {what}= in Python). "
                 + (f"Leave --{what} out" if all(_same(known[0][1], v) for _, v in known) else "Give one of those")
-                + f". Weights of another {what} go without a preset: --vae PATH --{what} {given}; what a config.json "
-                "says of them is changed there"
+                + f". Where a config.json is wrong, change it there; where a preset's is not that of your weights, "
+                f"give them alone: --vae PATH --{what} {given}"
             )
         return found
     if any(not _same(known[0][1], value) for _, value in known):
