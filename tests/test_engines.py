@@ -386,7 +386,8 @@ def test_an_identity_tells_every_difference(built: Bundle) -> None:
 
 
 @pytest.mark.skipif(find_spec("tensorrt") is not None, reason="tensorrt is installed")
-def test_a_backend_that_is_not_installed(built: Bundle) -> None:
+def test_a_backend_that_is_not_installed(built: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vaedeploy.jobs.find_gpu", lambda: Gpu("NVIDIA H100 80GB HBM3", "9.0", 79.6))
     before = snapshot(built)
     with pytest.raises(BackendError) as refused:
         build_engines(built, ["h100"])
@@ -626,8 +627,8 @@ def test_tensorrt_builds_on_its_gpu_alone(tensorrt: Path, built: Bundle, monkeyp
     with pytest.raises(BackendError) as refused:
         build_engines(built, ["rtx4090"], backend="tensorrt")
     assert str(refused.value).endswith(
-        "profile rtx4090 wants compute capability 8.9, and this machine has NVIDIA T4 (7.5). Build there, or here with "
-        "--backend tensorrt-rtx"
+        "profile rtx4090 wants compute capability 8.9, and this machine has NVIDIA T4 (7.5). Build there "
+        '(pip install "vaedeploy[tensorrt]"), or here with --backend tensorrt-rtx'
     )
     with pytest.raises(BackendError, match=r"wants compute capability 9.0, and this machine has NVIDIA T4 .*there$"):
         build_engines(built, ["h100"])

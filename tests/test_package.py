@@ -234,6 +234,15 @@ def test_bench_in_the_clean_environment_says_what_to_install(clean, bundle):
 
 
 @pytest.mark.slow
+def test_optimize_and_bench_need_build_alone(tmp_path, wheel, bundle):
+    run = environment(tmp_path / "env", wheel, "cpu,build")
+    ended = run("vaedeploy", "optimize", bundle / "decoder.onnx", "-o", tmp_path / "faster.onnx")
+    assert ended.returncode == 0, ended.stderr
+    ended = run("vaedeploy", "bench", bundle, "--size", "64x64", "--rounds", "1")
+    assert ended.returncode == 0, ended.stderr
+
+
+@pytest.mark.slow
 def test_engines_need_neither_pytorch_nor_onnx_runtime(tmp_path, wheel, bundle):
     run = environment(tmp_path / "env", wheel, "rtx")
     script = "from importlib.util import find_spec; print([m for m in ('torch', 'onnxruntime') if find_spec(m)])"
