@@ -470,7 +470,7 @@ def test_missing_scale_is_never_filled_in(own: Any) -> None:
     assert "scaling_factor" not in json.loads((path / "config.json").read_text())
     assert message_of(ContractError, path) == (
         f"{path / 'diffusion_pytorch_model.safetensors'} does not state the scale of its latents. "
-        "Give it: --scale NUMBER"
+        "Give it: --scale NUMBER (scale= in Python)"
     )
     assert load_reference(path, scale=0.18215).latent == LatentSpec(4, 2, 0.18215, 0.0)
 
@@ -482,11 +482,12 @@ def test_lone_file_needs_its_contract_stated(tmp_path: Path, tensors: dict[str, 
         for name in ("demo", "demo-mse")
     )
     assert message_of(ContractError, file) == (
-        f"{file} does not state the scale of its latents. Give it: --scale NUMBER. Of this architecture: {alike}"
+        f"{file} does not state the scale of its latents. Give it: --scale NUMBER (scale= in Python). Of this "
+        f"architecture: {alike}"
     )
     assert message_of(ContractError, file, scale=0.25) == (
         f"{file} does not state the shift of its latents, and VAEs of its architecture have one. "
-        f"Give it: --shift NUMBER (0 for none). Of this architecture: {alike}"
+        f"Give it: --shift NUMBER (shift= in Python; 0 for none). Of this architecture: {alike}"
     )
 
 
@@ -502,7 +503,7 @@ def test_known_file_states_its_contract(
     assert (lone.latent, lone.licence, lone.name) == (latent, "MIT", "vae")
     assert message_of(ContractError, "demo", file) == (
         f"the latent scale is stated in two ways: preset demo says {DEMO.latent.scale}, "
-        f"{file} (by its sha256 the file of preset known) says 0.5. Say which holds: --scale NUMBER"
+        f"{file} (by its sha256 the file of preset known) says 0.5. Say which holds: --scale NUMBER (scale= in Python)"
     )
 
 
@@ -525,7 +526,7 @@ def test_config_and_preset_disagree(
     path = folder(tmp_path / "own", config_of(DEMO.config, **changes), tensors)
     assert message_of(ContractError, "demo", path) == (
         f"the latent {what} is stated in two ways: preset demo says {getattr(DEMO.latent, what)}, "
-        f"{path / 'config.json'} says {stated}. Say which holds: --{what} NUMBER"
+        f"{path / 'config.json'} says {stated}. Say which holds: --{what} NUMBER ({what}= in Python)"
     )
     preset = getattr(DEMO.latent, what)
     for held in (preset, stated):

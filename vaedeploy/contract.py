@@ -86,13 +86,14 @@ def agree(
     held_shift = _held("shift", [(s.by, s.shift) for s in statements], shift)
     if held_scale is None:
         raise ContractError(
-            f"{given} does not state the scale of its latents. Give it: --scale NUMBER{_examples(architecture)}"
+            f"{given} does not state the scale of its latents. Give it: --scale NUMBER (scale= in Python)"
+            + _examples(architecture)
         )
     if held_shift is None:
         if any(p.latent.shift != 0 for p in presets().values() if not p.config.differences(architecture)):
             raise ContractError(
                 f"{given} does not state the shift of its latents, and VAEs of its architecture have one. "
-                f"Give it: --shift NUMBER (0 for none){_examples(architecture)}"
+                f"Give it: --shift NUMBER (shift= in Python; 0 for none){_examples(architecture)}"
             )
         held_shift = 0.0
     return LatentSpec(architecture.latent_channels, architecture.factor, held_scale, held_shift)
@@ -150,7 +151,9 @@ def _held(what: str, stated: Sequence[tuple[str, Number | None]], given: float |
             )
         return found
     if any(not _same(known[0][1], value) for _, value in known):
-        raise ContractError(f"the latent {what} is stated in two ways: {told}. Say which holds: --{what} NUMBER")
+        raise ContractError(
+            f"the latent {what} is stated in two ways: {told}. Say which holds: --{what} NUMBER ({what}= in Python)"
+        )
     return known[0][1] if known else given
 
 
