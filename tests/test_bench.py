@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -84,9 +85,16 @@ def test_no_share_without_figures() -> None:
 @pytest.mark.parametrize(
     ("options", "error", "reason"),
     [
-        ({"sizes": [(9, 8)]}, SizeError, "image is 9x8 (height x width), but both must be multiples of 4"),
-        ({"rounds": 0}, InputError, "rounds is 0 and batches are [1]; both must be 1 or more"),
-        ({"batches": [0]}, InputError, "rounds is 7 and batches are [0]; both must be 1 or more"),
+        (
+            {"sizes": [(9, 8)]},
+            SizeError,
+            "size 9x8 (height x width) cannot be timed: both must be multiples of 4; the nearest valid sizes are 8x8 "
+            "or 12x8",
+        ),
+        ({"sizes": (8, 8)}, InputError, "sizes is (8, 8); it must be a list of (height, width), such as [(512, 768)]"),
+        ({"rounds": 0}, InputError, "rounds is 0; it must be 1 or more"),
+        ({"batches": [1, 0]}, InputError, "batch is 0; it must be 1 or more"),
+        ({"backends": "tensorrt"}, InputError, "backends is a string; give a list: ['tensorrt']"),
         (
             {"backends": ["tensorflow"]},
             InputError,
@@ -98,6 +106,7 @@ def test_bad_input(bundle: Bundle, options: dict[str, object], error: type[Excep
     with pytest.raises(error) as refused:
         bench_bundle(bundle, **options)  # type: ignore[arg-type]
     assert str(refused.value).startswith(reason)
+    assert "--pad" not in str(refused.value)
 
 
 def test_on_the_command_line(vaedeploy: Callable[..., Ended], bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,3 +127,10 @@ def test_on_the_command_line(vaedeploy: Callable[..., Ended], bundle: Bundle, mo
 
 def test_nothing_there(vaedeploy: Callable[..., Ended], tmp_path: Path) -> None:
     assert vaedeploy("bench", tmp_path / "none").code == 2
+
+
+def test_noise_is_timed_where_there_are_no_photographs(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With [cpu] and [build] alone there is no scikit-image."""
+    monkeypatch.setitem(sys.modules, "skimage.data", None)
+    found = bench_bundle(bundle, sizes=[(8, 12)], rounds=1)
+    assert [(t.part, t.problem) for t in found.timings] == [("encoder", None), ("decoder", None)]

@@ -136,7 +136,8 @@ def test_bundle_is_not_replaced_without_force(bundle: Bundle) -> None:
     with pytest.raises(OutputError) as caught:
         tiny_bundle(bundle.path, seed=5)
     assert str(caught.value) == (
-        f"{bundle.path} exists already. Replace it with --force, or choose another place with --out"
+        f"{bundle.path} exists already. Replace it with --force (force=True in Python), or choose another place "
+        "with --out (out=)"
     )
     assert contents(bundle.path.parent) == {f"tiny/{name}": data for name, data in before.items()}
 
@@ -295,7 +296,14 @@ def small_files() -> None:
 def full_disk(bundle: Path) -> str:
     return (
         f"vaedeploy.errors.OutputError: cannot write bundle {bundle}: no room is left there. Nothing was kept. "
-        "Free space, or choose another place with --out"
+        "Free space there, or choose another place with --out"
+    )
+
+
+def too_large(bundle: Path) -> str:
+    return (
+        f"vaedeploy.errors.OutputError: cannot write bundle {bundle}: a file there may not become that large. Nothing "
+        "was kept. Raise the limit (ulimit -f, or the file system's own), or choose another place with --out"
     )
 
 
@@ -311,20 +319,20 @@ WRITERS = {
 
 
 @pytest.mark.parametrize("writer", WRITERS)
-def test_full_disk_leaves_nothing(tmp_path: Path, writer: str) -> None:
+def test_limit_on_files_leaves_nothing(tmp_path: Path, writer: str) -> None:
     body = f"with create_bundle(out) as draft:\n    {WRITERS[writer]}\n"
     with script(body, tmp_path / "tiny", preexec_fn=small_files) as process:
         errors = process.communicate()[1]
-    assert errors.splitlines()[-1] == full_disk(tmp_path / "tiny")
+    assert errors.splitlines()[-1] == too_large(tmp_path / "tiny")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_full_disk_leaves_the_old_bundle(bundle: Bundle) -> None:
+def test_limit_on_files_leaves_the_old_bundle(bundle: Bundle) -> None:
     before = contents(bundle.path.parent)
     body = f"with create_bundle(out, force=True) as draft:\n    {WRITERS['plain']}\n"
     with script(body, bundle.path, preexec_fn=small_files) as process:
         errors = process.communicate()[1]
-    assert errors.splitlines()[-1] == full_disk(bundle.path)
+    assert errors.splitlines()[-1] == too_large(bundle.path)
     assert contents(bundle.path.parent) == before
 
 
@@ -473,6 +481,19 @@ def test_without_hashes_an_altered_file_passes_and_a_truncated_one_does_not(bund
         Bundle.open(bundle.path, verify_hashes=False)
 
 
+def test_a_bundle_prints_in_one_line(bundle: Bundle) -> None:
+    assert repr(bundle) == f"Bundle({str(bundle.path)!r}, VAE tiny, fp32, verified)"
+    unverified = Bundle(bundle.path, msgspec.structs.replace(bundle.manifest, verification=None))
+    assert repr(unverified) == f"Bundle({str(bundle.path)!r}, VAE tiny, fp32, unverified)"
+
+
+@pytest.mark.parametrize("given", [None, 7, b"demo"])
+def test_what_is_no_path(given: Any) -> None:
+    with pytest.raises(BundleError) as caught:
+        Bundle.open(given)
+    assert str(caught.value) == (f"the bundle is of type {type(given).__name__}; give its folder (of a Bundle, .path)")
+
+
 def test_surplus_file_is_found_by_check_only(bundle: Bundle) -> None:
     (bundle.path / "engines").mkdir()
     (bundle.path / "engines" / "notes.txt").write_text("x")
@@ -480,8 +501,8 @@ def test_surplus_file_is_found_by_check_only(bundle: Bundle) -> None:
     with pytest.raises(BundleError) as caught:
         check_bundle(bundle.path)
     assert str(caught.value) == (
-        f"bundle {bundle.path} is damaged: engines/notes.txt is not in bundle.json. Move elsewhere what is not the "
-        "bundle's"
+        f"bundle {bundle.path} is whole, but has files beside its own: engines/notes.txt is not in bundle.json. "
+        "Move them elsewhere"
     )
 
 
@@ -514,10 +535,14 @@ def test_places_without_a_bundle(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     (tmp_path / "folder").mkdir()
     (tmp_path / "odd" / "bundle.json").mkdir(parents=True)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.png").touch()
     cases = {
         "none": "there is no bundle at {0}. " + MAKE + " {0}",
         "file": "{0} is a file; a bundle is a folder with a bundle.json in it. Give the folder",
         "folder": "{0} is not a bundle: it has no bundle.json. " + MAKE + " {0}",
+        "photos": "{0} is not a bundle: it has no bundle.json. Give a bundle's folder, or make one in another place: "
+        "vaedeploy export --vae NAME --out PLACE",
         "odd": "bundle {0}: bundle.json cannot be read: Is a directory",
     }
     for name, message in cases.items():
@@ -775,7 +800,7 @@ Bundle.open(out).update(files={"report/report.json": bytes(100_000)})
         errors = process.communicate()[1]
     assert errors.splitlines()[-1] == (
         f"vaedeploy.errors.OutputError: cannot write {bundle.path / 'report/report.json'}: File too large. "
-        "Free space there, or choose another place"
+        "Raise the limit (ulimit -f, or the file system's own), or choose another place"
     )
     opened = Bundle.open(bundle.path)
     assert sorted(opened.manifest.files) == FILES[1:]

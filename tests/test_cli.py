@@ -21,6 +21,7 @@ from tiny_bundle import tiny_bundle
 from vaedeploy import __version__, doctor, terminal
 from vaedeploy.bundle import Bundle
 from vaedeploy.cli import cli
+from vaedeploy.doctor import advice_for
 from vaedeploy.errors import BackendError
 from vaedeploy.files import LatentFile, read_image, read_latent, write_latent
 from vaedeploy.golden import NAME as GOLDEN
@@ -145,8 +146,42 @@ def test_an_unknown_error_keeps_its_traceback():
 
 def test_a_missing_extra_is_told_with_what_to_install(capsys):
     assert terminal.run(failing(ModuleNotFoundError(name="torch.onnx")), []) == 1
-    told = 'Error: this needs torch, which is not installed. Run: pip install "vaedeploy[export]"\n'
-    assert capsys.readouterr().err == told
+    assert capsys.readouterr().err == (
+        'Error: this needs torch, of the extra [export], which is not installed. Run: pip install "vaedeploy[export]". '
+        "Without a GPU, run this first, which saves gigabytes: pip install torch --index-url "
+        "https://download.pytorch.org/whl/cpu\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("command", "module", "told"),
+    [
+        (
+            "export",
+            "skimage.data",
+            "export needs scikit-image, of the extra [export], which is not installed. Run: ",
+        ),
+        (
+            "build",
+            "onnx_ir",
+            'build needs onnx_ir, of the extra [rtx], which is not installed. Run: pip install "vaedeploy[rtx]" '
+            "(or [tensorrt] for: build --backend tensorrt, on the GPU that it is for, and run there)",
+        ),
+        (
+            "optimize",
+            "onnx",
+            'optimize needs onnx, of the extra [build], which is not installed. Run: pip install "vaedeploy[build]"',
+        ),
+        (
+            "bench",
+            "onnx_ir",
+            'bench needs onnx_ir, of the extra [build], which is not installed. Run: pip install "vaedeploy[build]"',
+        ),
+    ],
+)
+def test_a_missing_extra_is_the_one_that_the_command_needs(command, module, told):
+    advice = advice_for(module, command)
+    assert advice.startswith(told) if command == "export" else advice == told
 
 
 def test_a_missing_module_of_nobody_keeps_its_traceback():
@@ -429,7 +464,10 @@ def test_export_verify_and_fail(vaedeploy, small_vae, tmp_path, monkeypatch):
 
     again = vaedeploy("export", "--vae", small_vae, "--no-verify")
     assert (again.code, again.out) == (2, "")
-    assert "Error: small exists already. Replace it with --force, or choose another place with --out" in again.err
+    assert (
+        "Error: small exists already. Replace it with --force (force=True in Python), or choose another place with"
+        in again.err
+    )
 
     table = vaedeploy("verify", "small").out.splitlines()
     assert table[0].startswith("graph        part         case ")

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -30,7 +31,7 @@ from vaedeploy.build import build_engine
 from vaedeploy.build_worker import BuildRequest, _Monitor
 from vaedeploy.bundle import Bundle, FileInfo, check_bundle
 from vaedeploy.engines import build_engines
-from vaedeploy.errors import BackendError, BuildError, BundleError, EngineError, OutputError, ProfileError
+from vaedeploy.errors import BackendError, BuildError, BundleError, EngineError, InputError, OutputError, ProfileError
 from vaedeploy.gpu import Gpu
 from vaedeploy.graph import Inputs, load_graph
 from vaedeploy.identity import check_engine, differences, engine_faults, gpu_fault
@@ -99,11 +100,61 @@ def test_engines_lie_in_the_bundle_and_say_what_they_are(once: Bundle, folder: P
     check_engine(bundle, DECODER, version=identity.backend_version, gpu=RTX4090)
 
 
+@pytest.mark.parametrize(
+    ("profiles", "options", "told"),
+    [
+        ([], {}, "profiles is empty; name one GPU kind or more. To see all: vaedeploy profiles"),
+        (["rtx4090"], {"backend": "foo"}, "there is no backend 'foo' that builds; there is: tensorrt, tensorrt-rtx"),
+    ],
+)
+def test_what_cannot_be_built(tmp_path: Path, profiles: list[str], options: dict[str, Any], told: str) -> None:
+    with pytest.raises(InputError) as refused:
+        build_engines(tiny_bundle(tmp_path / "tiny"), profiles, **options)
+    assert str(refused.value) == told
+
+
+def test_a_bundle_that_is_read_only_is_refused_before_the_build(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = tiny_bundle(tmp_path / "tiny")
+    told: list[str] = []
+    # What its rights say does not hold for root.
+    monkeypatch.setattr("vaedeploy.engines.os.access", lambda path, mode: (path, mode) != (bundle.path, os.W_OK))
+    with pytest.raises(OutputError, match="its folder is read-only here, so nothing was built"):
+        build_engines(bundle, ["mine"], folder=folder, progress=lambda what, *_: told.append(what))
+    assert told == []
+
+
+def test_the_gpu_is_asked_for_before_its_builder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the GPU is another, installing TensorRT does not help."""
+    monkeypatch.setattr("vaedeploy.jobs.find_gpu", lambda: None)
+    with pytest.raises(BackendError) as refused:
+        build_engines(tiny_bundle(tmp_path / "tiny"), ["h100"])
+    assert str(refused.value) == (
+        "tensorrt builds on the GPU that it builds for: profile h100 wants compute capability 9.0, and this machine "
+        'has no GPU. Build there (pip install "vaedeploy[tensorrt]")'
+    )
+
+
 def test_the_bundle_runs_as_before(once: Bundle, tmp_path: Path) -> None:
     plain = tiny_bundle(tmp_path / "plain")
     with VAE(once.path) as vae, VAE(plain.path) as other:
         latent = np.full((1, 2, 2, 3), 0.5, np.float32)
         assert (vae.decode(latent) == other.decode(latent)).all()
+
+
+def test_a_profile_whose_engines_cannot_run_here_is_told_of(
+    once: Bundle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("vaedeploy.runtime.backends.problem_of", lambda name, _: "no GPU" if "rt-rtx" in name else None)
+    with VAE(once.path) as vae:
+        backend = vae.backend
+    assert caplog.messages == []  # where nobody asked for engines, none is what most machines have
+    with VAE(once.path, profile="mine") as vae:
+        assert repr(vae) == f"VAE({str(once.path)!r}, tiny, {backend})"
+    assert caplog.messages == ["tensorrt-rtx does not answer here, so its engines of profile mine are not used: no GPU"]
+    with pytest.raises(InputError, match="profiles are for engines; onnxruntime-cpu runs graphs"):
+        VAE(once.path, "onnxruntime-cpu", profile="mine")
 
 
 def test_nothing_lies_beside_the_bundle(once: Bundle) -> None:
@@ -335,7 +386,8 @@ def test_an_identity_tells_every_difference(built: Bundle) -> None:
 
 
 @pytest.mark.skipif(find_spec("tensorrt") is not None, reason="tensorrt is installed")
-def test_a_backend_that_is_not_installed(built: Bundle) -> None:
+def test_a_backend_that_is_not_installed(built: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vaedeploy.jobs.find_gpu", lambda: Gpu("NVIDIA H100 80GB HBM3", "9.0", 79.6))
     before = snapshot(built)
     with pytest.raises(BackendError) as refused:
         build_engines(built, ["h100"])
@@ -575,10 +627,10 @@ def test_tensorrt_builds_on_its_gpu_alone(tensorrt: Path, built: Bundle, monkeyp
     with pytest.raises(BackendError) as refused:
         build_engines(built, ["rtx4090"], backend="tensorrt")
     assert str(refused.value).endswith(
-        "profile rtx4090 wants compute capability 8.9, and this machine has NVIDIA T4 (7.5). Build there, or here with "
-        "--backend tensorrt-rtx"
+        "profile rtx4090 wants compute capability 8.9, and this machine has NVIDIA T4 (7.5). Build there "
+        '(pip install "vaedeploy[tensorrt]"), or here with --backend tensorrt-rtx'
     )
-    with pytest.raises(BackendError, match=r"wants compute capability 9.0, and this machine has NVIDIA T4 .*there$"):
+    with pytest.raises(BackendError, match=r"wants compute capability 9.0, .* NVIDIA T4 .*there \(pip install .*\)$"):
         build_engines(built, ["h100"])
 
 
@@ -642,14 +694,14 @@ def test_ctrl_c_in_a_build(built: Bundle, folder: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="limits the size of files as a full disk would")
-def test_a_full_disk(built: Bundle, folder: Path) -> None:
+def test_a_limit_on_files(built: Bundle, folder: Path) -> None:
     before = snapshot(built)
     limit = "import resource, signal\nresource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
     with in_background(built, folder, limit + "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n") as process:
         _, said = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "2 of 2 engines could not be built:" in said
-    assert "Building mine encoder with tensorrt-rtx failed: no room is left on the disk" in said
+    assert "Building mine encoder with tensorrt-rtx failed: a file there may not become that large (" in said
     assert snapshot(built) == before
 
 

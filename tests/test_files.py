@@ -388,7 +388,7 @@ def test_written_file_has_the_rights_that_the_umask_leaves(tmp_path: Path, photo
     assert (tmp_path / "a.png").stat().st_mode & 0o777 == 0o640
 
 
-def test_disk_that_is_full_leaves_the_old_picture(tmp_path: Path, photo: np.ndarray) -> None:
+def test_limit_on_files_leaves_the_old_picture(tmp_path: Path, photo: np.ndarray) -> None:
     write_image(tmp_path / "a.png", photo)
     script = (
         "import sys, numpy as np\n"
@@ -409,7 +409,7 @@ def test_disk_that_is_full_leaves_the_old_picture(tmp_path: Path, photo: np.ndar
     last = done.stderr.splitlines()[-1]
     assert last == (
         f"vaedeploy.errors.OutputError: cannot write {tmp_path / 'a.png'}: File too large. "
-        "Free space there, or choose another place"
+        "Raise the limit (ulimit -f, or the file system's own), or choose another place"
     )
     assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
     np.testing.assert_array_equal(read_image(tmp_path / "a.png"), photo)

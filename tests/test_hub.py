@@ -281,7 +281,7 @@ def test_repository_whose_config_states_another_scale(client: Client, demo_file:
         got = client.run(hub.url, LOAD, "demo", REPOSITORY)
     assert got["error"] == "ContractError"
     assert got["message"].startswith("the latent scale is stated in two ways: preset demo says ")
-    assert got["message"].endswith("config.json says 0.7. Say which holds: --scale NUMBER")
+    assert got["message"].endswith("config.json says 0.7. Say which holds: --scale NUMBER (scale= in Python)")
 
 
 @pytest.mark.slow

@@ -52,6 +52,21 @@ def test_an_unknown_name_is_an_attribute_error():
         vd.exprot_vae  # noqa: B018
 
 
+@pytest.mark.slow
+def test_type_checkers_know_the_public_names_and_no_others(tmp_path):
+    script = tmp_path / "script.py"
+    typed = "\n".join(f"reveal_type(vd.{name})" for name in vd.__all__)
+    script.write_text(f"import vaedeploy as vd\n{typed}\nvd.nonsense\n")
+    command = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(tmp_path / "cache"), str(script)]
+    told = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path).stdout.splitlines()
+    assert [line.partition("error: ")[2] for line in told if "error: " in line] == [
+        'Module has no attribute "nonsense"  [attr-defined]'
+    ]
+    notes = [line for line in told if "Revealed type" in line]
+    assert len(notes) == len(vd.__all__)
+    assert not [line for line in notes if 'is "Any"' in line or 'is "object"' in line or "builtins.object" in line]
+
+
 def test_import_costs_nothing():
     script = "import sys, vaedeploy; print({'numpy', 'msgspec', 'click', 'torch'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
@@ -196,7 +211,9 @@ def test_export_in_the_clean_environment_says_what_to_install(clean):
     ended = clean("vaedeploy", "export", "--vae", "demo")
     assert (ended.returncode, ended.stdout) == (1, "")
     assert re.fullmatch(
-        r'Error: this needs \w+, which is not installed. Run: pip install "vaedeploy\[export\]"\n', ended.stderr
+        r"Error: export needs [\w-]+, of the extra \[export\], which is not installed. Run: pip install "
+        r'"vaedeploy\[export\]". Without a GPU, run this first, .*\n',
+        ended.stderr,
     )
 
 
@@ -204,8 +221,25 @@ def test_export_in_the_clean_environment_says_what_to_install(clean):
 def test_a_build_in_the_clean_environment_says_what_to_install(clean, bundle):
     ended = clean("vaedeploy", "build", bundle, "--profile", "rtx4090")
     assert (ended.returncode, ended.stdout) == (1, "")
-    assert "which is not installed. Run: pip install" in ended.stderr
-    assert "(or [build] for: what builds of any backend need)" in ended.stderr
+    assert (
+        'of the extra [rtx], which is not installed. Run: pip install "vaedeploy[rtx]" (or [tensorrt]' in ended.stderr
+    )
+
+
+@pytest.mark.slow
+def test_bench_in_the_clean_environment_says_what_to_install(clean, bundle):
+    ended = clean("vaedeploy", "bench", bundle)
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert 'of the extra [build], which is not installed. Run: pip install "vaedeploy[build]"\n' in ended.stderr
+
+
+@pytest.mark.slow
+def test_optimize_and_bench_need_build_alone(tmp_path, wheel, bundle):
+    run = environment(tmp_path / "env", wheel, "cpu,build")
+    ended = run("vaedeploy", "optimize", bundle / "decoder.onnx", "-o", tmp_path / "faster.onnx")
+    assert ended.returncode == 0, ended.stderr
+    ended = run("vaedeploy", "bench", bundle, "--size", "64x64", "--rounds", "1")
+    assert ended.returncode == 0, ended.stderr
 
 
 @pytest.mark.slow

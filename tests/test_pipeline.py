@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from itertools import cycle
 from pathlib import Path
@@ -17,9 +18,10 @@ from safetensors.numpy import load_file
 from tiny_modules import flat_reference, tiny_reference
 from torch import Tensor, nn
 
+from vaedeploy import pipeline
 from vaedeploy.bundle import Bundle, check_bundle
 from vaedeploy.draft import create_bundle
-from vaedeploy.errors import ExportError, InputError, OutputError, VerificationError, WeightsError
+from vaedeploy.errors import ExportError, InputError, OutputError, UnknownPresetError, VerificationError, WeightsError
 from vaedeploy.latent import LatentSpec
 from vaedeploy.manifest import Form, Precision
 from vaedeploy.photos import load_photos
@@ -323,3 +325,28 @@ def test_an_inflated_vae_does_not_turn_black(
     with pytest.raises(InputError, match="beyond float16's range"):
         export_vae(vae, out=tmp_path / "black", precision="fp16", rewrite=False, verify=False)
     assert not (tmp_path / "black").exists()
+
+
+@pytest.mark.parametrize(
+    ("vae", "weights", "told"),
+    [
+        ("demo", "random:x", "--weights random:x: the seed must be a whole number"),
+        ("demo", "{text}", "is neither safetensors nor a PyTorch checkpoint"),
+        ("{text}", None, "is neither safetensors nor a PyTorch checkpoint"),
+        ("{text}", "random:0", "--weights puts other weights into a preset's architecture"),
+        ("dmeo", None, "no preset is named 'dmeo'"),
+    ],
+)
+def test_weights_that_cannot_be_loaded_are_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, vae: str, weights: str | None, told: str
+) -> None:
+    text = tmp_path / "weights.safetensors"
+    text.write_text("no weights at all")
+
+    def late(*_: object) -> None:
+        pytest.fail("what takes seconds was begun")
+
+    monkeypatch.setattr(pipeline, "load_photos", late)
+    monkeypatch.setattr(pipeline.onnxruntime_cpu, "load_library", late)
+    with pytest.raises((WeightsError, UnknownPresetError), match=re.escape(told)):
+        export_vae(vae.format(text=text), weights=weights and weights.format(text=text), out=tmp_path / "out")

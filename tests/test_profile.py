@@ -225,12 +225,16 @@ def driver(folder: Path, name: str, capability: str, memory: int, monkeypatch: p
     monkeypatch.setattr("vaedeploy.gpu.DRIVER", str(library))
 
 
-def test_init_without_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_init_without_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr("vaedeploy.gpu.DRIVER", "libcuda.so.none")
     monkeypatch.chdir(tmp_path)
     path = init_profile("mine")
     assert path == Path("mine.toml")
     assert "No GPU was found: these are an RTX 4090's." in path.read_text()
+    assert caplog.messages == [
+        "no GPU was found here, so mine.toml has the values of an RTX 4090. Change gpu, compute_capability, memory_gib "
+        "and backend to those of yours"
+    ]
     profile = read_profile(path)
     assert (profile.compute_capability, profile.backend, profile.precision) == ("8.9", "tensorrt-rtx", "fp16")
     assert list(profile.shapes) == ["512", "1024", "any"]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pickle
@@ -24,8 +25,10 @@ from vaedeploy.preset import Architecture, Preset, get_preset, presets
 from vaedeploy.source import Reference, load_reference, reload_reference
 
 DEMO = get_preset("demo")
-CONTRACT: Any = {"scale": 0.25, "shift": 1.0}
-"""Given with the demo architecture wherever a test is not about the contract: the preset's own numbers may change."""
+CONTRACT: Any = {"scale": DEMO.latent.scale, "shift": DEMO.latent.shift}
+"""Given with the demo architecture wherever a test is not about the contract: that of the preset, stated or not."""
+DEMO_CONFIG: Any = {"scaling_factor": DEMO.latent.scale, "shift_factor": DEMO.latent.shift}
+"""The same, as a config.json states it."""
 
 TINY = Architecture(
     down_block_types=("DownEncoderBlock2D",) * 2,
@@ -153,6 +156,19 @@ def test_own_modules_are_put_into_eval_mode_and_must_be_modules() -> None:
     with pytest.raises(InputError) as error:
         Reference(nn.Identity(), torch.relu, latent)
     assert str(error.value) == "the decoder is of type builtin_function_or_method; it must be a torch.nn.Module"
+    assert repr(reference) == (
+        "Reference('vae', modules, LatentSpec(channels=4, factor=8, scale=1.0, shift=0.0, sampled=True))"
+    )
+
+
+@pytest.mark.parametrize("latent", [None, (32, 8), {"channels": 4}])
+def test_a_latent_contract_must_be_one(latent: Any) -> None:
+    with pytest.raises(InputError) as error:
+        Reference(nn.Identity(), nn.Identity(), latent=latent)
+    assert str(error.value) == (
+        f"latent is {latent!r}; it must be a contract, such as vaedeploy.LatentSpec(channels=4, factor=8, "
+        "scale=0.18215)"
+    )
 
 
 @pytest.mark.parametrize("given", [None, nn.Identity()])
@@ -337,7 +353,7 @@ def test_other_precisions_become_float32(tmp_path: Path, tensors: dict[str, Tens
 )
 def test_folders(tmp_path: Path, tensors: dict[str, Tensor], expected: str, place: str, name: str) -> None:
     path = tmp_path / "my-vae"
-    folder(path / place, config_of(DEMO.config, scaling_factor=0.25, shift_factor=1.0), tensors, name)
+    folder(path / place, config_of(DEMO.config, **DEMO_CONFIG), tensors, name)
     own, other = load_reference(path), load_reference("demo", path, **CONTRACT)
     assert own.identity == other.identity == expected
     assert (own.name, own.origin.kind, own.origin.preset) == ("my-vae", "folder", None)
@@ -351,23 +367,25 @@ def test_lone_file_is_known_by_its_tensors(tmp_path: Path, tensors: dict[str, Te
     reference = load_reference(file, **CONTRACT)
     assert reference.identity == expected
     assert (reference.name, reference.architecture) == ("mixture", "AutoencoderKL")
-    assert reference.latent == LatentSpec(16, 8, 0.25, 1.0)
+    assert reference.latent == DEMO.latent
 
 
 @pytest.mark.parametrize("form", ["preset", "folder", "file", "random"])
 def test_reload_finds_the_same_vae_again(tmp_path: Path, tensors: dict[str, Tensor], form: str) -> None:
     file = write_safetensors(tensors, tmp_path / "vae.safetensors")
-    own = folder(tmp_path / "own", config_of(DEMO.config, scaling_factor=0.25, shift_factor=1.0), tensors)
+    own = folder(tmp_path / "own", config_of(DEMO.config, **DEMO_CONFIG), tensors)
     arguments: dict[str, tuple[str | Path, ...]] = {
         "preset": ("demo", file),
         "folder": (own,),
         "file": (file,),
         "random": ("demo", "random:7"),
     }
-    first = load_reference(*arguments[form], scale=0.5, shift=0.125)
-    again = reload_reference(first.origin, first.latent)
-    assert again.identity == first.identity
-    assert (again.origin, again.latent) == (first.origin, first.latent)
+    first = load_reference(*arguments[form], **CONTRACT)
+    # Whatever the weights state: the bundle's own contract is the one that it was made with.
+    latent = LatentSpec(16, 8, 0.5, 0.125)
+    again = reload_reference(first.origin, latent)
+    assert again.identity == dataclasses.replace(first, latent=latent).identity
+    assert (again.origin, again.latent) == (first.origin, latent)
 
 
 def test_reload_refuses_weights_that_have_changed(tmp_path: Path, tensors: dict[str, Tensor]) -> None:
@@ -378,6 +396,12 @@ def test_reload_refuses_weights_that_have_changed(tmp_path: Path, tensors: dict[
         reload_reference(first.origin, first.latent)
     with pytest.raises(WeightsError, match=re.escape("pass them again: reference=")):
         reload_reference(Reference(nn.Identity(), nn.Identity(), first.latent).origin, first.latent)
+    with pytest.raises(WeightsError) as error:
+        reload_reference(Reference(nn.Identity(), nn.Identity(), first.latent).origin, first.latent, "random:0")
+    assert str(error.value) == (
+        "this VAE was made of PyTorch modules of your own, which no weights (random:0) can stand for; pass them again: "
+        "reference= of vaedeploy.verify_bundle, in Python"
+    )
 
 
 def test_progress_starts_at_nothing_and_ends_at_all(tmp_path: Path, tensors: dict[str, Tensor]) -> None:
@@ -416,11 +440,29 @@ def test_contract_of_a_mean_and_deviation_a_channel(own: Any) -> None:
     assert reload_reference(reference.origin, reference.latent).identity == reference.identity
 
 
-def test_given_contract_wins(own: Any) -> None:
+def test_given_contract_is_that_which_is_stated(own: Any) -> None:
     path = own(scaling_factor=0.5, shift_factor=0.25)
-    assert load_reference(path, scale=3.0).latent == LatentSpec(4, 2, 3.0, 0.25)
-    assert load_reference(path, shift=0.0).latent == LatentSpec(4, 2, 0.5, 0.0)
-    assert load_reference("sd3", "random:0", scale=1.0, shift=0.0).latent == LatentSpec(16, 8, 1.0, 0.0)
+    assert load_reference(path, scale=0.5, shift=0.25).latent == LatentSpec(4, 2, 0.5, 0.25)
+    assert message_of(ContractError, path, scale=3.0) == (
+        f"the latent scale is stated already: {path / 'config.json'} says 0.5, and 3.0 was given (--scale, or scale= "
+        "in Python). Leave --scale out. Where a config.json is wrong, change it there; where a preset's is not that "
+        "of your weights, give them alone: --vae PATH --scale 3.0"
+    )
+    assert message_of(ContractError, path, shift=0.0).startswith(
+        f"the latent shift is stated already: {path / 'config.json'} says 0.25, and 0.0 was given"
+    )
+
+
+def test_given_contract_does_not_override_a_presets() -> None:
+    sd3 = get_preset("sd3").latent
+    assert message_of(ContractError, "sd3", "random:0", scale=1.0).startswith(
+        f"the latent scale is stated already: preset sd3 says {sd3.scale}, and 1.0 was given"
+    )
+    assert message_of(ContractError, "demo", shift=0.0).startswith("the latent shift is stated already: preset demo")
+
+
+def test_given_shift_where_a_config_states_the_scale_alone(own: Any) -> None:
+    assert load_reference(own(scaling_factor=0.5), shift=0.25).latent == LatentSpec(4, 2, 0.5, 0.25)
 
 
 def test_missing_scale_is_never_filled_in(own: Any) -> None:
@@ -428,7 +470,7 @@ def test_missing_scale_is_never_filled_in(own: Any) -> None:
     assert "scaling_factor" not in json.loads((path / "config.json").read_text())
     assert message_of(ContractError, path) == (
         f"{path / 'diffusion_pytorch_model.safetensors'} does not state the scale of its latents. "
-        "Give it: --scale NUMBER"
+        "Give it: --scale NUMBER (scale= in Python)"
     )
     assert load_reference(path, scale=0.18215).latent == LatentSpec(4, 2, 0.18215, 0.0)
 
@@ -440,11 +482,12 @@ def test_lone_file_needs_its_contract_stated(tmp_path: Path, tensors: dict[str, 
         for name in ("demo", "demo-mse")
     )
     assert message_of(ContractError, file) == (
-        f"{file} does not state the scale of its latents. Give it: --scale NUMBER. Of this architecture: {alike}"
+        f"{file} does not state the scale of its latents. Give it: --scale NUMBER (scale= in Python). Of this "
+        f"architecture: {alike}"
     )
     assert message_of(ContractError, file, scale=0.25) == (
         f"{file} does not state the shift of its latents, and VAEs of its architecture have one. "
-        f"Give it: --shift NUMBER (0 for none). Of this architecture: {alike}"
+        f"Give it: --shift NUMBER (shift= in Python; 0 for none). Of this architecture: {alike}"
     )
 
 
@@ -460,7 +503,7 @@ def test_known_file_states_its_contract(
     assert (lone.latent, lone.licence, lone.name) == (latent, "MIT", "vae")
     assert message_of(ContractError, "demo", file) == (
         f"the latent scale is stated in two ways: preset demo says {DEMO.latent.scale}, "
-        f"{file} (by its sha256 the file of preset known) says 0.5. Say which holds: --scale NUMBER"
+        f"{file} (by its sha256 the file of preset known) says 0.5. Say which holds: --scale NUMBER (scale= in Python)"
     )
 
 
@@ -483,9 +526,15 @@ def test_config_and_preset_disagree(
     path = folder(tmp_path / "own", config_of(DEMO.config, **changes), tensors)
     assert message_of(ContractError, "demo", path) == (
         f"the latent {what} is stated in two ways: preset demo says {getattr(DEMO.latent, what)}, "
-        f"{path / 'config.json'} says {stated}. Say which holds: --{what} NUMBER"
+        f"{path / 'config.json'} says {stated}. Say which holds: --{what} NUMBER ({what}= in Python)"
     )
-    assert getattr(load_reference("demo", path, **dict[str, Any]({what: 0.875})).latent, what) == 0.875
+    preset = getattr(DEMO.latent, what)
+    for held in (preset, stated):
+        assert getattr(load_reference("demo", path, **dict[str, Any]({what: held})).latent, what) == held
+    assert message_of(ContractError, "demo", path, **dict[str, Any]({what: 0.875})).startswith(
+        f"the latent {what} is stated already: preset demo says {preset}, {path / 'config.json'} says {stated}, and "
+        f"0.875 was given (--{what}, or {what}= in Python). Give one of those."
+    )
 
 
 @pytest.mark.parametrize(
@@ -531,8 +580,8 @@ def test_vector_of_the_wrong_length(own: Any) -> None:
         ({"shift": float("nan")}, "latent shift is nan; it must be finite"),
     ],
 )
-def test_given_contract_must_be_possible(contract: dict[str, float], message: str) -> None:
-    assert message_of(ContractError, "demo", "random:0", **contract) == message
+def test_given_contract_must_be_possible(own: Any, contract: dict[str, float], message: str) -> None:
+    assert message_of(ContractError, own(), **{"scale": 1.0, **contract}) == message
 
 
 # -------------------------------------------------------------------------------------------------- bad input

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from conftest import Ended
@@ -16,7 +18,7 @@ from tiny_modules import flat_reference, tiny_reference
 
 from vaedeploy.bundle import Bundle, check_bundle
 from vaedeploy.engines import build_engines
-from vaedeploy.errors import InputError, VerificationError
+from vaedeploy.errors import InputError, VerificationError, WeightsError
 from vaedeploy.pipeline import export_vae
 from vaedeploy.preset import get_preset
 from vaedeploy.runtime import VAE
@@ -87,13 +89,22 @@ def test_of_several_swaps_the_first_vae_is_kept(flat: Bundle) -> None:
 
 def test_another_latent_contract_is_refused(bundle: Bundle) -> None:
     before = snapshot(bundle)
+    demo = load_reference("demo")
     with pytest.raises(InputError) as refused:
-        swap_vae(bundle, load_reference("demo", scale=0.5))
+        swap_vae(bundle, dataclasses.replace(demo, latent=msgspec.structs.replace(demo.latent, scale=0.5)))
     assert str(refused.value) == (
-        f"demo has another latent contract than bundle {bundle.path}: scale {bundle.manifest.latent.scale} there, "
-        "0.5 here. Diffusion models made for the one give the other wrong latents. Export it to a bundle of its own"
+        f"demo has another latent contract than bundle {bundle.path}: scale (bundle: "
+        f"{bundle.manifest.latent.scale}, demo: 0.5). Diffusion models made for the one give the other wrong "
+        "latents. Export it to a bundle of its own"
     )
     assert snapshot(bundle) == before
+
+
+def test_what_is_no_vae_is_refused(bundle: Bundle) -> None:
+    with pytest.raises(WeightsError, match="the VAE is of type NoneType; give a preset's name, a path, or two modules"):
+        swap_vae(bundle, None)  # type: ignore[arg-type]
+    with pytest.raises(WeightsError, match="a Reference has its weights and its latent contract already"):
+        swap_vae(bundle, load_reference("demo-mse"), weights="random:0")
 
 
 def test_another_architecture_is_refused(bundle: Bundle) -> None:
@@ -131,3 +142,9 @@ def test_one_of_two_options(vaedeploy: Callable[..., Ended], bundle: Bundle, arg
 
 def test_the_two_presets_have_one_contract() -> None:
     assert get_preset("demo").latent == get_preset("demo-mse").latent
+
+
+def test_weights_belong_to_a_preset(vaedeploy: Callable[..., Ended], tmp_path: Path) -> None:
+    ended = vaedeploy("swap", tmp_path / "demo", "--weights", "random:0")
+    assert ended.code == 2
+    assert "--weights needs --vae" in ended.err

@@ -52,8 +52,9 @@ if TYPE_CHECKING:
     from vaedeploy.pipeline import export_vae, verify_bundle
     from vaedeploy.preset import Preset, get_preset, presets
     from vaedeploy.profile import Profile, get_profile, profiles
-    from vaedeploy.runtime import VAE
-    from vaedeploy.source import Reference, load_reference
+    from vaedeploy.reference import Reference
+    from vaedeploy.runtime import VAE, UnverifiedBundleWarning
+    from vaedeploy.source import load_reference
     from vaedeploy.swap import restore_vae, swap_vae
     from vaedeploy.verify import Case, Report
 
@@ -84,6 +85,7 @@ __all__ = [
     "Report",
     "SizeError",
     "UnknownPresetError",
+    "UnverifiedBundleWarning",
     "VaedeployError",
     "VerificationError",
     "WeightsError",
@@ -109,8 +111,9 @@ _HOMES = {
     "LatentSpec": "latent",
     "Preset": "preset",
     "Profile": "profile",
-    "Reference": "source",
+    "Reference": "reference",
     "Report": "verify",
+    "UnverifiedBundleWarning": "runtime",
     "VAE": "runtime",
     "bisect_bundle": "bisect",
     "build_engines": "engines",
@@ -127,12 +130,14 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> object:
-    if name not in __all__:
-        raise AttributeError(f"module 'vaedeploy' has no attribute {name!r}")
-    value = getattr(import_module(f"vaedeploy.{_HOMES.get(name, 'errors')}"), name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # else type checkers would take any name for one of these
+
+    def __getattr__(name: str) -> object:
+        if name not in __all__:
+            raise AttributeError(f"module 'vaedeploy' has no attribute {name!r}")
+        value = getattr(import_module(f"vaedeploy.{_HOMES.get(name, 'errors')}"), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

@@ -131,18 +131,36 @@ def advice(error: OSError) -> str:
     """What helps against ``error``."""
     if isinstance(error, FileNotFoundError):
         return "Make its folder first, or choose another place"
-    return "Free space there, or choose another place" if is_full(error) else "Choose another place"
+    short = shortage(error)
+    return f"{short[1]}, or choose another place" if short else "Choose another place"
 
 
-def is_full(error: BaseException | None) -> bool:
-    """Whether ``error``, or what led to it, is a disk without room (or a quota, or a limit on a file's size)."""
-    full = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+NO_ROOM = ("no room is left there", "Free space there")
+SHORTAGES = {
+    errno.ENOSPC: NO_ROOM,
+    getattr(errno, "EDQUOT", errno.ENOSPC): NO_ROOM,
+    errno.EFBIG: ("a file there may not become that large", "Raise the limit (ulimit -f, or the file system's own)"),
+}
+
+
+def shortage(error: BaseException | None) -> tuple[str, str] | None:
+    """(what is short, what helps) where ``error``, or what led to it, is a disk without room, a quota or a limit on a
+    file's size.
+    """
     while error is not None:
-        # safetensors, being Rust, tells the number in words only.
-        if getattr(error, "errno", None) in full or any(f"(os error {n})" in str(error) for n in full):
-            return True
+        for number, told in SHORTAGES.items():
+            # safetensors, being Rust, tells the number in words only.
+            if getattr(error, "errno", None) == number or f"(os error {number})" in str(error):
+                return told
         error = error.__cause__ or error.__context__
-    return False
+    return None
+
+
+def share(file: Path, folder: Path) -> None:
+    """Give a file the rights of ``folder``: some libraries write for the owner alone, a bundle is for everyone whom the
+    umask allows.
+    """
+    file.chmod(folder.stat().st_mode & 0o666)
 
 
 def sync_directory(path: Path) -> None:

@@ -12,11 +12,12 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from vaedeploy.arguments import as_list
 from vaedeploy.bundle import Bundle
 from vaedeploy.errors import BackendError, EngineError, InputError, SizeError
 from vaedeploy.graph import Inputs, load_graph
 from vaedeploy.manifest import PARTS, Part, Precision
-from vaedeploy.photos import Shape, crop_batch, load_photos
+from vaedeploy.photos import Photo, Shape, crop_batch, load_photos
 from vaedeploy.progress import Progress, silent
 from vaedeploy.rewrite.operations import count_operations, weight_bytes
 from vaedeploy.runtime import VAE
@@ -86,18 +87,16 @@ def bench_bundle(
 ) -> Bench:
     """Time encode and decode of photographs on every backend, in turns, so that what disturbs one disturbs all.
 
-    backends: those to time; none: all that answer here. sizes: (height, width) in pixels. rounds: turns of each.
+    backends: those to time; none: all that answer here. sizes: (height, width) in pixels. batches: items in a call.
+    rounds: turns of each. device: the CUDA device. progress: is told how many sizes are done, see ``Progress``.
 
     Raises InputError for a backend that there is not and for sizes off the factor, BackendError where none answers.
     """
     bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-    for height, width in sizes:
-        bundle.manifest.latent.sizes.check(height, width)
-    if rounds < 1 or any(batch < 1 for batch in batches):
-        raise InputError(f"rounds is {rounds} and batches are {list(batches)}; both must be 1 or more")
-    chosen = _answering(bundle, backends, device)
+    _check(bundle, sizes, batches, rounds)
+    chosen = _answering(bundle, as_list("backends", backends), device)
     ceilings = {name: _ceilings_of(name, device) for name in chosen}
-    photos, timings = load_photos(), []
+    photos, timings = _photos(), []
     total, done = len(sizes) * len(batches) * len(PARTS), 0
     with ExitStack() as stack:
         vaes, problems = _open(bundle, chosen, device, stack)
@@ -120,6 +119,33 @@ def bench_bundle(
                     done += 1
     progress("Timing", total, total)
     return Bench(tuple({c.device: c for c in ceilings.values() if c}.values()), tuple(timings))
+
+
+def _photos() -> list[Photo]:
+    """scikit-image's, or noise where it is not installed: neither takes longer."""
+    try:
+        return load_photos()
+    except ImportError:
+        return [np.random.default_rng(0).integers(0, 256, (512, 512, 3), np.uint8)]
+
+
+def _check(bundle: Bundle, sizes: Sequence[tuple[int, int]], batches: Sequence[int], rounds: int) -> None:
+    """Raise InputError or SizeError for what cannot be timed."""
+    rule = bundle.manifest.latent.sizes
+    for size in as_list("sizes", sizes):
+        try:
+            height, width = size
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"sizes is {sizes!r}; it must be a list of (height, width), such as [(512, 768)]"
+            ) from error
+        if not rule.allows(height, width):
+            raise SizeError(f"size {height}x{width} (height x width) cannot be timed: {rule.advice(height, width)}")
+    for batch in as_list("batches", batches):
+        if batch < 1:
+            raise InputError(f"batch is {batch}; it must be 1 or more")
+    if rounds < 1:
+        raise InputError(f"rounds is {rounds}; it must be 1 or more")
 
 
 def _answering(bundle: Bundle, backends: Sequence[str], device: int) -> list[str]:

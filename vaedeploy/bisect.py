@@ -101,6 +101,7 @@ def bisect_bundle(
     report: of its verification; then the graphs that failed are looked at, each on its smallest case that did. Without
     one, or where all passed, every form is, on the case named *odd*. Inputs are those kept in ``golden.safetensors``;
     half precision is emulated. Memory is that of two runs of the graph.
+    progress: is told how many graphs are done, see ``Progress``.
 
     Raises BundleError where the inputs are not there, or where the graph was rescaled by another version of this
     package, BackendError with what ONNX Runtime said.

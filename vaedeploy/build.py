@@ -170,8 +170,9 @@ def _death(code: int) -> str:
 def _explain(failed: Failed, log: _Log, request: BuildRequest) -> str:
     said = log.tail()
     reason = "TensorRT made no engine" if failed.reason.startswith(POLYGRAPHYS_WORDS) else failed.reason
-    if failed.full:
-        return f"no room is left on the disk ({failed.reason}). Free space there, and build again"
+    if failed.shortage:
+        what, remedy = failed.shortage
+        return f"{what} ({failed.reason}). {remedy}, and build again"
     if node := PARSER.search(said):
         module = _module(Path(request.graph or ""), node["node"])
         return f"the parser refuses {node['operator']}, node {node['node']}{module}{said}"

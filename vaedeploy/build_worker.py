@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 import msgspec
 
-from vaedeploy.atomic import is_full
+from vaedeploy.atomic import shortage
 from vaedeploy.extras import ENGINE_MODULES
 from vaedeploy.manifest import Backend
 
@@ -70,10 +70,10 @@ class Built(msgspec.Struct, frozen=True, tag=True):
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):
-    """There is no engine. full: no room was left on a disk."""
+    """There is no engine. shortage: see ``atomic.shortage``."""
 
     reason: str
-    full: bool = False
+    shortage: tuple[str, str] | None = None
 
 
 Event = Ready | Missing | Advanced | Built | Failed
@@ -91,7 +91,7 @@ def main() -> None:
         if request.graph is not None:
             emit(_build(request, emit))
     except Exception as error:
-        emit(Failed(str(error) or type(error).__name__, is_full(error)))
+        emit(Failed(str(error) or type(error).__name__, shortage(error)))
         raise
 
 

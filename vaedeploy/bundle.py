@@ -16,7 +16,7 @@ from pathlib import Path
 
 import msgspec
 
-from vaedeploy.atomic import advice, clear_leftovers, draft_name, lock, move_file, reason, write_file
+from vaedeploy.atomic import advice, clear_leftovers, draft_name, lock, move_file, reason, share, write_file
 from vaedeploy.errors import BundleError, OutputError
 from vaedeploy.manifest import (
     NAME,
@@ -54,10 +54,17 @@ PREVIOUS = "previous"
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle on disk: where it is, and its manifest as it was when it was opened."""
+    """A bundle on disk, as it was when it was opened: to ask what it holds. ``VAE`` runs it.
+
+    path: its folder. manifest: what its ``bundle.json`` says: VAE, latent contract, files, engines, verification.
+    """
 
     path: Path
     manifest: Manifest
+
+    def __repr__(self) -> str:
+        state = "verified" if self.verified else "unverified"
+        return f"Bundle({str(self.path)!r}, VAE {self.manifest.vae.name}, {self.manifest.precision}, {state})"
 
     @classmethod
     def open(cls, path: str | Path, verify_hashes: bool = True) -> Bundle:
@@ -67,6 +74,8 @@ class Bundle:
 
         Raises BundleError, listing all that is wrong.
         """
+        if not isinstance(path, str | os.PathLike):
+            raise BundleError(f"the bundle is of type {type(path).__name__}; give its folder (of a Bundle, .path)")
         bundle = cls(Path(path), _read_manifest(Path(path)))
         needed = (name for name in bundle.manifest.files if not bundle._is_spare(name))
         bundle._refuse(bundle._damages(needed, verify_hashes))
@@ -133,14 +142,15 @@ class Bundle:
             return
         what = problems[0] if len(problems) == 1 else "\n  " + "\n  ".join(problems) + "\n"
         engines = [name for name in damages if name in self.manifest.engines]
+        state = "is damaged" if damages else "is whole, but has files beside its own"
         if not damages:
-            again = "Move elsewhere what is not the bundle's"
+            again = "Move them elsewhere"
         elif len(engines) == len(problems):
             commands = dict.fromkeys(self.manifest.build_command(self.path, name) for name in engines)
             again = f"Build what is damaged again: {'; '.join(commands)}"
         else:
             again = f"Export it again: {self.manifest.export_command(self.path)}"
-        raise BundleError(f"bundle {self.path} is damaged: {what}{'. ' if len(problems) == 1 else ''}{again}")
+        raise BundleError(f"bundle {self.path} {state}: {what}{'. ' if len(problems) == 1 else ''}{again}")
 
 
 def check_bundle(path: str | Path) -> Bundle:
@@ -260,6 +270,8 @@ def _read_manifest(path: Path) -> Manifest:
     try:
         data = (path / NAME).read_bytes()
     except FileNotFoundError as error:
+        if any(path.iterdir()):  # where nothing is, one can be made
+            make = "Give a bundle's folder, or make one in another place: vaedeploy export --vae NAME --out PLACE"
         raise BundleError(f"{path} is not a bundle: it has no {NAME}. {make}") from error
     except OSError as error:
         raise BundleError(f"bundle {path}: {NAME} cannot be read: {reason(error)}") from error
@@ -275,13 +287,6 @@ def _surplus(bundle: Bundle) -> list[str]:
 def _link_fault(bundle: Path, name: str) -> str | None:
     inside = (bundle / name).resolve().is_relative_to(bundle.resolve())
     return None if inside else "leaves the bundle through a link"
-
-
-def share(file: Path, folder: Path) -> None:
-    """Give a file the rights of ``folder``: some libraries write for the owner alone, a bundle is for everyone whom the
-    umask allows.
-    """
-    file.chmod(folder.stat().st_mode & 0o666)
 
 
 def file_info(path: Path, sync: bool = False) -> FileInfo:

@@ -34,6 +34,9 @@ TRAINING_PREFIXES = ("loss.", "model_ema.")
 """What CompVis' trainer leaves in a VAE's checkpoint: the discriminator and perceptual loss, and a second, averaged
 copy of the weights under names of its own. Neither takes part in encoding or decoding."""
 
+PICKLES = (b"PK\x03\x04", b"\x80")
+"""What PyTorch's checkpoints begin with: a zip, and before version 1.6 a bare pickle."""
+
 COMPVIS_NAME = re.compile(r"(encoder\.(down|mid)|decoder\.(up|mid))\.")
 OLD_ATTENTION = re.compile(r"(\.attentions\.\d+\.)(query|key|value|proj_attn)(\.(?:weight|bias))$")
 NEW_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -73,24 +76,30 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     The tensors are views of the file, so that a VAE can be taken out of a large checkpoint without reading the rest.
     Raises WeightsError for anything else, for a damaged file, and for a pickle that wants more than plain tensors.
     """
+    start = check_kind(path)
+    if start.startswith(PICKLES):
+        return _read_pickle(path, is_zip=start.startswith(b"PK"))
+    return _read_safetensors(path, int.from_bytes(start[:8], "little"), path.stat().st_size)
+
+
+def check_kind(path: Path) -> bytes:
+    """The first bytes of a file. Raises WeightsError where they are those of neither kind of weights file."""
     try:
         with path.open("rb") as file:
             start = file.read(64)
-        size = path.stat().st_size
     except OSError as error:
         raise WeightsError(f"{path} cannot be read: {error.strerror or error}") from error
     if not start:
         raise WeightsError(f"{path} is empty. Download or copy it again")
     if start.startswith(b"version https://git-lfs"):
         raise WeightsError(f"{path} is a Git LFS pointer, not the weights. Fetch them with `git lfs pull`")
-    if start.startswith((b"PK\x03\x04", b"\x80")):
-        return _read_pickle(path, is_zip=start.startswith(b"PK"))
-    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= MAX_HEADER:
-        return _read_safetensors(path, int.from_bytes(start[:8], "little"), size)
-    raise WeightsError(
-        f"{path} is neither safetensors nor a PyTorch checkpoint: it starts with {start[:8]!r}. "
-        "Give a .safetensors or .ckpt file, a diffusers folder or a hub repository"
-    )
+    is_safetensors = start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= MAX_HEADER
+    if not is_safetensors and not start.startswith(PICKLES):
+        raise WeightsError(
+            f"{path} is neither safetensors nor a PyTorch checkpoint: it starts with {start[:8]!r}. "
+            "Give a .safetensors or .ckpt file, a diffusers folder or a hub repository"
+        )
+    return start
 
 
 def _read_safetensors(path: Path, header: int, size: int) -> dict[str, Tensor]:

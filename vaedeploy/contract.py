@@ -76,22 +76,24 @@ def agree(
     scale: float | None,
     shift: float | None,
 ) -> LatentSpec:
-    """The latent contract that ``statements`` agree on; ``scale`` and ``shift`` win over them where given.
+    """The latent contract that ``statements`` agree on. ``scale`` and ``shift`` fill in what none of them states, and
+    say which holds where two differ.
 
-    ``given`` is what the message calls the VAE. Raises ContractError where nothing states the scale, or where two
-    statements differ and the caller does not say which holds.
+    ``given`` is what the message calls the VAE. Raises ContractError where nothing states the scale, where two
+    statements differ and the caller does not say which holds, and where the caller says something else than they do.
     """
-    held_scale = scale if scale is not None else _agreed("scale", [(s.by, s.scale) for s in statements])
-    held_shift = shift if shift is not None else _agreed("shift", [(s.by, s.shift) for s in statements])
+    held_scale = _held("scale", [(s.by, s.scale) for s in statements], scale)
+    held_shift = _held("shift", [(s.by, s.shift) for s in statements], shift)
     if held_scale is None:
         raise ContractError(
-            f"{given} does not state the scale of its latents. Give it: --scale NUMBER{_examples(architecture)}"
+            f"{given} does not state the scale of its latents. Give it: --scale NUMBER (scale= in Python)"
+            + _examples(architecture)
         )
     if held_shift is None:
         if any(p.latent.shift != 0 for p in presets().values() if not p.config.differences(architecture)):
             raise ContractError(
                 f"{given} does not state the shift of its latents, and VAEs of its architecture have one. "
-                f"Give it: --shift NUMBER (0 for none){_examples(architecture)}"
+                f"Give it: --shift NUMBER (shift= in Python; 0 for none){_examples(architecture)}"
             )
         held_shift = 0.0
     return LatentSpec(architecture.latent_channels, architecture.factor, held_scale, held_shift)
@@ -134,18 +136,25 @@ def _vector(raw: dict[str, Any], key: str, path: Path) -> tuple[float, ...] | No
         raise ContractError(f"{path}: {key} is {value!r}; it must be a list of numbers") from error
 
 
-def _agreed(what: str, stated: Sequence[tuple[str, Number | None]]) -> Number | None:
+def _held(what: str, stated: Sequence[tuple[str, Number | None]], given: float | None) -> Number | None:
+    """The value that holds, of those that are stated and the one that the caller gave; None where there is none."""
     known = [(by, value) for by, value in stated if value is not None]
-    if not known:
-        return None
-    first_by, first = known[0]
-    for by, value in known[1:]:
-        if not _same(first, value):
+    told = ", ".join(f"{by} says {value}" for by, value in known)
+    if given is not None and known:
+        found = next((value for _, value in known if _same(value, given)), None)
+        if found is None:
             raise ContractError(
-                f"the latent {what} is stated in two ways: {first_by} says {first}, {by} says {value}. "
-                f"Say which holds: --{what} NUMBER"
+                f"the latent {what} is stated already: {told}, and {given} was given (--{what}, or {what}= in Python). "
+                + (f"Leave --{what} out" if all(_same(known[0][1], v) for _, v in known) else "Give one of those")
+                + f". Where a config.json is wrong, change it there; where a preset's is not that of your weights, "
+                f"give them alone: --vae PATH --{what} {given}"
             )
-    return first
+        return found
+    if any(not _same(known[0][1], value) for _, value in known):
+        raise ContractError(
+            f"the latent {what} is stated in two ways: {told}. Say which holds: --{what} NUMBER ({what}= in Python)"
+        )
+    return known[0][1] if known else given
 
 
 def _same(a: Number, b: Number) -> bool:

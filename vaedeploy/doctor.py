@@ -8,7 +8,7 @@ from importlib import metadata
 from importlib.util import find_spec
 
 from vaedeploy import __version__
-from vaedeploy.extras import install_command
+from vaedeploy.extras import TORCH_FOR_CPU, install_command
 from vaedeploy.gpu import Gpu, find_gpu
 
 BASE = ("click", "msgspec", "numpy", "pillow", "rich", "safetensors")
@@ -40,7 +40,7 @@ PURPOSES = {
     "cpu": "encode, decode, verify",
     "cuda": "the same on an NVIDIA GPU, instead of cpu",
     "export": "export, verify, compare",
-    "build": "what builds of any backend need",
+    "build": "optimize, bench, and what builds of any backend need",
     "rtx": "build --backend tensorrt-rtx, on any machine, and run on RTX GPUs",
     "tensorrt": "build --backend tensorrt, on the GPU that it is for, and run there",
 }
@@ -107,15 +107,25 @@ def version_of(package: str) -> str | None:
         return None
 
 
-def advice_for(module: str) -> str | None:
-    """What to say where ``module`` (a dotted name) cannot be imported; None where it is not one of an extra's."""
+COMMANDS = {"build": ("rtx", "tensorrt"), "optimize": ("build",), "bench": ("build",)}
+"""The extras that a command needs, the usual one first; the other ones need the first that has what is missing."""
+
+
+def advice_for(module: str, command: str | None = None) -> str | None:
+    """What to say where ``command`` cannot import ``module`` (a dotted name); None where no extra has that."""
     root = module.partition(".")[0]
-    extras = [extra for extra, packages in EXTRAS.items() if root in packages.values()]
-    if not extras:
+    having = [extra for extra, packages in EXTRAS.items() if root in packages.values()]
+    if not having:
         return None
-    others = ", ".join(f"[{extra}] for: {PURPOSES[extra]}" for extra in extras[1:])
-    return f"this needs {root}, which is not installed. Run: {install_command(extras[0])}" + (
-        f" (or {others})" if others else ""
+    package = next(package for package, name in EXTRAS[having[0]].items() if name == root)
+    # rtx and tensorrt hold build.
+    own = [extra for extra in COMMANDS.get(command or "", ()) if extra in having or "build" in having]
+    first, *others = own or having[:1]
+    also = "".join(f" (or [{extra}] for: {PURPOSES[extra]})" for extra in others)
+    smaller = f". Without a GPU, run this first, which saves gigabytes: {TORCH_FOR_CPU}" if first == "export" else ""
+    return (
+        f"{command or 'this'} needs {package}, of the extra [{first}], which is not installed. "
+        f"Run: {install_command(first)}{also}{smaller}"
     )
 
 

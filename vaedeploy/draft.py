@@ -10,8 +10,8 @@ from pathlib import Path
 
 import msgspec
 
-from vaedeploy.atomic import clear_leftovers, draft_name, is_full, replace_directory, write_file
-from vaedeploy.bundle import Bundle, file_info, share, told_of, writing
+from vaedeploy.atomic import clear_leftovers, draft_name, replace_directory, share, shortage, write_file
+from vaedeploy.bundle import Bundle, file_info, told_of, writing
 from vaedeploy.errors import OutputError
 from vaedeploy.manifest import NAME, Manifest, check_manifest, encode_manifest
 
@@ -69,10 +69,10 @@ def create_bundle(out: str | Path, force: bool = False) -> Iterator[BundleDraft]
                 draft.path.mkdir()
             yield draft
         except BaseException as error:
-            if isinstance(error, Exception) and is_full(error):
+            if isinstance(error, Exception) and (short := shortage(error)):
                 raise OutputError(
-                    f"cannot write bundle {out}: no room is left there. Nothing was kept. "
-                    "Free space, or choose another place with --out"
+                    f"cannot write bundle {out}: {short[0]}. Nothing was kept. {short[1]}, or choose another place "
+                    "with --out"
                 ) from error
             raise
         finally:
@@ -99,7 +99,10 @@ def _check_free(place: Path, out: Path, force: bool) -> None:
     if not _is_bundle(place):
         raise OutputError(f"{out} exists and is not a bundle; it is left as it is. Choose another place with --out")
     if not force:
-        raise OutputError(f"{out} exists already. Replace it with --force, or choose another place with --out")
+        raise OutputError(
+            f"{out} exists already. Replace it with --force (force=True in Python), or choose another place with --out "
+            "(out=)"
+        )
 
 
 def _is_bundle(place: Path) -> bool:

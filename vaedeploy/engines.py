@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,12 +13,12 @@ from pathlib import Path
 import msgspec
 
 from vaedeploy import calibrate
-from vaedeploy.atomic import is_full, link_or_copy
+from vaedeploy.atomic import link_or_copy, shortage
 from vaedeploy.build import build_engine
 from vaedeploy.build_worker import BuildRequest
 from vaedeploy.bundle import Bundle, BundleEdit, edit_bundle
 from vaedeploy.cache import cache_folder
-from vaedeploy.errors import BuildError, BundleError, VaedeployError
+from vaedeploy.errors import BuildError, BundleError, OutputError, VaedeployError
 from vaedeploy.estimate import Memory, estimate_memory
 from vaedeploy.graph import Inputs, content_sha256, load_graph, save_form
 from vaedeploy.identity import carries, differences, engine_name
@@ -50,9 +51,12 @@ def build_engines(
     profiles have in common is built once.
     Neither PyTorch nor the weights are needed. An engine that was not run on its GPU has no verification.
 
-    Raises ProfileError for a profile that is not there or does not suit the VAE or the backend, and BackendError where
-    the backend is not installed, both before anything is built. Raises BuildError where engines could not be built;
-    the others are in the bundle then.
+    progress: is told how far each build is, see ``Progress``.
+
+    Raises InputError for no profiles and for a backend that there is not, ProfileError for a profile that is not there
+    or does not suit the VAE or the backend, OutputError where the bundle cannot be written to, and BackendError where
+    the backend is not installed, all before anything is built. Raises BuildError where engines could not be built; the
+    others are in the bundle then.
     """
     bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     return build_planned(bundle, plan_builds(profiles, backend=backend, folder=folder), force, progress)
@@ -60,6 +64,11 @@ def build_engines(
 
 def build_planned(bundle: Bundle, jobs: Sequence[Job], force: bool = False, progress: Progress = silent) -> Bundle:
     """``build_engines`` for jobs that ``plan_builds`` or ``jobs_of`` made."""
+    if not os.access(bundle.path, os.W_OK):  # else that would be found once the engines are there
+        raise OutputError(
+            f"cannot write bundle {bundle.path}: its folder is read-only here, so nothing was built. Allow writing to "
+            "it, or copy it and build there"
+        )
     for job in jobs:
         job.profile.check_factor(bundle.manifest.latent.factor)
     failures: list[VaedeployError] = []
@@ -253,6 +262,7 @@ def _told_of(job: Job, part: Part) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        advice = "Free space there" if is_full(error) else "Look at the bundle's folder and its rights"
+        short = shortage(error)
+        advice = short[1] if short else "Look at the bundle's folder and its rights"
         what = f"{job.profile.name} {part}"
         raise BuildError(f"Building {what} failed: {error.strerror or error}. {advice}, and build again") from error

@@ -10,13 +10,13 @@ from typing import Any
 import msgspec
 import numpy as np
 import safetensors
-import safetensors.numpy
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 
 from vaedeploy.atomic import reason, write_file
 from vaedeploy.errors import ContractError, ImageError, LatentError, OutputError
 from vaedeploy.latent import LatentSpec
+from vaedeploy.tensors import safetensors_bytes
 
 READ_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 """What is read. Pillow knows more, some of it by starting other programs, which strangers' files should not do."""
@@ -156,8 +156,9 @@ def read_latent(path: str | Path) -> LatentFile:
 
 
 def write_latent(path: str | Path, file: LatentFile) -> None:
-    """Write a latent file in one step. Raises OutputError for a place that cannot be written to, LatentError for a
-    latent that is not (B, C, h, w) float32.
+    """Write a latent file in one step, of equal bytes for an equal ``file``.
+
+    Raises OutputError for a place that cannot be written to, LatentError for a latent that is not (B, C, h, w) float32.
     """
     latent = file.latent
     if latent.dtype != np.float32 or latent.ndim != 4:
@@ -169,7 +170,7 @@ def write_latent(path: str | Path, file: LatentFile) -> None:
         "vaedeploy.size": None if file.size is None else msgspec.json.encode(file.size).decode(),
     }
     told = {key: value for key, value in metadata.items() if value is not None}
-    write_file(Path(path), safetensors.numpy.save({LATENT_KEY: np.ascontiguousarray(latent)}, told))
+    write_file(Path(path), safetensors_bytes({LATENT_KEY: latent}, told))
 
 
 def _read_json(path: Path, metadata: dict[str, str], key: str, kind: Any) -> Any:

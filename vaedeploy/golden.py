@@ -16,6 +16,7 @@ from vaedeploy.errors import BundleError, ExportError
 from vaedeploy.latent import LatentSpec
 from vaedeploy.photos import Photo, Shape, crop_batch
 from vaedeploy.progress import Progress, silent
+from vaedeploy.tensors import safetensors_bytes
 
 if TYPE_CHECKING:
     from vaedeploy.source import Reference
@@ -78,9 +79,7 @@ def write_golden(cases: Sequence[GoldenCase], identity: str) -> bytes:
         arrays |= {f"{case.name}.photo": case.photo, f"{case.name}.image": case.image}
         arrays |= {f"{case.name}.{name}": value for name, value in case.latents.items()}
     table = [{"name": c.name, "latents": [*c.latents], "round_trip": c.round_trip} for c in cases]
-    # safetensors writes an array's memory as it lies, whatever its strides say.
-    plain = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    return safetensors.numpy.save(plain, {"vae_identity": identity, "cases": json.dumps(table)})
+    return safetensors_bytes(arrays, {"vae_identity": identity, "cases": json.dumps(table)})
 
 
 def read_golden(data: bytes, identity: str) -> tuple[GoldenCase, ...]:

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import msgspec
 
+from vaedeploy.arguments import as_list
 from vaedeploy.build import backend_version
 from vaedeploy.bundle import Bundle
-from vaedeploy.errors import BackendError, ProfileError
+from vaedeploy.errors import BackendError, InputError, ProfileError
+from vaedeploy.extras import install_command
 from vaedeploy.gpu import Gpu, find_gpu
 from vaedeploy.manifest import Backend
 from vaedeploy.profile import CAPABILITIES, Options, Profile, get_profile
@@ -38,10 +40,15 @@ class Job:
 def plan_builds(
     profiles: Sequence[str], *, backend: Backend | None = None, folder: str | Path | None = None
 ) -> tuple[Job, ...]:
-    """What ``build_engines`` would build, once it is proved that it can begin. Raises ProfileError and BackendError as
-    that does.
+    """What ``build_engines`` would build, once it is proved that it can begin. Raises InputError, ProfileError and
+    BackendError as that does.
     """
-    found = [get_profile(name, folder) for name in dict.fromkeys(profiles)]
+    if backend is not None and backend not in CAPABILITIES:
+        raise InputError(f"there is no backend {backend!r} that builds; there is: {', '.join(CAPABILITIES)}")
+    names = as_list("profiles", profiles)
+    if not names:
+        raise InputError("profiles is empty; name one GPU kind or more. To see all: vaedeploy profiles")
+    found = [get_profile(name, folder) for name in dict.fromkeys(names)]
     pairs = [(profile, backend or profile.backend) for profile in found]
     for profile, used in pairs:
         try:
@@ -74,17 +81,21 @@ def jobs_of(bundle: Bundle) -> tuple[Job, ...]:
 
 
 def _jobs(pairs: Sequence[tuple[Profile, Backend]]) -> tuple[Job, ...]:
-    """Raises BackendError where a backend does not load, or wants another GPU than is here."""
+    """Raises BackendError where a backend wants another GPU than is here, or does not load."""
+    gpu = find_gpu() if any(used == "tensorrt" for _, used in pairs) else None
+    for profile, used in pairs:
+        if used == "tensorrt":  # before it is looked for: installing it here would not help
+            _check_gpu(profile, gpu)
     versions = {used: backend_version(used) for used in dict.fromkeys(used for _, used in pairs)}
-    gpu = find_gpu() if "tensorrt" in versions else None
-    jobs = tuple(Job(p, used, versions[used], gpu if used == "tensorrt" else None) for p, used in pairs)
-    for job in jobs:
-        if job.backend == "tensorrt" and (gpu is None or gpu.compute_capability != job.profile.compute_capability):
-            here = f"this machine has {gpu.name} ({gpu.compute_capability})" if gpu else "this machine has no GPU"
-            other = job.profile.compute_capability in CAPABILITIES["tensorrt-rtx"]
-            raise BackendError(
-                f"tensorrt builds on the GPU that it builds for: profile {job.profile.name} wants compute capability "
-                f"{job.profile.compute_capability}, and {here}. Build there"
-                + (", or here with --backend tensorrt-rtx" if other else "")
-            )
-    return jobs
+    return tuple(Job(p, used, versions[used], gpu if used == "tensorrt" else None) for p, used in pairs)
+
+
+def _check_gpu(profile: Profile, gpu: Gpu | None) -> None:
+    if gpu is None or gpu.compute_capability != profile.compute_capability:
+        here = f"this machine has {gpu.name} ({gpu.compute_capability})" if gpu else "this machine has no GPU"
+        other = profile.compute_capability in CAPABILITIES["tensorrt-rtx"]
+        raise BackendError(
+            f"tensorrt builds on the GPU that it builds for: profile {profile.name} wants compute capability "
+            f"{profile.compute_capability}, and {here}. Build there ({install_command('tensorrt')})"
+            + (", or here with --backend tensorrt-rtx" if other else "")
+        )

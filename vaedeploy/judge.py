@@ -100,7 +100,7 @@ def _write_emulated(graph: Path, folder: Path) -> Path:
         from vaedeploy.emulation import save_emulating
     except ImportError as error:
         raise BackendError(
-            f"half precision is verified by emulation, which needs onnx_ir ({error}): {install_command('export')}"
+            f"half precision is verified by emulation, which needs onnx_ir ({error}): {install_command('build')}"
         ) from error
     path = folder / graph.name
     save_emulating(ir.load(graph), path)

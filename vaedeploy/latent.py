@@ -94,13 +94,17 @@ class SizeRule(msgspec.Struct, frozen=True):
     def check(self, height: int, width: int) -> None:
         """Raise SizeError, naming the nearest valid sizes, where (height, width) breaks the rule."""
         if not self.allows(height, width):
-            down = f"{self._down(height)}x{self._down(width)}"
-            up = "{}x{}".format(*self.padded(height, width))
-            nearest = down if down == up else f"{down} or {up}"
             raise SizeError(
-                f"image is {height}x{width} (height x width), but both must be multiples of {self.factor}; "
-                f"the nearest valid sizes are {nearest}. Pad or crop it first, or ask for padding (--pad, pad=True)"
+                f"image is {height}x{width} (height x width), but {self.advice(height, width)}. "
+                "Pad or crop it first, or ask for padding (--pad, pad=True)"
             )
+
+    def advice(self, height: int, width: int) -> str:
+        """The rule, and the sizes nearest to (height, width) that keep it."""
+        down = f"{self._down(height)}x{self._down(width)}"
+        up = "{}x{}".format(*self.padded(height, width))
+        nearest = down if down == up else f"{down} or {up}"
+        return f"both must be multiples of {self.factor}; the nearest valid sizes are {nearest}"
 
     def padded(self, height: int, width: int) -> tuple[int, int]:
         """The smallest valid (height, width) that holds the given one."""

@@ -65,7 +65,7 @@ def profile_rows(profiles: Iterable[Profile]) -> list[Row]:
             p.gpu,
             p.compute_capability,
             f"{p.memory_gib:g} GiB",
-            p.backend,
+            p.builder,
             p.precision,
             ", ".join(map(str, p.shapes.values())),
         )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, get_args
 import msgspec
 
 from vaedeploy import __version__, golden
+from vaedeploy.arguments import as_list
 from vaedeploy.bundle import Bundle
 from vaedeploy.draft import create_bundle
 from vaedeploy.errors import InputError, VerificationError, WeightsError
@@ -58,12 +59,14 @@ def export_vae(
     photos: a folder of photographs to verify on, instead of those that scikit-image carries.
     profiles, profile_folder: GPU kinds to build engines for, once the bundle is verified; see ``build_engines``, which
     says what is raised then and what the bundle has.
+    progress: is told how far each stage is, see ``Progress``.
 
     Raises VerificationError, with its report, where a limit is missed: the bundle is there then, marked unverified.
     Whatever else is raised, nothing is left behind and what was at ``out`` is as it was.
     """
     if precision not in get_args(Precision):
         raise InputError(f"precision is {precision!r}; it must be one of {', '.join(get_args(Precision))}")
+    _check_source(vae, weights)
     jobs = _plan_builds(profiles, profile_folder)
     half = {precision if rewrite else "fp32", *(job.profile.precision for job in jobs)}
     calibrated = verify or "fp16" in half
@@ -72,10 +75,10 @@ def export_vae(
     pictures = load_photos(photos) if calibrated else []
     reference: Reference | None = None
     if out is None:  # the place is known only once the VAE is; otherwise it is checked first
-        reference = _reference(vae, weights, scale, shift, progress)
+        reference = find_reference(vae, weights, scale, shift, progress)
         out = reference.name
     with create_bundle(out, force) as draft:
-        reference = reference or _reference(vae, weights, scale, shift, progress)
+        reference = reference or find_reference(vae, weights, scale, shift, progress)
         for job in jobs:
             job.profile.check_factor(reference.latent.factor)
         contents = write_portable(reference, draft.path, image_input, progress)
@@ -122,7 +125,7 @@ def verify_bundle(
     reference: the VAE in PyTorch; weights: where its weights are now. Without either, the outputs that PyTorch gave in
     float64 when the bundle was made are used, and where there are none, or ``photos`` are given, the source that
     the bundle names. ``report.reference`` says which it was; ``report.passed`` is the verdict. page: a folder for an
-    HTML page that shows it, see ``report.write_report``.
+    HTML page that shows it, see ``report.write_report``. progress: is told how many cases are done, see ``Progress``.
 
     Raises WeightsError where the weights are not the ones that the bundle was made from.
     """
@@ -156,20 +159,29 @@ def verify_bundle(
 
 def _plan_builds(profiles: Sequence[str], folder: str | Path | None) -> tuple[Job, ...]:
     """To fail before the long work, not after it."""
-    if not profiles:
+    if not as_list("profiles", profiles):
         return ()
     from vaedeploy.jobs import plan_builds
 
     return plan_builds(profiles, folder=folder)
 
 
-def _reference(
+def _check_source(vae: str | Path | Reference, weights: str | Path | None) -> None:
+    """To refuse what cannot be loaded before PyTorch is, which takes seconds."""
+    if isinstance(vae, str | Path):
+        from vaedeploy.source import check_source
+
+        check_source(vae, weights)
+
+
+def find_reference(
     vae: str | Path | Reference,
     weights: str | Path | None,
     scale: float | None,
     shift: float | None,
     progress: Progress,
 ) -> Reference:
+    """``load_reference``, or the one that is given. Raises WeightsError where that is to have other weights."""
     from vaedeploy.source import Reference, load_reference
 
     if not isinstance(vae, Reference):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import os
 import re
 from importlib import resources
@@ -33,6 +34,8 @@ NO_BFLOAT16 = ("7.5",)
 # Devices of Windows are no names of folders there.
 NAME = re.compile(r"(?!(con|prn|aux|nul|com\d|lpt\d)(\.|\Z))[a-z0-9][a-z0-9._-]*(?<![.])")
 NAME_RULE = "must have a-z, 0-9, '.', '_' and '-' alone, and be a name for a folder on any system"
+
+log = logging.getLogger("vaedeploy.profile")
 
 HardwareCompatibility = Literal["none", "same-compute-capability"]
 
@@ -87,6 +90,11 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
                 f"precision is bf16, and compute capability {self.compute_capability} has no bfloat16; "
                 "it must be fp16 or fp32"
             )
+
+    @property
+    def builder(self) -> str:
+        """The backend, and where it builds."""
+        return f"{self.backend}, on that GPU alone" if self.backend == "tensorrt" else self.backend
 
     def check_backend(self, backend: Backend) -> None:
         """Raise ValueError where ``backend`` builds nothing for this compute capability."""
@@ -166,7 +174,7 @@ def read_profile(path: Path) -> Profile:
 def init_profile(name: str, folder: str | Path | None = None) -> Path:
     """Write a commented profile for the user to change, and return its path: in ``folder`` or what VAEDEPLOY_PROFILES
     names, else in the current directory. It is filled in from the GPU in this machine, or an RTX 4090 where there is
-    none.
+    none, with a warning in the log.
 
     Raises ProfileError for a name that is no file's name or is taken, and for a GPU that no backend builds for.
     """
@@ -195,6 +203,12 @@ def init_profile(name: str, folder: str | Path | None = None) -> Path:
     for key, value in filled.items():
         text = text.replace(f"@{key}@", value)
     write_file(path, text.encode())
+    if found is None:
+        log.warning(
+            "no GPU was found here, so %s has the values of an RTX 4090. Change gpu, compute_capability, memory_gib "
+            "and backend to those of yours",
+            path,
+        )
     return path
 
 

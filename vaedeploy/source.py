@@ -2,72 +2,26 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 
 from vaedeploy import checkpoint
 from vaedeploy.contract import CLASS_NAME, Statement, agree, preset_statement, read_config
-from vaedeploy.errors import InputError, UnknownPresetError, WeightsError
+from vaedeploy.errors import UnknownPresetError, WeightsError
 from vaedeploy.latent import LatentSpec
 from vaedeploy.locate import FILE_SUFFIXES, Found, find_path, find_weights
 from vaedeploy.manifest import Origin
 from vaedeploy.preset import Architecture, Preset, architectures, get_preset, preset_of_file, presets
 from vaedeploy.progress import Progress, silent
+from vaedeploy.reference import Reference
 
-if TYPE_CHECKING:
-    from torch import nn
+__all__ = ["Reference", "check_source", "load_reference", "reload_reference"]
 
 RANDOM = "random:"
-OWN_MODULES = Origin(kind="modules", location="", sha256=None, preset=None)
-
-
-@dataclass(frozen=True)
-class Reference:
-    """A VAE as two PyTorch modules, which every later stage is judged against. Any two modules of your own serve, in
-    float32 and on the CPU; they are put into eval mode, and stay in it.
-
-    encoder: image (B, 3, H, W) in [-1, 1] -> raw latent z (B, C, h, w), or (mean, std) of it when ``latent.sampled``.
-    decoder: raw latent (B, C, h, w) -> image (B, 3, H, W), not clamped.
-    latent: the latent contract; its scale and shift are applied by the graph, not by the modules.
-    name: the default output directory, and what people are shown.
-
-    Raises InputError for an encoder or a decoder that is not a module.
-    """
-
-    encoder: nn.Module
-    decoder: nn.Module
-    latent: LatentSpec
-    name: str = "vae"
-    origin: Origin = OWN_MODULES
-    licence: str | None = None
-    architecture: str = "modules"
-
-    def __post_init__(self) -> None:
-        from torch import nn
-
-        for part in ("encoder", "decoder"):
-            module = getattr(self, part)
-            if not isinstance(module, nn.Module):
-                raise InputError(f"the {part} is of type {type(module).__name__}; it must be a torch.nn.Module")
-            module.eval()
-
-    @functools.cached_property
-    def identity(self) -> str:
-        """sha256 over the names, dtypes, shapes and bytes of both modules' tensors, and the latent contract."""
-        import torch
-
-        digest = hashlib.sha256(msgspec.json.encode(self.latent))
-        for part, module in (("encoder", self.encoder), ("decoder", self.decoder)):
-            for name, tensor in sorted(module.state_dict().items()):
-                digest.update(f"\n{part} {name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-                digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-        return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -98,24 +52,27 @@ def load_reference(
 
     vae: a preset's name, or a path to a VAE of its own: a diffusers folder, or a weights file of a known architecture.
     weights: others for a preset's architecture: a hub repository, a diffusers folder, a file, or ``random:SEED``.
-    scale, shift: the latent contract, where nothing states it or the statements differ; they win over all others.
+    scale, shift: the latent contract, where nothing states it, or which of two statements that differ holds.
+    progress: is told how far loading is, see ``Progress``.
 
-    Raises UnknownPresetError, WeightsError, ContractError and DownloadError, each with what to do.
+    Raises UnknownPresetError, WeightsError, ContractError (also for a scale or shift other than what the preset or the
+    model's own config states) and DownloadError, each with what to do.
     """
+    return _find(vae, weights, functools.partial(agree, scale=scale, shift=shift), progress)
+
+
+def check_source(vae: str | Path, weights: str | Path | None = None) -> None:
+    """Raise what ``load_reference`` would raise, as far as that can be told at once: without PyTorch and the hub."""
     preset = _preset_named(vae)
-    if preset is not None and str(weights).startswith(RANDOM):
-        return _draw(preset, str(weights), scale, shift)
-    if preset is not None:
-        found = find_weights(preset, weights, progress)
-        return _load(found, _preset_plan(preset, found), scale, shift, progress)
-    if weights is not None:
-        raise WeightsError(
-            f"--weights puts other weights into a preset's architecture, and --vae {vae} is not a preset. "
-            f"Give the weights alone (--vae {weights}), or a preset with them; vaedeploy presets lists them"
-        )
-    found = find_path(Path(vae), preset=None)
-    plan = _folder_plan(Path(vae), found) if Path(vae).is_dir() else _file_plan(found)
-    return _load(found, plan, scale, shift, progress)
+    if preset is None:
+        given = find_path(_path_alone(vae, weights), preset=None).file
+    elif weights is None or not Path(weights).exists():
+        if weights is not None and str(weights).startswith(RANDOM):
+            _seed(str(weights))
+        return
+    else:
+        given = find_path(Path(weights), preset.name).file
+    checkpoint.check_kind(given)
 
 
 def reload_reference(
@@ -127,25 +84,55 @@ def reload_reference(
 
     Raises WeightsError where it was made of a user's own modules, or where its weights have changed since.
     """
-    scale, shift = (v if not isinstance(v, tuple) else None for v in (latent.scale, latent.shift))
-    if weights is not None:
-        vae, source = (origin.preset, weights) if origin.preset else (weights, None)
-        found = load_reference(vae, source, scale=scale, shift=shift, progress=progress)
-        return dataclasses.replace(found, latent=latent)
+
+    def kept(*_: object) -> LatentSpec:
+        return latent
+
     if origin.kind == "modules":
         raise WeightsError(
-            "this VAE was made of PyTorch modules of your own; pass them again: reference= of "
-            "vaedeploy.verify_bundle, in Python"
+            "this VAE was made of PyTorch modules of your own"
+            + (f", which no weights ({weights}) can stand for" if weights is not None else "")
+            + "; pass them again: reference= of vaedeploy.verify_bundle, in Python"
         )
+    if weights is not None:
+        vae, source = (origin.preset, weights) if origin.preset else (weights, None)
+        return _find(vae, source, kept, progress)
     own = origin.preset is None or origin.kind == "package" or origin.location == get_preset(origin.preset).repository
     source = None if own else origin.location
-    reference = load_reference(origin.preset or origin.location, source, scale=scale, shift=shift, progress=progress)
+    reference = _find(origin.preset or origin.location, source, kept, progress)
     if reference.origin.sha256 != origin.sha256:
         raise WeightsError(
             f"the weights of {origin.location} have changed: sha256 was {origin.sha256}, is {reference.origin.sha256}. "
             "Export the VAE again"
         )
-    return dataclasses.replace(reference, latent=latent)
+    return reference
+
+
+Contract = Callable[[Sequence[Statement], Architecture, str], LatentSpec]
+"""Who states what, the architecture, and what messages call the VAE -> the latent contract that holds."""
+
+
+def _find(vae: str | Path, weights: str | Path | None, contract: Contract, progress: Progress) -> Reference:
+    preset = _preset_named(vae)
+    if preset is not None and str(weights).startswith(RANDOM):
+        return _draw(preset, str(weights), contract)
+    if preset is not None:
+        found = find_weights(preset, weights, progress)
+        return _load(found, _preset_plan(preset, found), contract, progress)
+    path = _path_alone(vae, weights)
+    found = find_path(path, preset=None)
+    plan = _folder_plan(path, found) if path.is_dir() else _file_plan(found)
+    return _load(found, plan, contract, progress)
+
+
+def _path_alone(vae: str | Path, weights: str | Path | None) -> Path:
+    """The path that ``vae`` is, which takes no other weights."""
+    if weights is not None:
+        raise WeightsError(
+            f"--weights puts other weights into a preset's architecture, and --vae {vae} is not a preset. "
+            f"Give the weights alone (--vae {weights}), or a preset with them; vaedeploy presets lists them"
+        )
+    return Path(vae)
 
 
 def _preset_named(vae: str | Path) -> Preset | None:
@@ -175,17 +162,24 @@ def _unknown(vae: str) -> UnknownPresetError:
     raise AssertionError(f"{vae} is a preset")
 
 
-def _draw(preset: Preset, given: str, scale: float | None, shift: float | None) -> Reference:
-    from vaedeploy.autoencoder import build, random_tensors
-
+def _seed(given: str) -> int:
+    """The number in ``random:SEED``."""
     seed = given.removeprefix(RANDOM)
     if not (seed.isascii() and seed.isdecimal() and int(seed) < 2**63):
         raise WeightsError(f"--weights {given}: the seed must be a whole number from 0 to 2^63 - 1, as in random:0")
-    encoder, decoder = build(preset.config, random_tensors(preset.config, int(seed)))
+    return int(seed)
+
+
+def _draw(preset: Preset, given: str, contract: Contract) -> Reference:
+    seed, latent = _seed(given), contract([preset_statement(preset)], preset.config, given)
+
+    from vaedeploy.autoencoder import build, random_tensors
+
+    encoder, decoder = build(preset.config, random_tensors(preset.config, seed))
     return Reference(
         encoder=encoder,
         decoder=decoder,
-        latent=agree([preset_statement(preset)], preset.config, given, scale, shift),
+        latent=latent,
         name=preset.name,
         origin=Origin(kind="random", location=given, sha256=None, preset=preset.name),
         architecture=CLASS_NAME,
@@ -236,7 +230,7 @@ def _file_plan(found: Found) -> _Plan:
     return _Plan(found.file.stem, architectures()[nearest], f"architecture {nearest}", ())
 
 
-def _load(found: Found, plan: _Plan, scale: float | None, shift: float | None, progress: Progress) -> Reference:
+def _load(found: Found, plan: _Plan, contract: Contract, progress: Progress) -> Reference:
     sha256 = checkpoint.sha256_of(found.file)
     if found.own:
         _check_sha256(plan.preset, found, sha256)
@@ -244,7 +238,7 @@ def _load(found: Found, plan: _Plan, scale: float | None, shift: float | None, p
     statements = list(plan.statements)
     if known is not None and known != plan.preset:
         statements.append(preset_statement(known, f"{found.where} (by its sha256 the file of preset {known.name})"))
-    latent = agree(statements, plan.architecture, found.where, scale, shift)
+    latent = contract(statements, plan.architecture, found.where)
     tensors = checkpoint.select_vae(checkpoint.read_tensors(found.file))
     matched = checkpoint.fit(tensors, plan.architecture)
     if matched.faults:

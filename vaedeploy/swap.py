@@ -16,10 +16,9 @@ from vaedeploy.graph import load_graph
 from vaedeploy.jobs import jobs_of
 from vaedeploy.manifest import NAME, PARTS, Part
 from vaedeploy.photos import Shape, crop_batch, load_photos
-from vaedeploy.pipeline import export_vae
+from vaedeploy.pipeline import export_vae, find_reference
 from vaedeploy.progress import Progress, silent
 from vaedeploy.runtime import VAE
-from vaedeploy.source import load_reference
 from vaedeploy.verify import pixel_errors, relative_errors
 
 if TYPE_CHECKING:
@@ -58,7 +57,7 @@ def swap_vae(
 
     vae, weights: as for ``export_vae``. The new graphs are verified, and every engine is built again, before anything
     is put in place; the bundle that was there is kept in it, under ``previous``, for ``restore_vae``. Of several
-    swaps the first VAE is kept.
+    swaps the first VAE is kept. progress: is told how far each stage is, see ``Progress``.
 
     Raises InputError for a VAE of another architecture or latent contract, BundleError for a bundle that is damaged or
     has files of somebody else's in it, VerificationError, BuildError and whatever else an export raises; the bundle is
@@ -67,7 +66,7 @@ def swap_vae(
     # What is kept is to be whole, and what is not the bundle's would be lost.
     old = check_bundle(bundle.path if isinstance(bundle, Bundle) else bundle)
     jobs = jobs_of(old)  # to fail before the long work
-    reference = load_reference(vae, weights, progress=progress) if isinstance(vae, str | Path) else vae
+    reference = find_reference(vae, weights, None, None, progress)
     _check_contract(old, reference)
     with edit_bundle(old) as edit:
         manifest = old.manifest
@@ -115,12 +114,12 @@ def _check_contract(old: Bundle, reference: Reference) -> None:
         )
     if reference.latent != had.latent:
         differing = [
-            f"{field} {getattr(had.latent, field)} there, {getattr(reference.latent, field)} here"
+            f"{field} (bundle: {getattr(had.latent, field)}, {reference.name}: {getattr(reference.latent, field)})"
             for field in had.latent.__struct_fields__
             if getattr(had.latent, field) != getattr(reference.latent, field)
         ]
         raise InputError(
-            f"{reference.name} has another latent contract than bundle {old.path}: {'; '.join(differing)}. Diffusion "
+            f"{reference.name} has another latent contract than bundle {old.path}: {', '.join(differing)}. Diffusion "
             "models made for the one give the other wrong latents. Export it to a bundle of its own"
         )
 

@@ -42,7 +42,8 @@ def run(command: click.Command, arguments: Sequence[str] | None) -> int:
     except ModuleNotFoundError as error:
         from vaedeploy.doctor import advice_for
 
-        advice = advice_for(error.name or "")
+        given = sys.argv[1:] if arguments is None else arguments
+        advice = advice_for(error.name or "", next((word for word in given if not word.startswith("-")), None))
         if advice is None:
             raise
         say(f"Error: {advice}")

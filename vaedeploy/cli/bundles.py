@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     show_default=True,
     help="What the encoder takes.",
 )
-@click.option("--scale", type=float, metavar="X", help="The latent's scale, where the model does not state it.")
-@click.option("--shift", type=float, metavar="X", help="The latent's shift, where the model does not state it.")
+@click.option("--scale", type=float, metavar="X", help="The latent's scale, where nothing states it, or two differ.")
+@click.option("--shift", type=float, metavar="X", help="The latent's shift, where nothing states it, or two differ.")
 @photos_option
 @click.option("--profile", "profiles", multiple=True, metavar="NAME", help="Also build engines for it. Repeatable.")
 @profiles_option
@@ -186,6 +186,8 @@ def swap(bundle: Path, vae: str | None, weights: str | None, restore: bool) -> N
     from vaedeploy.overview import drift_rows
     from vaedeploy.swap import restore_vae, swap_vae
 
+    if weights is not None and vae is None:
+        raise click.UsageError("--weights needs --vae: the preset whose architecture they have.")
     if restore == (vae is not None):
         raise click.UsageError("Give either --vae or --restore.")
     if restore:

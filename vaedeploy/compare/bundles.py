@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from vaedeploy.arguments import as_list
 from vaedeploy.bench import milliseconds, take_turns
 from vaedeploy.compare.page import comparison_document
 from vaedeploy.compare.result import Comparison, Part, Reconstruction, Speed, summarize, truest
@@ -58,12 +59,13 @@ def compare_bundles(
     bundles: two or more; each is called by its folder's name, or by its path where two have one name. images: a folder;
     its pictures are cut in the middle to sizes that all of the bundles take, and to 1024 pixels a side at most.
     page: a folder for an HTML page, see ``write_report``. backend: who computes, see ``VAE``.
+    progress: is told how far each step is, see ``Progress``.
 
     All bundles are held in memory at once. Raises InputError for fewer than two bundles or one given twice, ImageError
     for pictures that cannot be read or are under 32 pixels a side, OutputError for a ``page`` that cannot be written
     to, and whatever ``VAE`` raises.
     """
-    names = _names([Path(bundle) for bundle in bundles])
+    names = _names([Path(bundle) for bundle in as_list("bundles", bundles)])
     files = photo_files(images)
     with ExitStack() as stack:
         vaes = {name: stack.enter_context(VAE(path, backend)) for name, path in names.items()}

@@ -10,6 +10,7 @@ from typing import get_args
 
 import onnx_ir as ir
 
+from vaedeploy.arguments import as_list
 from vaedeploy.errors import BackendError, InputError
 from vaedeploy.graph import Graph
 from vaedeploy.manifest import Precision
@@ -86,7 +87,7 @@ def optimize_onnx(
     target: what will run it. precision: the graph's own unless given; only a float32 graph can be lowered.
     inputs: safetensors files, each a set of tensors by the name of the graph input, to measure activations on (fp16)
     and to compare both graphs on; a small seeded random set is compared on without. sizes: of symbolic dimensions, to
-    count operations at. force: replace what is at ``out``.
+    count operations at. force: replace what is at ``out``. progress: is told which step is done, see ``Progress``.
 
     Inputs and outputs keep their names, shapes and types; ``source`` is not changed. Where anything is raised, nothing
     is left behind: InputError for what was given and cannot be used, OutputError for a place that cannot be written to,
@@ -99,7 +100,7 @@ def optimize_onnx(
     out = Path(out)
     files.check_place(out, given, force)
     chosen = choose_sizes(given.model, sizes or {})
-    feeds = [read_feed(Path(path), given.model) for path in inputs]
+    feeds = [read_feed(Path(path), given.model) for path in as_list("inputs", inputs)]
     with files.writing(out) as draft:
         lowered: Precision = "fp32" if wanted == own else wanted  # the rules alone, in the type that the graph has
         maxima = _measure(given.model, feeds, progress) if lowered == "fp16" and feeds else None

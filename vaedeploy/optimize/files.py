@@ -117,11 +117,16 @@ def check_place(out: Path, source: Source, force: bool) -> None:
     """Raise OutputError where ``out`` and its weights must not or cannot be written."""
     for path in (out, data_file(out)):
         if path.resolve() in source.files or any(path.exists() and path.samefile(own) for own in source.files):
-            raise OutputError(f"{path} belongs to {source.path}, which is not changed. Choose another name with -o")
+            what = (
+                "is the graph that is read" if path.resolve() == source.path.resolve() else f"belongs to {source.path}"
+            )
+            raise OutputError(f"{path} {what}, which is never written over. Choose another name with -o")
         if path.exists() and not path.is_file():
             raise OutputError(f"cannot write {path}: it is there and is not a file. Choose another name with -o")
         if path.exists() and not force:
-            raise OutputError(f"{path} is there already. Give --force to replace it, or another name with -o")
+            raise OutputError(
+                f"{path} is there already. Replace it with --force (force=True in Python), or give another name with -o"
+            )
 
 
 @contextmanager

@@ -88,7 +88,8 @@ def find_candidates(
     backend: the only one to use; None: all that there are. provider_options: for ONNX Runtime's CUDA provider.
     profile: use the engines of that profile alone; None: all that fit this GPU.
 
-    Raises InputError for a backend or a profile that there is not, BackendError where none would answer, with every
+    Raises InputError for a backend or a profile that there is not, or a profile with a backend that runs no engines,
+    BackendError where none would answer, with every
     reason.
     """
     if backend is not None and backend not in BACKENDS:
@@ -99,6 +100,8 @@ def find_candidates(
             f"bundle {bundle.path} has no engines of profile {profile!r}; it has those of: "
             f"{', '.join(built) or 'none'}. Build them: vaedeploy build {bundle.path} --profile {profile}"
         )
+    if profile is not None and backend is not None and backend not in ENGINES:
+        raise InputError(f"profiles are for engines; {backend} runs graphs. Leave the profile out")
     found: list[Candidate] = []
     reasons: dict[str, str] = {}
     for name in BACKENDS if backend is None else (backend,):
@@ -114,10 +117,12 @@ def find_candidates(
     if not found:
         raise BackendError(". ".join(dict.fromkeys(reasons.values())))
     for name, reason in reasons.items():
-        # Engines that do not answer beside a GPU are news; where there is none, or no such backend, it is not.
-        news = name in ENGINES and _engines(bundle, name, profile) and find_gpu(device) is not None
+        # Engines that do not answer beside a GPU are news, or where they were asked for; elsewhere they are not.
+        asked = profile is not None or find_gpu(device) is not None
+        news = name in ENGINES and _engines(bundle, name, profile) and asked
+        unused = "" if profile is None else f", so its engines of profile {profile} are not used"
         level = logging.WARNING if news else logging.INFO
-        logger.log(level, "%s does not answer here: %s", name, reason)
+        logger.log(level, "%s does not answer here%s: %s", name, unused if news else "", reason)
     return found
 
 

@@ -54,6 +54,7 @@ class VAE:
     provider_options: for ONNX Runtime's CUDA provider, such as {"use_tf32": "1"}, which is faster in float32 and rounds
         to 10 bits.
     profile: use the engines of that profile alone; None uses all that fit the GPU, for each size the tightest range.
+        Where none of them can be used here, ``backend=None`` goes on to the next backend, with a warning in the log.
 
     A graph is loaded when it is first needed. Warns (UnverifiedBundleWarning) where the bundle is not verified.
     Raises BundleError for a bundle that is missing or damaged, BackendError for a backend that is not installed, and
@@ -93,17 +94,19 @@ class VAE:
 
     @property
     def path(self) -> Path:
-        """The bundle's folder."""
+        """The bundle's folder, as it was given."""
         return self._bundle.path
 
     @property
     def manifest(self) -> Manifest:
-        """What the bundle says of itself."""
+        """What the bundle says of itself: its VAE, precision, engines and verification, as they were when it was
+        opened. See ``docs/bundle-format.md``.
+        """
         return self._bundle.manifest
 
     @property
     def latent(self) -> LatentSpec:
-        """The latent contract."""
+        """The latent contract: channels, factor, scale and shift."""
         return self.manifest.latent
 
     @property
@@ -113,7 +116,7 @@ class VAE:
 
     @property
     def limits(self) -> Limits:
-        """What is taken."""
+        """What ``encode`` and ``decode`` take, to be asked before they refuse it: channels, and heights and widths."""
         return Limits(self.latent.channels, self.latent.factor, self.latent.sizes)
 
     def encode(
@@ -218,6 +221,9 @@ class VAE:
             return np.ascontiguousarray(image)
         np.copyto(out, image)
         return out
+
+    def __repr__(self) -> str:
+        return f"VAE({str(self.path)!r}, {self.manifest.vae.name}, {self.backend})"
 
     def close(self) -> None:
         """Let go of the graphs. Calls that are under way end well; later ones raise InputError."""
