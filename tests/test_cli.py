@@ -148,8 +148,7 @@ def test_a_missing_extra_is_told_with_what_to_install(capsys):
     assert terminal.run(failing(ModuleNotFoundError(name="torch.onnx")), []) == 1
     assert capsys.readouterr().err == (
         'Error: this needs torch, of the extra [export], which is not installed. Run: pip install "vaedeploy[export]". '
-        "Without a GPU, run this first, which saves gigabytes: pip install torch --index-url "
-        "https://download.pytorch.org/whl/cpu\n"
+        "Without a GPU, install PyTorch's build for CPUs first: it saves gigabytes\n"
     )
 
 

@@ -25,6 +25,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from vaedeploy.bench import Bench, bench_bundle
     from vaedeploy.bisect import Bisection, bisect_bundle
     from vaedeploy.bundle import Bundle
     from vaedeploy.compare import Comparison, compare_bundles
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
         WeightsError,
     )
     from vaedeploy.latent import LatentSpec
+    from vaedeploy.optimize import Optimized, optimize_onnx
     from vaedeploy.pipeline import export_vae, verify_bundle
     from vaedeploy.preset import Preset, get_preset, presets
     from vaedeploy.profile import Profile, get_profile, profiles
@@ -63,6 +65,7 @@ __version__ = "0.1.0"
 __all__ = [
     "VAE",
     "BackendError",
+    "Bench",
     "Bisection",
     "BuildError",
     "Bundle",
@@ -77,6 +80,7 @@ __all__ = [
     "InputError",
     "LatentError",
     "LatentSpec",
+    "Optimized",
     "OutputError",
     "Preset",
     "Profile",
@@ -89,6 +93,7 @@ __all__ = [
     "VaedeployError",
     "VerificationError",
     "WeightsError",
+    "bench_bundle",
     "bisect_bundle",
     "build_engines",
     "compare_bundles",
@@ -96,6 +101,7 @@ __all__ = [
     "get_preset",
     "get_profile",
     "load_reference",
+    "optimize_onnx",
     "presets",
     "profiles",
     "restore_vae",
@@ -104,17 +110,20 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Bench": "bench",
     "Bisection": "bisect",
     "Bundle": "bundle",
     "Case": "verify",
     "Comparison": "compare",
     "LatentSpec": "latent",
+    "Optimized": "optimize",
     "Preset": "preset",
     "Profile": "profile",
     "Reference": "reference",
     "Report": "verify",
     "UnverifiedBundleWarning": "runtime",
     "VAE": "runtime",
+    "bench_bundle": "bench",
     "bisect_bundle": "bisect",
     "build_engines": "engines",
     "compare_bundles": "compare",
@@ -122,6 +131,7 @@ _HOMES = {
     "get_preset": "preset",
     "get_profile": "profile",
     "load_reference": "source",
+    "optimize_onnx": "optimize",
     "presets": "preset",
     "profiles": "profile",
     "restore_vae": "swap",

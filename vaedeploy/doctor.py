@@ -8,7 +8,7 @@ from importlib import metadata
 from importlib.util import find_spec
 
 from vaedeploy import __version__
-from vaedeploy.extras import TORCH_FOR_CPU, install_command
+from vaedeploy.extras import install_command
 from vaedeploy.gpu import Gpu, find_gpu
 
 BASE = ("click", "msgspec", "numpy", "pillow", "rich", "safetensors")
@@ -122,7 +122,7 @@ def advice_for(module: str, command: str | None = None) -> str | None:
     own = [extra for extra in COMMANDS.get(command or "", ()) if extra in having or "build" in having]
     first, *others = own or having[:1]
     also = "".join(f" (or [{extra}] for: {PURPOSES[extra]})" for extra in others)
-    smaller = f". Without a GPU, run this first, which saves gigabytes: {TORCH_FOR_CPU}" if first == "export" else ""
+    smaller = ". Without a GPU, install PyTorch's build for CPUs first: it saves gigabytes" if first == "export" else ""
     return (
         f"{command or 'this'} needs {package}, of the extra [{first}], which is not installed. "
         f"Run: {install_command(first)}{also}{smaller}"

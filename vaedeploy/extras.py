@@ -9,10 +9,6 @@ ENGINE_EXTRAS = {"tensorrt": "tensorrt", "tensorrt-rtx": "rtx"}
 """The extra that installs it."""
 
 
-TORCH_FOR_CPU = "pip install torch --index-url https://download.pytorch.org/whl/cpu"
-"""What to run before [export] where there is no GPU: PyTorch's usual build brings gigabytes of CUDA's libraries."""
-
-
 def install_command(extra: str) -> str:
     """What to run to get an extra."""
     return f'pip install "vaedeploy[{extra}]"'
