@@ -17,8 +17,8 @@ from faults import to_float, wash_out
 
 from vaedeploy.bundle import Bundle
 from vaedeploy.golden import GoldenCase
-from vaedeploy.overview import verdict_lines
 from vaedeploy.report import Looks, verification_document, write_report
+from vaedeploy.results import verdict_lines
 from vaedeploy.verify import Report, to_levels, verify_cases
 
 PHOTO = skimage.data.astronaut()[128:384, 128:416]

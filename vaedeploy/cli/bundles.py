@@ -130,7 +130,7 @@ def _bisection_document(report: Report, found: Bisection | None) -> dict[str, An
 
 
 def _show_report(report: Report, found: Bisection | None) -> None:
-    from vaedeploy.overview import CASE_COLUMNS, case_rows, verdict_lines
+    from vaedeploy.results import CASE_COLUMNS, case_rows, verdict_lines
 
     terminal.show_table(CASE_COLUMNS, case_rows(report), numbers=CASE_COLUMNS[3:-1])
     terminal.show("\n".join(verdict_lines(report)))
@@ -183,7 +183,7 @@ def swap(bundle: Path, vae: str | None, weights: str | None, restore: bool) -> N
       vaedeploy swap demo --vae demo-mse
       vaedeploy swap demo --restore
     """
-    from vaedeploy.overview import drift_rows
+    from vaedeploy.results import drift_rows
     from vaedeploy.swap import restore_vae, swap_vae
 
     if restore == (vae is not None):
@@ -216,7 +216,7 @@ def compare(bundles: tuple[Path, ...], images: Path, as_json: bool, **options: A
     """
     from vaedeploy.compare import compare_bundles
     from vaedeploy.compare.words import summary_lines, swap_lines
-    from vaedeploy.overview import COMPARE_COLUMNS, compare_rows
+    from vaedeploy.results import COMPARE_COLUMNS, compare_rows
 
     with terminal.progress_display() as progress:
         found = compare_bundles(bundles, images, progress=progress, **options)

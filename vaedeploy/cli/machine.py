@@ -52,7 +52,7 @@ def bench(bundle: Path, sizes: tuple[str, ...], as_json: bool, **options: Any) -
       vaedeploy bench mse840k --size 512x512 --size 1024x1024 --batch 1 --batch 4
     """
     from vaedeploy.bench import bench_bundle
-    from vaedeploy.overview import BENCH_COLUMNS, bench_rows, ceiling_lines
+    from vaedeploy.results import BENCH_COLUMNS, bench_rows, ceiling_lines
 
     with terminal.progress_display() as progress:
         found = bench_bundle(bundle, sizes=[_size(text) for text in sizes], progress=progress, **options)
