@@ -49,6 +49,19 @@ def write_file(path: Path, data: bytes) -> None:
         raise OutputError(f"cannot write {path}: {reason(error)}. {advice(error)}") from error
 
 
+def check_place(path: Path) -> None:
+    """Raise OutputError where ``write_file`` could not write ``path``, to fail before long work and not after it.
+
+    That is tried, with an empty file beside it which is removed again.
+    """
+    draft = draft_name(path.resolve())
+    try:
+        draft.touch(exist_ok=False)
+        draft.unlink()
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {reason(error)}. {advice(error)}") from error
+
+
 def link_or_copy(file: Path, place: Path) -> None:
     """Have ``file`` at ``place`` as well: as a hard link where the disk has them, else as a copy."""
     try:

@@ -22,6 +22,10 @@ Metric = Literal["rel_l2", "max_levels", "within_one_level", "psnr"]
 WHAT = "Verifying"
 
 
+class UnnotedVerdictWarning(UserWarning):
+    """A verdict that could not be written into the bundle, such as one that may only be read."""
+
+
 class Limit(msgspec.Struct, frozen=True):
     """What a metric may be at most (``upper``) or must be at least, and why."""
 

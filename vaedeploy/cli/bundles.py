@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vaedeploy import terminal
-from vaedeploy.cli.group import PATH, cli, json_option, page_option, photos_option, profiles_option
+from vaedeploy.cli.group import (
+    PATH,
+    cli,
+    json_option,
+    keep_result,
+    page_option,
+    photos_option,
+    profiles_option,
+    tell_page,
+)
 from vaedeploy.errors import VerificationError
 
 if TYPE_CHECKING:
@@ -98,44 +107,56 @@ def verify(bundle: Path, weights: str | None, backend: str | None, bisect: bool,
         raise click.UsageError("--profile is for engines: give --backend too.")
     if backend is not None and bisect:
         raise click.UsageError("--bisect is for the graphs on the CPU: give no --backend.")
-    found = None
-    with terminal.progress_display() as progress:
-        if backend is None:
-            options.pop("profile")
-            report = verify_bundle(bundle, weights=weights, progress=progress, **options)
-            if bisect:
-                from vaedeploy.bisect import bisect_bundle
-
-                found = bisect_bundle(bundle, report, progress=progress)
-        else:
-            from vaedeploy.gate import verify_backend
-
-            report = verify_backend(bundle, backend, weights=weights, progress=progress, **options)
-    if as_json:
-        terminal.show_json(report.to_document() | _bisection_document(report, found))
+    if bisect:
+        import vaedeploy.bisect  # noqa: F401 - what it needs may be missing, which is told before the work
+    if backend is None:
+        options.pop("profile")
+        report, problem = keep_result(lambda tell: verify_bundle(bundle, weights=weights, progress=tell, **options))
     else:
-        _show_report(report, found)
+        from vaedeploy.gate import verify_backend
+
+        report, problem = keep_result(
+            lambda tell: verify_backend(bundle, backend, weights=weights, progress=tell, **options)
+        )
+    if not as_json:
+        _show_report(report)
+    elif not bisect:
+        terminal.show_json(report.to_document())
+    code = tell_page(options["page"], problem)
+    if bisect:
+        _bisect(bundle, report, as_json)
     if not report.passed:
         if backend is None and not bisect:
             terminal.say(f"To find where it goes wrong: vaedeploy verify {bundle} --bisect")
-        sys.exit(VerificationError.exit_code)
+        code = VerificationError.exit_code
+    sys.exit(code)
 
 
-def _bisection_document(report: Report, found: Bisection | None) -> dict[str, Any]:
-    if found is None:
-        return {}
-    from vaedeploy.advice import advise
-
-    return {"bisection": {"traces": found.traces, "advice": advise(found, report)}}
-
-
-def _show_report(report: Report, found: Bisection | None) -> None:
+def _show_report(report: Report) -> None:
     from vaedeploy.results import CASE_COLUMNS, case_rows, verdict_lines
 
     terminal.show_table(CASE_COLUMNS, case_rows(report), numbers=CASE_COLUMNS[3:-1])
     terminal.show("\n".join(verdict_lines(report)))
-    if found is None:
-        return
+
+
+def _bisect(bundle: Path, report: Report, as_json: bool) -> None:
+    """Find where it goes wrong, and show that below the report; as JSON, in one document with it."""
+    from vaedeploy.advice import advise
+    from vaedeploy.bisect import bisect_bundle
+
+    document = report.to_document()
+    try:
+        with terminal.progress_display() as progress:
+            found = bisect_bundle(bundle, report, progress=progress)
+        document["bisection"] = {"traces": found.traces, "advice": advise(found, report)}
+    finally:
+        if as_json:  # what was found before is not lost with it
+            terminal.show_json(document)
+    if not as_json:
+        _show_bisection(report, found)
+
+
+def _show_bisection(report: Report, found: Bisection) -> None:
     from vaedeploy.advice import STEP_COLUMNS, advise, step_rows
 
     terminal.show("")
@@ -218,10 +239,10 @@ def compare(bundles: tuple[Path, ...], images: Path, as_json: bool, **options: A
     from vaedeploy.compare.words import summary_lines, swap_lines
     from vaedeploy.results import COMPARE_COLUMNS, compare_rows
 
-    with terminal.progress_display() as progress:
-        found = compare_bundles(bundles, images, progress=progress, **options)
+    found, problem = keep_result(lambda tell: compare_bundles(bundles, images, progress=tell, **options))
     if as_json:
         terminal.show_json(found)
     else:
         terminal.show_table(COMPARE_COLUMNS, compare_rows(found), numbers=COMPARE_COLUMNS[1:])
         terminal.show("\n".join((*summary_lines(found), *swap_lines(found))))
+    sys.exit(tell_page(options["page"], problem))

@@ -13,8 +13,10 @@ from vaedeploy.verify import Case, Report
 
 
 def write_verification(bundle: Path, report: Report, looks: Looks, folder: str | Path) -> None:
-    """Write the page of a bundle's verification into ``folder``, as ``write_report`` does."""
-    write_report(verification_document(bundle.resolve().name, report, looks.pictures), folder)
+    """Write the page of a bundle's verification into ``folder``, as ``write_report`` does; its PageError holds the
+    report.
+    """
+    write_report(verification_document(bundle.resolve().name, report, looks.pictures), folder, report)
 
 
 def verification_document(name: str, report: Report, pictures: Sequence[Picture]) -> Document:
