@@ -25,6 +25,7 @@ from vaedeploy.errors import BackendError
 from vaedeploy.files import LatentFile, read_image, read_latent, write_latent
 from vaedeploy.golden import NAME as GOLDEN
 from vaedeploy.golden import read_golden, write_golden
+from vaedeploy.latent import LatentSpec
 from vaedeploy.preset import presets
 from vaedeploy.runtime import VAE
 
@@ -298,7 +299,8 @@ def test_encode_then_decode_is_what_the_runtime_gives(vaedeploy, bundle, tmp_pat
 def test_a_size_that_is_not_a_multiple_is_refused_without_pad(vaedeploy, bundle, tmp_path):
     ended = vaedeploy("encode", bundle, photo(tmp_path / "a.png", 17, 24), "-o", tmp_path / "a.safetensors")
     assert (ended.code, ended.out) == (2, "")
-    assert "Error: image is 17x24 (height x width), but both must be multiples of 4" in ended.err
+    told = f"Error: {tmp_path / 'a.png'}: image is 17x24 (height x width), but both must be multiples of 4"
+    assert told in ended.err
     assert not (tmp_path / "a.safetensors").exists()
 
 
@@ -359,7 +361,7 @@ def test_a_folder_of_failures_leaves_no_folder(vaedeploy, bundle, tmp_path):
         ),
         (
             ["encode", "{bundle}", "a.png", "-o", "empty"],
-            "Error: cannot write a latent to empty: give a name that ends",
+            "Error: empty is a folder and a.png is not: name the file to write, empty/a.safetensors",
         ),
         (
             ["encode", "{bundle}", "a.png", "-o", "a.png"],
@@ -371,6 +373,16 @@ def test_a_folder_of_failures_leaves_no_folder(vaedeploy, bundle, tmp_path):
             ["decode", "{bundle}", "one.safetensors", "-o", "a.xyz"],
             "Error: cannot write a picture to a.xyz: give a name that ends in one of .png, ",
         ),
+        (
+            ["encode", "{bundle}", "twice", "-o", "all.safetensors"],
+            "Error: twice is a folder, and all.safetensors is a file's name: give a folder",
+        ),
+        (["encode", "{bundle}", "none.png", "-o", "empty"], "Error: there is no file none.png"),
+        (
+            ["encode", "{bundle}", "a.png", "-o", "none/a.safetensors"],
+            "Error: cannot write none/a.safetensors: No such file or directory. Make its folder first",
+        ),
+        (["decode", "{bundle}", "one.safetensors", "-o", "none/a.png"], "Error: cannot write none/a.png: "),
         (["decode", "{bundle}", "two.safetensors", "-o", "b.png"], "Error: two.safetensors holds 2 latents; a picture"),
         (["decode", "{bundle}", "none.safetensors", "-o", "b.png"], "Error: there is no file none.safetensors"),
     ],
@@ -385,6 +397,7 @@ def test_bad_places_and_files(vaedeploy, bundle, tmp_path, monkeypatch, argument
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     ended = vaedeploy(*[a.format(bundle=bundle) for a in arguments])
     assert (ended.code, ended.out) == (2, "")
+    assert ended.err.startswith(("Error: ", "Decoding two.safetensors ..."))  # before the work, where it can be known
     assert message.replace("/", os.sep) in ended.err
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
 
@@ -403,6 +416,17 @@ def test_another_vaes_latent_is_decoded_and_told_once(vaedeploy, bundle, tmp_pat
 
 
 @pytest.mark.filterwarnings("default")
+def test_another_latent_contract_is_told_with_both_values(vaedeploy, bundle, tmp_path):
+    spec = LatentSpec(channels=2, factor=4, scale=0.5, shift=0.25)
+    made = LatentFile(np.zeros((1, 2, 4, 4), np.float32), "2" * 64, "other", spec)
+    write_latent(tmp_path / "a.safetensors", made)
+    ended = vaedeploy("decode", bundle, tmp_path / "a.safetensors", "-o", tmp_path / "a.png")
+    assert ended.code == 0
+    told = "their latent contracts differ: scale is 0.5 there and 1.0 here, shift is 0.25 there and 0.0 here\n"
+    assert told in ended.err
+
+
+@pytest.mark.filterwarnings("default")
 def test_an_unverified_bundle_is_told(vaedeploy, tmp_path):
     made = tiny_bundle(tmp_path / "b", verification=None).path
     ended = vaedeploy("encode", made, photo(tmp_path / "a.png"), "-o", tmp_path / "a.safetensors")
@@ -411,6 +435,37 @@ def test_an_unverified_bundle_is_told(vaedeploy, tmp_path):
         f"Warning: bundle {made} was never verified; its pictures may be wrong. Run: vaedeploy verify {made}"
         in ended.err
     )
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no pipes of this kind")
+@pytest.mark.parametrize("arguments", [["presets"], ["presets", "--json"], ["inspect", "BUNDLE", "--json"], ["--help"]])
+def test_a_reader_that_has_gone_changes_nothing(bundle, arguments):
+    """As with ``vaedeploy presets | head -1``."""
+    ours, theirs = os.pipe()
+    os.close(ours)
+    command = [sys.executable, "-m", "vaedeploy", *(str(bundle) if a == "BUNDLE" else a for a in arguments)]
+    ended = subprocess.run(command, stdout=theirs, stderr=subprocess.PIPE, text=True)
+    os.close(theirs)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no pipes of this kind")
+def test_an_exit_code_survives_a_reader_that_has_gone():
+    script = """
+import click
+from vaedeploy import terminal
+@click.command
+def command():
+    terminal.say("working")
+    terminal.show("result")
+    raise SystemExit(3)
+terminal.run(command, [])
+"""
+    ours, theirs = os.pipe()
+    os.close(ours)
+    ended = subprocess.run([sys.executable, "-c", script], stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    assert ended.returncode == 3
 
 
 # ----------------------------------------------------------------------------------------------- export and verify

@@ -32,8 +32,7 @@ def write_file(path: Path, data: bytes) -> None:
     """
     place = path.resolve()
     try:
-        if place.exists() and not place.is_file():
-            raise OutputError(f"cannot write {path}: there is something that is not a file. Choose another place")
+        _check_kind(path, place)
         # Not tempfile's: those are for their owner alone, and what is written here is for all whom the umask allows.
         draft = draft_name(place)
         try:
@@ -54,12 +53,19 @@ def check_place(path: Path) -> None:
 
     That is tried, with an empty file beside it which is removed again.
     """
-    draft = draft_name(path.resolve())
+    place = path.resolve()
+    draft = draft_name(place)
     try:
+        _check_kind(path, place)
         draft.touch(exist_ok=False)
         draft.unlink()
     except OSError as error:
         raise OutputError(f"cannot write {path}: {reason(error)}. {advice(error)}") from error
+
+
+def _check_kind(path: Path, place: Path) -> None:
+    if place.exists() and not place.is_file():
+        raise OutputError(f"cannot write {path}: there is something that is not a file. Choose another place")
 
 
 def link_or_copy(file: Path, place: Path) -> None:

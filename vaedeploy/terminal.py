@@ -15,6 +15,7 @@ import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import TextIO
 
 import click
 
@@ -26,12 +27,21 @@ INTERRUPTED = 130
 
 
 def run(command: click.Command, arguments: Sequence[str] | None) -> int:
-    """Run a command line and return its exit code. Every error that is expected is told here, and nowhere else."""
+    """Run a command line and return its exit code. Every error that is expected is told here, and nowhere else.
+
+    A reader that has gone, such as ``head`` after its lines, changes nothing of the code: what is left is not shown.
+    """
+    stdout = sys.stdout
     try:
         result = command.main(arguments, prog_name="vaedeploy", standalone_mode=False)
     except click.ClickException as error:
         error.show()
         return error.exit_code
+    except SystemExit:
+        if sys.stdout is stdout:
+            raise
+        _silence(stdout)  # click met a reader of --help that has gone, and has wrapped it
+        return 0
     except click.Abort:
         say("Interrupted; nothing half-written was left behind")
         return INTERRUPTED
@@ -52,23 +62,30 @@ def run(command: click.Command, arguments: Sequence[str] | None) -> int:
 
 def say(message: str) -> None:
     """A line for people, on stderr."""
-    click.echo(message, err=True)
+    try:
+        click.echo(message, err=True)
+    except BrokenPipeError:
+        _silence(sys.stderr)
 
 
 def show(line: str) -> None:
     """A line of the result, on stdout. Raises OutputError where that cannot be written to, such as a file on a full
-    disk; a reader that has gone is click's to deal with.
+    disk; see ``run`` for a reader that has gone.
     """
     if sys.stdout is None:  # it was closed before Python began
         raise OutputError("cannot write the result to stdout: it is closed")
     try:
         click.echo(line)
     except BrokenPipeError:
-        raise
+        _silence(sys.stdout)
     except OSError as error:
-        # What is left in the buffer would fail again when Python ends, with a traceback.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _silence(sys.stdout)
         raise OutputError(f"cannot write the result to stdout: {error.strerror}") from error
+
+
+def _silence(stream: TextIO) -> None:
+    """Show no more on ``stream``: what is left in its buffer would fail again when Python ends, with a traceback."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def show_json(value: object) -> None:

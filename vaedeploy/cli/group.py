@@ -108,6 +108,7 @@ def cli(verbose: bool) -> None:
       vaedeploy encode demo photo.png -o photo.safetensors
       vaedeploy decode demo photo.safetensors -o decoded.png
 
-    Exit codes: 0 done, 1 a stage failed, 2 bad input, 3 verification failed, 130 interrupted.
+    Exit codes: 0 done, 1 a stage failed, 2 bad input, 3 verification failed, 130 interrupted. A reader that leaves
+    early, such as head, changes none of them.
     """
     terminal.configure(verbose)
