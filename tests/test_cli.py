@@ -123,6 +123,14 @@ def test_without_a_command_help_is_shown(vaedeploy):
     assert ended.err.startswith("Usage: vaedeploy [OPTIONS] COMMAND")
 
 
+@pytest.mark.parametrize("name", cli.commands)
+def test_every_summary_fits_into_eighty_columns(name):
+    listing = cli.get_help(click.Context(cli, info_name="vaedeploy", terminal_width=80)).partition("Commands:")[2]
+    (line,) = [line for line in listing.splitlines() if line.startswith(f"  {name} ")]
+    assert line.endswith(".")
+    assert not line.endswith("...")
+
+
 # --------------------------------------------------------------------------------------------------------- errors
 
 
@@ -200,6 +208,17 @@ print("result")
     assert done.stdout == b"result\n"
 
 
+def test_what_is_too_wide_for_a_terminal_is_folded_and_names_are_whole(monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "40")
+    name, long = "a-name-to-be-typed", "x" * 50
+    terminal.show_table(("name", "one", "two"), [(name, long, "words " * 20)])
+    shown = capsys.readouterr().out
+    assert name in shown
+    assert "…" not in shown
+    assert shown.count("x") == 50
+
+
 # ---------------------------------------------------------------------------------------------- presets and doctor
 
 
@@ -257,9 +276,14 @@ def test_inspect_shows_the_manifest(vaedeploy, bundle):
     assert "check" not in ended.out
 
 
-def test_inspect_as_json_is_the_manifest(vaedeploy, bundle):
-    shown = json.loads(vaedeploy("inspect", bundle, "--json").out)
-    assert shown == json.loads((bundle / "bundle.json").read_text())
+def test_inspect_as_json_is_the_manifest_and_what_speaks_against_it(vaedeploy, bundle, tmp_path):
+    manifest = json.loads((bundle / "bundle.json").read_text())
+    added = {"problems": [], "engine_states": {}, "checked": False}
+    assert json.loads(vaedeploy("inspect", bundle, "--json").out) == manifest | added
+    assert json.loads(vaedeploy("inspect", bundle, "--json", "--check").out) == manifest | added | {"checked": True}
+    made = tiny_bundle(tmp_path / "b", verification=None).path
+    told = json.loads(vaedeploy("inspect", made, "--json").out)["problems"]
+    assert told == [f"verified: no. Run: vaedeploy verify {made}"]
 
 
 def test_inspect_check(vaedeploy, tmp_path):
@@ -479,7 +503,11 @@ def test_export_verify_and_fail(vaedeploy, small_vae, tmp_path, monkeypatch):
     assert (ended.code, ended.out) == (0, "small\n"), ended.err
     assert "Exporting to ONNX ..." in ended.err
     assert "Error" not in ended.err
-    assert all(PROGRESS.search(line) for line in ended.err.splitlines())
+    *lines, last = ended.err.splitlines()
+    assert all(PROGRESS.search(line) for line in lines)
+    assert last == "To look at its pictures beside PyTorch's: vaedeploy verify small --report report"
+    starts = [line for line in lines if line.endswith(" ...")]
+    assert len(set(starts)) == len(starts)  # each step has a name of its own
     assert Bundle.open("small").verified
 
     again = vaedeploy("export", "--vae", small_vae, "--no-verify")
@@ -487,8 +515,10 @@ def test_export_verify_and_fail(vaedeploy, small_vae, tmp_path, monkeypatch):
     assert "Error: small exists already. Replace it with --force, or choose another place with --out" in again.err
 
     table = vaedeploy("verify", "small").out.splitlines()
-    assert table[0].startswith("graph        part         case ")
-    assert table[-1].startswith(f"verified: {len(table) - 2} cases on onnxruntime-cpu against PyTorch in float64")
+    assert table[0].startswith("graph        part        output       size ")
+    assert table[-3].startswith("limits of fp32: relative error at most 2e-05, largest difference at most 1 of 255")
+    assert table[-2] == "seen: nothing beside the reference's own pictures"
+    assert table[-1].startswith(f"verified: {len(table) - 4} cases on onnxruntime-cpu against PyTorch in float64")
 
     opened = Bundle.open("small")
     identity = opened.manifest.vae.identity
@@ -499,7 +529,7 @@ def test_export_verify_and_fail(vaedeploy, small_vae, tmp_path, monkeypatch):
     failed = vaedeploy("verify", "small")
     assert failed.code == 3
     assert failed.out.splitlines()[-1].startswith("FAILED: ")
-    assert "decoder 1x64x64, image: rel_l2 is " in failed.out
+    assert "decoder 1x64x64, image: relative error is " in failed.out
     assert not Bundle.open("small").verified
 
     report = json.loads(vaedeploy("verify", "small", "--json").out)
@@ -543,6 +573,7 @@ def test_the_exporters_noise_is_for_verbose_only(vaedeploy, small_vae, tmp_path)
     noisy = vaedeploy("-v", "export", "--vae", small_vae, "--no-verify", "--out", tmp_path / "noisy")
     assert noisy.code == 0
     assert "Info: " in noisy.err
+    assert noisy.err.endswith(f"It is not verified yet. To do so: vaedeploy verify {tmp_path / 'noisy'}\n")
     assert not all(PROGRESS.search(line) for line in noisy.err.splitlines())
 
 

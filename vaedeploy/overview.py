@@ -5,6 +5,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from typing import Any
+
+import msgspec
 
 from vaedeploy.bundle import Bundle
 from vaedeploy.doctor import Diagnosis, version_of
@@ -12,6 +15,7 @@ from vaedeploy.gpu import Gpu, find_gpu
 from vaedeploy.identity import engine_faults, gpu_fault, rebuild
 from vaedeploy.latent import LatentSpec
 from vaedeploy.manifest import EngineInfo
+from vaedeploy.metrics import WORDS, amount
 from vaedeploy.preset import Preset
 from vaedeploy.profile import Profile
 
@@ -19,7 +23,7 @@ Row = tuple[str, ...]
 
 PROFILE_COLUMNS = ("profile", "GPU", "capability", "memory", "backend", "precision", "sizes (batch x height x width)")
 
-ENGINE_COLUMNS = ("profile", "part", "backend", "capability", "precision", "size", "memory", "")
+ENGINE_COLUMNS = ("profile", "part", "backend", "capability", "precision", "size", "memory", "state")
 """memory: beside the engine's own size, at the largest size of each shape set, as the builder said."""
 
 
@@ -82,12 +86,26 @@ def _engine_state(info: EngineInfo) -> str:
     return "verified" if info.verification.passed else "FAILED"
 
 
-def _engine_text(bundle: Bundle, name: str, gpu: Gpu | None) -> str:
-    """What an engine is, and what speaks against it on this machine, which has ``gpu``."""
+def _engine_problems(bundle: Bundle) -> dict[str, list[str]]:
+    """Engine -> what speaks against it on this machine, and what to run; empty lists where nothing does."""
+    gpu = find_gpu() if bundle.manifest.engines else None
+    found = {}
+    for name, info in sorted(bundle.manifest.engines.items()):
+        faults = engine_faults(bundle, name, version=version_of(info.identity.backend), verify_hash=False)
+        elsewhere = gpu_fault(info.identity, gpu) if gpu else None
+        found[name] = [
+            *([f"not for the GPU in this machine: {elsewhere}"] if elsewhere else []),
+            *(f"STALE: {fault}" for fault in faults),
+            *([rebuild(bundle, name)] if faults else []),
+        ]
+    return found
+
+
+def _engine_text(bundle: Bundle, name: str, problems: Iterable[str], layers: bool) -> str:
+    """What an engine is, and what speaks against it. layers: with its tensors and layers, which are many."""
     info = bundle.manifest.engines[name]
     identity = info.identity
-    faults = engine_faults(bundle, name, version=version_of(identity.backend), verify_hash=False)
-    elsewhere = gpu_fault(identity, gpu) if gpu else None
+    kinds = (f"{n} {kind}" for kind, n in info.layers.items() if kind.split()[0] in COMPUTING)
     lines = [
         f"{name}  {_size(bundle.manifest.files[name].bytes)}  {_engine_state(info)}"
         + (" (it has not been run on its GPU)" if info.verification is None else ""),
@@ -95,16 +113,37 @@ def _engine_text(bundle: Bundle, name: str, gpu: Gpu | None) -> str:
         + (f", {identity.gpu} alone" if identity.gpu else "")
         + f", {identity.precision}, {_size(info.weights_bytes)} of weights",
         *(f"{identity.shapes[k]} ({k}): {_size(count)} of memory" for k, count in info.activation_bytes.items()),
-        "tensors: " + ", ".join(f"{tensor} {kind}" for tensor, kind in info.tensors.items()),
-        "layers: " + ", ".join(f"{n} {kind}" for kind, n in info.layers.items() if kind.split()[0] in COMPUTING),
-        *([f"not for the GPU in this machine: {elsewhere}"] if elsewhere else []),
-        *(f"STALE: {fault}" for fault in faults),
     ]
-    return "\n".join([*lines, rebuild(bundle, name)] if faults else lines)
+    if layers:
+        lines += [
+            "tensors: " + ", ".join(f"{tensor} {kind}" for tensor, kind in info.tensors.items()),
+            f"layers: {', '.join(kinds)}",
+        ]
+    return "\n".join([*lines, *problems])
 
 
-def bundle_rows(bundle: Bundle, checked: bool) -> list[Row]:
-    """A row for each thing that a manifest says. ``checked``: every file's sha256 was proved just now."""
+def bundle_document(bundle: Bundle, checked: bool) -> dict[str, Any]:
+    """The manifest, with what ``bundle_rows`` adds to it: ``problems``, all that speaks against the bundle here, a
+    sentence each; ``engine_states``, each engine's state and problems; and ``checked``, as below.
+    """
+    manifest = bundle.manifest
+    engines = _engine_problems(bundle)
+    unverified = [] if bundle.verified else [f"verified: {_verification(bundle)}"]
+    document: dict[str, Any] = msgspec.to_builtins(manifest)
+    return document | {
+        "problems": [*unverified, *(f"{name}: {told}" for name, problems in engines.items() for told in problems)],
+        "engine_states": {
+            name: {"state": _engine_state(manifest.engines[name]), "problems": problems}
+            for name, problems in engines.items()
+        },
+        "checked": checked,
+    }
+
+
+def bundle_rows(bundle: Bundle, checked: bool, layers: bool = False) -> list[Row]:
+    """A row for each thing that a manifest says, and what speaks against it here. checked: every file's sha256 was
+    proved just now. layers: also the layers and tensors of engines.
+    """
     manifest = bundle.manifest
     vae, latent, files = manifest.vae, manifest.latent, manifest.files
     origin = vae.origin
@@ -123,8 +162,7 @@ def bundle_rows(bundle: Bundle, checked: bool) -> list[Row]:
         ("precision", manifest.precision),
         ("verified", _verification(bundle)),
     ]
-    gpu = find_gpu() if manifest.engines else None
-    rows += [("engine", _engine_text(bundle, name, gpu)) for name in sorted(manifest.engines)]
+    rows += [("engine", _engine_text(bundle, name, told, layers)) for name, told in _engine_problems(bundle).items()]
     rows += [("file", f"{name}  {_size(info.bytes)}") for name, info in sorted(files.items())]
     return [*rows, ("check", "every file is as the manifest says")] if checked else rows
 
@@ -159,14 +197,16 @@ def _verification(bundle: Bundle) -> str:
     verification = bundle.manifest.verification
     if verification is None:
         return f"no. Run: vaedeploy verify {bundle.path}"
-    worst = ", ".join(f"{name} {_number(value)}" for name, value in verification.worst.items())
+    worst = ", ".join(_worst(name, value) for name, value in verification.worst.items())
     state = "yes" if verification.passed else "FAILED"
     setting = f"{verification.cases} cases on {verification.backend} against {verification.reference}"
     return f"{state}: {setting}; worst {worst}"
 
 
-def _number(value: float | None) -> str:
-    return "not finite" if value is None else f"{value:.3g}"
+def _worst(metric: str, value: float | None) -> str:
+    if metric not in WORDS:  # another version's
+        return f"{metric} {value}"
+    return f"{WORDS[metric][0].lower()} {amount(metric, value)}"
 
 
 def _size(count: int) -> str:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vaedeploy.bundle import Bundle
+from vaedeploy.manifest import Precision
+from vaedeploy.metrics import METRICS, WORDS, metric_text
+from vaedeploy.verify import LIMITS
 
 if TYPE_CHECKING:
     from vaedeploy.bench import Bench
@@ -14,12 +17,25 @@ if TYPE_CHECKING:
 
 Row = tuple[str, ...]
 
-CASE_COLUMNS = ("graph", "part", "case", "max abs", "mean abs", "rel L2", "PSNR", "off", "")
-"""case: batch x height x width. PSNR, in dB, and the share of values that are off at all are those of 8-bit pixels."""
+CASE_COLUMNS = (
+    *("graph", "part", "output", "size"),
+    *(f"{name.lower()}, {unit}" for name, unit in map(WORDS.__getitem__, METRICS)),
+    "verdict",
+)
+"""size: batch x height x width."""
 
-
-BENCH_COLUMNS = ("backend", "precision", "part", "size", "ms", "range", "floor", "of it", "")
-"""size: batch x height x width. floor: ms, see ``bench.Timing``; of it: its share in the time."""
+BENCH_COLUMNS = (
+    "backend",
+    "precision",
+    "part",
+    "size",
+    "ms",
+    "range, ms",
+    "floor, ms",
+    "floor, % of the time",
+    "problem",
+)
+"""size: batch x height x width. floor: see ``bench.Timing``."""
 
 COMPARE_COLUMNS = ("VAE", "PSNR", "CIEDE2000", "chroma", "contrast", "detail", "encode ms", "decode ms")
 """Medians over all photographs; see ``compare.Summary``."""
@@ -30,25 +46,34 @@ def case_rows(report: Report) -> list[Row]:
     return [
         (
             case.form,
-            case.part if case.output != "latent_std" else f"{case.part} std",
+            case.part,
+            case.output,
             _case_shape(case),
-            *(f"{value:.1e}" for value in (case.max_abs, case.mean_abs, case.rel_l2)),
-            *_pixels(case),
-            "" if case.passed else "FAILED",
+            *(metric_text(case, metric) for metric in METRICS),
+            "passed" if case.passed else "FAILED",
         )
         for case in report.cases
     ]
 
 
 def verdict_lines(report: Report) -> list[str]:
-    """Each limit that was missed, what a person would see, and last the verdict."""
+    """The limits that hold, each one that was missed, what a person would see, and last the verdict."""
     failed = [case for case in report.cases if not case.passed]
-    lines = [f"{c.form} {c.part} {_case_shape(c)}, {c.output}: {failure}" for c in failed for failure in c.failures]
-    lines += [f"seen: {c.form} {c.part} {_case_shape(c)}: {words}" for c in report.cases for words in c.findings or ()]
+    lines = [_limits(precision) for precision in dict.fromkeys(case.precision for case in report.cases)]
+    lines += [f"{c.form} {c.part} {_case_shape(c)}, {c.output}: {failure}" for c in failed for failure in c.failures]
+    seen = [f"seen: {c.form} {c.part} {_case_shape(c)}: {words}" for c in report.cases for words in c.findings or ()]
+    if not seen and any(case.findings is not None for case in report.cases):
+        seen = ["seen: nothing beside the reference's own pictures"]
+    lines += seen or ["seen: not looked at, since no picture is large enough or scikit-image is not installed"]
     setting = f"on {report.backend} against {report.reference}"
     if report.passed:
         return [*lines, f"verified: {len(report.cases)} cases {setting}"]
     return [*lines, f"FAILED: {len(failed)} of {len(report.cases)} cases {setting}"]
+
+
+def _limits(precision: Precision) -> str:
+    told = ", ".join(f"{WORDS[limit.metric][0].lower()} {limit.words}" for limit in LIMITS[precision])
+    return f"limits of {precision}: {told}"
 
 
 def bench_rows(bench: Bench) -> list[Row]:
@@ -65,7 +90,7 @@ def bench_rows(bench: Bench) -> list[Row]:
                 else ("", "")
             ),
             "" if t.floor_ms is None else _milliseconds(t.floor_ms),
-            "" if t.share is None else f"{t.share:.0%}",
+            "" if t.share is None else f"{100 * t.share:.0f}",
             t.problem or "",
         )
         for t in bench.timings
@@ -105,11 +130,12 @@ def compare_rows(comparison: Comparison) -> list[Row]:
 
 def drift_rows(bundle: Bundle, drift: Drift) -> list[Row]:
     """What a swap did: which VAE is there now, and how far pictures of the old latents move."""
+    moved = f"{drift.latent_rel_l2:.2%}"
     red, green, blue = (f"{value:+.2f}" for value in drift.shift)
     return [
         ("bundle", str(bundle.path)),
         ("VAE", f"{bundle.manifest.vae.name} ({bundle.manifest.vae.architecture})"),
-        ("latents", f"{drift.latent_rel_l2:.2%} of their size away"),
+        ("latents", "unchanged" if moved == "0.00%" else f"{moved} of their size away"),
         ("pictures", f"{drift.mean_levels:.2f} levels of 255 away on average, PSNR {_decibels(drift.psnr)}"),
         ("brightness", f"red {red}, green {green}, blue {blue} levels"),
         ("to go back", f"vaedeploy swap {bundle.path} --restore"),
@@ -117,14 +143,7 @@ def drift_rows(bundle: Bundle, drift: Drift) -> list[Row]:
 
 
 def _decibels(value: float | None) -> str:
-    return "inf" if value is None else f"{value:.1f} dB"
-
-
-def _pixels(case: Case) -> Row:
-    """PSNR and share that is off: empty for a case without pixels."""
-    if case.pixels_off is None:
-        return "", ""
-    return ("inf" if case.psnr is None else f"{case.psnr:.1f}"), f"{case.pixels_off:.2%}"
+    return "no difference" if value is None else f"{value:.1f} dB"
 
 
 def _case_shape(case: Case) -> str:

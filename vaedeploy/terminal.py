@@ -105,8 +105,9 @@ def show_table(headers: Sequence[str], rows: Sequence[Sequence[str]], numbers: S
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False, header_style="bold", show_header=bool(headers))
-    for header in headers or [""] * len(rows[0]):
-        table.add_column(header, justify="right" if header in numbers else "left")
+    for place, header in enumerate(headers or [""] * len(rows[0])):
+        # What is too wide is folded and never cut; the first column has names, which are to be typed again.
+        table.add_column(header, justify="right" if header in numbers else "left", overflow="fold", no_wrap=place == 0)
     for row in rows:
         table.add_row(*map(Text, row))
     terminal = sys.stdout is not None and sys.stdout.isatty()

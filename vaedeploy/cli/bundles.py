@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,6 +75,11 @@ def export(no_rewrite: bool, no_verify: bool, folder: Path | None, **options: An
             rewrite=not no_rewrite, verify=not no_verify, profile_folder=folder, progress=progress, **options
         )
     terminal.show(str(bundle.path))
+    again = f"vaedeploy verify {shlex.quote(str(bundle.path))}"
+    if no_verify:
+        terminal.say(f"It is not verified yet. To do so: {again}")
+    else:
+        terminal.say(f"To look at its pictures beside PyTorch's: {again} --report report")
 
 
 @cli.command()
@@ -135,7 +141,7 @@ def verify(bundle: Path, weights: str | None, backend: str | None, bisect: bool,
 def _show_report(report: Report) -> None:
     from vaedeploy.results import CASE_COLUMNS, case_rows, verdict_lines
 
-    terminal.show_table(CASE_COLUMNS, case_rows(report), numbers=CASE_COLUMNS[3:-1])
+    terminal.show_table(CASE_COLUMNS, case_rows(report), numbers=CASE_COLUMNS[4:-1])
     terminal.show("\n".join(verdict_lines(report)))
 
 
@@ -168,24 +174,27 @@ def _show_bisection(report: Report, found: Bisection) -> None:
 @cli.command()
 @click.argument("bundle", type=PATH)
 @click.option("--check", is_flag=True, help="Prove every file's sha256.")
+@click.option("--layers", is_flag=True, help="Also the layers and tensors of each engine.")
 @json_option
-def inspect(bundle: Path, check: bool, as_json: bool) -> None:
+def inspect(bundle: Path, check: bool, layers: bool, as_json: bool) -> None:
     """Tell what a bundle holds.
 
     That is its VAE, latent contract, files, verification and engines, with what speaks against each of those here.
+    --json has all of bundle.json, and adds to it: problems, a list of texts; engine_states, each engine's state and
+    problems; and checked, true after --check. A bundle that --check finds damaged is an error, exit code 2.
 
     \b
     Example:
       vaedeploy inspect mse840k --check
     """
     from vaedeploy.bundle import Bundle, check_bundle
-    from vaedeploy.overview import bundle_rows
+    from vaedeploy.overview import bundle_document, bundle_rows
 
     opened = check_bundle(bundle) if check else Bundle.open(bundle, verify_hashes=False)
     if as_json:
-        terminal.show_json(opened.manifest)
+        terminal.show_json(bundle_document(opened, checked=check))
     else:
-        terminal.show_table((), bundle_rows(opened, checked=check))
+        terminal.show_table((), bundle_rows(opened, checked=check, layers=layers))
 
 
 @cli.command()
@@ -194,7 +203,7 @@ def inspect(bundle: Path, check: bool, as_json: bool) -> None:
 @click.option("--weights", metavar="SRC", help="Other weights for the preset, as for export.")
 @click.option("--restore", is_flag=True, help="Bring back the VAE that was there first, bit for bit.")
 def swap(bundle: Path, vae: str | None, weights: str | None, restore: bool) -> None:
-    """Put another VAE in a bundle's place, or bring the first one back.
+    """Put another VAE in a bundle's place, or bring one back.
 
     The other VAE must have the same architecture and latent contract. It is verified and its engines are built before
     anything is put in place. Prints how far it moves pictures.
@@ -225,11 +234,11 @@ def swap(bundle: Path, vae: str | None, weights: str | None, restore: bool) -> N
 @click.option("--backend", metavar="NAME", help="Who computes. [default: the first that answers here]")
 @json_option
 def compare(bundles: tuple[Path, ...], images: Path, as_json: bool, **options: Any) -> None:
-    """Tell which VAE is truest and fastest, and which can take another one's latents.
+    """Tell which VAE is truest and fastest.
 
-    Each bundle encodes and decodes the photographs. Then latents of each are decoded by each other one: compatible,
-    compatible with a shift (of colour, contrast or scale), or not compatible; a wrong scale or shift, flipped signs,
-    permuted channels and another latent space are told apart.
+    And which can take another one's latents. Each bundle encodes and decodes the photographs. Then latents of each are
+    decoded by each other one: compatible, compatible with a shift (of colour, contrast or scale), or not compatible; a
+    wrong scale or shift, flipped signs, permuted channels and another latent space are told apart.
 
     \b
     Example:

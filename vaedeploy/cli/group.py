@@ -47,7 +47,9 @@ class InOrder(click.Group):
 
 
 def json_option(command: Command) -> Command:
-    return click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else.")(command)
+    return click.option(
+        "--json", "as_json", is_flag=True, help="Print one JSON document on stdout; progress stays on stderr."
+    )(command)
 
 
 def page_option(command: Command) -> Command:

@@ -41,11 +41,11 @@ def presets(as_json: bool) -> None:
 @click.option("--rounds", type=int, default=7, show_default=True, help="How often backends take turns.")
 @json_option
 def bench(bundle: Path, sizes: tuple[str, ...], as_json: bool, **options: Any) -> None:
-    """Time a bundle's encoder and decoder on the backends of this machine.
+    """Time a bundle's encoder and decoder on this machine.
 
-    Whole calls, from arrays of the host to arrays of the host; backends take turns, and the figure is the median. The
-    floor is what a perfect program would take: operations over the rate of a matrix product that was measured just
-    before, or bytes over that of a copy.
+    On each of its backends. Whole calls, from arrays of the host to arrays of the host; backends take turns, and the
+    figure is the median. The floor is what a perfect program would take: operations over the rate of a matrix product
+    that was measured just before, or bytes over that of a copy.
 
     \b
     Example:
