@@ -30,7 +30,7 @@ def amount(metric: str, value: float | None) -> str:
         return "no difference" if metric == "psnr" else "not finite"
     unit = WORDS[metric][1]
     if unit.startswith("%"):
-        return f"{100 * value:.5g}{unit}"
+        return f"{100 * value:.4g}{unit}"
     return f"{value:.3g}" if metric in ("rel_l2", "max_abs", "mean_abs") else f"{value:.3g} {unit}"
 
 

@@ -200,7 +200,7 @@ def _verification(bundle: Bundle) -> str:
     worst = ", ".join(_worst(name, value) for name, value in verification.worst.items())
     state = "yes" if verification.passed else "FAILED"
     setting = f"{verification.cases} cases on {verification.backend} against {verification.reference}"
-    return f"{state}: {setting}; worst {worst}"
+    return f"{state}: {setting}; at worst: {worst}"
 
 
 def _worst(metric: str, value: float | None) -> str:

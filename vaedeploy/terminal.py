@@ -10,10 +10,11 @@ import logging
 import os
 import shutil
 import sys
+import textwrap
 import time
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TextIO
 
@@ -96,27 +97,56 @@ def show_json(value: object) -> None:
 
 
 def show_table(headers: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[str] = ()) -> None:
-    """A table on stdout; columns named in ``numbers`` are aligned to the right. Lines wrap on a terminal only.
+    """A table on stdout; columns named in ``numbers`` are aligned to the right. Lines wrap on a terminal only, between
+    words; one that is too narrow for that gets a paragraph a row.
 
     headers: the columns' names; none for a table without.
     """
+    terminal = sys.stdout is not None and sys.stdout.isatty()
+    # A pipe has no width, so nothing is wrapped there: rows are what other programs read.
+    width = shutil.get_terminal_size().columns if terminal else 10_000
+    lines: Iterable[str]
+    if headers and sum(_words(headers, rows)) + 2 * len(headers) > width:
+        lines = _paragraphs(headers, rows, width)
+    else:
+        lines = _table(headers, rows, numbers, width, terminal)
+    for line in lines:
+        show(line.rstrip())
+
+
+def _words(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> list[int]:
+    """The length of each column's longest word."""
+    columns = zip(*([headers] if headers else []), *rows, strict=True)
+    return [max((len(word) for cell in column for word in cell.split()), default=0) for column in columns]
+
+
+def _paragraphs(headers: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> Iterator[str]:
+    """The first column has names, which are to be typed again: they are never cut."""
+    for name, *cells in rows:
+        told = "; ".join(f"{header}: {cell}" for header, cell in zip(headers[1:], cells, strict=True) if cell)
+        yield name
+        yield from textwrap.wrap(told, width, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
+
+
+def _table(
+    headers: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[str], width: int, styled: bool
+) -> list[str]:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False, header_style="bold", show_header=bool(headers))
-    for place, header in enumerate(headers or [""] * len(rows[0])):
-        # What is too wide is folded and never cut; the first column has names, which are to be typed again.
-        table.add_column(header, justify="right" if header in numbers else "left", overflow="fold", no_wrap=place == 0)
+    if headers:
+        for header, least in zip(headers, _words(headers, rows), strict=True):
+            table.add_column(header, justify="right" if header in numbers else "left", min_width=least)
+    else:
+        for place in range(len(rows[0])):
+            table.add_column(no_wrap=place == 0, overflow="fold")
     for row in rows:
         table.add_row(*map(Text, row))
-    terminal = sys.stdout is not None and sys.stdout.isatty()
-    # A pipe has no width, so nothing is wrapped there: rows are what other programs read.
-    width = shutil.get_terminal_size().columns if terminal else 10_000
     text_of_table = io.StringIO()
-    Console(file=text_of_table, highlight=False, width=width, force_terminal=terminal).print(table)
-    for line in text_of_table.getvalue().splitlines():
-        show(line.rstrip())
+    Console(file=text_of_table, highlight=False, width=width, force_terminal=styled).print(table)
+    return text_of_table.getvalue().splitlines()
 
 
 def configure(verbose: bool) -> None:
