@@ -524,7 +524,7 @@ def test_export_verify_and_fail(vaedeploy, small_vae, tmp_path, monkeypatch):
 
     table = vaedeploy("verify", "small").out.splitlines()
     assert table[0].startswith("graph        part        output       size ")
-    assert table[-3].startswith("limits of fp32: relative error at most 2e-05, largest difference at most 1 of 255")
+    assert table[-3].startswith("Limits of fp32: relative error at most 2e-05, largest difference at most 1 of 255")
     assert table[-2] == "seen: nothing beside the reference's own pictures"
     assert table[-1].startswith(f"verified: {len(table) - 4} cases on onnxruntime-cpu against PyTorch in float64")
 

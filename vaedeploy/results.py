@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vaedeploy.bundle import Bundle
-from vaedeploy.manifest import Precision
 from vaedeploy.metrics import METRICS, WORDS, metric_text
-from vaedeploy.verify import LIMITS
+from vaedeploy.verify import limits_line
 
 if TYPE_CHECKING:
     from vaedeploy.bench import Bench
@@ -59,7 +58,7 @@ def case_rows(report: Report) -> list[Row]:
 def verdict_lines(report: Report) -> list[str]:
     """The limits that hold, each one that was missed, what a person would see, and last the verdict."""
     failed = [case for case in report.cases if not case.passed]
-    lines = [_limits(precision) for precision in dict.fromkeys(case.precision for case in report.cases)]
+    lines = [limits_line(precision) for precision in dict.fromkeys(case.precision for case in report.cases)]
     lines += [f"{c.form} {c.part} {_case_shape(c)}, {c.output}: {failure}" for c in failed for failure in c.failures]
     seen = [f"seen: {c.form} {c.part} {_case_shape(c)}: {words}" for c in report.cases for words in c.findings or ()]
     if not seen and any(case.findings is not None for case in report.cases):
@@ -69,11 +68,6 @@ def verdict_lines(report: Report) -> list[str]:
     if report.passed:
         return [*lines, f"verified: {len(report.cases)} cases {setting}"]
     return [*lines, f"FAILED: {len(failed)} of {len(report.cases)} cases {setting}"]
-
-
-def _limits(precision: Precision) -> str:
-    told = ", ".join(f"{WORDS[limit.metric][0].lower()} {limit.words}" for limit in LIMITS[precision])
-    return f"limits of {precision}: {told}"
 
 
 def bench_rows(bench: Bench) -> list[Row]:

@@ -59,6 +59,12 @@ LIMITS: dict[Precision, tuple[Limit, ...]] = {
 }
 
 
+def limits_line(precision: Precision) -> str:
+    """The limits of a precision, in words."""
+    told = ", ".join(f"{WORDS[limit.metric][0].lower()} {limit.words}" for limit in LIMITS[precision])
+    return f"Limits of {precision}: {told}"
+
+
 class Case(msgspec.Struct, frozen=True):
     """One output at one shape, and how far it is from the reference.
 

@@ -10,7 +10,7 @@ from vaedeploy.metrics import METRICS, WORDS, metric_text
 from vaedeploy.report.document import Cell, Column, Document, Picture, Table, Tone
 from vaedeploy.report.looks import Looks
 from vaedeploy.report.write import write_report
-from vaedeploy.verify import Case, Report
+from vaedeploy.verify import Case, Report, limits_line
 
 MEANINGS = {
     "rel_l2": "Length of the error over length of what PyTorch gives: 0 is equal.",
@@ -81,9 +81,11 @@ def _cases(report: Report) -> Table:
         *(Column(*WORDS[metric], MEANINGS[metric]) for metric in METRICS),
         Column("Verdict"),
     )
+    kept = dict.fromkeys(case.precision for case in report.cases)
+    limits = " ".join(f"{limits_line(precision)}." for precision in kept)
     return Table(
         "All cases",
-        "Each row is one output at one size, compared with PyTorch.",
+        f"Each row is one output at one size, compared with PyTorch. {limits}",
         columns,
         tuple(_row(case) for case in report.cases),
     )
