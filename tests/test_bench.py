@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -113,7 +114,9 @@ def test_on_the_command_line(vaedeploy: Callable[..., Ended], bundle: Bundle, mo
     monkeypatch.setattr(bench, "_of_cpu", lambda: Ceilings("CPU", {"fp32": 1e11}, 1e10))  # measured above
     ended = vaedeploy("bench", bundle.path, "--size", "8x12", "--batch", 2, "--rounds", 1)
     header, *rows, ceilings = ended.out.splitlines()
-    assert header.split() == ["backend", "precision", "part", "size", "ms", "range", "floor", "of", "it"]
+    assert re.split("  +", header) == [
+        *("backend", "precision", "part", "size", "ms", "range, ms", "floor, ms", "floor, % of the time", "problem")
+    ]
     assert [row.split()[:4] for row in rows] == [
         ["onnxruntime-cpu", "fp32", "encoder", "2x8x12"],
         ["onnxruntime-cpu", "fp32", "decoder", "2x8x12"],

@@ -26,6 +26,7 @@ from vaedeploy.errors import BackendError
 from vaedeploy.files import LatentFile, read_image, read_latent, write_latent
 from vaedeploy.golden import NAME as GOLDEN
 from vaedeploy.golden import read_golden, write_golden
+from vaedeploy.latent import LatentSpec
 from vaedeploy.preset import presets
 from vaedeploy.runtime import VAE
 
@@ -121,6 +122,14 @@ def test_without_a_command_help_is_shown(vaedeploy):
     ended = vaedeploy()
     assert (ended.code, ended.out) == (2, "")
     assert ended.err.startswith("Usage: vaedeploy [OPTIONS] COMMAND")
+
+
+@pytest.mark.parametrize("name", cli.commands)
+def test_every_summary_fits_into_eighty_columns(name):
+    listing = cli.get_help(click.Context(cli, info_name="vaedeploy", terminal_width=80)).partition("Commands:")[2]
+    (line,) = [line for line in listing.splitlines() if line.startswith(f"  {name} ")]
+    assert line.endswith(".")
+    assert not line.endswith("...")
 
 
 # --------------------------------------------------------------------------------------------------------- errors
@@ -233,6 +242,25 @@ print("result")
     assert done.stdout == b"result\n"
 
 
+@pytest.mark.parametrize("width", [30, 48, 90])
+def test_no_word_is_cut_however_narrow_a_terminal_is(monkeypatch, capsys, width):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", str(width))
+    name, long = "a-name-to-be-typed", "a-long-word-of-its-own"
+    terminal.show_table(("name", "one", "two"), [(name, long, "words " * 8)])
+    shown = re.sub(r"\x1b\[\d*m", "", capsys.readouterr().out)
+    assert [shown.count(word) for word in (name, long, "words", "…")] == [1, 1, 8, 0]
+    assert max(map(len, shown.splitlines())) <= width
+
+
+def test_a_value_that_is_wider_than_a_terminal_is_folded(monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "40")
+    terminal.show_table((), [("identity", "x" * 64)])
+    shown = capsys.readouterr().out
+    assert (shown.count("x"), "…" in shown) == (64, False)
+
+
 # ---------------------------------------------------------------------------------------------- presets and doctor
 
 
@@ -290,9 +318,14 @@ def test_inspect_shows_the_manifest(vaedeploy, bundle):
     assert "check" not in ended.out
 
 
-def test_inspect_as_json_is_the_manifest(vaedeploy, bundle):
-    shown = json.loads(vaedeploy("inspect", bundle, "--json").out)
-    assert shown == json.loads((bundle / "bundle.json").read_text())
+def test_inspect_as_json_is_the_manifest_and_what_speaks_against_it(vaedeploy, bundle, tmp_path):
+    manifest = json.loads((bundle / "bundle.json").read_text())
+    added = {"problems": [], "engine_states": {}, "checked": False}
+    assert json.loads(vaedeploy("inspect", bundle, "--json").out) == manifest | added
+    assert json.loads(vaedeploy("inspect", bundle, "--json", "--check").out) == manifest | added | {"checked": True}
+    made = tiny_bundle(tmp_path / "b", verification=None).path
+    told = json.loads(vaedeploy("inspect", made, "--json").out)["problems"]
+    assert told == [f"verified: no. Run: vaedeploy verify {made}"]
 
 
 def test_inspect_check(vaedeploy, tmp_path):
@@ -332,7 +365,8 @@ def test_encode_then_decode_is_what_the_runtime_gives(vaedeploy, bundle, tmp_pat
 def test_a_size_that_is_not_a_multiple_is_refused_without_pad(vaedeploy, bundle, tmp_path):
     ended = vaedeploy("encode", bundle, photo(tmp_path / "a.png", 17, 24), "-o", tmp_path / "a.safetensors")
     assert (ended.code, ended.out) == (2, "")
-    assert "Error: image is 17x24 (height x width), but both must be multiples of 4" in ended.err
+    told = f"Error: {tmp_path / 'a.png'}: image is 17x24 (height x width), but both must be multiples of 4"
+    assert told in ended.err
     assert not (tmp_path / "a.safetensors").exists()
 
 
@@ -393,7 +427,7 @@ def test_a_folder_of_failures_leaves_no_folder(vaedeploy, bundle, tmp_path):
         ),
         (
             ["encode", "{bundle}", "a.png", "-o", "empty"],
-            "Error: cannot write a latent to empty: give a name that ends",
+            "Error: empty is a folder and a.png is not: name the file to write, empty/a.safetensors",
         ),
         (
             ["encode", "{bundle}", "a.png", "-o", "a.png"],
@@ -405,6 +439,16 @@ def test_a_folder_of_failures_leaves_no_folder(vaedeploy, bundle, tmp_path):
             ["decode", "{bundle}", "one.safetensors", "-o", "a.xyz"],
             "Error: cannot write a picture to a.xyz: give a name that ends in one of .png, ",
         ),
+        (
+            ["encode", "{bundle}", "twice", "-o", "all.safetensors"],
+            "Error: twice is a folder, and all.safetensors is a file's name: give a folder",
+        ),
+        (["encode", "{bundle}", "none.png", "-o", "empty"], "Error: there is no file none.png"),
+        (
+            ["encode", "{bundle}", "a.png", "-o", "none/a.safetensors"],
+            "Error: cannot write none/a.safetensors: No such file or directory. Make its folder first",
+        ),
+        (["decode", "{bundle}", "one.safetensors", "-o", "none/a.png"], "Error: cannot write none/a.png: "),
         (["decode", "{bundle}", "two.safetensors", "-o", "b.png"], "Error: two.safetensors holds 2 latents; a picture"),
         (["decode", "{bundle}", "none.safetensors", "-o", "b.png"], "Error: there is no file none.safetensors"),
     ],
@@ -419,6 +463,7 @@ def test_bad_places_and_files(vaedeploy, bundle, tmp_path, monkeypatch, argument
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     ended = vaedeploy(*[a.format(bundle=bundle) for a in arguments])
     assert (ended.code, ended.out) == (2, "")
+    assert ended.err.startswith(("Error: ", "Decoding two.safetensors ..."))  # before the work, where it can be known
     assert message.replace("/", os.sep) in ended.err
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
 
@@ -437,6 +482,17 @@ def test_another_vaes_latent_is_decoded_and_told_once(vaedeploy, bundle, tmp_pat
 
 
 @pytest.mark.filterwarnings("default")
+def test_another_latent_contract_is_told_with_both_values(vaedeploy, bundle, tmp_path):
+    spec = LatentSpec(channels=2, factor=4, scale=0.5, shift=0.25)
+    made = LatentFile(np.zeros((1, 2, 4, 4), np.float32), "2" * 64, "other", spec)
+    write_latent(tmp_path / "a.safetensors", made)
+    ended = vaedeploy("decode", bundle, tmp_path / "a.safetensors", "-o", tmp_path / "a.png")
+    assert ended.code == 0
+    told = "their latent contracts differ: scale is 0.5 there and 1.0 here, shift is 0.25 there and 0.0 here\n"
+    assert told in ended.err
+
+
+@pytest.mark.filterwarnings("default")
 def test_an_unverified_bundle_is_told(vaedeploy, tmp_path):
     made = tiny_bundle(tmp_path / "b", verification=None).path
     ended = vaedeploy("encode", made, photo(tmp_path / "a.png"), "-o", tmp_path / "a.safetensors")
@@ -445,6 +501,37 @@ def test_an_unverified_bundle_is_told(vaedeploy, tmp_path):
         f"Warning: bundle {made} was never verified; its pictures may be wrong. Run: vaedeploy verify {made}"
         in ended.err
     )
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no pipes of this kind")
+@pytest.mark.parametrize("arguments", [["presets"], ["presets", "--json"], ["inspect", "BUNDLE", "--json"], ["--help"]])
+def test_a_reader_that_has_gone_changes_nothing(bundle, arguments):
+    """As with ``vaedeploy presets | head -1``."""
+    ours, theirs = os.pipe()
+    os.close(ours)
+    command = [sys.executable, "-m", "vaedeploy", *(str(bundle) if a == "BUNDLE" else a for a in arguments)]
+    ended = subprocess.run(command, stdout=theirs, stderr=subprocess.PIPE, text=True)
+    os.close(theirs)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no pipes of this kind")
+def test_an_exit_code_survives_a_reader_that_has_gone():
+    script = """
+import click
+from vaedeploy import terminal
+@click.command
+def command():
+    terminal.say("working")
+    terminal.show("result")
+    raise SystemExit(3)
+terminal.run(command, [])
+"""
+    ours, theirs = os.pipe()
+    os.close(ours)
+    ended = subprocess.run([sys.executable, "-c", script], stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    assert ended.returncode == 3
 
 
 # ----------------------------------------------------------------------------------------------- export and verify
@@ -458,7 +545,11 @@ def test_export_verify_and_fail(vaedeploy, small_vae, tmp_path, monkeypatch):
     assert (ended.code, ended.out) == (0, "small\n"), ended.err
     assert "Exporting to ONNX ..." in ended.err
     assert "Error" not in ended.err
-    assert all(PROGRESS.search(line) for line in ended.err.splitlines())
+    *lines, last = ended.err.splitlines()
+    assert all(PROGRESS.search(line) for line in lines)
+    assert last == "To look at its pictures beside PyTorch's: vaedeploy verify small --report report"
+    starts = [line for line in lines if line.endswith(" ...")]
+    assert len(set(starts)) == len(starts)  # each step has a name of its own
     assert Bundle.open("small").verified
 
     again = vaedeploy("export", "--vae", small_vae, "--no-verify")
@@ -469,8 +560,10 @@ def test_export_verify_and_fail(vaedeploy, small_vae, tmp_path, monkeypatch):
     )
 
     table = vaedeploy("verify", "small").out.splitlines()
-    assert table[0].startswith("graph        part         case ")
-    assert table[-1].startswith(f"verified: {len(table) - 2} cases on onnxruntime-cpu against PyTorch in float64")
+    assert table[0].startswith("graph        part        output       size ")
+    assert table[-3].startswith("Limits of fp32: relative error at most 2e-05, largest difference at most 1 of 255")
+    assert table[-2] == "seen: nothing beside the reference's own pictures"
+    assert table[-1].startswith(f"verified: {len(table) - 4} cases on onnxruntime-cpu against PyTorch in float64")
 
     opened = Bundle.open("small")
     identity = opened.manifest.vae.identity
@@ -481,7 +574,7 @@ def test_export_verify_and_fail(vaedeploy, small_vae, tmp_path, monkeypatch):
     failed = vaedeploy("verify", "small")
     assert failed.code == 3
     assert failed.out.splitlines()[-1].startswith("FAILED: ")
-    assert "decoder 1x64x64, image: rel_l2 is " in failed.out
+    assert "decoder 1x64x64, image: relative error is " in failed.out
     assert not Bundle.open("small").verified
 
     report = json.loads(vaedeploy("verify", "small", "--json").out)
@@ -525,6 +618,7 @@ def test_the_exporters_noise_is_for_verbose_only(vaedeploy, small_vae, tmp_path)
     noisy = vaedeploy("-v", "export", "--vae", small_vae, "--no-verify", "--out", tmp_path / "noisy")
     assert noisy.code == 0
     assert "Info: " in noisy.err
+    assert noisy.err.endswith(f"It is not verified yet. To do so: vaedeploy verify {tmp_path / 'noisy'}\n")
     assert not all(PROGRESS.search(line) for line in noisy.err.splitlines())
 
 

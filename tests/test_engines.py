@@ -760,7 +760,7 @@ def test_build_on_the_command_line(vaedeploy: Callable[..., Ended], built: Bundl
     ended = vaedeploy("build", built.path, "--profile", "mine", "--profiles", folder)
     assert (ended.code, ended.err.splitlines()) == (0, [f"{ENCODER} is up to date", f"{DECODER} is up to date"])
     header, *rows = ended.out.splitlines()
-    assert header.split() == ["profile", "part", "backend", "capability", "precision", "size", "memory"]
+    assert header.split() == ["profile", "part", "backend", "capability", "precision", "size", "memory", "state"]
     assert [row.split()[:2] for row in rows] == [["mine", "decoder"], ["mine", "encoder"]]
     assert all(row.endswith("unverified") for row in rows)
 
@@ -773,7 +773,8 @@ def test_a_failed_build_on_the_command_line(vaedeploy: Callable[..., Ended], tmp
 
 
 def test_inspect_shows_engines_and_what_speaks_against_them(vaedeploy: Callable[..., Ended], built: Bundle) -> None:
-    shown = vaedeploy("inspect", built.path, "--check").out
+    assert "tensors: " not in vaedeploy("inspect", built.path).out
+    shown = vaedeploy("inspect", built.path, "--check", "--layers").out
     assert f"{DECODER}  " in shown
     assert "unverified (it has not been run on its GPU)" in shown
     assert "tensors: latent float32 (-1, 2, -1, -1), " in shown
@@ -784,7 +785,12 @@ def test_inspect_shows_engines_and_what_speaks_against_them(vaedeploy: Callable[
     shown = vaedeploy("inspect", built.path).out
     assert "STALE: it was built by tensorrt-rtx 1.0, and 1." in shown
     assert f"Build it again: vaedeploy build {built.path} --profile mine --backend tensorrt-rtx" in shown
-    assert json.loads(vaedeploy("inspect", built.path, "--json").out)["engines"][ENCODER]["part"] == "encoder"
+    document = json.loads(vaedeploy("inspect", built.path, "--json").out)
+    assert document["engines"][ENCODER]["part"] == "encoder"
+    assert document["engine_states"][ENCODER] == {"state": "unverified", "problems": []}
+    told = document["engine_states"][DECODER]["problems"]
+    assert told[0].startswith("STALE: it was built by tensorrt-rtx 1.0, and 1.")
+    assert document["problems"] == [f"{DECODER}: {problem}" for problem in told]
 
 
 def test_profiles_on_the_command_line(

@@ -678,7 +678,7 @@ def test_engines_that_are_wrong_do_not_pass(
     monkeypatch.setattr("vaedeploy.runtime.backends.tensorrt.load_plan", load)
     ended = vaedeploy("verify", own.path, "--backend", "tensorrt-rtx", "--profile", "mine")
     assert ended.code == 3
-    assert "rel_l2 is 0.001; it must be at most 2e-05" in ended.out
+    assert "relative error is 0.001; it must be at most 2e-05" in ended.out
     engines = check_bundle(own.path).manifest.engines
     assert not engines[DECODER].verification.passed  # type: ignore[union-attr]
 

@@ -17,8 +17,8 @@ from faults import to_float, wash_out
 
 from vaedeploy.bundle import Bundle
 from vaedeploy.golden import GoldenCase
-from vaedeploy.overview import verdict_lines
 from vaedeploy.report import Looks, verification_document, write_report
+from vaedeploy.results import verdict_lines
 from vaedeploy.verify import Report, to_levels, verify_cases
 
 PHOTO = skimage.data.astronaut()[128:384, 128:416]
@@ -62,7 +62,7 @@ def test_a_fault_is_told_in_words_and_fails_nothing_that_the_limits_allow() -> N
     decoder = report.cases[1]
     assert looks.pictures[0].candidates[0].findings[0].name == "washed out"
     assert decoder.findings
-    assert all("rel_l2" in failure or "psnr" in failure for failure in decoder.failures)
+    assert all("relative error" in failure or "likeness" in failure for failure in decoder.failures)
     assert [line for line in verdict_lines(report) if line.startswith("seen: bf16 decoder 1x256x288: ")]
     assert json.loads(report.to_json())["cases"][1]["findings"] == list(decoder.findings)
 

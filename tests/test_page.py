@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from browser import CHROMIUM, Browser
-from pages import document
+from pages import document, picture, scene
 
 from vaedeploy.report import write_report
 
@@ -119,6 +119,24 @@ def test_nothing_overflows(chromium: Browser, page: Path, width: int) -> None:
         .filter((e) => !e.closest('.scroll table, .skip') && e.getBoundingClientRect().right > innerWidth + 0.5)
         .map((e) => e.outerHTML.slice(0, 80))"""
     assert chromium.run(wide) == []
+
+
+@pytest.mark.parametrize("width", [400, 1200])
+def test_tables_show_every_column_whatever_the_names_are(chromium: Browser, tmp_path: Path, width: int) -> None:
+    names = ("onnxruntime, emulated fp16 graph", "a-rather-long-name-of-a-vae-fp16")
+    chromium.open(write_report(document(picture("large", scene(), names)), tmp_path), width=width)
+    hidden = """[...document.querySelectorAll('.sortable td')]
+        .filter((e) => e.getBoundingClientRect().right > innerWidth).map((e) => e.textContent)"""
+    assert chromium.run(hidden) == []
+    scrolled = (
+        "[...document.querySelectorAll('.scroll:has(.sortable)')].filter((e) => e.scrollWidth > e.clientWidth).length"
+    )
+    assert chromium.run(scrolled) == 0
+    gap = """Math.max(...[...document.querySelectorAll('.sortable')].map((table) => {
+        const top = (e) => e.getBoundingClientRect().top;
+        return Math.min(...[...table.querySelectorAll('th button')].map(top)) - top(table);
+    }))"""
+    assert chromium.run(gap) < 20
 
 
 def test_dark_and_light_differ_and_both_can_be_read(chromium: Browser, page: Path) -> None:

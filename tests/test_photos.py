@@ -67,7 +67,11 @@ def test_a_folder_without_photos_is_refused(tmp_path: Path) -> None:
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file.png").touch()
-    for place in (tmp_path / "none", tmp_path / "file.png"):
+    none, file = tmp_path / "none", tmp_path / "file.png"
+    for place, message in (
+        (none, f"there is no folder {none}; give a folder with PNG, JPEG or other pictures in it"),
+        (file, f"{file} is a file; give the folder that it is in"),
+    ):
         with pytest.raises(ImageError) as error:
             load_photos(place)
-        assert str(error.value) == f"there is no folder {place}; give a folder with PNG, JPEG or other pictures in it"
+        assert str(error.value) == message

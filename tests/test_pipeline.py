@@ -168,7 +168,7 @@ def test_a_failed_verification_leaves_the_bundle_unverified(flat: Reference, tmp
     assert error.value.exit_code == 3
     assert not error.value.report.passed
     assert str(error.value).startswith(f"bundle {tmp_path / 'broken'} failed its verification in ")
-    assert "First: decoder, odd, image: rel_l2 is " in str(error.value)
+    assert "First: decoder, odd, image: relative error is " in str(error.value)
     bundle = check_bundle(tmp_path / "broken")
     assert bundle.manifest.verification is not None
     assert not bundle.verified

@@ -21,9 +21,10 @@ from vaedeploy.engines import build_engines
 from vaedeploy.errors import InputError, VerificationError, WeightsError
 from vaedeploy.pipeline import export_vae
 from vaedeploy.preset import get_preset
+from vaedeploy.results import drift_rows
 from vaedeploy.runtime import VAE
 from vaedeploy.source import load_reference
-from vaedeploy.swap import restore_vae, swap_vae
+from vaedeploy.swap import Drift, restore_vae, swap_vae
 
 ENGINE = "engines/mine/decoder.tensorrt-rtx.engine"
 
@@ -57,7 +58,7 @@ def test_there_and_back(
     assert swapped.manifest.engines[ENGINE].identity.graph != before.manifest.engines[ENGINE].identity.graph
     rows = dict(line.split(None, 1) for line in ended.out.splitlines())
     assert rows["VAE"] == "demo-mse (AutoencoderKL)"
-    assert rows["latents"] == "0.00% of their size away"  # both have one encoder
+    assert rows["latents"] == "unchanged"  # both have one encoder
     levels, psnr = map(float, re.findall(r"\d+\.\d+", rows["pictures"]))
     assert 0 < levels < 5
     assert 30 < psnr < 60
@@ -74,6 +75,11 @@ def test_there_and_back(
     assert snapshot(bundle) == first
     check_bundle(bundle.path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["demo", "mine.toml"]
+
+
+@pytest.mark.parametrize(("moved", "told"), [(0.0, "unchanged"), (0.0123, "1.23% of their size away")])
+def test_latents_that_stay_are_told_as_unchanged(bundle: Bundle, moved: float, told: str) -> None:
+    assert ("latents", told) in drift_rows(bundle, Drift(moved, None, 0.0, (0.0, 0.0, 0.0)))
 
 
 def test_of_several_swaps_the_first_vae_is_kept(flat: Bundle) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from vaedeploy.golden import GoldenCase
+from vaedeploy.metrics import amount
 from vaedeploy.verify import LIMITS, Case, Limit, Report, to_levels, verify_cases
 
 Arrays = dict[str, np.ndarray]
@@ -84,7 +85,7 @@ def test_relative_error_just_over_the_limit_fails(golden: GoldenCase, precision:
         grown = {name: latent * np.float32(1 + factor * limit.bound) for name, latent in golden.latents.items()}
         case = judge(golden, encode=lambda photo, grown=grown: grown, precision=precision)["encoder", "latent_mean"]
         assert case.passed is passes
-    assert case.failures == (f"rel_l2 is {case.rel_l2:.3g}; it must be at most {limit.bound:g}",)
+    assert case.failures == (f"relative error is {case.rel_l2:.3g}; it must be at most {limit.bound:g}",)
 
 
 def test_one_pixel_two_levels_off_fails_in_fp32_and_not_in_fp16(golden: GoldenCase) -> None:
@@ -93,8 +94,18 @@ def test_one_pixel_two_levels_off_fails_in_fp32_and_not_in_fp16(golden: GoldenCa
     pixel = found["image_u8"][1, 2, 3]
     pixel[0] = pixel[0] + 2 if pixel[0] < 128 else pixel[0] - 2
     failed = judge(golden, decode=lambda latent: found)["decoder", "image"]
-    assert failed.failures == ("max_levels is 2; it must be at most 1",)
+    assert failed.failures == ("largest difference is 2 of 255 levels; it must be at most 1 of 255 levels",)
     assert judge(golden, decode=lambda latent: found, precision="fp16")["decoder", "image"].passed
+
+
+def test_a_metric_is_told_with_its_unit() -> None:
+    assert amount("within_one_level", 0.9985) == "99.85% of values"
+    assert (amount("psnr", 41.26), amount("psnr", None), amount("psnr", math.inf)) == (
+        "41.3 dB PSNR",
+        "no difference",
+        "no difference",
+    )
+    assert (amount("rel_l2", 2e-5), amount("rel_l2", None)) == ("2e-05", "not finite")
 
 
 def test_two_pixels_in_a_thousand_fail_in_fp16(golden: GoldenCase) -> None:
@@ -103,14 +114,14 @@ def test_two_pixels_in_a_thousand_fail_in_fp16(golden: GoldenCase) -> None:
     some = np.random.default_rng(0).random(levels.shape) < 0.002
     found["image_u8"] = np.where(some, levels ^ 2, levels)
     case = judge(golden, decode=lambda latent: found, precision="fp16")["decoder", "image"]
-    assert case.failures[0].startswith("within_one_level is 0.998; it must be at least 0.999")
+    assert case.failures[0].startswith("share within one level is 99.8")
 
 
 def test_a_colour_cast_fails_bf16_by_psnr(golden: GoldenCase) -> None:
     found = decoded(golden.image)
     found["image_u8"] = found["image_u8"] // 2 + 64
     case = judge(golden, decode=lambda latent: found, precision="bf16")["decoder", "image"]
-    assert [f.split()[0] for f in case.failures] == ["psnr"]
+    assert [f.split()[0] for f in case.failures] == ["likeness"]
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -119,7 +130,7 @@ def test_nan_and_inf_fail(golden: GoldenCase, bad: float) -> None:
     image[1, 0, 0, 0] = bad
     case = judge(golden, decode=lambda latent: decoded(image))["decoder", "image"]
     assert not case.passed
-    assert any(f.startswith("rel_l2 is") for f in case.failures)
+    assert any(f.startswith("relative error is") for f in case.failures)
 
 
 def test_a_guard_that_lies_fails(golden: GoldenCase) -> None:

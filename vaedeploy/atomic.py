@@ -32,8 +32,7 @@ def write_file(path: Path, data: bytes) -> None:
     """
     place = path.resolve()
     try:
-        if place.exists() and not place.is_file():
-            raise OutputError(f"cannot write {path}: there is something that is not a file. Choose another place")
+        _check_kind(path, place)
         # Not tempfile's: those are for their owner alone, and what is written here is for all whom the umask allows.
         draft = draft_name(place)
         try:
@@ -47,6 +46,26 @@ def write_file(path: Path, data: bytes) -> None:
         sync_directory(place.parent)
     except OSError as error:
         raise OutputError(f"cannot write {path}: {reason(error)}. {advice(error)}") from error
+
+
+def check_place(path: Path) -> None:
+    """Raise OutputError where ``write_file`` could not write ``path``, to fail before long work and not after it.
+
+    That is tried, with an empty file beside it which is removed again.
+    """
+    place = path.resolve()
+    draft = draft_name(place)
+    try:
+        _check_kind(path, place)
+        draft.touch(exist_ok=False)
+        draft.unlink()
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {reason(error)}. {advice(error)}") from error
+
+
+def _check_kind(path: Path, place: Path) -> None:
+    if place.exists() and not place.is_file():
+        raise OutputError(f"cannot write {path}: there is something that is not a file. Choose another place")
 
 
 def link_or_copy(file: Path, place: Path) -> None:

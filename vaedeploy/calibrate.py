@@ -69,13 +69,15 @@ def measure_maxima(
     feeds: Iterable[Mapping[str, NDArray[Any]]],
     *,
     threads: int = 0,
+    what: str = WHAT,
     progress: Progress = silent,
 ) -> dict[str, float]:
     """The largest magnitude of each floating-point tensor over all ``feeds``: graph inputs and what nodes make of them.
 
     model: a graph, which is not changed, or the path of one. feeds: each gives every graph input by its name.
-    threads: 0 for as many as ONNX Runtime thinks best. A tensor that held an infinity or a NaN has the maximum
-    ``inf``; one that was always empty has 0.0. Tensors inside the subgraphs of control flow are not measured.
+    threads: 0 for as many as ONNX Runtime thinks best. what: told with ``progress``. A tensor that held an infinity or
+    a NaN has the maximum ``inf``; one that was always empty has 0.0. Tensors inside the subgraphs of control flow are
+    not measured.
 
     Raises InputError where there is nothing to measure on, BackendError with what ONNX Runtime said.
     """
@@ -90,7 +92,7 @@ def measure_maxima(
         session = measuring_session(path, threads)
         total = len(feeds) if isinstance(feeds, Sized) else 1
         for done, feed in enumerate(feeds):
-            progress(WHAT, min(done, total - 1), total)
+            progress(what, min(done, total - 1), total)
             try:
                 numbers = iter(session.run(None, dict(feed)))
             except Exception as error:
@@ -99,7 +101,7 @@ def measure_maxima(
             found = {name: _magnitude(*(float(next(numbers)) for _ in range(3))) for name in names}
             maxima = {name: max(maxima.get(name, 0.0), value) for name, value in found.items()}
         del session  # Windows deletes no file that is open
-    progress(WHAT, total, total)
+    progress(what, total, total)
     if not maxima:
         raise InputError("there is nothing to measure activations on: give at least one feed and a graph of floats")
     return maxima

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from vaedeploy.atomic import reason
-from vaedeploy.errors import InputError, LatentError, OutputError, VaedeployError
-from vaedeploy.files import IMAGE_SUFFIXES, LatentFile, read_image, read_latent, write_image, write_latent
+from vaedeploy.atomic import check_place, reason
+from vaedeploy.errors import InputError, LatentError, OutputError, SizeError, VaedeployError
+from vaedeploy.files import (
+    IMAGE_SUFFIXES,
+    WRITE_OPTIONS,
+    LatentFile,
+    check_image_name,
+    read_image,
+    read_latent,
+    write_image,
+    write_latent,
+)
+from vaedeploy.latent import LatentSpec
 from vaedeploy.progress import Progress, silent
 from vaedeploy.runtime import VAE
 
@@ -49,10 +59,14 @@ def encode_files(
 
     def encode(picture: Path, target: Path) -> None:
         image = read_image(picture)
-        latent = vae.encode(image, sample=sample, seed=seed, pad=pad)
+        try:
+            latent = vae.encode(image, sample=sample, seed=seed, pad=pad)
+        except SizeError as error:
+            raise SizeError(f"{picture}: {error}") from error
         size = (image.shape[0], image.shape[1])
         write_latent(target, LatentFile(latent, own.identity, own.name, vae.latent, size))
 
+    _check_places(source, out, (LATENT,), LATENT)
     if not source.is_dir() and out.suffix != LATENT:
         raise OutputError(f"cannot write a latent to {out}: give a name that ends in {LATENT}")
     return _convert(source, out, IMAGE_SUFFIXES, LATENT, encode, f"Encoding {source}", progress)
@@ -74,7 +88,7 @@ def decode_files(vae: VAE, source: Path, out: Path, *, progress: Progress = sile
                 f"{file} holds {len(read.latent)} latents; a picture takes one. Save each to its own file"
             )
         if read.vae_identity not in (None, own.identity):
-            differ = "; their latent contracts differ" if read.spec not in (None, vae.latent) else ""
+            differ = _differing(read.spec, vae.latent) if read.spec else ""
             # Without the file's name, so that a folder of them is told once.
             warnings.warn(
                 f"{read.vae_name or 'another VAE'} ({_short(read.vae_identity)}) made the latent, "
@@ -84,11 +98,36 @@ def decode_files(vae: VAE, source: Path, out: Path, *, progress: Progress = sile
             )
         write_image(target, vae.decode(read.latent, size=read.size)[0])
 
+    _check_places(source, out, tuple(WRITE_OPTIONS), ".png")
+    if not source.is_dir():
+        check_image_name(out)
     return _convert(source, out, (LATENT,), ".png", decode, f"Decoding {source}", progress)
 
 
 def _short(identity: str | None) -> str:
     return (identity or "")[:12]
+
+
+def _differing(made: LatentSpec, here: LatentSpec) -> str:
+    """In what two latent contracts differ, to be put after a sentence; empty where they do not."""
+    pairs = [(name, getattr(made, name), getattr(here, name)) for name in made.__struct_fields__]
+    told = [f"{name} is {theirs} there and {ours} here" for name, theirs, ours in pairs if theirs != ours]
+    return f"; their latent contracts differ: {', '.join(told)}" if told else ""
+
+
+def _check_places(source: Path, out: Path, suffixes: Iterable[str], suffix: str) -> None:
+    """Raise what speaks against reading ``source`` and writing to ``out``, before any work. suffixes: of files that
+    are written, and suffix the one of those that a folder gets.
+    """
+    if not source.exists():
+        raise InputError(f"there is no file {source}, and no folder of that name")
+    if source.is_dir():
+        if out.suffix.lower() in suffixes and not out.is_dir():
+            raise OutputError(f"{source} is a folder, and {out} is a file's name: give a folder to write to with -o")
+    elif out.is_dir():
+        raise OutputError(f"{out} is a folder and {source} is not: name the file to write, {out / source.stem}{suffix}")
+    else:
+        check_place(out)
 
 
 def _convert(
@@ -104,8 +143,6 @@ def _convert(
         pairs = _pairs(source, out, suffixes, suffix)
         with _folder(out):
             return _convert_all(pairs, work, what, progress)
-    if out.is_dir():
-        raise OutputError(f"{out} is a folder and {source} is not: name the file to write, {out / source.stem}{suffix}")
     progress(what, 0, 1)
     work(source, out)
     progress(what, 1, 1)

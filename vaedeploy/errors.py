@@ -9,6 +9,7 @@
     │   ├── LatentError            an array or a file that is not a latent of this VAE
     │   ├── SizeError              a height or width that the VAE cannot take
     │   ├── OutputError            a place that cannot be written to
+    │   │   └── PageError          a page that cannot be written; it holds what the page was to show
     │   ├── BundleError            a bundle that is missing, altered, or of another format
     │   ├── ProfileError           a GPU profile that is missing or contradicts itself
     │   └── EngineError            an engine that does not fit this machine, backend or graph
@@ -67,6 +68,14 @@ class SizeError(InputError):
 
 class OutputError(InputError):
     """A place that cannot be written to."""
+
+
+class PageError(OutputError):
+    """A page that cannot be written. ``result`` is what it was to show: the work that led to it is not lost."""
+
+    def __init__(self, message: str, result: object = None) -> None:
+        super().__init__(message)
+        self.result = result
 
 
 class BundleError(InputError):

@@ -90,6 +90,14 @@ def read_image(path: str | Path) -> NDArray[np.uint8]:
         raise ImageError(f"{path} cannot be decoded, it is truncated or broken: {error}") from error
 
 
+def check_image_name(path: Path) -> None:
+    """Raise OutputError where ``write_image`` has no format for the path's suffix."""
+    if path.suffix.lower() not in WRITE_OPTIONS:
+        raise OutputError(
+            f"cannot write a picture to {path}: give a name that ends in one of {', '.join(WRITE_OPTIONS)}"
+        )
+
+
 def write_image(path: str | Path, image: NDArray[np.uint8]) -> None:
     """Write (H, W, 3) uint8 RGB in the format of the path's suffix, in one step.
 
@@ -97,10 +105,7 @@ def write_image(path: str | Path, image: NDArray[np.uint8]) -> None:
     place that cannot be written to, ImageError for an array that is no picture.
     """
     path = Path(path)
-    if path.suffix.lower() not in WRITE_OPTIONS:
-        raise OutputError(
-            f"cannot write a picture to {path}: give a name that ends in one of {', '.join(WRITE_OPTIONS)}"
-        )
+    check_image_name(path)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
         raise ImageError(f"image is {image.dtype} of shape {image.shape}; a picture is (H, W, 3) uint8")
     form, options = WRITE_OPTIONS[path.suffix.lower()]

@@ -62,7 +62,7 @@ def measure(folder: Path, photos: list[Photo], factor: int, image_input: ImageIn
     """Write ``calibration.json``: the largest magnitudes in both portable graphs, over photographs and the latents that
     the encoder makes of them.
     """
-    from vaedeploy.calibrate import NAME, Calibration, encode_calibration, measure_maxima
+    from vaedeploy.calibrate import NAME, WHAT, Calibration, encode_calibration, measure_maxima
 
     shapes = [Shape(name, 1, rows * factor, columns * factor, False) for name, rows, columns in CALIBRATION]
     batches = [crop_batch(photos, shape, first=index) for index, shape in enumerate(shapes)]
@@ -76,7 +76,9 @@ def measure(folder: Path, photos: list[Photo], factor: int, image_input: ImageIn
     del encoder
     maxima = {}
     for part in PARTS:
-        found = measure_maxima(folder / file_name(part, "portable"), feeds[part], progress=progress)
+        found = measure_maxima(
+            folder / file_name(part, "portable"), feeds[part], what=f"{WHAT} of the {part}", progress=progress
+        )
         maxima[part] = {name: number if number < float("inf") else None for name, number in found.items()}
     calibration = Calibration(maxima, tuple(f"{s.name} {s.height}x{s.width}" for s in shapes))
     (folder / NAME).write_bytes(encode_calibration(calibration))

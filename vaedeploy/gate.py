@@ -5,6 +5,7 @@ reference.
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from vaedeploy import golden
 from vaedeploy.bundle import Bundle, edit_bundle
-from vaedeploy.errors import BackendError, BundleError, InputError, WeightsError
+from vaedeploy.errors import BackendError, BundleError, InputError, OutputError, WeightsError
 from vaedeploy.golden import GoldenCase
 from vaedeploy.judge import find_look, prepare_photo
 from vaedeploy.manifest import PARTS, Part, Precision
@@ -25,7 +26,7 @@ from vaedeploy.runtime.backends import ENGINES, Candidate, Runner, find_candidat
 from vaedeploy.runtime.engine import Half
 from vaedeploy.runtime.onnxruntime_cpu import Session
 from vaedeploy.shapes import CORNERS
-from vaedeploy.verify import Case, Look, Report, summary, verify_cases
+from vaedeploy.verify import Case, Look, Report, UnnotedVerdictWarning, summary, verify_cases
 
 if TYPE_CHECKING:
     from vaedeploy.source import Reference
@@ -55,11 +56,17 @@ def verify_backend(
     profile alone. device: the CUDA device. reference: the VAE in PyTorch, weights: where its weights are; it is run in
     float32 on the GPU. Without either, the bundle's float32 graph, verified against PyTorch, is run on the CPU.
 
-    page: a folder for an HTML page that shows it, see ``report.write_report``.
+    page: a folder for an HTML page that shows it, see ``report.write_report``, which is checked before any work.
 
-    Raises InputError for a backend or profile that there is not, BackendError and EngineError where it does not answer
-    here, BundleError where the bundle itself is not verified and nothing else could be compared with.
+    Warns (UnnotedVerdictWarning) where the bundle cannot be written to. Raises InputError for a backend or profile that
+    there is not, BackendError and EngineError where it does not answer here, BundleError where the bundle itself is not
+    verified and nothing else could be compared with, and PageError, which holds the report, where the page cannot be
+    written once the verdict is there.
     """
+    if page is not None:
+        from vaedeploy.report import check_folder
+
+        check_folder(page)
     bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     if backend not in ENGINES and profile is not None:
         raise InputError(f"profiles are for engines; {backend} runs graphs. Leave the profile out")
@@ -84,8 +91,11 @@ def verify_backend(
         name: msgspec.structs.replace(bundle.manifest.engines[name], verification=summary(verdict))
         for name, verdict in verdicts.items()
     }
-    with edit_bundle(bundle) as edit:
-        edit.put(files={f"report/{backend}.json": report.to_json()}, engines=noted)
+    try:
+        with edit_bundle(bundle) as edit:
+            edit.put(files={f"report/{backend}.json": report.to_json()}, engines=noted)
+    except OutputError as error:
+        warnings.warn(f"the verdict is not noted in the bundle: {error}", UnnotedVerdictWarning, stacklevel=2)
     if page is not None:
         from vaedeploy.report import Looks, write_verification
 

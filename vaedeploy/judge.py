@@ -45,6 +45,8 @@ def judge(
     ``find_look`` finds.
     """
     look = look or find_look(manifest)
+    if manifest.precision != "fp32":
+        _check_emulation()  # to fail before the work, not in the middle of it
     collect_garbage()
     rows: tuple[Case, ...] = ()
     forms = {form: own for form, own in FORMS[manifest.precision].items() if form in manifest.graphs["decoder"]}
@@ -93,15 +95,20 @@ def prepare_photo(manifest: Manifest, photo: NDArray[np.uint8]) -> NDArray[Any]:
     return photo if manifest.image_input == "uint8" else to_float(photo)
 
 
-def _write_emulated(graph: Path, folder: Path) -> Path:
+def _check_emulation() -> None:
     try:
-        import onnx_ir as ir
-
-        from vaedeploy.emulation import save_emulating
+        import vaedeploy.emulation  # noqa: F401
     except ImportError as error:
         raise BackendError(
             f"half precision is verified by emulation, which needs onnx_ir ({error}): {install_command('build')}"
         ) from error
+
+
+def _write_emulated(graph: Path, folder: Path) -> Path:
+    import onnx_ir as ir
+
+    from vaedeploy.emulation import save_emulating
+
     path = folder / graph.name
     save_emulating(ir.load(graph), path)
     return path

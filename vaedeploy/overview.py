@@ -1,9 +1,13 @@
-"""Values -> rows of text for people: what ``inspect``, ``presets``, ``doctor`` and ``verify`` show."""
+"""What is known and what is here -> rows of text for people: ``presets``, ``profiles``, ``inspect``, ``build``,
+``doctor``.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from typing import TYPE_CHECKING
+from typing import Any
+
+import msgspec
 
 from vaedeploy.bundle import Bundle
 from vaedeploy.doctor import Diagnosis, version_of
@@ -11,32 +15,17 @@ from vaedeploy.gpu import Gpu, find_gpu
 from vaedeploy.identity import engine_faults, gpu_fault, rebuild
 from vaedeploy.latent import LatentSpec
 from vaedeploy.manifest import EngineInfo
+from vaedeploy.metrics import WORDS, amount
 from vaedeploy.preset import Preset
 from vaedeploy.profile import Profile
 
-if TYPE_CHECKING:
-    from vaedeploy.bench import Bench
-    from vaedeploy.compare import Comparison
-    from vaedeploy.swap import Drift
-    from vaedeploy.verify import Case, Report
-
 Row = tuple[str, ...]
-
-CASE_COLUMNS = ("graph", "part", "case", "max abs", "mean abs", "rel L2", "PSNR", "off", "")
-"""case: batch x height x width. PSNR, in dB, and the share of values that are off at all are those of 8-bit pixels."""
-
 
 PROFILE_COLUMNS = ("profile", "GPU", "capability", "memory", "backend", "precision", "sizes (batch x height x width)")
 
-ENGINE_COLUMNS = ("profile", "part", "backend", "capability", "precision", "size", "memory", "")
+ENGINE_COLUMNS = ("profile", "part", "backend", "capability", "precision", "size", "memory", "state")
 """memory: beside the engine's own size, at the largest size of each shape set, as the builder said."""
 
-
-BENCH_COLUMNS = ("backend", "precision", "part", "size", "ms", "range", "floor", "of it", "")
-"""size: batch x height x width. floor: ms, see ``bench.Timing``; of it: its share in the time."""
-
-COMPARE_COLUMNS = ("VAE", "PSNR", "CIEDE2000", "chroma", "contrast", "detail", "encode ms", "decode ms")
-"""Medians over all photographs; see ``compare.Summary``."""
 
 NEVER_RUN = dict.fromkeys(
     ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda"),
@@ -97,12 +86,26 @@ def _engine_state(info: EngineInfo) -> str:
     return "verified" if info.verification.passed else "FAILED"
 
 
-def _engine_text(bundle: Bundle, name: str, gpu: Gpu | None) -> str:
-    """What an engine is, and what speaks against it on this machine, which has ``gpu``."""
+def _engine_problems(bundle: Bundle) -> dict[str, list[str]]:
+    """Engine -> what speaks against it on this machine, and what to run; empty lists where nothing does."""
+    gpu = find_gpu() if bundle.manifest.engines else None
+    found = {}
+    for name, info in sorted(bundle.manifest.engines.items()):
+        faults = engine_faults(bundle, name, version=version_of(info.identity.backend), verify_hash=False)
+        elsewhere = gpu_fault(info.identity, gpu) if gpu else None
+        found[name] = [
+            *([f"not for the GPU in this machine: {elsewhere}"] if elsewhere else []),
+            *(f"STALE: {fault}" for fault in faults),
+            *([rebuild(bundle, name)] if faults else []),
+        ]
+    return found
+
+
+def _engine_text(bundle: Bundle, name: str, problems: Iterable[str], layers: bool) -> str:
+    """What an engine is, and what speaks against it. layers: with its tensors and layers, which are many."""
     info = bundle.manifest.engines[name]
     identity = info.identity
-    faults = engine_faults(bundle, name, version=version_of(identity.backend), verify_hash=False)
-    elsewhere = gpu_fault(identity, gpu) if gpu else None
+    kinds = (f"{n} {kind}" for kind, n in info.layers.items() if kind.split()[0] in COMPUTING)
     lines = [
         f"{name}  {_size(bundle.manifest.files[name].bytes)}  {_engine_state(info)}"
         + (" (it has not been run on its GPU)" if info.verification is None else ""),
@@ -110,16 +113,37 @@ def _engine_text(bundle: Bundle, name: str, gpu: Gpu | None) -> str:
         + (f", {identity.gpu} alone" if identity.gpu else "")
         + f", {identity.precision}, {_size(info.weights_bytes)} of weights",
         *(f"{identity.shapes[k]} ({k}): {_size(count)} of memory" for k, count in info.activation_bytes.items()),
-        "tensors: " + ", ".join(f"{tensor} {kind}" for tensor, kind in info.tensors.items()),
-        "layers: " + ", ".join(f"{n} {kind}" for kind, n in info.layers.items() if kind.split()[0] in COMPUTING),
-        *([f"not for the GPU in this machine: {elsewhere}"] if elsewhere else []),
-        *(f"STALE: {fault}" for fault in faults),
     ]
-    return "\n".join([*lines, rebuild(bundle, name)] if faults else lines)
+    if layers:
+        lines += [
+            "tensors: " + ", ".join(f"{tensor} {kind}" for tensor, kind in info.tensors.items()),
+            f"layers: {', '.join(kinds)}",
+        ]
+    return "\n".join([*lines, *problems])
 
 
-def bundle_rows(bundle: Bundle, checked: bool) -> list[Row]:
-    """A row for each thing that a manifest says. ``checked``: every file's sha256 was proved just now."""
+def bundle_document(bundle: Bundle, checked: bool) -> dict[str, Any]:
+    """The manifest, with what ``bundle_rows`` adds to it: ``problems``, all that speaks against the bundle here, a
+    sentence each; ``engine_states``, each engine's state and problems; and ``checked``, as below.
+    """
+    manifest = bundle.manifest
+    engines = _engine_problems(bundle)
+    unverified = [] if bundle.verified else [f"verified: {_verification(bundle)}"]
+    document: dict[str, Any] = msgspec.to_builtins(manifest)
+    return document | {
+        "problems": [*unverified, *(f"{name}: {told}" for name, problems in engines.items() for told in problems)],
+        "engine_states": {
+            name: {"state": _engine_state(manifest.engines[name]), "problems": problems}
+            for name, problems in engines.items()
+        },
+        "checked": checked,
+    }
+
+
+def bundle_rows(bundle: Bundle, checked: bool, layers: bool = False) -> list[Row]:
+    """A row for each thing that a manifest says, and what speaks against it here. checked: every file's sha256 was
+    proved just now. layers: also the layers and tensors of engines.
+    """
     manifest = bundle.manifest
     vae, latent, files = manifest.vae, manifest.latent, manifest.files
     origin = vae.origin
@@ -138,79 +162,9 @@ def bundle_rows(bundle: Bundle, checked: bool) -> list[Row]:
         ("precision", manifest.precision),
         ("verified", _verification(bundle)),
     ]
-    gpu = find_gpu() if manifest.engines else None
-    rows += [("engine", _engine_text(bundle, name, gpu)) for name in sorted(manifest.engines)]
+    rows += [("engine", _engine_text(bundle, name, told, layers)) for name, told in _engine_problems(bundle).items()]
     rows += [("file", f"{name}  {_size(info.bytes)}") for name, info in sorted(files.items())]
     return [*rows, ("check", "every file is as the manifest says")] if checked else rows
-
-
-def bench_rows(bench: Bench) -> list[Row]:
-    """A row a timing, in ``BENCH_COLUMNS``."""
-    return [
-        (
-            t.backend,
-            t.precision,
-            t.part,
-            f"{t.batch}x{t.height}x{t.width}" if t.batch else "",
-            *(
-                (_milliseconds(t.ms), f"{_milliseconds(t.least_ms)} to {_milliseconds(t.most_ms)}")
-                if t.ms
-                else ("", "")
-            ),
-            "" if t.floor_ms is None else _milliseconds(t.floor_ms),
-            "" if t.share is None else f"{t.share:.0%}",
-            t.problem or "",
-        )
-        for t in bench.timings
-    ]
-
-
-def ceiling_lines(bench: Bench) -> list[str]:
-    """What the floors were made from, a line a device."""
-    lines = []
-    for ceilings in bench.ceilings:
-        rates = ", ".join(f"{rate / 1e12:.3g} TFLOP/s in {precision}" for precision, rate in ceilings.product.items())
-        lines.append(
-            f"{ceilings.device}: a large matrix product at {rates}; a large copy at {ceilings.copy / 1e9:.3g} GB/s"
-        )
-    return lines
-
-
-def _milliseconds(value: float | None) -> str:
-    return "" if value is None else f"{value:.3g}" if value < 100 else f"{value:.0f}"
-
-
-def compare_rows(comparison: Comparison) -> list[Row]:
-    """A row a bundle, in ``COMPARE_COLUMNS``."""
-    times = {(speed.bundle, speed.part): speed.ms for speed in comparison.speeds}
-    return [
-        (
-            s.bundle,
-            f"{s.psnr:.1f}",
-            f"{s.color:.2f}",
-            *(f"{ratio:.0%}" for ratio in (s.chroma, s.contrast, s.detail)),
-            _milliseconds(times[s.bundle, "encode"]),
-            _milliseconds(times[s.bundle, "decode"]),
-        )
-        for s in comparison.summaries
-    ]
-
-
-def drift_rows(bundle: Bundle, drift: Drift) -> list[Row]:
-    """What a swap did: which VAE is there now, and how far pictures of the old latents move."""
-    red, green, blue = (f"{value:+.2f}" for value in drift.shift)
-    return [
-        ("bundle", str(bundle.path)),
-        ("VAE", f"{bundle.manifest.vae.name} ({bundle.manifest.vae.architecture})"),
-        ("latents", f"{drift.latent_rel_l2:.2%} of their size away"),
-        ("pictures", f"{drift.mean_levels:.2f} levels of 255 away on average, PSNR {_decibels(drift.psnr)}"),
-        ("brightness", f"red {red}, green {green}, blue {blue} levels"),
-        ("to go back", f"vaedeploy swap {bundle.path} --restore"),
-    ]
-
-
-def _decibels(value: float | None) -> str:
-    return "inf" if value is None else f"{value:.1f} dB"
 
 
 def diagnosis_rows(diagnosis: Diagnosis) -> list[Row]:
@@ -229,47 +183,10 @@ def diagnosis_rows(diagnosis: Diagnosis) -> list[Row]:
     return rows
 
 
-def case_rows(report: Report) -> list[Row]:
-    """A row a case, in ``CASE_COLUMNS``."""
-    return [
-        (
-            case.form,
-            case.part if case.output != "latent_std" else f"{case.part} std",
-            _case_shape(case),
-            *(f"{value:.1e}" for value in (case.max_abs, case.mean_abs, case.rel_l2)),
-            *_pixels(case),
-            "" if case.passed else "FAILED",
-        )
-        for case in report.cases
-    ]
-
-
-def verdict_lines(report: Report) -> list[str]:
-    """Each limit that was missed, what a person would see, and last the verdict."""
-    failed = [case for case in report.cases if not case.passed]
-    lines = [f"{c.form} {c.part} {_case_shape(c)}, {c.output}: {failure}" for c in failed for failure in c.failures]
-    lines += [f"seen: {c.form} {c.part} {_case_shape(c)}: {words}" for c in report.cases for words in c.findings or ()]
-    setting = f"on {report.backend} against {report.reference}"
-    if report.passed:
-        return [*lines, f"verified: {len(report.cases)} cases {setting}"]
-    return [*lines, f"FAILED: {len(failed)} of {len(report.cases)} cases {setting}"]
-
-
 def _gpu(gpu: Gpu | None) -> str:
     if gpu is None:
         return "none, or no CUDA driver"
     return f"{gpu.name}, compute capability {gpu.compute_capability}, {gpu.memory_gib:g} GiB"
-
-
-def _pixels(case: Case) -> Row:
-    """PSNR and share that is off: empty for a case without pixels."""
-    if case.pixels_off is None:
-        return "", ""
-    return ("inf" if case.psnr is None else f"{case.psnr:.1f}"), f"{case.pixels_off:.2%}"
-
-
-def _case_shape(case: Case) -> str:
-    return f"{case.batch}x{case.height}x{case.width}"
 
 
 def _latent_shape(latent: LatentSpec) -> str:
@@ -280,14 +197,16 @@ def _verification(bundle: Bundle) -> str:
     verification = bundle.manifest.verification
     if verification is None:
         return f"no. Run: vaedeploy verify {bundle.path}"
-    worst = ", ".join(f"{name} {_number(value)}" for name, value in verification.worst.items())
+    worst = ", ".join(_worst(name, value) for name, value in verification.worst.items())
     state = "yes" if verification.passed else "FAILED"
     setting = f"{verification.cases} cases on {verification.backend} against {verification.reference}"
-    return f"{state}: {setting}; worst {worst}"
+    return f"{state}: {setting}; at worst: {worst}"
 
 
-def _number(value: float | None) -> str:
-    return "not finite" if value is None else f"{value:.3g}"
+def _worst(metric: str, value: float | None) -> str:
+    if metric not in WORDS:  # another version's
+        return f"{metric} {value}"
+    return f"{WORDS[metric][0].lower()} {amount(metric, value)}"
 
 
 def _size(count: int) -> str:

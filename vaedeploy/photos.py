@@ -66,6 +66,8 @@ def load_photos(folder: str | Path | None = None) -> list[Photo]:
 
 def photo_files(folder: str | Path) -> list[Path]:
     """The picture files in ``folder``, by name. Raises ImageError where there is no such folder, or none in it."""
+    if Path(folder).is_file():
+        raise ImageError(f"{folder} is a file; give the folder that it is in")
     if not Path(folder).is_dir():
         raise ImageError(f"there is no folder {folder}; give a folder with PNG, JPEG or other pictures in it")
     suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in READ_FORMATS}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
@@ -12,15 +13,15 @@ from vaedeploy import __version__, golden
 from vaedeploy.arguments import as_list
 from vaedeploy.bundle import Bundle
 from vaedeploy.draft import create_bundle
-from vaedeploy.errors import InputError, VerificationError, WeightsError
+from vaedeploy.errors import InputError, OutputError, VerificationError, WeightsError
 from vaedeploy.forms import graph_names, measure, write_forms, write_portable
-from vaedeploy.judge import judge
+from vaedeploy.judge import find_look, judge
 from vaedeploy.manifest import ImageInput, Manifest, Part, Precision, VaeInfo
 from vaedeploy.memory import collect_garbage
 from vaedeploy.photos import load_photos, verification_shapes
 from vaedeploy.progress import Progress, silent
 from vaedeploy.runtime import onnxruntime_cpu
-from vaedeploy.verify import Report, summary
+from vaedeploy.verify import Report, UnnotedVerdictWarning, summary
 
 if TYPE_CHECKING:
     from vaedeploy.jobs import Job
@@ -125,10 +126,17 @@ def verify_bundle(
     reference: the VAE in PyTorch; weights: where its weights are now. Without either, the outputs that PyTorch gave in
     float64 when the bundle was made are used, and where there are none, or ``photos`` are given, the source that
     the bundle names. ``report.reference`` says which it was; ``report.passed`` is the verdict. page: a folder for an
-    HTML page that shows it, see ``report.write_report``. progress: is told how many cases are done, see ``Progress``.
+    HTML page that shows it, see ``report.write_report``, which is checked before any work. progress: is told how many
+    cases are done, see ``Progress``.
 
-    Raises WeightsError where the weights are not the ones that the bundle was made from.
+    Warns (UnnotedVerdictWarning) where the bundle cannot be written to, such as one that may only be read. Raises
+    WeightsError where the weights are not the ones that the bundle was made from, and PageError, which holds the
+    report, where the page cannot be written once the verdict is there.
     """
+    if page is not None:
+        from vaedeploy.report import check_folder
+
+        check_folder(page)
     bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     manifest = bundle.manifest
     files: dict[str, bytes] = {}
@@ -145,15 +153,17 @@ def verify_bundle(
         _check_identity(bundle, reference)
         cases, origin = golden.compute_golden(reference, load_photos(photos), shapes, progress), FRESH
         files[golden.NAME] = golden.write_golden(cases, manifest.vae.identity)
-    if page is None:
-        report = judge(manifest, bundle.path, cases, origin, progress)
-    else:
+    look = find_look(manifest)
+    report = judge(manifest, bundle.path, cases, origin, progress, look)
+    try:
+        bundle.update(verification=summary(report), files=files | {REPORT: report.to_json()})
+    except OutputError as error:
+        warnings.warn(f"the verdict is not noted in the bundle: {error}", UnnotedVerdictWarning, stacklevel=2)
+    if page is not None:
         from vaedeploy.report import Looks, write_verification
 
-        looks = Looks(manifest.latent.factor)
-        report = judge(manifest, bundle.path, cases, origin, progress, looks)
-        write_verification(bundle.path, report, looks, page)
-    bundle.update(verification=summary(report), files=files | {REPORT: report.to_json()})
+        assert isinstance(look, Looks)  # else that import failed
+        write_verification(bundle.path, report, look, page)
     return report
 
 

@@ -10,11 +10,13 @@ import logging
 import os
 import shutil
 import sys
+import textwrap
 import time
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TextIO
 
 import click
 
@@ -26,12 +28,21 @@ INTERRUPTED = 130
 
 
 def run(command: click.Command, arguments: Sequence[str] | None) -> int:
-    """Run a command line and return its exit code. Every error that is expected is told here, and nowhere else."""
+    """Run a command line and return its exit code. Every error that is expected is told here, and nowhere else.
+
+    A reader that has gone, such as ``head`` after its lines, changes nothing of the code: what is left is not shown.
+    """
+    stdout = sys.stdout
     try:
         result = command.main(arguments, prog_name="vaedeploy", standalone_mode=False)
     except click.ClickException as error:
         error.show()
         return error.exit_code
+    except SystemExit:
+        if sys.stdout is stdout:
+            raise
+        _silence(stdout)  # click met a reader of --help that has gone, and has wrapped it
+        return 0
     except click.Abort:
         say("Interrupted; nothing half-written was left behind")
         return INTERRUPTED
@@ -53,23 +64,30 @@ def run(command: click.Command, arguments: Sequence[str] | None) -> int:
 
 def say(message: str) -> None:
     """A line for people, on stderr."""
-    click.echo(message, err=True)
+    try:
+        click.echo(message, err=True)
+    except BrokenPipeError:
+        _silence(sys.stderr)
 
 
 def show(line: str) -> None:
     """A line of the result, on stdout. Raises OutputError where that cannot be written to, such as a file on a full
-    disk; a reader that has gone is click's to deal with.
+    disk; see ``run`` for a reader that has gone.
     """
     if sys.stdout is None:  # it was closed before Python began
         raise OutputError("cannot write the result to stdout: it is closed")
     try:
         click.echo(line)
     except BrokenPipeError:
-        raise
+        _silence(sys.stdout)
     except OSError as error:
-        # What is left in the buffer would fail again when Python ends, with a traceback.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _silence(sys.stdout)
         raise OutputError(f"cannot write the result to stdout: {error.strerror}") from error
+
+
+def _silence(stream: TextIO) -> None:
+    """Show no more on ``stream``: what is left in its buffer would fail again when Python ends, with a traceback."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def show_json(value: object) -> None:
@@ -80,26 +98,56 @@ def show_json(value: object) -> None:
 
 
 def show_table(headers: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[str] = ()) -> None:
-    """A table on stdout; columns named in ``numbers`` are aligned to the right. Lines wrap on a terminal only.
+    """A table on stdout; columns named in ``numbers`` are aligned to the right. Lines wrap on a terminal only, between
+    words; one that is too narrow for that gets a paragraph a row.
 
     headers: the columns' names; none for a table without.
     """
+    terminal = sys.stdout is not None and sys.stdout.isatty()
+    # A pipe has no width, so nothing is wrapped there: rows are what other programs read.
+    width = shutil.get_terminal_size().columns if terminal else 10_000
+    lines: Iterable[str]
+    if headers and sum(_words(headers, rows)) + 2 * len(headers) > width:
+        lines = _paragraphs(headers, rows, width)
+    else:
+        lines = _table(headers, rows, numbers, width, terminal)
+    for line in lines:
+        show(line.rstrip())
+
+
+def _words(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> list[int]:
+    """The length of each column's longest word."""
+    columns = zip(*([headers] if headers else []), *rows, strict=True)
+    return [max((len(word) for cell in column for word in cell.split()), default=0) for column in columns]
+
+
+def _paragraphs(headers: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> Iterator[str]:
+    """The first column has names, which are to be typed again: they are never cut."""
+    for name, *cells in rows:
+        told = "; ".join(f"{header}: {cell}" for header, cell in zip(headers[1:], cells, strict=True) if cell)
+        yield name
+        yield from textwrap.wrap(told, width, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
+
+
+def _table(
+    headers: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[str], width: int, styled: bool
+) -> list[str]:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False, header_style="bold", show_header=bool(headers))
-    for header in headers or [""] * len(rows[0]):
-        table.add_column(header, justify="right" if header in numbers else "left")
+    if headers:
+        for header, least in zip(headers, _words(headers, rows), strict=True):
+            table.add_column(header, justify="right" if header in numbers else "left", min_width=least)
+    else:
+        for place in range(len(rows[0])):
+            table.add_column(no_wrap=place == 0, overflow="fold")
     for row in rows:
         table.add_row(*map(Text, row))
-    terminal = sys.stdout is not None and sys.stdout.isatty()
-    # A pipe has no width, so nothing is wrapped there: rows are what other programs read.
-    width = shutil.get_terminal_size().columns if terminal else 10_000
     text_of_table = io.StringIO()
-    Console(file=text_of_table, highlight=False, width=width, force_terminal=terminal).print(table)
-    for line in text_of_table.getvalue().splitlines():
-        show(line.rstrip())
+    Console(file=text_of_table, highlight=False, width=width, force_terminal=styled).print(table)
+    return text_of_table.getvalue().splitlines()
 
 
 def configure(verbose: bool) -> None:

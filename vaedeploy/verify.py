@@ -14,12 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vaedeploy.manifest import Precision, Verification
+from vaedeploy.metrics import WORDS, amount
 from vaedeploy.progress import Progress, silent
 
 Outputs = Mapping[str, NDArray[Any]]
 Metric = Literal["rel_l2", "max_levels", "within_one_level", "psnr"]
 
-WHAT = "Verifying"
+
+class UnnotedVerdictWarning(UserWarning):
+    """A verdict that could not be written into the bundle, such as one that may only be read."""
 
 
 class Limit(msgspec.Struct, frozen=True):
@@ -33,6 +36,11 @@ class Limit(msgspec.Struct, frozen=True):
     def allows(self, value: float | None) -> bool:
         """Whether ``value`` keeps the limit. None, a metric that the case does not have, does; NaN does not."""
         return value is None or (value <= self.bound if self.upper else value >= self.bound)
+
+    @property
+    def words(self) -> str:
+        """Such as ``at most 1 of 255 levels``."""
+        return f"at {'most' if self.upper else 'least'} {amount(self.metric, self.bound)}"
 
 
 LIMITS: dict[Precision, tuple[Limit, ...]] = {
@@ -51,6 +59,12 @@ LIMITS: dict[Precision, tuple[Limit, ...]] = {
 }
 
 
+def limits_line(precision: Precision) -> str:
+    """The limits of a precision, in words."""
+    told = ", ".join(f"{WORDS[limit.metric][0].lower()} {limit.words}" for limit in LIMITS[precision])
+    return f"Limits of {precision}: {told}"
+
+
 class Case(msgspec.Struct, frozen=True):
     """One output at one shape, and how far it is from the reference.
 
@@ -65,6 +79,7 @@ class Case(msgspec.Struct, frozen=True):
     failures: a sentence for each limit that was missed.
     findings: what a person would see beside the reference's picture, a sentence each. They fail nothing by themselves:
         the limits are stricter, and say why. None where the output was not looked at.
+    precision: whose limits it had to keep.
     """
 
     part: Literal["encoder", "decoder", "round trip"]
@@ -83,6 +98,7 @@ class Case(msgspec.Struct, frozen=True):
     max_levels: int | None = None
     failures: tuple[str, ...] = ()
     findings: tuple[str, ...] | None = None
+    precision: Precision = "fp32"
 
     @property
     def passed(self) -> bool:
@@ -163,29 +179,30 @@ def verify_cases(
     decoded, so that a caller may hold one graph at a time. look: what a person would see in the images that the decoder
     alone makes.
     """
-    limits = LIMITS[precision]
     trips = [g for g in goldens if g.round_trip and encode and decode]
     halves = sum(half is not None for half in (encode, decode))
     total, done, cases = halves * len(goldens) + len(trips), 0, []
-    progress(WHAT, done, total)
+    only = "graphs" if encode and decode else "encoder" if encode else "decoder"
+    what = f"Verifying the {form} {only}" if form else "Verifying"
+    progress(what, done, total)
     encoded: dict[str, NDArray[np.float32]] = {}
     if encode is not None:
         for golden in goldens:
             outputs = encode(golden.photo)
             encoded[golden.name] = outputs[next(iter(golden.latents))]
-            cases += [_judge_latent(golden, name, outputs[name], form, limits) for name in golden.latents]
-            progress(WHAT, done := done + 1, total)
+            cases += [_judge_latent(golden, name, outputs[name], form, precision) for name in golden.latents]
+            progress(what, done := done + 1, total)
     if decode is not None:
         for golden in goldens:
             outputs = decode(golden.latents[next(iter(golden.latents))])
-            case = _judge_image("decoder", golden, outputs, form, limits)
+            case = _judge_image("decoder", golden, outputs, form, precision)
             if outputs["image"].shape == golden.image.shape:
                 case = msgspec.structs.replace(case, findings=look(form, golden, outputs["image"]))
             cases.append(case)
-            progress(WHAT, done := done + 1, total)
+            progress(what, done := done + 1, total)
         for golden in trips:
-            cases.append(_judge_image("round trip", golden, decode(encoded[golden.name]), form, limits))
-            progress(WHAT, done := done + 1, total)
+            cases.append(_judge_image("round trip", golden, decode(encoded[golden.name]), form, precision))
+            progress(what, done := done + 1, total)
     return tuple(cases)
 
 
@@ -200,14 +217,14 @@ def to_levels(image: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
     return np.ascontiguousarray(levels.transpose(0, 2, 3, 1)).astype(np.uint8)
 
 
-def _judge_latent(golden: Golden, name: str, found: NDArray[Any], form: str, limits: Sequence[Limit]) -> Case:
+def _judge_latent(golden: Golden, name: str, found: NDArray[Any], form: str, precision: Precision) -> Case:
     expected = golden.latents[name]
     metrics = relative_errors(found, expected)
-    return _case("encoder", golden, name, form, metrics, _shape_failures(found, expected), limits)
+    return _case("encoder", golden, name, form, metrics, _shape_failures(found, expected), precision)
 
 
 def _judge_image(
-    part: Literal["decoder", "round trip"], golden: Golden, outputs: Outputs, form: str, limits: Sequence[Limit]
+    part: Literal["decoder", "round trip"], golden: Golden, outputs: Outputs, form: str, precision: Precision
 ) -> Case:
     """Judge ``image``, ``image_u8`` (against the reference's own 8-bit pixels) and ``finite`` as one case."""
     failures = _shape_failures(outputs["image"], golden.image)
@@ -221,7 +238,7 @@ def _judge_image(
     true = np.isfinite(outputs["image"]).all(axis=(1, 2, 3)).tolist()
     if told != true:
         failures += [f"finite says {told}, the image says {true}"]
-    return _case(part, golden, "image", form, metrics, failures, limits)
+    return _case(part, golden, "image", form, metrics, failures, precision)
 
 
 def _case(
@@ -231,15 +248,17 @@ def _case(
     form: str,
     metrics: dict[str, Any],
     failures: list[str],
-    limits: Sequence[Limit],
+    precision: Precision,
 ) -> Case:
-    for limit in limits:
+    for limit in LIMITS[precision]:
         value = metrics.get(limit.metric)
         if not limit.allows(value):
-            side = "at most" if limit.upper else "at least"
-            failures = [*failures, f"{limit.metric} is {value:.3g}; it must be {side} {limit.bound:g}"]
+            name = WORDS[limit.metric][0].lower()
+            failures = [*failures, f"{name} is {amount(limit.metric, value)}; it must be {limit.words}"]
     batch, height, width, _ = golden.photo.shape
-    return Case(part, golden.name, output, form, batch, height, width, **metrics, failures=tuple(failures))
+    return Case(
+        part, golden.name, output, form, batch, height, width, **metrics, failures=tuple(failures), precision=precision
+    )
 
 
 def relative_errors(found: NDArray[Any], expected: NDArray[Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vaedeploy import terminal
-from vaedeploy.cli.group import PATH, cli, json_option, page_option, photos_option, profiles_option
+from vaedeploy.cli.group import (
+    PATH,
+    cli,
+    json_option,
+    keep_result,
+    page_option,
+    photos_option,
+    profiles_option,
+    tell_page,
+)
 from vaedeploy.errors import VerificationError
 
 if TYPE_CHECKING:
@@ -65,6 +75,11 @@ def export(no_rewrite: bool, no_verify: bool, folder: Path | None, **options: An
             rewrite=not no_rewrite, verify=not no_verify, profile_folder=folder, progress=progress, **options
         )
     terminal.show(str(bundle.path))
+    again = f"vaedeploy verify {shlex.quote(str(bundle.path))}"
+    if no_verify:
+        terminal.say(f"It is not verified yet. To do so: {again}")
+    else:
+        terminal.say(f"To look at its pictures beside PyTorch's: {again} --report report")
 
 
 @cli.command()
@@ -98,44 +113,56 @@ def verify(bundle: Path, weights: str | None, backend: str | None, bisect: bool,
         raise click.UsageError("--profile is for engines: give --backend too.")
     if backend is not None and bisect:
         raise click.UsageError("--bisect is for the graphs on the CPU: give no --backend.")
-    found = None
-    with terminal.progress_display() as progress:
-        if backend is None:
-            options.pop("profile")
-            report = verify_bundle(bundle, weights=weights, progress=progress, **options)
-            if bisect:
-                from vaedeploy.bisect import bisect_bundle
-
-                found = bisect_bundle(bundle, report, progress=progress)
-        else:
-            from vaedeploy.gate import verify_backend
-
-            report = verify_backend(bundle, backend, weights=weights, progress=progress, **options)
-    if as_json:
-        terminal.show_json(report.to_document() | _bisection_document(report, found))
+    if bisect:
+        import vaedeploy.bisect  # noqa: F401 - what it needs may be missing, which is told before the work
+    if backend is None:
+        options.pop("profile")
+        report, problem = keep_result(lambda tell: verify_bundle(bundle, weights=weights, progress=tell, **options))
     else:
-        _show_report(report, found)
+        from vaedeploy.gate import verify_backend
+
+        report, problem = keep_result(
+            lambda tell: verify_backend(bundle, backend, weights=weights, progress=tell, **options)
+        )
+    if not as_json:
+        _show_report(report)
+    elif not bisect:
+        terminal.show_json(report.to_document())
+    code = tell_page(options["page"], problem)
+    if bisect:
+        _bisect(bundle, report, as_json)
     if not report.passed:
         if backend is None and not bisect:
             terminal.say(f"To find where it goes wrong: vaedeploy verify {bundle} --bisect")
-        sys.exit(VerificationError.exit_code)
+        code = VerificationError.exit_code
+    sys.exit(code)
 
 
-def _bisection_document(report: Report, found: Bisection | None) -> dict[str, Any]:
-    if found is None:
-        return {}
-    from vaedeploy.advice import advise
+def _show_report(report: Report) -> None:
+    from vaedeploy.results import CASE_COLUMNS, case_rows, verdict_lines
 
-    return {"bisection": {"traces": found.traces, "advice": advise(found, report)}}
-
-
-def _show_report(report: Report, found: Bisection | None) -> None:
-    from vaedeploy.overview import CASE_COLUMNS, case_rows, verdict_lines
-
-    terminal.show_table(CASE_COLUMNS, case_rows(report), numbers=CASE_COLUMNS[3:-1])
+    terminal.show_table(CASE_COLUMNS, case_rows(report), numbers=CASE_COLUMNS[4:-1])
     terminal.show("\n".join(verdict_lines(report)))
-    if found is None:
-        return
+
+
+def _bisect(bundle: Path, report: Report, as_json: bool) -> None:
+    """Find where it goes wrong, and show that below the report; as JSON, in one document with it."""
+    from vaedeploy.advice import advise
+    from vaedeploy.bisect import bisect_bundle
+
+    document = report.to_document()
+    try:
+        with terminal.progress_display() as progress:
+            found = bisect_bundle(bundle, report, progress=progress)
+        document["bisection"] = {"traces": found.traces, "advice": advise(found, report)}
+    finally:
+        if as_json:  # what was found before is not lost with it
+            terminal.show_json(document)
+    if not as_json:
+        _show_bisection(report, found)
+
+
+def _show_bisection(report: Report, found: Bisection) -> None:
     from vaedeploy.advice import STEP_COLUMNS, advise, step_rows
 
     terminal.show("")
@@ -147,24 +174,27 @@ def _show_report(report: Report, found: Bisection | None) -> None:
 @cli.command()
 @click.argument("bundle", type=PATH)
 @click.option("--check", is_flag=True, help="Prove every file's sha256.")
+@click.option("--layers", is_flag=True, help="Also the layers and tensors of each engine.")
 @json_option
-def inspect(bundle: Path, check: bool, as_json: bool) -> None:
+def inspect(bundle: Path, check: bool, layers: bool, as_json: bool) -> None:
     """Tell what a bundle holds.
 
     That is its VAE, latent contract, files, verification and engines, with what speaks against each of those here.
+    --json has all of bundle.json, and adds to it: problems, a list of texts; engine_states, each engine's state and
+    problems; and checked, true after --check. A bundle that --check finds damaged is an error, exit code 2.
 
     \b
     Example:
       vaedeploy inspect mse840k --check
     """
     from vaedeploy.bundle import Bundle, check_bundle
-    from vaedeploy.overview import bundle_rows
+    from vaedeploy.overview import bundle_document, bundle_rows
 
     opened = check_bundle(bundle) if check else Bundle.open(bundle, verify_hashes=False)
     if as_json:
-        terminal.show_json(opened.manifest)
+        terminal.show_json(bundle_document(opened, checked=check))
     else:
-        terminal.show_table((), bundle_rows(opened, checked=check))
+        terminal.show_table((), bundle_rows(opened, checked=check, layers=layers))
 
 
 @cli.command()
@@ -173,7 +203,7 @@ def inspect(bundle: Path, check: bool, as_json: bool) -> None:
 @click.option("--weights", metavar="SRC", help="Other weights for the preset, as for export.")
 @click.option("--restore", is_flag=True, help="Bring back the VAE that was there first, bit for bit.")
 def swap(bundle: Path, vae: str | None, weights: str | None, restore: bool) -> None:
-    """Put another VAE in a bundle's place, or bring the first one back.
+    """Put another VAE in a bundle's place, or bring one back.
 
     The other VAE must have the same architecture and latent contract. It is verified and its engines are built before
     anything is put in place. Prints how far it moves pictures.
@@ -183,7 +213,7 @@ def swap(bundle: Path, vae: str | None, weights: str | None, restore: bool) -> N
       vaedeploy swap demo --vae demo-mse
       vaedeploy swap demo --restore
     """
-    from vaedeploy.overview import drift_rows
+    from vaedeploy.results import drift_rows
     from vaedeploy.swap import restore_vae, swap_vae
 
     if weights is not None and vae is None:
@@ -206,11 +236,11 @@ def swap(bundle: Path, vae: str | None, weights: str | None, restore: bool) -> N
 @click.option("--backend", metavar="NAME", help="Who computes. [default: the first that answers here]")
 @json_option
 def compare(bundles: tuple[Path, ...], images: Path, as_json: bool, **options: Any) -> None:
-    """Tell which VAE is truest and fastest, and which can take another one's latents.
+    """Tell which VAE is truest and fastest.
 
-    Each bundle encodes and decodes the photographs. Then latents of each are decoded by each other one: compatible,
-    compatible with a shift (of colour, contrast or scale), or not compatible; a wrong scale or shift, flipped signs,
-    permuted channels and another latent space are told apart.
+    And which can take another one's latents. Each bundle encodes and decodes the photographs. Then latents of each are
+    decoded by each other one: compatible, compatible with a shift (of colour, contrast or scale), or not compatible; a
+    wrong scale or shift, flipped signs, permuted channels and another latent space are told apart.
 
     \b
     Example:
@@ -218,12 +248,12 @@ def compare(bundles: tuple[Path, ...], images: Path, as_json: bool, **options: A
     """
     from vaedeploy.compare import compare_bundles
     from vaedeploy.compare.words import summary_lines, swap_lines
-    from vaedeploy.overview import COMPARE_COLUMNS, compare_rows
+    from vaedeploy.results import COMPARE_COLUMNS, compare_rows
 
-    with terminal.progress_display() as progress:
-        found = compare_bundles(bundles, images, progress=progress, **options)
+    found, problem = keep_result(lambda tell: compare_bundles(bundles, images, progress=tell, **options))
     if as_json:
         terminal.show_json(found)
     else:
         terminal.show_table(COMPARE_COLUMNS, compare_rows(found), numbers=COMPARE_COLUMNS[1:])
         terminal.show("\n".join((*summary_lines(found), *swap_lines(found))))
+    sys.exit(tell_page(options["page"], problem))

@@ -46,9 +46,10 @@ def build(bundle: Path, names: tuple[str, ...], **options: Any) -> None:
 @profiles_option
 @json_option
 def profiles(name: str | None, folder: Path | None, as_json: bool) -> None:
-    """List the GPU kinds that engines can be built for, or begin one of your own.
+    """List the GPU kinds that engines can be built for.
 
-    With --init, prints the file that was written: in --profiles or what VAEDEPLOY_PROFILES names, else here.
+    With --init, begins one of your own, and prints the file that was written: in --profiles or what VAEDEPLOY_PROFILES
+    names, else here.
 
     \b
     Example:

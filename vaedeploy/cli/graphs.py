@@ -43,10 +43,11 @@ from vaedeploy.cli.group import PATH, cli, json_option
 @click.option("--force", is_flag=True, help="Replace a file that is there.")
 @json_option
 def optimize(graph: Path, sizes: Sequence[str], as_json: bool, **options: Any) -> None:
-    """Rewrite any ONNX graph of a VAE into an equal one that runs faster, or in half precision.
+    """Rewrite any ONNX graph of a VAE to run faster.
 
-    IN.onnx may come from any exporter. Prints each rule with its matches, what was left alone and why, operations and
-    bytes before and after, and how far each output moved when both graphs were run.
+    The result is an equal graph, or one in half precision. IN.onnx may come from any exporter. Prints each rule with
+    its matches, what was left alone and why, operations and bytes before and after, and how far each output moved when
+    both graphs were run.
 
     \b
     Example:

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import click
 
 from vaedeploy import __version__, terminal
+from vaedeploy.errors import PageError
+from vaedeploy.progress import Progress
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+Result = TypeVar("Result")
 
 PATH = click.Path(path_type=Path)
 
@@ -44,13 +47,36 @@ class InOrder(click.Group):
 
 
 def json_option(command: Command) -> Command:
-    return click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else.")(command)
+    return click.option(
+        "--json", "as_json", is_flag=True, help="Print one JSON document on stdout; progress stays on stderr."
+    )(command)
 
 
 def page_option(command: Command) -> Command:
     return click.option(
         "--report", "-o", "page", type=PATH, metavar="DIR", help="Write a page with pictures: DIR/index.html."
     )(command)
+
+
+def keep_result(work: Callable[[Progress], Result]) -> tuple[Result, PageError | None]:
+    """Do ``work`` under a progress display. A page that cannot be written does not take the result with it: both are
+    returned.
+    """
+    try:
+        with terminal.progress_display() as progress:
+            return work(progress), None
+    except PageError as error:
+        return cast(Result, error.result), error
+
+
+def tell_page(page: Path | None, problem: PageError | None) -> int:
+    """Say where the page is, or why it is not there; returns the exit code of that."""
+    if problem is not None:
+        terminal.say(f"Error: {problem}")
+        return problem.exit_code
+    if page is not None:
+        terminal.say(f"The page: {page / 'index.html'}")
+    return 0
 
 
 def photos_option(command: Command) -> Command:
@@ -84,6 +110,7 @@ def cli(verbose: bool) -> None:
       vaedeploy encode demo photo.png -o photo.safetensors
       vaedeploy decode demo photo.safetensors -o decoded.png
 
-    Exit codes: 0 done, 1 a stage failed, 2 bad input, 3 verification failed, 130 interrupted.
+    Exit codes: 0 done, 1 a stage failed, 2 bad input, 3 verification failed, 130 interrupted. A reader that leaves
+    early, such as head, changes none of them.
     """
     terminal.configure(verbose)

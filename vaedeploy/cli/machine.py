@@ -41,18 +41,18 @@ def presets(as_json: bool) -> None:
 @click.option("--rounds", type=int, default=7, show_default=True, help="How often backends take turns.")
 @json_option
 def bench(bundle: Path, sizes: tuple[str, ...], as_json: bool, **options: Any) -> None:
-    """Time a bundle's encoder and decoder on the backends of this machine.
+    """Time a bundle's encoder and decoder on this machine.
 
-    Whole calls, from arrays of the host to arrays of the host; backends take turns, and the figure is the median. The
-    floor is what a perfect program would take: operations over the rate of a matrix product that was measured just
-    before, or bytes over that of a copy.
+    On each of its backends. Whole calls, from arrays of the host to arrays of the host; backends take turns, and the
+    figure is the median. The floor is what a perfect program would take: operations over the rate of a matrix product
+    that was measured just before, or bytes over that of a copy.
 
     \b
     Example:
       vaedeploy bench mse840k --size 512x512 --size 1024x1024 --batch 1 --batch 4
     """
     from vaedeploy.bench import bench_bundle
-    from vaedeploy.overview import BENCH_COLUMNS, bench_rows, ceiling_lines
+    from vaedeploy.results import BENCH_COLUMNS, bench_rows, ceiling_lines
 
     with terminal.progress_display() as progress:
         found = bench_bundle(bundle, sizes=[_size(text) for text in sizes], progress=progress, **options)

@@ -23,7 +23,7 @@ from vaedeploy.photos import Photo, Shape, crop_batch, crop_middle, photo_files
 from vaedeploy.progress import Progress, silent
 from vaedeploy.quality import find_faults, measure_quality
 from vaedeploy.quality.artifacts import BLOCK
-from vaedeploy.report import Candidate, Picture, write_report
+from vaedeploy.report import Candidate, Picture, check_folder, write_report
 from vaedeploy.runtime import VAE
 from vaedeploy.verify import to_levels
 
@@ -63,10 +63,12 @@ def compare_bundles(
 
     All bundles are held in memory at once. Raises InputError for fewer than two bundles or one given twice, ImageError
     for pictures that cannot be read or are under 32 pixels a side, OutputError for a ``page`` that cannot be written
-    to, and whatever ``VAE`` raises.
+    to (before any work; where it fails after it, PageError, which holds the comparison), and whatever ``VAE`` raises.
     """
     names = _names([Path(bundle) for bundle in as_list("bundles", bundles)])
     files = photo_files(images)
+    if page is not None:
+        check_folder(page)
     with ExitStack() as stack:
         vaes = {name: stack.enter_context(VAE(path, backend)) for name, path in names.items()}
         factor = math.lcm(*(vae.latent.factor for vae in vaes.values()))
@@ -84,7 +86,7 @@ def compare_bundles(
     summaries = tuple(summarize(name, [row for row in rows if row.bundle == name]) for name in vaes)
     comparison = Comparison(tuple(vaes), summaries, *truest(summaries), speeds, swaps, tuple(rows))
     if page is not None:
-        write_report(comparison_document(comparison, pictures, strips), page)
+        write_report(comparison_document(comparison, pictures, strips), page, comparison)
     return comparison
 
 

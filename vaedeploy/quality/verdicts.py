@@ -129,12 +129,12 @@ LIMITS: tuple[QualityLimit, ...] = (
     ),
     QualityLimit(
         "blurred", "detail.sharpness", 0.7, False, 1, "",
-        "The picture is blurred: fine detail has {value:.0%} of its energy.",
+        "The picture is blurred: the size of detail that suffers most has {value:.0%} of its energy.",
         "of the finest octave's energy a Gaussian of 0.5 pixels takes 40 % or more, and one of 0.3 no more than 3 %",
     ),
     QualityLimit(
         "over-sharpened", "detail.sharpening", 1.15, True, 1, "",
-        "The picture is over-sharpened: fine detail is {value:.0%} as strong as it should be.",
+        "The picture is over-sharpened: the size of detail that gains most is {value:.0%} as strong as it should be.",
         "an unsharp mask of one pixel by 0.2 does that",
     ),
     QualityLimit(

@@ -3,7 +3,7 @@
 from vaedeploy.report.document import Candidate, Cell, Column, Document, Picture, Strip, Table
 from vaedeploy.report.looks import Looks
 from vaedeploy.report.verification import verification_document, write_verification
-from vaedeploy.report.write import write_report
+from vaedeploy.report.write import check_folder, write_report
 
 __all__ = [
     "Candidate",
@@ -14,6 +14,7 @@ __all__ = [
     "Picture",
     "Strip",
     "Table",
+    "check_folder",
     "verification_document",
     "write_report",
     "write_verification",

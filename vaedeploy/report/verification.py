@@ -6,15 +6,27 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from vaedeploy.metrics import METRICS, WORDS, metric_text
 from vaedeploy.report.document import Cell, Column, Document, Picture, Table, Tone
 from vaedeploy.report.looks import Looks
 from vaedeploy.report.write import write_report
-from vaedeploy.verify import Case, Report
+from vaedeploy.verify import Case, Report, limits_line
+
+MEANINGS = {
+    "rel_l2": "Length of the error over length of what PyTorch gives: 0 is equal.",
+    "max_abs": "A picture spans 2, from -1 to 1.",
+    "psnr": "Of 8-bit pixels. From 40 on no difference is seen.",
+    "pixels_off": "Of 8-bit values, by one level of 255 or more.",
+    "max_levels": "Of 8-bit values. One level is not seen.",
+}
+"""How to read each of ``METRICS``."""
 
 
 def write_verification(bundle: Path, report: Report, looks: Looks, folder: str | Path) -> None:
-    """Write the page of a bundle's verification into ``folder``, as ``write_report`` does."""
-    write_report(verification_document(bundle.resolve().name, report, looks.pictures), folder)
+    """Write the page of a bundle's verification into ``folder``, as ``write_report`` does; its PageError holds the
+    report.
+    """
+    write_report(verification_document(bundle.resolve().name, report, looks.pictures), folder, report)
 
 
 def verification_document(name: str, report: Report, pictures: Sequence[Picture]) -> Document:
@@ -66,31 +78,33 @@ def _cases(report: Report) -> Table:
         Column("Part"),
         Column("Output"),
         Column("Size", "items x height x width"),
-        Column("Off by, relative", "L2 norms", "Length of the error over length of what PyTorch gives: 0 is equal."),
-        Column("Off by at most", "output's units", "A picture spans 2, from -1 to 1."),
-        Column("Likeness", "dB PSNR", "Of 8-bit pixels. From 40 on no difference is seen."),
-        Column("Pixels that differ", "% of values", "Of 8-bit values, by one level of 255 or more."),
+        *(Column(*WORDS[metric], MEANINGS[metric]) for metric in METRICS),
         Column("Verdict"),
     )
+    kept = dict.fromkeys(case.precision for case in report.cases)
+    limits = " ".join(f"{limits_line(precision)}." for precision in kept)
     return Table(
         "All cases",
-        "Each row is one output at one size, compared with PyTorch.",
+        f"Each row is one output at one size, compared with PyTorch. {limits}",
         columns,
         tuple(_row(case) for case in report.cases),
     )
 
 
 def _row(case: Case) -> tuple[Cell, ...]:
-    pixels = case.pixels_off is not None
-    psnr = "" if not pixels else "identical" if case.psnr is None else f"{case.psnr:.1f}"
     return (
         Cell(case.form),
         Cell(case.part),
         Cell(case.output),
         Cell(f"{case.batch}x{case.height}x{case.width}", case.batch * case.height * case.width),
-        Cell(f"{case.rel_l2:.1e}", case.rel_l2),
-        Cell(f"{case.max_abs:.1e}", case.max_abs),
-        Cell(psnr, (math.inf if case.psnr is None else case.psnr) if pixels else -math.inf),
-        Cell("" if case.pixels_off is None else f"{case.pixels_off:.2%}", case.pixels_off),
+        *(_cell(case, metric) for metric in METRICS),
         Cell("passed" if case.passed else "FAILED"),
     )
+
+
+def _cell(case: Case, metric: str) -> Cell:
+    """No difference at all sorts as the best likeness, and what has no pixels below all."""
+    text, value = metric_text(case, metric), getattr(case, metric)
+    if value is None:
+        value = math.inf if text else -math.inf
+    return Cell(text, value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from contextlib import suppress
 from operator import itemgetter
 from pathlib import Path
 
@@ -11,8 +12,8 @@ import msgspec
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from vaedeploy import __version__
-from vaedeploy.atomic import advice, reason, write_file
-from vaedeploy.errors import OutputError
+from vaedeploy.atomic import advice, check_place, reason, write_file
+from vaedeploy.errors import OutputError, PageError
 from vaedeploy.files import write_image
 from vaedeploy.quality import Finding, Quality
 from vaedeploy.report.charts import HEIGHT, WIDTH, Chart, spectrum_chart, tone_chart
@@ -63,25 +64,43 @@ class _Scene(msgspec.Struct, frozen=True):
     charts: tuple[Chart, ...]
 
 
-def write_report(document: Document, folder: str | Path) -> Path:
+def check_folder(folder: str | Path) -> None:
+    """Raise OutputError where ``write_report`` could not write into ``folder``, to fail before the work that leads to
+    a page. That is tried; nothing is left behind.
+    """
+    folder = Path(folder)
+    missing = [place for place in (folder, *folder.parents) if not place.exists()]
+    try:
+        _make_folder(folder)
+        check_place(folder / NAME)
+    finally:
+        for made in missing:
+            with suppress(OSError):
+                made.rmdir()
+
+
+def write_report(document: Document, folder: str | Path, result: object = None) -> Path:
     """Write ``index.html`` into ``folder``, which is made where it is not there; returns its path.
 
     Where not every picture can be in the page in full, as it is to stay under 5 MB, they are also written as PNG into
     ``pictures`` beside it, and linked; of very many, those that are furthest from their reference are shown. Raises
-    OutputError where ``folder`` cannot be written to.
+    PageError, which holds ``result``, where ``folder`` cannot be written to.
     """
     folder = Path(folder)
     for side, shown in LAYOUTS:
         page = _render(document, side, shown)
         if len(page) <= MOST_BYTES:
             break
-    _make_folder(folder)
-    if _has_files(document, side, shown):
-        _make_folder(folder / "pictures")
-        for number, picture in enumerate(document.pictures, 1):
-            for _, pixels, file in _layers(document, number, picture):
-                write_image(folder / file, pixels)
-    write_file(folder / NAME, page)
+    try:
+        _make_folder(folder)
+        if _has_files(document, side, shown):
+            _make_folder(folder / "pictures")
+            for number, picture in enumerate(document.pictures, 1):
+                for _, pixels, file in _layers(document, number, picture):
+                    write_image(folder / file, pixels)
+        write_file(folder / NAME, page)
+    except OutputError as error:
+        raise PageError(str(error), result) from error
     return folder / NAME
 
 

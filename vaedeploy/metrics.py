@@ -1,0 +1,46 @@
+"""The metrics of a case as people are told of them: one set of words for tables, pages and sentences."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vaedeploy.verify import Case
+
+WORDS: dict[str, tuple[str, str]] = {
+    "rel_l2": ("Relative error", "L2"),
+    "max_abs": ("Largest error", "output's units"),
+    "mean_abs": ("Mean error", "output's units"),
+    "psnr": ("Likeness", "dB PSNR"),
+    "pixels_off": ("Pixels that differ", "% of values"),
+    "within_one_level": ("Share within one level", "% of values"),
+    "max_levels": ("Largest difference", "of 255 levels"),
+}
+"""What people are told of each metric, wherever it is shown: its name, and what it is in."""
+
+
+METRICS = ("rel_l2", "max_abs", "psnr", "pixels_off", "max_levels")
+"""Those that a table has of each case, in the terminal and on the page."""
+
+
+def amount(metric: str, value: float | None) -> str:
+    """A metric's value with its unit, for a sentence; ``value`` as a manifest has it, None for what is not finite."""
+    if value is None or math.isinf(value):
+        return "no difference" if metric == "psnr" else "not finite"
+    unit = WORDS[metric][1]
+    if unit.startswith("%"):
+        return f"{100 * value:.4g}{unit}"
+    return f"{value:.3g}" if metric in ("rel_l2", "max_abs", "mean_abs") else f"{value:.3g} {unit}"
+
+
+def metric_text(case: Case, metric: str) -> str:
+    """A case's metric as a table shows it, in the unit of its column; empty for one that the case has not."""
+    value = getattr(case, metric)
+    if case.pixels_off is not None and metric == "psnr" and value is None:
+        return "identical"
+    if value is None:
+        return ""
+    if metric == "pixels_off":
+        return f"{100 * value:.2f}"
+    return f"{value:.1f}" if metric == "psnr" else f"{value}" if metric == "max_levels" else f"{value:.1e}"

@@ -1,0 +1,144 @@
+"""Results of work -> rows of text for people: ``verify``, ``bench``, ``compare``, ``swap``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vaedeploy.bundle import Bundle
+from vaedeploy.metrics import METRICS, WORDS, metric_text
+from vaedeploy.verify import limits_line
+
+if TYPE_CHECKING:
+    from vaedeploy.bench import Bench
+    from vaedeploy.compare import Comparison
+    from vaedeploy.swap import Drift
+    from vaedeploy.verify import Case, Report
+
+Row = tuple[str, ...]
+
+CASE_COLUMNS = (
+    *("graph", "part", "output", "size"),
+    *(f"{name.lower()}, {unit}" for name, unit in map(WORDS.__getitem__, METRICS)),
+    "verdict",
+)
+"""size: batch x height x width."""
+
+BENCH_COLUMNS = (
+    "backend",
+    "precision",
+    "part",
+    "size",
+    "ms",
+    "range, ms",
+    "floor, ms",
+    "floor, % of the time",
+    "problem",
+)
+"""size: batch x height x width. floor: see ``bench.Timing``."""
+
+COMPARE_COLUMNS = ("VAE", "PSNR", "CIEDE2000", "chroma", "contrast", "detail", "encode ms", "decode ms")
+"""Medians over all photographs; see ``compare.Summary``."""
+
+
+def case_rows(report: Report) -> list[Row]:
+    """A row a case, in ``CASE_COLUMNS``."""
+    return [
+        (
+            case.form,
+            case.part,
+            case.output,
+            _case_shape(case),
+            *(metric_text(case, metric) for metric in METRICS),
+            "passed" if case.passed else "FAILED",
+        )
+        for case in report.cases
+    ]
+
+
+def verdict_lines(report: Report) -> list[str]:
+    """The limits that hold, each one that was missed, what a person would see, and last the verdict."""
+    failed = [case for case in report.cases if not case.passed]
+    lines = [limits_line(precision) for precision in dict.fromkeys(case.precision for case in report.cases)]
+    lines += [f"{c.form} {c.part} {_case_shape(c)}, {c.output}: {failure}" for c in failed for failure in c.failures]
+    seen = [f"seen: {c.form} {c.part} {_case_shape(c)}: {words}" for c in report.cases for words in c.findings or ()]
+    if not seen and any(case.findings is not None for case in report.cases):
+        seen = ["seen: nothing beside the reference's own pictures"]
+    lines += seen or ["seen: not looked at, since no picture is large enough or scikit-image is not installed"]
+    setting = f"on {report.backend} against {report.reference}"
+    if report.passed:
+        return [*lines, f"verified: {len(report.cases)} cases {setting}"]
+    return [*lines, f"FAILED: {len(failed)} of {len(report.cases)} cases {setting}"]
+
+
+def bench_rows(bench: Bench) -> list[Row]:
+    """A row a timing, in ``BENCH_COLUMNS``."""
+    return [
+        (
+            t.backend,
+            t.precision,
+            t.part,
+            f"{t.batch}x{t.height}x{t.width}" if t.batch else "",
+            *(
+                (_milliseconds(t.ms), f"{_milliseconds(t.least_ms)} to {_milliseconds(t.most_ms)}")
+                if t.ms
+                else ("", "")
+            ),
+            "" if t.floor_ms is None else _milliseconds(t.floor_ms),
+            "" if t.share is None else f"{100 * t.share:.0f}",
+            t.problem or "",
+        )
+        for t in bench.timings
+    ]
+
+
+def ceiling_lines(bench: Bench) -> list[str]:
+    """What the floors were made from, a line a device."""
+    lines = []
+    for ceilings in bench.ceilings:
+        rates = ", ".join(f"{rate / 1e12:.3g} TFLOP/s in {precision}" for precision, rate in ceilings.product.items())
+        lines.append(
+            f"{ceilings.device}: a large matrix product at {rates}; a large copy at {ceilings.copy / 1e9:.3g} GB/s"
+        )
+    return lines
+
+
+def _milliseconds(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}" if value < 100 else f"{value:.0f}"
+
+
+def compare_rows(comparison: Comparison) -> list[Row]:
+    """A row a bundle, in ``COMPARE_COLUMNS``."""
+    times = {(speed.bundle, speed.part): speed.ms for speed in comparison.speeds}
+    return [
+        (
+            s.bundle,
+            f"{s.psnr:.1f}",
+            f"{s.color:.2f}",
+            *(f"{ratio:.0%}" for ratio in (s.chroma, s.contrast, s.detail)),
+            _milliseconds(times[s.bundle, "encode"]),
+            _milliseconds(times[s.bundle, "decode"]),
+        )
+        for s in comparison.summaries
+    ]
+
+
+def drift_rows(bundle: Bundle, drift: Drift) -> list[Row]:
+    """What a swap did: which VAE is there now, and how far pictures of the old latents move."""
+    moved = f"{drift.latent_rel_l2:.2%}"
+    red, green, blue = (f"{value:+.2f}" for value in drift.shift)
+    return [
+        ("bundle", str(bundle.path)),
+        ("VAE", f"{bundle.manifest.vae.name} ({bundle.manifest.vae.architecture})"),
+        ("latents", "unchanged" if moved == "0.00%" else f"{moved} of their size away"),
+        ("pictures", f"{drift.mean_levels:.2f} levels of 255 away on average, PSNR {_decibels(drift.psnr)}"),
+        ("brightness", f"red {red}, green {green}, blue {blue} levels"),
+        ("to go back", f"vaedeploy swap {bundle.path} --restore"),
+    ]
+
+
+def _decibels(value: float | None) -> str:
+    return "no difference" if value is None else f"{value:.1f} dB"
+
+
+def _case_shape(case: Case) -> str:
+    return f"{case.batch}x{case.height}x{case.width}"
