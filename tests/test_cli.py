@@ -223,7 +223,7 @@ def test_progress_is_a_bar_on_a_terminal():
 from vaedeploy.terminal import progress_display
 with progress_display() as progress:
     for done in range(3):
-        progress("Counting [sheep]", done, 2)
+        progress("Counting [sheep]" + 3 * " and goats", done, 2)
 print("result")
 """
     ours, theirs = pty.openpty()
@@ -232,11 +232,13 @@ print("result")
         stdout=subprocess.PIPE,
         stderr=theirs,
         check=True,
-        env=os.environ | {"TERM": "xterm"},
+        env=os.environ | {"TERM": "xterm", "COLUMNS": "80"},
     )
     os.close(theirs)
     shown = os.read(ours, 100_000).decode()
     os.close(ours)
+    lines = re.sub(r"\x1b\[[?\d;]*[a-zA-Z]", "", shown).replace("\r", "\n").splitlines()
+    assert max(map(len, lines)) == 78  # Ctrl-C's echo fits in
     assert "Counting [sheep]" in shown
     assert "100%" in shown
     assert done.stdout == b"result\n"

@@ -183,8 +183,10 @@ def progress_display() -> Iterator[Progress]:
     from rich.progress import Progress as Bars
 
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
-    # stdout is left alone: it carries results. The stream is named, since tracing holds sys.stderr for a while.
-    with Bars(*columns, TimeElapsedColumn(), console=Console(file=sys.stderr), redirect_stdout=False) as bars:
+    console = Console(file=sys.stderr)  # which is named, since tracing holds sys.stderr for a while
+    console.width -= len("^C")  # a terminal shows that on Ctrl-C; on a full line it would push the bars up by one
+    # stdout is left alone: it carries results.
+    with Bars(*columns, TimeElapsedColumn(), console=console, redirect_stdout=False) as bars:
         tasks: dict[str, TaskID] = {}
 
         def draw(what: str, done: float, total: float) -> None:
