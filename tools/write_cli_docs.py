@@ -20,7 +20,12 @@ Every command's help, as `vaedeploy COMMAND --help` prints it. This page is writ
 `python tools/write_cli_docs.py`; edit the help texts in `vaedeploy/cli/` instead.
 
 Results go to stdout; progress, warnings and errors go to stderr. `--json` prints one JSON document on stdout and
-nothing else.
+nothing else there; an error is words on stderr and an exit code all the same.
+
+A document has the fields of a Python object, and `help()` says what each is: `vd.Report` and `vd.Case` for `verify`,
+`vd.Comparison`, `vd.Optimized`, `vd.Bench`, `vd.Preset` and `vd.Profile` for the commands of these names; for `inspect`
+those of [bundle-format.md](bundle-format.md). Times are milliseconds (`ms`), sizes bytes, rates of `bench` operations
+and bytes a second, shares 0 to 1. `null` is infinity, or that there is no such figure, as the field's text says.
 """
 
 

@@ -53,7 +53,7 @@ def optimize(graph: Path, sizes: Sequence[str], as_json: bool, **options: Any) -
     Example:
       vaedeploy optimize decoder.onnx -o faster.onnx
       vaedeploy optimize decoder.onnx -o fp16.onnx --target tensorrt --precision fp16 --inputs latents.safetensors
-      vaedeploy optimize decoder.onnx -o faster.onnx --sizes height=128 --sizes width=128
+      vaedeploy optimize demo/decoder.onnx -o faster.onnx --sizes latent_height=128 --sizes latent_width=128
     """
     from vaedeploy.optimize import optimize_onnx
     from vaedeploy.optimize.inputs import parse_sizes
