@@ -212,7 +212,7 @@ def test_export_in_the_clean_environment_says_what_to_install(clean):
     assert (ended.returncode, ended.stdout) == (1, "")
     assert re.fullmatch(
         r"Error: export needs [\w-]+, of the extra \[export\], which is not installed. Run: pip install "
-        r'"vaedeploy\[export\]". Without a GPU, run this first, .*\n',
+        r'"vaedeploy\[export\]". Without a GPU, install PyTorch.s build for CPUs first: .*\n',
         ended.stderr,
     )
 

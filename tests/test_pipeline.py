@@ -179,7 +179,7 @@ def test_a_failed_verification_leaves_the_bundle_unverified(flat: Reference, tmp
 @pytest.mark.parametrize("stage", STAGES)
 def test_an_interrupt_leaves_nothing(flat: Reference, tmp_path: Path, stage: str) -> None:
     def interrupt(what: str, done: float, total: float) -> None:
-        if what == stage and done > 0:
+        if what.startswith(stage) and done > 0:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -190,7 +190,7 @@ def test_an_interrupt_leaves_nothing(flat: Reference, tmp_path: Path, stage: str
 @pytest.mark.slow
 def test_an_interrupt_leaves_the_old_bundle(flat: Reference, bundle: Bundle) -> None:
     def interrupt(what: str, done: float, total: float) -> None:
-        if what == STAGES[2]:
+        if what.startswith(STAGES[2]):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
