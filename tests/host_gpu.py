@@ -60,11 +60,7 @@ class HostStream:
     def copy_in(self, source: int, target: int, size: int) -> None:
         self.put(lambda: at(target, size).__setitem__(slice(None), at(source, size)))
 
-    def copy_out(self, source: int, target: int, size: int) -> None:
-        self.put(lambda: at(target, size).__setitem__(slice(None), at(source, size)))
-
-    def copy_within(self, source: int, target: int, size: int) -> None:
-        self.put(lambda: at(target, size).__setitem__(slice(None), at(source, size)))
+    copy_out = copy_within = copy_in
 
     def synchronize(self) -> None:
         while self.queue:

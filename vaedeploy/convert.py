@@ -110,8 +110,7 @@ def _short(identity: str | None) -> str:
 
 def _differing(made: LatentSpec, here: LatentSpec) -> str:
     """In what two latent contracts differ, to be put after a sentence; empty where they do not."""
-    pairs = [(name, getattr(made, name), getattr(here, name)) for name in made.__struct_fields__]
-    told = [f"{name} is {theirs} there and {ours} here" for name, theirs, ours in pairs if theirs != ours]
+    told = [f"{field} is {there} there and {ours} here" for field, there, ours in made.differences(here)]
     return f"; their latent contracts differ: {', '.join(told)}" if told else ""
 
 

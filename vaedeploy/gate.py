@@ -5,7 +5,6 @@ reference.
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -16,9 +15,9 @@ from numpy.typing import NDArray
 
 from vaedeploy import golden
 from vaedeploy.bundle import Bundle, edit_bundle
-from vaedeploy.errors import BackendError, BundleError, InputError, OutputError, WeightsError
+from vaedeploy.errors import BackendError, BundleError, InputError, WeightsError
 from vaedeploy.golden import GoldenCase
-from vaedeploy.judge import find_look, prepare_photo
+from vaedeploy.judge import find_look, noting, prepare_photo
 from vaedeploy.manifest import PARTS, Part, Precision
 from vaedeploy.photos import Shape, crop_batch, load_photos, verification_shapes
 from vaedeploy.progress import Progress, silent
@@ -26,7 +25,7 @@ from vaedeploy.runtime.backends import ENGINES, Candidate, Runner, find_candidat
 from vaedeploy.runtime.engine import Half
 from vaedeploy.runtime.onnxruntime_cpu import Session
 from vaedeploy.shapes import CORNERS
-from vaedeploy.verify import Case, Look, Report, UnnotedVerdictWarning, summary, verify_cases
+from vaedeploy.verify import Case, Look, Report, summary, verify_cases
 
 if TYPE_CHECKING:
     from vaedeploy.source import Reference
@@ -91,11 +90,8 @@ def verify_backend(
         name: msgspec.structs.replace(bundle.manifest.engines[name], verification=summary(verdict))
         for name, verdict in verdicts.items()
     }
-    try:
-        with edit_bundle(bundle) as edit:
-            edit.put(files={f"report/{backend}.json": report.to_json()}, engines=noted)
-    except OutputError as error:
-        warnings.warn(f"the verdict is not noted in the bundle: {error}", UnnotedVerdictWarning, stacklevel=2)
+    with noting(), edit_bundle(bundle) as edit:
+        edit.put(files={f"report/{backend}.json": report.to_json()}, engines=noted)
     if page is not None:
         from vaedeploy.report import Looks, write_verification
 

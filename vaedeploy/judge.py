@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vaedeploy.errors import BackendError
+from vaedeploy.errors import BackendError, OutputError
 from vaedeploy.extras import install_command
 from vaedeploy.forms import FORMS
 from vaedeploy.golden import GoldenCase
@@ -21,13 +23,29 @@ from vaedeploy.runtime import onnxruntime_cpu
 from vaedeploy.runtime.arrays import to_float
 from vaedeploy.verify import Case, Look, Report, look_away, verify_cases
 
-__all__ = ["find_look", "judge", "prepare_photo"]
+__all__ = ["UnnotedVerdictWarning", "find_look", "judge", "noting", "prepare_photo"]
 
 PORTABLE_CASES = ("odd",)
 """The cases that the portable graphs run as well. They are engines' starting point and never run by the runtime where
 there is another form, so one small case with every size unlike is enough; ONNX Runtime would miss the fp32 limit on
 them at 512x512.
 """
+
+
+class UnnotedVerdictWarning(UserWarning):
+    """A verdict that could not be written into the bundle, such as one that may only be read."""
+
+
+@contextmanager
+def noting() -> Iterator[None]:
+    """A verdict is written into its bundle inside. Where that cannot be done, warns (UnnotedVerdictWarning): the
+    verdict is told all the same.
+    """
+    try:
+        yield
+    except OutputError as error:
+        # Of the generator, contextlib, the function that verifies, and whoever called that.
+        warnings.warn(f"the verdict is not noted in the bundle: {error}", UnnotedVerdictWarning, stacklevel=4)
 
 
 def judge(

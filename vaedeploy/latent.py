@@ -31,6 +31,11 @@ class LatentSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     shift: float | tuple[float, ...] = 0.0
     sampled: bool = True
 
+    def differences(self, other: LatentSpec) -> list[tuple[str, Any, Any]]:
+        """(field, its value here, the one of ``other``) for each field that differs."""
+        pairs = ((name, getattr(self, name), getattr(other, name)) for name in self.__struct_fields__)
+        return [(name, own, others) for name, own, others in pairs if own != others]
+
     def __post_init__(self) -> None:
         for name in ("channels", "factor"):
             count = getattr(self, name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
@@ -13,15 +12,15 @@ from vaedeploy import __version__, golden
 from vaedeploy.arguments import as_list
 from vaedeploy.bundle import Bundle
 from vaedeploy.draft import create_bundle
-from vaedeploy.errors import InputError, OutputError, VerificationError, WeightsError
+from vaedeploy.errors import InputError, VerificationError, WeightsError
 from vaedeploy.forms import graph_names, measure, write_forms, write_portable
-from vaedeploy.judge import find_look, judge
+from vaedeploy.judge import find_look, judge, noting
 from vaedeploy.manifest import ImageInput, Manifest, Part, Precision, VaeInfo
 from vaedeploy.memory import collect_garbage
 from vaedeploy.photos import load_photos, verification_shapes
 from vaedeploy.progress import Progress, silent
 from vaedeploy.runtime import onnxruntime_cpu
-from vaedeploy.verify import Report, UnnotedVerdictWarning, summary
+from vaedeploy.verify import Report, summary
 
 if TYPE_CHECKING:
     from vaedeploy.jobs import Job
@@ -155,10 +154,8 @@ def verify_bundle(
         files[golden.NAME] = golden.write_golden(cases, manifest.vae.identity)
     look = find_look(manifest)
     report = judge(manifest, bundle.path, cases, origin, progress, look)
-    try:
+    with noting():
         bundle.update(verification=summary(report), files=files | {REPORT: report.to_json()})
-    except OutputError as error:
-        warnings.warn(f"the verdict is not noted in the bundle: {error}", UnnotedVerdictWarning, stacklevel=2)
     if page is not None:
         from vaedeploy.report import Looks, write_verification
 

@@ -114,9 +114,8 @@ def _check_contract(old: Bundle, reference: Reference) -> None:
         )
     if reference.latent != had.latent:
         differing = [
-            f"{field} (bundle: {getattr(had.latent, field)}, {reference.name}: {getattr(reference.latent, field)})"
-            for field in had.latent.__struct_fields__
-            if getattr(had.latent, field) != getattr(reference.latent, field)
+            f"{field} (bundle: {ours}, {reference.name}: {theirs})"
+            for field, ours, theirs in had.latent.differences(reference.latent)
         ]
         raise InputError(
             f"{reference.name} has another latent contract than bundle {old.path}: {', '.join(differing)}. Diffusion "

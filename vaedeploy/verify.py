@@ -21,10 +21,6 @@ Outputs = Mapping[str, NDArray[Any]]
 Metric = Literal["rel_l2", "max_levels", "within_one_level", "psnr"]
 
 
-class UnnotedVerdictWarning(UserWarning):
-    """A verdict that could not be written into the bundle, such as one that may only be read."""
-
-
 class Limit(msgspec.Struct, frozen=True):
     """What a metric may be at most (``upper``) or must be at least, and why."""
 

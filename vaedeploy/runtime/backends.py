@@ -53,7 +53,7 @@ class Runner(Protocol):
 @dataclass(frozen=True, eq=False)
 class Candidate:
     """A way to compute: a backend, the precision that it computes in, what opens a half, and, of a backend that has
-    them, the files of its engines in the bundle.
+    them, the files of its engines in the bundle. Equal to itself alone: it is looked up in every call.
     """
 
     backend: str
