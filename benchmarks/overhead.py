@@ -21,7 +21,6 @@ import platform
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -30,6 +29,7 @@ from unittest.mock import patch
 
 import numpy as np
 
+from vaedeploy.bench import take_turns
 from vaedeploy.bundle import Bundle
 from vaedeploy.engines import build_engines
 from vaedeploy.errors import BackendError, VaedeployError
@@ -46,8 +46,6 @@ from cuda_driver import load_driver, show_devices
 Call = Callable[[], object]
 
 SIZE = 64
-CALLS = 200
-"""In each turn of each; the fastest half of a turn's calls counts, which what disturbs a machine leaves alone."""
 
 
 class Idle:
@@ -137,29 +135,17 @@ class SessionAlone:
         return self._session.run_with_iobinding(self._binding)
 
 
-def microseconds(call: Call) -> float:
-    times = []
-    for _ in range(CALLS):
-        started = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - started)
-    return 1e6 * statistics.median(sorted(times)[: CALLS // 2])
-
-
 def overhead(calls: Mapping[str, tuple[Call, Call]], rounds: int) -> dict[str, dict[str, float]]:
-    """By the kind of memory: both medians, and that of the differences, turn by turn."""
-    for pair in calls.values():
-        for call in pair:
-            microseconds(call)
+    """By the kind of memory, in microseconds: both medians, and that of the differences, turn by turn."""
     found = {}
-    for name, pair in calls.items():
-        turns = [[microseconds(call) for call in pair[:: -1 if turn % 2 else 1]] for turn in range(rounds)]
-        whole, alone = zip(*(turn[:: -1 if index % 2 else 1] for index, turn in enumerate(turns)), strict=True)
-        added = statistics.median(a - b for a, b in zip(whole, alone, strict=True))
-        found[name] = {
-            "vae.decode": statistics.median(whole),
-            "alone": statistics.median(alone),
-            "added": added,
+    for name, (whole, alone) in calls.items():
+        times = {}
+        for key, (seconds, problem) in take_turns({"vae.decode": whole, "alone": alone}, rounds).items():
+            assert problem is None, problem
+            times[key] = [1e6 * value for value in seconds]
+        added = (a - b for a, b in zip(times["vae.decode"], times["alone"], strict=True))
+        found[name] = {key: statistics.median(values) for key, values in times.items()} | {
+            "added": statistics.median(added)
         }
     return found
 
