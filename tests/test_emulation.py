@@ -64,7 +64,14 @@ def half_graph(
     return ir.from_proto(onnx.shape_inference.infer_shapes(model))
 
 
+def normal(rng: np.random.Generator, *shape: int) -> np.ndarray:
+    """float32, as feeds and weights are. A float64 number that is first rounded to float32 can round to another
+    float16 or bfloat16 than the one that it rounds to at once."""
+    return rng.normal(size=shape).astype(np.float32)
+
+
 def in_half(precision: str, *arrays: np.ndarray) -> list[torch.Tensor]:
+    assert all(a.dtype == np.float32 for a in arrays), "what is compared must be rounded once, from the same float32"
     return [torch.from_numpy(a).to(TYPES[precision][2]) for a in arrays]
 
 
@@ -140,11 +147,11 @@ def test_sigmoid(precision: str) -> None:
 )
 def test_convolution_sums_in_float32(precision: str, seed: int, channels: int, size: tuple[int, int]) -> None:
     rng = np.random.default_rng(seed)
-    x, w = rng.normal(size=(2, channels, *size)), rng.normal(size=(4, channels, 3, 3))
+    x, w = normal(rng, 2, channels, *size), normal(rng, 4, channels, 3, 3)
     half, kernel = in_half(precision, x, w)
     exact = torch.nn.functional.conv2d(half.double(), kernel.double(), padding=1).numpy()
     model = half_graph("Conv", precision, 1, {"w": w}, pads=[1, 1, 1, 1])
-    found = emulate(model, {"x0": x.astype(np.float32)})["y"]
+    found = emulate(model, {"x0": x})["y"]
     # Half a unit in the last place of the result, and the float32 sum's own error, which cancellation may leave alone.
     np.testing.assert_allclose(found, exact, rtol=1.01 * UNIT[precision], atol=1e-5)
     assert same_bits(found, found.astype(TYPES[precision][1]).astype(np.float32))
@@ -153,9 +160,9 @@ def test_convolution_sums_in_float32(precision: str, seed: int, channels: int, s
 def test_convolution_is_torchs() -> None:
     """torch's own half-precision convolution sums in float32 as well; the order of its sum is another."""
     rng = np.random.default_rng(0)
-    x, w = rng.normal(size=(1, 4, 16, 16)), rng.normal(size=(4, 4, 3, 3))
+    x, w = normal(rng, 1, 4, 16, 16), normal(rng, 4, 4, 3, 3)
     expected = torch.nn.functional.conv2d(*in_half("fp16", x, w), padding=1).float().numpy()
-    found = emulate(half_graph("Conv", "fp16", 1, {"w": w}, pads=[1, 1, 1, 1]), {"x0": x.astype(np.float32)})["y"]
+    found = emulate(half_graph("Conv", "fp16", 1, {"w": w}, pads=[1, 1, 1, 1]), {"x0": x})["y"]
     # Nearly all bits agree; where a sum is near a tie, its two roundings are one unit in the last place apart.
     assert np.mean(found == expected) > 0.98
     np.testing.assert_allclose(found, expected, rtol=2.0**-10, atol=1e-3)
