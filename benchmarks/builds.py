@@ -17,17 +17,17 @@ import time
 from pathlib import Path
 from typing import Any
 
-from vaedeploy.build import backend_version, build_engine
-from vaedeploy.build_worker import BuildRequest
-from vaedeploy.estimate import estimate_memory
-from vaedeploy.export import trace_graph
-from vaedeploy.graph import Graph, Inputs, load_graph, save_form, save_graph
-from vaedeploy.manifest import PARTS
-from vaedeploy.profile import CAPABILITIES, get_profile
+from vaedeploy.engines.build import backend_version, build_engine
+from vaedeploy.engines.estimate import estimate_memory
+from vaedeploy.engines.profile import CAPABILITIES, get_profile
+from vaedeploy.engines.protocol import BuildRequest
+from vaedeploy.graph.graph import Graph, Inputs, load_graph, save_form, save_graph
+from vaedeploy.graph.trace import trace_graph
 from vaedeploy.rewrite.padding import fold_padding
 from vaedeploy.rewrite.precision import lower_precision
 from vaedeploy.rewrite.upsample import fold_upsampling
 from vaedeploy.source import load_reference
+from vaedeploy.values.kinds import PARTS
 
 SHAPES = get_profile("rtx4090").shapes
 

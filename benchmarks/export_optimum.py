@@ -19,8 +19,8 @@ def save_weights(folder: Path) -> None:
     import msgspec
     from diffusers import AutoencoderKL
 
-    from vaedeploy.autoencoder import random_tensors
-    from vaedeploy.preset import get_preset
+    from vaedeploy.source import get_preset
+    from vaedeploy.source.autoencoder_kl.modules import random_tensors
 
     architecture = get_preset("mse840k").config
     vae = AutoencoderKL(**msgspec.structs.asdict(architecture))

@@ -32,7 +32,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 import faults  # noqa: E402
 
-from vaedeploy.files import read_image  # noqa: E402
+from vaedeploy.images.files import read_image  # noqa: E402
 from vaedeploy.quality import LIMITS, Quality, find_faults, measure_quality  # noqa: E402
 
 
@@ -102,14 +102,14 @@ def duration(photos: dict[str, faults.Picture]) -> dict[str, Any]:
 def graphs(name: str, weights: str | None, photos: dict[str, faults.Picture]) -> list[dict[str, Any]]:
     import onnx_ir as ir
 
-    from vaedeploy.emulation import save_emulating
-    from vaedeploy.forms import FORMS
-    from vaedeploy.golden import compute_golden
-    from vaedeploy.photos import Shape
-    from vaedeploy.pipeline import export_vae
+    from vaedeploy.bundle.graphs import FORMS
+    from vaedeploy.images.pixels import to_levels
+    from vaedeploy.numerics.emulation import save_emulating
+    from vaedeploy.pipeline.export import export_vae
     from vaedeploy.runtime.onnxruntime_cpu import Session
     from vaedeploy.source import load_reference
-    from vaedeploy.verify import to_levels
+    from vaedeploy.verify.reference import compute_golden
+    from vaedeploy.verify.shapes import Shape
 
     reference = load_reference(name, weights)
     rows, cases = [], {}

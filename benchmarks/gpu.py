@@ -40,25 +40,27 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from vaedeploy.bench import bench_bundle
 from vaedeploy.bundle import Bundle
-from vaedeploy.calibrate import measure_maxima
-from vaedeploy.engines import build_engines
+from vaedeploy.cli.tables.known import bench_rows
+from vaedeploy.engines.profile import CAPABILITIES
 from vaedeploy.errors import BackendError, InputError, VaedeployError
-from vaedeploy.export import trace_graph
-from vaedeploy.gpu import find_gpu
-from vaedeploy.graph import Graph, load_graph, save_graph
-from vaedeploy.overview import bench_rows
-from vaedeploy.photos import Shape, crop_batch, load_photos
-from vaedeploy.pipeline import export_vae
-from vaedeploy.profile import CAPABILITIES
+from vaedeploy.graph.graph import Graph, load_graph, save_graph
+from vaedeploy.graph.trace import trace_graph
+from vaedeploy.images.photos import crop_batch, load_photos
+from vaedeploy.numerics.maxima import measure_maxima
+from vaedeploy.pipeline.bench import bench_bundle
+from vaedeploy.pipeline.build import build_engines
+from vaedeploy.pipeline.export import export_vae
 from vaedeploy.rewrite.normalization import split_means
 from vaedeploy.rewrite.precision import lower_precision
 from vaedeploy.rewrite.rescale import rescale
 from vaedeploy.rewrite.upsample import fold_upsampling
 from vaedeploy.runtime import VAE
 from vaedeploy.runtime.backends import BACKENDS, ENGINES, problem_of
-from vaedeploy.source import Reference, load_reference
+from vaedeploy.source import load_reference
+from vaedeploy.system.gpu import find_gpu
+from vaedeploy.values.reference import Reference
+from vaedeploy.verify.shapes import Shape
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from inflation import INFLATIONS, inflate

@@ -29,16 +29,16 @@ from unittest.mock import patch
 
 import numpy as np
 
-from vaedeploy.bench import take_turns
 from vaedeploy.bundle import Bundle
-from vaedeploy.engines import build_engines
+from vaedeploy.engines.profile import profiles
 from vaedeploy.errors import BackendError, VaedeployError
-from vaedeploy.gpu import Gpu, cuda_devices, find_gpu
-from vaedeploy.pipeline import export_vae
-from vaedeploy.profile import profiles
+from vaedeploy.pipeline.build import build_engines
+from vaedeploy.pipeline.export import export_vae
+from vaedeploy.pipeline.turns import take_turns
 from vaedeploy.runtime import VAE, cuda, dlpack, onnxruntime_cuda, tensorrt
-from vaedeploy.runtime.engine import Half
-from vaedeploy.runtime.lane import Graphs, Plan, Tensor
+from vaedeploy.runtime.device import Graphs, Plan, Tensor
+from vaedeploy.runtime.routes import Half
+from vaedeploy.system.gpu import Gpu, cuda_devices, find_gpu
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from cuda_driver import load_driver, show_devices

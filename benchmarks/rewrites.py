@@ -33,8 +33,8 @@ ALL = "all rules"
 
 def write_forms(folder: Path, part: str) -> dict[str, Path]:
     """{name: file}, with weights in one place where they are the same."""
-    from vaedeploy.export import trace_graph
-    from vaedeploy.graph import load_graph, save_form, save_graph
+    from vaedeploy.graph.graph import load_graph, save_form, save_graph
+    from vaedeploy.graph.trace import trace_graph
     from vaedeploy.rewrite import rewrite_graph
     from vaedeploy.rewrite.attention import chunk_attention
     from vaedeploy.rewrite.normalization import split_means
@@ -61,8 +61,8 @@ def write_forms(folder: Path, part: str) -> dict[str, Path]:
 
 
 def operations(plain: Path, part: str, size: int) -> dict[str, float]:
-    from vaedeploy.graph import load_graph
-    from vaedeploy.rewrite.operations import count_operations
+    from vaedeploy.graph.graph import load_graph
+    from vaedeploy.graph.operations import count_operations
     from vaedeploy.rewrite.upsample import fold_upsampling
 
     graph = load_graph(plain, part).model
@@ -112,11 +112,12 @@ def compare(
 ) -> dict[str, Any]:
     import torch
 
-    from vaedeploy.float64 import call_in_float64
-    from vaedeploy.photos import Shape, crop_batch, load_photos
-    from vaedeploy.runtime.arrays import to_float
+    from vaedeploy.images.photos import crop_batch, load_photos
+    from vaedeploy.images.pixels import to_float
+    from vaedeploy.numerics.float64 import call_in_float64
     from vaedeploy.runtime.onnxruntime_cpu import Session
     from vaedeploy.source import load_reference
+    from vaedeploy.verify.shapes import Shape
 
     reference = load_reference("mse840k", "random:0")
     latent = reference.latent

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from vaedeploy.compare.bundles import SWAP_CROPS, SWAP_SIDE
-from vaedeploy.compare.swaps import swap_matrix
-from vaedeploy.files import read_image
-from vaedeploy.photos import crop_middle, photo_files
+from vaedeploy.images.files import read_image
+from vaedeploy.images.photos import crop_middle, photo_files
+from vaedeploy.pipeline.compare.bundles import SWAP_CROPS, SWAP_SIDE
+from vaedeploy.pipeline.compare.swaps import swap_matrix
 from vaedeploy.runtime import VAE
 
 Change = Callable[[np.ndarray], np.ndarray]

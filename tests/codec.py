@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.fft import dctn, idctn
 
-from vaedeploy.latent import LatentSpec
+from vaedeploy.values.latent import LatentSpec
 
 Change = Callable[[np.ndarray], np.ndarray]
 

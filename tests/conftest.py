@@ -14,7 +14,7 @@ import pytest
 
 if TYPE_CHECKING:
     from vaedeploy.bundle import Bundle
-    from vaedeploy.source import Reference
+    from vaedeploy.values.reference import Reference
 
 with suppress(ImportError):  # tests/gpu runs where it is not installed
     import hypothesis
@@ -40,8 +40,8 @@ def tiny_graphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import onnx_ir as ir
     from tiny_modules import tiny_reference
 
-    from vaedeploy.export import trace_graph
-    from vaedeploy.manifest import PARTS
+    from vaedeploy.graph.trace import trace_graph
+    from vaedeploy.values.kinds import PARTS
 
     folder = tmp_path_factory.mktemp("tiny-graphs")
     for part in PARTS:
@@ -60,7 +60,7 @@ def tiny_vae() -> Reference:
 @pytest.fixture(scope="session")
 def tiny_vae_bundle(tiny_vae: Reference, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """A verified bundle of it."""
-    from vaedeploy.pipeline import export_vae
+    from vaedeploy.pipeline.export import export_vae
 
     return export_vae(tiny_vae, out=tmp_path_factory.mktemp("fp32") / "tiny")
 
@@ -68,7 +68,7 @@ def tiny_vae_bundle(tiny_vae: Reference, tmp_path_factory: pytest.TempPathFactor
 @pytest.fixture(scope="session")
 def tiny_fp16_bundle(tiny_vae: Reference, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """As above, in fp16."""
-    from vaedeploy.pipeline import export_vae
+    from vaedeploy.pipeline.export import export_vae
 
     return export_vae(tiny_vae, out=tmp_path_factory.mktemp("fp16") / "tiny", precision="fp16")
 
@@ -76,7 +76,7 @@ def tiny_fp16_bundle(tiny_vae: Reference, tmp_path_factory: pytest.TempPathFacto
 @pytest.fixture(scope="session")
 def tiny_bf16_bundle(tiny_vae: Reference, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """As above, in bf16."""
-    from vaedeploy.pipeline import export_vae
+    from vaedeploy.pipeline.export import export_vae
 
     return export_vae(tiny_vae, out=tmp_path_factory.mktemp("bf16") / "tiny", precision="bf16")
 
@@ -84,7 +84,7 @@ def tiny_bf16_bundle(tiny_vae: Reference, tmp_path_factory: pytest.TempPathFacto
 @pytest.fixture(scope="session")
 def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """A verified bundle of the demo VAE. Tests that change it take a copy."""
-    from vaedeploy.pipeline import export_vae
+    from vaedeploy.pipeline.export import export_vae
 
     return export_vae("demo", out=tmp_path_factory.mktemp("demo") / "demo")
 
@@ -92,7 +92,7 @@ def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 @pytest.fixture(scope="session")
 def demo_fp16_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """A verified bundle of the demo VAE in fp16."""
-    from vaedeploy.pipeline import export_vae
+    from vaedeploy.pipeline.export import export_vae
 
     return export_vae("demo", out=tmp_path_factory.mktemp("demo-fp16") / "demo", precision="fp16")
 
@@ -104,7 +104,7 @@ def inflated_bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bund
 
     from inflation import INFLATIONS, inflate
 
-    from vaedeploy.pipeline import export_vae
+    from vaedeploy.pipeline.export import export_vae
     from vaedeploy.source import load_reference
 
     made = {}
@@ -139,7 +139,7 @@ def small_vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def demo_mse_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """An unverified bundle of the demo VAE's second decoder: a swap to it is verified in test_swap.py."""
-    from vaedeploy.pipeline import export_vae
+    from vaedeploy.pipeline.export import export_vae
 
     return export_vae("demo-mse", out=tmp_path_factory.mktemp("demo-mse") / "demo-mse", verify=False)
 
@@ -147,7 +147,7 @@ def demo_mse_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 @pytest.fixture(scope="session")
 def full_size_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """The architecture of the SD VAEs with seeded weights: a verified bundle with engines for one profile."""
-    from vaedeploy.pipeline import export_vae
+    from vaedeploy.pipeline.export import export_vae
 
     out = tmp_path_factory.mktemp("full-size") / "mse840k"
     return export_vae("mse840k", weights="random:0", out=out, profiles=["rtx4090"])

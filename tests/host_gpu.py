@@ -17,8 +17,9 @@ import numpy as np
 import onnxruntime
 
 from vaedeploy.bundle import Bundle
-from vaedeploy.runtime.engine import Half
-from vaedeploy.runtime.lane import ALIGNMENT, Graphs, Memory, OnDevice, Stream, Tensor
+from vaedeploy.runtime.device import Graphs, Memory, OnDevice, Stream, Tensor
+from vaedeploy.runtime.lane import ALIGNMENT
+from vaedeploy.runtime.routes import Half
 
 SCRATCH = 1000
 """Bytes of scratch memory that the stand-in wants for each pixel."""

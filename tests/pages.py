@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 from faults import blur, wash_out
 
+from vaedeploy.page import Cell, Column, Document, Strip, Table
 from vaedeploy.quality import Finding, measure_quality
-from vaedeploy.report import Candidate, Cell, Column, Document, Picture, Strip, Table
+from vaedeploy.quality.pictures import Candidate, Picture
 
 BLURRED = Finding(
     "blurred", "detail.sharpness", 0.5, 0.8, "", "Fine detail is blurred away: 50 % of it is left.", severity=2.5

@@ -10,9 +10,9 @@ import pytest
 from tiny_bundle import tiny_bundle
 
 import vaedeploy as vd
-from vaedeploy.arguments import as_list
-from vaedeploy.bench import bench_bundle
-from vaedeploy.optimize import optimize_onnx
+from vaedeploy.pipeline.bench import bench_bundle
+from vaedeploy.pipeline.optimize import optimize_onnx
+from vaedeploy.system.arguments import as_list
 
 
 def test_a_list_is_what_can_be_gone_through() -> None:

@@ -13,10 +13,11 @@ import pytest
 from conftest import Ended
 from tiny_bundle import tiny_bundle
 
-from vaedeploy import bench
-from vaedeploy.bench import Ceilings, Timing, bench_bundle
 from vaedeploy.bundle import Bundle
 from vaedeploy.errors import BackendError, InputError, SizeError
+from vaedeploy.pipeline import bench
+from vaedeploy.pipeline.bench import Timing, bench_bundle
+from vaedeploy.pipeline.ceilings import Ceilings
 
 
 @pytest.fixture(scope="module")

@@ -21,19 +21,21 @@ from conftest import Ended
 from inflation import inflate
 from tiny_modules import tiny_reference
 
-from vaedeploy.advice import STEP_COLUMNS, advise
-from vaedeploy.bisect import FLOORS, Bisection, Trace, bisect_bundle, find_jumps
 from vaedeploy.bundle import Bundle
-from vaedeploy.calibrate import measure_maxima
-from vaedeploy.divergence import Difference
+from vaedeploy.bundle.golden import NAME as GOLDEN
+from vaedeploy.bundle.golden import read_golden, write_golden
+from vaedeploy.cli.tables.bisect import STEP_COLUMNS
 from vaedeploy.errors import BundleError
-from vaedeploy.golden import NAME as GOLDEN
-from vaedeploy.golden import read_golden, write_golden
-from vaedeploy.graph import Graph, module_path, save_form
-from vaedeploy.manifest import Part
-from vaedeploy.pipeline import export_vae, verify_bundle
+from vaedeploy.graph.graph import Graph, module_path, save_form
+from vaedeploy.numerics.divergence import Difference
+from vaedeploy.numerics.maxima import measure_maxima
+from vaedeploy.pipeline.export import export_vae
+from vaedeploy.pipeline.verify import verify_bundle
 from vaedeploy.source import load_reference
-from vaedeploy.verify import Report
+from vaedeploy.values.kinds import Part
+from vaedeploy.verify.advice import advise
+from vaedeploy.verify.bisect import FLOORS, Bisection, Trace, bisect_bundle, find_jumps
+from vaedeploy.verify.report import Report
 
 Fault = Callable[[np.ndarray], np.ndarray]
 
@@ -292,7 +294,7 @@ def test_the_command(vaedeploy: Callable[..., Ended], tiny_vae_bundle: Bundle, t
 PEAK = """
 import sys
 from pathlib import Path
-from vaedeploy.bisect import bisect_bundle
+from vaedeploy.verify.bisect import bisect_bundle
 bisection = bisect_bundle(sys.argv[1])
 # Not what getrusage tells: that counts the memory of the process that started this one as well.
 print([line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")][0])

@@ -21,21 +21,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_bundle import FAILED, PASSED, tiny_bundle, tiny_manifest
 
-from vaedeploy.atomic import lock, replace_directory
-from vaedeploy.bundle import (
-    Bundle,
+from vaedeploy.bundle import Bundle, check_bundle, create_bundle
+from vaedeploy.bundle.manifest import (
+    EngineIdentity,
+    EngineInfo,
     FileInfo,
     Manifest,
-    Origin,
     VaeInfo,
     Verification,
-    check_bundle,
+    decode_manifest,
+    encode_manifest,
+    path_fault,
 )
-from vaedeploy.draft import create_bundle
 from vaedeploy.errors import BundleError, OutputError
-from vaedeploy.latent import LatentSpec
-from vaedeploy.manifest import EngineIdentity, EngineInfo, decode_manifest, encode_manifest, path_fault
-from vaedeploy.shapes import ShapeSet
+from vaedeploy.system.atomic import replace_directory
+from vaedeploy.system.lock import lock
+from vaedeploy.values.latent import LatentSpec
+from vaedeploy.values.origin import Origin
+from vaedeploy.values.shapes import ShapeSet
 
 LATENT = LatentSpec(channels=2, factor=4, scale=1.0)
 FILES = ["bundle.json", "decoder.onnx", "decoder.onnx.data", "encoder.onnx", "encoder.onnx.data"]

@@ -14,8 +14,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from vaedeploy.calibrate import Calibration, decode_calibration, encode_calibration, measure_maxima
+from vaedeploy.bundle.calibration import Calibration, decode_calibration, encode_calibration
 from vaedeploy.errors import BackendError, BundleError, InputError
+from vaedeploy.numerics.maxima import measure_maxima
 
 
 def chain(nodes: list[onnx.NodeProto], dtype: int = TensorProto.FLOAT, **tensors: np.ndarray) -> ir.Model:
@@ -193,7 +194,7 @@ def test_what_is_refused(data: bytes, fault: str) -> None:
 MEMORY = """
 import resource, sys
 import numpy as np, onnx_ir as ir, onnxruntime
-from vaedeploy.calibrate import measure_maxima
+from vaedeploy.numerics.maxima import measure_maxima
 x = {"x": np.ones((1, 4_000_000), np.float32)}
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 measure_maxima(sys.argv[1], [x])

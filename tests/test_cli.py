@@ -18,17 +18,20 @@ import pytest
 from PIL import Image
 from tiny_bundle import tiny_bundle
 
-from vaedeploy import __version__, doctor, terminal
 from vaedeploy.bundle import Bundle
-from vaedeploy.cli import cli
-from vaedeploy.doctor import advice_for
+from vaedeploy.bundle.golden import NAME as GOLDEN
+from vaedeploy.bundle.golden import read_golden, write_golden
+from vaedeploy.cli import terminal
+from vaedeploy.cli.group import cli
 from vaedeploy.errors import BackendError
-from vaedeploy.files import LatentFile, read_image, read_latent, write_latent
-from vaedeploy.golden import NAME as GOLDEN
-from vaedeploy.golden import read_golden, write_golden
-from vaedeploy.latent import LatentSpec
-from vaedeploy.preset import presets
+from vaedeploy.images.files import read_image
+from vaedeploy.images.latents import LatentFile, read_latent, write_latent
+from vaedeploy.pipeline import doctor
 from vaedeploy.runtime import VAE
+from vaedeploy.source import presets
+from vaedeploy.system.installs import advice_for
+from vaedeploy.values.latent import LatentSpec
+from vaedeploy.version import __version__
 
 ROOT = Path(__file__).parents[1]
 PROGRESS = re.compile(r"( \.\.\.|: done in [\d.]+ s)$")
@@ -220,7 +223,7 @@ def test_progress_is_a_bar_on_a_terminal():
     import pty
 
     script = """
-from vaedeploy.terminal import progress_display
+from vaedeploy.cli.terminal import progress_display
 with progress_display() as progress:
     for done in range(3):
         progress("Counting [sheep]" + 3 * " and goats", done, 2)
@@ -521,7 +524,7 @@ def test_a_reader_that_has_gone_changes_nothing(bundle, arguments):
 def test_an_exit_code_survives_a_reader_that_has_gone():
     script = """
 import click
-from vaedeploy import terminal
+from vaedeploy.cli import terminal
 @click.command
 def command():
     terminal.say("working")

@@ -20,14 +20,14 @@ from scipy.ndimage import gaussian_filter
 from tiny_bundle import tiny_bundle
 
 from vaedeploy.bundle import Bundle
-from vaedeploy.compare import Summary, Swap, Transform, compare_bundles
-from vaedeploy.compare.result import truest
-from vaedeploy.compare.swaps import GAIN, MARGIN_PSNR, swap_matrix
-from vaedeploy.compare.transform import apply, causes, fit_transform, identity
-from vaedeploy.compare.words import remedy
 from vaedeploy.errors import ImageError, InputError
-from vaedeploy.latent import LatentSpec
-from vaedeploy.photos import SAMPLES, crop_middle
+from vaedeploy.images.photos import SAMPLES, crop_middle
+from vaedeploy.pipeline.compare import Summary, Swap, Transform, compare_bundles
+from vaedeploy.pipeline.compare.result import truest
+from vaedeploy.pipeline.compare.swaps import GAIN, MARGIN_PSNR, swap_matrix
+from vaedeploy.pipeline.compare.transform import apply, causes, fit_transform, identity
+from vaedeploy.pipeline.compare.words import remedy
+from vaedeploy.values.latent import LatentSpec
 
 ORDER = (3, 1, 0, 2)
 CHANNELS = 12
@@ -300,7 +300,7 @@ def test_what_cannot_be_compared_is_told(folder: Path, tmp_path: Path) -> None:
 def test_the_demo_vaes_are_compatible_and_a_wrong_scale_is_estimated(
     demo_bundle: Bundle, demo_mse_bundle: Bundle, tmp_path: Path
 ) -> None:
-    from vaedeploy.pipeline import export_vae
+    from vaedeploy.pipeline.export import export_vae
     from vaedeploy.source import load_reference
 
     (tmp_path / "photos").mkdir()

@@ -21,11 +21,11 @@ from test_profile import written
 from tiny_bundle import tiny_bundle
 
 from vaedeploy.bundle import Bundle
-from vaedeploy.engines import build_engines
 from vaedeploy.errors import BackendError, InputError, LatentError
-from vaedeploy.gpu import FORKED, Gpu, cuda_devices, find_gpu
+from vaedeploy.pipeline.build import build_engines
 from vaedeploy.runtime import VAE, cuda, dlpack
-from vaedeploy.runtime.lane import Tensor
+from vaedeploy.runtime.device import Tensor
+from vaedeploy.system.gpu import FORKED, Gpu, cuda_devices, find_gpu
 
 CALL = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
@@ -193,7 +193,8 @@ ASK_IN_CHILD = """
 import multiprocessing, sys, ctypes
 driver = ctypes.CDLL(sys.argv[1])
 ctypes.c_int.in_dll(driver, "devices").value = 1
-from vaedeploy.runtime import cuda, onnxruntime_cuda
+from vaedeploy.runtime import cuda
+from vaedeploy.runtime import onnxruntime_cuda
 def ask(answers):
     answers.put((cuda.problem(0), onnxruntime_cuda.problem(0)))
 assert cuda.problem(0) is None

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from vaedeploy.bundle import Bundle
-from vaedeploy.files import read_image
-from vaedeploy.preset import get_preset
+from vaedeploy.images.files import read_image
 from vaedeploy.runtime import VAE
 from vaedeploy.runtime.vae import UnverifiedBundleWarning
+from vaedeploy.source import get_preset
 
 NAMES = ("demo", "demo-mse")
 KODAK = Path(__file__).parents[2] / "shared" / "images" / "kodak"

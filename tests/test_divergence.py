@@ -13,14 +13,14 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from tiny_modules import tiny_reference
 
-from vaedeploy.calibrate import measure_maxima
-from vaedeploy.divergence import measure_differences
 from vaedeploy.errors import BackendError
-from vaedeploy.export import trace_graph
-from vaedeploy.graph import load_graph
-from vaedeploy.manifest import Part
+from vaedeploy.graph.graph import load_graph
+from vaedeploy.graph.trace import trace_graph
+from vaedeploy.numerics.divergence import measure_differences
+from vaedeploy.numerics.maxima import measure_maxima
 from vaedeploy.rewrite import rewrite_graph
 from vaedeploy.rewrite.rescale import rescale
+from vaedeploy.values.kinds import Part
 
 X = np.random.default_rng(0).normal(size=(3, 50)).astype(np.float32)
 

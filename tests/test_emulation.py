@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from vaedeploy.emulation import emulate, emulating_model
 from vaedeploy.errors import BackendError
+from vaedeploy.numerics.emulation import emulate, emulating_model
 
 TYPES = {
     "fp16": (TensorProto.FLOAT16, np.dtype(np.float16), torch.float16),

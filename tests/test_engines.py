@@ -26,21 +26,23 @@ from onnx import helper
 from test_profile import written
 from tiny_bundle import tiny_bundle
 
-from vaedeploy.atomic import lock
-from vaedeploy.build import build_engine
-from vaedeploy.build_worker import BuildRequest, _Monitor
-from vaedeploy.bundle import Bundle, FileInfo, check_bundle
-from vaedeploy.engines import build_engines
+from vaedeploy.bundle import Bundle, check_bundle
+from vaedeploy.bundle.engines import check_engine, differences, engine_faults, gpu_fault
+from vaedeploy.bundle.manifest import FileInfo
+from vaedeploy.engines.build import build_engine
+from vaedeploy.engines.profile import CAPABILITIES, get_profile
+from vaedeploy.engines.protocol import BuildRequest
+from vaedeploy.engines.worker import _Monitor
 from vaedeploy.errors import BackendError, BuildError, BundleError, EngineError, InputError, OutputError, ProfileError
-from vaedeploy.gpu import Gpu
-from vaedeploy.graph import Inputs, load_graph
-from vaedeploy.identity import check_engine, differences, engine_faults, gpu_fault
-from vaedeploy.manifest import PARTS
-from vaedeploy.pipeline import export_vae
-from vaedeploy.profile import CAPABILITIES, get_profile
+from vaedeploy.graph.graph import Inputs, load_graph
+from vaedeploy.pipeline.build import build_engines
+from vaedeploy.pipeline.export import export_vae
 from vaedeploy.runtime import VAE
-from vaedeploy.shapes import ShapeSet
-from vaedeploy.source import Reference
+from vaedeploy.system.gpu import Gpu
+from vaedeploy.system.lock import lock
+from vaedeploy.values.kinds import PARTS
+from vaedeploy.values.reference import Reference
+from vaedeploy.values.shapes import ShapeSet
 
 ENCODER = "engines/mine/encoder.tensorrt-rtx.engine"
 DECODER = "engines/mine/decoder.tensorrt-rtx.engine"
@@ -127,7 +129,7 @@ def test_a_bundle_that_is_read_only_is_refused_before_the_build(
 
 def test_the_gpu_is_asked_for_before_its_builder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the GPU is another, installing TensorRT does not help."""
-    monkeypatch.setattr("vaedeploy.jobs.find_gpu", lambda: None)
+    monkeypatch.setattr("vaedeploy.engines.plan.find_gpu", lambda: None)
     with pytest.raises(BackendError) as refused:
         build_engines(tiny_bundle(tmp_path / "tiny"), ["h100"])
     assert str(refused.value) == (
@@ -387,7 +389,7 @@ def test_an_identity_tells_every_difference(built: Bundle) -> None:
 
 @pytest.mark.skipif(find_spec("tensorrt") is not None, reason="tensorrt is installed")
 def test_a_backend_that_is_not_installed(built: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vaedeploy.jobs.find_gpu", lambda: Gpu("NVIDIA H100 80GB HBM3", "9.0", 79.6))
+    monkeypatch.setattr("vaedeploy.engines.plan.find_gpu", lambda: Gpu("NVIDIA H100 80GB HBM3", "9.0", 79.6))
     before = snapshot(built)
     with pytest.raises(BackendError) as refused:
         build_engines(built, ["h100"])
@@ -508,7 +510,7 @@ def test_a_graph_that_the_parser_refuses(tmp_path: Path, folder: Path) -> None:
 
 PROGRAM = """
 import sys
-from vaedeploy.engines import build_engines
+from vaedeploy.pipeline.build import build_engines
 bundle, folder = sys.argv[1:]
 build_engines(bundle, ["mine"], folder=folder, force=True, progress=lambda *step: print(*step, flush=True))
 """
@@ -544,7 +546,8 @@ import os, sys
 os.environ["POLYGRAPHY_USE_TENSORRT_RTX"] = "1"
 import tensorrt_rtx
 from polygraphy.backend.trt import create_network
-from vaedeploy.build_worker import BuildRequest, _config
+from vaedeploy.engines.protocol import BuildRequest
+from vaedeploy.engines.worker import _config
 builder, network = create_network()
 for tf32 in (True, False):
     request = BuildRequest(backend="tensorrt-rtx", compute_capability="8.9", options={"tf32": tf32})
@@ -587,7 +590,7 @@ def tensorrt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "modules" / "tensorrt.py").write_text(STAND_IN)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "modules"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr("vaedeploy.jobs.find_gpu", lambda: RTX4090)
+    monkeypatch.setattr("vaedeploy.engines.plan.find_gpu", lambda: RTX4090)
     return tmp_path
 
 
@@ -623,7 +626,7 @@ def test_a_cache_that_cannot_be_made_stops_no_build(
 
 
 def test_tensorrt_builds_on_its_gpu_alone(tensorrt: Path, built: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vaedeploy.jobs.find_gpu", lambda: Gpu("NVIDIA T4", "7.5", 15.0))
+    monkeypatch.setattr("vaedeploy.engines.plan.find_gpu", lambda: Gpu("NVIDIA T4", "7.5", 15.0))
     with pytest.raises(BackendError) as refused:
         build_engines(built, ["rtx4090"], backend="tensorrt")
     assert str(refused.value).endswith(

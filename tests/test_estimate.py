@@ -9,12 +9,12 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from vaedeploy.bundle import Bundle
+from vaedeploy.bundle.engines import engine_name
+from vaedeploy.engines.estimate import PLAN_OVERHEAD, estimate_memory
 from vaedeploy.errors import InputError
-from vaedeploy.estimate import PLAN_OVERHEAD, estimate_memory
-from vaedeploy.graph import Inputs, load_graph
-from vaedeploy.identity import engine_name
-from vaedeploy.manifest import Part
+from vaedeploy.graph.graph import Inputs, load_graph
 from vaedeploy.rewrite import rewrite_graph
+from vaedeploy.values.kinds import Part
 
 CHANNELS = 8
 CONV = helper.make_node("Conv", ["x", "w"], ["a"], pads=[1, 1, 1, 1])

@@ -13,13 +13,13 @@ import torch
 from tiny_modules import TinyDecoder, TinyEncoder, tiny_reference
 from torch import Tensor, nn
 
-from vaedeploy import __version__
 from vaedeploy.errors import ExportError, InputError
-from vaedeploy.export import OPSET, trace_graph
-from vaedeploy.graph import Graph, save_graph
-from vaedeploy.latent import LatentSpec
-from vaedeploy.manifest import Part
-from vaedeploy.source import Reference
+from vaedeploy.graph.graph import Graph, save_graph
+from vaedeploy.graph.trace import OPSET, trace_graph
+from vaedeploy.values.kinds import Part
+from vaedeploy.values.latent import LatentSpec
+from vaedeploy.values.reference import Reference
+from vaedeploy.version import __version__
 
 PARTS: tuple[Part, ...] = ("encoder", "decoder")
 SCALE = (0.3, 2.0, -1.5, 0.01)

@@ -20,10 +20,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image, ImageCms, ImageOps
 
-from vaedeploy.atomic import write_file
 from vaedeploy.errors import ImageError, InputError, LatentError, OutputError
-from vaedeploy.files import WRITE_OPTIONS, LatentFile, read_image, read_latent, write_image, write_latent
-from vaedeploy.latent import LatentSpec
+from vaedeploy.images.files import WRITE_OPTIONS, read_image, write_image
+from vaedeploy.images.latents import LatentFile, read_latent, write_latent
+from vaedeploy.system.atomic import write_file
+from vaedeploy.values.latent import LatentSpec
 
 FORMATS = "AVIF, BMP, GIF, JPEG, JPEG2000, MPO, PNG, PPM, TIFF, WEBP"
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -392,7 +393,7 @@ def test_limit_on_files_leaves_the_old_picture(tmp_path: Path, photo: np.ndarray
     write_image(tmp_path / "a.png", photo)
     script = (
         "import sys, numpy as np\n"
-        "from vaedeploy.files import write_image\n"
+        "from vaedeploy.images.files import write_image\n"
         "noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)\n"
         "write_image(sys.argv[1], noise)\n"
     )

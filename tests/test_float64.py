@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from vaedeploy.float64 import _Deferred, _Float64Arithmetic, call_in_float64, conv3x3
+from vaedeploy.numerics.float64 import _Deferred, _Float64Arithmetic, call_in_float64, conv3x3
 
 # The transforms multiply by up to 8 and divide by up to 24: a hundred roundings of 1e-16 are plenty.
 ROUNDING = 1e-13
@@ -49,7 +49,7 @@ def test_convolution_is_torchs(batch: int, channels: int, outputs: int, height: 
 
 def test_convolution_in_many_strips(monkeypatch: pytest.MonkeyPatch) -> None:
     """A picture that does not fit one strip, with a last strip that is not full."""
-    monkeypatch.setattr("vaedeploy.winograd.STRIP_ELEMENTS", 2000)
+    monkeypatch.setattr("vaedeploy.numerics.winograd.STRIP_ELEMENTS", 2000)
     x, weight = torch.randn(2, 3, 50, 37, dtype=torch.float64), torch.randn(4, 3, 3, 3, dtype=torch.float64)
     assert relative(conv3x3(x, weight), F.conv2d(x, weight, padding=1)) < ROUNDING
 
@@ -137,7 +137,7 @@ MODULES = {
 def test_modules_compute_as_their_float64_copies(
     module: nn.Module, worthwhile: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vaedeploy.float64.WORTHWHILE", worthwhile)
+    monkeypatch.setattr("vaedeploy.numerics.float64.WORTHWHILE", worthwhile)
     torch.manual_seed(0)
     for parameter in module.parameters():
         nn.init.normal_(parameter)
@@ -153,10 +153,10 @@ def test_modules_compute_as_their_float64_copies(
 @pytest.mark.parametrize("module", MODULES.values(), ids=MODULES)
 def test_large_results_are_rounded_once(module: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     """As at 512x512, with a size that is large here: each operation's result is rounded to float32, 6e-8 of it."""
-    monkeypatch.setattr("vaedeploy.float64.LARGE", 1000)
-    monkeypatch.setattr("vaedeploy.float64.WORTHWHILE", 1)
-    monkeypatch.setattr("vaedeploy.winograd.STRIP_ELEMENTS", 3000)
-    monkeypatch.setattr("vaedeploy.float64.STRIP_ELEMENTS", 3000)
+    monkeypatch.setattr("vaedeploy.numerics.float64.LARGE", 1000)
+    monkeypatch.setattr("vaedeploy.numerics.float64.WORTHWHILE", 1)
+    monkeypatch.setattr("vaedeploy.numerics.winograd.STRIP_ELEMENTS", 3000)
+    monkeypatch.setattr("vaedeploy.numerics.float64.STRIP_ELEMENTS", 3000)
     torch.manual_seed(0)
     for parameter in module.parameters():
         nn.init.normal_(parameter)

@@ -11,11 +11,13 @@ import torch
 from tiny_modules import TinyDecoder, tiny_reference
 from torch import Tensor, nn
 
+from vaedeploy.bundle.golden import GoldenCase, read_golden, write_golden
 from vaedeploy.errors import BundleError, ExportError
-from vaedeploy.golden import GoldenCase, compute_golden, read_golden, write_golden
-from vaedeploy.latent import LatentSpec
-from vaedeploy.photos import Photo, Shape, load_photos, verification_shapes
-from vaedeploy.source import Reference
+from vaedeploy.images.photos import Photo, load_photos
+from vaedeploy.values.latent import LatentSpec
+from vaedeploy.values.reference import Reference
+from vaedeploy.verify.reference import compute_golden
+from vaedeploy.verify.shapes import Shape, verification_shapes
 
 SHAPES = (Shape("odd", 2, 20, 12, True), Shape("square", 1, 16, 16, False))
 SCALE, SHIFT = (0.3, 2.0, -1.5, 0.01), (0.5, 0.0, -3.0, 10.0)

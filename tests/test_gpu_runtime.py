@@ -27,18 +27,19 @@ from test_profile import written
 from tiny_bundle import tiny_bundle
 
 from vaedeploy.bundle import Bundle, check_bundle
-from vaedeploy.engines import build_engines
 from vaedeploy.errors import BackendError, BundleError, EngineError, InputError, SizeError
-from vaedeploy.gate import verify_backend
-from vaedeploy.gpu import Gpu, cuda_devices
+from vaedeploy.pipeline.build import build_engines
+from vaedeploy.pipeline.verify import verify_backend
 from vaedeploy.runtime import VAE, dlpack, on_device
 from vaedeploy.runtime.backends import Candidate
-from vaedeploy.runtime.engine import CONTEXTS, EngineSession, Half
-from vaedeploy.runtime.fit import Slot, cut, tightest
-from vaedeploy.runtime.halves import Halves
-from vaedeploy.runtime.lane import Lane, OnDevice, Tensor, Work
+from vaedeploy.runtime.device import OnDevice, Tensor
+from vaedeploy.runtime.dispatch import Halves
+from vaedeploy.runtime.engine import CONTEXTS, EngineSession
+from vaedeploy.runtime.lane import Lane, Work
 from vaedeploy.runtime.pool import Pool
-from vaedeploy.shapes import ShapeSet
+from vaedeploy.runtime.routes import Half, Slot, cut, tightest
+from vaedeploy.system.gpu import Gpu, cuda_devices
+from vaedeploy.values.shapes import ShapeSet
 
 # ------------------------------------------------------------------------------------------------- which range, how cut
 

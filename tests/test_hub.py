@@ -20,16 +20,15 @@ import torch
 from hub_server import COMMIT, Drop, HubServer
 from safetensors.torch import save, save_file
 
-from vaedeploy.autoencoder import random_tensors
-from vaedeploy.preset import get_preset
-from vaedeploy.source import load_reference
+from vaedeploy.source import get_preset, load_reference
+from vaedeploy.source.autoencoder_kl.modules import random_tensors
 
 MEGABYTE = 1_000_000
 REPOSITORY = "someone/a-vae"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 FETCH = """
-from vaedeploy.hub import fetch
+from vaedeploy.source.hub import fetch
 got = fetch(*arguments, progress=report)
 result = {"file": got.file, "revision": got.revision, "path": str(got.path)}
 """

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from vaedeploy.errors import ContractError
-from vaedeploy.latent import LatentSpec
+from vaedeploy.values.latent import LatentSpec
 
 
 @pytest.mark.parametrize(

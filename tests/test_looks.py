@@ -16,10 +16,14 @@ import skimage.data
 from faults import to_float, wash_out
 
 from vaedeploy.bundle import Bundle
-from vaedeploy.golden import GoldenCase
-from vaedeploy.report import Looks, verification_document, write_report
-from vaedeploy.results import verdict_lines
-from vaedeploy.verify import Report, to_levels, verify_cases
+from vaedeploy.bundle.golden import GoldenCase
+from vaedeploy.cli.tables.results import verdict_lines
+from vaedeploy.images.pixels import to_levels
+from vaedeploy.page import write_report
+from vaedeploy.verify.cases import verify_cases
+from vaedeploy.verify.looks import Looks
+from vaedeploy.verify.page import verification_document
+from vaedeploy.verify.report import Report
 
 PHOTO = skimage.data.astronaut()[128:384, 128:416]
 
@@ -90,7 +94,7 @@ def test_a_page_without_pictures_says_so(tmp_path: Path) -> None:
 def test_without_scikit_image_a_bundle_is_verified_and_not_looked_at() -> None:
     script = (
         "import sys; sys.modules['skimage'] = None\n"
-        "from vaedeploy.judge import find_look\n"
+        "from vaedeploy.verify.looks import find_look\n"
         "from vaedeploy.verify import look_away\n"
         "print(find_look(None) is look_away)"
     )

@@ -13,8 +13,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from vaedeploy.bundle import Bundle
 from vaedeploy.errors import InputError
-from vaedeploy.graph import Graph, load_graph, save_graph
-from vaedeploy.rewrite.operations import OperatorCount, count_operations, evaluate
+from vaedeploy.graph.graph import Graph, load_graph, save_graph
+from vaedeploy.graph.operations import OperatorCount, count_operations
+from vaedeploy.graph.sizes import evaluate
 from vaedeploy.rewrite.upsample import fold_upsampling
 
 

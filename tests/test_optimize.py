@@ -19,13 +19,13 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 from onnx import helper, numpy_helper
 
-from vaedeploy.atomic import lock
+from vaedeploy.cli.tables.optimize import MOST_REASONS, rule_rows
 from vaedeploy.errors import InputError, OutputError
-from vaedeploy.optimize import NOT_MEASURED, files, optimize_onnx
-from vaedeploy.optimize.inputs import choose_sizes, dimensions, parse_sizes, random_feed
-from vaedeploy.optimize.proof import compare
-from vaedeploy.optimize.rows import MOST_REASONS, rule_rows
+from vaedeploy.pipeline.optimize import NOT_MEASURED, files, optimize_onnx
+from vaedeploy.pipeline.optimize.inputs import choose_sizes, dimensions, parse_sizes, random_feed
+from vaedeploy.pipeline.optimize.proof import compare
 from vaedeploy.rewrite import Outcome, Refusal
+from vaedeploy.system.lock import lock
 
 LATENT = ("batch", 4, "height", "width")
 

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import importlib
 import json
 import os
+import pkgutil
 import re
 import shutil
 import subprocess
@@ -17,8 +19,9 @@ from PIL import Image
 from test_cli import parse
 
 import vaedeploy as vd
-from vaedeploy import doctor
-from vaedeploy.files import read_image, read_latent
+from vaedeploy.images.files import read_image
+from vaedeploy.images.latents import read_latent
+from vaedeploy.pipeline import doctor
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -34,7 +37,7 @@ def blocks(language: str) -> list[str]:
 # ----------------------------------------------------------------------------------------------------- public names
 
 
-@pytest.mark.parametrize("name", vd.__all__)
+@pytest.mark.parametrize("name", [name for name in vd.__all__ if name != "__version__"])
 def test_every_public_name_is_there(name):
     value = getattr(vd, name)
     assert value.__name__ == name
@@ -42,9 +45,15 @@ def test_every_public_name_is_there(name):
     assert value.__doc__
 
 
-def test_public_names_are_sorted_out():
-    assert set(vd._HOMES) <= set(vd.__all__)
-    assert len(set(vd.__all__)) == len(vd.__all__)
+def test_every_error_and_warning_is_public():
+    """Whatever a user can meet can be caught by its name."""
+    found = set()
+    for module in pkgutil.walk_packages(vd.__path__, "vaedeploy."):
+        if module.name != "vaedeploy.__main__":
+            members = vars(importlib.import_module(module.name)).items()
+            found |= {n for n, v in members if isinstance(v, type) and issubclass(v, (vd.VaedeployError, Warning))}
+    assert len(found) > 20
+    assert found - {"UserWarning"} <= set(vd.__all__)
 
 
 def test_an_unknown_name_is_an_attribute_error():

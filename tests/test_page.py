@@ -9,7 +9,7 @@ import pytest
 from browser import CHROMIUM, Browser
 from pages import document, picture, scene
 
-from vaedeploy.report import write_report
+from vaedeploy.page import write_report
 
 pytestmark = [
     pytest.mark.browser,

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vaedeploy.errors import ImageError
-from vaedeploy.photos import Shape, crop_batch, load_photos, verification_shapes
+from vaedeploy.images.photos import crop_batch, load_photos
+from vaedeploy.verify.shapes import Shape, verification_shapes
 
 
 @pytest.mark.parametrize("factor", [1, 2, 4, 8, 16, 32])

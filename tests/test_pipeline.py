@@ -18,17 +18,18 @@ from safetensors.numpy import load_file
 from tiny_modules import flat_reference, tiny_reference
 from torch import Tensor, nn
 
-from vaedeploy import pipeline
-from vaedeploy.bundle import Bundle, check_bundle
-from vaedeploy.draft import create_bundle
+from vaedeploy.bundle import Bundle, check_bundle, create_bundle
 from vaedeploy.errors import ExportError, InputError, OutputError, UnknownPresetError, VerificationError, WeightsError
-from vaedeploy.latent import LatentSpec
-from vaedeploy.manifest import Form, Precision
-from vaedeploy.photos import load_photos
-from vaedeploy.pipeline import export_vae, verify_bundle
+from vaedeploy.images.photos import load_photos
+from vaedeploy.pipeline import export as pipeline
+from vaedeploy.pipeline.export import export_vae
+from vaedeploy.pipeline.verify import verify_bundle
 from vaedeploy.runtime import VAE
 from vaedeploy.runtime.vae import UnverifiedBundleWarning
-from vaedeploy.source import Reference, load_reference
+from vaedeploy.source import load_reference
+from vaedeploy.values.kinds import Form, Precision
+from vaedeploy.values.latent import LatentSpec
+from vaedeploy.values.reference import Reference
 
 STAGES = ("Exporting to ONNX", "Computing the float64 reference", "Verifying")
 

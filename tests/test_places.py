@@ -16,8 +16,8 @@ from tiny_bundle import tiny_bundle
 
 from vaedeploy import errors
 from vaedeploy.bundle import Bundle, edit_bundle
-from vaedeploy.report import check_folder, write
-from vaedeploy.verify import Limit
+from vaedeploy.page import check_folder, write
+from vaedeploy.verify.limits import Limit
 
 pytestmark = pytest.mark.filterwarnings("default")
 
@@ -90,7 +90,7 @@ def test_a_comparison_is_told_though_its_page_fails(
     assert ended.code == 2
     assert "one into two: " in ended.out
     assert "No space left" in ended.err
-    monkeypatch.setattr("vaedeploy.compare.bundles._reconstruct", never)
+    monkeypatch.setattr("vaedeploy.pipeline.compare.bundles._reconstruct", never)
     ended = vaedeploy(*arguments, tmp_path / "photos" / "a.png")
     assert (ended.code, ended.out) == (2, "")
     assert "Error: cannot write a report to " in ended.err
@@ -114,7 +114,7 @@ def test_a_verdict_that_cannot_be_noted_is_told(
 def test_what_a_bisection_needs_is_missed_before_the_work(
     vaedeploy: Callable[..., Any], bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delitem(sys.modules, "vaedeploy.bisect", raising=False)
+    monkeypatch.delitem(sys.modules, "vaedeploy.verify.bisect", raising=False)
     monkeypatch.setitem(sys.modules, "onnx_ir", None)
     monkeypatch.setattr("vaedeploy.pipeline.judge", never)
     ended = vaedeploy("verify", bundle, "--bisect")
@@ -128,7 +128,7 @@ def test_what_is_found_before_a_bisection_fails_is_told(
     def fail(*arguments: Any, **options: Any) -> Any:
         raise errors.BackendError("no room")
 
-    monkeypatch.setattr("vaedeploy.bisect.bisect_bundle", fail)
+    monkeypatch.setattr("vaedeploy.verify.bisect.bisect_bundle", fail)
     ended = vaedeploy("verify", bundle, "--bisect")
     assert (ended.code, "verified: " in ended.out, "Error: no room\n" in ended.err) == (1, True, True)
     ended = vaedeploy("verify", bundle, "--bisect", "--json")

@@ -21,16 +21,18 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from vaedeploy.bundle import Bundle
-from vaedeploy.emulation import emulate
 from vaedeploy.errors import InputError
-from vaedeploy.export import trace_graph
-from vaedeploy.graph import Graph, load_graph, save_graph
-from vaedeploy.photos import load_photos
+from vaedeploy.graph.graph import Graph, load_graph, save_graph
+from vaedeploy.graph.trace import trace_graph
+from vaedeploy.images.photos import load_photos
+from vaedeploy.images.pixels import to_levels
+from vaedeploy.numerics.emulation import emulate
 from vaedeploy.rewrite import rewrite_graph
 from vaedeploy.rewrite.outcome import Refusal
 from vaedeploy.rewrite.precision import Lowering, Underflow, lower_precision
-from vaedeploy.source import Reference, load_reference
-from vaedeploy.verify import LIMITS, to_levels
+from vaedeploy.source import load_reference
+from vaedeploy.values.reference import Reference
+from vaedeploy.verify.limits import LIMITS
 
 FLOAT = ir.DataType.FLOAT
 LOWER = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}

@@ -5,10 +5,10 @@ import re
 import msgspec
 import pytest
 
-from vaedeploy.autoencoder import tensor_shapes
 from vaedeploy.errors import UnknownPresetError
-from vaedeploy.latent import LatentSpec
-from vaedeploy.preset import Preset, architectures, get_preset, preset_of_file, presets
+from vaedeploy.source.autoencoder_kl.modules import tensor_shapes
+from vaedeploy.source.preset import Preset, architectures, get_preset, preset_of_file, presets
+from vaedeploy.values.latent import LatentSpec
 
 NAMES = [
     "mse840k", "ema560k", "sd15", "anime2", "sdxl", "sdxl-fp16-fix", "sd3", "flux1", "demo", "demo-mse",

@@ -11,10 +11,10 @@ from tiny_modules import TinyDecoder, TinyEncoder
 from torch import Tensor, nn
 
 from vaedeploy.errors import ExportError
-from vaedeploy.latent import LatentSpec
-from vaedeploy.manifest import Part
-from vaedeploy.probe import probe_part
-from vaedeploy.source import Reference
+from vaedeploy.graph.probe import probe_part
+from vaedeploy.values.kinds import Part
+from vaedeploy.values.latent import LatentSpec
+from vaedeploy.values.reference import Reference
 
 PARTS: tuple[Part, ...] = ("encoder", "decoder")
 STATED = "the latent contract (channels=4, factor=4, sampled={})"

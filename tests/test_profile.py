@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vaedeploy.engines.profile import CAPABILITIES, get_profile, init_profile, profiles, read_profile
 from vaedeploy.errors import ProfileError
-from vaedeploy.gpu import cuda_devices, find_gpu
-from vaedeploy.profile import CAPABILITIES, get_profile, init_profile, profiles, read_profile
-from vaedeploy.shapes import CORNERS, ShapeSet
+from vaedeploy.system.gpu import cuda_devices, find_gpu
+from vaedeploy.values.shapes import CORNERS, ShapeSet
 
 KINDS = {
     "t4": "7.5",
@@ -222,11 +222,11 @@ def driver(folder: Path, name: str, capability: str, memory: int, monkeypatch: p
     (folder / "driver.c").write_text(DRIVER.format(name=name, major=major, minor=minor, memory=memory))
     library = folder / f"{name.replace(' ', '')}.so"
     subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, folder / "driver.c"], check=True)
-    monkeypatch.setattr("vaedeploy.gpu.DRIVER", str(library))
+    monkeypatch.setattr("vaedeploy.system.gpu.DRIVER", str(library))
 
 
 def test_init_without_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr("vaedeploy.gpu.DRIVER", "libcuda.so.none")
+    monkeypatch.setattr("vaedeploy.system.gpu.DRIVER", "libcuda.so.none")
     monkeypatch.chdir(tmp_path)
     path = init_profile("mine")
     assert path == Path("mine.toml")

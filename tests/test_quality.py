@@ -15,13 +15,14 @@ from skimage.color import lab2rgb, rgb2lab
 
 from vaedeploy.bundle import Bundle
 from vaedeploy.errors import ImageError, InputError
-from vaedeploy.files import read_image
-from vaedeploy.golden import compute_golden
-from vaedeploy.photos import Shape, load_photos
+from vaedeploy.images.files import read_image
+from vaedeploy.images.photos import load_photos
+from vaedeploy.images.pixels import to_levels
 from vaedeploy.quality import LIMITS, Quality, QualityLimit, find_faults, measure_batch, measure_quality
 from vaedeploy.runtime import VAE
 from vaedeploy.source import load_reference
-from vaedeploy.verify import to_levels
+from vaedeploy.verify.reference import compute_golden
+from vaedeploy.verify.shapes import Shape
 
 KODAK = Path(__file__).parents[2] / "shared" / "images" / "kodak"
 TILE = faults.TILE

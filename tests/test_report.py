@@ -15,12 +15,13 @@ from pages import BLURRED, document, picture, scene
 from PIL import Image
 
 from vaedeploy.errors import OutputError
-from vaedeploy.files import read_image
-from vaedeploy.photos import SAMPLES
+from vaedeploy.images.files import read_image
+from vaedeploy.images.photos import SAMPLES
+from vaedeploy.page import write, write_report
+from vaedeploy.page.charts import HEIGHT, WIDTH, spectrum_chart, tone_chart
+from vaedeploy.page.images import HEAT, at_most, error_levels, heat_map, lossless, worst_area
 from vaedeploy.quality import measure_quality
-from vaedeploy.report import Candidate, Picture, write, write_report
-from vaedeploy.report.charts import HEIGHT, WIDTH, spectrum_chart, tone_chart
-from vaedeploy.report.images import HEAT, at_most, error_levels, heat_map, lossless, worst_area
+from vaedeploy.quality.pictures import Candidate, Picture
 
 KODAK = Path(__file__).parents[2] / "shared" / "images" / "kodak"
 

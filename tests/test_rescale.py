@@ -21,13 +21,13 @@ from inflation import INFLATIONS, inflate
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from vaedeploy.calibrate import measure_maxima
-from vaedeploy.export import trace_graph
-from vaedeploy.graph import save_graph
-from vaedeploy.manifest import Part
-from vaedeploy.rewrite.exponents import Bounds, Exponents
+from vaedeploy.graph.graph import save_graph
+from vaedeploy.graph.trace import trace_graph
+from vaedeploy.numerics.maxima import measure_maxima
 from vaedeploy.rewrite.rescale import Rescale, rescale
+from vaedeploy.rewrite.rescale.exponents import Bounds, Exponents
 from vaedeploy.source import load_reference
+from vaedeploy.values.kinds import Part
 
 LIMIT = 65504.0
 HELD = LIMIT / 2**3

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from vaedeploy.graph import Graph, load_graph, save_form, save_graph
+from vaedeploy.graph.graph import Graph, load_graph, save_form, save_graph
 from vaedeploy.rewrite import rewrite_graph
 from vaedeploy.rewrite.normalization import split_means
 

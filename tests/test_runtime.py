@@ -22,15 +22,16 @@ from hypothesis import strategies as st
 from onnx import numpy_helper
 from tiny_bundle import FAILED, tiny_bundle
 
-from vaedeploy.bundle import Bundle, FileInfo
+from vaedeploy.bundle import Bundle
+from vaedeploy.bundle.manifest import FileInfo, encode_manifest
 from vaedeploy.errors import BackendError, BundleError, ImageError, InputError, LatentError, SizeError
-from vaedeploy.latent import SizeRule
-from vaedeploy.manifest import encode_manifest
+from vaedeploy.images.pixels import to_float
 from vaedeploy.runtime import BACKENDS, VAE, Limits, UnverifiedBundleWarning, onnxruntime_cuda
-from vaedeploy.runtime.arrays import pad_image, to_float
+from vaedeploy.runtime.arrays import pad_image
 from vaedeploy.runtime.backends import Candidate, find_candidates
-from vaedeploy.runtime.halves import Halves
+from vaedeploy.runtime.dispatch import Halves
 from vaedeploy.runtime.onnxruntime_cpu import Session, usable_cores
+from vaedeploy.values.latent import SizeRule
 
 FACTOR, CHANNELS = 4, 2
 FORMS = "(H, W, 3) or (B, H, W, 3) uint8, or (B, 3, H, W) float in [-1, 1]"

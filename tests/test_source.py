@@ -17,12 +17,13 @@ from diffusers import AutoencoderKL
 from safetensors.torch import save, save_file
 from torch import Tensor, nn
 
-from vaedeploy import preset as preset_module
-from vaedeploy.autoencoder import random_tensors, tensor_shapes
 from vaedeploy.errors import ContractError, InputError, UnknownPresetError, WeightsError
-from vaedeploy.latent import LatentSpec
-from vaedeploy.preset import Architecture, Preset, get_preset, presets
-from vaedeploy.source import Reference, load_reference, reload_reference
+from vaedeploy.source import Preset, get_preset, load_reference, presets, reload_reference
+from vaedeploy.source import preset as preset_module
+from vaedeploy.source.autoencoder_kl.config import Architecture
+from vaedeploy.source.autoencoder_kl.modules import random_tensors, tensor_shapes
+from vaedeploy.values.latent import LatentSpec
+from vaedeploy.values.reference import Reference
 
 DEMO = get_preset("demo")
 CONTRACT: Any = {"scale": DEMO.latent.scale, "shift": DEMO.latent.shift}

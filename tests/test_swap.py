@@ -17,14 +17,13 @@ from test_profile import written
 from tiny_modules import flat_reference, tiny_reference
 
 from vaedeploy.bundle import Bundle, check_bundle
-from vaedeploy.engines import build_engines
+from vaedeploy.cli.tables.results import drift_rows
 from vaedeploy.errors import InputError, VerificationError, WeightsError
-from vaedeploy.pipeline import export_vae
-from vaedeploy.preset import get_preset
-from vaedeploy.results import drift_rows
+from vaedeploy.pipeline.build import build_engines
+from vaedeploy.pipeline.export import export_vae
+from vaedeploy.pipeline.swap import Drift, restore_vae, swap_vae
 from vaedeploy.runtime import VAE
-from vaedeploy.source import load_reference
-from vaedeploy.swap import Drift, restore_vae, swap_vae
+from vaedeploy.source import get_preset, load_reference
 
 ENGINE = "engines/mine/decoder.tensorrt-rtx.engine"
 
@@ -122,7 +121,7 @@ def test_another_architecture_is_refused(bundle: Bundle) -> None:
 
 def test_a_vae_that_fails_its_verification(flat: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     """The limits are made impossible, since no good VAE fails them."""
-    from vaedeploy import verify
+    from vaedeploy.verify import cases as verify
 
     impossible = (verify.Limit("rel_l2", 1e-12, True, "for this test"),)
     monkeypatch.setitem(verify.LIMITS, "fp32", impossible)

@@ -14,10 +14,10 @@ from host_gpu import HostDevice
 from test_profile import written
 from tiny_bundle import tiny_bundle
 
-from vaedeploy.engines import build_engines
 from vaedeploy.errors import BackendError
-from vaedeploy.gpu import Gpu, cuda_devices
+from vaedeploy.pipeline.build import build_engines
 from vaedeploy.runtime import tensorrt
+from vaedeploy.system.gpu import Gpu, cuda_devices
 
 LOAD = """
 import sys

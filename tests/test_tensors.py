@@ -13,7 +13,7 @@ import pytest
 import safetensors
 import safetensors.numpy
 
-from vaedeploy.tensors import safetensors_bytes
+from vaedeploy.system.tensors import safetensors_bytes
 
 ARRAYS = {
     "b": np.arange(6, dtype=np.uint8).reshape(2, 3),
@@ -45,9 +45,11 @@ LATENT = """
 import sys
 import numpy as np
 from pathlib import Path
-from vaedeploy.files import LatentFile, write_latent
-from vaedeploy.golden import GoldenCase, write_golden
-from vaedeploy.latent import LatentSpec
+from vaedeploy.images.latents import LatentFile
+from vaedeploy.images.latents import write_latent
+from vaedeploy.bundle.golden import GoldenCase
+from vaedeploy.bundle.golden import write_golden
+from vaedeploy.values.latent import LatentSpec
 
 path = Path(sys.argv[1])
 write_latent(path, LatentFile(np.ones((1, 4, 2, 3), np.float32), "12ab", "demo", LatentSpec(4, 8, 0.5), (16, 24)))

@@ -10,9 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vaedeploy.golden import GoldenCase
-from vaedeploy.metrics import amount
-from vaedeploy.verify import LIMITS, Case, Limit, Report, to_levels, verify_cases
+from vaedeploy.bundle.golden import GoldenCase
+from vaedeploy.images.pixels import to_levels
+from vaedeploy.verify.cases import verify_cases
+from vaedeploy.verify.limits import LIMITS, Limit
+from vaedeploy.verify.report import Case, Report
+from vaedeploy.verify.words import amount
 
 Arrays = dict[str, np.ndarray]
 

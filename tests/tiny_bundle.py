@@ -9,9 +9,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from vaedeploy.bundle import Bundle, Manifest, Origin, VaeInfo, Verification
-from vaedeploy.draft import create_bundle
-from vaedeploy.latent import LatentSpec
+from vaedeploy.bundle import Bundle, create_bundle
+from vaedeploy.bundle.manifest import Manifest, VaeInfo, Verification
+from vaedeploy.values.latent import LatentSpec
+from vaedeploy.values.origin import Origin
 
 FLOAT, UINT8, INT64, BOOL = TensorProto.FLOAT, TensorProto.UINT8, TensorProto.INT64, TensorProto.BOOL
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from vaedeploy.latent import LatentSpec
-from vaedeploy.source import Reference
+from vaedeploy.values.latent import LatentSpec
+from vaedeploy.values.reference import Reference
 
 
 class TinyEncoder(nn.Module):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from vaedeploy.cli import cli
+from vaedeploy.cli.group import cli
 
 PAGE = Path(__file__).parents[1] / "docs" / "cli.md"
 WIDTH = 100

@@ -1,13 +1,16 @@
 """Take the VAE of an image diffusion model from PyTorch weights to something that a service can embed.
 
-The pipeline, a module for each arrow::
+The pipeline is what ``ls`` shows: a package for each stage, and in ``pipeline`` a module for each public verb::
 
-    Preset ──> Reference ──> Graph ──> Graph ──> Engine ──> Bundle ──> VAE
-    preset     source        export    rewrite   build      bundle     runtime
-                  └────────── verify ─────┘
+    weights ──> Reference ──> Graph ──> Graph ──> Engine
+                source        graph     rewrite   engines
+                   └──────── verify ─────┘           │
+                                │                    │
+                                └─────> bundle <─────┘ ──> VAE
+                                                           runtime
 
-``export_vae`` is all of it up to the bundle; ``build_engines`` adds TensorRT engines; ``verify_bundle`` proves it
-against PyTorch again; ``VAE`` encodes and decodes with it, and needs neither PyTorch nor onnx for that::
+``export_vae`` does everything up to the bundle. ``build_engines`` adds TensorRT engines. ``verify_bundle`` compares
+the bundle with PyTorch again. ``VAE`` encodes and decodes, and needs neither PyTorch nor onnx::
 
     import vaedeploy as vd
 
@@ -16,139 +19,36 @@ against PyTorch again; ``VAE`` encodes and decodes with it, and needs neither Py
         latent = vae.encode(photo)    # (H, W, 3) uint8 -> (1, C, H/8, W/8) float32
         image = vae.decode(latent)    # -> (1, H, W, 3) uint8
 
-Names are loaded when they are first used, so that ``import vaedeploy`` costs nothing.
+The public names are the imports of ``__init__.pyi``, the only list of them: type checkers read it as it is, and this
+module loads a name from where the stub imports it when the name is first used, so ``import vaedeploy`` is fast.
 """
 
 from __future__ import annotations
 
+import ast
+import pkgutil
 from importlib import import_module
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from vaedeploy.bench import Bench, bench_bundle
-    from vaedeploy.bisect import Bisection, bisect_bundle
-    from vaedeploy.bundle import Bundle
-    from vaedeploy.compare import Comparison, compare_bundles
-    from vaedeploy.engines import build_engines
-    from vaedeploy.errors import (
-        BackendError,
-        BuildError,
-        BundleError,
-        ContractError,
-        DownloadError,
-        EngineError,
-        ExportError,
-        ImageError,
-        InputError,
-        LatentError,
-        OutputError,
-        ProfileError,
-        SizeError,
-        UnknownPresetError,
-        VaedeployError,
-        VerificationError,
-        WeightsError,
-    )
-    from vaedeploy.latent import LatentSpec
-    from vaedeploy.optimize import Optimized, optimize_onnx
-    from vaedeploy.pipeline import export_vae, verify_bundle
-    from vaedeploy.preset import Preset, get_preset, presets
-    from vaedeploy.profile import Profile, get_profile, profiles
-    from vaedeploy.reference import Reference
-    from vaedeploy.runtime import VAE, UnverifiedBundleWarning
-    from vaedeploy.source import load_reference
-    from vaedeploy.swap import restore_vae, swap_vae
-    from vaedeploy.verify import Case, Report
+_STUB = ast.parse(pkgutil.get_data(__name__, "__init__.pyi") or b"")
 
-__version__ = "0.1.0"
-
-__all__ = [
-    "VAE",
-    "BackendError",
-    "Bench",
-    "Bisection",
-    "BuildError",
-    "Bundle",
-    "BundleError",
-    "Case",
-    "Comparison",
-    "ContractError",
-    "DownloadError",
-    "EngineError",
-    "ExportError",
-    "ImageError",
-    "InputError",
-    "LatentError",
-    "LatentSpec",
-    "Optimized",
-    "OutputError",
-    "Preset",
-    "Profile",
-    "ProfileError",
-    "Reference",
-    "Report",
-    "SizeError",
-    "UnknownPresetError",
-    "UnverifiedBundleWarning",
-    "VaedeployError",
-    "VerificationError",
-    "WeightsError",
-    "bench_bundle",
-    "bisect_bundle",
-    "build_engines",
-    "compare_bundles",
-    "export_vae",
-    "get_preset",
-    "get_profile",
-    "load_reference",
-    "optimize_onnx",
-    "presets",
-    "profiles",
-    "restore_vae",
-    "swap_vae",
-    "verify_bundle",
-]
-
-_HOMES = {
-    "Bench": "bench",
-    "Bisection": "bisect",
-    "Bundle": "bundle",
-    "Case": "verify",
-    "Comparison": "compare",
-    "LatentSpec": "latent",
-    "Optimized": "optimize",
-    "Preset": "preset",
-    "Profile": "profile",
-    "Reference": "reference",
-    "Report": "verify",
-    "UnverifiedBundleWarning": "runtime",
-    "VAE": "runtime",
-    "bench_bundle": "bench",
-    "bisect_bundle": "bisect",
-    "build_engines": "engines",
-    "compare_bundles": "compare",
-    "export_vae": "pipeline",
-    "get_preset": "preset",
-    "get_profile": "profile",
-    "load_reference": "source",
-    "optimize_onnx": "optimize",
-    "presets": "preset",
-    "profiles": "profile",
-    "restore_vae": "swap",
-    "swap_vae": "swap",
-    "verify_bundle": "pipeline",
+_MODULES = {
+    alias.name: f"{__name__}.{statement.module}"
+    for statement in _STUB.body
+    if isinstance(statement, ast.ImportFrom)
+    for alias in statement.names
 }
+"""Public name -> the module that has it."""
+
+__all__ = sorted(_MODULES)
 
 
-if not TYPE_CHECKING:  # else type checkers would take any name for one of these
-
-    def __getattr__(name: str) -> object:
-        if name not in __all__:
-            raise AttributeError(f"module 'vaedeploy' has no attribute {name!r}")
-        value = getattr(import_module(f"vaedeploy.{_HOMES.get(name, 'errors')}"), name)
-        globals()[name] = value
-        return value
+def __getattr__(name: str) -> object:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_MODULES[name]), name)
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:
-    return [*__all__, "__version__"]
+    return list(__all__)

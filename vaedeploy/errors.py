@@ -24,10 +24,7 @@ A message says what was given, what is valid, and what to run next.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
-
-if TYPE_CHECKING:
-    from vaedeploy.verify import Report
+from typing import Any, ClassVar
 
 
 class VaedeployError(Exception):
@@ -111,6 +108,6 @@ class VerificationError(VaedeployError):
 
     exit_code: ClassVar[int] = 3
 
-    def __init__(self, message: str, report: Report) -> None:
+    def __init__(self, message: str, report: Any) -> None:
         super().__init__(message)
         self.report = report

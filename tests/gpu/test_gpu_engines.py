@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 
 from vaedeploy.bundle import Bundle
-from vaedeploy.engines import build_engines
+from vaedeploy.engines.profile import CAPABILITIES
 from vaedeploy.errors import BackendError, InputError, SizeError
-from vaedeploy.gate import verify_backend
-from vaedeploy.gpu import find_gpu
-from vaedeploy.pipeline import export_vae
-from vaedeploy.profile import CAPABILITIES
+from vaedeploy.pipeline.build import build_engines
+from vaedeploy.pipeline.export import export_vae
+from vaedeploy.pipeline.verify import verify_backend
 from vaedeploy.runtime import VAE
 from vaedeploy.runtime.backends import ENGINES, problem_of
+from vaedeploy.system.gpu import find_gpu
 
 torch = pytest.importorskip("torch")
 GPU = find_gpu()
@@ -73,7 +73,8 @@ def vae(bundle: Bundle) -> VAE:
 
 def latents(bundle: Bundle, batch: int, height: int, width: int) -> np.ndarray:
     """Of a photograph: what no photograph gives proves nothing."""
-    from vaedeploy.photos import Shape, crop_batch, load_photos
+    from vaedeploy.images.photos import crop_batch, load_photos
+    from vaedeploy.verify.shapes import Shape
 
     with VAE(bundle.path, "onnxruntime-cpu") as cpu:
         return cpu.encode(crop_batch(load_photos(), Shape("", batch, height * 8, width * 8, False)))

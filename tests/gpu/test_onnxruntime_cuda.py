@@ -11,9 +11,9 @@ import pytest
 
 from vaedeploy.bundle import Bundle
 from vaedeploy.errors import BackendError
-from vaedeploy.manifest import PARTS
-from vaedeploy.pipeline import export_vae
+from vaedeploy.pipeline.export import export_vae
 from vaedeploy.runtime import VAE, onnxruntime_cuda
+from vaedeploy.values.kinds import PARTS
 
 pytestmark = [
     pytest.mark.gpu,

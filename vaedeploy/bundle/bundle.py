@@ -16,22 +16,23 @@ from pathlib import Path
 
 import msgspec
 
-from vaedeploy.atomic import advice, clear_leftovers, draft_name, lock, move_file, reason, share, write_file
-from vaedeploy.errors import BundleError, OutputError
-from vaedeploy.manifest import (
+from vaedeploy.bundle.manifest import (
     NAME,
     EngineInfo,
     FileInfo,
-    Form,
     Manifest,
-    Origin,
-    Part,
     VaeInfo,
     Verification,
     decode_manifest,
     encode_manifest,
     path_fault,
 )
+from vaedeploy.errors import BundleError, OutputError
+from vaedeploy.system.atomic import clear_leftovers, draft_name, move_file, share, write_file
+from vaedeploy.system.lock import lock
+from vaedeploy.system.oserrors import advice, reason
+from vaedeploy.values.kinds import Form, Part
+from vaedeploy.values.origin import Origin
 
 __all__ = [
     "Bundle",
@@ -193,7 +194,7 @@ class BundleEdit:
             fault = "is a graph" if name in graphs else path_fault(name) or _link_fault(path, name)
             if fault:
                 raise BundleError(f"cannot put {name!r} into bundle {path}: it {fault}")
-        with told_of(path):
+        with naming_bundle(path):
             manifest = _read_manifest(path)
             kept = {name: info for name, info in manifest.files.items() if name not in files}
             known = {name: engine for name, engine in manifest.engines.items() if name not in files}
@@ -228,7 +229,7 @@ def edit_bundle(bundle: Bundle) -> Iterator[BundleEdit]:
     """
     place = bundle.path.resolve()
     with writing(place, bundle.path, "Wait until it is done"):
-        with told_of(bundle.path):
+        with naming_bundle(bundle.path):
             clear_leftovers(place)
             draft = draft_name(place)
             draft.mkdir()
@@ -245,7 +246,7 @@ def writing(place: Path, out: Path, otherwise: str) -> Iterator[None]:
     otherwise: what to do where another process has it.
     """
     with ExitStack() as stack:
-        with told_of(out):
+        with naming_bundle(out):
             free = stack.enter_context(lock(place.with_name(f".{place.name}.lock")))
         if not free:
             raise OutputError(f"cannot write bundle {out}: another process is writing it now. {otherwise}")
@@ -253,7 +254,7 @@ def writing(place: Path, out: Path, otherwise: str) -> Iterator[None]:
 
 
 @contextmanager
-def told_of(out: Path) -> Iterator[None]:
+def naming_bundle(out: Path) -> Iterator[None]:
     """Turn an error of the operating system into one that names the bundle."""
     try:
         yield

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import msgspec
 
-from vaedeploy.atomic import clear_leftovers, draft_name, replace_directory, share, shortage, write_file
-from vaedeploy.bundle import Bundle, file_info, told_of, writing
+from vaedeploy.bundle.bundle import Bundle, file_info, naming_bundle, writing
+from vaedeploy.bundle.manifest import NAME, Manifest, check_manifest, encode_manifest
 from vaedeploy.errors import OutputError
-from vaedeploy.manifest import NAME, Manifest, check_manifest, encode_manifest
+from vaedeploy.system.atomic import clear_leftovers, draft_name, replace_directory, share, write_file
+from vaedeploy.system.oserrors import shortage
 
 __all__ = ["BundleDraft", "create_bundle"]
 
@@ -42,7 +43,7 @@ class BundleDraft:
         check_manifest(manifest, self.out)
         write_file(self.path / NAME, encode_manifest(manifest))
         _check_free(self.place, self.out, self.force)
-        with told_of(self.out):
+        with naming_bundle(self.out):
             replace_directory(self.path, self.place)
         return Bundle(self.out, manifest)
 
@@ -60,12 +61,12 @@ def create_bundle(out: str | Path, force: bool = False) -> Iterator[BundleDraft]
     if not place.name:
         raise OutputError(f"{out} cannot be a bundle. Choose another place with --out")
     with _parents(place.parent, out), writing(place, out, BUSY):
-        with told_of(out):
+        with naming_bundle(out):
             clear_leftovers(place)
         _check_free(place, out, force)
         draft = BundleDraft(draft_name(place), out, place, force)
         try:
-            with told_of(out):
+            with naming_bundle(out):
                 draft.path.mkdir()
             yield draft
         except BaseException as error:
@@ -84,7 +85,7 @@ def _parents(folder: Path, out: Path) -> Iterator[None]:
     """Make the folders that a bundle is to lie in, and remove those again that end up with nothing in them."""
     missing = [p for p in (folder, *folder.parents) if not p.exists()]
     try:
-        with told_of(out):
+        with naming_bundle(out):
             folder.mkdir(parents=True, exist_ok=True)
         yield
     finally:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import mmap
 from pathlib import Path
 
-from vaedeploy.bundle import Bundle
+from vaedeploy.bundle.bundle import Bundle
+from vaedeploy.bundle.manifest import EngineIdentity
 from vaedeploy.errors import EngineError
-from vaedeploy.gpu import Gpu
-from vaedeploy.manifest import EngineIdentity, Part
+from vaedeploy.system.gpu import Gpu
+from vaedeploy.values.kinds import Part
 
 __all__ = ["carries", "check_engine", "differences", "engine_faults", "engine_name", "gpu_fault", "rebuild"]
 

@@ -7,44 +7,21 @@ import re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Literal
+from typing import Annotated
 
 import msgspec
 
 from vaedeploy.errors import BundleError, ContractError
-from vaedeploy.latent import LatentSpec
-from vaedeploy.shapes import ShapeSet
+from vaedeploy.values.kinds import Backend, Form, ImageInput, Part, Precision, Sha256
+from vaedeploy.values.latent import LatentSpec
+from vaedeploy.values.origin import Origin
+from vaedeploy.values.shapes import ShapeSet
 
 FORMAT = 1
 """The version of the format that this package writes, and the only one that it reads."""
 
 NAME = "bundle.json"
 """The manifest's place in a bundle."""
-
-Part = Literal["encoder", "decoder"]
-PARTS: tuple[Part, ...] = ("encoder", "decoder")
-Form = Literal["portable", "onnxruntime", "tensorrt"]
-ImageInput = Literal["float", "uint8"]
-Precision = Literal["fp32", "fp16", "bf16"]
-Backend = Literal["tensorrt", "tensorrt-rtx"]
-"""What builds and runs engines."""
-Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
-
-
-class Origin(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Where a VAE's weights came from, in enough detail to find them again.
-
-    location: a preset's name, a hub repository, an absolute path, ``random:SEED``, or "" for a user's own modules.
-    sha256: of the weights file as it was read; None where there was no file.
-    preset: the preset whose architecture and latent contract were used, if any.
-    revision: the hub's commit, if known.
-    """
-
-    kind: Literal["package", "hub", "folder", "file", "random", "modules"]
-    location: str
-    sha256: str | None
-    preset: str | None
-    revision: str | None = None
 
 
 class VaeInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

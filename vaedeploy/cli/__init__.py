@@ -8,8 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from vaedeploy import terminal
-from vaedeploy.cli import bundles, engines, graphs, machine, pictures
+from vaedeploy.cli import bundles, engines, graphs, machine, pictures, terminal
 from vaedeploy.cli.group import cli
 
 __all__ = ["bundles", "cli", "engines", "graphs", "machine", "main", "pictures"]

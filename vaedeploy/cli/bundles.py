@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vaedeploy import terminal
+from vaedeploy.cli import terminal
 from vaedeploy.cli.group import (
     PATH,
     cli,
@@ -23,8 +23,8 @@ from vaedeploy.cli.group import (
 from vaedeploy.errors import VerificationError
 
 if TYPE_CHECKING:
-    from vaedeploy.bisect import Bisection
-    from vaedeploy.verify import Report
+    from vaedeploy.verify.bisect import Bisection
+    from vaedeploy.verify.report import Report
 
 
 @cli.command()
@@ -68,7 +68,7 @@ def export(no_rewrite: bool, no_verify: bool, folder: Path | None, **options: An
       vaedeploy export --vae sdxl --precision fp16 --out sdxl-fp16
       vaedeploy export --vae sdxl --profile rtx4090 --out sdxl
     """
-    from vaedeploy.pipeline import export_vae
+    from vaedeploy.pipeline.export import export_vae
 
     with terminal.progress_display() as progress:
         bundle = export_vae(
@@ -107,19 +107,19 @@ def verify(bundle: Path, weights: str | None, backend: str | None, bisect: bool,
       vaedeploy verify mse840k --report report
       vaedeploy verify mse840k --backend tensorrt-rtx --profile rtx4090
     """
-    from vaedeploy.pipeline import verify_bundle
+    from vaedeploy.pipeline.verify import verify_bundle
 
     if backend is None and options["profile"] is not None:
         raise click.UsageError("--profile is for engines: give --backend too.")
     if backend is not None and bisect:
         raise click.UsageError("--bisect is for the graphs on the CPU: give no --backend.")
     if bisect:
-        import vaedeploy.bisect  # noqa: F401 - what it needs may be missing, which is told before the work
+        import vaedeploy.verify.bisect  # noqa: F401 - what it needs may be missing, which is told before the work
     if backend is None:
         options.pop("profile")
         report, problem = keep_result(lambda tell: verify_bundle(bundle, weights=weights, progress=tell, **options))
     else:
-        from vaedeploy.gate import verify_backend
+        from vaedeploy.pipeline.verify import verify_backend
 
         report, problem = keep_result(
             lambda tell: verify_backend(bundle, backend, weights=weights, progress=tell, **options)
@@ -139,7 +139,7 @@ def verify(bundle: Path, weights: str | None, backend: str | None, bisect: bool,
 
 
 def _show_report(report: Report) -> None:
-    from vaedeploy.results import CASE_COLUMNS, case_rows, verdict_lines
+    from vaedeploy.cli.tables.results import CASE_COLUMNS, case_rows, verdict_lines
 
     terminal.show_table(CASE_COLUMNS, case_rows(report), numbers=CASE_COLUMNS[4:-1])
     terminal.show("\n".join(verdict_lines(report)))
@@ -147,8 +147,8 @@ def _show_report(report: Report) -> None:
 
 def _bisect(bundle: Path, report: Report, as_json: bool) -> None:
     """Find where it goes wrong, and show that below the report; as JSON, in one document with it."""
-    from vaedeploy.advice import advise
-    from vaedeploy.bisect import bisect_bundle
+    from vaedeploy.verify.advice import advise
+    from vaedeploy.verify.bisect import bisect_bundle
 
     document = report.to_document()
     try:
@@ -163,7 +163,8 @@ def _bisect(bundle: Path, report: Report, as_json: bool) -> None:
 
 
 def _show_bisection(report: Report, found: Bisection) -> None:
-    from vaedeploy.advice import STEP_COLUMNS, advise, step_rows
+    from vaedeploy.cli.tables.bisect import STEP_COLUMNS, step_rows
+    from vaedeploy.verify.advice import advise
 
     terminal.show("")
     if rows := step_rows(found):
@@ -188,7 +189,7 @@ def inspect(bundle: Path, check: bool, layers: bool, as_json: bool) -> None:
       vaedeploy inspect mse840k --check
     """
     from vaedeploy.bundle import Bundle, check_bundle
-    from vaedeploy.overview import bundle_document, bundle_rows
+    from vaedeploy.cli.tables.known import bundle_document, bundle_rows
 
     opened = check_bundle(bundle) if check else Bundle.open(bundle, verify_hashes=False)
     if as_json:
@@ -213,8 +214,8 @@ def swap(bundle: Path, vae: str | None, weights: str | None, restore: bool) -> N
       vaedeploy swap demo --vae demo-mse
       vaedeploy swap demo --restore
     """
-    from vaedeploy.results import drift_rows
-    from vaedeploy.swap import restore_vae, swap_vae
+    from vaedeploy.cli.tables.results import drift_rows
+    from vaedeploy.pipeline.swap import restore_vae, swap_vae
 
     if weights is not None and vae is None:
         raise click.UsageError("--weights needs --vae: the preset whose architecture they have.")
@@ -246,9 +247,9 @@ def compare(bundles: tuple[Path, ...], images: Path, as_json: bool, **options: A
     Example:
       vaedeploy compare demo demo-mse --images photos -o report
     """
-    from vaedeploy.compare import compare_bundles
-    from vaedeploy.compare.words import summary_lines, swap_lines
-    from vaedeploy.results import COMPARE_COLUMNS, compare_rows
+    from vaedeploy.cli.tables.results import COMPARE_COLUMNS, compare_rows
+    from vaedeploy.pipeline.compare import compare_bundles
+    from vaedeploy.pipeline.compare.words import summary_lines, swap_lines
 
     found, problem = keep_result(lambda tell: compare_bundles(bundles, images, progress=tell, **options))
     if as_json:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from vaedeploy import terminal
+from vaedeploy.cli import terminal
 from vaedeploy.cli.group import PATH, cli, json_option, profiles_option
 
 
@@ -33,8 +33,8 @@ def build(bundle: Path, names: tuple[str, ...], **options: Any) -> None:
       vaedeploy build mse840k --profile rtx4090 --profile rtx5090
       vaedeploy build mse840k --profile my-gpu --profiles my-profiles
     """
-    from vaedeploy.engines import build_engines
-    from vaedeploy.overview import ENGINE_COLUMNS, engine_rows
+    from vaedeploy.cli.tables.known import ENGINE_COLUMNS, engine_rows
+    from vaedeploy.pipeline.build import build_engines
 
     with terminal.progress_display() as progress:
         built = build_engines(bundle, names, progress=progress, **options)
@@ -56,9 +56,9 @@ def profiles(name: str | None, folder: Path | None, as_json: bool) -> None:
       vaedeploy profiles
       vaedeploy profiles --init my-gpu --profiles my-profiles
     """
-    from vaedeploy.overview import PROFILE_COLUMNS, profile_rows
-    from vaedeploy.profile import init_profile
-    from vaedeploy.profile import profiles as known
+    from vaedeploy.cli.tables.known import PROFILE_COLUMNS, profile_rows
+    from vaedeploy.engines.profile import init_profile
+    from vaedeploy.engines.profile import profiles as known
 
     if name is not None:
         terminal.show(str(init_profile(name, folder)))

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from vaedeploy import terminal
+from vaedeploy.cli import terminal
 from vaedeploy.cli.group import PATH, cli, json_option
 
 
@@ -55,9 +55,9 @@ def optimize(graph: Path, sizes: Sequence[str], as_json: bool, **options: Any) -
       vaedeploy optimize decoder.onnx -o fp16.onnx --target tensorrt --precision fp16 --inputs latents.safetensors
       vaedeploy optimize demo/decoder.onnx -o faster.onnx --sizes latent_height=128 --sizes latent_width=128
     """
-    from vaedeploy.optimize import optimize_onnx
-    from vaedeploy.optimize.inputs import parse_sizes
-    from vaedeploy.optimize.rows import closing_lines, tables
+    from vaedeploy.cli.tables.optimize import closing_lines, tables
+    from vaedeploy.pipeline.optimize import optimize_onnx
+    from vaedeploy.pipeline.optimize.inputs import parse_sizes
 
     with terminal.progress_display() as progress:
         optimized = optimize_onnx(graph, sizes=parse_sizes(sizes), progress=progress, **options)

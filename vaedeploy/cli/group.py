@@ -11,15 +11,16 @@ from typing import Any, TypeVar, cast
 
 import click
 
-from vaedeploy import __version__, terminal
+from vaedeploy.cli import terminal
 from vaedeploy.errors import PageError
-from vaedeploy.progress import Progress
+from vaedeploy.system.progress import Progress
+from vaedeploy.version import __version__
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+
 Result = TypeVar("Result")
 
 PATH = click.Path(path_type=Path)
-
 
 ORDER = (
     "export",

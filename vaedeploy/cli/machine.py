@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from vaedeploy import terminal
+from vaedeploy.cli import terminal
 from vaedeploy.cli.group import PATH, cli, json_option
 
 
@@ -20,8 +20,8 @@ def presets(as_json: bool) -> None:
     Example:
       vaedeploy presets
     """
-    from vaedeploy.overview import preset_rows
-    from vaedeploy.preset import presets as known
+    from vaedeploy.cli.tables.known import preset_rows
+    from vaedeploy.source.preset import presets as known
 
     if as_json:
         terminal.show_json(list(known().values()))
@@ -51,8 +51,8 @@ def bench(bundle: Path, sizes: tuple[str, ...], as_json: bool, **options: Any) -
     Example:
       vaedeploy bench mse840k --size 512x512 --size 1024x1024 --batch 1 --batch 4
     """
-    from vaedeploy.bench import bench_bundle
-    from vaedeploy.results import BENCH_COLUMNS, bench_rows, ceiling_lines
+    from vaedeploy.cli.tables.results import BENCH_COLUMNS, bench_rows, ceiling_lines
+    from vaedeploy.pipeline.bench import bench_bundle
 
     with terminal.progress_display() as progress:
         found = bench_bundle(bundle, sizes=[_size(text) for text in sizes], progress=progress, **options)
@@ -81,8 +81,8 @@ def doctor(as_json: bool) -> None:
     Example:
       vaedeploy doctor
     """
-    from vaedeploy.doctor import diagnose
-    from vaedeploy.overview import diagnosis_rows
+    from vaedeploy.cli.tables.known import diagnosis_rows
+    from vaedeploy.pipeline.doctor import diagnose
 
     diagnosis = diagnose()
     if as_json:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from vaedeploy import terminal
+from vaedeploy.cli import terminal
 from vaedeploy.cli.group import PATH, cli
 
 
@@ -36,7 +36,7 @@ def encode(bundle: Path, image: Path, out: Path, sample: bool, seed: int | None,
       vaedeploy encode mse840k photo.png -o photo.safetensors
       vaedeploy encode mse840k photos -o latents --pad
     """
-    from vaedeploy.convert import encode_files
+    from vaedeploy.pipeline.codec import encode_files
     from vaedeploy.runtime import VAE
 
     if seed is not None and not sample:
@@ -65,7 +65,7 @@ def decode(bundle: Path, latent: Path, out: Path) -> None:
       vaedeploy decode mse840k photo.safetensors -o decoded.png
       vaedeploy decode mse840k latents -o pictures
     """
-    from vaedeploy.convert import decode_files
+    from vaedeploy.pipeline.codec import decode_files
     from vaedeploy.runtime import VAE
 
     with VAE(bundle) as vae, terminal.progress_display() as progress:

@@ -21,7 +21,7 @@ from typing import TextIO
 import click
 
 from vaedeploy.errors import OutputError, VaedeployError
-from vaedeploy.progress import Progress
+from vaedeploy.system.progress import Progress
 
 INTERRUPTED = 130
 """The exit code after Ctrl-C: 128 + SIGINT, as shells have it."""
@@ -51,7 +51,7 @@ def run(command: click.Command, arguments: Sequence[str] | None) -> int:
         say(f"Error: {error}")
         return error.exit_code
     except ModuleNotFoundError as error:
-        from vaedeploy.doctor import advice_for
+        from vaedeploy.system.installs import advice_for
 
         given = sys.argv[1:] if arguments is None else arguments
         advice = advice_for(error.name or "", next((word for word in given if not word.startswith("-")), None))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import signal
@@ -17,13 +18,29 @@ from pathlib import Path
 import msgspec
 import onnx_ir as ir
 
-import vaedeploy
-from vaedeploy.build_worker import Advanced, BuildRequest, Built, Event, Failed, Missing, Ready
+from vaedeploy.bundle.manifest import EngineIdentity
+from vaedeploy.engines.protocol import Advanced, BuildRequest, Built, Event, Failed, Missing, Ready
 from vaedeploy.errors import BackendError, BuildError
-from vaedeploy.extras import ENGINE_EXTRAS, install_command
-from vaedeploy.graph import module_path
-from vaedeploy.manifest import Backend
-from vaedeploy.progress import Progress, silent
+from vaedeploy.graph.graph import module_path
+from vaedeploy.system.cache import cache_folder
+from vaedeploy.system.installs import ENGINE_EXTRAS, install_command
+from vaedeploy.system.progress import Progress, silent
+from vaedeploy.values.kinds import Backend
+
+
+def _timing_cache(identity: EngineIdentity) -> str | None:
+    """Where ``tensorrt`` keeps what it measured, so that the next build need not; None where it keeps nothing."""
+    if identity.backend != "tensorrt":
+        return None
+    model = (identity.gpu or identity.compute_capability).replace(" ", "-").replace("/", "-")
+    try:
+        return str(cache_folder("timing") / f"{identity.backend_version}-{model}.cache")
+    except OSError as error:
+        log.warning("there is no place for TensorRT's timing cache (%s), so this build takes longer", error)
+        return None
+
+
+log = logging.getLogger("vaedeploy.engines")
 
 __all__ = ["Engine", "backend_version", "build_engine"]
 
@@ -31,6 +48,7 @@ LAST_LINES = 6
 """Of TensorRT's errors, in a message."""
 
 OUT_OF_MEMORY = re.compile(r"out of memory|outofmemory|cudaErrorMemoryAllocation|std::bad_alloc", re.IGNORECASE)
+
 PARSER = re.compile(r"In node -?\d+ with name: (?P<node>\S*) and operator: (?P<operator>\S+)")
 
 POLYGRAPHYS_WORDS = "Invalid Engine"
@@ -133,9 +151,9 @@ def _converse(request: BuildRequest, log: _Log) -> Iterator[Event]:
 def _worker() -> Iterator[subprocess.Popen[bytes]]:
     """A worker process, which does not outlive the context."""
     # The package may be found by a path that only this process has.
-    paths = [str(Path(vaedeploy.__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
+    paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "PYTHONIOENCODING": "utf-8"}
-    command = [sys.executable, "-P", "-m", "vaedeploy.build_worker"]
+    command = [sys.executable, "-P", "-m", "vaedeploy.engines.worker"]
     pipe = subprocess.PIPE
     process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, env=environment)
     try:

@@ -14,13 +14,47 @@ TensorRT's own engines were not compared.
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 
 import onnx_ir as ir
 
-from vaedeploy.rewrite.operations import static_shape, weight_bytes, with_sizes
+from vaedeploy.engines.profile import Profile
+from vaedeploy.errors import BuildError
+from vaedeploy.graph.graph import Inputs
+from vaedeploy.graph.operations import weight_bytes
+from vaedeploy.graph.sizes import static_shape, with_sizes
+
+GIB = 2**30
+
+
+def _check_memory(profile: Profile, inputs: Inputs) -> None:
+    """Raise BuildError where an engine's largest size cannot fit the GPU, and say which size would."""
+    available = profile.memory_gib * GIB
+    single = len(profile.shapes) == 1 and next(iter(profile.shapes.values())).static
+
+    def memory(batch: int, height: int, width: int) -> Memory:
+        return estimate_memory(inputs.graph.model, inputs.sizes(batch, height, width), fused_attention=single)
+
+    for name, shape in profile.shapes.items():
+        batch, height, width = shape.at("max")
+        needed = memory(batch, height, width)
+        if needed.total <= available:
+            continue
+        fitting = bisect_right(
+            range(1, batch), available, key=lambda b: memory(b, height, width).total
+        )  # memory grows with the batch
+        advice = f"batch {fitting}" if fitting else "a smaller height and width"
+        half = ", or precision fp16" if profile.precision == "fp32" else ""
+        raise BuildError(
+            f"the {inputs.graph.part} does not fit profile {profile.name}: at {batch}x{height}x{width} (shapes.{name}) "
+            f"it needs about {needed.total / GIB:.1f} GiB ({needed.engine / GIB:.1f} for the engine, "
+            f"{needed.activations / GIB:.1f} for activations), and {profile.gpu} has {profile.memory_gib:g} GiB. "
+            f"Lower the maximum there to {advice}{half}"
+        )
+
 
 __all__ = ["Memory", "estimate_memory"]
 

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import msgspec
 
-from vaedeploy.arguments import as_list
-from vaedeploy.build import backend_version
 from vaedeploy.bundle import Bundle
+from vaedeploy.engines.build import backend_version
+from vaedeploy.engines.profile import CAPABILITIES, Options, Profile, get_profile
 from vaedeploy.errors import BackendError, InputError, ProfileError
-from vaedeploy.extras import install_command
-from vaedeploy.gpu import Gpu, find_gpu
-from vaedeploy.manifest import Backend
-from vaedeploy.profile import CAPABILITIES, Options, Profile, get_profile
+from vaedeploy.system.arguments import as_list
+from vaedeploy.system.gpu import Gpu, find_gpu
+from vaedeploy.system.installs import install_command
+from vaedeploy.values.kinds import Backend
 
 __all__ = ["Job", "jobs_of", "plan_builds"]
 

@@ -12,12 +12,12 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from vaedeploy.atomic import write_file
 from vaedeploy.errors import ProfileError
-from vaedeploy.gpu import Gpu, find_gpu
-from vaedeploy.latent import SizeRule
-from vaedeploy.manifest import Backend, Precision
-from vaedeploy.shapes import ShapeSet
+from vaedeploy.system.atomic import write_file
+from vaedeploy.system.gpu import Gpu, find_gpu
+from vaedeploy.values.kinds import Backend, Precision
+from vaedeploy.values.latent import SizeRule
+from vaedeploy.values.shapes import ShapeSet
 
 FOLDER_VARIABLE = "VAEDEPLOY_PROFILES"
 """The environment variable that names the user's own folder of profiles."""
@@ -33,6 +33,7 @@ NO_BFLOAT16 = ("7.5",)
 
 # Devices of Windows are no names of folders there.
 NAME = re.compile(r"(?!(con|prn|aux|nul|com\d|lpt\d)(\.|\Z))[a-z0-9][a-z0-9._-]*(?<![.])")
+
 NAME_RULE = "must have a-z, 0-9, '.', '_' and '-' alone, and be a name for a folder on any system"
 
 log = logging.getLogger("vaedeploy.profile")
@@ -192,7 +193,7 @@ def init_profile(name: str, folder: str | Path | None = None) -> Path:
     if backend is None:
         raise ProfileError(f"{gpu.name} has compute capability {gpu.compute_capability}; no backend builds for it")
     origin = "Filled in from the GPU in this machine." if found else "No GPU was found: these are an RTX 4090's."
-    text = (resources.files("vaedeploy") / "profiles" / "template.toml.in").read_text(encoding="utf-8")
+    text = (resources.files("vaedeploy.engines") / "profiles" / "template.toml.in").read_text(encoding="utf-8")
     filled = {
         "origin": origin,
         "gpu": gpu.name,
@@ -214,7 +215,7 @@ def init_profile(name: str, folder: str | Path | None = None) -> Path:
 
 def _files(folder: str | Path | None) -> dict[str, Path]:
     """Name -> file, of all profiles."""
-    shipped = {path.stem: path for path in _in(Path(str(resources.files("vaedeploy") / "profiles")))}
+    shipped = {path.stem: path for path in _in(Path(str(resources.files("vaedeploy.engines") / "profiles")))}
     own = user_folder(folder)
     for path in _in(own) if own else ():
         if path.stem in shipped:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from vaedeploy.manifest import Part
-from vaedeploy.shapes import CORNERS, ShapeSet
+from vaedeploy.values.kinds import Part
+from vaedeploy.values.shapes import CORNERS, ShapeSet
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from vaedeploy.errors import ExportError
-from vaedeploy.manifest import Part
+from vaedeploy.values.kinds import Part
 
 if TYPE_CHECKING:
-    from vaedeploy.source import Reference
+    from vaedeploy.values.reference import Reference
+
 
 HINTS = {
     "AutoencoderKLOutput": ".latent_dist has .mean and .std",

@@ -15,20 +15,22 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
-from vaedeploy import __version__
 from vaedeploy.errors import ExportError, InputError
-from vaedeploy.graph import Graph
-from vaedeploy.latent import LatentSpec
-from vaedeploy.manifest import ImageInput, Part
-from vaedeploy.probe import probe_part
+from vaedeploy.graph.graph import Graph
+from vaedeploy.graph.probe import probe_part
+from vaedeploy.values.kinds import ImageInput, Part
+from vaedeploy.values.latent import LatentSpec
+from vaedeploy.version import __version__
 
 if TYPE_CHECKING:
-    from vaedeploy.source import Reference
+    from vaedeploy.values.reference import Reference
+
 
 OPSET = 20
 """Not more: GroupNormalization (21) is slower in ONNX Runtime, and Attention (23) does not build in TensorRT."""
 
 TRACE_BATCH = 2  # 1 would be taken for a constant
+
 TRACE_LATENT = (8, 12)  # height and width of the traced latent; unlike, so that they are not taken for one number
 
 log = logging.getLogger("vaedeploy.export")

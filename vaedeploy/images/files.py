@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
-import safetensors
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 
-from vaedeploy.atomic import reason, write_file
-from vaedeploy.errors import ContractError, ImageError, LatentError, OutputError
-from vaedeploy.latent import LatentSpec
-from vaedeploy.tensors import safetensors_bytes
+from vaedeploy.errors import ImageError, OutputError
+from vaedeploy.system.atomic import write_file
+from vaedeploy.system.oserrors import reason
 
 READ_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 """What is read. Pillow knows more, some of it by starting other programs, which strangers' files should not do."""
@@ -33,25 +29,6 @@ WRITE_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     ".jpg": ("JPEG", {"quality": 95, "subsampling": 0}),
     ".jpeg": ("JPEG", {"quality": 95, "subsampling": 0}),
 }
-
-LATENT_KEY = "latent"
-
-
-@dataclass(frozen=True)
-class LatentFile:
-    """A latent and what its file says of it; None where the file does not say.
-
-    latent: (B, C, h, w) float32, diffusion space.
-    vae_identity, vae_name: the VAE that made it.
-    spec: that VAE's latent contract.
-    size: (H, W) of the image before it was padded.
-    """
-
-    latent: NDArray[np.float32]
-    vae_identity: str | None = None
-    vae_name: str | None = None
-    spec: LatentSpec | None = None
-    size: tuple[int, int] | None = None
 
 
 def read_image(path: str | Path) -> NDArray[np.uint8]:
@@ -118,75 +95,6 @@ def write_image(path: str | Path, image: NDArray[np.uint8]) -> None:
             f"{error}. Write it as .png"
         ) from error
     write_file(path, data.getvalue())
-
-
-def read_latent(path: str | Path) -> LatentFile:
-    """A latent file: safetensors with a tensor ``latent`` (B, C, h, w) of float16, float32 or float64.
-
-    Raises LatentError for a file that is missing, not safetensors, truncated or without that tensor, and for another
-    rank or type, no elements, NaN and infinity.
-    """
-    path = Path(path)
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            names = list(file.keys())
-            if LATENT_KEY not in names:
-                raise LatentError(f"{path} has no tensor {LATENT_KEY!r}; it has {', '.join(sorted(names)) or 'none'}")
-            told = file.get_slice(LATENT_KEY)
-            if told.get_dtype() not in ("F16", "F32", "F64") or len(told.get_shape()) != 4:
-                raise LatentError(
-                    f"{path} has a latent of type {told.get_dtype()} and shape {tuple(told.get_shape())}; "
-                    "it must be (B, C, h, w) of type F32, F16 or F64"
-                )
-            with np.errstate(over="ignore"):
-                latent = file.get_tensor(LATENT_KEY).astype(np.float32, copy=False)
-            metadata = file.metadata() or {}
-    except FileNotFoundError as error:
-        raise LatentError(f"there is no file {path}") from error
-    except OSError as error:
-        raise LatentError(f"{path} cannot be read: {reason(error)}") from error
-    except safetensors.SafetensorError as error:
-        raise LatentError(f"{path} is not a safetensors file, or truncated: {error}") from error
-    if latent.size == 0:
-        raise LatentError(f"{path} has a latent without elements: its shape is {latent.shape}")
-    if not np.isfinite(latent).all():
-        raise LatentError(f"{path} has NaN or infinity in its latent")
-    return LatentFile(
-        latent,
-        metadata.get("vaedeploy.identity"),
-        metadata.get("vaedeploy.vae"),
-        _read_json(path, metadata, "vaedeploy.latent", LatentSpec),
-        _read_json(path, metadata, "vaedeploy.size", tuple[int, int]),
-    )
-
-
-def write_latent(path: str | Path, file: LatentFile) -> None:
-    """Write a latent file in one step, of equal bytes for an equal ``file``.
-
-    Raises OutputError for a place that cannot be written to, LatentError for a latent that is not (B, C, h, w) float32.
-    """
-    latent = file.latent
-    if latent.dtype != np.float32 or latent.ndim != 4:
-        raise LatentError(f"latent is {latent.dtype} of shape {latent.shape}; it must be (B, C, h, w) float32")
-    metadata = {
-        "vaedeploy.identity": file.vae_identity,
-        "vaedeploy.vae": file.vae_name,
-        "vaedeploy.latent": None if file.spec is None else msgspec.json.encode(file.spec).decode(),
-        "vaedeploy.size": None if file.size is None else msgspec.json.encode(file.size).decode(),
-    }
-    told = {key: value for key, value in metadata.items() if value is not None}
-    write_file(Path(path), safetensors_bytes({LATENT_KEY: latent}, told))
-
-
-def _read_json(path: Path, metadata: dict[str, str], key: str, kind: Any) -> Any:
-    if key not in metadata:
-        return None
-    try:
-        return msgspec.json.decode(metadata[key], type=kind)
-    except (msgspec.MsgspecError, ContractError) as error:
-        raise LatentError(
-            f"{path} has {key} {metadata[key]!r} in its metadata, which cannot be used: {error}"
-        ) from error
 
 
 def _to_srgb(image: Image.Image, path: Path) -> Image.Image:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,46 +9,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vaedeploy.errors import ImageError
-from vaedeploy.files import READ_FORMATS, read_image
+from vaedeploy.images.files import READ_FORMATS, read_image
 
 Photo = NDArray[np.uint8]
 
 SAMPLES = ("astronaut", "coffee", "chelsea")
 """Photographs that scikit-image carries: public domain (astronaut, NASA) and CC0."""
 
-
 MOST = 9
 """Photographs of a folder that are read: as many as all shapes together have items, so that each is looked at."""
-
-
-@dataclass(frozen=True)
-class Shape:
-    """One row of the table: a batch of photographs of ``height`` x ``width`` pixels."""
-
-    name: str
-    batch: int
-    height: int
-    width: int
-    round_trip: bool
-
-
-def verification_shapes(factor: int) -> tuple[Shape, ...]:
-    """The shapes that every VAE is verified at, for a spatial ``factor``.
-
-    Small ones find what depends on the shape; the one of 512x512 finds what grows with the area, as rounding in
-    normalisation does. It takes five sixths of the time and is left out of the round trip. A factor below 4 makes it
-    smaller: attention over more than 128x128 elements would not fit into memory.
-    """
-    rows = (
-        ("smallest", 1, 8, 8),
-        ("square", 1, 12, 12),
-        ("landscape", 2, 8, 12),
-        ("portrait", 1, 12, 8),
-        ("odd", 3, 9, 11),
-    )
-    small = tuple(Shape(name, batch, h * factor, w * factor, True) for name, batch, h, w in rows)
-    side = min(128, -(-512 // factor)) * factor
-    return (*small, Shape("large", 1, side, side, False))
 
 
 def load_photos(folder: str | Path | None = None) -> list[Photo]:
@@ -83,12 +51,12 @@ def crop_middle(photo: Photo, factor: int, most: int) -> Photo:
     return _crop(photo, height, width)
 
 
-def crop_batch(photos: list[Photo], shape: Shape, first: int = 0) -> Photo:
-    """A batch (B, H, W, 3) of ``shape``: the middle of each photograph in turn, from ``first`` on, enlarged where it
+def crop_batch(photos: list[Photo], batch: int, height: int, width: int, first: int = 0) -> Photo:
+    """A batch (B, H, W, 3): the middle of each photograph in turn, from ``first`` on, enlarged where it
     is smaller.
     """
-    turn = range(first, first + shape.batch)
-    return np.stack([_crop(photos[i % len(photos)], shape.height, shape.width) for i in turn])
+    turn = range(first, first + batch)
+    return np.stack([_crop(photos[i % len(photos)], height, width) for i in turn])
 
 
 def _crop(photo: Photo, height: int, width: int) -> Photo:

@@ -28,12 +28,12 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from vaedeploy.calibrate import measuring_session
-from vaedeploy.emulation import save_emulating
 from vaedeploy.errors import BackendError
-from vaedeploy.graph import module_path
+from vaedeploy.graph.graph import module_path
+from vaedeploy.numerics.emulation import save_emulating
 from vaedeploy.rewrite.normalization import split_means
 from vaedeploy.rewrite.precision.plan import LINEAR
+from vaedeploy.runtime.onnxruntime_cpu import measuring_session
 
 __all__ = ["Difference", "measure_differences"]
 

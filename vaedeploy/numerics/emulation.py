@@ -31,7 +31,9 @@ from vaedeploy.runtime import onnxruntime_cpu
 __all__ = ["emulate", "emulate_each", "emulating_model", "save_emulating"]
 
 FLOAT = ir.DataType.FLOAT
+
 BODY = ir.AttributeType.GRAPH
+
 HALF = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 
 EXACT = frozenset(

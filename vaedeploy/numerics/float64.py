@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
-from vaedeploy.memory import trim_heap
-from vaedeploy.winograd import STRIP_ELEMENTS, Rows, convolve
+from vaedeploy.numerics.winograd import STRIP_ELEMENTS, Rows, convolve
+from vaedeploy.system.heap import trim_heap
 
 LARGE = 2**24
 """Results of more elements than this are rounded to float32 between operations, which are in float64 all the same.

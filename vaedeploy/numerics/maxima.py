@@ -14,18 +14,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sized
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from vaedeploy.errors import BackendError, BundleError, InputError
-from vaedeploy.manifest import Part
-from vaedeploy.progress import Progress, silent
-from vaedeploy.runtime import onnxruntime_cpu
-
-NAME = "calibration.json"
-"""The place of a ``Calibration`` in a bundle."""
+from vaedeploy.errors import BackendError, InputError
+from vaedeploy.runtime.onnxruntime_cpu import measuring_session
+from vaedeploy.system.progress import Progress, silent
 
 WHAT = "Measuring activations"
 
@@ -33,35 +28,6 @@ WIDENED = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 """Types that ONNX Runtime's CPU provider cannot reduce; float32 holds all their values."""
 
 MEASURED = (ir.DataType.FLOAT, ir.DataType.DOUBLE, *WIDENED)
-
-
-class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The contents of ``calibration.json``.
-
-    maxima: part -> name of a tensor in the portable graph -> its largest magnitude over all inputs. One that is not
-    finite is null in JSON and None here.
-    measured_on: what each input was, such as ``astronaut 512x512``.
-    """
-
-    maxima: dict[Part, dict[str, float | None]]
-    measured_on: tuple[str, ...]
-
-    def of(self, part: Part) -> dict[str, float]:
-        """One part's maxima, as ``rescale`` takes them: what was not finite is infinite. Empty if not measured."""
-        return {name: math.inf if m is None else m for name, m in self.maxima.get(part, {}).items()}
-
-
-def encode_calibration(calibration: Calibration) -> bytes:
-    """The bytes of ``calibration.json``."""
-    return msgspec.json.format(msgspec.json.encode(calibration, order="sorted"), indent=2) + b"\n"
-
-
-def decode_calibration(data: bytes) -> Calibration:
-    """Read the bytes of ``calibration.json``. Raises BundleError for what is not JSON, or of other fields or types."""
-    try:
-        return msgspec.json.decode(data, type=Calibration)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise BundleError(f"{NAME} cannot be used: {error}. Export the bundle again with --force") from error
 
 
 def measure_maxima(
@@ -149,27 +115,6 @@ def _unused(name: str, taken: set[str | None]) -> str:
         name += "_"
     taken.add(name)
     return name
-
-
-def measuring_session(path: Path, threads: int = 0) -> Any:
-    """A session of ONNX Runtime that computes the nodes of ``path`` as they are, one by one, in their order.
-
-    threads: 0 for as many as ONNX Runtime thinks best. Raises BackendError with what ONNX Runtime said.
-    """
-    onnxruntime = onnxruntime_cpu.load_library()
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.enable_cpu_mem_arena = False
-    options.log_severity_level = 4
-    # No fusion: every tensor is computed as the graph has it.
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    # Nodes in the order of the graph, so that a tensor is reduced at once; the default order leaves reductions for the
-    # end, with all tensors in memory.
-    options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
-    try:
-        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        raise BackendError(f"ONNX Runtime cannot load the graph to measure: {error}") from error
 
 
 def _magnitude(highest: float, lowest: float, total: float) -> float:

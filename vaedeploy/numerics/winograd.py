@@ -19,11 +19,17 @@ from torch import Tensor
 # F(4x4, 3x3) of Lavin & Gray, "Fast Algorithms for Convolutional Neural Networks" (2016): a 4x4 tile of outputs from
 # a 6x6 tile of inputs, as y = A^T ((G g G^T) * (B^T d B)) A. Kronecker products make each 2-D transform one matrix.
 _TILE = 4
+
 _SPAN = _TILE + 2
+
 _B = [[4, 0, -5, 0, 1, 0], [0, -4, -4, 1, 1, 0], [0, 4, -4, -1, 1, 0]]
+
 _B += [[0, -2, -1, 2, 1, 0], [0, 2, -1, -2, 1, 0], [0, 4, 0, -5, 0, 1]]
+
 _G = [[1 / 4, 0, 0], [-1 / 6, -1 / 6, -1 / 6], [-1 / 6, 1 / 6, -1 / 6]]
+
 _G += [[1 / 24, 1 / 12, 1 / 6], [1 / 24, -1 / 12, 1 / 6], [0, 0, 1]]
+
 _A = [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]]
 
 STRIP_ELEMENTS = 1_000_000  # transformed elements that a thread holds at once: 8 MB, which caches hold as well

@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from vaedeploy.report.document import Candidate
+from vaedeploy.quality.pictures import Candidate
 
 WIDTH, HEIGHT = 340, 230
+
 LEFT, RIGHT, TOP, BOTTOM = 48, 12, 12, 44
 """Margins, which hold the labels."""
 

@@ -5,34 +5,10 @@ from __future__ import annotations
 from typing import Literal
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
-from vaedeploy.quality import Finding, Quality
-
-Pixels = NDArray[np.uint8]
+from vaedeploy.quality.pictures import Picture, Pixels
 
 Tone = Literal["good", "mixed", "bad"]
-
-
-class Candidate(msgspec.Struct, frozen=True, eq=False):
-    """One picture that is judged beside the reference.
-
-    name: who made it. pixels: (H, W, 3) uint8, of the reference's size. quality, findings: of it against the reference.
-    """
-
-    name: str
-    pixels: Pixels
-    quality: Quality
-    findings: tuple[Finding, ...]
-
-
-class Picture(msgspec.Struct, frozen=True, eq=False):
-    """One scene: the reference, (H, W, 3) uint8, and one or several candidates."""
-
-    name: str
-    reference: Pixels
-    candidates: tuple[Candidate, ...]
 
 
 class Column(msgspec.Struct, frozen=True):

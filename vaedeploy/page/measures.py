@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import msgspec
-import numpy as np
 
+from vaedeploy.page.document import Cell, Column, Table
 from vaedeploy.quality import Quality
-from vaedeploy.quality.detail import FINE
-from vaedeploy.report.document import Candidate, Cell, Column, Picture, Table
+from vaedeploy.quality.measure import fine_detail
+from vaedeploy.quality.pictures import Candidate, Picture
 
 
 class Measure(msgspec.Struct, frozen=True):
@@ -31,26 +31,24 @@ class Measure(msgspec.Struct, frozen=True):
         return Cell(self.text(quality), float("inf") if value is None else value)
 
 
-def fine_detail(quality: Quality) -> float:
-    """Share (1: all) of the fine detail, in periods of 2 to 16 pixels, that the candidate shares with the reference."""
-    return float(np.mean(quality.detail.gains[:FINE]))
-
-
 COLOR = Measure(
     Column("Colour difference", "CIEDE2000, mean", "0 is equal. 1 is about the least that is seen side by side."),
     lambda q: q.color.ciede2000_mean,
     "{:.2f}",
 )
+
 CHROMA = Measure(
     Column("Colour strength", "%, 100 is equal", "Under 100 is washed out, over 100 is over-saturated."),
     lambda q: 100 * q.color.chroma_ratio,
     "{:.0f}",
 )
+
 CONTRAST = Measure(
     Column("Contrast", "%, 100 is equal", "Under 100 is flatter, over 100 is harsher."),
     lambda q: 100 * q.contrast.global_ratio,
     "{:.0f}",
 )
+
 DETAIL = Measure(
     Column("Fine detail", "%, 100 is equal", "Of details 2 to 16 pixels in size. Under 100 is blurred."),
     lambda q: 100 * fine_detail(q),
@@ -80,7 +78,6 @@ MEASURES = (
     DETAIL,
 )
 """The columns of the table: one for each thing that a person would notice."""
-
 
 FURTHER = (
     Measure(

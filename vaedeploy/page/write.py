@@ -11,15 +11,17 @@ from pathlib import Path
 import msgspec
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from vaedeploy import __version__
-from vaedeploy.atomic import advice, check_place, reason, write_file
 from vaedeploy.errors import OutputError, PageError
-from vaedeploy.files import write_image
+from vaedeploy.images.files import write_image
+from vaedeploy.page.charts import HEIGHT, WIDTH, Chart, spectrum_chart, tone_chart
+from vaedeploy.page.document import Document
+from vaedeploy.page.images import HEAT, Area, at_most, error_levels, heat_map, lossless, worst_area
+from vaedeploy.page.measures import FURTHER, MEASURES, metric_table
 from vaedeploy.quality import Finding, Quality
-from vaedeploy.report.charts import HEIGHT, WIDTH, Chart, spectrum_chart, tone_chart
-from vaedeploy.report.document import Candidate, Document, Picture, Pixels
-from vaedeploy.report.images import HEAT, Area, at_most, error_levels, heat_map, lossless, worst_area
-from vaedeploy.report.measures import FURTHER, MEASURES, metric_table
+from vaedeploy.quality.pictures import Candidate, Picture, Pixels
+from vaedeploy.system.atomic import check_place, write_file
+from vaedeploy.system.oserrors import advice, reason
+from vaedeploy.version import __version__
 
 NAME = "index.html"
 
@@ -106,7 +108,7 @@ def write_report(document: Document, folder: str | Path, result: object = None) 
 
 def _render(document: Document, side: int, shown: int) -> bytes:
     environment = Environment(
-        loader=PackageLoader("vaedeploy", "report"),
+        loader=PackageLoader("vaedeploy", "page"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

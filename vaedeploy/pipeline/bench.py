@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,34 +10,20 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from vaedeploy.arguments import as_list
 from vaedeploy.bundle import Bundle
 from vaedeploy.errors import BackendError, EngineError, InputError, SizeError
-from vaedeploy.graph import Inputs, load_graph
-from vaedeploy.manifest import PARTS, Part, Precision
-from vaedeploy.photos import Photo, Shape, crop_batch, load_photos
-from vaedeploy.progress import Progress, silent
-from vaedeploy.rewrite.operations import count_operations, weight_bytes
+from vaedeploy.graph.graph import Inputs, load_graph
+from vaedeploy.graph.operations import count_operations, weight_bytes
+from vaedeploy.images.photos import Photo, crop_batch, load_photos
+from vaedeploy.pipeline.ceilings import Ceilings, _ceilings_of
+from vaedeploy.pipeline.turns import milliseconds, take_turns
 from vaedeploy.runtime import VAE
 from vaedeploy.runtime.backends import BACKENDS, ENGINES, precision_of, problem_of
+from vaedeploy.system.arguments import as_list
+from vaedeploy.system.progress import Progress, silent
+from vaedeploy.values.kinds import PARTS, Part, Precision
 
-__all__ = ["Bench", "Ceilings", "Timing", "bench_bundle"]
-
-WARM = 2
-"""Calls before any is timed: kernels are compiled and CUDA graphs recorded in them."""
-
-SHORTEST = 0.05
-"""Seconds that one turn of a backend lasts at least, of as many calls as that takes."""
-
-
-class Ceilings(msgspec.Struct, frozen=True):
-    """What this machine was measured to do: operations a second in a large matrix product, by precision, and bytes a
-    second in a large copy, read and written. device: "CPU", or the GPU's name.
-    """
-
-    device: str
-    product: Mapping[Precision, float]
-    copy: float
+__all__ = ["Bench", "Timing", "bench_bundle"]
 
 
 class Timing(msgspec.Struct, frozen=True):
@@ -107,7 +91,7 @@ def bench_bundle(
         ]
         for height, width in sizes:
             for batch in batches:
-                photo = crop_batch(photos, Shape("", batch, height, width, False))
+                photo = crop_batch(photos, batch, height, width)
                 latent = _any(vaes).encode(photo)
                 for part in PARTS:
                     progress("Timing", done, total)
@@ -182,38 +166,6 @@ def _call(vae: VAE, part: Part, value: Any) -> Callable[[], Any]:
     return lambda: vae.encode(value) if part == "encoder" else vae.decode(value)
 
 
-def take_turns(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, tuple[list[float], str | None]]:
-    """Seconds of a call in each round, or why there are none. The order is reversed every other round."""
-    repeats: dict[str, int] = {}
-    problems: dict[str, str] = {}
-    for name, call in calls.items():
-        try:
-            for _ in range(WARM):
-                call()
-            repeats[name] = max(1, round(SHORTEST / _seconds(call, 1)))
-        except (BackendError, EngineError, SizeError) as error:
-            problems[name] = str(error)
-    times: dict[str, list[float]] = {name: [] for name in repeats}
-    for turn in range(rounds):
-        for name in list(repeats)[:: -1 if turn % 2 else 1]:
-            times[name].append(_seconds(calls[name], repeats[name]))
-    return {name: (times.get(name, []), problems.get(name)) for name in calls}
-
-
-def _seconds(call: Callable[[], Any], repeats: int) -> float:
-    """Of one call, the mean of some that follow each other. A call of ``VAE`` returns when its result is there."""
-    started = time.perf_counter()
-    for _ in range(repeats):
-        call()
-    return (time.perf_counter() - started) / repeats
-
-
-def milliseconds(seconds: Sequence[float]) -> dict[str, float]:
-    """The median, the least and the most of all turns, by the names that ``Timing`` has for them."""
-    ms = [1000 * value for value in seconds]
-    return {"ms": statistics.median(ms), "least_ms": min(ms), "most_ms": max(ms)}
-
-
 def _filled(row: Timing, seconds: Sequence[float], floor: float | None) -> Timing:
     return msgspec.structs.replace(row, **milliseconds(seconds), floor_ms=None if floor is None else floor * 1000)
 
@@ -239,55 +191,3 @@ def _floor(
     half = 4 if precision == "fp32" else 2
     moved = weight_bytes(graph.model) * half / 4 + ends
     return max(operations / ceilings.product[precision], moved / ceilings.copy)
-
-
-def _ceilings_of(backend: str, device: int) -> Ceilings | None:
-    return _of_cpu() if backend.endswith("-cpu") else _of_gpu(device)
-
-
-def _of_cpu() -> Ceilings:
-    side, count = 2048, 2**26
-    a = np.ones((side, side), np.float32)
-    source = np.ones(count, np.float32)
-    target = np.empty_like(source)
-    product = min(_seconds(lambda: a @ a, 1) for _ in range(10))
-    moved = min(_seconds(lambda: np.copyto(target, source), 1) for _ in range(5))
-    return Ceilings("CPU", {"fp32": 2 * side**3 / product}, 2 * source.nbytes / moved)
-
-
-def _of_gpu(device: int) -> Ceilings | None:
-    """By PyTorch, which has the libraries for it; None where it is not there."""
-    try:
-        import torch
-    except ImportError:
-        return None
-    if not torch.cuda.is_available():
-        return None
-    torch.backends.cuda.matmul.fp32_precision = "ieee"
-    place = torch.device("cuda", device)
-    try:
-        return _rates(torch, place)
-    finally:
-        torch.cuda.empty_cache()  # engines need the room
-
-
-def _rates(torch: Any, place: Any) -> Ceilings:
-    side, count = 8192, 2**28
-    kinds: dict[Precision, Any] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-
-    def finished(work: Callable[[], Any]) -> float:
-        def call() -> None:
-            work()
-            torch.cuda.synchronize(place)
-
-        call()
-        return min(_seconds(call, 3) for _ in range(5))
-
-    product = {}
-    for precision, dtype in kinds.items():
-        a = torch.randn(side, side, device=place).to(dtype)
-        product[precision] = 2 * side**3 / finished(lambda a=a: a @ a)  # type: ignore[misc]
-    source = torch.ones(count, device=place)
-    target = torch.empty_like(source)
-    moved = finished(lambda: target.copy_(source))
-    return Ceilings(torch.cuda.get_device_name(place), product, 2 * 4 * count / moved)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,25 +11,25 @@ from pathlib import Path
 
 import msgspec
 
-from vaedeploy import calibrate
-from vaedeploy.atomic import link_or_copy, shortage
-from vaedeploy.build import build_engine
-from vaedeploy.build_worker import BuildRequest
 from vaedeploy.bundle import Bundle, BundleEdit, edit_bundle
-from vaedeploy.cache import cache_folder
+from vaedeploy.bundle.calibration import NAME as CALIBRATE_NAME
+from vaedeploy.bundle.calibration import decode_calibration
+from vaedeploy.bundle.engines import carries, differences, engine_name
+from vaedeploy.bundle.manifest import EngineIdentity, EngineInfo
+from vaedeploy.engines.build import _timing_cache, build_engine
+from vaedeploy.engines.estimate import _check_memory
+from vaedeploy.engines.plan import Job, plan_builds
+from vaedeploy.engines.profile import Profile
+from vaedeploy.engines.protocol import BuildRequest
 from vaedeploy.errors import BuildError, BundleError, OutputError, VaedeployError
-from vaedeploy.estimate import Memory, estimate_memory
-from vaedeploy.graph import Inputs, content_sha256, load_graph, save_form
-from vaedeploy.identity import carries, differences, engine_name
-from vaedeploy.jobs import Job, plan_builds
-from vaedeploy.manifest import PARTS, Backend, EngineIdentity, EngineInfo, Part, Precision
-from vaedeploy.profile import Profile
-from vaedeploy.progress import Progress, silent
+from vaedeploy.graph.graph import Inputs, content_sha256, load_graph, save_form
 from vaedeploy.rewrite import rewrite_graph
+from vaedeploy.system.atomic import link_or_copy
+from vaedeploy.system.oserrors import shortage
+from vaedeploy.system.progress import Progress, silent
+from vaedeploy.values.kinds import PARTS, Backend, Part, Precision
 
 __all__ = ["build_engines", "build_planned"]
-
-GIB = 2**30
 
 log = logging.getLogger("vaedeploy.engines")
 
@@ -151,12 +150,12 @@ class _Builds:
         if profile.precision != "fp16":
             return None
         bundle = self.edit.bundle
-        if calibrate.NAME not in bundle.manifest.files:
+        if CALIBRATE_NAME not in bundle.manifest.files:
             raise BundleError(
-                f"profile {profile.name} is of fp16, and bundle {bundle.path} has no {calibrate.NAME}, without which "
+                f"profile {profile.name} is of fp16, and bundle {bundle.path} has no {CALIBRATE_NAME}, without which "
                 f"that might overflow. Export it again, verified: {bundle.manifest.export_command(bundle.path)}"
             )
-        return calibrate.decode_calibration(bundle.file(calibrate.NAME).read_bytes()).of(part)
+        return decode_calibration(bundle.file(CALIBRATE_NAME).read_bytes()).of(part)
 
     def _equal(self, name: str, identity: EngineIdentity) -> str | None:
         """The engine of that identity that may be kept, ``name`` itself where it is one."""
@@ -216,44 +215,6 @@ class _Builds:
             layers=engine.layers,
             cuda_graphs=profile.cuda_graphs,
         )
-
-
-def _check_memory(profile: Profile, inputs: Inputs) -> None:
-    """Raise BuildError where an engine's largest size cannot fit the GPU, and say which size would."""
-    available = profile.memory_gib * GIB
-    single = len(profile.shapes) == 1 and next(iter(profile.shapes.values())).static
-
-    def memory(batch: int, height: int, width: int) -> Memory:
-        return estimate_memory(inputs.graph.model, inputs.sizes(batch, height, width), fused_attention=single)
-
-    for name, shape in profile.shapes.items():
-        batch, height, width = shape.at("max")
-        needed = memory(batch, height, width)
-        if needed.total <= available:
-            continue
-        fitting = bisect_right(
-            range(1, batch), available, key=lambda b: memory(b, height, width).total
-        )  # memory grows with the batch
-        advice = f"batch {fitting}" if fitting else "a smaller height and width"
-        half = ", or precision fp16" if profile.precision == "fp32" else ""
-        raise BuildError(
-            f"the {inputs.graph.part} does not fit profile {profile.name}: at {batch}x{height}x{width} (shapes.{name}) "
-            f"it needs about {needed.total / GIB:.1f} GiB ({needed.engine / GIB:.1f} for the engine, "
-            f"{needed.activations / GIB:.1f} for activations), and {profile.gpu} has {profile.memory_gib:g} GiB. "
-            f"Lower the maximum there to {advice}{half}"
-        )
-
-
-def _timing_cache(identity: EngineIdentity) -> str | None:
-    """Where ``tensorrt`` keeps what it measured, so that the next build need not; None where it keeps nothing."""
-    if identity.backend != "tensorrt":
-        return None
-    model = (identity.gpu or identity.compute_capability).replace(" ", "-").replace("/", "-")
-    try:
-        return str(cache_folder("timing") / f"{identity.backend_version}-{model}.cache")
-    except OSError as error:
-        log.warning("there is no place for TensorRT's timing cache (%s), so this build takes longer", error)
-        return None
 
 
 @contextmanager

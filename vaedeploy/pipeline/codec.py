@@ -8,21 +8,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from vaedeploy.atomic import check_place, reason
 from vaedeploy.errors import InputError, LatentError, OutputError, SizeError, VaedeployError
-from vaedeploy.files import (
-    IMAGE_SUFFIXES,
-    WRITE_OPTIONS,
-    LatentFile,
-    check_image_name,
-    read_image,
-    read_latent,
-    write_image,
-    write_latent,
-)
-from vaedeploy.latent import LatentSpec
-from vaedeploy.progress import Progress, silent
+from vaedeploy.images.files import IMAGE_SUFFIXES, WRITE_OPTIONS, check_image_name, read_image, write_image
+from vaedeploy.images.latents import LatentFile, read_latent, write_latent
 from vaedeploy.runtime import VAE
+from vaedeploy.system.atomic import check_place
+from vaedeploy.system.oserrors import reason
+from vaedeploy.system.progress import Progress, silent
+from vaedeploy.values.latent import LatentSpec
 
 LATENT = ".safetensors"
 

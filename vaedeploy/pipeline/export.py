@@ -8,28 +8,33 @@ from typing import TYPE_CHECKING, get_args
 
 import msgspec
 
-from vaedeploy import __version__, golden
-from vaedeploy.arguments import as_list
-from vaedeploy.bundle import Bundle
-from vaedeploy.draft import create_bundle
+from vaedeploy.bundle import Bundle, create_bundle
+from vaedeploy.bundle.golden import NAME as GOLDEN_NAME
+from vaedeploy.bundle.golden import GoldenCase, write_golden
+from vaedeploy.bundle.graphs import graph_names
+from vaedeploy.bundle.manifest import Manifest, VaeInfo
 from vaedeploy.errors import InputError, VerificationError, WeightsError
-from vaedeploy.forms import graph_names, measure, write_forms, write_portable
-from vaedeploy.judge import find_look, judge, noting
-from vaedeploy.manifest import ImageInput, Manifest, Part, Precision, VaeInfo
-from vaedeploy.memory import collect_garbage
-from vaedeploy.photos import load_photos, verification_shapes
-from vaedeploy.progress import Progress, silent
+from vaedeploy.images.photos import load_photos
+from vaedeploy.pipeline.graphs import measure, write_forms, write_portable
 from vaedeploy.runtime import onnxruntime_cpu
-from vaedeploy.verify import Report, summary
+from vaedeploy.system.arguments import as_list
+from vaedeploy.system.heap import collect_garbage
+from vaedeploy.system.progress import Progress, silent
+from vaedeploy.values.kinds import ImageInput, Part, Precision
+from vaedeploy.verify import reference as golden
+from vaedeploy.verify.graphs import judge
+from vaedeploy.verify.report import Report, summary
+from vaedeploy.verify.shapes import verification_shapes
+from vaedeploy.version import __version__
 
 if TYPE_CHECKING:
-    from vaedeploy.jobs import Job
-    from vaedeploy.source import Reference
+    from vaedeploy.engines.plan import Job
+    from vaedeploy.values.reference import Reference
+
 
 REPORT = "report/report.json"
 
 FRESH = "PyTorch in float64"
-KEPT = f"PyTorch in float64, computed earlier and kept in {golden.NAME}"
 
 
 def export_vae(
@@ -84,10 +89,10 @@ def export_vae(
         contents = write_portable(reference, draft.path, image_input, progress)
         collect_garbage()
         manifest = _manifest(reference, precision, image_input, contents)
-        cases: tuple[golden.GoldenCase, ...] = ()
+        cases: tuple[GoldenCase, ...] = ()
         if verify:
             cases = golden.compute_golden(reference, pictures, verification_shapes(reference.latent.factor), progress)
-            (draft.path / golden.NAME).write_bytes(golden.write_golden(cases, reference.identity))
+            (draft.path / GOLDEN_NAME).write_bytes(write_golden(cases, reference.identity))
         reference = None  # and with it the weights: ONNX Runtime needs the memory
         collect_garbage()
         calibration = None
@@ -105,70 +110,17 @@ def export_vae(
     if report is not None and not report.passed:
         raise VerificationError(_verdict(bundle, report), report)
     if jobs:
-        from vaedeploy.engines import build_planned
+        from vaedeploy.pipeline.build import build_planned
 
         return build_planned(bundle, jobs, progress=progress)
     return bundle
-
-
-def verify_bundle(
-    bundle: Bundle | str | Path,
-    *,
-    reference: Reference | None = None,
-    weights: str | Path | None = None,
-    photos: str | Path | None = None,
-    page: str | Path | None = None,
-    progress: Progress = silent,
-) -> Report:
-    """Compare a bundle's graphs with PyTorch again, and mark the bundle verified or not.
-
-    reference: the VAE in PyTorch; weights: where its weights are now. Without either, the outputs that PyTorch gave in
-    float64 when the bundle was made are used, and where there are none, or ``photos`` are given, the source that
-    the bundle names. ``report.reference`` says which it was; ``report.passed`` is the verdict. page: a folder for an
-    HTML page that shows it, see ``report.write_report``, which is checked before any work. progress: is told how many
-    cases are done, see ``Progress``.
-
-    Warns (UnnotedVerdictWarning) where the bundle cannot be written to, such as one that may only be read. Raises
-    WeightsError where the weights are not the ones that the bundle was made from, and PageError, which holds the
-    report, where the page cannot be written once the verdict is there.
-    """
-    if page is not None:
-        from vaedeploy.report import check_folder
-
-        check_folder(page)
-    bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-    manifest = bundle.manifest
-    files: dict[str, bytes] = {}
-    kept = golden.NAME in manifest.files
-    shapes = verification_shapes(manifest.latent.factor)
-    cases: tuple[golden.GoldenCase, ...] = ()
-    origin = KEPT
-    if kept and reference is None and weights is None and photos is None:
-        cases = golden.read_golden(bundle.file(golden.NAME).read_bytes(), manifest.vae.identity)
-    if {case.name for case in cases} != {shape.name for shape in shapes}:
-        from vaedeploy.source import reload_reference
-
-        reference = reference or reload_reference(manifest.vae.origin, manifest.latent, weights, progress)
-        _check_identity(bundle, reference)
-        cases, origin = golden.compute_golden(reference, load_photos(photos), shapes, progress), FRESH
-        files[golden.NAME] = golden.write_golden(cases, manifest.vae.identity)
-    look = find_look(manifest)
-    report = judge(manifest, bundle.path, cases, origin, progress, look)
-    with noting():
-        bundle.update(verification=summary(report), files=files | {REPORT: report.to_json()})
-    if page is not None:
-        from vaedeploy.report import Looks, write_verification
-
-        assert isinstance(look, Looks)  # else that import failed
-        write_verification(bundle.path, report, look, page)
-    return report
 
 
 def _plan_builds(profiles: Sequence[str], folder: str | Path | None) -> tuple[Job, ...]:
     """To fail before the long work, not after it."""
     if not as_list("profiles", profiles):
         return ()
-    from vaedeploy.jobs import plan_builds
+    from vaedeploy.engines.plan import plan_builds
 
     return plan_builds(profiles, folder=folder)
 
@@ -189,7 +141,8 @@ def find_reference(
     progress: Progress,
 ) -> Reference:
     """``load_reference``, or the one that is given. Raises WeightsError where that is to have other weights."""
-    from vaedeploy.source import Reference, load_reference
+    from vaedeploy.source import load_reference
+    from vaedeploy.values.reference import Reference
 
     if not isinstance(vae, Reference):
         return load_reference(vae, weights, scale=scale, shift=shift, progress=progress)
@@ -198,15 +151,6 @@ def find_reference(
             "a Reference has its weights and its latent contract already; give no weights, scale or shift"
         )
     return vae
-
-
-def _check_identity(bundle: Bundle, reference: Reference) -> None:
-    expected = bundle.manifest.vae.identity
-    if reference.identity != expected:
-        raise WeightsError(
-            f"bundle {bundle.path} was made from another VAE: its identity is {expected}, that of the given one is "
-            f"{reference.identity}. Give the weights that it was made from, or export it again"
-        )
 
 
 def _manifest(

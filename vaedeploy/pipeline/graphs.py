@@ -3,34 +3,24 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
+from vaedeploy.bundle.graphs import FORMS, file_name
 from vaedeploy.errors import ExportError
-from vaedeploy.manifest import PARTS, Form, ImageInput, Part, Precision
-from vaedeploy.photos import Photo, Shape, crop_batch
-from vaedeploy.progress import Progress
+from vaedeploy.images.photos import Photo, crop_batch
+from vaedeploy.images.pixels import to_float
 from vaedeploy.runtime import onnxruntime_cpu
-from vaedeploy.runtime.arrays import to_float
+from vaedeploy.system.progress import Progress
+from vaedeploy.values.kinds import PARTS, ImageInput, Part, Precision
 
 if TYPE_CHECKING:
-    from vaedeploy.calibrate import Calibration
-    from vaedeploy.rewrite import Rewritten, Target
-    from vaedeploy.source import Reference
+    from vaedeploy.bundle.calibration import Calibration
+    from vaedeploy.rewrite import Rewritten
+    from vaedeploy.values.reference import Reference
 
-SUFFIXES: Mapping[Form, str] = {"portable": ".onnx", "onnxruntime": ".ort.onnx", "tensorrt": ".trt.onnx"}
-
-FORMS: Mapping[Precision, Mapping[Target, Precision]] = {
-    "fp32": {"onnxruntime": "fp32"},
-    "fp16": {"onnxruntime": "fp16"},
-    "bf16": {"onnxruntime": "fp32", "tensorrt": "bf16"},
-}
-"""A bundle's precision -> the forms that it has beside the portable one, and theirs. ONNX Runtime has no bfloat16
-convolution, so its form stays in float32.
-"""
 
 CALIBRATION = (("small", 12, 12), ("wide", 16, 24), ("large", 24, 24))
 """Pictures that activations are measured on: name, and height and width in units of the spatial factor."""
@@ -42,8 +32,8 @@ log = logging.getLogger("vaedeploy.forms")
 
 def write_portable(reference: Reference, folder: Path, image_input: ImageInput, progress: Progress) -> dict[Part, str]:
     """Trace both halves and write them: ``PART.onnx`` and its weights. Returns the sha256 of their contents."""
-    from vaedeploy.export import trace_graph
-    from vaedeploy.graph import content_sha256, release_weights, save_graph
+    from vaedeploy.graph.graph import content_sha256, release_weights, save_graph
+    from vaedeploy.graph.trace import trace_graph
 
     contents: dict[Part, str] = {}
 
@@ -62,10 +52,11 @@ def measure(folder: Path, photos: list[Photo], factor: int, image_input: ImageIn
     """Write ``calibration.json``: the largest magnitudes in both portable graphs, over photographs and the latents that
     the encoder makes of them.
     """
-    from vaedeploy.calibrate import NAME, WHAT, Calibration, encode_calibration, measure_maxima
+    from vaedeploy.bundle.calibration import NAME, Calibration, encode_calibration
+    from vaedeploy.numerics.maxima import WHAT, measure_maxima
 
-    shapes = [Shape(name, 1, rows * factor, columns * factor, False) for name, rows, columns in CALIBRATION]
-    batches = [crop_batch(photos, shape, first=index) for index, shape in enumerate(shapes)]
+    sizes = [(rows * factor, columns * factor) for _, rows, columns in CALIBRATION]
+    batches = [crop_batch(photos, 1, *size, first=index) for index, size in enumerate(sizes)]
     inputs: list[NDArray[Any]] = batches if image_input == "uint8" else [to_float(batch) for batch in batches]
     encoder = onnxruntime_cpu.Session(folder / file_name("encoder", "portable"))
     latents = [encoder.run(encoder.outputs[:1], {encoder.inputs[0]: value})[0] for value in inputs]
@@ -80,7 +71,9 @@ def measure(folder: Path, photos: list[Photo], factor: int, image_input: ImageIn
             folder / file_name(part, "portable"), feeds[part], what=f"{WHAT} of the {part}", progress=progress
         )
         maxima[part] = {name: number if number < float("inf") else None for name, number in found.items()}
-    calibration = Calibration(maxima, tuple(f"{s.name} {s.height}x{s.width}" for s in shapes))
+    calibration = Calibration(
+        maxima, tuple(f"{row[0]} {h}x{w}" for row, (h, w) in zip(CALIBRATION, sizes, strict=True))
+    )
     (folder / NAME).write_bytes(encode_calibration(calibration))
     return calibration
 
@@ -92,7 +85,7 @@ def write_forms(
 
     rules: False for the lowering alone, and nothing where there is nothing to lower.
     """
-    from vaedeploy.graph import load_graph, save_form
+    from vaedeploy.graph.graph import load_graph, save_form
     from vaedeploy.rewrite import rewrite_graph
 
     applied: dict[str, dict[str, int]] = {}
@@ -109,18 +102,6 @@ def write_forms(
             _tell(path.name, rewritten)
             applied[path.name] = {outcome.rule: outcome.matches for outcome in rewritten.outcomes}
     return applied
-
-
-def file_name(part: Part, form: Form) -> str:
-    """Where a graph lies in a bundle."""
-    return f"{part}{SUFFIXES[form]}"
-
-
-def graph_names(folder: Path) -> dict[Part, dict[Form, str]]:
-    """The manifest's table of the graphs that are in ``folder``."""
-    return {
-        part: {form: name for form in SUFFIXES if (folder / (name := file_name(part, form))).exists()} for part in PARTS
-    }
 
 
 def _tell(name: str, rewritten: Rewritten) -> None:

@@ -8,21 +8,23 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from vaedeploy.atomic import link_or_copy, replace_directory
-from vaedeploy.bundle import PREVIOUS, Bundle, BundleEdit, check_bundle, edit_bundle, told_of
-from vaedeploy.engines import build_planned
+from vaedeploy.bundle import PREVIOUS, Bundle, BundleEdit, check_bundle, edit_bundle, naming_bundle
+from vaedeploy.bundle.manifest import NAME
+from vaedeploy.engines.plan import jobs_of
 from vaedeploy.errors import InputError, VerificationError
-from vaedeploy.graph import load_graph
-from vaedeploy.jobs import jobs_of
-from vaedeploy.manifest import NAME, PARTS, Part
-from vaedeploy.photos import Shape, crop_batch, load_photos
-from vaedeploy.pipeline import export_vae, find_reference
-from vaedeploy.progress import Progress, silent
+from vaedeploy.graph.graph import load_graph
+from vaedeploy.images.photos import crop_batch, load_photos
+from vaedeploy.images.pixels import pixel_errors, relative_errors
+from vaedeploy.pipeline.build import build_planned
+from vaedeploy.pipeline.export import export_vae, find_reference
 from vaedeploy.runtime import VAE
-from vaedeploy.verify import pixel_errors, relative_errors
+from vaedeploy.system.atomic import link_or_copy, replace_directory
+from vaedeploy.system.progress import Progress, silent
+from vaedeploy.values.kinds import PARTS, Part
 
 if TYPE_CHECKING:
-    from vaedeploy.source import Reference
+    from vaedeploy.values.reference import Reference
+
 
 __all__ = ["Drift", "restore_vae", "swap_vae"]
 
@@ -144,7 +146,7 @@ def _tensors(bundle: Bundle, part: Part) -> list[tuple[int, ...]]:
 def _drift(old: Bundle, new: Bundle) -> Drift:
     factor = old.manifest.latent.factor
     photos = load_photos()
-    batch = crop_batch(photos, Shape("", len(photos), SIDE * factor, SIDE * factor, False))
+    batch = crop_batch(photos, len(photos), SIDE * factor, SIDE * factor)
     options: dict[str, Any] = {"backend": "onnxruntime-cpu", "verify_hashes": False}
     with VAE(old.path, **options) as before, VAE(new.path, **options) as after:
         latent = before.encode(batch)
@@ -177,6 +179,6 @@ def _copy(bundle: Bundle, folder: Path) -> Path:
 
 
 def _put_in_place(edit: BundleEdit, made: Path) -> Bundle:
-    with told_of(edit.bundle.path):
+    with naming_bundle(edit.bundle.path):
         replace_directory(made, edit.bundle.path.resolve())
     return Bundle.open(edit.bundle.path, verify_hashes=False)

@@ -3,6 +3,8 @@
 ``measure_quality`` measures; ``find_faults`` makes the verdict, from ``LIMITS``, which are data.
 """
 
+from __future__ import annotations
+
 from vaedeploy.quality.artifacts import Artifacts
 from vaedeploy.quality.color import Color
 from vaedeploy.quality.contrast import Contrast

@@ -15,6 +15,7 @@ from skimage.util import view_as_blocks
 from vaedeploy.quality.planes import Planes
 
 Pixels = NDArray[np.uint8]
+
 Levels = NDArray[np.float32]
 
 NEARBY = 8

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from skimage.metrics import structural_similarity
 from skimage.transform import downscale_local_mean
 
+from vaedeploy.images.pixels import pixel_errors
 from vaedeploy.quality.planes import Planes
-from vaedeploy.verify import pixel_errors
 
 WINDOW = 11
 """Pixels of the window's side: a Gaussian of 1.5 pixels, cut at 3.5 of them, as Wang et al. have it."""

@@ -9,13 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vaedeploy.errors import ImageError, InputError
+from vaedeploy.images.pixels import to_levels
 from vaedeploy.quality.artifacts import BLOCK, Artifacts, measure_artifacts
 from vaedeploy.quality.color import Color, measure_color
 from vaedeploy.quality.contrast import Contrast, measure_contrast
-from vaedeploy.quality.detail import Detail, measure_detail
+from vaedeploy.quality.detail import FINE, Detail, measure_detail
 from vaedeploy.quality.error import Error, measure_error
 from vaedeploy.quality.planes import make_planes
-from vaedeploy.verify import to_levels
 
 
 class Quality(msgspec.Struct, frozen=True):
@@ -89,3 +89,8 @@ def _check(reference: NDArray[Any], candidate: NDArray[Any], smallest: int) -> N
 def _check_size(what: str, value: int, smallest: int) -> None:
     if value < smallest:
         raise InputError(f"{what} is {value}; it must be a whole number of pixels, {smallest} or more")
+
+
+def fine_detail(quality: Quality) -> float:
+    """Share (1: all) of the fine detail, in periods of 2 to 16 pixels, that the candidate shares with the reference."""
+    return float(np.mean(quality.detail.gains[:FINE]))

@@ -158,8 +158,6 @@ LIMITS: tuple[QualityLimit, ...] = (
         "a single one in 512x512 pixels is 3.8 and may be a glint",
     ),
 )
-# fmt: on
-
 
 def find_faults(quality: Quality, limits: Sequence[QualityLimit] = LIMITS) -> tuple[Finding, ...]:
     """What a person would call wrong, worst first; empty where there is nothing to see.
@@ -176,7 +174,6 @@ def find_faults(quality: Quality, limits: Sequence[QualityLimit] = LIMITS) -> tu
         worst.setdefault(finding.name, finding)
     broken = [finding for finding in worst.values() if finding.name.startswith(BROKEN)]
     return tuple(broken[:1] or worst.values())
-
 
 def _tell(limit: QualityLimit, value: float, severity: float, color: Color) -> Finding:
     hue = math.degrees(math.atan2(color.bias_b, color.bias_a))

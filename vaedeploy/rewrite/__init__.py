@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from vaedeploy.graph import Graph
-from vaedeploy.manifest import Precision
+from vaedeploy.graph.graph import Graph
 from vaedeploy.rewrite.attention import chunk_attention
 from vaedeploy.rewrite.normalization import split_means
 from vaedeploy.rewrite.outcome import Outcome, Refusal
@@ -17,10 +16,13 @@ from vaedeploy.rewrite.padding import fold_padding
 from vaedeploy.rewrite.precision import Underflow, lower_precision
 from vaedeploy.rewrite.rescale import rescale
 from vaedeploy.rewrite.upsample import UpsampleForm, fold_upsampling
+from vaedeploy.values.kinds import Precision
 
-__all__ = ["Outcome", "Refusal", "Rewritten", "Target", "Underflow", "rewrite_graph"]
+if TYPE_CHECKING:
+    from vaedeploy.values.kinds import Target
 
-Target = Literal["onnxruntime", "tensorrt"]
+
+__all__ = ["Outcome", "Refusal", "Rewritten", "Underflow", "rewrite_graph"]
 
 UPSAMPLING: dict[Target, UpsampleForm] = {"onnxruntime": "convolutions", "tensorrt": "transposed"}
 """The faster form in ONNX Runtime on the CPU; the one for which TensorRT-RTX plans less scratch memory."""

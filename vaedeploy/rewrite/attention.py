@@ -40,6 +40,7 @@ it back. It leaves holes of smaller ones, between the results that stay: blocks 
 FIRST_OPSET = 15  # from there Shape has a start and an end
 
 INDEX = ir.TensorType(ir.DataType.INT64)
+
 FLAG = ir.TensorType(ir.DataType.BOOL)
 
 Dimension = int | ir.SymbolicDim | None

@@ -26,7 +26,6 @@ from vaedeploy.rewrite.outcome import Outcome, Refusal
 
 __all__ = ["split_means"]
 
-
 FIRST_OPSET = 18
 """ReduceMean takes its axes as an input from here on."""
 

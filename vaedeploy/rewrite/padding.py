@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from vaedeploy.rewrite.operations import evaluate
+from vaedeploy.graph.sizes import evaluate
 from vaedeploy.rewrite.outcome import Outcome, Refusal
 
 __all__ = ["fold_padding"]

@@ -27,7 +27,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from vaedeploy.rewrite.operations import evaluate, evaluate_shape
+from vaedeploy.graph.sizes import evaluate, evaluate_shape
 from vaedeploy.rewrite.outcome import Outcome, Refusal
 
 __all__ = ["UpsampleForm", "fold_upsampling"]
@@ -51,8 +51,10 @@ too, but comes within 1 / (4 n) of a tie, which float32 does not keep apart on l
 INDEX = ir.TensorType(ir.DataType.INT64)
 
 PHASES = ((0, 0), (0, 1), (1, 0), (1, 1))
+
 TAPS = (np.array([[1, 0, 0], [0, 1, 1]], np.float64), np.array([[1, 1, 0], [0, 0, 1]], np.float64))
 """TAPS[a] @ w: the kernel of phase a along one axis."""
+
 TRANSPOSED_TAPS = np.array([[0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]], np.float64)
 
 PROBES = (

@@ -5,6 +5,8 @@ with VAE("mse840k") as vae:
     image = vae.decode(latent)      # (1, H, W, 3) uint8
 """
 
+from __future__ import annotations
+
 from vaedeploy.runtime.backends import BACKENDS
 from vaedeploy.runtime.vae import VAE, Limits, UnverifiedBundleWarning
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vaedeploy.errors import ImageError, InputError, LatentError
-from vaedeploy.latent import LatentSpec, SizeRule
+from vaedeploy.values.latent import LatentSpec, SizeRule
 
 FLOATS = (np.dtype(np.float16), np.dtype(np.float32), np.dtype(np.float64))
 
@@ -80,15 +80,6 @@ def pad_image(image: NDArray[Any], sizes: SizeRule) -> NDArray[Any]:
     widths = [(0, 0)] * 4
     widths[axes[0]], widths[axes[1]] = (0, to_height - height), (0, to_width - width)
     return np.pad(image, widths, mode="reflect")
-
-
-def to_float(image: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """(B, H, W, 3) uint8 -> (B, 3, H, W) float32 in [-1, 1]: ``x / 127.5 - 1``, as a graph with uint8 input has it."""
-    batch, height, width, _ = image.shape
-    result = np.empty((batch, 3, height, width), np.float32)
-    np.divide(image.transpose(0, 3, 1, 2), np.float32(127.5), out=result)
-    result -= np.float32(1)
-    return result
 
 
 def check_latent(latent: NDArray[Any], spec: LatentSpec) -> NDArray[np.float32]:

@@ -10,15 +10,17 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
-from vaedeploy.bundle import Bundle, EngineInfo
+from vaedeploy.bundle import Bundle
+from vaedeploy.bundle.engines import check_engine
+from vaedeploy.bundle.manifest import EngineInfo
 from vaedeploy.errors import BackendError, InputError, VaedeployError
-from vaedeploy.gpu import find_gpu
-from vaedeploy.identity import check_engine
-from vaedeploy.manifest import PARTS, Backend, Form, Part, Precision
 from vaedeploy.runtime import onnxruntime_cpu, onnxruntime_cuda, tensorrt
 from vaedeploy.runtime.cuda import CudaDevice
-from vaedeploy.runtime.engine import EngineSession, Half
-from vaedeploy.runtime.lane import Array, OnDevice
+from vaedeploy.runtime.device import Array, OnDevice
+from vaedeploy.runtime.engine import EngineSession
+from vaedeploy.runtime.routes import Half
+from vaedeploy.system.gpu import find_gpu
+from vaedeploy.values.kinds import PARTS, Backend, Form, Part, Precision
 
 ENGINES: tuple[Backend, ...] = ("tensorrt", "tensorrt-rtx")
 """The backends that run engines."""

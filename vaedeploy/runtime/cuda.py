@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vaedeploy.errors import BackendError, InputError
-from vaedeploy.extras import install_command
-from vaedeploy.gpu import FORKED, cuda_devices, driver_version, was_forked
-from vaedeploy.runtime.lane import OnDevice, Tensor
+from vaedeploy.runtime.device import OnDevice, Tensor
+from vaedeploy.system.gpu import FORKED, cuda_devices, driver_version, was_forked
+from vaedeploy.system.installs import install_command
 
 DEFAULT_STREAMS = (0, 1, 2)
 """The handles of streams that every device has: CU_STREAM_LEGACY (also as 0) and CU_STREAM_PER_THREAD."""

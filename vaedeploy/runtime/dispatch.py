@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from vaedeploy.bundle import Bundle
 from vaedeploy.errors import BackendError, BundleError, EngineError, InputError, SizeError
-from vaedeploy.manifest import Part
 from vaedeploy.runtime.backends import Candidate, Runner
-from vaedeploy.runtime.lane import Array, OnDevice
+from vaedeploy.runtime.device import Array, OnDevice
+from vaedeploy.values.kinds import Part
 
 OnNan = Literal["rerun", "warn", "raise"]
 

@@ -5,94 +5,25 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vaedeploy.bundle import Bundle
+from vaedeploy.bundle.engines import check_engine
 from vaedeploy.errors import BackendError, SizeError
-from vaedeploy.gpu import FORKED
-from vaedeploy.identity import check_engine
-from vaedeploy.manifest import Backend, Part
-from vaedeploy.runtime.fit import Piece, Slot, cut
-from vaedeploy.runtime.lane import Array, Device, Lane, OnDevice, Plan, Tensor, Work, shape_of
+from vaedeploy.runtime.device import Array, Device, OnDevice, Plan, shape_of
+from vaedeploy.runtime.lane import Lane, Work
 from vaedeploy.runtime.pool import Pool
+from vaedeploy.runtime.routes import KEPT_ROUTES, find_route
+from vaedeploy.system.gpu import FORKED
+
+if TYPE_CHECKING:
+    from vaedeploy.runtime.routes import Half
+
 
 CONTEXTS = 4
 """Calls of one engine that run at once; more wait. Each has its own activation memory."""
-
-
-KEPT_ROUTES = 256
-"""Sizes whose routes are remembered: finding one takes longer than all else that is done around a call."""
-
-
-@dataclass(frozen=True)
-class Half:
-    """What a part of a bundle takes and gives, and the engines for it that fit this GPU: their files in the bundle.
-
-    only: the number of the one optimisation profile to use; None: all.
-    """
-
-    bundle: Bundle
-    part: Part
-    backend: Backend
-    engines: tuple[str, ...]
-    only: int | None = None
-
-    @property
-    def slots(self) -> list[Slot]:
-        """Every optimisation profile of every engine, or the chosen one."""
-        infos = ((name, self.bundle.manifest.engines[name]) for name in self.engines)
-        return [
-            Slot(name, index, shape)
-            for name, info in infos
-            for index, shape in enumerate(info.identity.shapes.values())
-            if self.only in (None, index)
-        ]
-
-    @property
-    def inputs(self) -> list[str]:
-        """The name of the one input."""
-        if self.part == "decoder":
-            return ["latent"]
-        return ["image_u8" if self.bundle.manifest.image_input == "uint8" else "image"]
-
-    def pixels(self, shape: tuple[int, ...]) -> tuple[int, int, int]:
-        """(batch, height, width) in pixels, for an input of that shape."""
-        if self.part == "decoder":
-            factor = self.bundle.manifest.latent.factor
-            return shape[0], shape[2] * factor, shape[3] * factor
-        height, width = shape[1:3] if self.inputs == ["image_u8"] else shape[2:4]
-        return shape[0], height, width
-
-    def outputs(self, batch: int, height: int, width: int) -> dict[str, Tensor]:
-        """Every output for that many items of that many pixels."""
-        single, byte, truth = np.dtype(np.float32), np.dtype(np.uint8), np.dtype(np.bool_)
-        if self.part == "decoder":
-            return {
-                "image": Tensor((batch, 3, height, width), single),
-                "image_u8": Tensor((batch, height, width, 3), byte),
-                "finite": Tensor((batch,), truth),
-            }
-        latent = self.bundle.manifest.latent
-        small = Tensor((batch, latent.channels, height // latent.factor, width // latent.factor), single)
-        return dict.fromkeys(["latent_mean", "latent_std"] if latent.sampled else ["latent"], small)
-
-
-@dataclass(frozen=True)
-class Route:
-    """How a size is answered: every output of the whole, and the pieces of the batch, each with its own outputs."""
-
-    outputs: Mapping[str, Tensor]
-    pieces: Sequence[tuple[Piece, Mapping[str, Tensor]]]
-
-
-def find_route(half: Half, slots: Sequence[Slot], batch: int, height: int, width: int) -> Route:
-    """Raises SizeError where ``slots`` do not take that size."""
-    pieces = [(p, half.outputs(p.stop - p.start, height, width)) for p in cut(slots, batch, height, width)]
-    return Route(half.outputs(batch, height, width), pieces)
 
 
 class EngineSession:

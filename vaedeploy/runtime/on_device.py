@@ -11,12 +11,12 @@ from typing import Any, Literal
 
 import numpy as np
 
+from vaedeploy.bundle.manifest import Manifest
 from vaedeploy.errors import ImageError, InputError, LatentError
-from vaedeploy.manifest import Manifest
 from vaedeploy.runtime.cuda import CudaDevice, check_stream
+from vaedeploy.runtime.device import OnDevice, Tensor
+from vaedeploy.runtime.dispatch import Halves
 from vaedeploy.runtime.dlpack import as_device_array, is_on_device, to_caller
-from vaedeploy.runtime.halves import Halves
-from vaedeploy.runtime.lane import OnDevice, Tensor
 
 SINGLE = np.dtype(np.float32)
 

@@ -10,10 +10,34 @@ from pathlib import Path
 from typing import Any
 
 from vaedeploy.errors import BackendError
-from vaedeploy.extras import install_command
-from vaedeploy.runtime.lane import Array, OnDevice, shape_of
+from vaedeploy.runtime import onnxruntime_cpu
+from vaedeploy.runtime.device import Array, OnDevice, shape_of
+from vaedeploy.system.installs import install_command
+
+
+def measuring_session(path: Path, threads: int = 0) -> Any:
+    """A session of ONNX Runtime that computes the nodes of ``path`` as they are, one by one, in their order.
+
+    threads: 0 for as many as ONNX Runtime thinks best. Raises BackendError with what ONNX Runtime said.
+    """
+    onnxruntime = onnxruntime_cpu.load_library()
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.enable_cpu_mem_arena = False
+    options.log_severity_level = 4
+    # No fusion: every tensor is computed as the graph has it.
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    # Nodes in the order of the graph, so that a tensor is reduced at once; the default order leaves reductions for the
+    # end, with all tensors in memory.
+    options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
+    try:
+        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise BackendError(f"ONNX Runtime cannot load the graph to measure: {error}") from error
+
 
 NAME = "onnxruntime-cpu"
+
 PROVIDER = "CPUExecutionProvider"
 
 

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from vaedeploy.errors import BackendError
-from vaedeploy.extras import install_command
-from vaedeploy.gpu import FORKED, cuda_devices, was_forked
 from vaedeploy.runtime import onnxruntime_cpu
-from vaedeploy.runtime.lane import Array, OnDevice
+from vaedeploy.runtime.device import Array, OnDevice
+from vaedeploy.system.gpu import FORKED, cuda_devices, was_forked
+from vaedeploy.system.installs import install_command
 
 NAME = "onnxruntime-cuda"
+
 PROVIDER = "CUDAExecutionProvider"
 
 INSTALL = f"In an environment without onnxruntime, run: {install_command('cuda')}"

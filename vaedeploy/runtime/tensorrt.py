@@ -11,15 +11,16 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from vaedeploy.atomic import reason, write_file
-from vaedeploy.cache import cache_folder
 from vaedeploy.errors import BackendError
-from vaedeploy.extras import ENGINE_EXTRAS, ENGINE_MODULES, install_command
-from vaedeploy.gpu import driver_version, find_gpu
-from vaedeploy.manifest import Backend
 from vaedeploy.runtime import cuda
 from vaedeploy.runtime.cuda import CudaDevice
-from vaedeploy.runtime.lane import Graphs, Memory, Stream
+from vaedeploy.runtime.device import Graphs, Memory, Stream
+from vaedeploy.system.atomic import write_file
+from vaedeploy.system.cache import cache_folder
+from vaedeploy.system.gpu import driver_version, find_gpu
+from vaedeploy.system.installs import ENGINE_EXTRAS, ENGINE_MODULES, install_command
+from vaedeploy.system.oserrors import reason
+from vaedeploy.values.kinds import Backend
 
 logger = logging.getLogger("vaedeploy")
 

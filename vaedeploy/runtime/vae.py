@@ -12,15 +12,18 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from vaedeploy.bundle import Bundle, Manifest, Part
+from vaedeploy.bundle import Bundle
+from vaedeploy.bundle.manifest import Manifest
 from vaedeploy.errors import ImageError, InputError, LatentError
-from vaedeploy.latent import LatentSpec, SizeRule
+from vaedeploy.images.pixels import to_float
 from vaedeploy.runtime import on_device
-from vaedeploy.runtime.arrays import as_numpy, check_image, check_latent, check_out, check_seed, pad_image, to_float
+from vaedeploy.runtime.arrays import as_numpy, check_image, check_latent, check_out, check_seed, pad_image
 from vaedeploy.runtime.backends import find_candidates
 from vaedeploy.runtime.cuda import CudaDevice
+from vaedeploy.runtime.dispatch import Halves
 from vaedeploy.runtime.dlpack import is_on_device
-from vaedeploy.runtime.halves import Halves
+from vaedeploy.values.kinds import Part
+from vaedeploy.values.latent import LatentSpec, SizeRule
 
 
 class UnverifiedBundleWarning(UserWarning):

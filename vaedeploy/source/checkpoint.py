@@ -8,18 +8,14 @@ import pickle
 import re
 import warnings
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from vaedeploy.errors import WeightsError
-from vaedeploy.preset import Architecture
-from vaedeploy.progress import Progress, silent
 
 if TYPE_CHECKING:
     from torch import Tensor
+
 
 LISTED = 10
 """Names that a message lists before it only counts."""
@@ -36,29 +32,6 @@ copy of the weights under names of its own. Neither takes part in encoding or de
 
 PICKLES = (b"PK\x03\x04", b"\x80")
 """What PyTorch's checkpoints begin with: a zip, and before version 1.6 a bare pickle."""
-
-COMPVIS_NAME = re.compile(r"(encoder\.(down|mid)|decoder\.(up|mid))\.")
-OLD_ATTENTION = re.compile(r"(\.attentions\.\d+\.)(query|key|value|proj_attn)(\.(?:weight|bias))$")
-NEW_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-
-
-@dataclass(frozen=True)
-class Fit:
-    """How a file's tensors meet an architecture. ``sources``: diffusers' name -> name in the file."""
-
-    sources: Mapping[str, str]
-    missing: Collection[str]
-    surplus: Collection[str]
-    misshapen: Mapping[str, str]
-
-    @property
-    def faults(self) -> int:
-        return len(self.missing) + len(self.surplus) + len(self.misshapen)
-
-    def complaint(self) -> str:
-        shapes = [f"{name}: {shapes}" for name, shapes in self.misshapen.items()]
-        parts = (("missing", self.missing), ("surplus", self.surplus), ("of the wrong shape", shapes))
-        return "; ".join(f"{count_of(names)} {fault} ({listed(names)})" for fault, names in parts if names)
 
 
 def sha256_of(path: Path) -> str:
@@ -159,100 +132,6 @@ def select_vae(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             tensors = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
             break
     return {name: tensor for name, tensor in tensors.items() if not name.startswith(TRAINING_PREFIXES)}
-
-
-def fit(tensors: Mapping[str, Tensor], architecture: Architecture) -> Fit:
-    """Match a VAE's tensors, under diffusers' or CompVis' names, with what the architecture has."""
-    from vaedeploy.autoencoder import tensor_shapes
-
-    expected = tensor_shapes(architecture)
-    if any(COMPVIS_NAME.match(name) for name in tensors):
-        try:
-            sources = _from_compvis(tensors, architecture)
-        except KeyError as error:
-            # diffusers' conversion takes a resampling bias for granted where there is its weight.
-            return Fit(sources={}, missing=[str(error.args[0])], surplus=[], misshapen={})
-    else:
-        sources = {_modern(name): name for name in tensors}
-    used = {sources[name] for name in sources if name in expected}
-    shapes = {name: _shape(tensors[sources[name]], expected[name]) for name in expected if name in sources}
-    return Fit(
-        sources=sources,
-        missing=[name for name in expected if name not in sources],
-        surplus=[name for name in tensors if name not in used],
-        misshapen={
-            sources[name]: f"expected {expected[name]}, given {tuple(tensors[sources[name]].shape)}"
-            for name, shape in shapes.items()
-            if shape != expected[name]
-        },
-    )
-
-
-def load(
-    tensors: Mapping[str, Tensor], matched: Fit, architecture: Architecture, where: str, progress: Progress = silent
-) -> dict[str, Tensor]:
-    """float32 copies under diffusers' names and in diffusers' shapes, for a ``Fit`` without faults.
-
-    Raises WeightsError for tensors that are not floating point, or that hold NaN or infinity.
-    """
-    import torch
-
-    from vaedeploy.autoencoder import tensor_shapes
-
-    expected = tensor_shapes(architecture)
-    loaded, integers, broken = {}, [], []
-    for done, (name, shape) in enumerate(expected.items()):
-        progress("Loading weights", float(done), float(len(expected)))
-        tensor = tensors[matched.sources[name]]
-        if not tensor.is_floating_point():
-            integers.append(f"{matched.sources[name]} {tensor.dtype}")
-            continue
-        # A copy, since the file under a view may change or go while the model is in use.
-        loaded[name] = tensor.reshape(shape).to(torch.float32, copy=True).contiguous()
-        # NumPy's runs in this thread; torch's wakes its thread pool for each tensor, which takes longer than the work.
-        if not np.isfinite(loaded[name].numpy()).all():
-            broken.append(matched.sources[name])
-    progress("Loading weights", float(len(expected)), float(len(expected)))
-    if integers:
-        raise WeightsError(
-            f"{where} holds {count_of(integers)} not floating point: {listed(integers)}. "
-            "Give weights in float32, float16 or bfloat16; quantised ones cannot be loaded"
-        )
-    if broken:
-        raise WeightsError(
-            f"{where} holds {count_of(broken)} with NaN or infinity: {listed(broken)}. "
-            "Such a VAE gives black images; get the weights again, or in a higher precision"
-        )
-    return loaded
-
-
-def _from_compvis(tensors: Mapping[str, Tensor], architecture: Architecture) -> dict[str, str]:
-    """CompVis name of each of diffusers' names, by diffusers' own conversion.
-
-    That conversion drops what it does not know in silence. So it is given stand-ins, each a number spread over its
-    tensor's shape: the numbers that come out say which tensors it took, and for what.
-    """
-    import torch
-    from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
-
-    names = list(tensors)
-    stand_ins = {n: torch.tensor(float(i)).expand(tensors[n].shape) for i, n in enumerate(names)}
-    blocks = {"down_block_types": architecture.down_block_types, "up_block_types": architecture.up_block_types}
-    converted = convert_ldm_vae_checkpoint(stand_ins, blocks)  # type: ignore[no-untyped-call]
-    return {new: names[int(v[(0,) * v.ndim])] for new, v in converted.items() if v is not None and v.numel()}
-
-
-def _modern(name: str) -> str:
-    """The name that diffusers has now for a tensor, for names of its attention before version 0.14."""
-    return OLD_ATTENTION.sub(lambda found: found[1] + NEW_ATTENTION[found[2]] + found[3], name)
-
-
-def _shape(tensor: Tensor, expected: tuple[int, ...]) -> tuple[int, ...]:
-    """The tensor's shape, without sides of 1 at the end: old attentions were 1x1 convolutions, now matrices."""
-    shape = tuple(tensor.shape)
-    while len(shape) > len(expected) and shape[-1] == 1:
-        shape = shape[:-1]
-    return shape
 
 
 def count_of(names: Collection[str]) -> str:

@@ -11,8 +11,9 @@ from typing import Any
 import msgspec
 
 from vaedeploy.errors import ContractError, WeightsError
-from vaedeploy.latent import LatentSpec
-from vaedeploy.preset import Architecture, Preset, presets
+from vaedeploy.source.autoencoder_kl.config import Architecture
+from vaedeploy.source.preset import Preset, presets
+from vaedeploy.values.latent import LatentSpec
 
 Number = float | tuple[float, ...]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vaedeploy.errors import DownloadError
-from vaedeploy.progress import Progress, silent
+from vaedeploy.system.progress import Progress, silent
 
 ATTEMPTS = 3
 """Times that a download is started. The client itself resumes one that ends early, but not one that is reset."""

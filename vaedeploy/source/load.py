@@ -9,15 +9,17 @@ from pathlib import Path
 
 import msgspec
 
-from vaedeploy import checkpoint
-from vaedeploy.contract import CLASS_NAME, Statement, agree, preset_statement, read_config
 from vaedeploy.errors import UnknownPresetError, WeightsError
-from vaedeploy.latent import LatentSpec
-from vaedeploy.locate import FILE_SUFFIXES, Found, find_path, find_weights
-from vaedeploy.manifest import Origin
-from vaedeploy.preset import Architecture, Preset, architectures, get_preset, preset_of_file, presets
-from vaedeploy.progress import Progress, silent
-from vaedeploy.reference import Reference
+from vaedeploy.source import checkpoint
+from vaedeploy.source.autoencoder_kl.config import Architecture
+from vaedeploy.source.contract import CLASS_NAME, Statement, agree, preset_statement, read_config
+from vaedeploy.source.fit import fit, load
+from vaedeploy.source.locate import FILE_SUFFIXES, Found, find_path, find_weights
+from vaedeploy.source.preset import Preset, architectures, get_preset, preset_of_file, presets
+from vaedeploy.system.progress import Progress, silent
+from vaedeploy.values.latent import LatentSpec
+from vaedeploy.values.origin import Origin
+from vaedeploy.values.reference import Reference
 
 __all__ = ["Reference", "check_source", "load_reference", "reload_reference"]
 
@@ -173,7 +175,7 @@ def _seed(given: str) -> int:
 def _draw(preset: Preset, given: str, contract: Contract) -> Reference:
     seed, latent = _seed(given), contract([preset_statement(preset)], preset.config, given)
 
-    from vaedeploy.autoencoder import build, random_tensors
+    from vaedeploy.source.autoencoder_kl.modules import build, random_tensors
 
     encoder, decoder = build(preset.config, random_tensors(preset.config, seed))
     return Reference(
@@ -219,7 +221,7 @@ def _folder_plan(path: Path, found: Found) -> _Plan:
 def _file_plan(found: Found) -> _Plan:
     """A lone file's architecture is the known one that its tensors fit."""
     tensors = checkpoint.select_vae(checkpoint.read_tensors(found.file))
-    fits = {name: checkpoint.fit(tensors, architecture) for name, architecture in architectures().items()}
+    fits = {name: fit(tensors, architecture) for name, architecture in architectures().items()}
     nearest = min(fits, key=lambda name: fits[name].faults)
     if fits[nearest].faults:
         raise WeightsError(
@@ -240,16 +242,16 @@ def _load(found: Found, plan: _Plan, contract: Contract, progress: Progress) -> 
         statements.append(preset_statement(known, f"{found.where} (by its sha256 the file of preset {known.name})"))
     latent = contract(statements, plan.architecture, found.where)
     tensors = checkpoint.select_vae(checkpoint.read_tensors(found.file))
-    matched = checkpoint.fit(tensors, plan.architecture)
+    matched = fit(tensors, plan.architecture)
     if matched.faults:
         raise WeightsError(
             f"{found.where} does not fit {plan.title}: {matched.complaint()}. "
             "Give weights of this architecture, or the preset that they belong to: vaedeploy presets"
         )
 
-    from vaedeploy.autoencoder import build
+    from vaedeploy.source.autoencoder_kl.modules import build
 
-    weights = checkpoint.load(tensors, matched, plan.architecture, found.where, progress)
+    weights = load(tensors, matched, plan.architecture, found.where, progress)
     encoder, decoder = build(plan.architecture, weights)
     # Other weights have a licence of their own, which is not known here.
     licensed = plan.preset if found.own else known

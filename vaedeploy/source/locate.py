@@ -6,11 +6,11 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from vaedeploy import hub
 from vaedeploy.errors import WeightsError
-from vaedeploy.manifest import Origin
-from vaedeploy.preset import Preset
-from vaedeploy.progress import Progress
+from vaedeploy.source import hub
+from vaedeploy.source.preset import Preset
+from vaedeploy.system.progress import Progress
+from vaedeploy.values.origin import Origin
 
 FOLDER_FILES = tuple(
     f"diffusion_pytorch_model{variant}" for variant in (".safetensors", ".bin", ".fp16.safetensors", ".fp16.bin")
@@ -21,7 +21,9 @@ REPOSITORY_FILES = tuple(folder + name for folder in ("", "vae/") for name in FO
 """Where a hub repository holds a VAE's weights: it is one of a VAE, or one of a pipeline with a VAE in it."""
 
 REPOSITORY_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
 FILE_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+
 WEIGHTS_TAKES = "a hub repository (owner/name), a diffusers folder, a .safetensors or .ckpt file, or random:SEED"
 
 

@@ -11,41 +11,8 @@ from typing import Any
 import msgspec
 
 from vaedeploy.errors import UnknownPresetError
-from vaedeploy.latent import LatentSpec
-
-
-class Architecture(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The config of a diffusers ``AutoencoderKL``, without its latent contract.
-
-    The defaults are those that diffusers gives to a key that a ``config.json`` leaves out.
-    """
-
-    in_channels: int = 3
-    out_channels: int = 3
-    down_block_types: tuple[str, ...] = ("DownEncoderBlock2D",)
-    up_block_types: tuple[str, ...] = ("UpDecoderBlock2D",)
-    block_out_channels: tuple[int, ...] = (64,)
-    layers_per_block: int = 1
-    act_fn: str = "silu"
-    latent_channels: int = 4
-    norm_num_groups: int = 32
-    sample_size: int | tuple[int, ...] = 32
-    use_quant_conv: bool = True
-    use_post_quant_conv: bool = True
-    mid_block_add_attention: bool = True
-
-    @property
-    def factor(self) -> int:
-        """Image pixels per latent element along a side: every block but the last halves the sides."""
-        return 1 << (len(self.block_out_channels) - 1)
-
-    def differences(self, other: Architecture) -> list[str]:
-        """Names of the fields that make ``other`` another network. ``sample_size`` does not: only tiling reads it."""
-        return [
-            name
-            for name in self.__struct_fields__
-            if name != "sample_size" and getattr(self, name) != getattr(other, name)
-        ]
+from vaedeploy.source.autoencoder_kl.config import Architecture
+from vaedeploy.values.latent import LatentSpec
 
 
 class Preset(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -79,7 +46,7 @@ class Preset(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Where the weights lie that the package carries; None for a preset of the hub."""
         if self.repository is not None:
             return None
-        return Path(str(resources.files("vaedeploy") / "weights" / self.file))
+        return Path(str(resources.files("vaedeploy.source") / "weights" / self.file))
 
 
 class _Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -89,7 +56,7 @@ class _Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @functools.cache
 def _document() -> _Document:
-    text = (resources.files("vaedeploy") / "presets.toml").read_text(encoding="utf-8")
+    text = (resources.files("vaedeploy.source") / "presets.toml").read_text(encoding="utf-8")
     return msgspec.toml.decode(text, type=_Document)
 
 

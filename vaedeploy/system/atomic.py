@@ -12,16 +12,16 @@ import re
 import secrets
 import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 from vaedeploy.errors import OutputError
+from vaedeploy.system.oserrors import advice, reason
 
 if sys.platform == "win32":
-    import msvcrt
+    pass
 else:
-    import fcntl
+    pass
 
 
 def write_file(path: Path, data: bytes) -> None:
@@ -139,42 +139,6 @@ def _leftovers(place: Path, kind: str) -> list[Path]:
     return [path for path in place.parent.iterdir() if pattern.fullmatch(path.name)]
 
 
-def reason(error: OSError) -> str:
-    """What the operating system said, without the number and the temporary name."""
-    if isinstance(error, FileExistsError):
-        return "there is a file where a folder has to be"
-    return error.strerror or str(error)
-
-
-def advice(error: OSError) -> str:
-    """What helps against ``error``."""
-    if isinstance(error, FileNotFoundError):
-        return "Make its folder first, or choose another place"
-    short = shortage(error)
-    return f"{short[1]}, or choose another place" if short else "Choose another place"
-
-
-NO_ROOM = ("no room is left there", "Free space there")
-SHORTAGES = {
-    errno.ENOSPC: NO_ROOM,
-    getattr(errno, "EDQUOT", errno.ENOSPC): NO_ROOM,
-    errno.EFBIG: ("a file there may not become that large", "Raise the limit (ulimit -f, or the file system's own)"),
-}
-
-
-def shortage(error: BaseException | None) -> tuple[str, str] | None:
-    """(what is short, what helps) where ``error``, or what led to it, is a disk without room, a quota or a limit on a
-    file's size.
-    """
-    while error is not None:
-        for number, told in SHORTAGES.items():
-            # safetensors, being Rust, tells the number in words only.
-            if getattr(error, "errno", None) == number or f"(os error {number})" in str(error):
-                return told
-        error = error.__cause__ or error.__context__
-    return None
-
-
 def share(file: Path, folder: Path) -> None:
     """Give a file the rights of ``folder``: some libraries write for the owner alone, a bundle is for everyone whom the
     umask allows.
@@ -192,46 +156,3 @@ def sync_directory(path: Path) -> None:
                 os.fsync(handle)
         finally:
             os.close(handle)
-
-
-@contextmanager
-def lock(path: Path) -> Iterator[bool]:
-    """Hold the lock file ``path``; gives False at once where another process or thread holds it."""
-    handle = _acquire(path)
-    if handle is None:
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        _release(path, handle)
-
-
-def _acquire(path: Path) -> int | None:
-    while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            if sys.platform == "win32":
-                msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
-            else:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(handle)
-            if error.errno in (errno.EAGAIN, errno.EACCES, errno.EDEADLK):
-                return None
-            raise
-        # Its last holder may have removed the file between our open and our lock: then we hold a lock nobody sees.
-        with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(handle), path.stat()):
-                return handle
-        os.close(handle)
-
-
-def _release(path: Path, handle: int) -> None:
-    if sys.platform != "win32":
-        path.unlink(missing_ok=True)
-        os.close(handle)
-    else:
-        os.close(handle)
-        with suppress(OSError):
-            path.unlink()

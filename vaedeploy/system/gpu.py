@@ -13,7 +13,6 @@ DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 MAJOR, MINOR = 75, 76
 """CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR, in cuda.h."""
 
-
 FORKED = (
     "this process was forked after the GPU was used, and CUDA does not survive that. Make the VAE in the new process, "
     "or start it with multiprocessing's 'spawn'"

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from vaedeploy.errors import InputError
-from vaedeploy.latent import LatentSpec
-from vaedeploy.manifest import Origin
+from vaedeploy.values.latent import LatentSpec
+from vaedeploy.values.origin import Origin
 
 if TYPE_CHECKING:
     from torch import nn
+
 
 OWN_MODULES = Origin(kind="modules", location="", sha256=None, preset=None)
 

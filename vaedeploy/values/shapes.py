@@ -11,6 +11,7 @@ Range = tuple[int, int, int]
 """The least, the one that is tuned for, and the most."""
 
 Corner = Literal["min", "opt", "max"]
+
 CORNERS: tuple[Corner, ...] = ("min", "opt", "max")
 
 

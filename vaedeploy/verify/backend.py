@@ -6,98 +6,36 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from vaedeploy import golden
-from vaedeploy.bundle import Bundle, edit_bundle
-from vaedeploy.errors import BackendError, BundleError, InputError, WeightsError
-from vaedeploy.golden import GoldenCase
-from vaedeploy.judge import find_look, noting, prepare_photo
-from vaedeploy.manifest import PARTS, Part, Precision
-from vaedeploy.photos import Shape, crop_batch, load_photos, verification_shapes
-from vaedeploy.progress import Progress, silent
-from vaedeploy.runtime.backends import ENGINES, Candidate, Runner, find_candidates, float32_form, open_engines
-from vaedeploy.runtime.engine import Half
+from vaedeploy.bundle import Bundle
+from vaedeploy.bundle.golden import GoldenCase
+from vaedeploy.errors import BackendError, BundleError
+from vaedeploy.images.photos import crop_batch
+from vaedeploy.runtime.backends import Candidate, Runner, float32_form, open_engines
 from vaedeploy.runtime.onnxruntime_cpu import Session
-from vaedeploy.shapes import CORNERS
-from vaedeploy.verify import Case, Look, Report, summary, verify_cases
+from vaedeploy.runtime.routes import Half
+from vaedeploy.system.progress import Progress
+from vaedeploy.values.kinds import PARTS, Part, Precision
+from vaedeploy.values.shapes import CORNERS
+from vaedeploy.verify import reference as golden
+from vaedeploy.verify.cases import Look, verify_cases
+from vaedeploy.verify.graphs import prepare_photo
+from vaedeploy.verify.report import Case, Report
+from vaedeploy.verify.shapes import verification_shapes
 
 if TYPE_CHECKING:
-    from vaedeploy.source import Reference
+    from vaedeploy.values.reference import Reference
 
-__all__ = ["verify_backend"]
+
+__all__ = []
 
 GRAPH = "the float32 graph on the CPU, which was verified against PyTorch"
+
 TORCH = "PyTorch in float32 on the GPU"
-
-
-def verify_backend(
-    bundle: Bundle | str | Path,
-    backend: str,
-    *,
-    profile: str | None = None,
-    device: int = 0,
-    reference: Reference | None = None,
-    weights: str | Path | None = None,
-    photos: str | Path | None = None,
-    page: str | Path | None = None,
-    progress: Progress = silent,
-) -> Report:
-    """Compare what ``backend`` computes on this machine with the reference, and note the verdict with the engines.
-
-    Each engine runs at the minimum, the optimum and the maximum of each of its optimisation profiles; graphs at the
-    sizes that every bundle is verified at. Inputs are photographs and their latents. profile: the engines of that
-    profile alone. device: the CUDA device. reference: the VAE in PyTorch, weights: where its weights are; it is run in
-    float32 on the GPU. Without either, the bundle's float32 graph, verified against PyTorch, is run on the CPU.
-
-    page: a folder for an HTML page that shows it, see ``report.write_report``, which is checked before any work.
-
-    Warns (UnnotedVerdictWarning) where the bundle cannot be written to. Raises InputError for a backend or profile that
-    there is not, BackendError and EngineError where it does not answer here, BundleError where the bundle itself is not
-    verified and nothing else could be compared with, and PageError, which holds the report, where the page cannot be
-    written once the verdict is there.
-    """
-    if page is not None:
-        from vaedeploy.report import check_folder
-
-        check_folder(page)
-    bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-    if backend not in ENGINES and profile is not None:
-        raise InputError(f"profiles are for engines; {backend} runs graphs. Leave the profile out")
-    candidates = find_candidates(bundle, backend, device, profile=profile)
-    if weights is not None and reference is None:
-        from vaedeploy.source import reload_reference
-
-        reference = reload_reference(bundle.manifest.vae.origin, bundle.manifest.latent, weights, progress)
-    if reference is not None and reference.identity != bundle.manifest.vae.identity:
-        raise WeightsError(f"bundle {bundle.path} was made from another VAE than {reference.name}")
-    look = find_look(bundle.manifest)
-    truth = _Cases(bundle, _Graph(bundle) if reference is None else _Torch(reference, device), load_photos(photos))
-    if backend in ENGINES:
-        engines = [name for candidate in candidates for name in candidate.engines]
-        verdicts = {name: _judge_engine(bundle, name, truth, look, device, progress) for name in engines}
-        rows = tuple(case for verdict in verdicts.values() for case in verdict.cases)
-    else:
-        # The first alone: what runs again what half precision could not hold is the portable graph, verified as it is.
-        verdicts, rows = {}, _judge_graphs(bundle, candidates[0], truth, look, progress)
-    report = Report(bundle.manifest.precision, truth.name, backend, rows)
-    noted = {
-        name: msgspec.structs.replace(bundle.manifest.engines[name], verification=summary(verdict))
-        for name, verdict in verdicts.items()
-    }
-    with noting(), edit_bundle(bundle) as edit:
-        edit.put(files={f"report/{backend}.json": report.to_json()}, engines=noted)
-    if page is not None:
-        from vaedeploy.report import Looks, write_verification
-
-        assert isinstance(look, Looks)  # else that import failed
-        write_verification(bundle.path, report, look, page)
-    return report
 
 
 def _judge_engine(bundle: Bundle, name: str, truth: _Cases, look: Look, device: int, progress: Progress) -> Report:
@@ -154,7 +92,7 @@ class _Cases:
         if size not in self._made:
             what = f"Computing the reference at {'x'.join(map(str, size))}"
             progress(what, 0, 1)
-            photo = crop_batch(self._photos, Shape(name, *size, False))
+            photo = crop_batch(self._photos, *size)
             latents = self._truth.encode(photo)
             image = self._truth.decode(next(iter(latents.values())))
             self._made[size] = GoldenCase(name, photo, latents, image, round_trip=False)
@@ -215,7 +153,7 @@ class _Torch:
         self._device = torch.device("cuda", device)
 
     def encode(self, photo: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
-        from vaedeploy.runtime.arrays import to_float
+        from vaedeploy.images.pixels import to_float
 
         return golden.diffusion_space(self._run(self._reference.encoder, to_float(photo)), self._reference.latent)
 

@@ -20,16 +20,20 @@ import msgspec
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from vaedeploy import calibrate, golden
 from vaedeploy.bundle import Bundle
-from vaedeploy.divergence import Difference, measure_differences
+from vaedeploy.bundle.calibration import NAME as CALIBRATE_NAME
+from vaedeploy.bundle.calibration import decode_calibration
+from vaedeploy.bundle.golden import NAME as GOLDEN_NAME
+from vaedeploy.bundle.golden import GoldenCase, read_golden
+from vaedeploy.bundle.graphs import FORMS
 from vaedeploy.errors import BundleError
-from vaedeploy.forms import FORMS
-from vaedeploy.judge import PORTABLE_CASES, prepare_photo
-from vaedeploy.manifest import PARTS, Form, Part, Precision
-from vaedeploy.progress import Progress, silent
+from vaedeploy.numerics.divergence import Difference, measure_differences
 from vaedeploy.rewrite.rescale import FP16_MAX, rescale
-from vaedeploy.verify import LIMITS, Case, Report
+from vaedeploy.system.progress import Progress, silent
+from vaedeploy.values.kinds import PARTS, Form, Part, Precision
+from vaedeploy.verify.graphs import PORTABLE_CASES, prepare_photo
+from vaedeploy.verify.limits import LIMITS
+from vaedeploy.verify.report import Case, Report
 
 __all__ = ["Bisection", "Step", "Trace", "bisect_bundle", "find_jumps"]
 
@@ -108,9 +112,9 @@ def bisect_bundle(
     """
     bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     manifest = bundle.manifest
-    if golden.NAME not in manifest.files:
-        raise BundleError(f"bundle {bundle.path} has no {golden.NAME} to run on. Run: vaedeploy verify {bundle.path}")
-    kept = golden.read_golden(bundle.file(golden.NAME).read_bytes(), manifest.vae.identity)
+    if GOLDEN_NAME not in manifest.files:
+        raise BundleError(f"bundle {bundle.path} has no {GOLDEN_NAME} to run on. Run: vaedeploy verify {bundle.path}")
+    kept = read_golden(bundle.file(GOLDEN_NAME).read_bytes(), manifest.vae.identity)
     cases = {case.name: case for case in kept}
     failed = [case for case in report.cases if not case.passed] if report else []
     chosen = list(_choose(bundle, failed, next((name for name in PORTABLE_CASES if name in cases), kept[0].name)))
@@ -158,7 +162,7 @@ def _choose(bundle: Bundle, failed: Sequence[Case], healthy: str) -> Iterator[tu
                 yield part, form, precision, smallest
 
 
-def _trace(bundle: Bundle, part: Part, form: Form, precision: Precision, case: golden.GoldenCase) -> Trace:
+def _trace(bundle: Bundle, part: Part, form: Form, precision: Precision, case: GoldenCase) -> Trace:
     graphs = bundle.manifest.graphs[part]
     reference, candidate = ir.load(bundle.path / graphs["portable"]), ir.load(bundle.path / graphs[form])
     exponents = _exponents(bundle, part, graphs[form], reference)
@@ -192,7 +196,7 @@ def _exponents(bundle: Bundle, part: Part, file: str, portable: ir.Model) -> dic
     components = bundle.manifest.rewrites.get(file, {}).get("rescale", 0)
     if not components:
         return {}
-    calibration = calibrate.decode_calibration(bundle.file(calibrate.NAME).read_bytes())
+    calibration = decode_calibration(bundle.file(CALIBRATE_NAME).read_bytes())
     again = rescale(portable.clone(), calibration.of(part))
     if again.outcome.matches != components:
         raise BundleError(

@@ -3,49 +3,34 @@
 from __future__ import annotations
 
 import tempfile
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vaedeploy.errors import BackendError, OutputError
-from vaedeploy.extras import install_command
-from vaedeploy.forms import FORMS
-from vaedeploy.golden import GoldenCase
-from vaedeploy.manifest import PARTS, Manifest, Part, Precision
-from vaedeploy.memory import collect_garbage, trim_heap
-from vaedeploy.progress import Progress, silent
+from vaedeploy.bundle.golden import GoldenCase
+from vaedeploy.bundle.graphs import FORMS
+from vaedeploy.bundle.manifest import Manifest
+from vaedeploy.errors import BackendError
+from vaedeploy.images.pixels import to_float
 from vaedeploy.runtime import onnxruntime_cpu
-from vaedeploy.runtime.arrays import to_float
-from vaedeploy.verify import Case, Look, Report, look_away, verify_cases
+from vaedeploy.system.heap import collect_garbage, trim_heap
+from vaedeploy.system.installs import install_command
+from vaedeploy.system.progress import Progress, silent
+from vaedeploy.values.kinds import PARTS, Part, Precision
+from vaedeploy.verify.cases import Look, verify_cases
+from vaedeploy.verify.looks import find_look
+from vaedeploy.verify.report import Case, Report
 
-__all__ = ["UnnotedVerdictWarning", "find_look", "judge", "noting", "prepare_photo"]
+__all__ = ["judge", "prepare_photo"]
 
 PORTABLE_CASES = ("odd",)
 """The cases that the portable graphs run as well. They are engines' starting point and never run by the runtime where
 there is another form, so one small case with every size unlike is enough; ONNX Runtime would miss the fp32 limit on
 them at 512x512.
 """
-
-
-class UnnotedVerdictWarning(UserWarning):
-    """A verdict that could not be written into the bundle, such as one that may only be read."""
-
-
-@contextmanager
-def noting() -> Iterator[None]:
-    """A verdict is written into its bundle inside. Where that cannot be done, warns (UnnotedVerdictWarning): the
-    verdict is told all the same.
-    """
-    try:
-        yield
-    except OutputError as error:
-        # Of the generator, contextlib, the function that verifies, and whoever called that.
-        warnings.warn(f"the verdict is not noted in the bundle: {error}", UnnotedVerdictWarning, stacklevel=4)
 
 
 def judge(
@@ -99,15 +84,6 @@ def judge(
     return Report(manifest.precision, origin, onnxruntime_cpu.NAME, rows)
 
 
-def find_look(manifest: Manifest) -> Look:
-    """A look at decoded pictures, where scikit-image is there for it: a bundle can be verified without."""
-    try:
-        from vaedeploy.report import Looks
-    except ImportError:
-        return look_away
-    return Looks(manifest.latent.factor)
-
-
 def prepare_photo(manifest: Manifest, photo: NDArray[np.uint8]) -> NDArray[Any]:
     """(B, H, W, 3) uint8 as the encoder's graph takes it."""
     return photo if manifest.image_input == "uint8" else to_float(photo)
@@ -115,7 +91,7 @@ def prepare_photo(manifest: Manifest, photo: NDArray[np.uint8]) -> NDArray[Any]:
 
 def _check_emulation() -> None:
     try:
-        import vaedeploy.emulation  # noqa: F401
+        import vaedeploy.numerics.emulation  # noqa: F401
     except ImportError as error:
         raise BackendError(
             f"half precision is verified by emulation, which needs onnx_ir ({error}): {install_command('build')}"
@@ -125,7 +101,7 @@ def _check_emulation() -> None:
 def _write_emulated(graph: Path, folder: Path) -> Path:
     import onnx_ir as ir
 
-    from vaedeploy.emulation import save_emulating
+    from vaedeploy.numerics.emulation import save_emulating
 
     path = folder / graph.name
     save_emulating(ir.load(graph), path)

@@ -6,11 +6,13 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from vaedeploy.metrics import METRICS, WORDS, metric_text
-from vaedeploy.report.document import Cell, Column, Document, Picture, Table, Tone
-from vaedeploy.report.looks import Looks
-from vaedeploy.report.write import write_report
-from vaedeploy.verify import Case, Report, limits_line
+from vaedeploy.page.document import Cell, Column, Document, Table, Tone
+from vaedeploy.page.write import write_report
+from vaedeploy.quality.pictures import Picture
+from vaedeploy.verify.limits import limits_line
+from vaedeploy.verify.looks import Looks
+from vaedeploy.verify.report import Case, Report
+from vaedeploy.verify.words import METRICS, WORDS, metric_text
 
 MEANINGS = {
     "rel_l2": "Length of the error over length of what PyTorch gives: 0 is equal.",

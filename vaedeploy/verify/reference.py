@@ -2,43 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import safetensors
-import safetensors.numpy
 from numpy.typing import NDArray
 
-from vaedeploy.errors import BundleError, ExportError
-from vaedeploy.latent import LatentSpec
-from vaedeploy.photos import Photo, Shape, crop_batch
-from vaedeploy.progress import Progress, silent
-from vaedeploy.tensors import safetensors_bytes
+from vaedeploy.bundle.golden import GoldenCase
+from vaedeploy.errors import ExportError
+from vaedeploy.images.photos import Photo, crop_batch
+from vaedeploy.system.progress import Progress, silent
+from vaedeploy.values.latent import LatentSpec
+from vaedeploy.verify.shapes import Shape
 
 if TYPE_CHECKING:
-    from vaedeploy.source import Reference
+    from vaedeploy.values.reference import Reference
 
-NAME = "golden.safetensors"
+
 WHAT = "Computing the float64 reference"
-
-
-@dataclass(frozen=True)
-class GoldenCase:
-    """Inputs and reference outputs at one shape. The reference is float64, stored as float32 (an error of 6e-8).
-
-    photo: (B, H, W, 3) uint8.
-    latents: the encoder graph's outputs by name, (B, C, h, w) float32, diffusion space. The first is what is decoded.
-    image: (B, 3, H, W) float32, not clamped: what the decoder makes of that latent.
-    """
-
-    name: str
-    photo: Photo
-    latents: dict[str, NDArray[np.float32]]
-    image: NDArray[np.float32]
-    round_trip: bool
 
 
 def compute_golden(
@@ -55,7 +36,9 @@ def compute_golden(
     progress(WHAT, done, total)
     # The largest comes first: what others leave to the allocator would come on top of the memory that it needs.
     for shape in sorted(shapes, key=_pixels, reverse=True):
-        photo = crop_batch(photos, shape, first=sum(len(case.photo) for case in cases.values()))
+        photo = crop_batch(
+            photos, shape.batch, shape.height, shape.width, first=sum(len(case.photo) for case in cases.values())
+        )
         raw = _run_float64(reference.encoder, photo.transpose(0, 3, 1, 2).astype(np.float32) / np.float32(127.5) - 1)
         progress(WHAT, done := done + _pixels(shape), total)
         latents = diffusion_space(raw, reference.latent)
@@ -72,42 +55,10 @@ def _pixels(shape: Shape) -> float:
     return float(shape.batch * shape.height * shape.width)
 
 
-def write_golden(cases: Sequence[GoldenCase], identity: str) -> bytes:
-    """The bytes of ``golden.safetensors``; ``identity`` is the VAE's."""
-    arrays: dict[str, NDArray[Any]] = {}
-    for case in cases:
-        arrays |= {f"{case.name}.photo": case.photo, f"{case.name}.image": case.image}
-        arrays |= {f"{case.name}.{name}": value for name, value in case.latents.items()}
-    table = [{"name": c.name, "latents": [*c.latents], "round_trip": c.round_trip} for c in cases]
-    return safetensors_bytes(arrays, {"vae_identity": identity, "cases": json.dumps(table)})
-
-
-def read_golden(data: bytes, identity: str) -> tuple[GoldenCase, ...]:
-    """Read what ``write_golden`` wrote. Raises BundleError where it is damaged or another VAE's."""
-    try:
-        arrays = safetensors.numpy.load(data)
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
-        cases = tuple(
-            GoldenCase(
-                row["name"],
-                arrays[f"{row['name']}.photo"],
-                {name: arrays[f"{row['name']}.{name}"] for name in row["latents"]},
-                arrays[f"{row['name']}.image"],
-                row["round_trip"],
-            )
-            for row in json.loads(header["cases"])
-        )
-    except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise BundleError(f"{NAME} cannot be read: {error!r}. Run: vaedeploy verify BUNDLE --photos DIR") from error
-    if header.get("vae_identity") != identity:
-        raise BundleError(f"{NAME} is of another VAE: {header.get('vae_identity')}, not {identity}")
-    return cases
-
-
 def _run_float64(module: Any, value: NDArray[Any]) -> tuple[NDArray[np.float64], ...]:
     import torch
 
-    from vaedeploy.float64 import call_in_float64
+    from vaedeploy.numerics.float64 import call_in_float64
 
     return tuple(r.numpy() for r in call_in_float64(module, torch.from_numpy(np.ascontiguousarray(value))))
 

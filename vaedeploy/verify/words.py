@@ -6,7 +6,8 @@ import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from vaedeploy.verify import Case
+    from vaedeploy.verify.report import Case
+
 
 WORDS: dict[str, tuple[str, str]] = {
     "rel_l2": ("Relative error", "L2"),
@@ -18,7 +19,6 @@ WORDS: dict[str, tuple[str, str]] = {
     "max_levels": ("Largest difference", "of 255 levels"),
 }
 """What people are told of each metric, wherever it is shown: its name, and what it is in."""
-
 
 METRICS = ("rel_l2", "max_abs", "psnr", "pixels_off", "max_levels")
 """Those that a table has of each case, in the terminal and on the page."""

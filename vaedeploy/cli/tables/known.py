@@ -10,14 +10,15 @@ from typing import Any
 import msgspec
 
 from vaedeploy.bundle import Bundle
-from vaedeploy.doctor import Diagnosis, version_of
-from vaedeploy.gpu import Gpu, find_gpu
-from vaedeploy.identity import engine_faults, gpu_fault, rebuild
-from vaedeploy.latent import LatentSpec
-from vaedeploy.manifest import EngineInfo
-from vaedeploy.metrics import WORDS, amount
-from vaedeploy.preset import Preset
-from vaedeploy.profile import Profile
+from vaedeploy.bundle.engines import engine_faults, gpu_fault, rebuild
+from vaedeploy.bundle.manifest import EngineInfo
+from vaedeploy.engines.profile import Profile
+from vaedeploy.pipeline.doctor import Diagnosis
+from vaedeploy.source import Preset
+from vaedeploy.system.gpu import Gpu, find_gpu
+from vaedeploy.system.installs import version_of
+from vaedeploy.values.latent import LatentSpec
+from vaedeploy.verify.words import WORDS, amount
 
 Row = tuple[str, ...]
 
@@ -25,7 +26,6 @@ PROFILE_COLUMNS = ("profile", "GPU", "capability", "memory", "backend", "precisi
 
 ENGINE_COLUMNS = ("profile", "part", "backend", "capability", "precision", "size", "memory", "state")
 """memory: beside the engine's own size, at the largest size of each shape set, as the builder said."""
-
 
 NEVER_RUN = dict.fromkeys(
     ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda"),

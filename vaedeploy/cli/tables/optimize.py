@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-from vaedeploy.optimize import Optimized
+from vaedeploy.pipeline.optimize import Optimized
 from vaedeploy.rewrite import Outcome
 
 Row = tuple[str, ...]
+
 Table = tuple[Row, list[Row], Row]
 
 RULE_COLUMNS = ("rule", "matches", "left alone", "why")
+
 DIFFERENCE_COLUMNS = ("output", "relative L2")
 
 MOST_REASONS = 6

@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vaedeploy.bundle import Bundle
-from vaedeploy.metrics import METRICS, WORDS, metric_text
-from vaedeploy.verify import limits_line
+from vaedeploy.verify.limits import limits_line
+from vaedeploy.verify.words import METRICS, WORDS, metric_text
 
 if TYPE_CHECKING:
-    from vaedeploy.bench import Bench
-    from vaedeploy.compare import Comparison
-    from vaedeploy.swap import Drift
-    from vaedeploy.verify import Case, Report
+    from vaedeploy.pipeline.bench import Bench
+    from vaedeploy.pipeline.compare import Comparison
+    from vaedeploy.pipeline.swap import Drift
+    from vaedeploy.verify.report import Case, Report
+
 
 Row = tuple[str, ...]
 

@@ -1,6 +1,8 @@
 """Several VAEs side by side: ``compare_bundles`` says who is truest and fastest, and who understands whose latents."""
 
-from vaedeploy.compare.bundles import compare_bundles
-from vaedeploy.compare.result import Comparison, Reconstruction, Speed, Summary, Swap, Transform
+from __future__ import annotations
+
+from vaedeploy.pipeline.compare.bundles import compare_bundles
+from vaedeploy.pipeline.compare.result import Comparison, Reconstruction, Speed, Summary, Swap, Transform
 
 __all__ = ["Comparison", "Reconstruction", "Speed", "Summary", "Swap", "Transform", "compare_bundles"]

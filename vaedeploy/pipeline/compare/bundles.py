@@ -12,20 +12,21 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from vaedeploy.arguments import as_list
-from vaedeploy.bench import milliseconds, take_turns
-from vaedeploy.compare.page import comparison_document
-from vaedeploy.compare.result import Comparison, Part, Reconstruction, Speed, summarize, truest
-from vaedeploy.compare.swaps import swap_matrix
 from vaedeploy.errors import ImageError, InputError
-from vaedeploy.files import read_image
-from vaedeploy.photos import Photo, Shape, crop_batch, crop_middle, photo_files
-from vaedeploy.progress import Progress, silent
+from vaedeploy.images.files import read_image
+from vaedeploy.images.photos import Photo, crop_batch, crop_middle, photo_files
+from vaedeploy.images.pixels import to_levels
+from vaedeploy.page import check_folder, write_report
+from vaedeploy.pipeline.compare.page import comparison_document
+from vaedeploy.pipeline.compare.result import Comparison, Part, Reconstruction, Speed, summarize, truest
+from vaedeploy.pipeline.compare.swaps import swap_matrix
+from vaedeploy.pipeline.turns import milliseconds, take_turns
 from vaedeploy.quality import find_faults, measure_quality
 from vaedeploy.quality.artifacts import BLOCK
-from vaedeploy.report import Candidate, Picture, check_folder, write_report
+from vaedeploy.quality.pictures import Candidate, Picture
 from vaedeploy.runtime import VAE
-from vaedeploy.verify import to_levels
+from vaedeploy.system.arguments import as_list
+from vaedeploy.system.progress import Progress, silent
 
 WHAT = "Reconstructing photographs"
 
@@ -77,7 +78,7 @@ def compare_bundles(
         few = [photos[name] for name in _evenly(list(photos), SWAP_CROPS)]
         swaps, strips = swap_matrix(vaes, [crop_middle(photo, factor, SWAP_SIDE) for photo in few], progress)
         side = max(SPEED_SIDE // factor, 1) * factor
-        speeds = _time(vaes, crop_batch(few, Shape("", 1, side, side, False)), progress)
+        speeds = _time(vaes, crop_batch(few, 1, side, side), progress)
     rows = [
         Reconstruction(candidate.name, picture.name, candidate.quality, candidate.findings)
         for picture in pictures

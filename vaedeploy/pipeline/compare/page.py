@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vaedeploy.compare.result import Comparison, Swap
-from vaedeploy.compare.words import remedy, summary_lines, verdict_line
-from vaedeploy.report import Cell, Column, Document, Picture, Strip, Table
-from vaedeploy.report.document import Tone
-from vaedeploy.report.measures import CHROMA, COLOR, CONTRAST, DETAIL
+from vaedeploy.page import Cell, Column, Document, Strip, Table
+from vaedeploy.page.document import Tone
+from vaedeploy.page.measures import CHROMA, COLOR, CONTRAST, DETAIL
+from vaedeploy.pipeline.compare.result import Comparison, Swap
+from vaedeploy.pipeline.compare.words import remedy, summary_lines, verdict_line
+from vaedeploy.quality.pictures import Picture
 
 
 def comparison_document(comparison: Comparison, pictures: Sequence[Picture], strips: Sequence[Strip]) -> Document:

@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 
 from vaedeploy.quality import Finding, Quality
-from vaedeploy.report.measures import fine_detail
+from vaedeploy.quality.measure import fine_detail
 
 Verdict = Literal["compatible", "compatible with a shift", "not compatible"]
 

@@ -11,15 +11,15 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from vaedeploy.compare.result import Cause, Swap, Transform, Verdict
-from vaedeploy.compare.transform import Latent, apply, causes, find_transform, fit_transform
-from vaedeploy.compare.words import swap_words
-from vaedeploy.latent import LatentSpec
-from vaedeploy.photos import Photo
-from vaedeploy.progress import Progress, silent
+from vaedeploy.images.photos import Photo
+from vaedeploy.images.pixels import pixel_errors
+from vaedeploy.page import Strip
+from vaedeploy.pipeline.compare.result import Cause, Swap, Transform, Verdict
+from vaedeploy.pipeline.compare.transform import Latent, apply, causes, find_transform, fit_transform
+from vaedeploy.pipeline.compare.words import swap_words
 from vaedeploy.quality import Finding, Quality, find_faults, measure_quality
-from vaedeploy.report import Strip
-from vaedeploy.verify import pixel_errors
+from vaedeploy.system.progress import Progress, silent
+from vaedeploy.values.latent import LatentSpec
 
 WHAT = "Swapping decoders"
 

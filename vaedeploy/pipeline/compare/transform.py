@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment, minimize_scalar
 
-from vaedeploy.compare.result import Cause, Transform
+from vaedeploy.pipeline.compare.result import Cause, Transform
 
 Latent = NDArray[np.float32]
 

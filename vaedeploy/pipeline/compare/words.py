@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vaedeploy.compare.result import Comparison, Speed, Swap, Transform
-from vaedeploy.compare.transform import causes
+from vaedeploy.pipeline.compare.result import Comparison, Speed, Swap, Transform
+from vaedeploy.pipeline.compare.transform import causes
 from vaedeploy.quality import Quality
-from vaedeploy.report.measures import fine_detail
+from vaedeploy.quality.measure import fine_detail
 
 BETTER = 1.0
 """dB from which a decoder is said to do better than the latent's own."""

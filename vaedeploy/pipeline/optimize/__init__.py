@@ -10,21 +10,22 @@ from typing import get_args
 
 import onnx_ir as ir
 
-from vaedeploy.arguments import as_list
 from vaedeploy.errors import BackendError, InputError
-from vaedeploy.graph import Graph
-from vaedeploy.manifest import Precision
-from vaedeploy.optimize import files
-from vaedeploy.optimize.inputs import Feed, choose_sizes, fix_unnamed, random_feed, read_feed
-from vaedeploy.optimize.proof import Difference, compare, drawing_node
-from vaedeploy.progress import Progress, silent
-from vaedeploy.rewrite import Outcome, Refusal, Rewritten, Target, Underflow, rewrite_graph
-from vaedeploy.rewrite.operations import count_operations
-from vaedeploy.verify import LIMITS
+from vaedeploy.graph.graph import Graph
+from vaedeploy.graph.operations import count_operations
+from vaedeploy.pipeline.optimize import files
+from vaedeploy.pipeline.optimize.inputs import Feed, choose_sizes, fix_unnamed, random_feed, read_feed
+from vaedeploy.pipeline.optimize.proof import Difference, compare, drawing_node
+from vaedeploy.rewrite import Outcome, Refusal, Rewritten, Underflow, rewrite_graph
+from vaedeploy.system.arguments import as_list
+from vaedeploy.system.progress import Progress, silent
+from vaedeploy.values.kinds import Precision, Target
+from vaedeploy.verify.limits import LIMITS
 
 __all__ = ["Difference", "Figures", "Optimized", "optimize_onnx"]
 
 REWRITING = "Rewriting"
+
 COMPARING = "Comparing"
 
 NOT_MEASURED = "not measured: give --inputs, so that activations which fp16 cannot hold are scaled"
@@ -157,7 +158,7 @@ def _check_precision(path: Path, own: Precision, wanted: Precision, target: Targ
 
 
 def _measure(model: ir.Model, feeds: Sequence[Feed], progress: Progress) -> dict[str, float]:
-    from vaedeploy.calibrate import measure_maxima
+    from vaedeploy.numerics.maxima import measure_maxima
 
     return measure_maxima(model, feeds, progress=progress)
 

@@ -13,9 +13,11 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass, ShapeInferencePass
 
-from vaedeploy.atomic import advice, clear_leftovers, draft_name, lock, reason, sync_directory
 from vaedeploy.errors import ExportError, InputError, OutputError
-from vaedeploy.rewrite.operations import LARGEST_SIZES
+from vaedeploy.graph.sizes import LARGEST_SIZES
+from vaedeploy.system.atomic import clear_leftovers, draft_name, sync_directory
+from vaedeploy.system.lock import lock
+from vaedeploy.system.oserrors import advice, reason
 
 OLDEST_OPSET = 13
 """From here Squeeze, Unsqueeze and ReduceSum take axes as an input, which is how the rules write and read them."""

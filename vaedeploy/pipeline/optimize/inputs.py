@@ -12,10 +12,11 @@ import onnx_ir as ir
 import safetensors
 from numpy.typing import NDArray
 
-from vaedeploy.atomic import reason
 from vaedeploy.errors import InputError
+from vaedeploy.system.oserrors import reason
 
 Feed = dict[str, NDArray[Any]]
+
 Scale = Literal["typical", "small"]
 
 PICTURE: dict[Scale, int] = {"typical": 512, "small": 64}

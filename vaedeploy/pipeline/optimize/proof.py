@@ -11,8 +11,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from vaedeploy.emulation import HALF, emulate_each
-from vaedeploy.optimize.inputs import Feed
+from vaedeploy.numerics.emulation import HALF, emulate_each
+from vaedeploy.pipeline.optimize.inputs import Feed
 from vaedeploy.runtime import onnxruntime_cpu
 
 DRAWING = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli")

@@ -34,10 +34,13 @@ from vaedeploy.rewrite.precision.weights import FLOAT, Underflow, count_underflo
 __all__ = ["Lowering", "Underflow", "lower_precision"]
 
 HalfPrecision = Literal["fp16", "bf16"]
+
 Interface = Literal["fp32", "lower"]
+
 Normalization = Literal["native", "fp32"]
 
 LOWER = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
+
 BF16_OPSET = 22
 """Conv, ConvTranspose and InstanceNormalization take bfloat16 from here on."""
 

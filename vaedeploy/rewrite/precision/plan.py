@@ -12,21 +12,27 @@ from vaedeploy.rewrite.outcome import Refusal
 from vaedeploy.rewrite.precision.weights import FLOAT, is_lost
 
 LINEAR = frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm", "Einsum", "Attention"})
+
 NORMALIZATIONS = frozenset(
     {"InstanceNormalization", "GroupNormalization", "LayerNormalization", "RMSNormalization", "LpNormalization"}
 )
+
 SUMS = frozenset(
     {"ReduceMean", "ReduceSum", "ReduceSumSquare", "ReduceL1", "ReduceL2", "ReduceLogSumExp", "GlobalAveragePool"}
 )
+
 # BatchNormalization: its running variance may be any number, and float16's range is short.
 WIDE = SUMS | {"Softmax", "LogSoftmax", "Exp", "Log", "Pow", "Sqrt", "Reciprocal", "CumSum", "BatchNormalization"}
+
 ELEMENTWISE = frozenset(
     {"Add", "Sub", "Mul", "Div", "Pow", "Sqrt", "Reciprocal", "Neg", "Abs", "Max", "Min", "Clip", "Where"}
 )
+
 MOVES = frozenset(
     {"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Expand", "Tile", "Slice", "Split", "Concat", "Gather"}
     | {"Pad", "Identity", "DepthToSpace", "SpaceToDepth"}
 )
+
 SMALL_INTEGERS = frozenset({ir.DataType.BOOL, ir.DataType.UINT8, ir.DataType.INT8})  # exact in both lower types
 
 

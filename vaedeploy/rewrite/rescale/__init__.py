@@ -22,9 +22,9 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from vaedeploy.rewrite.exponents import Bounds, Choice, Exponents, Form
-from vaedeploy.rewrite.homogeneity import Epsilon, Use, constant, relate_graph
 from vaedeploy.rewrite.outcome import Outcome, Refusal
+from vaedeploy.rewrite.rescale.exponents import Bounds, Choice, Exponents, Form
+from vaedeploy.rewrite.rescale.homogeneity import Epsilon, Use, constant, relate_graph
 
 __all__ = ["Component", "Rescale", "rescale"]
 

@@ -20,7 +20,7 @@ from fractions import Fraction
 
 import onnx_ir as ir
 
-from vaedeploy.rewrite.exponents import Exponents
+from vaedeploy.rewrite.rescale.exponents import Exponents
 
 __all__ = ["SCALED", "Epsilon", "Use", "constant", "relate_graph"]
 
@@ -53,7 +53,9 @@ class Epsilon:
 
 
 FIRST = (0,)
+
 ALL = None
+
 TIED: dict[str, tuple[int, ...] | None] = {
     **dict.fromkeys(["Add", "Sub", "Sum", "Mean", "Max", "Min", "Concat"], ALL),
     **dict.fromkeys(["Identity", "Cast", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Expand"], FIRST),

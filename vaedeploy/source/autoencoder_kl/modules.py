@@ -12,7 +12,7 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor, nn
 
 from vaedeploy.errors import WeightsError
-from vaedeploy.preset import Architecture
+from vaedeploy.source.autoencoder_kl.config import Architecture
 
 LOGVAR_RANGE = (-30.0, 20.0)
 """The bounds in which diffusers' DiagonalGaussianDistribution holds a log variance."""

@@ -1,0 +1,48 @@
+"""Timing in turns, so that what disturbs one disturbs all."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from vaedeploy.errors import BackendError, EngineError, SizeError
+
+WARM = 2
+"""Calls before any is timed: kernels are compiled and CUDA graphs recorded in them."""
+
+SHORTEST = 0.05
+"""Seconds that one turn of a backend lasts at least, of as many calls as that takes."""
+
+
+def take_turns(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, tuple[list[float], str | None]]:
+    """Seconds of a call in each round, or why there are none. The order is reversed every other round."""
+    repeats: dict[str, int] = {}
+    problems: dict[str, str] = {}
+    for name, call in calls.items():
+        try:
+            for _ in range(WARM):
+                call()
+            repeats[name] = max(1, round(SHORTEST / _seconds(call, 1)))
+        except (BackendError, EngineError, SizeError) as error:
+            problems[name] = str(error)
+    times: dict[str, list[float]] = {name: [] for name in repeats}
+    for turn in range(rounds):
+        for name in list(repeats)[:: -1 if turn % 2 else 1]:
+            times[name].append(_seconds(calls[name], repeats[name]))
+    return {name: (times.get(name, []), problems.get(name)) for name in calls}
+
+
+def _seconds(call: Callable[[], Any], repeats: int) -> float:
+    """Of one call, the mean of some that follow each other. A call of ``VAE`` returns when its result is there."""
+    started = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    return (time.perf_counter() - started) / repeats
+
+
+def milliseconds(seconds: Sequence[float]) -> dict[str, float]:
+    """The median, the least and the most of all turns, by the names that ``Timing`` has for them."""
+    ms = [1000 * value for value in seconds]
+    return {"ms": statistics.median(ms), "least_ms": min(ms), "most_ms": max(ms)}

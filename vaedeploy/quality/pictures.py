@@ -1,0 +1,32 @@
+"""Pictures that were judged beside their reference."""
+
+from __future__ import annotations
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from vaedeploy.quality.measure import Quality
+from vaedeploy.quality.verdicts import Finding
+
+Pixels = NDArray[np.uint8]
+
+
+class Candidate(msgspec.Struct, frozen=True, eq=False):
+    """One picture that is judged beside the reference.
+
+    name: who made it. pixels: (H, W, 3) uint8, of the reference's size. quality, findings: of it against the reference.
+    """
+
+    name: str
+    pixels: Pixels
+    quality: Quality
+    findings: tuple[Finding, ...]
+
+
+class Picture(msgspec.Struct, frozen=True, eq=False):
+    """One scene: the reference, (H, W, 3) uint8, and one or several candidates."""
+
+    name: str
+    reference: Pixels
+    candidates: tuple[Candidate, ...]

@@ -1,0 +1,11 @@
+"""Weights -> ``Reference``: presets, the hub, folders, files and seeds, loaded as two PyTorch modules.
+
+May import ``values``, ``system`` and ``errors``; one package a family of VAEs holds what only that family has.
+"""
+
+from __future__ import annotations
+
+from vaedeploy.source.load import check_source, load_reference, reload_reference
+from vaedeploy.source.preset import Preset, get_preset, presets
+
+__all__ = ["Preset", "check_source", "get_preset", "load_reference", "presets", "reload_reference"]

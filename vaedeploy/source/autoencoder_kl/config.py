@@ -1,0 +1,39 @@
+"""The config of diffusers' ``AutoencoderKL``."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Architecture(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The config of a diffusers ``AutoencoderKL``, without its latent contract.
+
+    The defaults are those that diffusers gives to a key that a ``config.json`` leaves out.
+    """
+
+    in_channels: int = 3
+    out_channels: int = 3
+    down_block_types: tuple[str, ...] = ("DownEncoderBlock2D",)
+    up_block_types: tuple[str, ...] = ("UpDecoderBlock2D",)
+    block_out_channels: tuple[int, ...] = (64,)
+    layers_per_block: int = 1
+    act_fn: str = "silu"
+    latent_channels: int = 4
+    norm_num_groups: int = 32
+    sample_size: int | tuple[int, ...] = 32
+    use_quant_conv: bool = True
+    use_post_quant_conv: bool = True
+    mid_block_add_attention: bool = True
+
+    @property
+    def factor(self) -> int:
+        """Image pixels per latent element along a side: every block but the last halves the sides."""
+        return 1 << (len(self.block_out_channels) - 1)
+
+    def differences(self, other: Architecture) -> list[str]:
+        """Names of the fields that make ``other`` another network. ``sample_size`` does not: only tiling reads it."""
+        return [
+            name
+            for name in self.__struct_fields__
+            if name != "sample_size" and getattr(self, name) != getattr(other, name)
+        ]

@@ -1,0 +1,102 @@
+"""A file's tensors fitted to an architecture."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vaedeploy.errors import WeightsError
+from vaedeploy.source.autoencoder_kl.config import Architecture
+from vaedeploy.source.autoencoder_kl.names import COMPVIS_NAME, _from_compvis, _modern, _shape
+from vaedeploy.source.checkpoint import count_of, listed
+from vaedeploy.system.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How a file's tensors meet an architecture. ``sources``: diffusers' name -> name in the file."""
+
+    sources: Mapping[str, str]
+    missing: Collection[str]
+    surplus: Collection[str]
+    misshapen: Mapping[str, str]
+
+    @property
+    def faults(self) -> int:
+        return len(self.missing) + len(self.surplus) + len(self.misshapen)
+
+    def complaint(self) -> str:
+        shapes = [f"{name}: {shapes}" for name, shapes in self.misshapen.items()]
+        parts = (("missing", self.missing), ("surplus", self.surplus), ("of the wrong shape", shapes))
+        return "; ".join(f"{count_of(names)} {fault} ({listed(names)})" for fault, names in parts if names)
+
+
+def fit(tensors: Mapping[str, Tensor], architecture: Architecture) -> Fit:
+    """Match a VAE's tensors, under diffusers' or CompVis' names, with what the architecture has."""
+    from vaedeploy.source.autoencoder_kl.modules import tensor_shapes
+
+    expected = tensor_shapes(architecture)
+    if any(COMPVIS_NAME.match(name) for name in tensors):
+        try:
+            sources = _from_compvis(tensors, architecture)
+        except KeyError as error:
+            # diffusers' conversion takes a resampling bias for granted where there is its weight.
+            return Fit(sources={}, missing=[str(error.args[0])], surplus=[], misshapen={})
+    else:
+        sources = {_modern(name): name for name in tensors}
+    used = {sources[name] for name in sources if name in expected}
+    shapes = {name: _shape(tensors[sources[name]], expected[name]) for name in expected if name in sources}
+    return Fit(
+        sources=sources,
+        missing=[name for name in expected if name not in sources],
+        surplus=[name for name in tensors if name not in used],
+        misshapen={
+            sources[name]: f"expected {expected[name]}, given {tuple(tensors[sources[name]].shape)}"
+            for name, shape in shapes.items()
+            if shape != expected[name]
+        },
+    )
+
+
+def load(
+    tensors: Mapping[str, Tensor], matched: Fit, architecture: Architecture, where: str, progress: Progress = silent
+) -> dict[str, Tensor]:
+    """float32 copies under diffusers' names and in diffusers' shapes, for a ``Fit`` without faults.
+
+    Raises WeightsError for tensors that are not floating point, or that hold NaN or infinity.
+    """
+    import torch
+
+    from vaedeploy.source.autoencoder_kl.modules import tensor_shapes
+
+    expected = tensor_shapes(architecture)
+    loaded, integers, broken = {}, [], []
+    for done, (name, shape) in enumerate(expected.items()):
+        progress("Loading weights", float(done), float(len(expected)))
+        tensor = tensors[matched.sources[name]]
+        if not tensor.is_floating_point():
+            integers.append(f"{matched.sources[name]} {tensor.dtype}")
+            continue
+        # A copy, since the file under a view may change or go while the model is in use.
+        loaded[name] = tensor.reshape(shape).to(torch.float32, copy=True).contiguous()
+        # NumPy's runs in this thread; torch's wakes its thread pool for each tensor, which takes longer than the work.
+        if not np.isfinite(loaded[name].numpy()).all():
+            broken.append(matched.sources[name])
+    progress("Loading weights", float(len(expected)), float(len(expected)))
+    if integers:
+        raise WeightsError(
+            f"{where} holds {count_of(integers)} not floating point: {listed(integers)}. "
+            "Give weights in float32, float16 or bfloat16; quantised ones cannot be loaded"
+        )
+    if broken:
+        raise WeightsError(
+            f"{where} holds {count_of(broken)} with NaN or infinity: {listed(broken)}. "
+            "Such a VAE gives black images; get the weights again, or in a higher precision"
+        )
+    return loaded
