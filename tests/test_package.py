@@ -173,8 +173,30 @@ def test_the_wheel_carries_the_package_and_nothing_else(wheel):
     with zipfile.ZipFile(wheel) as archive:
         carried = {name for name in archive.namelist() if ".dist-info/" not in name}
     files = {p.relative_to(ROOT).as_posix() for p in (ROOT / "vaedeploy").rglob("*") if p.is_file()}
+    files |= {f"vaedeploy/engines/profiles/{p.name}" for p in (ROOT / "profiles").iterdir()}
     assert carried == {name for name in files if "__pycache__" not in name}
-    assert {"vaedeploy/presets.toml", "vaedeploy/py.typed"} <= carried
+    assert {"vaedeploy/__init__.pyi", "vaedeploy/source/presets.toml", "vaedeploy/py.typed"} <= carried
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["wheel", "sdist", "editable"])
+def test_every_way_to_install_has_the_profiles(tmp_path, dist, wheel, kind):
+    (sdist,) = dist.glob("*.tar.gz")
+    what = {"wheel": [wheel], "sdist": [sdist], "editable": ["--editable", ROOT]}[kind]
+    env = tmp_path / "env"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(env)], check=True)
+    python = env / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
+    pip = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", *what]
+    subprocess.run([*map(str, pip)], check=True)
+    # What it depends on is read from this environment, whose own vaedeploy is not on that path.
+    script = "import vaedeploy.engines.profile as p; print(p.shipped_folder(), *p.profiles())"
+    variables = {**os.environ, "PYTHONPATH": str(Path(np.__file__).parents[1])}
+    done = subprocess.run([python, "-c", script], capture_output=True, text=True, cwd=tmp_path, env=variables)
+    assert done.returncode == 0, done.stderr
+    folder, *names = done.stdout.split()
+    assert names == sorted(path.stem for path in (ROOT / "profiles").glob("*.toml"))
+    assert Path(folder).is_relative_to(ROOT if kind == "editable" else env), folder
+    assert not list(env.rglob("profiles")) or kind != "editable"  # read where they lie, and not copied
 
 
 @pytest.mark.slow
@@ -189,7 +211,8 @@ def test_the_sdist_carries_what_testing_it_needs(dist):
     (path,) = dist.glob("*.tar.gz")
     with tarfile.open(path) as archive:
         carried = {name.partition("/")[2] for name in archive.getnames()}
-    needed = {"Makefile", "README.md", "LICENSE", "constraints.txt", "pyproject.toml", "vaedeploy/presets.toml"}
+    needed = {"Makefile", "README.md", "LICENSE", "constraints.txt", "pyproject.toml"}
+    needed |= {"vaedeploy/source/presets.toml", "profiles/rtx4090.toml"}
     assert needed | {"tests/test_package.py", "tools/write_cli_docs.py", "docs/cli.md"} <= carried
     assert not [name for name in carried if name.startswith((".venv", "build", ".git/"))]
 

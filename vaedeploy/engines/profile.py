@@ -120,6 +120,12 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
                         )
 
 
+def shipped_folder() -> Path:
+    """The folder of the profiles that vaedeploy carries: inside an installed package, at the top of a checkout."""
+    inside = Path(str(resources.files("vaedeploy.engines") / "profiles"))
+    return inside if inside.is_dir() else Path(__file__).parents[2] / "profiles"
+
+
 def user_folder(folder: str | Path | None) -> Path | None:
     """The user's folder of profiles: the given one, else the one in the environment. Raises ProfileError where it is no
     folder.
@@ -193,7 +199,7 @@ def init_profile(name: str, folder: str | Path | None = None) -> Path:
     if backend is None:
         raise ProfileError(f"{gpu.name} has compute capability {gpu.compute_capability}; no backend builds for it")
     origin = "Filled in from the GPU in this machine." if found else "No GPU was found: these are an RTX 4090's."
-    text = (resources.files("vaedeploy.engines") / "profiles" / "template.toml.in").read_text(encoding="utf-8")
+    text = (shipped_folder() / "template.toml.in").read_text(encoding="utf-8")
     filled = {
         "origin": origin,
         "gpu": gpu.name,
@@ -215,7 +221,7 @@ def init_profile(name: str, folder: str | Path | None = None) -> Path:
 
 def _files(folder: str | Path | None) -> dict[str, Path]:
     """Name -> file, of all profiles."""
-    shipped = {path.stem: path for path in _in(Path(str(resources.files("vaedeploy.engines") / "profiles")))}
+    shipped = {path.stem: path for path in _in(shipped_folder())}
     own = user_folder(folder)
     for path in _in(own) if own else ():
         if path.stem in shipped:
