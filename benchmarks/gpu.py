@@ -62,7 +62,7 @@ from vaedeploy.system.gpu import find_gpu
 from vaedeploy.values.reference import Reference
 from vaedeploy.verify.shapes import Shape
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "support"))
 from inflation import INFLATIONS, inflate
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -40,7 +40,7 @@ from vaedeploy.runtime.device import Graphs, Plan, Tensor
 from vaedeploy.runtime.routes import Half
 from vaedeploy.system.gpu import Gpu, cuda_devices, find_gpu
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 from cuda_driver import load_driver, show_devices
 
 Call = Callable[[], object]

@@ -6,11 +6,11 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from command_line import Ended
 
 if TYPE_CHECKING:
     from vaedeploy.bundle import Bundle
@@ -22,15 +22,6 @@ with suppress(ImportError):  # tests/gpu runs where it is not installed
     # A busy machine must not fail a property.
     hypothesis.settings.register_profile("vaedeploy", deadline=None)
     hypothesis.settings.load_profile("vaedeploy")
-
-
-@dataclass(frozen=True)
-class Ended:
-    """How a command line ended: its exit code, stdout and stderr."""
-
-    code: int
-    out: str
-    err: str
 
 
 @pytest.fixture(scope="session")

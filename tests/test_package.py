@@ -15,15 +15,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import parse
 from PIL import Image
-from test_cli import parse
+from places import ROOT
 
 import vaedeploy as vd
 from vaedeploy.images.files import read_image
 from vaedeploy.images.latents import read_latent
 from vaedeploy.pipeline import doctor
 
-ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 CARRIED = [p.packaged_file for p in vd.presets().values() if p.packaged_file]

@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 import onnx_ir as ir
 import pytest
-from conftest import Ended
+from command_line import Ended
 from inflation import inflate
 from tiny_modules import tiny_reference
 

@@ -12,12 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from arrays import noise
 from cuda.core import LEGACY_DEFAULT_STREAM
 from cuda_driver import COMPILER, load_driver, show_devices
+from engine_files import SIZES, write_profile
 from host_gpu import HostPlan, at
-from test_engines import SIZES
-from test_gpu_runtime import noise
-from test_profile import written
 from tiny_bundle import tiny_bundle
 
 from vaedeploy.bundle import Bundle
@@ -248,7 +247,7 @@ class DriverPlan(HostPlan):
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     folder = tmp_path_factory.mktemp("cuda")
-    written(folder, precision='"fp32"', shapes=SIZES)
+    write_profile(folder, precision='"fp32"', shapes=SIZES)
     return build_engines(tiny_bundle(folder / "tiny"), ["mine"], folder=folder)
 
 

@@ -9,6 +9,7 @@ from shutil import which
 
 import msgspec
 import pytest
+from engine_files import write_profile
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -34,23 +35,6 @@ KINDS = {
     "rtxpro6000": "12.0",
     "gb10": "12.1",
 }
-
-GOOD = {
-    "gpu": '"A GPU"',
-    "compute_capability": '"8.9"',
-    "memory_gib": "24",
-    "backend": '"tensorrt-rtx"',
-    "precision": '"fp16"',
-    "shapes": "{ small = { height = 64, width = 64 } }",
-}
-
-
-def written(folder: Path, stem: str = "mine", /, **changes: str | None) -> Path:
-    """A good profile but for ``changes``; None leaves a field out."""
-    fields = {key: value for key, value in {**GOOD, **changes}.items() if value is not None}
-    path = folder / f"{stem}.toml"
-    path.write_text("".join(f"{key} = {value}\n" for key, value in fields.items()))
-    return path
 
 
 @pytest.fixture(autouse=True)
@@ -117,7 +101,7 @@ def test_a_profile_is_read() -> None:
     ],
 )
 def test_a_contradiction_is_refused(tmp_path: Path, changes: dict[str, str | None], reason: str) -> None:
-    path = written(tmp_path, **changes)
+    path = write_profile(tmp_path, **changes)
     with pytest.raises(ProfileError) as refused:
         get_profile("mine", tmp_path)
     assert str(refused.value).startswith("profile mine cannot be used: ")
@@ -127,7 +111,7 @@ def test_a_contradiction_is_refused(tmp_path: Path, changes: dict[str, str | Non
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no file can have that name there")
 def test_a_name_that_cannot_be_a_folder_in_a_bundle(tmp_path: Path) -> None:
-    written(tmp_path, "a:b")
+    write_profile(tmp_path, "a:b")
     with pytest.raises(
         ProfileError, match=r"^profile a:b cannot be used: its file's name names a folder in bundles, and must have a-z"
     ):
@@ -135,12 +119,12 @@ def test_a_name_that_cannot_be_a_folder_in_a_bundle(tmp_path: Path) -> None:
 
 
 def test_files_that_an_editor_or_a_system_leaves_are_no_profiles(tmp_path: Path) -> None:
-    written(tmp_path, "._mine")
+    write_profile(tmp_path, "._mine")
     assert set(profiles(tmp_path)) == set(KINDS)
 
 
 def test_sizes_off_the_factor(tmp_path: Path) -> None:
-    written(tmp_path, shapes="{ odd = { height = 512, width = [64, 520, 1000] } }")
+    write_profile(tmp_path, shapes="{ odd = { height = 512, width = [64, 520, 1000] } }")
     profile = get_profile("mine", tmp_path)
     profile.check_factor(8)
     with pytest.raises(
@@ -162,7 +146,7 @@ def test_an_unknown_name_and_the_nearest() -> None:
 
 
 def test_the_users_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    written(tmp_path)
+    write_profile(tmp_path)
     assert get_profile("mine", tmp_path).gpu == "A GPU"
     monkeypatch.setenv("VAEDEPLOY_PROFILES", str(tmp_path))
     assert set(profiles()) == {*KINDS, "mine"}
@@ -172,12 +156,12 @@ def test_the_users_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_broken_file_of_the_users_is_no_hindrance_to_others(tmp_path: Path) -> None:
-    written(tmp_path, colour="1")
+    write_profile(tmp_path, colour="1")
     assert get_profile("t4", tmp_path).name == "t4"
 
 
 def test_a_users_profile_cannot_shadow_a_carried_one(tmp_path: Path) -> None:
-    path = written(tmp_path, "rtx4090")
+    path = write_profile(tmp_path, "rtx4090")
     with pytest.raises(ProfileError) as refused:
         get_profile("t4", tmp_path)
     assert str(refused.value) == (
@@ -274,7 +258,7 @@ def test_init_with_the_gpu_in_the_machine(tmp_path: Path, monkeypatch: pytest.Mo
     ],
 )
 def test_init_refuses(tmp_path: Path, name: str, reason: str) -> None:
-    before = written(tmp_path).read_text()
+    before = write_profile(tmp_path).read_text()
     with pytest.raises(ProfileError, match=reason):
         init_profile(name, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.toml"]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import itertools
 import math
 from operator import attrgetter
-from pathlib import Path
 
 import faults
 import msgspec
 import numpy as np
 import pytest
+from places import KODAK, ROOT
 from skimage.color import lab2rgb, rgb2lab
 
 from vaedeploy.bundle import Bundle
@@ -24,7 +24,6 @@ from vaedeploy.source import load_reference
 from vaedeploy.verify.reference import compute_golden
 from vaedeploy.verify.shapes import Shape
 
-KODAK = Path(__file__).parents[2] / "shared" / "images" / "kodak"
 TILE = faults.TILE
 
 needs_kodak = pytest.mark.skipif(not KODAK.is_dir(), reason="the Kodak photographs are not beside this checkout")
@@ -332,7 +331,7 @@ def test_every_limit_has_a_metric_and_a_reason(photo: Picture) -> None:
 
 
 def test_the_documentation_states_every_limit() -> None:
-    text = (Path(__file__).parents[1] / "docs" / "fidelity.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "fidelity.md").read_text(encoding="utf-8")
     for limit in LIMITS:
         side = "at most" if limit.upper else "at least"
         name = limit.name.replace("{tint}", "*colour*")

@@ -18,6 +18,7 @@ import msgspec
 import pytest
 import torch
 from hub_server import COMMIT, Drop, HubServer
+from places import ROOT
 from safetensors.torch import save, save_file
 
 from vaedeploy.source import get_preset, load_reference
@@ -72,7 +73,7 @@ class Client:
         done = subprocess.run(
             [sys.executable, "-W", "error", "-c", CLIENT.format(body=indented), json.dumps(arguments)],
             env={**kept, "HF_HOME": str(self.home), "HF_ENDPOINT": endpoint, **variables},
-            cwd=Path(__file__).parent.parent,
+            cwd=ROOT,
             capture_output=True,
             text=True,
             check=False,

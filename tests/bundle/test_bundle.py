@@ -19,6 +19,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from places import ROOT
 from tiny_bundle import FAILED, PASSED, tiny_bundle, tiny_manifest
 
 from vaedeploy.bundle import Bundle, check_bundle, create_bundle
@@ -261,7 +262,7 @@ def test_folder_without_the_right_to_write(tmp_path: Path) -> None:
 
 # Full disks and other processes
 
-HELPER = Path(__file__).parent
+HELPER = ROOT / "tests" / "support"
 SCRIPT = f"""
 import sys, time
 from pathlib import Path
@@ -837,7 +838,7 @@ def test_file_info_is_bytes_and_hash(bundle: Bundle) -> None:
 
 # The specification
 
-FORMAT_PAGE = Path(__file__).parent.parent / "docs" / "bundle-format.md"
+FORMAT_PAGE = ROOT / "docs" / "bundle-format.md"
 SPECIFIED = [Manifest, VaeInfo, Origin, LatentSpec, FileInfo, Verification, EngineInfo, EngineIdentity, ShapeSet]
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
+from places import KODAK
 
 from vaedeploy.bundle import Bundle
 from vaedeploy.images.files import read_image
@@ -14,7 +13,6 @@ from vaedeploy.runtime.vae import UnverifiedBundleWarning
 from vaedeploy.source import get_preset
 
 NAMES = ("demo", "demo-mse")
-KODAK = Path(__file__).parents[2] / "shared" / "images" / "kodak"
 UNSEEN = ("kodim15.png", "kodim16.png")
 
 LINEAR_CODEC = 25.9

@@ -10,8 +10,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from engine_files import write_profile
 from host_gpu import HostDevice
-from test_profile import written
+from places import ROOT
 from tiny_bundle import tiny_bundle
 
 from vaedeploy.errors import BackendError
@@ -35,12 +36,12 @@ except BackendError as error:
 def loaded(engine: Path) -> str:
     """What loading an engine says, in a process whose driver is the machine's own."""
     command = [sys.executable, "-c", LOAD, str(engine)]
-    return subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parent).stdout
+    return subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT / "tests" / "support").stdout
 
 
 @pytest.mark.skipif(cuda_devices() > 0, reason="there is a GPU here, on which it loads")
 def test_what_tensorrt_says_when_it_cannot_load_an_engine(tmp_path: Path) -> None:
-    written(tmp_path, precision='"fp32"', shapes="{ small = { height = 8, width = 8 } }")
+    write_profile(tmp_path, precision='"fp32"', shapes="{ small = { height = 8, width = 8 } }")
     bundle = build_engines(tiny_bundle(tmp_path / "tiny"), ["mine"], folder=tmp_path)
     name = "engines/mine/decoder.tensorrt-rtx.engine"
     first, *messages = loaded(bundle.path / name).splitlines()

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Ended
+from command_line import Ended
 from tiny_bundle import tiny_bundle
 
 from vaedeploy.bundle import Bundle

@@ -11,9 +11,8 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
-from conftest import Ended
-from test_engines import snapshot
-from test_profile import written
+from command_line import Ended
+from engine_files import snapshot, write_profile
 from tiny_modules import flat_reference, tiny_reference
 
 from vaedeploy.bundle import Bundle, check_bundle
@@ -43,7 +42,7 @@ def test_there_and_back(
     vaedeploy: Callable[..., Ended], bundle: Bundle, demo_mse_bundle: Bundle, tmp_path: Path
 ) -> None:
     """demo -> demo-mse -> demo again on the command line, engines and all."""
-    written(tmp_path, shapes="{ a = { height = 64, width = 64 } }")
+    write_profile(tmp_path, shapes="{ a = { height = 64, width = 64 } }")
     before = build_engines(bundle, ["mine"], folder=tmp_path)
     first = snapshot(before)
 

@@ -13,6 +13,7 @@ import pytest
 import skimage.data
 from pages import BLURRED, document, picture, scene
 from PIL import Image
+from places import KODAK
 
 from vaedeploy.errors import OutputError
 from vaedeploy.images.files import read_image
@@ -22,8 +23,6 @@ from vaedeploy.page.charts import HEIGHT, WIDTH, spectrum_chart, tone_chart
 from vaedeploy.page.images import HEAT, at_most, error_levels, heat_map, lossless, worst_area
 from vaedeploy.quality import measure_quality
 from vaedeploy.quality.pictures import Candidate, Picture
-
-KODAK = Path(__file__).parents[2] / "shared" / "images" / "kodak"
 
 
 def opened(uri: str) -> Image.Image:

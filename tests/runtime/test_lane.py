@@ -18,12 +18,12 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from conftest import Ended
+from arrays import noise
+from command_line import Ended
+from engine_files import DECODER, ENCODER, RTX4090, SIZES, write_profile
 from host_gpu import HostDevice, HostPlan, HostStream
 from hypothesis import given
 from hypothesis import strategies as st
-from test_engines import DECODER, ENCODER, RTX4090, SIZES
-from test_profile import written
 from tiny_bundle import tiny_bundle
 
 from vaedeploy.bundle import Bundle, check_bundle
@@ -177,7 +177,7 @@ def test_what_failed_is_not_lent_again() -> None:
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """The tiny bundle with engines, built by TensorRT-RTX."""
     folder = tmp_path_factory.mktemp("gpu")
-    written(folder, precision='"fp32"', shapes=SIZES)
+    write_profile(folder, precision='"fp32"', shapes=SIZES)
     return build_engines(tiny_bundle(folder / "tiny"), ["mine"], folder=folder)
 
 
@@ -211,10 +211,6 @@ def opened(bundle: Bundle) -> Callable[..., Opened]:
 @pytest.fixture
 def expected(bundle: Bundle) -> VAE:
     return VAE(bundle.path, "onnxruntime-cpu")
-
-
-def noise(*shape: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
 def test_every_output_arrives(opened: Callable[..., Opened], expected: VAE) -> None:
@@ -487,7 +483,7 @@ def test_engines_answer_first(gpu: HostDevice, bundle: Bundle, expected: VAE, ca
 def test_an_engine_that_several_profiles_have_is_loaded_once(
     gpu: HostDevice, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    written(tmp_path, "twin", precision='"fp32"', shapes=SIZES)
+    write_profile(tmp_path, "twin", precision='"fp32"', shapes=SIZES)
     copied = Bundle.open(shutil.copytree(bundle.path, tmp_path / "tiny"))
     made = build_engines(copied, ["twin"], folder=tmp_path)
     loaded: list[str] = []
@@ -568,7 +564,7 @@ def test_a_bundle_without_engines(gpu: HostDevice, tmp_path: Path) -> None:
 
 
 def test_an_altered_engine_is_not_loaded(gpu: HostDevice, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    written(tmp_path, precision='"fp32"', shapes=SIZES)
+    write_profile(tmp_path, precision='"fp32"', shapes=SIZES)
     made = build_engines(tiny_bundle(tmp_path / "tiny"), ["mine"], folder=tmp_path)
     data = bytearray((made.path / DECODER).read_bytes())
     data[-1] ^= 1
@@ -640,7 +636,7 @@ def test_every_optimisation_profile_runs_at_its_own_corners(own: Bundle, monkeyp
 
 def test_every_engine_runs_before_it_is_verified(own: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of two profiles with equal sizes, one would answer for both."""
-    written(tmp_path, "twin", precision='"fp32"', shapes=SIZES)
+    write_profile(tmp_path, "twin", precision='"fp32"', shapes=SIZES)
     made = build_engines(own, ["twin"], folder=tmp_path)
     monkeypatch.setattr(
         "vaedeploy.runtime.backends.tensorrt.load_plan",

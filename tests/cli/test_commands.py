@@ -4,7 +4,6 @@ import json
 import os
 import re
 import runpy
-import shlex
 import signal
 import subprocess
 import sys
@@ -15,7 +14,9 @@ import click
 import msgspec
 import numpy as np
 import pytest
+from command_line import parse
 from PIL import Image
+from places import ROOT
 from tiny_bundle import tiny_bundle
 
 from vaedeploy.bundle import Bundle
@@ -33,20 +34,12 @@ from vaedeploy.system.installs import advice_for
 from vaedeploy.values.latent import LatentSpec
 from vaedeploy.version import __version__
 
-ROOT = Path(__file__).parents[1]
 PROGRESS = re.compile(r"( \.\.\.|: done in [\d.]+ s)$")
 HEAVY = {"PIL", "diffusers", "msgspec", "numpy", "onnx", "onnxruntime", "rich", "safetensors", "torch"}
 
 
 def examples(command: click.Command) -> list[str]:
     return re.findall(r"^ +vaedeploy (.+)$", (command.help or "").partition("Example:")[2], re.MULTILINE)
-
-
-def parse(line: str) -> None:
-    """Raise click.UsageError where a command line (without ``vaedeploy``) has an option or argument too many or few."""
-    name, *arguments = shlex.split(line.partition(" > ")[0])
-    with cli.make_context("vaedeploy", [name, *arguments]) as parent:
-        cli.commands[name].make_context(name, arguments, parent=parent)
 
 
 def photo(path: Path, height: int = 16, width: int = 24, seed: int = 0) -> Path:

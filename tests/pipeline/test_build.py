@@ -21,9 +21,9 @@ import msgspec
 import numpy as np
 import onnx
 import pytest
-from conftest import Ended
+from command_line import Ended
+from engine_files import DECODER, ENCODER, RTX4090, SIZES, snapshot, write_profile
 from onnx import helper
-from test_profile import written
 from tiny_bundle import tiny_bundle
 
 from vaedeploy.bundle import Bundle, check_bundle
@@ -44,17 +44,12 @@ from vaedeploy.values.kinds import PARTS
 from vaedeploy.values.reference import Reference
 from vaedeploy.values.shapes import ShapeSet
 
-ENCODER = "engines/mine/encoder.tensorrt-rtx.engine"
-DECODER = "engines/mine/decoder.tensorrt-rtx.engine"
-SIZES = "{ small = { height = 8, width = 8 }, any = { batch = [1, 1, 2], height = [4, 8, 16], width = [4, 8, 16] } }"
-RTX4090 = Gpu("NVIDIA GeForce RTX 4090", "8.9", 24.0)
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a profile ``mine`` for the tiny bundle."""
     made = tmp_path_factory.mktemp("profiles")
-    written(made, precision='"fp32"', shapes=SIZES)
+    write_profile(made, precision='"fp32"', shapes=SIZES)
     return made
 
 
@@ -68,10 +63,6 @@ def once(tmp_path_factory: pytest.TempPathFactory, folder: Path) -> Bundle:
 def built(once: Bundle, tmp_path: Path) -> Bundle:
     """A copy of it, to be changed."""
     return Bundle.open(shutil.copytree(once.path, tmp_path / "tiny"))
-
-
-def snapshot(bundle: Bundle) -> dict[str, bytes]:
-    return {str(p.relative_to(bundle.path)): p.read_bytes() for p in bundle.path.rglob("*") if p.is_file()}
 
 
 # ---------------------------------------------------------------------------------------------- what a build leaves
@@ -186,7 +177,7 @@ def test_force_builds_again(built: Bundle, folder: Path) -> None:
 
 def test_reuse_is_by_identity_and_not_by_name(built: Bundle, tmp_path: Path) -> None:
     """A profile of the same name with other sizes builds anew, and the old engine is gone."""
-    written(tmp_path, precision='"fp32"', shapes="{ small = { height = 12, width = 8 } }")
+    write_profile(tmp_path, precision='"fp32"', shapes="{ small = { height = 12, width = 8 } }")
     again = build_engines(built.path, ["mine"], folder=tmp_path)
     assert set(again.manifest.engines) == {ENCODER, DECODER}
     old, new = (bundle.manifest.engines[DECODER].identity for bundle in (built, again))
@@ -198,7 +189,7 @@ def test_reuse_is_by_identity_and_not_by_name(built: Bundle, tmp_path: Path) -> 
 def test_uint8_images_in_bf16(tmp_path: Path) -> None:
     """The decoder's transposed convolution stays in float32: TensorRT has none in bfloat16."""
     made = tiny_bundle(tmp_path / "tiny", image_input="uint8")
-    written(tmp_path, precision='"bf16"', shapes=SIZES)
+    write_profile(tmp_path, precision='"bf16"', shapes=SIZES)
     bundle = build_engines(made, ["mine"], folder=tmp_path)
     assert bundle.manifest.engines[ENCODER].tensors["image_u8"] == "uint8 (-1, -1, -1, 3)"
     assert bundle.manifest.engines[ENCODER].layers["convolution bfloat16"] == 1
@@ -211,7 +202,7 @@ def test_every_capability_of_tensorrt_rtx(demo_bundle: Bundle, tmp_path: Path) -
     bundle = Bundle.open(shutil.copytree(demo_bundle.path, tmp_path / "demo"))
     names = [f"cc{capability.replace('.', '')}" for capability in CAPABILITIES["tensorrt-rtx"]]
     for name, capability in zip(names, CAPABILITIES["tensorrt-rtx"], strict=True):
-        written(tmp_path, name, compute_capability=f'"{capability}"')
+        write_profile(tmp_path, name, compute_capability=f'"{capability}"')
     made = build_engines(bundle, names, folder=tmp_path)
     found = {(info.identity.compute_capability, info.part) for info in made.manifest.engines.values()}
     assert found == {(c, part) for c in CAPABILITIES["tensorrt-rtx"] for part in ("encoder", "decoder")}
@@ -233,7 +224,7 @@ def test_full_size(full_size_bundle: Bundle) -> None:
 
 
 def test_export_and_build_in_one_go(tiny_vae: Reference, tmp_path: Path) -> None:
-    written(tmp_path, "half", shapes="{ a = { height = 64, width = 64 } }")
+    write_profile(tmp_path, "half", shapes="{ a = { height = 64, width = 64 } }")
     bundle = export_vae(tiny_vae, out=tmp_path / "tiny", verify=False, profiles=["half"], profile_folder=tmp_path)
     assert {info.part for info in bundle.manifest.engines.values()} == {"encoder", "decoder"}
     assert "calibration.json" in bundle.manifest.files  # which fp16 engines need, though the export did not
@@ -242,7 +233,7 @@ def test_export_and_build_in_one_go(tiny_vae: Reference, tmp_path: Path) -> None
 def test_export_checks_the_sizes_as_soon_as_it_knows_the_factor(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    written(tmp_path, "odd", shapes="{ odd = { height = 60, width = 64 } }")
+    write_profile(tmp_path, "odd", shapes="{ odd = { height = 60, width = 64 } }")
     monkeypatch.setattr("vaedeploy.pipeline.write_portable", lambda *_: pytest.fail("it began the long work"))
     with pytest.raises(ProfileError, match=r"^profile odd, shapes.odd: height 60 is not a multiple of 8"):
         export_vae("demo", out=tmp_path / "demo", verify=False, profiles=["odd"], profile_folder=tmp_path)
@@ -335,7 +326,7 @@ def test_a_bundle_serves_without_its_engines_and_builds_them_again(
 
 def test_profiles_with_equal_identities_share_one_build(built: Bundle, folder: Path, tmp_path: Path) -> None:
     for name in ("one", "two"):
-        written(tmp_path, name, precision='"fp32"', shapes=SIZES, cuda_graphs="false")
+        write_profile(tmp_path, name, precision='"fp32"', shapes=SIZES, cuda_graphs="false")
     told: list[str] = []
     made = build_engines(built, ["one", "two"], folder=tmp_path, progress=lambda what, *_: told.append(what))
     assert told[:2] == [
@@ -354,7 +345,7 @@ def test_profiles_with_equal_identities_share_one_build(built: Bundle, folder: P
 
 
 def test_what_only_the_runtime_reads_is_changed_without_a_build(built: Bundle, tmp_path: Path) -> None:
-    written(tmp_path, precision='"fp32"', shapes=SIZES, cuda_graphs="false")
+    write_profile(tmp_path, precision='"fp32"', shapes=SIZES, cuda_graphs="false")
     told: list[str] = []
     made = build_engines(built, ["mine"], folder=tmp_path, progress=lambda what, *_: told.append(what))
     assert told == [f"{ENCODER} is up to date", f"{DECODER} is up to date"]
@@ -440,13 +431,13 @@ def test_a_backend_that_the_gpu_does_not_have(built: Bundle) -> None:
 
 
 def test_a_profile_off_the_factor(built: Bundle, tmp_path: Path) -> None:
-    written(tmp_path, precision='"fp32"', shapes="{ odd = { height = 10, width = 8 } }")
+    write_profile(tmp_path, precision='"fp32"', shapes="{ odd = { height = 10, width = 8 } }")
     with pytest.raises(ProfileError, match=r"^profile mine, shapes.odd: height 10 is not a multiple of 4, as this VAE"):
         build_engines(built, ["mine"], folder=tmp_path)
 
 
 def test_fp16_without_calibration(built: Bundle, tmp_path: Path) -> None:
-    written(tmp_path, shapes=SIZES)
+    write_profile(tmp_path, shapes=SIZES)
     with pytest.raises(BuildError) as refused:
         build_engines(built, ["mine"], folder=tmp_path)
     assert str(refused.value).startswith(
@@ -458,7 +449,7 @@ def test_fp16_without_calibration(built: Bundle, tmp_path: Path) -> None:
 
 def test_what_cannot_fit_is_refused_before_it_is_built(built: Bundle, tmp_path: Path) -> None:
     before = snapshot(built)
-    written(
+    write_profile(
         tmp_path,
         precision='"fp32"',
         memory_gib="0.5",
@@ -598,7 +589,7 @@ def tensorrt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def test_tensorrt_itself_as_far_as_it_can_be_tried(tensorrt: Path, once: Bundle) -> None:
     """Its path through the code: an engine bound to the GPU model, with a timing cache. Its builder is not its own."""
     bundle = Bundle.open(shutil.copytree(once.path, tensorrt / "tiny"))
-    written(tensorrt, precision='"fp32"', shapes=SIZES)
+    write_profile(tensorrt, precision='"fp32"', shapes=SIZES)
     made = build_engines(bundle, ["mine"], backend="tensorrt", folder=tensorrt)
     name = "engines/mine/decoder.tensorrt.engine"
     identity = made.manifest.engines[name].identity
@@ -620,7 +611,7 @@ def test_a_cache_that_cannot_be_made_stops_no_build(
 ) -> None:
     (tensorrt / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tensorrt / "file"))
-    written(tensorrt, precision='"fp32"', shapes="{ small = { height = 8, width = 8 } }")
+    write_profile(tensorrt, precision='"fp32"', shapes="{ small = { height = 8, width = 8 } }")
     build_engines(tiny_bundle(tensorrt / "tiny"), ["mine"], backend="tensorrt", folder=tensorrt)
     assert any("there is no place for TensorRT's timing cache" in message for message in caplog.messages)
 
