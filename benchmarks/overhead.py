@@ -36,9 +36,10 @@ from vaedeploy.pipeline.build import build_engines
 from vaedeploy.pipeline.export import export_vae
 from vaedeploy.pipeline.turns import take_turns
 from vaedeploy.runtime import VAE, cuda, dlpack, onnxruntime_cuda, tensorrt
-from vaedeploy.runtime.device import Graphs, Plan, Tensor
+from vaedeploy.runtime.device import Graphs, Plan
 from vaedeploy.runtime.routes import Half
 from vaedeploy.system.gpu import Gpu, cuda_devices, find_gpu
+from vaedeploy.values.interface import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 from cuda_driver import load_driver, show_devices
@@ -78,7 +79,7 @@ class EngineAlone:
 
     def __init__(self, device: cuda.CudaDevice, plan: Plan, half: Half, latent: np.ndarray) -> None:
         self._stream = device.stream()
-        context, outputs = plan.context(), half.outputs(1, SIZE, SIZE)
+        context, outputs = plan.context(), half.interface.gives(1, SIZE, SIZE)
         with device.active():
             index = next(slot.index for slot in half.slots if slot.shape.holds(1, SIZE, SIZE))
             scratch = device.device_memory(max(1, context.set_shape(index, "latent", latent.shape, self._stream)))

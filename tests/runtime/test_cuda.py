@@ -23,8 +23,8 @@ from vaedeploy.bundle import Bundle
 from vaedeploy.errors import BackendError, InputError, LatentError
 from vaedeploy.pipeline.build import build_engines
 from vaedeploy.runtime import VAE, cuda, dlpack
-from vaedeploy.runtime.device import Tensor
 from vaedeploy.system.gpu import FORKED, Gpu, cuda_devices, find_gpu
+from vaedeploy.values.interface import Tensor
 
 CALL = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 

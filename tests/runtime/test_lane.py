@@ -32,13 +32,14 @@ from vaedeploy.pipeline.build import build_engines
 from vaedeploy.pipeline.verify import verify_backend
 from vaedeploy.runtime import VAE, dlpack, on_device
 from vaedeploy.runtime.backends import Candidate
-from vaedeploy.runtime.device import OnDevice, Tensor
+from vaedeploy.runtime.device import OnDevice
 from vaedeploy.runtime.dispatch import Halves
 from vaedeploy.runtime.engine import CONTEXTS, EngineSession
 from vaedeploy.runtime.lane import Lane, Work
 from vaedeploy.runtime.pool import Pool
 from vaedeploy.runtime.routes import Half, Slot, cut, tightest
 from vaedeploy.system.gpu import Gpu, cuda_devices
+from vaedeploy.values.interface import Tensor
 from vaedeploy.values.shapes import ShapeSet
 
 # ------------------------------------------------------------------------------------------------- which range, how cut
@@ -429,10 +430,10 @@ def test_a_lane_that_could_not_be_set_up_starts_anew(bundle: Bundle) -> None:
     image = np.empty((1, 3, 8, 8), np.float32)
 
     def work(index: int) -> Work:
-        return Work(index, "latent", noise(1, 2, 2, 2), half.outputs(1, 8, 8), {"image": image})
+        return Work(index, "latent", noise(1, 2, 2, 2), half.interface.gives(1, 8, 8), {"image": image})
 
     lane.run(work(0))
-    bad = Work(0, "latent", noise(1, 2, 3, 2), half.outputs(1, 12, 8), {})
+    bad = Work(0, "latent", noise(1, 2, 3, 2), half.interface.gives(1, 12, 8), {})
     with pytest.raises(AssertionError, match="not within"):
         lane.run(bad)
     lane.run(work(0))

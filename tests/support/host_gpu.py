@@ -17,9 +17,10 @@ import numpy as np
 import onnxruntime
 
 from vaedeploy.bundle import Bundle
-from vaedeploy.runtime.device import Graphs, Memory, OnDevice, Stream, Tensor
+from vaedeploy.runtime.device import Graphs, Memory, OnDevice, Stream
 from vaedeploy.runtime.lane import ALIGNMENT
 from vaedeploy.runtime.routes import Half
+from vaedeploy.values.interface import Tensor
 
 SCRATCH = 1000
 """Bytes of scratch memory that the stand-in wants for each pixel."""
@@ -153,15 +154,15 @@ class HostContext:
         self.bound: dict[str, int] = {}
 
     def set_shape(self, index: int, tensor: str, shape: tuple[int, ...], stream: Stream) -> int:
-        assert [tensor] == self.plan.half.inputs
-        sizes = self.plan.half.pixels(shape)
+        assert tensor == self.plan.half.interface.input
+        sizes = self.plan.half.interface.pixels(shape)
         assert self.plan.shapes[index].holds(*sizes), f"{sizes} is not within optimisation profile {index}"
         self.index, self.shape, self.scratch = index, shape, None
         self.plan.events.append(f"shape {index} {'x'.join(map(str, sizes))}")
         return SCRATCH * int(np.prod(sizes))
 
     def set_scratch(self, memory: Memory) -> None:
-        assert memory.size >= SCRATCH * int(np.prod(self.plan.half.pixels(self.shape)))
+        assert memory.size >= SCRATCH * int(np.prod(self.plan.half.interface.pixels(self.shape)))
         assert memory.address % ALIGNMENT == 0
         self.scratch = memory
 
@@ -171,8 +172,8 @@ class HostContext:
 
     def enqueue(self, stream: Any) -> None:
         assert self.scratch is not None
-        outputs = self.plan.half.outputs(*self.plan.half.pixels(self.shape))
-        (name,) = self.plan.half.inputs
+        outputs = self.plan.half.interface.gives(*self.plan.half.interface.pixels(self.shape))
+        name = self.plan.half.interface.input
         assert self.bound.keys() == {name, *outputs}
         bound, shape = dict(self.bound), self.shape
         dtype = np.dtype(np.uint8 if name == "image_u8" else np.float32)

@@ -12,6 +12,7 @@ from typing import Annotated
 import msgspec
 
 from vaedeploy.errors import BundleError, ContractError
+from vaedeploy.values.interface import Interface
 from vaedeploy.values.kinds import Backend, Form, ImageInput, Part, Precision, Sha256
 from vaedeploy.values.latent import LatentSpec
 from vaedeploy.values.origin import Origin
@@ -136,6 +137,10 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     contents: dict[Part, Sha256] = {}
     engines: dict[str, EngineInfo] = {}
     verification: Verification | None = None
+
+    def interface(self, part: Part) -> Interface:
+        """What a half takes and gives: names, shapes and dtypes."""
+        return Interface(part, self.latent, self.image_input)
 
     def export_command(self, out: Path) -> str:
         """What to run to make this bundle again at ``out``."""

@@ -15,12 +15,8 @@ from vaedeploy.values.shapes import CORNERS, ShapeSet
 
 @dataclass(frozen=True)
 class Graph:
-    """One ONNX model (an ``onnx_ir`` model) and the part that it is.
-
-    Encoder: input ``image`` float32 (B, 3, H, W) in [-1, 1], or ``image_u8`` uint8 (B, H, W, 3); outputs
-    ``latent_mean`` and ``latent_std``, or ``latent``, float32 (B, C, h, w), as the diffusion model sees them.
-    Decoder: input ``latent``; outputs ``image`` float32 (B, 3, H, W), not clamped, ``image_u8`` uint8 (B, H, W, 3) and
-    ``finite`` bool (B,).
+    """One ONNX model (an ``onnx_ir`` model) and the part that it is. ``Interface`` in ``values`` has the names, shapes
+    and dtypes of its input and outputs.
     """
 
     model: ir.Model

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vaedeploy.errors import ExportError
+from vaedeploy.values.interface import Interface
 from vaedeploy.values.kinds import Part
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ HINTS = {
 
 
 def probe_part(reference: Reference, part: Part, batch: int, height: int, width: int) -> None:
-    """Run one half of ``reference`` on zeros, for a latent of ``batch`` x ``height`` x ``width``.
+    """Run one half of ``reference`` on zeros, for ``batch`` images of ``height`` x ``width`` pixels.
 
     Raises ExportError where the module is not in float32 on the CPU, fails, draws random numbers, or gives something
     else than the latent contract says.
@@ -33,12 +34,11 @@ def probe_part(reference: Reference, part: Part, batch: int, height: int, width:
     latent = reference.latent
     who = f"the {part} ({type(module).__name__})"
     _check_tensors(module, who)
-    large, small = (height * latent.factor, width * latent.factor), (height, width)
-    if part == "encoder":
-        given, expected = (batch, 3, *large), (batch, latent.channels, *small)
-        names = ("latent_mean", "latent_std") if latent.sampled else ("latent",)
-    else:
-        given, expected, names = (batch, latent.channels, *small), (batch, 3, *large), ("image",)
+    interface = Interface(part, latent)
+    given, gives = interface.takes(batch, height, width).shape, interface.gives(batch, height, width)
+    # Bytes and the check for NaN are the graph's, not the module's.
+    names = interface.outputs if part == "encoder" else ("image",)
+    expected = gives[names[0]].shape
     contract = f"the latent contract (channels={latent.channels}, factor={latent.factor}, sampled={latent.sampled})"
     for name, value in zip(names, _outputs(_run(module, given, who), names, who, contract), strict=True):
         if tuple(value.shape) != expected:

@@ -11,6 +11,7 @@ from contextlib import contextmanager, redirect_stderr
 from typing import TYPE_CHECKING, get_args
 
 import msgspec
+import numpy as np
 import onnx_ir as ir
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 from vaedeploy.errors import ExportError, InputError
 from vaedeploy.graph.graph import Graph
 from vaedeploy.graph.probe import probe_part
+from vaedeploy.values import interface as interfaces
+from vaedeploy.values.interface import Interface, spatial_axes
 from vaedeploy.values.kinds import ImageInput, Part
 from vaedeploy.values.latent import LatentSpec
 from vaedeploy.version import __version__
@@ -80,49 +83,42 @@ def per_channel(value: float | tuple[float, ...]) -> float | Tensor:
 def trace_graph(reference: Reference, part: Part, *, image_input: ImageInput = "float") -> Graph:
     """Trace one half of ``reference`` to ONNX, opset 20, with dynamic batch, height and width.
 
-    The modules must be in float32 on the CPU; see ``Graph`` for names, shapes and value ranges. The graph's weights are
-    the module's own memory until it is saved.
+    The modules must be in float32 on the CPU; see ``Interface`` for names, shapes and value ranges. The graph's weights
+    are the module's own memory until it is saved.
 
     Raises ExportError where a module gives something else than the latent contract says, where torch cannot trace it,
     and where a size became a constant; InputError for another ``image_input``.
     """
     if image_input not in get_args(ImageInput):
         raise InputError(f"image_input is {image_input!r}; it must be 'float' or 'uint8'")
-    latent = reference.latent
-    probe_part(reference, part, TRACE_BATCH, *TRACE_LATENT)
-    height, width = (n * latent.factor for n in TRACE_LATENT)
+    interface = Interface(part, reference.latent, image_input)
+    height, width = (n * reference.latent.factor for n in TRACE_LATENT)
+    probe_part(reference, part, TRACE_BATCH, height, width)
     module: nn.Module
     if part == "encoder":
-        module = EncoderGraph(reference.encoder, latent, image_input)
-        if image_input == "uint8":
-            names, example = ["image_u8"], torch.zeros(TRACE_BATCH, height, width, 3, dtype=torch.uint8)
-        else:
-            names, example = ["image"], torch.zeros(TRACE_BATCH, 3, height, width)
-        outputs = ["latent_mean", "latent_std"] if latent.sampled else ["latent"]
+        module = EncoderGraph(reference.encoder, reference.latent, image_input)
     else:
-        module = DecoderGraph(reference.decoder, latent)
-        names, example = ["latent"], torch.zeros(TRACE_BATCH, latent.channels, *TRACE_LATENT)
-        outputs = ["image", "image_u8", "finite"]
-    model = _trace(module.eval(), example, names, outputs, part)
+        module = DecoderGraph(reference.decoder, reference.latent)
+    model = _trace(module.eval(), interface, interface.takes(TRACE_BATCH, height, width))
     _name_sizes(model, part)
     _check_sizes(model, part)
     _describe(model, part, reference)
     return Graph(model, part)
 
 
-def _trace(module: nn.Module, example: Tensor, names: list[str], outputs: list[str], part: Part) -> ir.Model:
-    sizes = (1, 2) if example.dtype == torch.uint8 else (2, 3)
-    dynamic = dict.fromkeys((0, *sizes), torch.export.Dim.DYNAMIC)
+def _trace(module: nn.Module, interface: Interface, example: interfaces.Tensor) -> ir.Model:
+    dynamic = dict.fromkeys((0, *spatial_axes(interface.input)), torch.export.Dim.DYNAMIC)
+    part = interface.part
     try:
         with _quiet(), torch.no_grad():
             program = torch.onnx.export(
                 module,
-                (example,),
+                (torch.from_numpy(np.zeros(example.shape, example.dtype)),),
                 dynamo=True,
                 opset_version=OPSET,
                 dynamic_shapes=(dynamic,),
-                input_names=names,
-                output_names=outputs,
+                input_names=[interface.input],
+                output_names=interface.outputs,
                 verbose=False,
             )
     except Exception as error:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vaedeploy.errors import ImageError, InputError, LatentError
+from vaedeploy.values.interface import Tensor
 from vaedeploy.values.latent import LatentSpec, SizeRule
 
 FLOATS = (np.dtype(np.float16), np.dtype(np.float32), np.dtype(np.float64))
@@ -116,12 +117,13 @@ def check_seed(seed: int, sample: bool) -> int:
     return number
 
 
-def check_out(out: NDArray[Any], shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-    """Raise InputError where ``out`` cannot be filled with a result of that shape and type."""
+def check_out(out: NDArray[Any], result: Tensor) -> None:
+    """Raise InputError where ``out`` cannot be filled with ``result``."""
     if not isinstance(out, np.ndarray):
         raise InputError(f"out is of type {type(out).__name__}; it must be a numpy array")
-    if out.shape != shape or out.dtype != dtype or not out.flags.writeable:
+    if out.shape != result.shape or out.dtype != result.dtype or not out.flags.writeable:
         kind = "" if out.flags.writeable else "read-only "
         raise InputError(
-            f"out is {kind}{out.dtype} of shape {out.shape}; it must be writeable {dtype} of shape {shape}"
+            f"out is {kind}{out.dtype} of shape {out.shape}; it must be writeable {result.dtype} of shape "
+            f"{result.shape}"
         )

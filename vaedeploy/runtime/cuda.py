@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vaedeploy.errors import BackendError, InputError
-from vaedeploy.runtime.device import OnDevice, Tensor
+from vaedeploy.runtime.device import OnDevice
 from vaedeploy.system.gpu import FORKED, cuda_devices, driver_version, was_forked
 from vaedeploy.system.installs import install_command
+from vaedeploy.values.interface import Tensor
 
 DEFAULT_STREAMS = (0, 1, 2)
 """The handles of streams that every device has: CU_STREAM_LEGACY (also as 0) and CU_STREAM_PER_THREAD."""

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from vaedeploy.values.interface import Tensor
 
 
 class Memory(Protocol):
@@ -90,19 +90,6 @@ class Plan(Protocol):
     def settled(self) -> None:
         """A shape has run for the first time: what was compiled for it may be kept."""
         ...
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """What an input or output is to be: (B, ...) of a dtype, contiguous."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-
-    @cached_property
-    def size(self) -> int:
-        """In bytes."""
-        return math.prod(self.shape) * self.dtype.itemsize
 
 
 @dataclass(frozen=True)

@@ -185,11 +185,8 @@ class Halves:
 
     def _check_contract(self, part: Part, runner: Runner) -> None:
         manifest = self._bundle.manifest
-        if part == "decoder":
-            inputs, outputs = ["latent"], ["image", "image_u8", "finite"]
-        else:
-            inputs = ["image_u8" if manifest.image_input == "uint8" else "image"]
-            outputs = ["latent_mean", "latent_std"] if manifest.latent.sampled else ["latent"]
+        interface = manifest.interface(part)
+        inputs, outputs = [interface.input], list(interface.outputs)
         if runner.inputs != inputs or not set(outputs) <= set(runner.outputs):
             raise BundleError(
                 f"{runner.graph} takes {runner.inputs} and gives {runner.outputs}; the {part} of this bundle must "

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from vaedeploy.runtime.cuda import CudaDevice, CudaStream, libraries
-from vaedeploy.runtime.device import OnDevice, Tensor
+from vaedeploy.runtime.device import OnDevice
+from vaedeploy.values.interface import Tensor
 
 CUDA = 2
 """The kind of device in DLPack's protocol: kDLCUDA."""

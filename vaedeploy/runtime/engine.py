@@ -36,9 +36,10 @@ class EngineSession:
 
     def __init__(self, half: Half, device: Device, load: Callable[[str], Plan], verify_hashes: bool = True) -> None:
         self.graph = half.bundle.path / half.engines[0]
-        self.inputs = half.inputs
-        self.outputs = list(half.outputs(1, 1, 1))
+        self.inputs = [half.interface.input]
+        self.outputs = list(half.interface.outputs)
         self._half = half
+        self._pixels = half.interface.pixels
         self._device = device
         self._load = load
         self._verify_hashes = verify_hashes
@@ -68,7 +69,7 @@ class EngineSession:
             raise BackendError(FORKED)
         ((name, given),) = inputs.items()
         try:
-            route = self._route(*self._half.pixels(shape_of(given)))
+            route = self._route(*self._pixels(shape_of(given)))
         except SizeError as error:
             raise SizeError(f"{error}. {self._advice()}") from error
         made = {

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from vaedeploy.errors import BackendError
-from vaedeploy.runtime.device import Array, OnDevice, Tensor, shape_of
+from vaedeploy.runtime.device import Array, OnDevice, shape_of
+from vaedeploy.values.interface import Tensor
 
 if TYPE_CHECKING:
     from vaedeploy.runtime.device import Device, HostMemory, Memory, Plan

@@ -9,39 +9,31 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import numpy as np
-
 from vaedeploy.bundle.manifest import Manifest
 from vaedeploy.errors import ImageError, InputError, LatentError
 from vaedeploy.runtime.cuda import CudaDevice, check_stream
-from vaedeploy.runtime.device import OnDevice, Tensor
+from vaedeploy.runtime.device import OnDevice
 from vaedeploy.runtime.dispatch import Halves
 from vaedeploy.runtime.dlpack import as_device_array, is_on_device, to_caller
-
-SINGLE = np.dtype(np.float32)
+from vaedeploy.values.interface import Tensor, spatial_axes
 
 
 def encode(halves: Halves, manifest: Manifest, gpu: CudaDevice, image: Any, stream: Any) -> Any:
     """See ``VAE.encode``."""
     given, after = _take(image, "image", gpu, stream, ImageError)
-    if manifest.image_input == "uint8":
-        name, form, channels, axes = "image_u8", "(B, H, W, 3) uint8", 3, (1, 2)
-    else:
-        name, form, channels, axes = "image", "(B, 3, H, W) float32 in [-1, 1]", 1, (2, 3)
-    shape, dtype = given.tensor.shape, given.tensor.dtype
-    wanted = np.dtype(np.uint8) if manifest.image_input == "uint8" else SINGLE
-    if dtype != wanted or len(shape) != 4 or shape[channels] != 3 or 0 in shape:
+    interface = manifest.interface("encoder")
+    if not interface.accepts(given.tensor):
+        form = "(B, H, W, 3) uint8" if interface.input == "image_u8" else "(B, 3, H, W) float32 in [-1, 1]"
         raise ImageError(
-            f"image is {dtype} of shape {shape}; in the GPU's memory it must be {form}, as the encoder of this bundle "
-            "takes it. For the other kind export with --image-input, or copy the image to the host"
+            f"image is {given.tensor.dtype} of shape {given.tensor.shape}; in the GPU's memory it must be {form}, as "
+            "the encoder of this bundle takes it. For the other kind export with --image-input, or copy the image to "
+            "the host"
         )
-    latent = manifest.latent
-    height, width = (shape[axis] for axis in axes)
-    latent.sizes.check(height, width)
-    made = Tensor((shape[0], latent.channels, height // latent.factor, width // latent.factor), SINGLE)
-    output = "latent_mean" if latent.sampled else "latent"
-    result = gpu.array(made)
-    halves.run("encoder", [output], {name: given}, {output: result}, after)
+    batch, height, width = interface.pixels(given.tensor.shape)
+    manifest.latent.sizes.check(height, width)
+    output = interface.outputs[0]
+    result = gpu.array(interface.gives(batch, height, width)[output])
+    halves.run("encoder", [output], {interface.input: given}, {output: result}, after)
     return to_caller(result)
 
 
@@ -57,21 +49,19 @@ def decode(
 ) -> Any:
     """See ``VAE.decode``."""
     given, after = _take(latent, "latent", gpu, stream, LatentError)
-    spec, shape = manifest.latent, given.tensor.shape
-    if given.tensor.dtype != SINGLE or len(shape) != 4 or shape[1] != spec.channels or 0 in shape:
+    spec, interface = manifest.latent, manifest.interface("decoder")
+    if not interface.accepts(given.tensor):
         raise LatentError(
-            f"latent is {given.tensor.dtype} of shape {shape}; in the GPU's memory it must be "
+            f"latent is {given.tensor.dtype} of shape {given.tensor.shape}; in the GPU's memory it must be "
             f"(B, {spec.channels}, h, w) float32 (torch: .float())"
         )
-    full = shape[2] * spec.factor, shape[3] * spec.factor
-    cut = None if size is None else spec.sizes.check_cut(size, full)
-    if output == "uint8":
-        name, made, axes = "image_u8", Tensor((shape[0], *full, 3), np.dtype(np.uint8)), (1, 2)
-    else:
-        name, made, axes = "image", Tensor((shape[0], 3, *full), SINGLE), (2, 3)
+    batch, *full = interface.pixels(given.tensor.shape)
+    cut = None if size is None else spec.sizes.check_cut(size, (full[0], full[1]))
+    name = "image_u8" if output == "uint8" else "image"
+    made = interface.gives(batch, *full)[name]
     result, busy = (gpu.array(made), ()) if out is None else _fill(out, made, gpu, cut)
     halves.run("decoder", [name, "finite"], {"latent": given}, {name: result}, (*after, *busy))
-    return to_caller(result, cut, axes) if out is None else out
+    return to_caller(result, cut, spatial_axes(name)) if out is None else out
 
 
 def _take(

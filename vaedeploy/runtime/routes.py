@@ -6,11 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-import numpy as np
-
 from vaedeploy.bundle import Bundle
 from vaedeploy.errors import SizeError
-from vaedeploy.runtime.device import Tensor
+from vaedeploy.values.interface import Interface, Tensor
 from vaedeploy.values.kinds import Backend, Part
 from vaedeploy.values.shapes import ShapeSet
 
@@ -70,7 +68,7 @@ KEPT_ROUTES = 256
 
 @dataclass(frozen=True)
 class Half:
-    """What a part of a bundle takes and gives, and the engines for it that fit this GPU: their files in the bundle.
+    """One half of a bundle, and the engines for it that fit this GPU: their files in the bundle.
 
     only: the number of the one optimisation profile to use; None: all.
     """
@@ -93,32 +91,9 @@ class Half:
         ]
 
     @property
-    def inputs(self) -> list[str]:
-        """The name of the one input."""
-        if self.part == "decoder":
-            return ["latent"]
-        return ["image_u8" if self.bundle.manifest.image_input == "uint8" else "image"]
-
-    def pixels(self, shape: tuple[int, ...]) -> tuple[int, int, int]:
-        """(batch, height, width) in pixels, for an input of that shape."""
-        if self.part == "decoder":
-            factor = self.bundle.manifest.latent.factor
-            return shape[0], shape[2] * factor, shape[3] * factor
-        height, width = shape[1:3] if self.inputs == ["image_u8"] else shape[2:4]
-        return shape[0], height, width
-
-    def outputs(self, batch: int, height: int, width: int) -> dict[str, Tensor]:
-        """Every output for that many items of that many pixels."""
-        single, byte, truth = np.dtype(np.float32), np.dtype(np.uint8), np.dtype(np.bool_)
-        if self.part == "decoder":
-            return {
-                "image": Tensor((batch, 3, height, width), single),
-                "image_u8": Tensor((batch, height, width, 3), byte),
-                "finite": Tensor((batch,), truth),
-            }
-        latent = self.bundle.manifest.latent
-        small = Tensor((batch, latent.channels, height // latent.factor, width // latent.factor), single)
-        return dict.fromkeys(["latent_mean", "latent_std"] if latent.sampled else ["latent"], small)
+    def interface(self) -> Interface:
+        """What it takes and gives."""
+        return self.bundle.manifest.interface(self.part)
 
 
 @dataclass(frozen=True)
@@ -131,5 +106,6 @@ class Route:
 
 def find_route(half: Half, slots: Sequence[Slot], batch: int, height: int, width: int) -> Route:
     """Raises SizeError where ``slots`` do not take that size."""
-    pieces = [(p, half.outputs(p.stop - p.start, height, width)) for p in cut(slots, batch, height, width)]
-    return Route(half.outputs(batch, height, width), pieces)
+    gives = half.interface.gives
+    pieces = [(p, gives(p.stop - p.start, height, width)) for p in cut(slots, batch, height, width)]
+    return Route(gives(batch, height, width), pieces)

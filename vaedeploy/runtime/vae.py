@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -167,18 +167,18 @@ class VAE:
             )
         if pad:
             pixels = pad_image(pixels, self.latent.sizes)
-        self.latent.sizes.check(*(pixels.shape[1:3] if pixels.dtype == np.uint8 else pixels.shape[2:4]))
-        if self.manifest.image_input == "uint8":
-            inputs = {"image_u8": np.ascontiguousarray(pixels)}
-        else:
-            inputs = {"image": to_float(pixels) if pixels.dtype == np.uint8 else np.ascontiguousarray(pixels)}
-        if sample:
-            latent, std = self._run("encoder", ["latent_mean", "latent_std"], inputs)
-            noise = np.random.Generator(np.random.Philox(seed)).standard_normal(latent.shape, np.float32)
-            latent = latent + std * noise
-        else:
-            (latent,) = self._run("encoder", ["latent_mean" if self.latent.sampled else "latent"], inputs)
-        return latent
+        if pixels.dtype == np.uint8 and self.manifest.image_input == "float":
+            pixels = to_float(pixels)
+        interface = self.manifest.interface("encoder")
+        _, height, width = interface.pixels(pixels.shape)
+        self.latent.sizes.check(height, width)
+        inputs = {interface.input: np.ascontiguousarray(pixels)}
+        if not sample:
+            (latent,) = self._run("encoder", interface.outputs[:1], inputs)
+            return latent
+        mean, std = self._run("encoder", interface.outputs, inputs)
+        noise = np.random.Generator(np.random.Philox(seed)).standard_normal(mean.shape, np.float32)
+        return mean + std * noise
 
     def decode(
         self,
@@ -210,16 +210,14 @@ class VAE:
                 return on_device.decode(self._halves, self.manifest, self._gpu(), latent, output, size, out, stream)
         _refuse_stream(stream)
         values = check_latent(as_numpy(latent, "latent", LatentError), self.latent)
-        batch, full = values.shape[0], (values.shape[2] * self.latent.factor, values.shape[3] * self.latent.factor)
-        height, width = full if size is None else self.latent.sizes.check_cut(size, full)
-        bytes_wanted = output == "uint8"
+        interface, name = self.manifest.interface("decoder"), "image_u8" if output == "uint8" else "image"
+        batch, *full = interface.pixels(values.shape)
+        height, width = full if size is None else self.latent.sizes.check_cut(size, (full[0], full[1]))
         if out is not None:
-            shape = (batch, height, width, 3) if bytes_wanted else (batch, 3, height, width)
-            check_out(out, shape, np.dtype(np.uint8 if bytes_wanted else np.float32))
-        names = ["image_u8" if bytes_wanted else "image", "finite"]
-        image, _ = self._run("decoder", names, {"latent": values})
-        if (height, width) != full:
-            image = image[:, :height, :width] if bytes_wanted else image[:, :, :height, :width]
+            check_out(out, interface.gives(batch, height, width)[name])
+        image, _ = self._run("decoder", [name, "finite"], {interface.input: values})
+        if [height, width] != full:
+            image = image[:, :height, :width] if output == "uint8" else image[:, :, :height, :width]
         if out is None:
             return np.ascontiguousarray(image)
         np.copyto(out, image)
@@ -246,7 +244,7 @@ class VAE:
             self._opened = CudaDevice(self._device)
         return self._opened
 
-    def _run(self, part: Part, outputs: list[str], inputs: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
+    def _run(self, part: Part, outputs: Sequence[str], inputs: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
         return self._halves.run(part, outputs, inputs)  # type: ignore[return-value]  # host in, host out
 
 

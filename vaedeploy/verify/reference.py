@@ -12,6 +12,7 @@ from vaedeploy.bundle.golden import GoldenCase
 from vaedeploy.errors import ExportError
 from vaedeploy.images.photos import Photo, crop_batch
 from vaedeploy.system.progress import Progress, silent
+from vaedeploy.values.interface import Interface
 from vaedeploy.values.latent import LatentSpec
 from vaedeploy.verify.shapes import Shape
 
@@ -73,13 +74,9 @@ def model_space(latent: NDArray[np.float32], spec: LatentSpec) -> NDArray[np.flo
 def diffusion_space(raw: tuple[NDArray[np.float64], ...], latent: LatentSpec) -> dict[str, NDArray[np.float32]]:
     """What the encoder of PyTorch gives, (B, C, h, w) each, as the outputs of the graph, by name."""
     scale, shift = _vectors(latent)
-    if not latent.sampled:
-        return {"latent": ((raw[0] - shift) * scale).astype(np.float32)}
-    mean, std = raw
-    return {
-        "latent_mean": ((mean - shift) * scale).astype(np.float32),
-        "latent_std": (std * abs(scale)).astype(np.float32),
-    }
+    converted = [(raw[0] - shift) * scale, *(std * abs(scale) for std in raw[1:])]
+    names = Interface("encoder", latent).outputs
+    return {name: value.astype(np.float32) for name, value in zip(names, converted, strict=True)}
 
 
 def _vectors(latent: LatentSpec) -> tuple[Any, Any]:
@@ -90,14 +87,13 @@ def _vectors(latent: LatentSpec) -> tuple[Any, Any]:
 
 
 def _check(shape: Shape, latents: dict[str, NDArray[np.float32]], image: NDArray[Any], latent: LatentSpec) -> None:
-    spatial = (shape.height // latent.factor, shape.width // latent.factor)
-    wanted = dict.fromkeys(latents, (shape.batch, latent.channels, *spatial))
-    wanted["image"] = (shape.batch, 3, shape.height, shape.width)
+    halves = (Interface("encoder", latent), Interface("decoder", latent))
+    wanted = {n: t for half in halves for n, t in half.gives(shape.batch, shape.height, shape.width).items()}
     for name, value in {**latents, "image": image}.items():
-        if value.shape != wanted[name]:
+        if value.shape != wanted[name].shape:
             raise ExportError(
                 f"PyTorch gives {name} of shape {value.shape} for an image of {shape.height}x{shape.width}; "
-                f"the latent contract wants {wanted[name]}"
+                f"the latent contract wants {wanted[name].shape}"
             )
         if not np.isfinite(value).all():
             raise ExportError(f"PyTorch itself gives NaN or infinity in {name}; the weights are not usable")
