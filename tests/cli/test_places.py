@@ -53,7 +53,7 @@ def test_a_page_that_has_no_place_is_told_before_the_work(
     vaedeploy: Callable[..., Any], bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "page.png").write_text("")
-    monkeypatch.setattr("vaedeploy.pipeline.judge", never)
+    monkeypatch.setattr("vaedeploy.pipeline.verify.judge", never)
     ended = vaedeploy("verify", bundle, "--report", tmp_path / "page.png")
     assert (ended.code, ended.out) == (2, "")
     assert ended.err.startswith(f"Error: cannot write a report to {tmp_path / 'page.png'}: there is a file where")
@@ -101,7 +101,7 @@ def test_a_verdict_that_cannot_be_noted_is_told(
     vaedeploy: Callable[..., Any], bundle: Path, monkeypatch: pytest.MonkeyPatch, wrong: bool
 ) -> None:
     if wrong:
-        monkeypatch.setattr("vaedeploy.verify.LIMITS", {"fp32": (IMPOSSIBLE,)})
+        monkeypatch.setattr("vaedeploy.verify.cases.LIMITS", {"fp32": (IMPOSSIBLE,)})
     before = (bundle / "bundle.json").read_bytes()
     with edit_bundle(Bundle.open(bundle)):
         ended = vaedeploy("verify", bundle)
@@ -116,7 +116,7 @@ def test_what_a_bisection_needs_is_missed_before_the_work(
 ) -> None:
     monkeypatch.delitem(sys.modules, "vaedeploy.verify.bisect", raising=False)
     monkeypatch.setitem(sys.modules, "onnx_ir", None)
-    monkeypatch.setattr("vaedeploy.pipeline.judge", never)
+    monkeypatch.setattr("vaedeploy.pipeline.verify.judge", never)
     ended = vaedeploy("verify", bundle, "--bisect")
     assert (ended.code, ended.out) == (1, "")
     assert 'Run: pip install "vaedeploy[' in ended.err

@@ -15,7 +15,7 @@ from tiny_bundle import tiny_bundle
 
 from vaedeploy.bundle import Bundle
 from vaedeploy.errors import BackendError, InputError, SizeError
-from vaedeploy.pipeline import bench
+from vaedeploy.pipeline import ceilings as measured
 from vaedeploy.pipeline.bench import Timing, bench_bundle
 from vaedeploy.pipeline.ceilings import Ceilings
 
@@ -44,12 +44,12 @@ def test_the_floor(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     """The decoder is one transposed convolution: 2 x 2 x 3 x 4 x 4 operations for each of 2 x 3 latent elements."""
     operations = 2 * 2 * 3 * 16 * 6
     ceilings = Ceilings("CPU", {"fp32": 1000.0}, 1e9)
-    monkeypatch.setattr(bench, "_of_cpu", lambda: ceilings)
+    monkeypatch.setattr(measured, "_of_cpu", lambda: ceilings)
     (row,) = [t for t in bench_bundle(bundle, sizes=[(8, 12)], rounds=1).timings if t.part == "decoder"]
     assert row.floor_ms == pytest.approx(operations)  # at 1000 operations a second
     assert row.share == pytest.approx(operations / row.ms)
     # With a slow copy: 4 bytes for each of 96 weights, and 3 bytes a pixel and 4 x 2 / 16 for the latent.
-    monkeypatch.setattr(bench, "_of_cpu", lambda: Ceilings("CPU", {"fp32": 1e12}, 100.0))
+    monkeypatch.setattr(measured, "_of_cpu", lambda: Ceilings("CPU", {"fp32": 1e12}, 100.0))
     (row,) = [t for t in bench_bundle(bundle, sizes=[(8, 12)], rounds=1).timings if t.part == "decoder"]
     assert row.floor_ms == pytest.approx(10 * (4 * 96 + 96 * 3.5), rel=0.1)
 
@@ -112,7 +112,7 @@ def test_bad_input(bundle: Bundle, options: dict[str, object], error: type[Excep
 
 
 def test_on_the_command_line(vaedeploy: Callable[..., Ended], bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench, "_of_cpu", lambda: Ceilings("CPU", {"fp32": 1e11}, 1e10))  # measured above
+    monkeypatch.setattr(measured, "_of_cpu", lambda: Ceilings("CPU", {"fp32": 1e11}, 1e10))  # measured above
     ended = vaedeploy("bench", bundle.path, "--size", "8x12", "--batch", 2, "--rounds", 1)
     header, *rows, ceilings = ended.out.splitlines()
     assert re.split("  +", header) == [

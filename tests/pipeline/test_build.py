@@ -112,7 +112,7 @@ def test_a_bundle_that_is_read_only_is_refused_before_the_build(
     bundle = tiny_bundle(tmp_path / "tiny")
     told: list[str] = []
     # What its rights say does not hold for root.
-    monkeypatch.setattr("vaedeploy.engines.os.access", lambda path, mode: (path, mode) != (bundle.path, os.W_OK))
+    monkeypatch.setattr("vaedeploy.pipeline.build.os.access", lambda path, mode: (path, mode) != (bundle.path, os.W_OK))
     with pytest.raises(OutputError, match="its folder is read-only here, so nothing was built"):
         build_engines(bundle, ["mine"], folder=folder, progress=lambda what, *_: told.append(what))
     assert told == []
@@ -234,7 +234,7 @@ def test_export_checks_the_sizes_as_soon_as_it_knows_the_factor(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_profile(tmp_path, "odd", shapes="{ odd = { height = 60, width = 64 } }")
-    monkeypatch.setattr("vaedeploy.pipeline.write_portable", lambda *_: pytest.fail("it began the long work"))
+    monkeypatch.setattr("vaedeploy.pipeline.export.write_portable", lambda *_: pytest.fail("it began the long work"))
     with pytest.raises(ProfileError, match=r"^profile odd, shapes.odd: height 60 is not a multiple of 8"):
         export_vae("demo", out=tmp_path / "demo", verify=False, profiles=["odd"], profile_folder=tmp_path)
     assert not (tmp_path / "demo").exists()

@@ -23,6 +23,7 @@ from vaedeploy.pipeline.export import export_vae
 from vaedeploy.pipeline.swap import Drift, restore_vae, swap_vae
 from vaedeploy.runtime import VAE
 from vaedeploy.source import get_preset, load_reference
+from vaedeploy.verify.limits import LIMITS, Limit
 
 ENGINE = "engines/mine/decoder.tensorrt-rtx.engine"
 
@@ -120,10 +121,8 @@ def test_another_architecture_is_refused(bundle: Bundle) -> None:
 
 def test_a_vae_that_fails_its_verification(flat: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     """The limits are made impossible, since no good VAE fails them."""
-    from vaedeploy.verify import cases as verify
-
-    impossible = (verify.Limit("rel_l2", 1e-12, True, "for this test"),)
-    monkeypatch.setitem(verify.LIMITS, "fp32", impossible)
+    impossible = (Limit("rel_l2", 1e-12, True, "for this test"),)
+    monkeypatch.setitem(LIMITS, "fp32", impossible)
     before = snapshot(flat)
     with pytest.raises(VerificationError) as failed:
         swap_vae(flat, flat_reference(1))

@@ -15,7 +15,7 @@ from vaedeploy.errors import BackendError, EngineError, InputError, SizeError
 from vaedeploy.graph.graph import Inputs, load_graph
 from vaedeploy.graph.operations import count_operations, weight_bytes
 from vaedeploy.images.photos import Photo, crop_batch, load_photos
-from vaedeploy.pipeline.ceilings import Ceilings, _ceilings_of
+from vaedeploy.pipeline.ceilings import Ceilings, measure_ceilings
 from vaedeploy.pipeline.turns import milliseconds, take_turns
 from vaedeploy.runtime import VAE
 from vaedeploy.runtime.backends import BACKENDS, ENGINES, precision_of, problem_of
@@ -79,7 +79,7 @@ def bench_bundle(
     bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     _check(bundle, sizes, batches, rounds)
     chosen = _answering(bundle, as_list("backends", backends), device)
-    ceilings = {name: _ceilings_of(name, device) for name in chosen}
+    ceilings = {name: measure_ceilings(name, device) for name in chosen}
     photos, timings = _photos(), []
     total, done = len(sizes) * len(batches) * len(PARTS), 0
     with ExitStack() as stack:

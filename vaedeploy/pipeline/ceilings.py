@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from vaedeploy.pipeline.turns import _seconds
+from vaedeploy.pipeline.turns import seconds_of
 from vaedeploy.values.kinds import Precision
 
 
@@ -22,7 +22,7 @@ class Ceilings(msgspec.Struct, frozen=True):
     copy: float
 
 
-def _ceilings_of(backend: str, device: int) -> Ceilings | None:
+def measure_ceilings(backend: str, device: int) -> Ceilings | None:
     return _of_cpu() if backend.endswith("-cpu") else _of_gpu(device)
 
 
@@ -31,8 +31,8 @@ def _of_cpu() -> Ceilings:
     a = np.ones((side, side), np.float32)
     source = np.ones(count, np.float32)
     target = np.empty_like(source)
-    product = min(_seconds(lambda: a @ a, 1) for _ in range(10))
-    moved = min(_seconds(lambda: np.copyto(target, source), 1) for _ in range(5))
+    product = min(seconds_of(lambda: a @ a, 1) for _ in range(10))
+    moved = min(seconds_of(lambda: np.copyto(target, source), 1) for _ in range(5))
     return Ceilings("CPU", {"fp32": 2 * side**3 / product}, 2 * source.nbytes / moved)
 
 
@@ -62,7 +62,7 @@ def _rates(torch: Any, place: Any) -> Ceilings:
             torch.cuda.synchronize(place)
 
         call()
-        return min(_seconds(call, 3) for _ in range(5))
+        return min(seconds_of(call, 3) for _ in range(5))
 
     product = {}
     for precision, dtype in kinds.items():

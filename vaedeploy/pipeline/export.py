@@ -13,10 +13,11 @@ from vaedeploy.bundle.golden import NAME as GOLDEN_NAME
 from vaedeploy.bundle.golden import GoldenCase, write_golden
 from vaedeploy.bundle.graphs import graph_names
 from vaedeploy.bundle.manifest import Manifest, VaeInfo
-from vaedeploy.errors import InputError, VerificationError, WeightsError
+from vaedeploy.errors import InputError, VerificationError
 from vaedeploy.images.photos import load_photos
 from vaedeploy.pipeline.graphs import measure, write_forms, write_portable
 from vaedeploy.runtime import onnxruntime_cpu
+from vaedeploy.source import find_source, load_source
 from vaedeploy.system.arguments import as_list
 from vaedeploy.system.heap import collect_garbage
 from vaedeploy.system.progress import Progress, silent
@@ -71,7 +72,7 @@ def export_vae(
     """
     if precision not in get_args(Precision):
         raise InputError(f"precision is {precision!r}; it must be one of {', '.join(get_args(Precision))}")
-    _check_source(vae, weights)
+    source = find_source(vae, weights)  # to refuse what cannot be loaded before PyTorch is, which takes seconds
     jobs = _plan_builds(profiles, profile_folder)
     half = {precision if rewrite else "fp32", *(job.profile.precision for job in jobs)}
     calibrated = verify or "fp16" in half
@@ -80,10 +81,10 @@ def export_vae(
     pictures = load_photos(photos) if calibrated else []
     reference: Reference | None = None
     if out is None:  # the place is known only once the VAE is; otherwise it is checked first
-        reference = find_reference(vae, weights, scale, shift, progress)
+        reference = load_source(source, scale=scale, shift=shift, progress=progress)
         out = reference.name
     with create_bundle(out, force) as draft:
-        reference = reference or find_reference(vae, weights, scale, shift, progress)
+        reference = reference or load_source(source, scale=scale, shift=shift, progress=progress)
         for job in jobs:
             job.profile.check_factor(reference.latent.factor)
         contents = write_portable(reference, draft.path, image_input, progress)
@@ -123,34 +124,6 @@ def _plan_builds(profiles: Sequence[str], folder: str | Path | None) -> tuple[Jo
     from vaedeploy.engines.plan import plan_builds
 
     return plan_builds(profiles, folder=folder)
-
-
-def _check_source(vae: str | Path | Reference, weights: str | Path | None) -> None:
-    """To refuse what cannot be loaded before PyTorch is, which takes seconds."""
-    if isinstance(vae, str | Path):
-        from vaedeploy.source import check_source
-
-        check_source(vae, weights)
-
-
-def find_reference(
-    vae: str | Path | Reference,
-    weights: str | Path | None,
-    scale: float | None,
-    shift: float | None,
-    progress: Progress,
-) -> Reference:
-    """``load_reference``, or the one that is given. Raises WeightsError where that is to have other weights."""
-    from vaedeploy.source import load_reference
-    from vaedeploy.values.reference import Reference
-
-    if not isinstance(vae, Reference):
-        return load_reference(vae, weights, scale=scale, shift=shift, progress=progress)
-    if (weights, scale, shift) != (None, None, None):
-        raise WeightsError(
-            "a Reference has its weights and its latent contract already; give no weights, scale or shift"
-        )
-    return vae
 
 
 def _manifest(

@@ -16,8 +16,9 @@ from vaedeploy.graph.graph import load_graph
 from vaedeploy.images.photos import crop_batch, load_photos
 from vaedeploy.images.pixels import pixel_errors, relative_errors
 from vaedeploy.pipeline.build import build_planned
-from vaedeploy.pipeline.export import export_vae, find_reference
+from vaedeploy.pipeline.export import export_vae
 from vaedeploy.runtime import VAE
+from vaedeploy.source import find_source, load_source
 from vaedeploy.system.atomic import link_or_copy, replace_directory
 from vaedeploy.system.progress import Progress, silent
 from vaedeploy.values.kinds import PARTS, Part
@@ -68,7 +69,7 @@ def swap_vae(
     # What is kept is to be whole, and what is not the bundle's would be lost.
     old = check_bundle(bundle.path if isinstance(bundle, Bundle) else bundle)
     jobs = jobs_of(old)  # to fail before the long work
-    reference = find_reference(vae, weights, None, None, progress)
+    reference = load_source(find_source(vae, weights), progress=progress)
     _check_contract(old, reference)
     with edit_bundle(old) as edit:
         manifest = old.manifest

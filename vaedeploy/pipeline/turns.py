@@ -24,17 +24,17 @@ def take_turns(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str,
         try:
             for _ in range(WARM):
                 call()
-            repeats[name] = max(1, round(SHORTEST / _seconds(call, 1)))
+            repeats[name] = max(1, round(SHORTEST / seconds_of(call, 1)))
         except (BackendError, EngineError, SizeError) as error:
             problems[name] = str(error)
     times: dict[str, list[float]] = {name: [] for name in repeats}
     for turn in range(rounds):
         for name in list(repeats)[:: -1 if turn % 2 else 1]:
-            times[name].append(_seconds(calls[name], repeats[name]))
+            times[name].append(seconds_of(calls[name], repeats[name]))
     return {name: (times.get(name, []), problems.get(name)) for name in calls}
 
 
-def _seconds(call: Callable[[], Any], repeats: int) -> float:
+def seconds_of(call: Callable[[], Any], repeats: int) -> float:
     """Of one call, the mean of some that follow each other. A call of ``VAE`` returns when its result is there."""
     started = time.perf_counter()
     for _ in range(repeats):
