@@ -18,6 +18,7 @@ from vaedeploy.errors import BackendError, InputError, SizeError
 from vaedeploy.pipeline import ceilings as measured
 from vaedeploy.pipeline.bench import Timing, bench_bundle
 from vaedeploy.pipeline.ceilings import Ceilings
+from vaedeploy.pipeline.turns import WARM, take_turns
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +65,8 @@ def test_backends_take_turns() -> None:
 
         return work
 
-    found = bench.take_turns({"a": call("a"), "b": call("b")}, 3)
-    warm = (bench.WARM + 1) * 2
+    found = take_turns({"a": call("a"), "b": call("b")}, 3)
+    warm = (WARM + 1) * 2
     assert order[warm:] == ["a", "b", "b", "a", "a", "b"]
     assert all(len(seconds) == 3 and problem is None for seconds, problem in found.values())
 
@@ -75,7 +76,7 @@ def test_what_cannot_be_timed_says_why_and_stops_no_other(error: Exception) -> N
     def fail() -> None:
         raise error
 
-    found = bench.take_turns({"a": fail, "b": lambda: None}, 1)
+    found = take_turns({"a": fail, "b": lambda: None}, 1)
     assert found["a"] == ([], str(error))
     assert len(found["b"][0]) == 1
 
