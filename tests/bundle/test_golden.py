@@ -11,7 +11,7 @@ import torch
 from tiny_modules import TinyDecoder, tiny_reference
 from torch import Tensor, nn
 
-from vaedeploy.bundle.golden import GoldenCase, read_golden, write_golden
+from vaedeploy.bundle.golden import GoldenCase, decode_golden, encode_golden
 from vaedeploy.errors import BundleError, ExportError
 from vaedeploy.images.photos import Photo, load_photos
 from vaedeploy.values.latent import LatentSpec
@@ -57,7 +57,7 @@ def test_outputs_are_those_of_a_float64_copy(reference: Reference, cases: tuple[
 
 
 def test_the_file_keeps_everything(cases: tuple[GoldenCase, ...]) -> None:
-    read = read_golden(write_golden(cases, "abc"), "abc")
+    read = decode_golden(encode_golden(cases, "abc"), "abc")
     assert [c.name for c in read] == [c.name for c in cases]
     for found, expected in zip(read, cases, strict=True):
         assert found.round_trip is expected.round_trip
@@ -70,7 +70,7 @@ def test_the_file_keeps_everything(cases: tuple[GoldenCase, ...]) -> None:
 
 def test_another_vaes_file_is_refused(cases: tuple[GoldenCase, ...]) -> None:
     with pytest.raises(BundleError, match=r"^golden\.safetensors is of another VAE: abc, not xyz$"):
-        read_golden(write_golden(cases, "abc"), "xyz")
+        decode_golden(encode_golden(cases, "abc"), "xyz")
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_another_vaes_file_is_refused(cases: tuple[GoldenCase, ...]) -> None:
 )
 def test_a_damaged_file_is_refused(cases: tuple[GoldenCase, ...], damage) -> None:
     with pytest.raises(BundleError, match=r"^golden\.safetensors cannot be read: .*vaedeploy verify BUNDLE"):
-        read_golden(damage(write_golden(cases, "abc")), "abc")
+        decode_golden(damage(encode_golden(cases, "abc")), "abc")
 
 
 def test_golden_cases_of_a_16_channel_vae_are_under_10_mb() -> None:
@@ -101,7 +101,7 @@ def test_outputs_that_lie_otherwise_in_memory_are_kept(photos: list[Photo]) -> N
     decoder = nn.Sequential(nn.Conv2d(4, 3, 1), nn.Upsample(scale_factor=2.0), nn.AvgPool2d(2), nn.GroupNorm(1, 3))
     reference = Reference(Rearranged(), decoder.eval(), LatentSpec(channels=4, factor=1, scale=1.0, sampled=False))
     (case,) = compute_golden(reference, photos, SHAPES[:1])
-    (read,) = read_golden(write_golden([case], "abc"), "abc")
+    (read,) = decode_golden(encode_golden([case], "abc"), "abc")
     np.testing.assert_array_equal(read.latents["latent"], case.latents["latent"])
     x = torch.from_numpy(case.photo).permute(0, 3, 1, 2).double() / 127.5 - 1
     weights = torch.arange(12.0).double().reshape(3, 4)

@@ -21,7 +21,7 @@ from tiny_bundle import tiny_bundle
 
 from vaedeploy.bundle import Bundle
 from vaedeploy.bundle.golden import NAME as GOLDEN
-from vaedeploy.bundle.golden import read_golden, write_golden
+from vaedeploy.bundle.golden import decode_golden, encode_golden
 from vaedeploy.cli import terminal
 from vaedeploy.cli.group import cli
 from vaedeploy.errors import BackendError
@@ -565,10 +565,10 @@ def test_export_verify_and_fail(vaedeploy, small_vae, tmp_path, monkeypatch):
 
     opened = Bundle.open("small")
     identity = opened.manifest.vae.identity
-    cases = read_golden(opened.file(GOLDEN).read_bytes(), identity)
+    cases = decode_golden(opened.file(GOLDEN).read_bytes(), identity)
     for case in cases:
         case.image[...] += 0.1
-    opened.update(files={GOLDEN: write_golden(cases, identity)})
+    opened.update(files={GOLDEN: encode_golden(cases, identity)})
     failed = vaedeploy("verify", "small")
     assert failed.code == 3
     assert failed.out.splitlines()[-1].startswith("FAILED: ")

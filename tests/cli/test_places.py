@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 from tiny_bundle import tiny_bundle
 
+import vaedeploy as vd
 from vaedeploy import errors
 from vaedeploy.bundle import Bundle, edit_bundle
 from vaedeploy.page import check_folder, write
@@ -53,7 +54,7 @@ def test_a_page_that_has_no_place_is_told_before_the_work(
     vaedeploy: Callable[..., Any], bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "page.png").write_text("")
-    monkeypatch.setattr("vaedeploy.pipeline.verify.judge", never)
+    monkeypatch.setattr("vaedeploy.pipeline.verify.verify_graphs", never)
     ended = vaedeploy("verify", bundle, "--report", tmp_path / "page.png")
     assert (ended.code, ended.out) == (2, "")
     assert ended.err.startswith(f"Error: cannot write a report to {tmp_path / 'page.png'}: there is a file where")
@@ -111,12 +112,26 @@ def test_a_verdict_that_cannot_be_noted_is_told(
     assert (bundle / "bundle.json").read_bytes() == before
 
 
+def test_a_caller_is_warned_of_a_verdict_that_is_not_noted(bundle: Path) -> None:
+    with (
+        edit_bundle(Bundle.open(bundle)),
+        pytest.warns(vd.UnnotedVerdictWarning, match=r"^the verdict is not noted in the bundle: ") as caught,
+    ):
+        assert vd.verify_bundle(bundle).passed
+    assert [warning.filename for warning in caught] == [__file__]  # where verify_bundle was called
+
+
+def test_a_profile_needs_its_backend(bundle: Path) -> None:
+    with pytest.raises(vd.InputError, match=r"^a profile chooses engines, .*; give backend= too$"):
+        vd.verify_bundle(bundle, profile="rtx4090")
+
+
 def test_what_a_bisection_needs_is_missed_before_the_work(
     vaedeploy: Callable[..., Any], bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delitem(sys.modules, "vaedeploy.verify.bisect", raising=False)
     monkeypatch.setitem(sys.modules, "onnx_ir", None)
-    monkeypatch.setattr("vaedeploy.pipeline.verify.judge", never)
+    monkeypatch.setattr("vaedeploy.pipeline.verify.verify_graphs", never)
     ended = vaedeploy("verify", bundle, "--bisect")
     assert (ended.code, ended.out) == (1, "")
     assert 'Run: pip install "vaedeploy[' in ended.err

@@ -17,7 +17,7 @@ from vaedeploy.engines.profile import CAPABILITIES
 from vaedeploy.errors import BackendError, InputError, SizeError
 from vaedeploy.pipeline.build import build_engines
 from vaedeploy.pipeline.export import export_vae
-from vaedeploy.pipeline.verify import verify_backend
+from vaedeploy.pipeline.verify import verify_bundle
 from vaedeploy.runtime import VAE
 from vaedeploy.runtime.backends import ENGINES, problem_of
 from vaedeploy.system.gpu import find_gpu
@@ -89,7 +89,7 @@ def test_the_gate(bundle: Bundle) -> None:
     """The engines against the verified graph, at every corner of both optimisation profiles, with the limits of
     fp16.
     """
-    report = verify_backend(bundle, backend_of(bundle))
+    report = verify_bundle(bundle, backend=backend_of(bundle))
     assert report.passed, [case.failures for case in report.cases]
     corners = {("small of here", 1, 64), ("any of here", 1, 64), ("any of here", 1, 128), ("any of here", 2, 256)}
     assert {(case.name, case.batch, case.height) for case in report.cases} == corners

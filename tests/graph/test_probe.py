@@ -33,7 +33,7 @@ class Gives(nn.Module):
 
 def probe(part: Part, module: nn.Module, sampled: bool = True) -> None:
     modules: dict[str, nn.Module] = {"encoder": TinyEncoder(4), "decoder": TinyDecoder(4), part: module}
-    probe_part(Reference(**modules, latent=LatentSpec(4, 4, 1.0, sampled=sampled)), part, 2, 3, 5)
+    probe_part(Reference(**modules, latent=LatentSpec(4, 4, 1.0, sampled=sampled)), part, 2, 12, 20)
 
 
 def refusal(part: Part, module: nn.Module, sampled: bool = True) -> str:
@@ -99,7 +99,7 @@ def test_another_number_of_outputs(part: Part, module: nn.Module, sampled: bool,
 
 def test_another_shape() -> None:
     with pytest.raises(ExportError) as error:
-        probe_part(Reference(TinyEncoder(4), TinyDecoder(4), LatentSpec(4, 8, 1.0)), "encoder", 2, 3, 5)
+        probe_part(Reference(TinyEncoder(4), TinyDecoder(4), LatentSpec(4, 8, 1.0)), "encoder", 2, 24, 40)
     assert str(error.value) == (
         "the encoder (TinyEncoder) gives latent_mean of shape (2, 4, 6, 10) for an input of (2, 3, 24, 40); "
         "the latent contract (channels=4, factor=8, sampled=True) wants (2, 4, 3, 5)"

@@ -12,7 +12,7 @@ from PIL import Image
 
 from vaedeploy.errors import ImageError
 from vaedeploy.images.photos import crop_batch, load_photos
-from vaedeploy.verify.shapes import Shape, verification_shapes
+from vaedeploy.verify.shapes import verification_shapes
 
 
 @pytest.mark.parametrize("factor", [1, 2, 4, 8, 16, 32])
@@ -32,7 +32,7 @@ def test_shapes_cover_what_differs(factor: int) -> None:
 @given(st.integers(1, 3), st.integers(1, 90), st.integers(1, 90), st.integers(1, 60), st.integers(1, 60))
 def test_crops_have_the_shape_asked_for(batch: int, height: int, width: int, tall: int, wide: int) -> None:
     photos = [np.full((tall, wide, 3), 7, np.uint8), np.full((wide, tall, 3), 9, np.uint8)]
-    crop = crop_batch(photos, Shape("any", batch, height, width, True))
+    crop = crop_batch(photos, batch, height, width)
     assert crop.shape == (batch, height, width, 3)
     assert crop.dtype == np.uint8
     assert [int(c.mean()) for c in crop] == [7, 9, 7][:batch]
@@ -40,7 +40,7 @@ def test_crops_have_the_shape_asked_for(batch: int, height: int, width: int, tal
 
 def test_large_photos_are_cut_and_not_scaled() -> None:
     photo = np.arange(10 * 12 * 3, dtype=np.uint8).reshape(10, 12, 3)
-    np.testing.assert_array_equal(crop_batch([photo], Shape("any", 1, 4, 6, True))[0], photo[3:7, 3:9])
+    np.testing.assert_array_equal(crop_batch([photo], 1, 4, 6)[0], photo[3:7, 3:9])
 
 
 def test_samples_are_photographs() -> None:

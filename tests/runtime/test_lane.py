@@ -29,7 +29,7 @@ from tiny_bundle import tiny_bundle
 from vaedeploy.bundle import Bundle, check_bundle
 from vaedeploy.errors import BackendError, BundleError, EngineError, InputError, SizeError
 from vaedeploy.pipeline.build import build_engines
-from vaedeploy.pipeline.verify import verify_backend
+from vaedeploy.pipeline.verify import verify_bundle
 from vaedeploy.runtime import VAE, dlpack, on_device
 from vaedeploy.runtime.backends import Candidate
 from vaedeploy.runtime.device import OnDevice
@@ -500,7 +500,7 @@ def test_an_engine_that_several_profiles_have_is_loaded_once(
 
 
 def test_the_gate_says_nothing_of_what_it_is_about_to_prove(own: Bundle, caplog: pytest.LogCaptureFixture) -> None:
-    verify_backend(own, "tensorrt-rtx")
+    verify_bundle(own, backend="tensorrt-rtx")
     assert caplog.messages == []
 
 
@@ -597,7 +597,7 @@ def own(gpu: HostDevice, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_engines_that_are_right_pass_the_gate(own: Bundle) -> None:
-    report = verify_backend(own, "tensorrt-rtx", profile="mine")
+    report = verify_bundle(own, backend="tensorrt-rtx", profile="mine")
     assert report.passed
     found = [(case.part, case.name, case.batch, case.height) for case in report.cases if case.output != "latent_std"]
     assert found == [
@@ -629,7 +629,7 @@ def test_every_optimisation_profile_runs_at_its_own_corners(own: Bundle, monkeyp
         return plans[-1]
 
     monkeypatch.setattr("vaedeploy.runtime.backends.tensorrt.load_plan", load)
-    verify_backend(own, "tensorrt-rtx")
+    verify_bundle(own, backend="tensorrt-rtx")
     for name in (ENCODER, DECODER):
         events = [event for plan in plans if plan.name == name for event in plan.events if event.startswith("shape")]
         assert events == ["shape 0 1x8x8", "shape 1 1x4x4", "shape 1 1x8x8", "shape 1 2x16x16"]
@@ -643,13 +643,13 @@ def test_every_engine_runs_before_it_is_verified(own: Bundle, tmp_path: Path, mo
         "vaedeploy.runtime.backends.tensorrt.load_plan",
         lambda path, *_: HostPlan(made, path.relative_to(made.path).as_posix()),
     )
-    report = verify_backend(made, "tensorrt-rtx")
+    report = verify_bundle(made, backend="tensorrt-rtx")
     forms = {case.form for case in report.cases}
     assert forms == {"mine tensorrt-rtx fp32", "twin tensorrt-rtx fp32"}
 
 
 def test_a_verified_engine_is_used_without_a_warning(own: Bundle, caplog: pytest.LogCaptureFixture) -> None:
-    verify_backend(own, "tensorrt-rtx")
+    verify_bundle(own, backend="tensorrt-rtx")
     caplog.clear()
     with VAE(own.path) as vae:
         vae.decode(noise(1, 2, 2, 2))
@@ -683,7 +683,7 @@ def test_engines_that_are_wrong_do_not_pass(
 
 def test_the_gate_of_graphs(own: Bundle) -> None:
     """On the backend that the reference itself runs on: not one value differs."""
-    report = verify_backend(own, "onnxruntime-cpu")
+    report = verify_bundle(own, backend="onnxruntime-cpu")
     assert report.passed
     assert report.worst["max_abs"] == 0
 
@@ -691,9 +691,9 @@ def test_the_gate_of_graphs(own: Bundle) -> None:
 def test_the_gate_needs_something_to_compare_with(own: Bundle) -> None:
     manifest = msgspec.structs.replace(own.manifest, verification=None)
     with pytest.raises(BundleError, match=r"is not verified, so nothing can be compared with it. Run: vaedeploy "):
-        verify_backend(Bundle(own.path, manifest), "tensorrt-rtx")
+        verify_bundle(Bundle(own.path, manifest), backend="tensorrt-rtx")
     with pytest.raises(InputError, match="profiles are for engines; onnxruntime-cpu runs graphs"):
-        verify_backend(own, "onnxruntime-cpu", profile="mine")
+        verify_bundle(own, backend="onnxruntime-cpu", profile="mine")
 
 
 def test_a_profile_without_a_backend_is_a_mistake(vaedeploy: Callable[..., Ended], bundle: Bundle) -> None:

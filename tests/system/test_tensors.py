@@ -48,14 +48,14 @@ from pathlib import Path
 from vaedeploy.images.latents import LatentFile
 from vaedeploy.images.latents import write_latent
 from vaedeploy.bundle.golden import GoldenCase
-from vaedeploy.bundle.golden import write_golden
+from vaedeploy.bundle.golden import encode_golden
 from vaedeploy.values.latent import LatentSpec
 
 path = Path(sys.argv[1])
 write_latent(path, LatentFile(np.ones((1, 4, 2, 3), np.float32), "12ab", "demo", LatentSpec(4, 8, 0.5), (16, 24)))
 sides = np.zeros((1, 4, 4, 3), np.uint8), np.zeros((1, 3, 4, 4), np.float32)
 case = GoldenCase("odd", sides[0], {"latent": sides[1], "latent_std": sides[1]}, sides[1], True)
-path.with_suffix(".golden").write_bytes(write_golden([case], "12ab"))
+path.with_suffix(".golden").write_bytes(encode_golden([case], "12ab"))
 """
 
 

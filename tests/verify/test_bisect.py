@@ -23,7 +23,7 @@ from tiny_modules import tiny_reference
 
 from vaedeploy.bundle import Bundle
 from vaedeploy.bundle.golden import NAME as GOLDEN
-from vaedeploy.bundle.golden import read_golden, write_golden
+from vaedeploy.bundle.golden import decode_golden, encode_golden
 from vaedeploy.cli.tables.bisect import STEP_COLUMNS
 from vaedeploy.errors import BundleError
 from vaedeploy.graph.graph import Graph, module_path, save_form
@@ -181,7 +181,7 @@ def test_the_first_tensor_that_overflows(small_vae: Path, tmp_path: Path) -> Non
     found = bisect_bundle(bundle, report)
     assert [trace.part for trace in found.traces] == ["decoder"]
     (trace,) = found.traces
-    cases = read_golden(bundle.file(GOLDEN).read_bytes(), bundle.manifest.vae.identity)
+    cases = decode_golden(bundle.file(GOLDEN).read_bytes(), bundle.manifest.vae.identity)
     (case,) = [case for case in cases if case.name == trace.case]
     assert case.photo.shape[0] * case.photo.shape[1] * case.photo.shape[2] == 64 * 64
     portable = ir.load(bundle.graph("decoder"))
@@ -218,10 +218,10 @@ def test_a_rescaled_graph_is_compared_with_what_it_stores(inflated_bundles: dict
 def test_what_fails_as_a_whole_has_no_jump(tiny_vae_bundle: Bundle, tmp_path: Path) -> None:
     """The reference is another: all forms are off, and none from the other."""
     bundle = copy(tiny_vae_bundle, tmp_path / "tiny")
-    cases = read_golden(bundle.file(GOLDEN).read_bytes(), bundle.manifest.vae.identity)
+    cases = decode_golden(bundle.file(GOLDEN).read_bytes(), bundle.manifest.vae.identity)
     for case in cases:
         case.image[...] += 0.1
-    bundle.update(files={GOLDEN: write_golden(cases, bundle.manifest.vae.identity)})
+    bundle.update(files={GOLDEN: encode_golden(cases, bundle.manifest.vae.identity)})
     report = verify_bundle(bundle)
     found = bisect_bundle(bundle, report)
     assert {trace.jumps for trace in found.traces} == {()}

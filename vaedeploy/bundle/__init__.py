@@ -5,7 +5,7 @@ May import ``values``, ``system`` and ``errors``; what computes the content of a
 
 from __future__ import annotations
 
-from vaedeploy.bundle.bundle import PREVIOUS, Bundle, BundleEdit, check_bundle, edit_bundle, naming_bundle
+from vaedeploy.bundle.bundle import PREVIOUS, Bundle, BundleEdit, as_bundle, check_bundle, edit_bundle, naming_bundle
 from vaedeploy.bundle.create import create_bundle
 from vaedeploy.bundle.manifest import Manifest
 
@@ -14,6 +14,7 @@ __all__ = [
     "Bundle",
     "BundleEdit",
     "Manifest",
+    "as_bundle",
     "check_bundle",
     "create_bundle",
     "edit_bundle",

@@ -154,6 +154,11 @@ class Bundle:
         raise BundleError(f"bundle {self.path} {state}: {what}{'. ' if len(problems) == 1 else ''}{again}")
 
 
+def as_bundle(bundle: Bundle | str | Path) -> Bundle:
+    """The bundle itself, or the one that ``Bundle.open`` opens at a path."""
+    return bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+
+
 def check_bundle(path: str | Path) -> Bundle:
     """Open a bundle and prove every file in it; a file that the manifest does not name is a fault as well.
 

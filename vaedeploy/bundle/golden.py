@@ -33,7 +33,7 @@ class GoldenCase:
     round_trip: bool
 
 
-def write_golden(cases: Sequence[GoldenCase], identity: str) -> bytes:
+def encode_golden(cases: Sequence[GoldenCase], identity: str) -> bytes:
     """The bytes of ``golden.safetensors``; ``identity`` is the VAE's."""
     arrays: dict[str, NDArray[Any]] = {}
     for case in cases:
@@ -43,8 +43,8 @@ def write_golden(cases: Sequence[GoldenCase], identity: str) -> bytes:
     return safetensors_bytes(arrays, {"vae_identity": identity, "cases": json.dumps(table)})
 
 
-def read_golden(data: bytes, identity: str) -> tuple[GoldenCase, ...]:
-    """Read what ``write_golden`` wrote. Raises BundleError where it is damaged or another VAE's."""
+def decode_golden(data: bytes, identity: str) -> tuple[GoldenCase, ...]:
+    """Read what ``encode_golden`` wrote. Raises BundleError where it is damaged or another VAE's."""
     try:
         arrays = safetensors.numpy.load(data)
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]

@@ -115,15 +115,9 @@ def verify(bundle: Path, weights: str | None, backend: str | None, bisect: bool,
         raise click.UsageError("--bisect is for the graphs on the CPU: give no --backend.")
     if bisect:
         import vaedeploy.verify.bisect  # noqa: F401 - what it needs may be missing, which is told before the work
-    if backend is None:
-        options.pop("profile")
-        report, problem = keep_result(lambda tell: verify_bundle(bundle, weights=weights, progress=tell, **options))
-    else:
-        from vaedeploy.pipeline.verify import verify_backend
-
-        report, problem = keep_result(
-            lambda tell: verify_backend(bundle, backend, weights=weights, progress=tell, **options)
-        )
+    report, problem = keep_result(
+        lambda tell: verify_bundle(bundle, backend=backend, weights=weights, progress=tell, **options)
+    )
     if not as_json:
         _show_report(report)
     elif not bisect:

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from vaedeploy.bundle import Bundle
+from vaedeploy.bundle import Bundle, as_bundle
 from vaedeploy.errors import BackendError, EngineError, InputError, SizeError
 from vaedeploy.graph.graph import Inputs, load_graph
 from vaedeploy.graph.operations import count_operations, weight_bytes
@@ -76,7 +76,7 @@ def bench_bundle(
 
     Raises InputError for a backend that there is not and for sizes off the factor, BackendError where none answers.
     """
-    bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    bundle = as_bundle(bundle)
     _check(bundle, sizes, batches, rounds)
     chosen = _answering(bundle, as_list("backends", backends), device)
     ceilings = {name: measure_ceilings(name, device) for name in chosen}

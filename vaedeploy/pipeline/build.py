@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from vaedeploy.bundle import Bundle, BundleEdit, edit_bundle
+from vaedeploy.bundle import Bundle, BundleEdit, as_bundle, edit_bundle
 from vaedeploy.bundle.calibration import NAME as CALIBRATE_NAME
 from vaedeploy.bundle.calibration import decode_calibration
 from vaedeploy.bundle.engines import carries, differences, engine_name
@@ -57,7 +57,7 @@ def build_engines(
     the backend is not installed, all before anything is built. Raises BuildError where engines could not be built; the
     others are in the bundle then.
     """
-    bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    bundle = as_bundle(bundle)
     return build_planned(bundle, plan_builds(profiles, backend=backend, folder=folder), force, progress)
 
 

@@ -10,7 +10,7 @@ import msgspec
 
 from vaedeploy.bundle import Bundle, create_bundle
 from vaedeploy.bundle.golden import NAME as GOLDEN_NAME
-from vaedeploy.bundle.golden import GoldenCase, write_golden
+from vaedeploy.bundle.golden import GoldenCase, encode_golden
 from vaedeploy.bundle.graphs import graph_names
 from vaedeploy.bundle.manifest import Manifest, VaeInfo
 from vaedeploy.errors import InputError, VerificationError
@@ -22,8 +22,9 @@ from vaedeploy.system.arguments import as_list
 from vaedeploy.system.heap import collect_garbage
 from vaedeploy.system.progress import Progress, silent
 from vaedeploy.values.kinds import ImageInput, Part, Precision
-from vaedeploy.verify import reference as golden
-from vaedeploy.verify.graphs import judge
+from vaedeploy.verify.graphs import verify_graphs
+from vaedeploy.verify.looks import make_looks
+from vaedeploy.verify.reference import compute_golden
 from vaedeploy.verify.report import Report, summary
 from vaedeploy.verify.shapes import verification_shapes
 from vaedeploy.version import __version__
@@ -92,8 +93,8 @@ def export_vae(
         manifest = _manifest(reference, precision, image_input, contents)
         cases: tuple[GoldenCase, ...] = ()
         if verify:
-            cases = golden.compute_golden(reference, pictures, verification_shapes(reference.latent.factor), progress)
-            (draft.path / GOLDEN_NAME).write_bytes(write_golden(cases, reference.identity))
+            cases = compute_golden(reference, pictures, verification_shapes(reference.latent.factor), progress)
+            (draft.path / GOLDEN_NAME).write_bytes(encode_golden(cases, reference.identity))
         reference = None  # and with it the weights: ONNX Runtime needs the memory
         collect_garbage()
         calibration = None
@@ -103,7 +104,8 @@ def export_vae(
         manifest = msgspec.structs.replace(manifest, graphs=graph_names(draft.path), rewrites=applied)
         report = None
         if verify:
-            report = judge(manifest, draft.path, cases, FRESH, progress)
+            looks = make_looks(manifest.latent.factor)
+            report = verify_graphs(manifest, draft.path, cases, FRESH, looks, progress)
             (draft.path / REPORT).parent.mkdir()
             (draft.path / REPORT).write_bytes(report.to_json())
             manifest = msgspec.structs.replace(manifest, verification=summary(report))

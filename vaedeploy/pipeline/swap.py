@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from vaedeploy.bundle import PREVIOUS, Bundle, BundleEdit, check_bundle, edit_bundle, naming_bundle
+from vaedeploy.bundle import PREVIOUS, Bundle, BundleEdit, as_bundle, check_bundle, edit_bundle, naming_bundle
 from vaedeploy.bundle.manifest import NAME
 from vaedeploy.engines.plan import jobs_of
 from vaedeploy.errors import InputError, VerificationError
@@ -100,7 +100,7 @@ def restore_vae(bundle: Bundle | str | Path) -> Bundle:
     """Bring back the VAE that was there before ``swap_vae``, bit for bit. Raises InputError where there was none, and
     BundleError where what was kept is damaged.
     """
-    bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    bundle = as_bundle(bundle)
     if f"{PREVIOUS}/{NAME}" not in bundle.manifest.files:
         raise InputError(f"bundle {bundle.path} holds the VAE that it was made with: there is nothing to restore")
     kept = check_bundle(bundle.path / PREVIOUS)

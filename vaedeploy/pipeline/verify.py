@@ -1,4 +1,4 @@
-"""A bundle against PyTorch again: what ``vaedeploy verify`` does."""
+"""A bundle against PyTorch again, or a backend of this machine against the bundle: ``vaedeploy verify``."""
 
 from __future__ import annotations
 
@@ -10,29 +10,35 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from vaedeploy.bundle import Bundle, edit_bundle
-from vaedeploy.bundle.golden import NAME as GOLDEN_NAME
-from vaedeploy.bundle.golden import GoldenCase, read_golden, write_golden
+from vaedeploy.bundle import Bundle, as_bundle, edit_bundle
+from vaedeploy.bundle.golden import NAME as GOLDEN
+from vaedeploy.bundle.golden import GoldenCase, decode_golden, encode_golden
 from vaedeploy.errors import InputError, OutputError, WeightsError
 from vaedeploy.images.photos import load_photos
 from vaedeploy.pipeline.export import FRESH, REPORT
-from vaedeploy.runtime.backends import ENGINES, find_candidates
+from vaedeploy.runtime.backends import ENGINES, NO_PROFILES, find_candidates
 from vaedeploy.system.progress import Progress, silent
-from vaedeploy.verify import reference as golden
-from vaedeploy.verify.backend import _Cases, _Graph, _judge_engine, _judge_graphs, _Torch
-from vaedeploy.verify.graphs import judge
-from vaedeploy.verify.looks import find_look
-from vaedeploy.verify.report import Report, summary
+from vaedeploy.verify.backend import CasesAtSizes, GraphTruth, TorchTruth, Truth, verify_engine, verify_runners
+from vaedeploy.verify.graphs import verify_graphs
+from vaedeploy.verify.looks import Looks, make_looks
+from vaedeploy.verify.reference import compute_golden
+from vaedeploy.verify.report import Case, Report, summary
 from vaedeploy.verify.shapes import verification_shapes
 
 if TYPE_CHECKING:
     from vaedeploy.values.reference import Reference
 
+KEPT = f"PyTorch in float64, computed earlier and kept in {GOLDEN}"
 
-def verify_backend(
+
+class UnnotedVerdictWarning(UserWarning):
+    """A verdict could not be written into the bundle, for example because the bundle is read-only."""
+
+
+def verify_bundle(
     bundle: Bundle | str | Path,
-    backend: str,
     *,
+    backend: str | None = None,
     profile: str | None = None,
     device: int = 0,
     reference: Reference | None = None,
@@ -41,136 +47,137 @@ def verify_backend(
     page: str | Path | None = None,
     progress: Progress = silent,
 ) -> Report:
-    """Compare what ``backend`` computes on this machine with the reference, and note the verdict with the engines.
+    """Compare a bundle with PyTorch again, and write the verdict into it.
 
-    Each engine runs at the minimum, the optimum and the maximum of each of its optimisation profiles; graphs at the
-    sizes that every bundle is verified at. Inputs are photographs and their latents. profile: the engines of that
-    profile alone. device: the CUDA device. reference: the VAE in PyTorch, weights: where its weights are; it is run in
-    float32 on the GPU. Without either, the bundle's float32 graph, verified against PyTorch, is run on the CPU.
+    >>> verify_bundle("mse840k").passed                             # the graphs, on the CPU, against float64
+    >>> verify_bundle("mse840k", backend="tensorrt-rtx").passed     # its engines, on this machine's GPU
 
-    page: a folder for an HTML page that shows it, see ``report.write_report``, which is checked before any work.
+    backend: None compares the bundle's graphs, on the CPU, with what PyTorch gives in float64, and marks the bundle
+        verified or not. A backend's name compares what that backend computes on this machine: each engine at the
+        minimum, the optimum and the maximum of each of its optimisation profiles, or graphs at the sizes that every
+        bundle is verified at. The verdict is noted with the engines then.
+    profile: only the engines of that GPU profile. device: the number of the CUDA device.
+    reference: the VAE in PyTorch; weights: where its weights are now. Without either, graphs are compared with the
+        outputs that PyTorch gave when the bundle was made (or, with other ``photos``, with the source that the bundle
+        names), and a backend is compared with the bundle's float32 graph on the CPU, which must be verified. With one
+        of them, a backend is compared with PyTorch in float32 on the GPU.
+    photos: a folder of photographs to verify on, instead of those that scikit-image carries.
+    page: a folder for an HTML page that shows the verification; whether it can be written is checked first.
+    progress: is told how many cases are done, see ``Progress``.
 
-    Warns (UnnotedVerdictWarning) where the bundle cannot be written to. Raises InputError for a backend or profile that
-    there is not, BackendError and EngineError where it does not answer here, BundleError where the bundle itself is not
-    verified and nothing else could be compared with, and PageError, which holds the report, where the page cannot be
-    written once the verdict is there.
+    ``report.passed`` is the verdict, and ``report.reference`` says what was compared with.
+
+    Warns (UnnotedVerdictWarning) where the bundle cannot be written to. Raises InputError for an unknown backend or
+    profile, BackendError and EngineError where the backend does not work here, WeightsError where the weights are not
+    those that the bundle was made from, BundleError where the bundle is damaged or nothing is left to compare with, and
+    PageError, which holds the report, where the page cannot be written once the verdict is there.
     """
     if page is not None:
         from vaedeploy.page import check_folder
 
         check_folder(page)
-    bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-    if backend not in ENGINES and profile is not None:
-        raise InputError(f"profiles are for engines; {backend} runs graphs. Leave the profile out")
-    candidates = find_candidates(bundle, backend, device, profile=profile)
-    if weights is not None and reference is None:
-        from vaedeploy.source import reload_reference
-
-        reference = reload_reference(bundle.manifest.vae.origin, bundle.manifest.latent, weights, progress)
-    if reference is not None and reference.identity != bundle.manifest.vae.identity:
-        raise WeightsError(f"bundle {bundle.path} was made from another VAE than {reference.name}")
-    look = find_look(bundle.manifest)
-    truth = _Cases(bundle, _Graph(bundle) if reference is None else _Torch(reference, device), load_photos(photos))
-    if backend in ENGINES:
-        engines = [name for candidate in candidates for name in candidate.engines]
-        verdicts = {name: _judge_engine(bundle, name, truth, look, device, progress) for name in engines}
-        rows = tuple(case for verdict in verdicts.values() for case in verdict.cases)
+    if profile is not None and backend is None:
+        raise InputError("a profile chooses engines, which are verified on their backend; give backend= too")
+    bundle = as_bundle(bundle)
+    looks = make_looks(bundle.manifest.latent.factor)
+    if backend is None:
+        report = _verify_graphs(bundle, reference, weights, photos, looks, progress)
     else:
-        # The first alone: what runs again what half precision could not hold is the portable graph, verified as it is.
-        verdicts, rows = {}, _judge_graphs(bundle, candidates[0], truth, look, progress)
-    report = Report(bundle.manifest.precision, truth.name, backend, rows)
+        report = _verify_backend(bundle, backend, profile, device, reference, weights, photos, looks, progress)
+    if page is not None:
+        from vaedeploy.verify.page import write_verification
+
+        write_verification(bundle.path, report, looks.pictures if looks else (), page)
+    return report
+
+
+def _verify_graphs(
+    bundle: Bundle,
+    reference: Reference | None,
+    weights: str | Path | None,
+    photos: str | Path | None,
+    looks: Looks | None,
+    progress: Progress,
+) -> Report:
+    manifest = bundle.manifest
+    shapes = verification_shapes(manifest.latent.factor)
+    cases: tuple[GoldenCase, ...] = ()
+    compared_with, files = KEPT, {}
+    if reference is None and weights is None and photos is None and GOLDEN in manifest.files:
+        cases = decode_golden(bundle.file(GOLDEN).read_bytes(), manifest.vae.identity)
+    if {case.name for case in cases} != {shape.name for shape in shapes}:
+        reference = _checked_reference(bundle, reference, weights, progress)
+        cases, compared_with = compute_golden(reference, load_photos(photos), shapes, progress), FRESH
+        files[GOLDEN] = encode_golden(cases, manifest.vae.identity)
+    report = verify_graphs(manifest, bundle.path, cases, compared_with, looks, progress)
+    with warn_if_not_noted(), edit_bundle(bundle) as edit:
+        edit.put(verification=summary(report), files=files | {REPORT: report.to_json()})
+    return report
+
+
+def _verify_backend(
+    bundle: Bundle,
+    backend: str,
+    profile: str | None,
+    device: int,
+    reference: Reference | None,
+    weights: str | Path | None,
+    photos: str | Path | None,
+    looks: Looks | None,
+    progress: Progress,
+) -> Report:
+    if backend not in ENGINES and profile is not None:
+        raise InputError(NO_PROFILES.format(backend))
+    candidates = find_candidates(bundle, backend, device, profile=profile)
+    source: Truth
+    if reference is None and weights is None:
+        source = GraphTruth(bundle)
+    else:
+        source = TorchTruth(_checked_reference(bundle, reference, weights, progress), device)
+    truth = CasesAtSizes(source, load_photos(photos))
+    verdicts: dict[str, Report] = {}
+    cases: tuple[Case, ...] = ()
+    if backend in ENGINES:
+        for name in (engine for candidate in candidates for engine in candidate.engines):
+            verdicts[name] = verify_engine(bundle, name, truth, looks, device, progress)
+            cases += verdicts[name].cases
+    else:
+        # Only the first: the second, which runs again what half precision could not hold, is the portable graph.
+        cases = verify_runners(bundle, candidates[0], truth, looks, progress)
+    report = Report(bundle.manifest.precision, truth.name, backend, cases)
     noted = {
         name: msgspec.structs.replace(bundle.manifest.engines[name], verification=summary(verdict))
         for name, verdict in verdicts.items()
     }
-    with noting(), edit_bundle(bundle) as edit:
+    with warn_if_not_noted(), edit_bundle(bundle) as edit:
         edit.put(files={f"report/{backend}.json": report.to_json()}, engines=noted)
-    if page is not None:
-        from vaedeploy.verify.looks import Looks
-        from vaedeploy.verify.page import write_verification
-
-        assert isinstance(look, Looks)  # else that import failed
-        write_verification(bundle.path, report, look, page)
     return report
 
 
-class UnnotedVerdictWarning(UserWarning):
-    """A verdict that could not be written into the bundle, such as one that may only be read."""
-
-
-@contextmanager
-def noting() -> Iterator[None]:
-    """A verdict is written into its bundle inside. Where that cannot be done, warns (UnnotedVerdictWarning): the
-    verdict is told all the same.
-    """
-    try:
-        yield
-    except OutputError as error:
-        # Of the generator, contextlib, the function that verifies, and whoever called that.
-        warnings.warn(f"the verdict is not noted in the bundle: {error}", UnnotedVerdictWarning, stacklevel=4)
-
-
-KEPT = f"PyTorch in float64, computed earlier and kept in {GOLDEN_NAME}"
-
-
-def verify_bundle(
-    bundle: Bundle | str | Path,
-    *,
-    reference: Reference | None = None,
-    weights: str | Path | None = None,
-    photos: str | Path | None = None,
-    page: str | Path | None = None,
-    progress: Progress = silent,
-) -> Report:
-    """Compare a bundle's graphs with PyTorch again, and mark the bundle verified or not.
-
-    reference: the VAE in PyTorch; weights: where its weights are now. Without either, the outputs that PyTorch gave in
-    float64 when the bundle was made are used, and where there are none, or ``photos`` are given, the source that
-    the bundle names. ``report.reference`` says which it was; ``report.passed`` is the verdict. page: a folder for an
-    HTML page that shows it, see ``report.write_report``, which is checked before any work. progress: is told how many
-    cases are done, see ``Progress``.
-
-    Warns (UnnotedVerdictWarning) where the bundle cannot be written to, such as one that may only be read. Raises
-    WeightsError where the weights are not the ones that the bundle was made from, and PageError, which holds the
-    report, where the page cannot be written once the verdict is there.
-    """
-    if page is not None:
-        from vaedeploy.page import check_folder
-
-        check_folder(page)
-    bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-    manifest = bundle.manifest
-    files: dict[str, bytes] = {}
-    kept = GOLDEN_NAME in manifest.files
-    shapes = verification_shapes(manifest.latent.factor)
-    cases: tuple[GoldenCase, ...] = ()
-    origin = KEPT
-    if kept and reference is None and weights is None and photos is None:
-        cases = read_golden(bundle.file(GOLDEN_NAME).read_bytes(), manifest.vae.identity)
-    if {case.name for case in cases} != {shape.name for shape in shapes}:
+def _checked_reference(
+    bundle: Bundle, reference: Reference | None, weights: str | Path | None, progress: Progress
+) -> Reference:
+    """The given reference, or the one that the bundle was made from. Raises WeightsError where it is another VAE."""
+    if reference is None:
         from vaedeploy.source import reload_reference
 
-        reference = reference or reload_reference(manifest.vae.origin, manifest.latent, weights, progress)
-        _check_identity(bundle, reference)
-        cases, origin = golden.compute_golden(reference, load_photos(photos), shapes, progress), FRESH
-        files[GOLDEN_NAME] = write_golden(cases, manifest.vae.identity)
-    look = find_look(manifest)
-    report = judge(manifest, bundle.path, cases, origin, progress, look)
-    with noting():
-        bundle.update(verification=summary(report), files=files | {REPORT: report.to_json()})
-    if page is not None:
-        from vaedeploy.verify.looks import Looks
-        from vaedeploy.verify.page import write_verification
-
-        assert isinstance(look, Looks)  # else that import failed
-        write_verification(bundle.path, report, look, page)
-    return report
-
-
-def _check_identity(bundle: Bundle, reference: Reference) -> None:
+        reference = reload_reference(bundle.manifest.vae.origin, bundle.manifest.latent, weights, progress)
     expected = bundle.manifest.vae.identity
     if reference.identity != expected:
         raise WeightsError(
             f"bundle {bundle.path} was made from another VAE: its identity is {expected}, that of the given one is "
             f"{reference.identity}. Give the weights that it was made from, or export it again"
         )
+    return reference
+
+
+@contextmanager
+def warn_if_not_noted() -> Iterator[None]:
+    """Context in which a verdict is written into its bundle. A failure to write becomes an UnnotedVerdictWarning, so
+    that the verdict itself still reaches the caller.
+    """
+    try:
+        yield
+    except OutputError as error:
+        # The levels are this generator, contextlib, _verify_*, verify_bundle and whoever called that.
+        warnings.warn(f"the verdict is not noted in the bundle: {error}", UnnotedVerdictWarning, stacklevel=5)

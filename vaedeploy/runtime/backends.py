@@ -31,6 +31,8 @@ PRECISIONS: tuple[Precision, ...] = ("fp16", "bf16", "fp32")
 BACKENDS = (*ENGINES, onnxruntime_cuda.NAME, onnxruntime_cpu.NAME)
 """The backends that there are, the one that is tried first first."""
 
+NO_PROFILES = "profiles are for engines; {} runs graphs. Leave the profile out"
+
 logger = logging.getLogger("vaedeploy")
 
 
@@ -103,7 +105,7 @@ def find_candidates(
             f"{', '.join(built) or 'none'}. Build them: vaedeploy build {bundle.path} --profile {profile}"
         )
     if profile is not None and backend is not None and backend not in ENGINES:
-        raise InputError(f"profiles are for engines; {backend} runs graphs. Leave the profile out")
+        raise InputError(NO_PROFILES.format(backend))
     found: list[Candidate] = []
     reasons: dict[str, str] = {}
     for name in BACKENDS if backend is None else (backend,):

@@ -1,6 +1,4 @@
-"""The gate on what the GPU in this machine computes: engines, or ONNX Runtime's CUDA provider, against the
-reference.
-"""
+"""What a backend computes on this machine, engines or graphs, against PyTorch or the bundle's verified graph."""
 
 from __future__ import annotations
 
@@ -15,15 +13,17 @@ from vaedeploy.bundle import Bundle
 from vaedeploy.bundle.golden import GoldenCase
 from vaedeploy.errors import BackendError, BundleError
 from vaedeploy.images.photos import crop_batch
+from vaedeploy.images.pixels import to_float
 from vaedeploy.runtime.backends import Candidate, Runner, float32_form, open_engines
 from vaedeploy.runtime.onnxruntime_cpu import Session
 from vaedeploy.runtime.routes import Half
 from vaedeploy.system.progress import Progress
 from vaedeploy.values.kinds import PARTS, Part, Precision
 from vaedeploy.values.shapes import CORNERS
-from vaedeploy.verify import reference as golden
-from vaedeploy.verify.cases import Look, verify_cases
+from vaedeploy.verify.cases import verify_cases
 from vaedeploy.verify.graphs import prepare_photo
+from vaedeploy.verify.looks import Looks
+from vaedeploy.verify.reference import diffusion_space, model_space
 from vaedeploy.verify.report import Case, Report
 from vaedeploy.verify.shapes import verification_shapes
 
@@ -31,14 +31,14 @@ if TYPE_CHECKING:
     from vaedeploy.values.reference import Reference
 
 
-__all__ = []
-
 GRAPH = "the float32 graph on the CPU, which was verified against PyTorch"
 
 TORCH = "PyTorch in float32 on the GPU"
 
 
-def _judge_engine(bundle: Bundle, name: str, truth: _Cases, look: Look, device: int, progress: Progress) -> Report:
+def verify_engine(
+    bundle: Bundle, name: str, truth: CasesAtSizes, looks: Looks | None, device: int, progress: Progress
+) -> Report:
     """Run each optimisation profile of one engine, and no other, at its corners."""
     info = bundle.manifest.engines[name]
     identity = info.identity
@@ -51,18 +51,18 @@ def _judge_engine(bundle: Bundle, name: str, truth: _Cases, look: Look, device: 
         session = open_engines(Half(bundle, info.part, identity.backend, (name,), only=index), device)
         encode, decode = _calls(bundle, {info.part: session})
         form = f"{info.profile} {identity.backend} {identity.precision}"
-        rows += verify_cases(cases, encode, decode, precision=limits, form=form, look=look, progress=progress)
+        rows += verify_cases(cases, encode, decode, precision=limits, form=form, looks=looks, progress=progress)
     return Report(identity.precision, truth.name, identity.backend, tuple(rows))
 
 
-def _judge_graphs(
-    bundle: Bundle, candidate: Candidate, truth: _Cases, look: Look, progress: Progress
+def verify_runners(
+    bundle: Bundle, candidate: Candidate, truth: CasesAtSizes, looks: Looks | None, progress: Progress
 ) -> tuple[Case, ...]:
     shapes = verification_shapes(bundle.manifest.latent.factor)
     cases = [truth.at((shape.batch, shape.height, shape.width), shape.name, progress) for shape in shapes]
     encode, decode = _calls(bundle, {part: candidate.open(part) for part in PARTS})
     form = f"{candidate.backend} {candidate.precision}"
-    return verify_cases(cases, encode, decode, precision=candidate.precision, form=form, look=look, progress=progress)
+    return verify_cases(cases, encode, decode, precision=candidate.precision, form=form, looks=looks, progress=progress)
 
 
 def _calls(bundle: Bundle, halves: Mapping[Part, Runner]) -> tuple[Any, Any]:
@@ -78,10 +78,10 @@ def _calls(bundle: Bundle, halves: Mapping[Part, Runner]) -> tuple[Any, Any]:
     )
 
 
-class _Cases:
+class CasesAtSizes:
     """Cases at any size, each computed once."""
 
-    def __init__(self, bundle: Bundle, truth: _Truth, photos: list[NDArray[np.uint8]]) -> None:
+    def __init__(self, truth: Truth, photos: list[NDArray[np.uint8]]) -> None:
         self.name = truth.name
         self._truth = truth
         self._photos = photos
@@ -100,7 +100,7 @@ class _Cases:
         return dataclasses.replace(self._made[size], name=name)
 
 
-class _Truth(Protocol):
+class Truth(Protocol):
     """What is compared with: photo (B, H, W, 3) uint8 -> latents by name, latent -> image, as ``GoldenCase`` has
     them.
     """
@@ -111,7 +111,7 @@ class _Truth(Protocol):
     def decode(self, latent: NDArray[np.float32]) -> NDArray[np.float32]: ...
 
 
-class _Graph:
+class GraphTruth:
     """The bundle's float32 graphs on the CPU."""
 
     name = GRAPH
@@ -141,7 +141,7 @@ class _Graph:
         return image
 
 
-class _Torch:
+class TorchTruth:
     """PyTorch's modules on the GPU, with float32 products that are not rounded to TF32."""
 
     name = TORCH
@@ -153,12 +153,10 @@ class _Torch:
         self._device = torch.device("cuda", device)
 
     def encode(self, photo: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
-        from vaedeploy.images.pixels import to_float
-
-        return golden.diffusion_space(self._run(self._reference.encoder, to_float(photo)), self._reference.latent)
+        return diffusion_space(self._run(self._reference.encoder, to_float(photo)), self._reference.latent)
 
     def decode(self, latent: NDArray[np.float32]) -> NDArray[np.float32]:
-        raw = golden.model_space(latent, self._reference.latent).astype(np.float32)
+        raw = model_space(latent, self._reference.latent).astype(np.float32)
         return self._run(self._reference.decoder, raw)[0].astype(np.float32)
 
     def _run(self, module: Any, value: NDArray[Any]) -> tuple[NDArray[Any], ...]:

@@ -20,11 +20,11 @@ import msgspec
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from vaedeploy.bundle import Bundle
+from vaedeploy.bundle import Bundle, as_bundle
 from vaedeploy.bundle.calibration import NAME as CALIBRATE_NAME
 from vaedeploy.bundle.calibration import decode_calibration
 from vaedeploy.bundle.golden import NAME as GOLDEN_NAME
-from vaedeploy.bundle.golden import GoldenCase, read_golden
+from vaedeploy.bundle.golden import GoldenCase, decode_golden
 from vaedeploy.bundle.graphs import FORMS
 from vaedeploy.errors import BundleError
 from vaedeploy.numerics.divergence import Difference, measure_differences
@@ -110,11 +110,11 @@ def bisect_bundle(
     Raises BundleError where the inputs are not there, or where the graph was rescaled by another version of this
     package, BackendError with what ONNX Runtime said.
     """
-    bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    bundle = as_bundle(bundle)
     manifest = bundle.manifest
     if GOLDEN_NAME not in manifest.files:
         raise BundleError(f"bundle {bundle.path} has no {GOLDEN_NAME} to run on. Run: vaedeploy verify {bundle.path}")
-    kept = read_golden(bundle.file(GOLDEN_NAME).read_bytes(), manifest.vae.identity)
+    kept = decode_golden(bundle.file(GOLDEN_NAME).read_bytes(), manifest.vae.identity)
     cases = {case.name: case for case in kept}
     failed = [case for case in report.cases if not case.passed] if report else []
     chosen = list(_choose(bundle, failed, next((name for name in PORTABLE_CASES if name in cases), kept[0].name)))

@@ -16,6 +16,7 @@ from vaedeploy.images.pixels import pixel_errors, relative_errors, to_levels
 from vaedeploy.system.progress import Progress, silent
 from vaedeploy.values.kinds import Precision
 from vaedeploy.verify.limits import LIMITS
+from vaedeploy.verify.looks import Looks
 from vaedeploy.verify.report import Case
 from vaedeploy.verify.words import WORDS, amount
 
@@ -37,14 +38,6 @@ class Golden(Protocol):
     def round_trip(self) -> bool: ...
 
 
-Look = Callable[[str, Golden, NDArray[Any]], tuple[str, ...] | None]
-"""(form, case, image (B, 3, H, W) float of the case's shape) -> findings; see ``report.Looks``."""
-
-
-def look_away(form: str, golden: Golden, image: NDArray[Any]) -> None:
-    """See nothing."""
-
-
 def verify_cases(
     goldens: Sequence[Golden],
     encode: Callable[[NDArray[np.uint8]], Outputs] | None,
@@ -52,15 +45,15 @@ def verify_cases(
     *,
     precision: Precision = "fp32",
     form: str = "",
-    look: Look = look_away,
+    looks: Looks | None = None,
     progress: Progress = silent,
 ) -> tuple[Case, ...]:
     """Run every golden case through both callables and judge each output.
 
     encode: photo (B, H, W, 3) uint8 -> the encoder graph's outputs by name; decode: latent (B, C, h, w) float32 -> the
     decoder graph's; None leaves that half out, and the round trip. All photos are encoded before the first latent is
-    decoded, so that a caller may hold one graph at a time. look: what a person would see in the images that the decoder
-    alone makes.
+    decoded, so that a caller may hold one graph at a time. looks: judges how the images look that the decoder makes of
+    the reference's latents; None: their looks are not judged.
     """
     trips = [g for g in goldens if g.round_trip and encode and decode]
     halves = sum(half is not None for half in (encode, decode))
@@ -79,8 +72,9 @@ def verify_cases(
         for golden in goldens:
             outputs = decode(golden.latents[next(iter(golden.latents))])
             case = _judge_image("decoder", golden, outputs, form, precision)
-            if outputs["image"].shape == golden.image.shape:
-                case = msgspec.structs.replace(case, findings=look(form, golden, outputs["image"]))
+            if looks is not None and outputs["image"].shape == golden.image.shape:
+                findings = looks.see(form, golden.name, golden.image, outputs["image"])
+                case = msgspec.structs.replace(case, findings=findings)
             cases.append(case)
             progress(what, done := done + 1, total)
         for golden in trips:

@@ -20,11 +20,11 @@ from vaedeploy.system.heap import collect_garbage, trim_heap
 from vaedeploy.system.installs import install_command
 from vaedeploy.system.progress import Progress, silent
 from vaedeploy.values.kinds import PARTS, Part, Precision
-from vaedeploy.verify.cases import Look, verify_cases
-from vaedeploy.verify.looks import find_look
+from vaedeploy.verify.cases import verify_cases
+from vaedeploy.verify.looks import Looks
 from vaedeploy.verify.report import Case, Report
 
-__all__ = ["judge", "prepare_photo"]
+__all__ = ["prepare_photo", "verify_graphs"]
 
 PORTABLE_CASES = ("odd",)
 """The cases that the portable graphs run as well. They are engines' starting point and never run by the runtime where
@@ -33,21 +33,21 @@ them at 512x512.
 """
 
 
-def judge(
+def verify_graphs(
     manifest: Manifest,
     folder: Path,
     cases: Sequence[GoldenCase],
-    origin: str,
+    compared_with: str,
+    looks: Looks | None,
     progress: Progress,
-    look: Look | None = None,
 ) -> Report:
     """Run every form of both halves and judge it in its own precision.
 
     Half precision runs twice: as it is, where ONNX Runtime has the operators, and emulated, since ONNX Runtime's CPU
-    provider computes it in float32 and would hide an overflow. look: see ``verify_cases``; by default, what
-    ``find_look`` finds.
+    provider computes it in float32 and would hide an overflow.
+
+    compared_with: what gave the reference outputs, in words. looks: see ``verify_cases``.
     """
-    look = look or find_look(manifest)
     if manifest.precision != "fp32":
         _check_emulation()  # to fail before the work, not in the middle of it
     collect_garbage()
@@ -68,7 +68,7 @@ def judge(
             lambda latent: runner.run(graphs["decoder"], latent),
             precision=own,
             form=form,
-            look=look,
+            looks=looks,
             progress=tell,
         )
 
@@ -81,7 +81,7 @@ def judge(
             with tempfile.TemporaryDirectory(prefix="vaedeploy-") as temporary:
                 emulated = {part: _write_emulated(path, Path(temporary)) for part, path in files(form).items()}
                 run(f"{form}, emulated {own}", emulated, own, cases, progress)
-    return Report(manifest.precision, origin, onnxruntime_cpu.NAME, rows)
+    return Report(manifest.precision, compared_with, onnxruntime_cpu.NAME, rows)
 
 
 def prepare_photo(manifest: Manifest, photo: NDArray[np.uint8]) -> NDArray[Any]:

@@ -1,62 +1,65 @@
-"""Looking at what a graph decodes, beside PyTorch's own picture: findings for the report, and pictures for the page."""
+"""How decoded images look beside PyTorch's: findings for the report, and the images themselves for the page."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vaedeploy.bundle.manifest import Manifest
 from vaedeploy.images.pixels import to_levels
-from vaedeploy.quality import find_faults, measure_quality
-from vaedeploy.quality.pictures import Candidate, Picture, Pixels
-from vaedeploy.verify.cases import Golden, Look, look_away
 
-
-def find_look(manifest: Manifest) -> Look:
-    """A look at decoded pictures, where scikit-image is there for it: a bundle can be verified without."""
-    try:
-        from vaedeploy.verify.looks import Looks
-    except ImportError:
-        return look_away
-    return Looks(manifest.latent.factor)
-
+if TYPE_CHECKING:
+    from vaedeploy.quality.pictures import Candidate, Picture, Pixels
 
 SMALLEST = 256
-"""Pixels of a side from which a picture is looked at: smaller crops have too little in them to tell a fault from the
-picture's own make.
+"""Pixels of a side from which an image is looked at: a smaller crop shows too little to tell a fault of the VAE from
+what the photograph is like.
 """
 
 
+def make_looks(factor: int) -> Looks | None:
+    """Looks for a VAE of that factor, or None where scikit-image is not installed: a bundle is verified without it."""
+    try:
+        import vaedeploy.quality  # noqa: F401
+    except ImportError:
+        return None
+    return Looks(factor)
+
+
 class Looks:
-    """A ``verify.Look`` that keeps what it saw. factor: the VAE's, in pixels."""
+    """Judges decoded images and keeps them. factor: pixels of an image's side per element of its latent's side."""
 
     def __init__(self, factor: int) -> None:
         self._factor = factor
         self._references: dict[str, Pixels] = {}
         self._candidates: dict[str, list[Candidate]] = {}
 
-    def __call__(self, form: str, golden: Golden, image: NDArray[Any]) -> tuple[str, ...] | None:
-        """Findings of ``image``, (B, 3, H, W) float, that the graphs of ``form`` made, a sentence each; None for one
-        that is too small.
+    def see(self, form: str, name: str, reference: NDArray[np.float32], image: NDArray[Any]) -> tuple[str, ...] | None:
+        """What is wrong with ``image`` beside ``reference``, a sentence each; None where it is too small to say.
+
+        form: of the graphs that made it. name: of the case. reference, image: (B, 3, H, W) float, around [-1, 1].
         """
+        from vaedeploy.quality import find_faults, measure_quality
+        from vaedeploy.quality.pictures import Candidate
+
         if min(image.shape[2:]) < SMALLEST:
             return None
         seen: list[str] = []
-        references = to_levels(golden.image)
-        for item, (reference, found) in enumerate(zip(references, image, strict=True), 1):
-            quality = measure_quality(reference, found, factor=self._factor)
+        for number, (expected, found) in enumerate(zip(to_levels(reference), image, strict=True), 1):
+            quality = measure_quality(expected, found, factor=self._factor)
             findings = find_faults(quality)
-            name = golden.name if len(image) == 1 else f"{golden.name} {item}"
-            self._references[name] = reference
-            candidates = self._candidates.setdefault(name, [])
+            item = name if len(image) == 1 else f"{name} {number}"
+            self._references[item] = expected
             label = f"{form} graph" if form else "graph"
-            candidates.append(Candidate(label, to_levels(found[None].astype(np.float32))[0], quality, findings))
+            levels = to_levels(found[None].astype(np.float32))[0]
+            self._candidates.setdefault(item, []).append(Candidate(label, levels, quality, findings))
             seen += [finding.words for finding in findings]
         return tuple(dict.fromkeys(seen))
 
     @property
     def pictures(self) -> tuple[Picture, ...]:
-        """All that was looked at: PyTorch's picture and, beside it, what each form made."""
+        """Everything that was looked at: PyTorch's image and, beside it, what each form made."""
+        from vaedeploy.quality.pictures import Picture
+
         return tuple(Picture(name, self._references[name], tuple(c)) for name, c in self._candidates.items())

@@ -10,7 +10,6 @@ from vaedeploy.page.document import Cell, Column, Document, Table, Tone
 from vaedeploy.page.write import write_report
 from vaedeploy.quality.pictures import Picture
 from vaedeploy.verify.limits import limits_line
-from vaedeploy.verify.looks import Looks
 from vaedeploy.verify.report import Case, Report
 from vaedeploy.verify.words import METRICS, WORDS, metric_text
 
@@ -24,11 +23,11 @@ MEANINGS = {
 """How to read each of ``METRICS``."""
 
 
-def write_verification(bundle: Path, report: Report, looks: Looks, folder: str | Path) -> None:
+def write_verification(bundle: Path, report: Report, pictures: Sequence[Picture], folder: str | Path) -> None:
     """Write the page of a bundle's verification into ``folder``, as ``write_report`` does; its PageError holds the
     report.
     """
-    write_report(verification_document(bundle.resolve().name, report, looks.pictures), folder, report)
+    write_report(verification_document(bundle.resolve().name, report, pictures), folder, report)
 
 
 def verification_document(name: str, report: Report, pictures: Sequence[Picture]) -> Document:
