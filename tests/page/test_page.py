@@ -9,7 +9,7 @@ import pytest
 from browser import CHROMIUM, Browser
 from pages import document, picture, scene
 
-from vaedeploy.page import write_report
+from vaedeploy.page import write_page
 
 pytestmark = [
     pytest.mark.browser,
@@ -22,7 +22,7 @@ SHOWN = """[...document.querySelectorAll('article:first-of-type .layer')].map((l
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_report(document(), tmp_path_factory.mktemp("report"))
+    return write_page(document(), tmp_path_factory.mktemp("report"))
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,7 @@ def test_nothing_overflows(chromium: Browser, page: Path, width: int) -> None:
 @pytest.mark.parametrize("width", [400, 1200])
 def test_tables_show_every_column_whatever_the_names_are(chromium: Browser, tmp_path: Path, width: int) -> None:
     names = ("onnxruntime, emulated fp16 graph", "a-rather-long-name-of-a-vae-fp16")
-    chromium.open(write_report(document(picture("large", scene(), names)), tmp_path), width=width)
+    chromium.open(write_page(document(picture("large", scene(), names)), tmp_path), width=width)
     hidden = """[...document.querySelectorAll('.sortable td')]
         .filter((e) => e.getBoundingClientRect().right > innerWidth).map((e) => e.textContent)"""
     assert chromium.run(hidden) == []

@@ -18,11 +18,11 @@ from places import KODAK
 from vaedeploy.errors import OutputError
 from vaedeploy.images.files import read_image
 from vaedeploy.images.photos import SAMPLES
-from vaedeploy.page import write, write_report
+from vaedeploy.page import write, write_page
 from vaedeploy.page.charts import HEIGHT, WIDTH, spectrum_chart, tone_chart
 from vaedeploy.page.images import HEAT, at_most, error_levels, heat_map, lossless, worst_area
 from vaedeploy.quality import measure_quality
-from vaedeploy.quality.pictures import Candidate, Picture
+from vaedeploy.quality.candidates import Candidate, Picture
 
 
 def opened(uri: str) -> Image.Image:
@@ -31,7 +31,7 @@ def opened(uri: str) -> Image.Image:
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_report(document(), tmp_path_factory.mktemp("report") / "new" / "folder")
+    return write_page(document(), tmp_path_factory.mktemp("report") / "new" / "folder")
 
 
 def test_the_page_is_one_file_that_asks_for_nothing(page: Path) -> None:
@@ -58,7 +58,7 @@ def test_sorting_has_numbers_and_not_their_text(page: Path) -> None:
 def test_an_identical_picture_has_no_number_that_is_none(tmp_path: Path) -> None:
     pixels = scene()
     same = Picture("same", pixels, (Candidate("copy", pixels, measure_quality(pixels, pixels), ()),))
-    text = write_report(document(same), tmp_path).read_text()
+    text = write_page(document(same), tmp_path).read_text()
     assert 'data-value="inf">identical<' in text
     assert "None" not in text
     assert "nan" not in re.sub(r'"data:[^"]*"', "", text)
@@ -113,10 +113,10 @@ def test_a_page_that_would_be_too_large_shows_shrunk_pictures_and_links_full_one
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = document(picture("a/b ü", scene(300, 420), names=("x y", "x-y")))
-    whole = write_report(made, tmp_path / "whole")
+    whole = write_page(made, tmp_path / "whole")
     assert not (tmp_path / "whole" / "pictures").exists()
     monkeypatch.setattr(write, "MOST_BYTES", len(whole.read_bytes()) - 1)
-    page = write_report(made, tmp_path / "shrunk")
+    page = write_page(made, tmp_path / "shrunk")
     assert len(page.read_bytes()) <= write.MOST_BYTES
     links = re.findall(r'<a href="(pictures/[^"]+)">([^<]+)</a>', page.read_text())
     assert links == [
@@ -136,7 +136,7 @@ def test_of_very_many_pictures_the_furthest_are_shown_and_the_others_linked(
     pixels = scene()
     same = Picture("same", pixels, (Candidate("copy", pixels, measure_quality(pixels, pixels), ()),))
     made = document(picture("one", pixels), same, picture("three", scene(seed=3)))
-    page = write_report(made, tmp_path)
+    page = write_page(made, tmp_path)
     text = page.read_text()
     assert re.findall(r"<h3>(\w+)</h3>\s+<p class=\"seen\">", text) == ["one", "three"]
     links = re.findall(r'<a href="(pictures/002[^"]+)">([^<]+)</a>', text)
@@ -170,14 +170,14 @@ def test_a_place_that_cannot_be_written_to_is_told(tmp_path: Path) -> None:
     with pytest.raises(
         OutputError, match=r"^cannot write a report to .*file: there is a file where a folder has to be"
     ):
-        write_report(document(), tmp_path / "file")
+        write_page(document(), tmp_path / "file")
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not KODAK.is_dir(), reason="the photographs of ../shared/images/kodak are not here")
 def test_eight_photographs_of_two_candidates_stay_under_five_megabytes_at_full_size(tmp_path: Path) -> None:
     photos = {path.stem: read_image(path) for path in sorted(KODAK.glob("*.png"))[:8]}
-    page = write_report(document(*(picture(name, photo) for name, photo in photos.items())), tmp_path)
+    page = write_page(document(*(picture(name, photo) for name, photo in photos.items())), tmp_path)
     assert len(page.read_bytes()) < 5_000_000
     assert "Full size:" not in page.read_text()
 

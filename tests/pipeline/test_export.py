@@ -213,7 +213,7 @@ def test_what_is_there_is_replaced_if_forced(flat: Reference, bundle: Bundle) ->
 
 
 def test_a_module_that_does_not_trace_leaves_nothing(tmp_path: Path) -> None:
-    class Halves(nn.Module):
+    class Dispatch(nn.Module):
         def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
             latent = torch.cat([image, image[:, :1]], 1)
             return latent, latent / 2
@@ -222,7 +222,7 @@ def test_a_module_that_does_not_trace_leaves_nothing(tmp_path: Path) -> None:
         def forward(self, latent: Tensor) -> Tensor:
             return latent[:, :3] if latent.sum() > 0 else latent[:, 1:]
 
-    broken = Reference(Halves(), Undecided(), LatentSpec(channels=4, factor=1, scale=1.0))
+    broken = Reference(Dispatch(), Undecided(), LatentSpec(channels=4, factor=1, scale=1.0))
     with pytest.raises(ExportError, match=r"^torch could not trace the decoder"):
         export_vae(broken, out=tmp_path / "broken")
     assert list(tmp_path.iterdir()) == []

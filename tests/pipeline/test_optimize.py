@@ -23,7 +23,7 @@ from vaedeploy.cli.tables.optimize import MOST_REASONS, rule_rows
 from vaedeploy.errors import InputError, OutputError
 from vaedeploy.pipeline.optimize import NOT_MEASURED, files, optimize_onnx
 from vaedeploy.pipeline.optimize.inputs import choose_sizes, dimensions, parse_sizes, random_feed
-from vaedeploy.pipeline.optimize.proof import compare
+from vaedeploy.pipeline.optimize.proof import run_both
 from vaedeploy.rewrite import Outcome, Refusal
 from vaedeploy.system.lock import lock
 
@@ -222,7 +222,7 @@ def test_functions_are_inlined(tmp_path):
 def test_a_graph_that_changed_is_told(tmp_path):
     feeds = [{"latent": np.ones((1, 4, 8, 8), np.float32)}]
     one, other = upsampler(tmp_path / "one.onnx"), upsampler(tmp_path / "other.onnx", last=1.5)
-    (difference,) = compare(one, other, feeds)
+    (difference,) = run_both(one, other, feeds)
     assert difference.relative_l2 == pytest.approx(0.5, rel=1e-5)  # float32
 
 

@@ -33,7 +33,7 @@ from vaedeploy.pipeline.verify import verify_bundle
 from vaedeploy.runtime import VAE, dlpack, on_device
 from vaedeploy.runtime.backends import Candidate
 from vaedeploy.runtime.device import OnDevice
-from vaedeploy.runtime.dispatch import Halves
+from vaedeploy.runtime.dispatch import Dispatch
 from vaedeploy.runtime.engine import CONTEXTS, EngineSession
 from vaedeploy.runtime.lane import Lane, Work
 from vaedeploy.runtime.pool import Pool
@@ -831,7 +831,7 @@ def test_items_on_the_device_are_run_again_in_place(device: HostDevice, bundle: 
         Candidate("tensorrt-rtx", precision, lambda part, plan=plan: EngineSession(half, device, lambda name: plan))  # type: ignore[arg-type,misc]
         for precision, plan in engines.items()
     ]
-    halves = Halves(bundle, candidates, may_fall_back=False, on_nan="rerun")
+    halves = Dispatch(bundle, candidates, may_fall_back=False, on_nan="rerun")
     latent = noise(2, 2, 2, 2)
     place = device.put(np.zeros((2, 3, 8, 8), np.float32))
     halves.run("decoder", ["image", "finite"], {"latent": device.put(latent)}, {"image": place})

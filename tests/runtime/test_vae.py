@@ -29,7 +29,7 @@ from vaedeploy.images.pixels import to_float
 from vaedeploy.runtime import BACKENDS, VAE, Limits, UnverifiedBundleWarning, onnxruntime_cuda
 from vaedeploy.runtime.arrays import pad_image
 from vaedeploy.runtime.backends import Candidate, find_candidates
-from vaedeploy.runtime.dispatch import Halves
+from vaedeploy.runtime.dispatch import Dispatch
 from vaedeploy.runtime.onnxruntime_cpu import Session, usable_cores
 from vaedeploy.values.latent import SizeRule
 
@@ -568,7 +568,7 @@ def test_a_provider_that_does_not_start_is_not_taken_for_a_gpu(bundle: Bundle) -
 def test_a_backend_that_cannot_load_a_graph_hands_over_once(bundle: Bundle, caplog: pytest.LogCaptureFixture) -> None:
     with VAE(bundle.path) as vae:
         cuda = Candidate("onnxruntime-cuda", "fp32", lambda part: onnxruntime_cuda.Session(bundle.graph(part)))
-        vae._halves = Halves(bundle, [cuda, *find_candidates(bundle, "onnxruntime-cpu")], True, "rerun")
+        vae._dispatch = Dispatch(bundle, [cuda, *find_candidates(bundle, "onnxruntime-cpu")], True, "rerun")
         assert vae.backend == "onnxruntime-cuda"
         for _ in range(2):
             assert vae.decode(noise(1, CHANNELS, 2, 2)).shape == (1, 8, 8, 3)

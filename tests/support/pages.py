@@ -7,7 +7,7 @@ from faults import blur, wash_out
 
 from vaedeploy.page import Cell, Column, Document, Strip, Table
 from vaedeploy.quality import Finding, measure_quality
-from vaedeploy.quality.pictures import Candidate, Picture
+from vaedeploy.quality.candidates import Candidate, Picture
 
 BLURRED = Finding(
     "blurred", "detail.sharpness", 0.5, 0.8, "", "Fine detail is blurred away: 50 % of it is left.", severity=2.5

@@ -19,7 +19,7 @@ from vaedeploy.bundle import Bundle
 from vaedeploy.bundle.golden import GoldenCase
 from vaedeploy.cli.tables.results import verdict_lines
 from vaedeploy.images.pixels import to_levels
-from vaedeploy.page import write_report
+from vaedeploy.page import write_page
 from vaedeploy.verify.cases import verify_cases
 from vaedeploy.verify.looks import Looks
 from vaedeploy.verify.page import verification_document
@@ -78,7 +78,7 @@ def test_the_page_says_the_verdict_first_and_then_what_is_seen(tmp_path: Path, s
     report, looks = verify(lambda photo: wash_out(photo, strength), golden())
     made = verification_document("mine", report, looks.pictures)
     assert made.verdict.startswith(verdict)
-    text = write_report(made, tmp_path).read_text()
+    text = write_page(made, tmp_path).read_text()
     assert text.index(verdict) < text.index("All cases") < text.index("<article>")
     assert ("no fault is seen" in text) == (strength == 0)
     assert ('<span class="finding">washed out</span>' in text) == (strength > 0)
@@ -86,7 +86,7 @@ def test_the_page_says_the_verdict_first_and_then_what_is_seen(tmp_path: Path, s
 
 def test_a_page_without_pictures_says_so(tmp_path: Path) -> None:
     report, looks = verify(lambda photo: photo, golden(PHOTO[:64, :64]))
-    text = write_report(verification_document("mine", report, looks.pictures), tmp_path).read_text()
+    text = write_page(verification_document("mine", report, looks.pictures), tmp_path).read_text()
     assert "No picture was large enough to be looked at." in text
     assert "<article>" not in text
 

@@ -13,7 +13,7 @@ from vaedeploy.values.kinds import Part
 
 __all__ = ["carries", "check_engine", "differences", "engine_faults", "engine_name", "gpu_fault", "rebuild"]
 
-WORDS = {
+FIELD_WORDS = {
     "graph": "the portable graph",
     "rewritten": "the graph made from it by the rewrites",
     "precision": "precision was",
@@ -35,7 +35,7 @@ def engine_name(profile: str, part: Part, backend: str) -> str:
 def differences(built: EngineIdentity, wanted: EngineIdentity) -> list[str]:
     """What is not as wanted, a phrase each."""
     found = []
-    for field, words in WORDS.items():
+    for field, words in FIELD_WORDS.items():
         old, new = getattr(built, field), getattr(wanted, field)
         if old != new:
             told = field not in ("graph", "rewritten")

@@ -8,10 +8,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from vaedeploy.cli import bundles, engines, graphs, machine, pictures, terminal
+from vaedeploy.cli import bundles, engines, graphs, images, machine, terminal
 from vaedeploy.cli.group import cli
 
-__all__ = ["bundles", "cli", "engines", "graphs", "machine", "main", "pictures"]
+__all__ = ["bundles", "cli", "engines", "graphs", "images", "machine", "main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -23,6 +23,7 @@ import onnx_ir as ir
 
 from vaedeploy.engines.profile import Profile
 from vaedeploy.errors import BuildError
+from vaedeploy.graph.edit import NORMALIZATIONS
 from vaedeploy.graph.graph import Inputs
 from vaedeploy.graph.operations import weight_bytes
 from vaedeploy.graph.sizes import static_shape, with_sizes
@@ -70,10 +71,6 @@ POINTWISE = frozenset(
 
 INSIDE = POINTWISE | {"Softmax"}
 """Operators that share a kernel with their like before and after them."""
-
-NORMALIZATIONS = frozenset(
-    {"InstanceNormalization", "GroupNormalization", "LayerNormalization", "RMSNormalization", "LpNormalization"}
-)
 
 SIZES = frozenset({"Shape", "Constant", "ConstantOfShape", "Size"})
 

@@ -18,7 +18,7 @@ from vaedeploy.system.gpu import Gpu, find_gpu
 from vaedeploy.system.installs import install_command
 from vaedeploy.values.kinds import Backend
 
-__all__ = ["Job", "jobs_of", "plan_builds"]
+__all__ = ["Job", "plan_builds", "plan_rebuilds"]
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def plan_builds(
     return _jobs(pairs)
 
 
-def jobs_of(bundle: Bundle) -> tuple[Job, ...]:
+def plan_rebuilds(bundle: Bundle) -> tuple[Job, ...]:
     """What would build the engines of ``bundle`` again, as their identities say. Raises BackendError as
     ``plan_builds`` does.
     """

@@ -26,6 +26,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from vaedeploy.errors import BackendError
+from vaedeploy.graph.edit import LOWER_TYPES, lazy_tensor
 from vaedeploy.runtime import onnxruntime_cpu
 
 __all__ = ["emulate", "emulate_each", "emulating_model", "save_emulating"]
@@ -34,7 +35,6 @@ FLOAT = ir.DataType.FLOAT
 
 BODY = ir.AttributeType.GRAPH
 
-HALF = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 
 EXACT = frozenset(
     {"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Expand", "Tile", "Slice", "Split", "Concat", "Gather"}
@@ -55,10 +55,10 @@ def emulating_model(model: ir.Model) -> ir.Model:
     graph = model.graph
     for value in graph.initializers.values():
         tensor = value.const_value
-        if tensor is not None and tensor.dtype in HALF:
-            value.const_value, value.type = _lazily_widened(tensor), ir.TensorType(FLOAT)
+        if tensor is not None and tensor.dtype in LOWER_TYPES:
+            value.const_value, value.type = lazy_tensor(tensor, _widen, FLOAT, tensor.name), ir.TensorType(FLOAT)
     for value in graph.inputs:
-        if value.dtype in HALF:
+        if value.dtype in LOWER_TYPES:
             _round(graph, value, value.dtype)
     for node in list(ir.traversal.RecursiveGraphIterator(graph)):
         _widen_attributes(node)
@@ -67,7 +67,7 @@ def emulating_model(model: ir.Model) -> ir.Model:
                 _widen_type(value)
         for output in node.outputs:
             lower = output.dtype
-            if lower not in HALF:
+            if lower not in LOWER_TYPES:
                 continue
             if node.op_type == "Cast":
                 node.attributes["to"] = ir.AttrInt64("to", FLOAT)
@@ -98,7 +98,7 @@ def emulate(model: ir.Model, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDA
 def emulate_each(model: ir.Model, sets: Sequence[Mapping[str, NDArray[Any]]]) -> list[dict[str, NDArray[Any]]]:
     """``emulate`` for several sets of feeds, with one session."""
     onnxruntime = onnxruntime_cpu.load_library()
-    floats = {value.name for value in model.graph.inputs if value.dtype in (*HALF, FLOAT)}
+    floats = {value.name for value in model.graph.inputs if value.dtype in (*LOWER_TYPES, FLOAT)}
     with tempfile.TemporaryDirectory(prefix="vaedeploy-") as folder:
         path = Path(folder) / "model.onnx"
         save_emulating(model, path)
@@ -133,7 +133,7 @@ def _round(graph: ir.Graph, value: ir.Value, lower: ir.DataType) -> None:
 
 def _widen_type(value: ir.Value) -> None:
     """A tensor, or a sequence of them, of a half type is of float32."""
-    if value.dtype in HALF:
+    if value.dtype in LOWER_TYPES:
         whole = ir.TensorType(FLOAT)
         value.type = ir.SequenceType(whole) if isinstance(value.type, ir.SequenceType) else whole
 
@@ -143,20 +143,17 @@ def _is_exact(node: ir.Node) -> bool:
     return not node.domain and (nearest or node.op_type in EXACT)
 
 
-def _lazily_widened(tensor: ir.TensorProtocol) -> ir.LazyTensor:
-    def read() -> ir.TensorProtocol:
-        return ir.Tensor(tensor.numpy().astype(np.float32), name=tensor.name)
-
-    return ir.LazyTensor(read, FLOAT, ir.Shape(tensor.shape.numpy()), name=tensor.name)
+def _widen(array: NDArray[Any]) -> NDArray[np.float32]:
+    return array.astype(np.float32)
 
 
 def _widen_attributes(node: ir.Node) -> None:
     """Constant and ConstantOfShape carry a tensor as an attribute, and SequenceEmpty a type."""
-    if node.op_type == "SequenceEmpty" and node.attributes.get_int("dtype", FLOAT.value) in HALF:
+    if node.op_type == "SequenceEmpty" and node.attributes.get_int("dtype", FLOAT.value) in LOWER_TYPES:
         node.attributes["dtype"] = ir.AttrInt64("dtype", FLOAT.value)
     attribute = node.attributes.get("value")
     if attribute is not None and attribute.type == ir.AttributeType.TENSOR:
         tensor = attribute.as_tensor()
-        if tensor.dtype in HALF:
-            widened = ir.Tensor(tensor.numpy().astype(np.float32), name=tensor.name)
+        if tensor.dtype in LOWER_TYPES:
+            widened = ir.Tensor(_widen(tensor.numpy()), name=tensor.name)
             node.attributes["value"] = ir.AttrTensor("value", widened)

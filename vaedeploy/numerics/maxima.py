@@ -19,15 +19,15 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from vaedeploy.errors import BackendError, InputError
+from vaedeploy.graph.edit import LOWER_TYPES, free_name
 from vaedeploy.runtime.onnxruntime_cpu import measuring_session
 from vaedeploy.system.progress import Progress, silent
 
 WHAT = "Measuring activations"
 
-WIDENED = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 """Types that ONNX Runtime's CPU provider cannot reduce; float32 holds all their values."""
 
-MEASURED = (ir.DataType.FLOAT, ir.DataType.DOUBLE, *WIDENED)
+MEASURED = (ir.DataType.FLOAT, ir.DataType.DOUBLE, *LOWER_TYPES)
 
 
 def measure_maxima(
@@ -84,13 +84,14 @@ def _add_reductions(model: ir.Model) -> list[str]:
         after = value.producer()
         nodes = []
         source, kind = value, value.type
-        if value.dtype in WIDENED:
+        if value.dtype in LOWER_TYPES:
             kind = ir.TensorType(ir.DataType.FLOAT)
             nodes.append(ir.node("Cast", [value], {"to": ir.DataType.FLOAT}))
             source = nodes[-1].outputs[0]
         nodes += [ir.node(op, [source], {"keepdims": 0}) for op in ("ReduceMax", "ReduceMin", "ReduceSum")]
         for node in nodes:
-            node.name = _unused(f"measure_{index}_{node.op_type}", taken)
+            node.name = free_name(f"measure_{index}_{node.op_type}", taken)
+            taken.add(node.name)
             node.outputs[0].name = node.name
             node.outputs[0].type = kind
         if after is None:
@@ -108,13 +109,6 @@ def _measured(model: ir.Model) -> Iterator[ir.Value]:
     for value in (*model.graph.inputs, *computed):
         if value.dtype in MEASURED and value.name:
             yield value
-
-
-def _unused(name: str, taken: set[str | None]) -> str:
-    while name in taken:
-        name += "_"
-    taken.add(name)
-    return name
 
 
 def _magnitude(highest: float, lowest: float, total: float) -> float:

@@ -1,4 +1,4 @@
-"""Measurements and images as one HTML page: ``write_report(document, folder)``.
+"""Measurements and images as one HTML page: ``write_page(document, folder)``.
 
 May import ``quality``, ``images`` and what is below them; knows nothing of where the numbers in a ``Document`` are
 from.
@@ -7,6 +7,6 @@ from.
 from __future__ import annotations
 
 from vaedeploy.page.document import Cell, Column, Document, Strip, Table
-from vaedeploy.page.write import check_folder, write_report
+from vaedeploy.page.write import check_folder, write_page
 
-__all__ = ["Cell", "Column", "Document", "Strip", "Table", "check_folder", "write_report"]
+__all__ = ["Cell", "Column", "Document", "Strip", "Table", "check_folder", "write_page"]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from vaedeploy.quality.pictures import Candidate
+from vaedeploy.quality.candidates import Candidate
 
 WIDTH, HEIGHT = 340, 230
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 import msgspec
 
-from vaedeploy.quality.pictures import Picture, Pixels
+from vaedeploy.quality.candidates import Picture, Pixels
 
 Tone = Literal["good", "mixed", "bad"]
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.ndimage import uniform_filter
 
-from vaedeploy.quality.pictures import Pixels
+from vaedeploy.quality.candidates import Pixels
 
 LOSSY = {"format": "WEBP", "quality": 90, "method": 4}
 """For pictures that are looked at as a whole: artifacts of the page's own must not be seen."""

@@ -8,8 +8,7 @@ import msgspec
 
 from vaedeploy.page.document import Cell, Column, Table
 from vaedeploy.quality import Quality
-from vaedeploy.quality.measure import fine_detail
-from vaedeploy.quality.pictures import Candidate, Picture
+from vaedeploy.quality.candidates import Candidate, Picture
 
 
 class Measure(msgspec.Struct, frozen=True):
@@ -51,7 +50,7 @@ CONTRAST = Measure(
 
 DETAIL = Measure(
     Column("Fine detail", "%, 100 is equal", "Of details 2 to 16 pixels in size. Under 100 is blurred."),
-    lambda q: 100 * fine_detail(q),
+    lambda q: 100 * q.detail.fine,
     "{:.0f}",
 )
 

@@ -18,7 +18,7 @@ from vaedeploy.page.document import Document
 from vaedeploy.page.images import HEAT, Area, at_most, error_levels, heat_map, lossless, worst_area
 from vaedeploy.page.measures import FURTHER, MEASURES, metric_table
 from vaedeploy.quality import Finding, Quality
-from vaedeploy.quality.pictures import Candidate, Picture, Pixels
+from vaedeploy.quality.candidates import Candidate, Picture, Pixels
 from vaedeploy.system.atomic import check_place, write_file
 from vaedeploy.system.oserrors import advice, reason
 from vaedeploy.version import __version__
@@ -67,7 +67,7 @@ class _Scene(msgspec.Struct, frozen=True):
 
 
 def check_folder(folder: str | Path) -> None:
-    """Raise OutputError where ``write_report`` could not write into ``folder``, to fail before the work that leads to
+    """Raise OutputError where ``write_page`` could not write into ``folder``, to fail before the work that leads to
     a page. That is tried; nothing is left behind.
     """
     folder = Path(folder)
@@ -81,7 +81,7 @@ def check_folder(folder: str | Path) -> None:
                 made.rmdir()
 
 
-def write_report(document: Document, folder: str | Path, result: object = None) -> Path:
+def write_page(document: Document, folder: str | Path, result: object = None) -> Path:
     """Write ``index.html`` into ``folder``, which is made where it is not there; returns its path.
 
     Where not every picture can be in the page in full, as it is to stay under 5 MB, they are also written as PNG into

@@ -92,7 +92,7 @@ def bench_bundle(
         for height, width in sizes:
             for batch in batches:
                 photo = crop_batch(photos, batch, height, width)
-                latent = _any(vaes).encode(photo)
+                latent = _widest(vaes).encode(photo)
                 for part in PARTS:
                     progress("Timing", done, total)
                     calls = {n: _call(vae, part, photo if part == "encoder" else latent) for n, vae in vaes.items()}
@@ -157,7 +157,7 @@ def _open(
     return vaes, problems
 
 
-def _any(vaes: Mapping[str, VAE]) -> VAE:
+def _widest(vaes: Mapping[str, VAE]) -> VAE:
     """The last is the one that takes every size, where it is there."""
     return list(vaes.values())[-1]
 

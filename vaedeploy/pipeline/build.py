@@ -62,7 +62,7 @@ def build_engines(
 
 
 def build_planned(bundle: Bundle, jobs: Sequence[Job], force: bool = False, progress: Progress = silent) -> Bundle:
-    """``build_engines`` for jobs that ``plan_builds`` or ``jobs_of`` made."""
+    """``build_engines`` for jobs that ``plan_builds`` or ``plan_rebuilds`` made."""
     if not os.access(bundle.path, os.W_OK):  # else that would be found once the engines are there
         raise OutputError(
             f"cannot write bundle {bundle.path}: its folder is read-only here, so nothing was built. Allow writing to "
@@ -76,7 +76,7 @@ def build_planned(bundle: Bundle, jobs: Sequence[Job], force: bool = False, prog
         for job in jobs:
             for part in PARTS:
                 try:
-                    with _told_of(job, part):
+                    with naming_engine(job, part):
                         builds.put(job, part)
                 except VaedeployError as error:
                     failures.append(error)
@@ -218,7 +218,7 @@ class _Builds:
 
 
 @contextmanager
-def _told_of(job: Job, part: Part) -> Iterator[None]:
+def naming_engine(job: Job, part: Part) -> Iterator[None]:
     """Turn an error of the operating system into one that names the engine: one build's full disk is not another's."""
     try:
         yield

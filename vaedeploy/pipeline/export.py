@@ -15,7 +15,7 @@ from vaedeploy.bundle.graphs import graph_names
 from vaedeploy.bundle.manifest import Manifest, VaeInfo
 from vaedeploy.errors import InputError, VerificationError
 from vaedeploy.images.photos import load_photos
-from vaedeploy.pipeline.graphs import measure, write_forms, write_portable
+from vaedeploy.pipeline.graphs import calibrate, write_forms, write_portable
 from vaedeploy.runtime import onnxruntime_cpu
 from vaedeploy.source import find_source, load_source
 from vaedeploy.system.arguments import as_list
@@ -99,7 +99,7 @@ def export_vae(
         collect_garbage()
         calibration = None
         if calibrated:
-            calibration = measure(draft.path, pictures, manifest.latent.factor, image_input, progress)
+            calibration = calibrate(draft.path, pictures, manifest.latent.factor, image_input, progress)
         applied = write_forms(draft.path, precision, calibration, rewrite)
         manifest = msgspec.structs.replace(manifest, graphs=graph_names(draft.path), rewrites=applied)
         report = None

@@ -48,7 +48,9 @@ def write_portable(reference: Reference, folder: Path, image_input: ImageInput, 
     return contents
 
 
-def measure(folder: Path, photos: list[Photo], factor: int, image_input: ImageInput, progress: Progress) -> Calibration:
+def calibrate(
+    folder: Path, photos: list[Photo], factor: int, image_input: ImageInput, progress: Progress
+) -> Calibration:
     """Write ``calibration.json``: the largest magnitudes in both portable graphs, over photographs and the latents that
     the encoder makes of them.
     """
@@ -99,12 +101,12 @@ def write_forms(
             path = folder / file_name(part, form)
             save_form(rewritten.graph, path, shared=own == "fp32")
             _check(path)
-            _tell(path.name, rewritten)
+            _log_outcomes(path.name, rewritten)
             applied[path.name] = {outcome.rule: outcome.matches for outcome in rewritten.outcomes}
     return applied
 
 
-def _tell(name: str, rewritten: Rewritten) -> None:
+def _log_outcomes(name: str, rewritten: Rewritten) -> None:
     """Log what a user may want to know and need not act on."""
     for outcome in rewritten.outcomes:
         for refusal in outcome.refusals:

@@ -10,7 +10,7 @@ import numpy as np
 
 from vaedeploy.bundle import PREVIOUS, Bundle, BundleEdit, as_bundle, check_bundle, edit_bundle, naming_bundle
 from vaedeploy.bundle.manifest import NAME
-from vaedeploy.engines.plan import jobs_of
+from vaedeploy.engines.plan import plan_rebuilds
 from vaedeploy.errors import InputError, VerificationError
 from vaedeploy.graph.graph import load_graph
 from vaedeploy.images.photos import crop_batch, load_photos
@@ -68,7 +68,7 @@ def swap_vae(
     """
     # What is kept is to be whole, and what is not the bundle's would be lost.
     old = check_bundle(bundle.path if isinstance(bundle, Bundle) else bundle)
-    jobs = jobs_of(old)  # to fail before the long work
+    jobs = plan_rebuilds(old)  # to fail before the long work
     reference = load_source(find_source(vae, weights), progress=progress)
     _check_contract(old, reference)
     with edit_bundle(old) as edit:

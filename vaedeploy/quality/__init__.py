@@ -9,7 +9,7 @@ from vaedeploy.quality.artifacts import Artifacts
 from vaedeploy.quality.color import Color
 from vaedeploy.quality.contrast import Contrast
 from vaedeploy.quality.detail import Detail
-from vaedeploy.quality.error import Error
+from vaedeploy.quality.likeness import Likeness
 from vaedeploy.quality.measure import Quality, measure_batch, measure_quality
 from vaedeploy.quality.verdicts import LIMITS, Finding, QualityLimit, find_faults
 
@@ -19,8 +19,8 @@ __all__ = [
     "Color",
     "Contrast",
     "Detail",
-    "Error",
     "Finding",
+    "Likeness",
     "Quality",
     "QualityLimit",
     "find_faults",

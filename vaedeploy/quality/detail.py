@@ -37,6 +37,11 @@ class Detail(msgspec.Struct, frozen=True):
     sharpness: float
     sharpening: float
 
+    @property
+    def fine(self) -> float:
+        """Share (1: all) of the fine detail, in periods of 2 to 16 pixels, that the candidate has of the reference."""
+        return float(np.mean(self.gains[:FINE]))
+
 
 def measure_detail(reference: Planes, candidate: Planes) -> Detail:
     shape = reference.luma.shape

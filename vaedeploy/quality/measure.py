@@ -13,15 +13,15 @@ from vaedeploy.images.pixels import to_levels
 from vaedeploy.quality.artifacts import BLOCK, Artifacts, measure_artifacts
 from vaedeploy.quality.color import Color, measure_color
 from vaedeploy.quality.contrast import Contrast, measure_contrast
-from vaedeploy.quality.detail import FINE, Detail, measure_detail
-from vaedeploy.quality.error import Error, measure_error
+from vaedeploy.quality.detail import Detail, measure_detail
+from vaedeploy.quality.likeness import Likeness, measure_likeness
 from vaedeploy.quality.planes import make_planes
 
 
 class Quality(msgspec.Struct, frozen=True):
     """How one picture, the candidate, looks beside another, the reference. ``verdicts.find_faults`` judges it."""
 
-    error: Error
+    error: Likeness
     color: Color
     contrast: Contrast
     detail: Detail
@@ -47,7 +47,7 @@ def measure_quality(
     before, after = make_planes(reference), make_planes(pixels)
     detail = measure_detail(before, after)
     return Quality(
-        error=measure_error(before, after),
+        error=measure_likeness(before, after),
         color=measure_color(before, after),
         contrast=measure_contrast(before, after),
         detail=detail,
@@ -89,8 +89,3 @@ def _check(reference: NDArray[Any], candidate: NDArray[Any], smallest: int) -> N
 def _check_size(what: str, value: int, smallest: int) -> None:
     if value < smallest:
         raise InputError(f"{what} is {value}; it must be a whole number of pixels, {smallest} or more")
-
-
-def fine_detail(quality: Quality) -> float:
-    """Share (1: all) of the fine detail, in periods of 2 to 16 pixels, that the candidate shares with the reference."""
-    return float(np.mean(quality.detail.gains[:FINE]))

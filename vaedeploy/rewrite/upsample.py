@@ -27,6 +27,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from vaedeploy.graph.edit import free_name
 from vaedeploy.graph.sizes import evaluate, evaluate_shape
 from vaedeploy.rewrite.outcome import Outcome, Refusal
 
@@ -215,9 +216,8 @@ def _fold_weights(graph: ir.Graph, weight: ir.Value, groups: int, form: Upsample
         return []
     values = []
     for suffix, array in rounded.items():
-        name = f"{weight.name}.{suffix}"
-        while name in graph.initializers:  # of an earlier call, for another convolution of these weights
-            name += "_"
+        # An earlier call may have used the name, for another convolution of these weights.
+        name = free_name(f"{weight.name}.{suffix}", graph.initializers)
         values.append(ir.val(name, const_value=ir.tensor(array)))
         graph.register_initializer(values[-1])
     return values

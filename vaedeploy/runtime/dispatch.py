@@ -21,7 +21,7 @@ OnNan = Literal["rerun", "warn", "raise"]
 logger = logging.getLogger("vaedeploy")
 
 
-class Halves:
+class Dispatch:
     """See the module. Each half is opened when it is first needed; several threads may call.
 
     candidates: the preferred first. may_fall_back: the next one answers where one cannot open a half, or takes no such

@@ -13,12 +13,12 @@ from vaedeploy.bundle.manifest import Manifest
 from vaedeploy.errors import ImageError, InputError, LatentError
 from vaedeploy.runtime.cuda import CudaDevice, check_stream
 from vaedeploy.runtime.device import OnDevice
-from vaedeploy.runtime.dispatch import Halves
+from vaedeploy.runtime.dispatch import Dispatch
 from vaedeploy.runtime.dlpack import as_device_array, is_on_device, to_caller
 from vaedeploy.values.interface import Tensor, spatial_axes
 
 
-def encode(halves: Halves, manifest: Manifest, gpu: CudaDevice, image: Any, stream: Any) -> Any:
+def encode(dispatch: Dispatch, manifest: Manifest, gpu: CudaDevice, image: Any, stream: Any) -> Any:
     """See ``VAE.encode``."""
     given, after = _take(image, "image", gpu, stream, ImageError)
     interface = manifest.interface("encoder")
@@ -33,12 +33,12 @@ def encode(halves: Halves, manifest: Manifest, gpu: CudaDevice, image: Any, stre
     manifest.latent.sizes.check(height, width)
     output = interface.outputs[0]
     result = gpu.array(interface.gives(batch, height, width)[output])
-    halves.run("encoder", [output], {interface.input: given}, {output: result}, after)
+    dispatch.run("encoder", [output], {interface.input: given}, {output: result}, after)
     return to_caller(result)
 
 
 def decode(
-    halves: Halves,
+    dispatch: Dispatch,
     manifest: Manifest,
     gpu: CudaDevice,
     latent: Any,
@@ -60,7 +60,7 @@ def decode(
     name = "image_u8" if output == "uint8" else "image"
     made = interface.gives(batch, *full)[name]
     result, busy = (gpu.array(made), ()) if out is None else _fill(out, made, gpu, cut)
-    halves.run("decoder", [name, "finite"], {"latent": given}, {name: result}, (*after, *busy))
+    dispatch.run("decoder", [name, "finite"], {"latent": given}, {name: result}, (*after, *busy))
     return to_caller(result, cut, spatial_axes(name)) if out is None else out
 
 

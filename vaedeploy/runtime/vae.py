@@ -20,7 +20,7 @@ from vaedeploy.runtime import on_device
 from vaedeploy.runtime.arrays import as_numpy, check_image, check_latent, check_out, check_seed, pad_image
 from vaedeploy.runtime.backends import find_candidates
 from vaedeploy.runtime.cuda import CudaDevice
-from vaedeploy.runtime.dispatch import Halves
+from vaedeploy.runtime.dispatch import Dispatch
 from vaedeploy.runtime.dlpack import is_on_device
 from vaedeploy.values.kinds import Part
 from vaedeploy.values.latent import LatentSpec, SizeRule
@@ -84,7 +84,7 @@ class VAE:
             raise InputError(f"threads is {threads!r}; it must be 1 or more, or None for all cores")
         self._bundle = Bundle.open(path, verify_hashes)
         candidates = find_candidates(self._bundle, backend, device, threads, provider_options, profile, verify_hashes)
-        self._halves = Halves(self._bundle, candidates, backend is None, on_nan)
+        self._dispatch = Dispatch(self._bundle, candidates, backend is None, on_nan)
         self._device = device
         self._opened: CudaDevice | None = None
         if not self._bundle.verified:
@@ -115,7 +115,7 @@ class VAE:
     @property
     def backend(self) -> str:
         """Who computes, or computes first."""
-        return self._halves.backend
+        return self._dispatch.backend
 
     @property
     def limits(self) -> Limits:
@@ -151,7 +151,7 @@ class VAE:
                     "an image in the GPU's memory is encoded without sample, seed and pad; copy it to the host"
                 )
             with self._gpu().active():
-                return on_device.encode(self._halves, self.manifest, self._gpu(), image, stream)
+                return on_device.encode(self._dispatch, self.manifest, self._gpu(), image, stream)
         _refuse_stream(stream)
         if seed is not None:
             seed = check_seed(seed, sample)
@@ -207,7 +207,7 @@ class VAE:
             raise InputError(f"output is {output!r}; it must be 'uint8' or 'float'")
         if is_on_device(latent):
             with self._gpu().active():
-                return on_device.decode(self._halves, self.manifest, self._gpu(), latent, output, size, out, stream)
+                return on_device.decode(self._dispatch, self.manifest, self._gpu(), latent, output, size, out, stream)
         _refuse_stream(stream)
         values = check_latent(as_numpy(latent, "latent", LatentError), self.latent)
         interface, name = self.manifest.interface("decoder"), "image_u8" if output == "uint8" else "image"
@@ -228,7 +228,7 @@ class VAE:
 
     def close(self) -> None:
         """Let go of the graphs. Calls that are under way end well; later ones raise InputError."""
-        self._halves.close()
+        self._dispatch.close()
 
     def __enter__(self) -> VAE:
         return self
@@ -245,7 +245,7 @@ class VAE:
         return self._opened
 
     def _run(self, part: Part, outputs: Sequence[str], inputs: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
-        return self._halves.run(part, outputs, inputs)  # type: ignore[return-value]  # host in, host out
+        return self._dispatch.run(part, outputs, inputs)  # type: ignore[return-value]  # host in, host out
 
 
 def _refuse_stream(stream: object) -> None:

@@ -32,7 +32,7 @@ from vaedeploy.rewrite.rescale import FP16_MAX, rescale
 from vaedeploy.system.progress import Progress, silent
 from vaedeploy.values.kinds import PARTS, Form, Part, Precision
 from vaedeploy.verify.graphs import PORTABLE_CASES, prepare_photo
-from vaedeploy.verify.limits import LIMITS
+from vaedeploy.verify.limits import LIMITS, bound_of
 from vaedeploy.verify.report import Case, Report
 
 __all__ = ["Bisection", "Step", "Trace", "bisect_bundle", "find_jumps"]
@@ -44,9 +44,7 @@ FACTOR = 3.0
 the demo VAE and of full size, had no error above its floor; below it some grew by more, up to 6.4 (fp32, to 4e-7).
 """
 
-FLOORS: dict[Precision, float] = {
-    precision: next(limit.bound for limit in limits if limit.metric == "rel_l2") for precision, limits in LIMITS.items()
-}
+FLOORS: dict[Precision, float] = {precision: bound_of(precision, "rel_l2") for precision in LIMITS}
 
 
 class Step(msgspec.Struct, frozen=True):

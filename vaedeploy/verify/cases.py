@@ -18,7 +18,7 @@ from vaedeploy.values.kinds import Precision
 from vaedeploy.verify.limits import LIMITS
 from vaedeploy.verify.looks import Looks
 from vaedeploy.verify.report import Case
-from vaedeploy.verify.words import WORDS, amount
+from vaedeploy.verify.words import METRIC_WORDS, amount
 
 Outputs = Mapping[str, NDArray[Any]]
 
@@ -119,7 +119,7 @@ def _case(
     for limit in LIMITS[precision]:
         value = metrics.get(limit.metric)
         if not limit.allows(value):
-            name = WORDS[limit.metric][0].lower()
+            name = METRIC_WORDS[limit.metric][0].lower()
             failures = [*failures, f"{name} is {amount(limit.metric, value)}; it must be {limit.words}"]
     batch, height, width, _ = golden.photo.shape
     return Case(

@@ -7,7 +7,7 @@ from typing import Literal
 import msgspec
 
 from vaedeploy.values.kinds import Precision
-from vaedeploy.verify.words import WORDS, amount
+from vaedeploy.verify.words import METRIC_WORDS, amount
 
 Metric = Literal["rel_l2", "max_levels", "within_one_level", "psnr"]
 
@@ -46,7 +46,12 @@ LIMITS: dict[Precision, tuple[Limit, ...]] = {
 }
 
 
+def bound_of(precision: Precision, metric: Metric) -> float:
+    """The bound of the one limit that ``precision`` has on ``metric``."""
+    return next(limit.bound for limit in LIMITS[precision] if limit.metric == metric)
+
+
 def limits_line(precision: Precision) -> str:
     """The limits of a precision, in words."""
-    told = ", ".join(f"{WORDS[limit.metric][0].lower()} {limit.words}" for limit in LIMITS[precision])
+    told = ", ".join(f"{METRIC_WORDS[limit.metric][0].lower()} {limit.words}" for limit in LIMITS[precision])
     return f"Limits of {precision}: {told}"

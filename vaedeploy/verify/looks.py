@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from vaedeploy.images.pixels import to_levels
 
 if TYPE_CHECKING:
-    from vaedeploy.quality.pictures import Candidate, Picture, Pixels
+    from vaedeploy.quality.candidates import Candidate, Picture, Pixels
 
 SMALLEST = 256
 """Pixels of a side from which an image is looked at: a smaller crop shows too little to tell a fault of the VAE from
@@ -41,7 +41,7 @@ class Looks:
         form: of the graphs that made it. name: of the case. reference, image: (B, 3, H, W) float, around [-1, 1].
         """
         from vaedeploy.quality import find_faults, measure_quality
-        from vaedeploy.quality.pictures import Candidate
+        from vaedeploy.quality.candidates import Candidate
 
         if min(image.shape[2:]) < SMALLEST:
             return None
@@ -60,6 +60,6 @@ class Looks:
     @property
     def pictures(self) -> tuple[Picture, ...]:
         """Everything that was looked at: PyTorch's image and, beside it, what each form made."""
-        from vaedeploy.quality.pictures import Picture
+        from vaedeploy.quality.candidates import Picture
 
         return tuple(Picture(name, self._references[name], tuple(c)) for name, c in self._candidates.items())

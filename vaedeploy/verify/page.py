@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vaedeploy.page.document import Cell, Column, Document, Table, Tone
-from vaedeploy.page.write import write_report
-from vaedeploy.quality.pictures import Picture
+from vaedeploy.page.write import write_page
+from vaedeploy.quality.candidates import Picture
 from vaedeploy.verify.limits import limits_line
 from vaedeploy.verify.report import Case, Report
-from vaedeploy.verify.words import METRICS, WORDS, metric_text
+from vaedeploy.verify.words import METRIC_WORDS, METRICS, metric_text
 
 MEANINGS = {
     "rel_l2": "Length of the error over length of what PyTorch gives: 0 is equal.",
@@ -24,10 +24,10 @@ MEANINGS = {
 
 
 def write_verification(bundle: Path, report: Report, pictures: Sequence[Picture], folder: str | Path) -> None:
-    """Write the page of a bundle's verification into ``folder``, as ``write_report`` does; its PageError holds the
+    """Write the page of a bundle's verification into ``folder``, as ``write_page`` does; its PageError holds the
     report.
     """
-    write_report(verification_document(bundle.resolve().name, report, pictures), folder, report)
+    write_page(verification_document(bundle.resolve().name, report, pictures), folder, report)
 
 
 def verification_document(name: str, report: Report, pictures: Sequence[Picture]) -> Document:
@@ -79,7 +79,7 @@ def _cases(report: Report) -> Table:
         Column("Part"),
         Column("Output"),
         Column("Size", "items x height x width"),
-        *(Column(*WORDS[metric], MEANINGS[metric]) for metric in METRICS),
+        *(Column(*METRIC_WORDS[metric], MEANINGS[metric]) for metric in METRICS),
         Column("Verdict"),
     )
     kept = dict.fromkeys(case.precision for case in report.cases)

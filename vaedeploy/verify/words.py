@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from vaedeploy.verify.report import Case
 
 
-WORDS: dict[str, tuple[str, str]] = {
+METRIC_WORDS: dict[str, tuple[str, str]] = {
     "rel_l2": ("Relative error", "L2"),
     "max_abs": ("Largest error", "output's units"),
     "mean_abs": ("Mean error", "output's units"),
@@ -28,7 +28,7 @@ def amount(metric: str, value: float | None) -> str:
     """A metric's value with its unit, for a sentence; ``value`` as a manifest has it, None for what is not finite."""
     if value is None or math.isinf(value):
         return "no difference" if metric == "psnr" else "not finite"
-    unit = WORDS[metric][1]
+    unit = METRIC_WORDS[metric][1]
     if unit.startswith("%"):
         return f"{100 * value:.4g}{unit}"
     return f"{value:.3g}" if metric in ("rel_l2", "max_abs", "mean_abs") else f"{value:.3g} {unit}"

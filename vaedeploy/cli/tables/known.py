@@ -18,7 +18,7 @@ from vaedeploy.source import Preset
 from vaedeploy.system.gpu import Gpu, find_gpu
 from vaedeploy.system.installs import version_of
 from vaedeploy.values.latent import LatentSpec
-from vaedeploy.verify.words import WORDS, amount
+from vaedeploy.verify.words import METRIC_WORDS, amount
 
 Row = tuple[str, ...]
 
@@ -204,9 +204,9 @@ def _verification(bundle: Bundle) -> str:
 
 
 def _worst(metric: str, value: float | None) -> str:
-    if metric not in WORDS:  # another version's
+    if metric not in METRIC_WORDS:  # another version's
         return f"{metric} {value}"
-    return f"{WORDS[metric][0].lower()} {amount(metric, value)}"
+    return f"{METRIC_WORDS[metric][0].lower()} {amount(metric, value)}"
 
 
 def _size(count: int) -> str:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from vaedeploy.bundle import Bundle
 from vaedeploy.verify.limits import limits_line
-from vaedeploy.verify.words import METRICS, WORDS, metric_text
+from vaedeploy.verify.words import METRIC_WORDS, METRICS, metric_text
 
 if TYPE_CHECKING:
     from vaedeploy.pipeline.bench import Bench
@@ -19,7 +19,7 @@ Row = tuple[str, ...]
 
 CASE_COLUMNS = (
     *("graph", "part", "output", "size"),
-    *(f"{name.lower()}, {unit}" for name, unit in map(WORDS.__getitem__, METRICS)),
+    *(f"{name.lower()}, {unit}" for name, unit in map(METRIC_WORDS.__getitem__, METRICS)),
     "verdict",
 )
 """size: batch x height x width."""

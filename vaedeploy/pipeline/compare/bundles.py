@@ -16,14 +16,14 @@ from vaedeploy.errors import ImageError, InputError
 from vaedeploy.images.files import read_image
 from vaedeploy.images.photos import Photo, crop_batch, crop_middle, photo_files
 from vaedeploy.images.pixels import to_levels
-from vaedeploy.page import check_folder, write_report
+from vaedeploy.page import check_folder, write_page
 from vaedeploy.pipeline.compare.page import comparison_document
-from vaedeploy.pipeline.compare.result import Comparison, Part, Reconstruction, Speed, summarize, truest
+from vaedeploy.pipeline.compare.result import Comparison, Reconstruction, Speed, Verb, summarize, truest
 from vaedeploy.pipeline.compare.swaps import swap_matrix
 from vaedeploy.pipeline.turns import milliseconds, take_turns
 from vaedeploy.quality import find_faults, measure_quality
 from vaedeploy.quality.artifacts import BLOCK
-from vaedeploy.quality.pictures import Candidate, Picture
+from vaedeploy.quality.candidates import Candidate, Picture
 from vaedeploy.runtime import VAE
 from vaedeploy.system.arguments import as_list
 from vaedeploy.system.progress import Progress, silent
@@ -59,7 +59,7 @@ def compare_bundles(
 
     bundles: two or more; each is called by its folder's name, or by its path where two have one name. images: a folder;
     its pictures are cut in the middle to sizes that all of the bundles take, and to 1024 pixels a side at most.
-    page: a folder for an HTML page, see ``write_report``. backend: who computes, see ``VAE``.
+    page: a folder for an HTML page, see ``write_page``. backend: who computes, see ``VAE``.
     progress: is told how far each step is, see ``Progress``.
 
     All bundles are held in memory at once. Raises InputError for fewer than two bundles or one given twice, ImageError
@@ -87,7 +87,7 @@ def compare_bundles(
     summaries = tuple(summarize(name, [row for row in rows if row.bundle == name]) for name in vaes)
     comparison = Comparison(tuple(vaes), summaries, *truest(summaries), speeds, swaps, tuple(rows))
     if page is not None:
-        write_report(comparison_document(comparison, pictures, strips), page, comparison)
+        write_page(comparison_document(comparison, pictures, strips), page, comparison)
     return comparison
 
 
@@ -149,7 +149,7 @@ def _time(vaes: Mapping[str, VAE], photo: Photo, progress: Progress) -> tuple[Sp
     decode = {name: functools.partial(vae.decode, latents[name]) for name, vae in vaes.items()}
     speeds: list[Speed] = []
 
-    def add(part: Part, calls: Mapping[str, Callable[[], Any]]) -> None:
+    def add(part: Verb, calls: Mapping[str, Callable[[], Any]]) -> None:
         for name, (seconds, problem) in take_turns(calls, ROUNDS).items():
             row = Speed(name, vaes[name].backend, part, height, width, problem=problem)
             if seconds:

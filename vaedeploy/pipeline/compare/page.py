@@ -9,7 +9,7 @@ from vaedeploy.page.document import Tone
 from vaedeploy.page.measures import CHROMA, COLOR, CONTRAST, DETAIL
 from vaedeploy.pipeline.compare.result import Comparison, Swap
 from vaedeploy.pipeline.compare.words import remedy, summary_lines, verdict_line
-from vaedeploy.quality.pictures import Picture
+from vaedeploy.quality.candidates import Picture
 
 
 def comparison_document(comparison: Comparison, pictures: Sequence[Picture], strips: Sequence[Strip]) -> Document:

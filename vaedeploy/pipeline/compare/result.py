@@ -9,11 +9,10 @@ import msgspec
 import numpy as np
 
 from vaedeploy.quality import Finding, Quality
-from vaedeploy.quality.measure import fine_detail
 
 Verdict = Literal["compatible", "compatible with a shift", "not compatible"]
 
-Part = Literal["encode", "decode"]
+Verb = Literal["encode", "decode"]
 
 Cause = Literal[
     "wrong scale",
@@ -77,7 +76,7 @@ class Speed(msgspec.Struct, frozen=True):
 
     bundle: str
     backend: str
-    part: Part
+    part: Verb
     height: int
     width: int
     ms: float | None = None
@@ -132,7 +131,7 @@ def summarize(bundle: str, rows: list[Reconstruction]) -> Summary:
         median([r.quality.color.ciede2000_mean for r in rows]),
         median([r.quality.color.chroma_ratio for r in rows]),
         median([r.quality.contrast.global_ratio for r in rows]),
-        median([fine_detail(r.quality) for r in rows]),
+        median([r.quality.detail.fine for r in rows]),
     )
 
 

@@ -9,7 +9,6 @@ import numpy as np
 from vaedeploy.pipeline.compare.result import Comparison, Speed, Swap, Transform
 from vaedeploy.pipeline.compare.transform import causes
 from vaedeploy.quality import Quality
-from vaedeploy.quality.measure import fine_detail
 
 BETTER = 1.0
 """dB from which a decoder is said to do better than the latent's own."""
@@ -123,7 +122,7 @@ def _difference(quality: Quality) -> tuple[float, float, float, float]:
         quality.color.ciede2000_mean,
         quality.color.chroma_ratio,
         quality.contrast.global_ratio,
-        fine_detail(quality),
+        quality.detail.fine,
     )
 
 

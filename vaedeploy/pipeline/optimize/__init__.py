@@ -11,26 +11,25 @@ from typing import get_args
 import onnx_ir as ir
 
 from vaedeploy.errors import BackendError, InputError
+from vaedeploy.graph.edit import LOWER
 from vaedeploy.graph.graph import Graph
 from vaedeploy.graph.operations import count_operations
 from vaedeploy.pipeline.optimize import files
 from vaedeploy.pipeline.optimize.inputs import Feed, choose_sizes, fix_unnamed, random_feed, read_feed
-from vaedeploy.pipeline.optimize.proof import Difference, compare, drawing_node
+from vaedeploy.pipeline.optimize.proof import OutputDifference, drawing_node, run_both
 from vaedeploy.rewrite import Outcome, Refusal, Rewritten, Underflow, rewrite_graph
 from vaedeploy.system.arguments import as_list
 from vaedeploy.system.progress import Progress, silent
 from vaedeploy.values.kinds import Precision, Target
-from vaedeploy.verify.limits import LIMITS
+from vaedeploy.verify.limits import bound_of
 
-__all__ = ["Difference", "Figures", "Optimized", "optimize_onnx"]
+__all__ = ["Figures", "Optimized", "OutputDifference", "optimize_onnx"]
 
 REWRITING = "Rewriting"
 
 COMPARING = "Comparing"
 
 NOT_MEASURED = "not measured: give --inputs, so that activations which fp16 cannot hold are scaled"
-
-HALF: dict[ir.DataType, Precision] = {ir.DataType.FLOAT16: "fp16", ir.DataType.BFLOAT16: "bf16"}
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ class Optimized:
     before: Figures
     after: Figures
     compared_on: str
-    differences: tuple[Difference, ...]
+    differences: tuple[OutputDifference, ...]
     not_compared: str | None
     warnings: tuple[str, ...]
 
@@ -142,7 +141,7 @@ def _own_precision(source: files.Source) -> Precision:
     types = {value.dtype for value in values}
     if ir.DataType.DOUBLE in types:
         raise InputError(f"{source.path} computes in float64; export it in float32, from which other types are made")
-    return next((precision for dtype, precision in HALF.items() if dtype in types), "fp32")
+    return next((precision for precision, dtype in LOWER.items() if dtype in types), "fp32")
 
 
 def _check_precision(path: Path, own: Precision, wanted: Precision, target: Target) -> Precision:
@@ -192,7 +191,7 @@ def _figures(model: ir.Model, sizes: Mapping[str, int]) -> Figures:
 
 def _compare(
     source: files.Source, draft: Path, feeds: Sequence[Feed], progress: Progress
-) -> tuple[str, tuple[Difference, ...], str | None]:
+) -> tuple[str, tuple[OutputDifference, ...], str | None]:
     """What both graphs were run on, the differences, and why there are none."""
     node = drawing_node(source.model)
     if node is not None:
@@ -200,18 +199,18 @@ def _compare(
     progress(COMPARING, 0, 1)
     try:
         if feeds:
-            return f"{len(feeds)} x --inputs", compare(source.path, draft, feeds), None
+            return f"{len(feeds)} x --inputs", run_both(source.path, draft, feeds), None
         small = choose_sizes(source.model, {}, "small")
         on = ", ".join(["seeded random inputs", *(f"{name}={size}" for name, size in small.items())])
-        return on, compare(source.path, draft, [random_feed(source.model, small)]), None
+        return on, run_both(source.path, draft, [random_feed(source.model, small)]), None
     except (BackendError, InputError) as error:
         return "", (), str(error) if feeds else f"{error}. Give --inputs to compare on those"
     finally:
         progress(COMPARING, 1, 1)
 
 
-def _warnings(differences: Sequence[Difference], precision: Precision) -> list[str]:
-    bound = next(limit.bound for limit in LIMITS[precision] if limit.metric == "rel_l2")
+def _warnings(differences: Sequence[OutputDifference], precision: Precision) -> list[str]:
+    bound = bound_of(precision, "rel_l2")
     found = []
     for difference in differences:
         if difference.not_finite > difference.before:

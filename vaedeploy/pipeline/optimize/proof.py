@@ -11,7 +11,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from vaedeploy.numerics.emulation import HALF, emulate_each
+from vaedeploy.graph.edit import LOWER_TYPES
+from vaedeploy.numerics.emulation import emulate_each
 from vaedeploy.pipeline.optimize.inputs import Feed
 from vaedeploy.runtime import onnxruntime_cpu
 
@@ -19,7 +20,7 @@ DRAWING = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLi
 
 
 @dataclass(frozen=True)
-class Difference:
+class OutputDifference:
     """How far one output is off, at worst over all inputs.
 
     type: numpy's name of what both are compared as, such as float32.
@@ -34,7 +35,7 @@ class Difference:
     before: int = 0
 
 
-def compare(first: Path, second: Path, feeds: Sequence[Feed]) -> tuple[Difference, ...]:
+def run_both(first: Path, second: Path, feeds: Sequence[Feed]) -> tuple[OutputDifference, ...]:
     """Run both on ``feeds``, a half-precision one by emulation. Raises BackendError where ONNX Runtime cannot."""
     expected, found = _run(first, feeds), _run(second, feeds)
     return tuple(_difference(name, [e[name] for e in expected], [f[name] for f in found]) for name in expected[0])
@@ -48,16 +49,16 @@ def drawing_node(model: ir.Model) -> ir.Node | None:
 def _run(path: Path, feeds: Sequence[Feed]) -> Sequence[Mapping[str, NDArray[Any]]]:
     model = ir.load(path)
     values = [*model.graph.initializers.values(), *(value for node in model.graph for value in node.outputs)]
-    if any(value.dtype in HALF for value in values):
+    if any(value.dtype in LOWER_TYPES for value in values):
         return emulate_each(model, feeds)
     session = onnxruntime_cpu.Session(path)
     return [dict(zip(session.outputs, session.run(session.outputs, feed), strict=True)) for feed in feeds]
 
 
-def _difference(name: str, expected: Sequence[NDArray[Any]], found: Sequence[NDArray[Any]]) -> Difference:
+def _difference(name: str, expected: Sequence[NDArray[Any]], found: Sequence[NDArray[Any]]) -> OutputDifference:
     errors = [_relative(e.astype(np.float64), f.astype(np.float64)) for e, f in zip(expected, found, strict=True)]
     counts = [sum(int((~np.isfinite(a.astype(np.float64))).sum()) for a in arrays) for arrays in (found, expected)]
-    return Difference(name, str(found[0].dtype), float(np.max(errors)), *counts)  # max keeps a NaN
+    return OutputDifference(name, str(found[0].dtype), float(np.max(errors)), *counts)  # max keeps a NaN
 
 
 def _relative(expected: NDArray[np.float64], found: NDArray[np.float64]) -> float:

@@ -27,6 +27,7 @@ import onnx_ir as ir
 from onnx import defs
 
 from vaedeploy.errors import InputError
+from vaedeploy.graph.edit import LOWER, free_name
 from vaedeploy.rewrite.outcome import Outcome
 from vaedeploy.rewrite.precision.plan import Plan, is_constant, is_float
 from vaedeploy.rewrite.precision.weights import FLOAT, Underflow, count_underflow, lazily_rounded
@@ -39,7 +40,6 @@ Interface = Literal["fp32", "lower"]
 
 Normalization = Literal["native", "fp32"]
 
-LOWER = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 
 BF16_OPSET = 22
 """Conv, ConvTranspose and InstanceNormalization take bfloat16 from here on."""
@@ -174,9 +174,7 @@ def _round_constants(plan: Plan, precision: HalfPrecision) -> tuple[Underflow, .
 
 def _free(graph: ir.Graph, name: str) -> str:
     taken = {*graph.initializers, *(v.name for v in graph.inputs), *(o.name for n in graph for o in n.outputs)}
-    while name in taken:
-        name += "_"
-    return name
+    return free_name(name, taken)
 
 
 def _apply(plan: Plan, precision: HalfPrecision) -> None:

@@ -8,14 +8,11 @@ from typing import cast
 import onnx_ir as ir
 from onnx import defs
 
+from vaedeploy.graph.edit import NORMALIZATIONS
 from vaedeploy.rewrite.outcome import Refusal
 from vaedeploy.rewrite.precision.weights import FLOAT, is_lost
 
 LINEAR = frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm", "Einsum", "Attention"})
-
-NORMALIZATIONS = frozenset(
-    {"InstanceNormalization", "GroupNormalization", "LayerNormalization", "RMSNormalization", "LpNormalization"}
-)
 
 SUMS = frozenset(
     {"ReduceMean", "ReduceSum", "ReduceSumSquare", "ReduceL1", "ReduceL2", "ReduceLogSumExp", "GlobalAveragePool"}

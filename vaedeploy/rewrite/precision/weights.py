@@ -10,6 +10,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from vaedeploy.errors import InputError
+from vaedeploy.graph.edit import lazy_tensor
 
 FLOAT = ir.DataType.FLOAT
 
@@ -35,11 +36,7 @@ def rounded(array: NDArray[np.float32], low: ir.DataType) -> NDArray[np.generic]
 
 def lazily_rounded(tensor: ir.TensorProtocol, low: ir.DataType, name: str) -> ir.LazyTensor:
     """A tensor that is rounded each time it is read, and not kept."""
-
-    def read() -> ir.TensorProtocol:
-        return ir.Tensor(rounded(tensor.numpy(), low), dtype=low, name=name)
-
-    return ir.LazyTensor(read, low, ir.Shape(tensor.shape.numpy()), name=name)
+    return lazy_tensor(tensor, lambda array: rounded(array, low), low, name)
 
 
 def count_underflow(name: str, tensor: ir.TensorProtocol, low: ir.DataType) -> Underflow:

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from vaedeploy.graph.edit import LOWER_TYPES, free_name, lazy_tensor
 from vaedeploy.rewrite.outcome import Outcome, Refusal
 from vaedeploy.rewrite.rescale.exponents import Bounds, Choice, Exponents, Form
 from vaedeploy.rewrite.rescale.homogeneity import Epsilon, Use, constant, relate_graph
@@ -32,8 +33,6 @@ FP16_MAX = 65504.0
 
 FLOAT32_MIN_EXPONENT = -126
 """2 to this is the smallest normal number of float32; below it digits are lost, and hardware may give zero."""
-
-LOWER = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 UNLIMITED = ("Clip", "Where", "Max", "Min", "Pad")
 """Operators whose constants may leave fp16's range, being bounds or masks: infinity serves as well there."""
@@ -184,9 +183,7 @@ def _scale_constants(model: ir.Model, exponents: Mapping[Use, int]) -> None:
             if value.is_initializer() and len(uses) == len(value.uses()) and not value.is_graph_output():
                 value.const_value = scaled
                 continue
-            name = f"{value.name}.exponent{exponent}"
-            while name in model.graph.initializers:
-                name += "_"
+            name = free_name(f"{value.name}.exponent{exponent}", model.graph.initializers)
             scaled.name = name
             copy = ir.Value(name=name, shape=value.shape, type=value.type, const_value=scaled)
             model.graph.register_initializer(copy)
@@ -196,12 +193,8 @@ def _scale_constants(model: ir.Model, exponents: Mapping[Use, int]) -> None:
 
 
 def _scaled(tensor: ir.TensorProtocol, exponent: int) -> ir.LazyTensor:
-    """``tensor`` * 2^exponent, computed when it is looked at."""
-
-    def compute() -> ir.TensorProtocol:
-        return ir.tensor(np.asarray(np.ldexp(tensor.numpy(), exponent)), name=tensor.name)
-
-    return ir.LazyTensor(compute, dtype=tensor.dtype, shape=tensor.shape, name=tensor.name)  # type: ignore[arg-type]
+    """``tensor`` * 2^exponent."""
+    return lazy_tensor(tensor, lambda array: np.asarray(np.ldexp(array, exponent)), tensor.dtype, tensor.name)
 
 
 def _remove_unread(model: ir.Model, value: ir.Value) -> None:
@@ -252,7 +245,7 @@ def _untyped_or_lowered(model: ir.Model) -> Iterator[Refusal]:
     """Nodes whose tensors have no exponent for a reason that is not in the graph's own numbers."""
     for types, what in [
         ((None,), "make tensors whose type is not known, which are taken to fit"),
-        (LOWER, "compute in half precision already; rescale goes first"),
+        (LOWER_TYPES, "compute in half precision already; rescale goes first"),
     ]:
         nodes = [node for node in model.graph if any(value.name and value.dtype in types for value in node.outputs)]
         if nodes:
@@ -264,7 +257,5 @@ def _name_nodes(model: ir.Model) -> None:
     taken = {node.name for node in model.graph}
     for index, node in enumerate(model.graph):
         if not node.name:
-            node.name = f"{node.op_type}_{index}"
-            while node.name in taken:
-                node.name += "_"
+            node.name = free_name(f"{node.op_type}_{index}", taken)
             taken.add(node.name)

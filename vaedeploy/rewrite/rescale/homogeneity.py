@@ -20,6 +20,7 @@ from fractions import Fraction
 
 import onnx_ir as ir
 
+from vaedeploy.graph.edit import NORMALIZATIONS
 from vaedeploy.rewrite.rescale.exponents import Exponents
 
 __all__ = ["SCALED", "Epsilon", "Use", "constant", "relate_graph"]
@@ -72,8 +73,6 @@ TIED: dict[str, tuple[int, ...] | None] = {
 """Operator -> the inputs whose exponent is that of the outputs."""
 
 PRODUCTS = ("Mul", "MatMul", "Conv", "ConvTranspose", "Gemm")
-
-NORMALISATIONS = ("InstanceNormalization", "GroupNormalization", "LayerNormalization", "RMSNormalization")
 
 UNRELATED = ("Shape", "Size", "IsNaN", "IsInf", "Constant")
 """Operators whose result does not depend on a scale, and the one whose result takes any."""
@@ -213,7 +212,7 @@ def _power(operator: _Operator) -> bool:
     return operator.relate((operator.output(), power.denominator), (operator.input(0), -power.numerator))
 
 
-def _normalisation(operator: _Operator) -> bool:
+def _normalization(operator: _Operator) -> bool:
     x, y = operator.input(0), operator.output()
     return operator.equal(y, operator.input(1), *operator.optional(2)) and operator.relate(
         (Epsilon(operator.node), 1), (x, -2)
@@ -227,7 +226,7 @@ def _unit_norm(operator: _Operator) -> bool:
     return operator.relate((operator.output(), 1))
 
 
-def _batch_normalisation(operator: _Operator) -> bool:
+def _batch_normalization(operator: _Operator) -> bool:
     x, scale, bias, mean, variance = (operator.input(index) for index in range(5))
     y = operator.output()
     return (
@@ -241,12 +240,12 @@ def _batch_normalisation(operator: _Operator) -> bool:
 _RELATIONS: dict[str, Callable[[_Operator], bool]] = {
     **dict.fromkeys(TIED, _tied),
     **dict.fromkeys(PRODUCTS, _product),
-    **dict.fromkeys(NORMALISATIONS, _normalisation),
+    **dict.fromkeys(NORMALIZATIONS - {"LpNormalization"}, _normalization),
     "Div": _quotient,
     "Reciprocal": _reciprocal,
     "Sqrt": _square_root,
     "ReduceSumSquare": _sum_of_squares,
     "Pow": _power,
     "LpNormalization": _unit_norm,
-    "BatchNormalization": _batch_normalisation,
+    "BatchNormalization": _batch_normalization,
 }

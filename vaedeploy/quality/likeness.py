@@ -21,7 +21,7 @@ SMALLEST = WINDOW * 2 ** (len(SCALE_WEIGHTS) - 1)
 """Pixels of a side that still has a window at the coarsest scale."""
 
 
-class Error(msgspec.Struct, frozen=True):
+class Likeness(msgspec.Struct, frozen=True):
     """Of 8-bit pixels, against the reference.
 
     psnr: dB, peak 255, over all three channels; None where not one value differs.
@@ -37,10 +37,10 @@ class Error(msgspec.Struct, frozen=True):
     off_by_more_than_2: float
 
 
-def measure_error(reference: Planes, candidate: Planes) -> Error:
+def measure_likeness(reference: Planes, candidate: Planes) -> Likeness:
     difference = np.abs(candidate.pixels.astype(np.int16) - reference.pixels)
     worst = difference.max(axis=2)
-    return Error(
+    return Likeness(
         psnr=pixel_errors(candidate.pixels, reference.pixels)["psnr"],
         ssim=_similarity(reference.luma, candidate.luma),
         ms_ssim=_multiscale(reference.luma, candidate.luma) if min(worst.shape) >= SMALLEST else None,
