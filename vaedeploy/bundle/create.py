@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import msgspec
 from vaedeploy.bundle.bundle import Bundle, file_info, naming_bundle, writing
 from vaedeploy.bundle.manifest import NAME, Manifest, check_manifest, encode_manifest
 from vaedeploy.errors import OutputError
-from vaedeploy.system.atomic import clear_leftovers, draft_name, replace_directory, share, write_file
+from vaedeploy.system.atomic import clear_leftovers, draft_name, replace_directory, share, transient_folder, write_file
 from vaedeploy.system.oserrors import shortage
 
 __all__ = ["BundleDraft", "create_bundle"]
@@ -60,7 +60,10 @@ def create_bundle(out: str | Path, force: bool = False) -> Iterator[BundleDraft]
     place = out.resolve()
     if not place.name:
         raise OutputError(f"{out} cannot be a bundle. Choose another place with --out")
-    with _parents(place.parent, out), writing(place, out, BUSY):
+    with ExitStack() as stack:
+        with naming_bundle(out):
+            stack.enter_context(transient_folder(place.parent))
+        stack.enter_context(writing(place, out, BUSY))
         with naming_bundle(out):
             clear_leftovers(place)
         _check_free(place, out, force)
@@ -78,20 +81,6 @@ def create_bundle(out: str | Path, force: bool = False) -> Iterator[BundleDraft]
             raise
         finally:
             shutil.rmtree(draft.path, ignore_errors=True)
-
-
-@contextmanager
-def _parents(folder: Path, out: Path) -> Iterator[None]:
-    """Make the folders that a bundle is to lie in, and remove those again that end up with nothing in them."""
-    missing = [p for p in (folder, *folder.parents) if not p.exists()]
-    try:
-        with naming_bundle(out):
-            folder.mkdir(parents=True, exist_ok=True)
-        yield
-    finally:
-        for made in missing:
-            with suppress(OSError):
-                made.rmdir()
 
 
 def _check_free(place: Path, out: Path, force: bool) -> None:

@@ -17,9 +17,6 @@ from vaedeploy.system.oserrors import reason
 READ_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 """What is read. Pillow knows more, some of it by starting other programs, which strangers' files should not do."""
 
-IMAGE_SUFFIXES = (".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
-"""What pictures' names end in, for picking them out of a folder."""
-
 WRITE_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     ".png": ("PNG", {}),
     ".webp": ("WEBP", {"lossless": True}),
@@ -29,6 +26,11 @@ WRITE_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     ".jpg": ("JPEG", {"quality": 95, "subsampling": 0}),
     ".jpeg": ("JPEG", {"quality": 95, "subsampling": 0}),
 }
+
+
+def image_suffixes() -> tuple[str, ...]:
+    """What the names of image files end in, in lower case, for picking them out of a folder: ``.png``, ``.jpg``, ..."""
+    return tuple(sorted(end for end, kind in Image.registered_extensions().items() if kind in READ_FORMATS))
 
 
 def read_image(path: str | Path) -> NDArray[np.uint8]:

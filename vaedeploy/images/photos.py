@@ -1,4 +1,4 @@
-"""The photographs and shapes that a VAE is verified at."""
+"""The photographs that a VAE is verified on."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vaedeploy.errors import ImageError
-from vaedeploy.images.files import READ_FORMATS, read_image
+from vaedeploy.images.files import image_suffixes, read_image
 
 Photo = NDArray[np.uint8]
 
@@ -38,7 +38,7 @@ def photo_files(folder: str | Path) -> list[Path]:
         raise ImageError(f"{folder} is a file; give the folder that it is in")
     if not Path(folder).is_dir():
         raise ImageError(f"there is no folder {folder}; give a folder with PNG, JPEG or other pictures in it")
-    suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in READ_FORMATS}
+    suffixes = image_suffixes()
     files = sorted(p for p in Path(folder).glob("*") if p.suffix.lower() in suffixes and not p.name.startswith("."))
     if not files:
         raise ImageError(f"there is no picture in {folder}; give a folder with PNG, JPEG or other pictures in it")

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from vaedeploy.errors import InputError, LatentError, OutputError, SizeError, VaedeployError
-from vaedeploy.images.files import IMAGE_SUFFIXES, WRITE_OPTIONS, check_image_name, read_image, write_image
+from vaedeploy.images.files import WRITE_OPTIONS, check_image_name, image_suffixes, read_image, write_image
 from vaedeploy.images.latents import LatentFile, read_latent, write_latent
 from vaedeploy.runtime import VAE
-from vaedeploy.system.atomic import check_place
+from vaedeploy.system.atomic import check_place, transient_folder
 from vaedeploy.system.oserrors import reason
 from vaedeploy.system.progress import Progress, silent
 from vaedeploy.values.latent import LatentSpec
@@ -62,7 +62,7 @@ def encode_files(
     _check_places(source, out, (LATENT,), LATENT)
     if not source.is_dir() and out.suffix != LATENT:
         raise OutputError(f"cannot write a latent to {out}: give a name that ends in {LATENT}")
-    return _convert(source, out, IMAGE_SUFFIXES, LATENT, encode, f"Encoding {source}", progress)
+    return _convert(source, out, image_suffixes(), LATENT, encode, f"Encoding {source}", progress)
 
 
 def decode_files(vae: VAE, source: Path, out: Path, *, progress: Progress = silent) -> Converted:
@@ -177,15 +177,10 @@ def _wanted(file: Path, suffixes: tuple[str, ...]) -> bool:
 
 @contextmanager
 def _folder(out: Path) -> Iterator[None]:
-    """Make the folder ``out``, if it is not there; and remove it again if nothing was written to it."""
-    made = not out.is_dir()
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot make the folder {out}: {reason(error)}. Choose another place with -o") from error
-    try:
+    """Make the folder ``out``, and remove it again if nothing was written to it."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(transient_folder(out))
+        except OSError as error:
+            raise OutputError(f"cannot make the folder {out}: {reason(error)}. Choose another place with -o") from error
         yield
-    finally:
-        if made:
-            with suppress(OSError):
-                out.rmdir()

@@ -12,7 +12,8 @@ import re
 import secrets
 import shutil
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from vaedeploy.errors import OutputError
@@ -46,6 +47,22 @@ def write_file(path: Path, data: bytes) -> None:
         sync_directory(place.parent)
     except OSError as error:
         raise OutputError(f"cannot write {path}: {reason(error)}. {advice(error)}") from error
+
+
+@contextmanager
+def transient_folder(folder: Path) -> Iterator[None]:
+    """Make ``folder`` and its parents; at the end, remove those of them that were made here and are still empty.
+
+    Raises OSError where they cannot be made.
+    """
+    missing = [place for place in (folder, *folder.parents) if not place.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    finally:
+        for made in missing:
+            with suppress(OSError):
+                made.rmdir()
 
 
 def check_place(path: Path) -> None:

@@ -15,6 +15,11 @@ Corner = Literal["min", "opt", "max"]
 CORNERS: tuple[Corner, ...] = ("min", "opt", "max")
 
 
+def size_text(batch: int, height: int, width: int) -> str:
+    """Batch, height and width as they are shown everywhere: ``1x512x768``."""
+    return f"{batch}x{height}x{width}"
+
+
 class ShapeSet(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One optimisation profile of an engine: items, and pixels of an image's height and width.
 

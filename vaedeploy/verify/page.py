@@ -64,7 +64,7 @@ def _tone(report: Report) -> Tone:
 
 def _sentences(report: Report, pictures: Sequence[Picture]) -> tuple[str, ...]:
     missed = [
-        f"{case.form} {case.part}, {case.batch}x{case.height}x{case.width}, {case.output}: {failure}."
+        f"{case.form} {case.part}, {case.size}, {case.output}: {failure}."
         for case in report.cases
         for failure in case.failures
     ]
@@ -97,7 +97,7 @@ def _row(case: Case) -> tuple[Cell, ...]:
         Cell(case.form),
         Cell(case.part),
         Cell(case.output),
-        Cell(f"{case.batch}x{case.height}x{case.width}", case.batch * case.height * case.width),
+        Cell(case.size, case.batch * case.height * case.width),
         *(_cell(case, metric) for metric in METRICS),
         Cell("passed" if case.passed else "FAILED"),
     )

@@ -11,6 +11,7 @@ import numpy as np
 
 from vaedeploy.bundle.manifest import Verification
 from vaedeploy.values.kinds import Precision
+from vaedeploy.values.shapes import size_text
 
 
 class Case(msgspec.Struct, frozen=True):
@@ -51,6 +52,11 @@ class Case(msgspec.Struct, frozen=True):
     @property
     def passed(self) -> bool:
         return not self.failures
+
+    @property
+    def size(self) -> str:
+        """Batch, height and width, such as ``1x512x768``."""
+        return size_text(self.batch, self.height, self.width)
 
 
 class Report(msgspec.Struct, frozen=True):

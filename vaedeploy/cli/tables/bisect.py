@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vaedeploy.values.shapes import size_text
 from vaedeploy.verify.bisect import Bisection
 
 STEP_COLUMNS = (
@@ -29,7 +30,7 @@ def step_rows(bisection: Bisection) -> list[tuple[str, ...]]:
         (
             f"{trace.form} {trace.precision}",
             trace.part,
-            f"{trace.batch}x{trace.height}x{trace.width}",
+            size_text(trace.batch, trace.height, trace.width),
             step.module,
             step.operator,
             step.tensor,

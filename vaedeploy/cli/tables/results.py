@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vaedeploy.bundle import Bundle
+from vaedeploy.values.shapes import size_text
 from vaedeploy.verify.limits import limits_line
 from vaedeploy.verify.words import METRIC_WORDS, METRICS, metric_text
 
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
     from vaedeploy.pipeline.bench import Bench
     from vaedeploy.pipeline.compare import Comparison
     from vaedeploy.pipeline.swap import Drift
-    from vaedeploy.verify.report import Case, Report
+    from vaedeploy.verify.report import Report
 
 
 Row = tuple[str, ...]
@@ -51,7 +52,7 @@ def case_rows(report: Report) -> list[Row]:
             case.form,
             case.part,
             case.output,
-            _case_shape(case),
+            case.size,
             *(metric_text(case, metric) for metric in METRICS),
             "passed" if case.passed else "FAILED",
         )
@@ -81,7 +82,7 @@ def bench_rows(bench: Bench) -> list[Row]:
             t.backend,
             t.precision,
             t.part,
-            f"{t.batch}x{t.height}x{t.width}" if t.batch else "",
+            size_text(t.batch, t.height, t.width) if t.batch else "",
             *(
                 (_milliseconds(t.ms), f"{_milliseconds(t.least_ms)} to {_milliseconds(t.most_ms)}")
                 if t.ms
@@ -142,7 +143,3 @@ def drift_rows(bundle: Bundle, drift: Drift) -> list[Row]:
 
 def _decibels(value: float | None) -> str:
     return "no difference" if value is None else f"{value:.1f} dB"
-
-
-def _case_shape(case: Case) -> str:
-    return f"{case.batch}x{case.height}x{case.width}"
