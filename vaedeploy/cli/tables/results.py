@@ -64,8 +64,8 @@ def verdict_lines(report: Report) -> list[str]:
     """The limits that hold, each one that was missed, what a person would see, and last the verdict."""
     failed = [case for case in report.cases if not case.passed]
     lines = [limits_line(precision) for precision in dict.fromkeys(case.precision for case in report.cases)]
-    lines += [f"{c.form} {c.part} {_case_shape(c)}, {c.output}: {failure}" for c in failed for failure in c.failures]
-    seen = [f"seen: {c.form} {c.part} {_case_shape(c)}: {words}" for c in report.cases for words in c.findings or ()]
+    lines += [f"{c.form} {c.part} {c.size}, {c.output}: {failure}" for c in failed for failure in c.failures]
+    seen = [f"seen: {c.form} {c.part} {c.size}: {words}" for c in report.cases for words in c.findings or ()]
     if not seen and any(case.findings is not None for case in report.cases):
         seen = ["seen: nothing beside the reference's own pictures"]
     lines += seen or ["seen: not looked at, since no picture is large enough or scikit-image is not installed"]
