@@ -43,7 +43,7 @@ test-gpu: $(if $(GPU_PYTHON),,$(READY))  ## run the tests that need a CUDA devic
 	$(or $(GPU_PYTHON),$(BIN)/python) -m pytest tests/gpu
 
 bench-gpu: $(if $(GPU_PYTHON),,$(READY))  ## time PyTorch, ONNX Runtime and engines on this GPU, into benchmarks/results
-	PYTHONPATH=. $(or $(GPU_PYTHON),$(BIN)/python) benchmarks/gpu.py floor speed bundle --work build/bench-gpu
+	$(or $(GPU_PYTHON),$(BIN)/python) -m benchmarks.gpu floor speed bundle --work build/bench-gpu
 	PYTHONPATH=. $(or $(GPU_PYTHON),$(BIN)/python) benchmarks/overhead.py --json benchmarks/results/overhead-gpu.json
 
 lint: $(READY)  ## check style and import contracts

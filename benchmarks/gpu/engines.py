@@ -1,0 +1,91 @@
+"""The contestants of TensorRT and TensorRT-RTX, behind the package's runtime."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from benchmarks.gpu.measuring import DEVICE, Run, used_gb
+from vaedeploy.bundle import Bundle
+from vaedeploy.engines.profile import CAPABILITIES
+from vaedeploy.errors import BackendError, VaedeployError
+from vaedeploy.pipeline.build import build_engines
+from vaedeploy.pipeline.export import export_vae
+from vaedeploy.runtime import VAE
+from vaedeploy.runtime.backends import ENGINES
+from vaedeploy.system.gpu import find_gpu
+from vaedeploy.values.reference import Reference
+
+PROFILE = """
+gpu = "{gpu.name}"
+compute_capability = "{gpu.compute_capability}"
+memory_gib = {gpu.memory_gib}
+backend = "{backend}"
+precision = "{precision}"
+[shapes]
+{shapes}
+"""
+
+
+BUILT = {
+    "tensorrt": [("fp16", ((512, 1), (1024, 1), (512, 4)))],
+    "tensorrt-rtx": [(p, tuple((s, n) for s in (512, 768, 1024) for n in (1, 4))) for p in ("fp16", "bf16")],
+}
+"""Precisions, and sizes with their batch, each an optimisation profile of its own. TensorRT takes minutes for each."""
+
+
+def build_bundle(reference: Reference, folder: Path, deadline: float) -> tuple[Path, dict[str, str]]:
+    """A bundle with engines of what builds here for this GPU before the deadline, and why the others are not there."""
+    place, failed = folder / "bundle", {}
+    made = export_vae(reference, out=place, precision="fp16", verify=False, force=True)
+    gpu = find_gpu()
+    for backend in ENGINES:
+        for precision, sizes in BUILT[backend]:
+            name = f"{precision}-{backend}"
+            shapes = [f"s{size}x{n} = {{ height = {size}, width = {size}, batch = {n} }}" for size, n in sizes]
+            try:
+                if time.monotonic() > deadline:
+                    raise BackendError("no time was left")
+                if gpu is None or gpu.compute_capability not in CAPABILITIES[backend]:
+                    raise BackendError(f"{backend} builds nothing for {gpu}")
+                text = PROFILE.format(gpu=gpu, backend=backend, precision=precision, shapes="\n".join(shapes))
+                (folder / f"{name}.toml").write_text(text)
+                made = build_engines(made, [name], folder=folder)
+            except VaedeployError as error:
+                failed[name] = str(error)[:400]
+    return place, failed
+
+
+def engines(
+    bundle: Path, part: str, x: Tensor, shape: tuple[int, ...], memory: dict[str, float | None]
+) -> tuple[dict[str, Run], dict[str, str]]:
+    """The package's runtime with each profile's engines, from and to PyTorch's tensors: as ``sessions``."""
+    calls: dict[str, Run] = {}
+    failed: dict[str, str] = {}
+    for profile in dict.fromkeys(info.profile for info in Bundle.open(bundle).manifest.engines.values()):
+        precision, backend = profile.split("-", 1)
+        name = f"{backend} {precision}, vaedeploy"
+        before = used_gb()
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that the bundle is not verified is known
+                vae = VAE(bundle, backend, profile=profile)
+            out = torch.empty(shape, device=DEVICE)
+
+            def decode(vae: VAE = vae, out: Tensor = out) -> Tensor:
+                return vae.decode(x, output="float", out=out)
+
+            def encode(vae: VAE = vae) -> Tensor:
+                return torch.from_dlpack(vae.encode(x))
+
+            calls[name] = decode if part == "decoder" else encode
+            calls[name]()
+            memory[name] = used_gb() - before
+        except Exception as error:  # that it fails is a result
+            failed[name] = str(error)[:400]
+            calls.pop(name, None)
+    return calls, failed

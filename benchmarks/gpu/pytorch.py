@@ -1,0 +1,108 @@
+"""The PyTorch contestants: eager, and torch.compile in a process of its own."""
+
+from __future__ import annotations
+
+import copy
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.gpu.measuring import BASE, DEVICE, Run, errors, row_of, take_turns
+from vaedeploy.images.photos import crop_batch, load_photos
+from vaedeploy.values.reference import Reference
+
+COMPILED = (("decoder", 512, 1), ("encoder", 512, 1), ("decoder", 1024, 1))
+
+ROOT = Path(__file__).parents[2]
+"""The top of the repository, from which ``python -m benchmarks.gpu`` runs."""
+
+
+COMPILE_SECONDS = 120
+"""What one case of torch.compile may take: its tuning takes minutes for some."""
+
+
+TOLD = "torch.compile fp16, channels-last, max-autotune"
+
+
+class Half(nn.Module):
+    """One half of a VAE in one precision, from float32 to float32 and with the latent contract, like its graph."""
+
+    def __init__(self, reference: Reference, part: str, dtype: torch.dtype, layout: torch.memory_format) -> None:
+        super().__init__()
+        bare = reference.encoder if part == "encoder" else reference.decoder
+        self.bare = copy.deepcopy(bare).requires_grad_(False).to(DEVICE, dtype).to(memory_format=layout)
+        self.part, self.dtype = part, dtype
+        self.wide = torch.float64 if dtype == torch.float64 else torch.float32
+        self.scale, self.shift = reference.latent.scale, reference.latent.shift
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.to(self.wide)
+        if self.part == "decoder":
+            return self.bare((x / self.scale + self.shift).to(self.dtype)).to(self.wide)
+        return (self.bare(x.to(self.dtype))[0].to(self.wide) - self.shift) * self.scale
+
+
+def eager(half: nn.Module, x: Tensor, layout: torch.memory_format = torch.contiguous_format) -> Run:
+    x = x.contiguous(memory_format=layout)
+
+    @torch.no_grad()
+    def call() -> Tensor:
+        return half(x)
+
+    return call
+
+
+def modules(reference: Reference, part: str, x: Tensor) -> dict[str, Run]:
+    plain, last = torch.contiguous_format, torch.channels_last
+    return {
+        BASE: eager(Half(reference, part, torch.float16, plain), x),
+        "eager fp16, channels-last": eager(Half(reference, part, torch.float16, last), x, last),
+        "eager bf16": eager(Half(reference, part, torch.bfloat16, plain), x),
+    }
+
+
+def compiled(reference: Reference, part: str, size: int, batch: int, rounds: int) -> dict[str, Any]:
+    """torch.compile and eager in turns, as a row of ``speed``."""
+    x = inputs(reference, size, batch)[part]
+    last = torch.channels_last
+    tuned = torch.compile(Half(reference, part, torch.float16, last), mode="max-autotune", fullgraph=True)
+    calls = {BASE: eager(Half(reference, part, torch.float16, torch.contiguous_format), x), TOLD: eager(tuned, x, last)}
+    far = errors(calls[TOLD](), exact(reference, part, x))
+    times = take_turns(calls, rounds)
+    return row_of(part, size, batch, TOLD, times, far)
+
+
+def compiled_elsewhere(case: tuple[str, int, int], seconds: float, arguments: list[str]) -> dict[str, Any]:
+    """``compiled`` in a process that is stopped after ``seconds``."""
+    part, size, batch = case
+    row = {"part": part, "size": size, "batch": batch, "name": TOLD}
+    command = [sys.executable, "-m", "benchmarks.gpu", "--compiled", part, str(size), str(batch), *arguments]
+    try:
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=seconds, cwd=ROOT)
+    except subprocess.TimeoutExpired:
+        return row | {"failed": f"its tuning was not done after {seconds:.0f} s"}
+    if ended.returncode:
+        return row | {"failed": ended.stderr.strip()[-400:]}
+    return json.loads(ended.stdout.splitlines()[-1])
+
+
+@torch.no_grad()
+def inputs(reference: Reference, size: int, batch: int) -> dict[str, Tensor]:
+    """{part: its input}: photographs, and the latents that the encoder makes of them in float64, an item at a time: a
+    batch of large ones would not fit.
+    """
+    photos = torch.from_numpy(crop_batch(load_photos(), batch, size, size)).to(DEVICE)
+    image = photos.permute(0, 3, 1, 2).float() / 127.5 - 1
+    return {"encoder": image, "decoder": exact(reference, "encoder", image).float()}
+
+
+@torch.no_grad()
+def exact(reference: Reference, part: str, x: Tensor) -> Tensor:
+    """PyTorch's own in float64, an item at a time, as ``inputs``."""
+    half = Half(reference, part, torch.float64, torch.contiguous_format)
+    return torch.cat([half(item) for item in x.split(1)])
