@@ -1,7 +1,9 @@
-"""Measurements and images as one HTML page: ``write_page(document, folder)``.
+"""Measurements and images as one HTML page.
 
-May import ``quality``, ``images`` and what is below them; knows nothing of where the numbers in a ``Document`` are
-from.
+    >>> path = write_page(document, folder)
+
+May import ``quality``, ``images`` and the packages below them. It does not know where the numbers in a ``Document``
+come from.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Charts as data for the page's inline SVG: lines and ticks, in its user units."""
+"""Charts as data for the page's inline SVG: lines and ticks, in the user units of the SVG."""
 
 from __future__ import annotations
 
@@ -10,18 +10,21 @@ import msgspec
 from vaedeploy.quality.candidates import Candidate
 
 WIDTH, HEIGHT = 340, 230
+"""Size of a chart in user units."""
 
 LEFT, RIGHT, TOP, BOTTOM = 48, 12, 12, 44
-"""Margins, which hold the labels."""
+"""Margins around the lines, in user units. They hold the labels."""
 
 
 class Tick(msgspec.Struct, frozen=True):
+    """A label of an axis. at: its x or y."""
+
     at: float
     text: str
 
 
 class Dot(msgspec.Struct, frozen=True):
-    """A point of a line; ``words`` tell its value."""
+    """A point of a line. words: its value, as a sentence for the reader."""
 
     x: float
     y: float
@@ -29,12 +32,18 @@ class Dot(msgspec.Struct, frozen=True):
 
 
 class Line(msgspec.Struct, frozen=True):
+    """The line of one candidate, by its name."""
+
     name: str
     dots: tuple[Dot, ...]
 
 
 class Chart(msgspec.Struct, frozen=True):
-    """across, up: what the axes are, with units. equal: the line (x1, y1, x2, y2) of a candidate like the reference."""
+    """A line chart with one line per candidate.
+
+    words: how to read it. across, up: labels of the horizontal and the vertical axis, with units. equal: the line
+    (x1, y1, x2, y2) of a candidate that equals the reference.
+    """
 
     title: str
     words: str
@@ -47,7 +56,7 @@ class Chart(msgspec.Struct, frozen=True):
 
 
 def spectrum_chart(candidates: Sequence[Candidate]) -> Chart:
-    """How much detail of each size there is, octave by octave, fine ones to the left."""
+    """The chart of how much detail of each size the candidates have, octave by octave, the finest on the left."""
     bands = len(candidates[0].quality.detail.octaves)
     ratios = [max(ratio, 1e-3) for c in candidates for ratio in c.quality.detail.octaves]
     low = min(-1, math.floor(math.log2(min(ratios))))
@@ -79,7 +88,7 @@ def spectrum_chart(candidates: Sequence[Candidate]) -> Chart:
 
 
 def tone_chart(candidates: Sequence[Candidate]) -> Chart:
-    """What becomes of each brightness."""
+    """The chart of the level to which the candidates map each level of the reference."""
     x, y = _scale(0, 255, LEFT, WIDTH - RIGHT), _scale(0, 255, HEIGHT - BOTTOM, TOP)
     levels = (0, 64, 128, 192, 255)
     return Chart(
@@ -102,4 +111,5 @@ def tone_chart(candidates: Sequence[Candidate]) -> Chart:
 
 
 def _scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
+    """The linear map from [low, high] to user units, start to end, rounded to a tenth."""
     return lambda value: round(start + (value - low) / max(high - low, 1) * (end - start), 1)

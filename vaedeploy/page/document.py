@@ -1,4 +1,4 @@
-"""What a page shows, as data: words first, then tables, then pictures."""
+"""The content of a page, as data: sentences first, then tables, then images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Tone = Literal["good", "mixed", "bad"]
 
 
 class Column(msgspec.Struct, frozen=True):
-    """title: in words. unit: what its numbers are in; empty for words. meaning: how to read them."""
+    """A column of a table. unit: that of its numbers; empty for a column of words. meaning: how to read the numbers."""
 
     title: str
     unit: str = ""
@@ -20,7 +20,7 @@ class Column(msgspec.Struct, frozen=True):
 
 
 class Cell(msgspec.Struct, frozen=True):
-    """text: what is shown. value: what it is sorted by; None sorts by the text."""
+    """A cell of a table. text: what is shown. value: the number by which rows are sorted; None sorts by ``text``."""
 
     text: str
     value: float | None = None
@@ -36,7 +36,7 @@ class Table(msgspec.Struct, frozen=True):
 
 
 class Strip(msgspec.Struct, frozen=True, eq=False):
-    """Small pictures in a row, each (caption, (H, W, 3) uint8), under a title and a sentence."""
+    """Small images in a row, each (caption, (H, W, 3) uint8), under a title and a sentence."""
 
     title: str
     words: str
@@ -44,10 +44,10 @@ class Strip(msgspec.Struct, frozen=True, eq=False):
 
 
 class Document(msgspec.Struct, frozen=True, eq=False):
-    """A page.
+    """The content of one page.
 
-    verdict: one sentence; tone: whether that is good news. sentences: what else is to be said before any number.
-    reference: what the candidates are compared with, such as "photograph".
+    verdict: one sentence. tone: whether the verdict is good news. sentences: what else a reader must know before any
+    number. reference: name of what the candidates are compared with, such as "photograph".
     """
 
     title: str

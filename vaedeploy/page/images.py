@@ -1,4 +1,4 @@
-"""Pictures as a page carries them: data URIs, heat maps of the error, and its worst area."""
+"""Images in the forms that a page embeds: data URIs, heat maps of the error, and the area where it is largest."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from scipy.ndimage import uniform_filter
 from vaedeploy.quality.candidates import Pixels
 
 LOSSY = {"format": "WEBP", "quality": 90, "method": 4}
-"""For pictures that are looked at as a whole: artifacts of the page's own must not be seen."""
+"""How images that are viewed as a whole are compressed: so little that compression adds no visible artifacts."""
 
 CROP = 64
-"""Pixels of the side of the worst area."""
+"""Side of the worst area in pixels."""
 
 HEAT = (
     ("0", "#000004"),
@@ -29,13 +29,15 @@ HEAT = (
     ("32", "#f98c0a"),
     ("64", "#fcffa4"),
 )
-"""Steps of the scale: from how many 8-bit levels on, and the colour (of matplotlib's ``inferno``, whose lightness only
-grows, so that it reads in grey and by colour-blind eyes).
+"""Steps of the heat map's scale: the smallest error of each step, in 8-bit levels, and its colour.
+
+The colours are from matplotlib's ``inferno``. Its lightness only grows, so it can be read in greyscale and by
+colour-blind people.
 """
 
 
 class Area(msgspec.Struct, frozen=True):
-    """A square of ``side`` pixels; ``levels``: its mean error in 8-bit levels."""
+    """A square of an image, in pixels. levels: its mean error, as ``error_levels`` measures it, in 8-bit levels."""
 
     top: int
     left: int
@@ -43,11 +45,12 @@ class Area(msgspec.Struct, frozen=True):
     levels: float
 
     def of(self, pixels: Pixels) -> Pixels:
+        """The pixels of the area in an image of the same size."""
         return pixels[self.top : self.top + self.side, self.left : self.left + self.side]
 
 
 def error_levels(reference: Pixels, candidate: Pixels) -> NDArray[np.uint8]:
-    """(H, W): by how many levels the worst channel of each pixel differs."""
+    """Error of each pixel, (H, W): the largest difference of its three channels, in 8-bit levels."""
     worst: NDArray[np.int16] = np.abs(candidate.astype(np.int16) - reference).max(axis=2)
     return worst.astype(np.uint8)
 
@@ -55,19 +58,21 @@ def error_levels(reference: Pixels, candidate: Pixels) -> NDArray[np.uint8]:
 def worst_area(error: NDArray[np.uint8]) -> Area:
     """The square with the largest mean error."""
     side = min(CROP, *error.shape)
-    means = uniform_filter(error.astype(np.float32), side, origin=-(side // 2))  # each square's at its top left
+    # The origin puts the mean of each square at its top-left pixel.
+    means = uniform_filter(error.astype(np.float32), side, origin=-(side // 2))
     inside = means[: error.shape[0] - side + 1, : error.shape[1] - side + 1]
     top, left = np.unravel_index(int(inside.argmax()), inside.shape)
     return Area(int(top), int(left), side, float(error[top : top + side, left : left + side].mean()))
 
 
 def heat_map(error: NDArray[np.uint8], side: int) -> str:
-    """The error in the colours of ``HEAT``, its longer side at most ``side`` pixels; of several that share one, the
-    worst is shown.
+    """A data URI of the error in the colours of ``HEAT``, shrunk so that its longer side has at most ``side`` pixels.
+
+    A pixel of the map shows the largest of the errors that it covers.
     """
     step = -(-max(error.shape) // side)
-    height, width = (-(-side // step) for side in error.shape)
-    padded = np.pad(error, [(0, n * step - side) for n, side in zip((height, width), error.shape, strict=True)])
+    height, width = (-(-length // step) for length in error.shape)
+    padded = np.pad(error, [(0, n * step - length) for n, length in zip((height, width), error.shape, strict=True)])
     pooled = padded.reshape(height, step, width, step).max(axis=(1, 3))
     bounds = [int(level) for level, _ in HEAT]
     image = Image.fromarray((np.digitize(pooled, bounds) - 1).astype(np.uint8), mode="P")
@@ -76,12 +81,12 @@ def heat_map(error: NDArray[np.uint8], side: int) -> str:
 
 
 def lossless(pixels: Pixels) -> str:
-    """A data URI of every pixel as it is."""
+    """A data URI of the image as PNG, which changes no pixel."""
     return _uri(Image.fromarray(np.ascontiguousarray(pixels)), format="PNG", optimize=True)
 
 
 def at_most(pixels: Pixels, side: int) -> str:
-    """A data URI of the picture, shrunk where its longer side has more than ``side`` pixels."""
+    """A data URI of the image as WebP, shrunk where its longer side has more than ``side`` pixels."""
     image = Image.fromarray(np.ascontiguousarray(pixels))
     if max(image.size) > side:
         image.thumbnail((side, side), Image.Resampling.LANCZOS)

@@ -1,4 +1,4 @@
-"""The metrics as people read them: a title in words, the unit, and what the number means."""
+"""The metrics as people read them: a title in words, the unit, and the meaning of the number."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ from vaedeploy.quality.candidates import Candidate, Picture
 
 
 class Measure(msgspec.Struct, frozen=True):
-    """value: from a Quality; None where the picture has no such number, which ``absent`` says in words."""
+    """A metric as people read it.
+
+    value: reads the number from a ``Quality``; None where the image has no such number. form: format of the number.
+    absent: the text that stands for None.
+    """
 
     column: Column
     value: Callable[[Quality], float | None]
@@ -20,12 +24,12 @@ class Measure(msgspec.Struct, frozen=True):
     absent: str = "not measured"
 
     def text(self, quality: Quality) -> str:
-        """The number with its unit's digits, without the unit."""
+        """The number, with as many digits as its unit needs, without the unit; or ``absent``."""
         value = self.value(quality)
         return self.absent if value is None else self.form.format(value)
 
     def cell(self, quality: Quality) -> Cell:
-        """For a table: no difference at all sorts as the best likeness."""
+        """The cell of a table. None, as the PSNR of identical images is, sorts as infinity, above every number."""
         value = self.value(quality)
         return Cell(self.text(quality), float("inf") if value is None else value)
 
@@ -76,7 +80,7 @@ MEASURES = (
     ),
     DETAIL,
 )
-"""The columns of the table: one for each thing that a person would notice."""
+"""The columns of the table: one for each property that a person would notice."""
 
 FURTHER = (
     Measure(
@@ -104,11 +108,11 @@ FURTHER = (
     Measure(Column("Fried pixels", "per million"), lambda q: q.artifacts.fried, "{:.0f}"),
     Measure(Column("NaN or infinite", "% of values"), lambda q: 100 * q.artifacts.nonfinite, "{:.2f}"),
 )
-"""What else was measured; shown with each picture."""
+"""The other metrics, which are shown with each image."""
 
 
 def metric_table(pictures: tuple[Picture, ...]) -> Table:
-    """A row for each candidate of each picture."""
+    """The table with a row for each candidate of each image."""
     return Table(
         "Picture by picture",
         "Each row is one picture. Choose a column's title to sort by it.",

@@ -1,6 +1,6 @@
 "use strict";
 
-// Before and after: the range input, which lies unseen over the picture, is what mouse, finger and keys move.
+// The before-and-after slider: an invisible range input covers the image, and mouse, touch and keyboard move it.
 for (const slider of document.querySelectorAll(".slider")) {
   const stage = slider.querySelector(".stage");
   const range = stage.querySelector("input");
@@ -28,7 +28,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
       const compare = (a, b) => {
         const [x, y] = [a, b].map((row) => row.cells[column]);
         const numbers = "value" in x.dataset && "value" in y.dataset;
-        // Infinity (no difference at all) minus itself is no number.
+        // Compared and not subtracted: Infinity, which stands for identical images, minus itself is NaN.
         if (numbers) return Number(x.dataset.value) < Number(y.dataset.value) ? -1 : 1;
         return x.textContent.localeCompare(y.textContent, "en", { numeric: true });
       };

@@ -1,4 +1,7 @@
-"""Document -> page: one HTML file that needs nothing beside it; where pictures are too many for it, the full ones."""
+"""Document -> page: one self-contained HTML file.
+
+Where that file cannot hold every image at full size, the full-size images are written beside it.
+"""
 
 from __future__ import annotations
 
@@ -26,19 +29,20 @@ from vaedeploy.version import __version__
 NAME = "index.html"
 
 MOST_BYTES = 5_000_000
-"""Of a page: what a mail or a ticket takes."""
+"""Largest size of a page, in bytes: what fits into an e-mail or a ticket."""
 
 LAYOUTS = ((768, 24), (512, 24), (384, 24), (256, 24), (256, 12), (256, 6))
-"""(pixels of the longer side of a picture in the page, how many are shown): the first that fits is taken.
-768 is as wide as the page shows one. What is not shown is linked.
+"""Layouts, each (longer side of an image in the page, in pixels; number of images shown). The first that fits is taken.
+
+The page shows an image at most 768 pixels wide. Images that are not shown are linked.
 """
 
 STRIP_SIDE = 256
-"""Pixels of the longer side of a strip's pictures."""
+"""Longer side of a strip's images, in pixels."""
 
 
 class _Layer(msgspec.Struct, frozen=True):
-    """One of the pictures under a slider. file: where the full one lies, if the page's is shrunk."""
+    """One of the images under a slider. file: path from the page to the full-size image, where one is written."""
 
     name: str
     uri: str
@@ -46,7 +50,7 @@ class _Layer(msgspec.Struct, frozen=True):
 
 
 class _Closer(msgspec.Struct, frozen=True):
-    """A candidate's worst area and heat map."""
+    """A closer look at a candidate: its worst area, beside the reference's, and its heat map."""
 
     name: str
     quality: Quality
@@ -58,6 +62,8 @@ class _Closer(msgspec.Struct, frozen=True):
 
 
 class _Scene(msgspec.Struct, frozen=True):
+    """A ``Picture`` with all that the template shows of it."""
+
     name: str
     width: int
     height: int
@@ -67,8 +73,9 @@ class _Scene(msgspec.Struct, frozen=True):
 
 
 def check_folder(folder: str | Path) -> None:
-    """Raise OutputError where ``write_page`` could not write into ``folder``, to fail before the work that leads to
-    a page. That is tried; nothing is left behind.
+    """Raise OutputError where ``write_page`` could not write into ``folder``, before the work that leads to a page.
+
+    It tries to make the folder and to write into it, and leaves nothing behind.
     """
     folder = Path(folder)
     missing = [place for place in (folder, *folder.parents) if not place.exists()]
@@ -76,17 +83,17 @@ def check_folder(folder: str | Path) -> None:
         _make_folder(folder)
         check_place(folder / NAME)
     finally:
-        for made in missing:
+        for place in missing:
             with suppress(OSError):
-                made.rmdir()
+                place.rmdir()
 
 
 def write_page(document: Document, folder: str | Path, result: object = None) -> Path:
-    """Write ``index.html`` into ``folder``, which is made where it is not there; returns its path.
+    """Write ``index.html`` into ``folder``, which is created if it is missing. Returns the path of the file.
 
-    Where not every picture can be in the page in full, as it is to stay under 5 MB, they are also written as PNG into
-    ``pictures`` beside it, and linked; of very many, those that are furthest from their reference are shown. Raises
-    PageError, which holds ``result``, where ``folder`` cannot be written to.
+    The page is to stay under 5 MB. Where it cannot hold every image at full size, all images are also written as PNG
+    into ``pictures`` beside it, and linked; where there are very many, it shows those that are furthest from their
+    reference. Raises PageError, which carries ``result``, where ``folder`` cannot be written to.
     """
     folder = Path(folder)
     for side, shown in LAYOUTS:
@@ -135,7 +142,7 @@ def _render(document: Document, side: int, shown: int) -> bytes:
 
 
 def _likeness(picture: Picture) -> float:
-    """PSNR of the worst candidate."""
+    """PSNR in dB of the worst candidate; infinite where every candidate equals the reference."""
     return min(math.inf if c.quality.error.psnr is None else c.quality.error.psnr for c in picture.candidates)
 
 
@@ -166,11 +173,12 @@ def _closer(picture: Picture, candidate: Candidate, side: int) -> _Closer:
 
 
 def _has_files(document: Document, side: int, shown: int) -> bool:
+    """Whether the page leaves out or shrinks an image, so that the full-size ones are written beside it."""
     return len(document.pictures) > shown or any(max(picture.reference.shape) > side for picture in document.pictures)
 
 
 def _layers(document: Document, number: int, picture: Picture) -> list[tuple[str, Pixels, str]]:
-    """Name, pixels and file (from the page) of the reference and of all candidates."""
+    """(name, pixels, path of the file from the page) of the reference and of every candidate."""
     named = [(document.reference, picture.reference), *((c.name, c.pixels) for c in picture.candidates)]
     return [
         (name, pixels, f"pictures/{number:03}-{index}-{_slug(picture.name)}-{_slug(name)}.png")

@@ -1,4 +1,4 @@
-"""What the candidate has that no photograph should have, and that the reference has not."""
+"""Artifacts of the candidate: what no photograph should show, and what the reference does not show."""
 
 from __future__ import annotations
 
@@ -19,36 +19,36 @@ Pixels = NDArray[np.uint8]
 Levels = NDArray[np.float32]
 
 NEARBY = 8
-"""Pixels to either side of a tile border with which it is compared."""
+"""Pixels on either side of a tile border whose jumps are compared with the jump at the border."""
 
 BLOCK = 32
-"""Pixels of the side of a block in which levels are counted."""
+"""Side, in pixels, of the blocks in which ``banding`` counts levels; also the shortest side that can be measured."""
 
 TRIM = 0.02
-"""Share of a block's pixels, at either end, that is left out: a few odd ones are no level."""
+"""Share of a block's pixels that ``banding`` ignores at either end of their order: a few outliers are not a level."""
 
 GENTLE = 2.0
-"""Levels per pixel up to which a slope is smooth: steeper, a step of some levels is not seen."""
+"""Steepest slope, in levels per pixel, of a smooth area. On a steeper slope a step of a few levels is not seen."""
 
 CALM = 3.0
-"""Standard deviation in levels of grain up to which an area is smooth: more of it hides steps."""
+"""Largest standard deviation of grain, in levels, of a smooth area. More grain than this hides steps."""
 
 OUTLYING = 40
-"""Levels by which a fried pixel lies beyond all the pixels around it."""
+"""Levels by which a fried pixel lies above or below all the pixels around it, at the least."""
 
 
 class Artifacts(msgspec.Struct, frozen=True):
-    """Each is 0 where there is nothing.
+    """The amount of each artifact in the candidate: 0 where it has none.
 
-    grid: RMS, in 8-bit levels, of the pattern that repeats every ``factor`` pixels (its frequency and all harmonics),
-    as far as it exceeds the reference's.
-    seams: 8-bit levels by which the candidate's error jumps more at tile borders than elsewhere, in the mean over all
+    grid: RMS, in 8-bit levels, of the pattern that repeats every ``factor`` pixels (that frequency and all its
+    harmonics), as far as it exceeds the same frequencies of the reference.
+    seams: by how many 8-bit levels the candidate's error jumps more at tile borders than elsewhere, averaged over all
     borders; None where no tile size was given.
-    banding: share (0 to 1) of the levels that smooth areas should run through and do not, above the reference's own.
-    fried: isolated pixels that stand out from all around them and do not in the reference, per million pixels; a speck
-    of three by three counts by its middle.
-    nonfinite: share (0 to 1) of values that are NaN or infinite; 0 for bytes.
-    constant: the candidate is one colour where the reference is not.
+    banding: share (0 to 1) of the levels that smooth areas should run through and skip, less the reference's share.
+    fried: isolated pixels per million that stand out from all pixels around them, but not in the reference. A speck of
+    three by three pixels counts once, by its middle pixel.
+    nonfinite: share (0 to 1) of values that are NaN or infinite; 0 for uint8.
+    constant: whether the candidate is a single colour although the reference is not.
     """
 
     grid: float
@@ -62,7 +62,10 @@ class Artifacts(msgspec.Struct, frozen=True):
 def measure_artifacts(
     reference: Planes, candidate: Planes, *, factor: int, tile: int | None, nonfinite: float, sharpening: float
 ) -> Artifacts:
-    """sharpening: the candidate's, as in ``Detail``."""
+    """Measure every artifact of the candidate.
+
+    factor, tile, nonfinite: as in ``measure_quality`` and ``Artifacts``. sharpening: that of ``Detail``.
+    """
     before, after = reference.pixels.astype(np.float32), candidate.pixels.astype(np.float32)
     return Artifacts(
         grid=_grid(before, after - before, factor),
@@ -75,21 +78,24 @@ def measure_artifacts(
 
 
 def _grid(reference: Levels, error: Levels, factor: int) -> float:
-    """The error's pattern of period ``factor``, less what the reference has at each of its frequencies: a change of
-    contrast in a picture that has such a pattern itself is no grid.
+    """RMS of the error's pattern of period ``factor``, less the reference's amplitude at each frequency of the pattern:
+    a change of contrast in an image that contains such a pattern itself is not a grid.
     """
     if factor == 1:
         return 0.0
-    own, added = (np.abs(scipy.fft.fft2(_fold(a, factor), axes=(0, 1))) / factor**2 for a in (reference, error))
-    excess = (added - own).clip(min=0)
+    expected, added = (np.abs(scipy.fft.fft2(_fold(a, factor), axes=(0, 1))) / factor**2 for a in (reference, error))
+    excess = (added - expected).clip(min=0)
     return float(np.sqrt(np.sum(excess**2) / excess.shape[2]))
 
 
 def _fold(levels: Levels, factor: int) -> Levels:
-    """(factor, factor, 3): the mean of the middle half of all pixels at the same place of a period: what is at a few of
-    the periods only, an edge of the picture or a seam, does not move it.
+    """One average period, (factor, factor, 3).
+
+    Each element is the mean of the middle half of all pixels at the same place of their period. What occurs in only a
+    few periods, such as an edge of an object or a seam, does not move it.
     """
-    # A mean over one period has zeros at just the frequencies that are looked for, and takes all slow change away.
+    # The mean over one period is zero at exactly the frequencies of the pattern, so subtracting it leaves them as they
+    # are and removes all slow change.
     fast = levels - uniform_filter(levels, (factor, factor, 0))
     height, width = (side // factor for side in levels.shape[:2])
     periods = fast[: height * factor, : width * factor].reshape(height, factor, width, factor, 3)
@@ -98,26 +104,35 @@ def _fold(levels: Levels, factor: int) -> Levels:
 
 
 def _seams(reference: Levels, error: Levels, factor: int, tile: int) -> float:
-    """A border's jump is compared with those around it, as they are and in proportion to the reference's own (an edge
-    of the picture may lie on a border, and errors are larger on edges), and with those whole factors away (a grid).
+    """How much larger the error's jump at a tile border is than expected, averaged over all borders.
+
+    The expected jump is the largest of three medians: of the jumps nearby; of the jumps nearby in proportion to those
+    of the reference, because an edge of an object may lie on a border, and errors are larger on edges; and of the jumps
+    at multiples of ``factor`` pixels from the border, because a grid jumps there as well.
     """
     excesses: list[float] = []
     for axis in (0, 1):
-        own, jumps = (np.abs(np.diff(a, axis=axis)).mean(axis=(1 - axis, 2)) for a in (reference, error))
-        own += 1  # a level, so that flat areas have a proportion too
+        reference_jumps, jumps = (np.abs(np.diff(a, axis=axis)).mean(axis=(1 - axis, 2)) for a in (reference, error))
+        reference_jumps += 1  # one level, so that the proportion is defined in flat areas too
         places = np.arange(len(jumps))
         at_border = (places + 1) % tile == 0
         for border in places[at_border]:
             beside = (np.abs(places - border) <= NEARBY) & ~at_border
-            alike = ((places - border) % factor == 0) & ~at_border
-            expected = [np.median(jumps[beside]), np.median(jumps[beside] / own[beside]) * own[border]]
-            expected += [np.median(jumps[alike])] if alike.any() else []
+            same_phase = ((places - border) % factor == 0) & ~at_border
+            expected = [
+                np.median(jumps[beside]),
+                np.median(jumps[beside] / reference_jumps[beside]) * reference_jumps[border],
+            ]
+            expected += [np.median(jumps[same_phase])] if same_phase.any() else []
             excesses.append(max(float(jumps[border] - max(expected)), 0.0))
     return float(np.mean(excesses)) if excesses else 0.0
 
 
 def _banding(reference: Levels, candidate: Levels) -> float:
-    """Compared with its own smoothed self, so that a flatter or blurred picture has lost no level by that."""
+    """Share of levels that smooth areas have lost.
+
+    Each image is compared with a smoothed copy of itself, so a flatter or blurred candidate loses no levels by that.
+    """
     before, after = (gaussian_filter(a, (2, 2, 0)) for a in (reference, candidate))
     slope = np.hypot(*np.gradient(before, axis=(0, 1)))
     gentle = np.percentile(_blocks(slope), 95, axis=1) <= GENTLE
@@ -129,7 +144,7 @@ def _banding(reference: Levels, candidate: Levels) -> float:
 
 
 def _blocks(levels: Levels) -> Levels:
-    """(H, W, 3) -> (blocks of each channel, pixels)."""
+    """(H, W, 3) -> (blocks of all channels, pixels of a block)."""
     height, width = (side // BLOCK * BLOCK for side in levels.shape[:2])
     blocks = view_as_blocks(np.ascontiguousarray(levels[:height, :width]), (BLOCK, BLOCK, 1))
     pixels: Levels = blocks.reshape(-1, BLOCK**2)
@@ -137,27 +152,29 @@ def _blocks(levels: Levels) -> Levels:
 
 
 def _lost(blocks: Levels, smoothed: Levels) -> float:
-    """Of the levels from each smoothed block's lowest to its highest, the share that the block itself has not."""
-    few = int(TRIM * blocks.shape[1])
-    ordered, expected = (np.sort(np.rint(a), axis=1)[:, few:-few] for a in (blocks, smoothed))
-    there = 1 + np.count_nonzero(np.diff(ordered, axis=1), axis=1)
+    """Share of the levels from each smoothed block's lowest to its highest that do not occur in the block itself."""
+    outliers = int(TRIM * blocks.shape[1])
+    ordered, expected = (np.sort(np.rint(a), axis=1)[:, outliers:-outliers] for a in (blocks, smoothed))
+    present = 1 + np.count_nonzero(np.diff(ordered, axis=1), axis=1)
     wanted = 1 + expected[:, -1] - expected[:, 0]
-    return float(np.sum((wanted - there).clip(min=0)) / np.sum(wanted))
+    return float(np.sum((wanted - present).clip(min=0)) / np.sum(wanted))
 
 
 def _fried(reference: Pixels, candidate: Pixels, sharpening: float) -> float:
-    """Where it is rough around a pixel, in either picture, it must stand out by as much more; and where sharpening made
-    the picture's own specks stand out more, by as many times more.
+    """Fried pixels per million.
+
+    Where the area around a pixel is rough, in either image, the pixel must stand out by that much more than
+    ``OUTLYING``; and where the candidate is sharpened, which makes real specks stand out more, by as many times more.
     """
     roughness = maximum_filter(reference, (5, 5, 1)).astype(np.int16) - minimum_filter(reference, (5, 5, 1))
     lowest, highest = _surroundings(candidate)
     beyond = np.maximum(candidate - highest, lowest - candidate)
-    ordinary = np.maximum(max(sharpening, 1.0) * (OUTLYING + roughness), OUTLYING + highest - lowest)
-    return float((beyond > ordinary).any(axis=2).mean()) * 1e6
+    allowed = np.maximum(max(sharpening, 1.0) * (OUTLYING + roughness), OUTLYING + highest - lowest)
+    return float((beyond > allowed).any(axis=2).mean()) * 1e6
 
 
 def _surroundings(pixels: Pixels) -> tuple[NDArray[np.int16], NDArray[np.int16]]:
-    """The lowest and the highest of the 16 values two pixels away: a speck may be three pixels wide."""
+    """Lowest and highest of the 16 values two pixels away. The nearer ones do not count: a speck may be three wide."""
     padded = np.pad(pixels, ((2, 2), (2, 2), (0, 0)), mode="reflect")
     height, width = pixels.shape[:2]
     ring = [

@@ -1,4 +1,4 @@
-"""Pictures that were judged beside their reference."""
+"""Images that were judged against their reference."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ Pixels = NDArray[np.uint8]
 
 
 class Candidate(msgspec.Struct, frozen=True, eq=False):
-    """One picture that is judged beside the reference.
+    """One image, judged against its reference.
 
-    name: who made it. pixels: (H, W, 3) uint8, of the reference's size. quality, findings: of it against the reference.
+    name: which VAE or backend made it. pixels: (H, W, 3) uint8, of the reference's size. quality, findings: those of
+    ``pixels`` against the reference.
     """
 
     name: str
@@ -25,7 +26,7 @@ class Candidate(msgspec.Struct, frozen=True, eq=False):
 
 
 class Picture(msgspec.Struct, frozen=True, eq=False):
-    """One scene: the reference, (H, W, 3) uint8, and one or several candidates."""
+    """One scene: the reference image, (H, W, 3) uint8, and one or more candidates."""
 
     name: str
     reference: Pixels

@@ -1,4 +1,4 @@
-"""Whether the candidate's colours are the reference's: CIELAB (D65) of sRGB."""
+"""The candidate's colours against the reference's, in CIELAB (D65) computed from sRGB."""
 
 from __future__ import annotations
 
@@ -12,22 +12,24 @@ from skimage.color import deltaE_ciede2000
 from vaedeploy.quality.planes import Planes
 
 COLORED = 1.0
-"""Standard deviation of a*b* under which a picture has no colours to compare."""
+"""Smallest standard deviation of a*b*, in CIELAB units, with which an image has colours to compare."""
 
 
 class Color(msgspec.Struct, frozen=True):
-    """In CIELAB units, of which 2.3 are just seen (Mahy et al. 1994).
+    """Colour differences in CIELAB units. A difference of 2.3 is just seen (Mahy et al. 1994).
 
-    ciede2000_mean, ciede2000_p95, ciede2000_max: colour difference CIEDE2000 (CIE 142-2001) over pixels.
-    bias_l, bias_a, bias_b: mean of candidate minus reference. L* is 0 (black) to 100; a* is green (-) to red (+), b* is
-    blue (-) to yellow (+).
-    grey_a, grey_b: where the candidate puts grey: the constant of the least-squares line from the reference's a*b* to
-    the candidate's, of means over 8x8 pixels. Unlike the bias it stays 0 where colours only fade or grow.
-    hue_shift: degrees, -180 to 180, positive from red towards yellow: the turn of that line, in which a pixel counts by
-    its chroma. 0 where the reference has no colours.
-    chroma_ratio: the slope of that line: over 1 is over-saturated, under 1 washed out; 1 where the reference has no
+    ciede2000_mean, ciede2000_p95, ciede2000_max: colour difference CIEDE2000 (CIE 142-2001): its mean, 95th percentile
+    and maximum over pixels.
+    bias_l, bias_a, bias_b: mean of candidate minus reference. L* runs from 0 (black) to 100, a* from green (-) to red
+    (+), b* from blue (-) to yellow (+).
+    grey_a, grey_b: the a*b* to which the candidate maps grey: the constant of the least-squares line from the
+    reference's a*b* to the candidate's, fitted to means over 8x8 pixels. Unlike the bias, it stays 0 where colours only
+    fade or strengthen.
+    hue_shift: angle by which that line turns a*b*, in degrees, -180 to 180, positive from red towards yellow. A pixel
+    counts in proportion to its chroma. 0 where the reference has no colours.
+    chroma_ratio: slope of that line: over 1 is over-saturated, under 1 washed out; 1 where the reference has no
     colours. Noise does not raise it.
-    white_shift, black_shift: L* of the 99.5th and of the 0.5th percentile, candidate minus reference.
+    white_shift, black_shift: L* at the 99.5th and at the 0.5th percentile, candidate minus reference.
     """
 
     ciede2000_mean: float
@@ -45,8 +47,9 @@ class Color(msgspec.Struct, frozen=True):
 
     @property
     def cast(self) -> float:
-        """By how much a*b* both the mean and grey have moved: the smaller of the two, since the one also moves when
-        colours fade, and the other is a guess where the picture has no grey.
+        """Distance in a*b* by which both the mean and grey have moved, that is, the smaller of the two distances.
+
+        The mean also moves when colours fade; where grey lies is extrapolated when the image contains no grey.
         """
         return min(math.hypot(self.bias_a, self.bias_b), math.hypot(self.grey_a, self.grey_b))
 
@@ -74,7 +77,7 @@ def measure_color(reference: Planes, candidate: Planes) -> Color:
 
 
 def _chroma(lab: NDArray[np.float64]) -> NDArray[np.complex128]:
-    """a* + i b*, so that a turn of hue and a change of chroma are one complex factor."""
+    """a* + i b*, so that one complex factor expresses both a rotation of hue and a change of chroma."""
     return lab[..., 1] + 1j * lab[..., 2]
 
 

@@ -1,4 +1,4 @@
-"""Whether the candidate has the reference's contrast and brightness."""
+"""The candidate's contrast and brightness against the reference's."""
 
 from __future__ import annotations
 
@@ -10,25 +10,26 @@ from skimage.util import view_as_blocks
 from vaedeploy.quality.planes import Planes
 
 WINDOW = 16
-"""Pixels of the side of a window of local contrast."""
+"""Side, in pixels, of the windows in which local contrast is measured."""
 
 SOME = 1.0
-"""Standard deviation of L* from which a picture or a window has contrast to compare."""
+"""Smallest standard deviation of L* with which an image or a window has contrast to compare."""
 
 TONES = 33
-"""Levels of the tone curve: eight 8-bit levels apart."""
+"""Number of levels of the tone curve, eight 8-bit levels apart."""
 
 
 class Contrast(msgspec.Struct, frozen=True):
-    """Ratios are candidate over reference; 1 is equal, and under 1 is flatter.
+    """Contrast and brightness. Ratios are candidate over reference: 1 is equal, and under 1 is flatter.
 
-    global_ratio: of the standard deviations of L*, of means over 8x8 pixels; 1 where the reference has none.
-    local_ratio: of RMS contrast (the standard deviation of L*) in windows of 16x16 pixels: the median over windows in
-    which the reference has some; 1 where there is none.
-    mid_shift: L* by which both the mean and mid grey (L* 50, on the line of least squares) have moved: the smaller of
-    the two, 0 where they differ in sign. So a change of contrast leaves it 0, in dark pictures too.
-    tone_curve: (reference level, mean candidate level) in luma, 0 to 255, for each of up to 33 levels that the
-    reference has pixels at.
+    global_ratio: ratio of the standard deviations of L*, over means of 8x8 pixels; 1 where the reference has no
+    contrast.
+    local_ratio: ratio of the RMS contrast (the standard deviation of L*) in windows of 16x16 pixels: the median over
+    those windows in which the reference has contrast; 1 where there is no such window.
+    mid_shift: by how much L* both the mean and mid grey (L* 50, mapped by the least-squares line) have moved, that is,
+    the smaller of the two; 0 where they differ in sign. So a change of contrast leaves it 0, in dark images too.
+    tone_curve: (reference level, mean candidate level) in luma, 0 to 255, for each of the 33 levels at which the
+    reference has pixels.
     """
 
     global_ratio: float
@@ -50,8 +51,8 @@ def measure_contrast(reference: Planes, candidate: Planes) -> Contrast:
 
 def _local_ratio(reference: NDArray[np.float32], candidate: NDArray[np.float32]) -> float:
     before, after = (_windows(lightness).std(axis=(2, 3)) for lightness in (reference, candidate))
-    some = before >= SOME
-    return float(np.median(after[some] / before[some])) if some.any() else 1.0
+    contrasty = before >= SOME
+    return float(np.median(after[contrasty] / before[contrasty])) if contrasty.any() else 1.0
 
 
 def _windows(lightness: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -72,7 +73,7 @@ def _mid_shift(reference: NDArray[np.float64], candidate: NDArray[np.float64]) -
 def _tone_curve(reference: NDArray[np.float32], candidate: NDArray[np.float32]) -> tuple[tuple[float, float], ...]:
     tones = np.rint(reference * ((TONES - 1) / 255)).astype(np.intp).ravel()
     counts = np.bincount(tones, minlength=TONES)
-    there = counts > 0
-    sums = [np.bincount(tones, luma.ravel(), TONES)[there] for luma in (reference, candidate)]
-    levels = [(total / counts[there]).tolist() for total in sums]
+    occupied = counts > 0
+    sums = [np.bincount(tones, luma.ravel(), TONES)[occupied] for luma in (reference, candidate)]
+    levels = [(total / counts[occupied]).tolist() for total in sums]
     return tuple(zip(*levels, strict=True))

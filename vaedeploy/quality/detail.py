@@ -1,4 +1,4 @@
-"""Whether the candidate has the reference's detail: the spectrum of luma, by octave."""
+"""The candidate's detail against the reference's: the spectrum of luma, by octave."""
 
 from __future__ import annotations
 
@@ -14,22 +14,23 @@ from vaedeploy.quality.planes import Planes
 Spectrum = NDArray[np.complex64]
 
 NOISE = 2.0
-"""RMS in 8-bit levels of white noise that is not seen in a photograph; detail below it is not missed."""
+"""RMS, in 8-bit levels, of white noise that is not seen in a photograph. Nobody misses detail weaker than that."""
 
 FINE = 3
-"""Octaves that are detail: periods of 2 to 16 pixels. What is coarser is form, and its gain is contrast's matter."""
+"""Number of octaves that count as detail: periods of 2 to 16 pixels. Coarser ones are form; their gain is contrast."""
 
 
 class Detail(msgspec.Struct, frozen=True):
-    """By octave, finest first: band 0 is a quarter to half a cycle per pixel (Nyquist), each next one half of that.
+    """Detail by octave, finest first. Band 0 runs from a quarter to half a cycle per pixel (Nyquist), and every further
+    band lies at half the frequencies of the one before.
 
     octaves: energy ratio, candidate over reference: the geometric mean over the band's frequencies, so that a few
-    peaks (a grid) do not pass for detail. What lies below the noise of two levels counts as equal.
+    peaks (a grid) do not pass for detail. Frequencies weaker than white noise of two levels count as equal.
     gains: amplitude of what the candidate shares with the reference (cross spectrum over power spectrum): 1 is equal.
-    Unlike energy it is not raised by noise or artifacts.
-    sharpness: the lowest of the fine bands' energy ratios, once the candidate has the contrast of the reference in the
-    coarse ones: under 1 is blurred.
-    sharpening: the highest of the fine bands' gains, likewise: over 1 is over-sharpened.
+    Unlike energy, noise and artifacts do not raise it.
+    sharpness: the lowest energy ratio of a fine band, after the candidate is scaled to the reference's contrast in the
+    coarse bands: under 1 is blurred.
+    sharpening: the highest gain of a fine band, after the same scaling: over 1 is over-sharpened.
     """
 
     octaves: tuple[float, ...]
@@ -39,29 +40,30 @@ class Detail(msgspec.Struct, frozen=True):
 
     @property
     def fine(self) -> float:
-        """Share (1: all) of the fine detail, in periods of 2 to 16 pixels, that the candidate has of the reference."""
+        """Share of the reference's fine detail (periods of 2 to 16 pixels) that the candidate has: 1 is all of it."""
         return float(np.mean(self.gains[:FINE]))
 
 
 def measure_detail(reference: Planes, candidate: Planes) -> Detail:
     shape = reference.luma.shape
     window = np.outer(*(np.hanning(side + 2)[1:-1] for side in shape)).astype(np.float32)
-    noise = NOISE**2 * float(np.sum(window**2, dtype=np.float64))  # power of that noise, in any one bin
+    noise = NOISE**2 * float(np.sum(window**2, dtype=np.float64))  # power of the noise in each bin
     before, after = (scipy.fft.rfft2((p.luma - p.luma.mean()) * window) for p in (reference, candidate))
     bands = _octaves(shape)
     fine = bands[: min(FINE, len(bands) - 1)]
     contrast = _gain(before, after, np.logical_or.reduce(bands[len(fine) :]), noise)
-    evened = after / min(max(contrast, 0.1), 10.0)  # sharpness is no matter of contrast; beyond these there is none
+    # Sharpness is not to depend on contrast. Outside 0.1 to 10 there is no contrast that could be matched.
+    matched = after / min(max(contrast, 0.1), 10.0)
     return Detail(
         octaves=tuple(_energy_ratio(before, after, band, noise) for band in bands),
         gains=tuple(_gain(before, after, band, noise) for band in bands),
-        sharpness=min(_energy_ratio(before, evened, band, noise) for band in fine),
-        sharpening=max(_gain(before, evened, band, noise) for band in fine),
+        sharpness=min(_energy_ratio(before, matched, band, noise) for band in fine),
+        sharpening=max(_gain(before, matched, band, noise) for band in fine),
     )
 
 
 def _octaves(shape: tuple[int, ...]) -> list[NDArray[np.bool_]]:
-    """Bins of each octave, finest first; the coarsest has periods of a quarter to half the shorter side."""
+    """Mask of each octave's bins, finest first. The coarsest has periods of a quarter to half of the shorter side."""
     height, width = shape
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width))
     octave = np.floor(-np.log2(np.maximum(frequency, 1 / max(shape))) - 1).clip(min=0)

@@ -1,4 +1,4 @@
-"""How far the candidate's pixels are from the reference's."""
+"""How close the candidate's pixels are to the reference's: PSNR, SSIM, MS-SSIM and the share that differs."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from vaedeploy.images.pixels import pixel_errors
 from vaedeploy.quality.planes import Planes
 
 WINDOW = 11
-"""Pixels of the window's side: a Gaussian of 1.5 pixels, cut at 3.5 of them, as Wang et al. have it."""
+"""Side of SSIM's window in pixels: a Gaussian of 1.5 pixels, cut off at 3.5 standard deviations (Wang et al. 2004)."""
 
 SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
-"""Of MS-SSIM's scales, finest first (Wang, Simoncelli, Bovik 2003, section 4)."""
+"""Weights of MS-SSIM's scales, finest first (Wang, Simoncelli, Bovik 2003, section 4)."""
 
 SMALLEST = WINDOW * 2 ** (len(SCALE_WEIGHTS) - 1)
-"""Pixels of a side that still has a window at the coarsest scale."""
+"""Shortest side, in pixels, that still holds a window at the coarsest scale."""
 
 
 class Likeness(msgspec.Struct, frozen=True):
-    """Of 8-bit pixels, against the reference.
+    """Similarity of the candidate's 8-bit pixels to the reference's.
 
-    psnr: dB, peak 255, over all three channels; None where not one value differs.
-    ssim: -1 to 1, 1 is equal. Mean structural similarity of luma, Gaussian window of 11x11 (Wang et al. 2004).
-    ms_ssim: as ssim, at five scales (Wang, Simoncelli, Bovik 2003); None where a side is under 176 pixels.
+    psnr: dB, peak 255, over all three channels; None where no value differs.
+    ssim: -1 to 1, 1 is equal. Mean structural similarity of luma in a Gaussian window of 11x11 (Wang et al. 2004).
+    ms_ssim: like ssim, at five scales (Wang, Simoncelli, Bovik 2003); None where a side is under 176 pixels.
     off_by_more_than_1, off_by_more_than_2: share (0 to 1) of pixels with a channel that differs by more 8-bit levels.
     """
 
@@ -50,7 +50,7 @@ def measure_likeness(reference: Planes, candidate: Planes) -> Likeness:
 
 
 def _similarity(reference: NDArray[np.float32], candidate: NDArray[np.float32], luminance: bool = True) -> float:
-    """SSIM; without its luminance term where ``luminance`` is false: its constant is then so large that it is 1."""
+    """SSIM. Without ``luminance`` its luminance term is 1, because its constant K1 is made very large."""
     constant = {} if luminance else {"K1": 1e4}
     return float(
         structural_similarity(
@@ -60,7 +60,10 @@ def _similarity(reference: NDArray[np.float32], candidate: NDArray[np.float32], 
 
 
 def _multiscale(reference: NDArray[np.float32], candidate: NDArray[np.float32]) -> float:
-    """Contrast and structure of every scale, and luminance of the coarsest, weighted; a negative term counts as 0."""
+    """MS-SSIM: the weighted product of contrast and structure at every scale, and of luminance at the coarsest.
+
+    A negative term counts as 0.
+    """
     product = 1.0
     for scale, weight in enumerate(SCALE_WEIGHTS, 1):
         last = scale == len(SCALE_WEIGHTS)

@@ -1,4 +1,4 @@
-"""Two pictures -> Quality: every metric of the one against the other."""
+"""Two images -> ``Quality``: every metric of the candidate against the reference."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vaedeploy.quality.planes import make_planes
 
 
 class Quality(msgspec.Struct, frozen=True):
-    """How one picture, the candidate, looks beside another, the reference. ``verdicts.find_faults`` judges it."""
+    """How one image, the candidate, looks beside another, the reference. ``verdicts.find_faults`` judges it."""
 
     error: Likeness
     color: Color
@@ -33,16 +33,19 @@ def measure_quality(
 ) -> Quality:
     """Measure ``candidate`` against ``reference``.
 
-    reference: (H, W, 3) uint8, RGB. candidate: likewise, or (3, H, W) float around [-1, 1] as
-    ``VAE.decode(output="float")`` gives it, so that NaN and infinity can be seen. factor: the VAE's spatial factor, in
-    pixels. tile: distance of tile borders, in pixels from the top left, where the candidate was decoded in tiles.
-    Raises ImageError for anything else and for pictures with a side under 32 pixels or under ``factor``, InputError for
-    a factor under 1 or a tile under 2.
+    reference: (H, W, 3) uint8, RGB.
+    candidate: the same shape and dtype, or (3, H, W) float around [-1, 1], as ``VAE.decode(output="float")`` returns
+    it, which shows NaN and infinity too.
+    factor: the VAE's spatial factor, in pixels.
+    tile: distance between tile borders, in pixels from the top left, where the candidate was decoded in tiles.
+
+    Raises ImageError for other shapes and dtypes and for images with a side under 32 pixels or under ``factor``,
+    InputError for a factor under 1 or a tile under 2.
     """
     _check_size("factor", factor, 1)
     if tile is not None:
         _check_size("tile", tile, 2)
-    pixels = _check(reference, candidate, max(BLOCK, factor))
+    pixels = _checked_candidate(reference, candidate, max(BLOCK, factor))
     nonfinite = float(np.mean(~np.isfinite(candidate))) if candidate.dtype != np.uint8 else 0.0
     before, after = make_planes(reference), make_planes(pixels)
     detail = measure_detail(before, after)
@@ -60,15 +63,19 @@ def measure_quality(
 def measure_batch(
     references: NDArray[np.uint8], candidates: NDArray[Any], *, factor: int = 8, tile: int | None = None
 ) -> tuple[Quality, ...]:
-    """``measure_quality`` of each item: references (B, H, W, 3) uint8, candidates likewise or (B, 3, H, W) float."""
+    """``measure_quality`` of each batch item.
+
+    references: (B, H, W, 3) uint8. candidates: the same, or (B, 3, H, W) float. Raises the errors of
+    ``measure_quality``, and ImageError where the batch sizes differ.
+    """
     if len(references) != len(candidates):
         raise ImageError(f"there are {len(references)} references and {len(candidates)} candidates; give one for each")
     pairs = zip(references, candidates, strict=True)
     return tuple(measure_quality(r, c, factor=factor, tile=tile) for r, c in pairs)
 
 
-def _check(reference: NDArray[Any], candidate: NDArray[Any], smallest: int) -> NDArray[np.uint8]:
-    """The candidate as (H, W, 3) uint8."""
+def _checked_candidate(reference: NDArray[Any], candidate: NDArray[Any], smallest: int) -> NDArray[np.uint8]:
+    """The candidate as (H, W, 3) uint8. Raises ImageError where the two images cannot be compared."""
     if reference.dtype != np.uint8 or reference.ndim != 3 or reference.shape[2] != 3:
         raise ImageError(f"reference is {reference.dtype} of shape {reference.shape}; it must be (H, W, 3) uint8")
     height, width, _ = reference.shape

@@ -1,4 +1,4 @@
-"""A picture in the forms that metrics are made from, each computed once."""
+"""One image in the forms from which metrics are computed, each computed once."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ from skimage.color import rgb2gray, rgb2lab
 from skimage.transform import downscale_local_mean
 
 FORM = 8
-"""Pixels of the side of a block whose mean stands for it where colour and contrast are compared: they are not to change
-when only detail does.
+"""Side, in pixels, of the blocks whose means are used to compare colour and contrast: a change of detail alone does not
+move these means.
 """
 
 
 @dataclass(frozen=True)
 class Planes:
-    """pixels: (H, W, 3) uint8, sRGB. luma: (H, W) float32, 0 to 255, of Rec. 709 weights on sRGB values. lab: (H, W, 3)
-    float32, CIELAB D65. form: lab's means over 8x8 pixels.
+    """One image in all the forms that metrics read.
+
+    pixels: (H, W, 3) uint8, sRGB. luma: (H, W) float32, 0 to 255, the sum of sRGB values with Rec. 709 weights.
+    lab: (H, W, 3) float32, CIELAB D65. form: the means of ``lab`` over 8x8 pixels.
     """
 
     pixels: NDArray[np.uint8]
@@ -28,7 +30,7 @@ class Planes:
 
 
 def make_planes(pixels: NDArray[np.uint8]) -> Planes:
-    """pixels: (H, W, 3) uint8."""
+    """Compute the forms of an image, ``pixels`` (H, W, 3) uint8."""
     exact = pixels.astype(np.float32)
     lab = rgb2lab(exact / np.float32(255))
     height, width = (side // FORM * FORM for side in pixels.shape[:2])

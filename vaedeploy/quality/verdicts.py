@@ -1,4 +1,4 @@
-"""Quality -> findings: what is wrong with a picture, in words that a person would use, with the number."""
+"""Quality -> findings: what is wrong with an image, in the words that a person would use, with the number."""
 
 from __future__ import annotations
 
@@ -12,19 +12,22 @@ from vaedeploy.quality.color import Color
 from vaedeploy.quality.measure import Quality
 
 BROKEN = "broken"
-"""What the names of faults begin with beside which no other is worth telling."""
+"""Prefix of the names of faults beside which no other fault is worth reporting."""
 
 TINTS = {20: "red", 74: "orange", 109: "yellow", 144: "green", 199: "cyan", 291: "blue", 310: "purple", 325: "magenta"}
-"""The hue in a*b*, in degrees, of mid grey with 16 levels of that colour added."""
+"""Hue angle in a*b*, in degrees -> name of the tint: the hue of mid grey with 16 levels of that colour added."""
 
 
 class QualityLimit(msgspec.Struct, frozen=True):
-    """How far a metric may go before a person would call it a fault, and why.
+    """The bound of a metric, beyond which a person would call its value a fault, and the reason for it.
 
-    name: the fault. metric: its path in ``Quality``. bound: the value may be at most (``upper``) or at least this.
-    neutral: the metric's value where there is no fault: 1 for a ratio, else 0. unit: for people; empty for ratios. In
-    ``words``, a sentence, and in ``name``, ``{value}`` stands for the number and ``{tint}`` for the colour of a cast.
-    reason: where the bound is from.
+    name: name of the fault.
+    metric: path of the metric in ``Quality``.
+    bound: the largest allowed value where ``upper`` is true, else the smallest.
+    neutral: the metric's value where there is no fault: 1 for a ratio, else 0.
+    unit: unit of the value, as people read it; empty for ratios.
+    words: a sentence. Here and in ``name``, ``{value}`` stands for the number and ``{tint}`` for the colour of a cast.
+    reason: where the bound comes from.
     """
 
     name: str
@@ -37,12 +40,12 @@ class QualityLimit(msgspec.Struct, frozen=True):
     reason: str
 
     def severity(self, value: float) -> float:
-        """How many times the bound's distance from neutral ``value`` is off, on the bound's side; over 1 is a fault.
+        """Distance of ``value`` from neutral over that of the bound, in the bound's direction. Over 1 is a fault.
 
-        Ratios are compared by their logarithms: a half is as far from 1 as a double. Infinite where the bound is
-        neutral itself and missed.
+        Ratios are compared by their logarithms: a half is as far from 1 as a double. Infinite where the bound equals
+        neutral and ``value`` exceeds it.
         """
-        if self.neutral:  # a ratio: one of zero or less is as far off as can be
+        if self.neutral:  # a ratio; at zero or below it has no logarithm, so it counts as 1e-9
             away, allowed = (math.log(max(v, 1e-9) / self.neutral) for v in (value, self.bound))
         else:
             away, allowed = value, self.bound
@@ -52,11 +55,11 @@ class QualityLimit(msgspec.Struct, frozen=True):
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """A fault that can be seen.
+    """A fault that a person can see.
 
     name: ``washed out``, ``over-saturated``, ``grey cast`` (or ``green cast``, ...), ``blurred``, ... as in ``LIMITS``.
-    metric: path of the metric in ``Quality``; value, limit: in ``unit``. words: a sentence, with the number in it.
-    severity: how many times the limit's distance from the metric's faultless value; over 1.
+    metric: path of the metric in ``Quality``. value, limit: in ``unit``. words: a sentence that gives the number.
+    severity: distance of ``value`` from the metric's neutral value over that of ``limit``; over 1.
     """
 
     name: str
@@ -160,23 +163,24 @@ LIMITS: tuple[QualityLimit, ...] = (
 )
 
 def find_faults(quality: Quality, limits: Sequence[QualityLimit] = LIMITS) -> tuple[Finding, ...]:
-    """What a person would call wrong, worst first; empty where there is nothing to see.
+    """The faults that a person would see, worst first; empty where there are none.
 
-    A fault that shows in several metrics is told by the worst of them. In a broken picture nothing else is told.
+    A fault that shows in several metrics is reported once, by the worst of them. Of a broken image nothing else is
+    reported.
     """
-    found = []
+    findings = []
     for limit in limits:
         value = attrgetter(limit.metric)(quality)
         if value is not None and (severity := limit.severity(float(value))) > 1:
-            found.append(_tell(limit, float(value), severity, quality.color))
+            findings.append(_make_finding(limit, float(value), severity, quality.color))
     worst: dict[str, Finding] = {}
-    for finding in sorted(found, key=lambda finding: finding.severity, reverse=True):
+    for finding in sorted(findings, key=lambda finding: finding.severity, reverse=True):
         worst.setdefault(finding.name, finding)
     broken = [finding for finding in worst.values() if finding.name.startswith(BROKEN)]
     return tuple(broken[:1] or worst.values())
 
-def _tell(limit: QualityLimit, value: float, severity: float, color: Color) -> Finding:
+def _make_finding(limit: QualityLimit, value: float, severity: float, color: Color) -> Finding:
     hue = math.degrees(math.atan2(color.bias_b, color.bias_a))
-    tint = TINTS[min(TINTS, key=lambda of: abs((hue - of + 180) % 360 - 180))]
+    tint = TINTS[min(TINTS, key=lambda angle: abs((hue - angle + 180) % 360 - 180))]
     name, words = (text.format(value=value, tint=tint) for text in (limit.name, limit.words))
     return Finding(name, limit.metric, value, limit.bound, limit.unit, words, severity)

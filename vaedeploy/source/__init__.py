@@ -1,6 +1,8 @@
-"""Weights -> ``Reference``: presets, the hub, folders, files and seeds, loaded as two PyTorch modules.
+"""Weights -> ``Reference``: a VAE from a preset, the hub, a folder, a file or a seed, loaded as two PyTorch modules.
 
-May import ``values``, ``system`` and ``errors``; one package a family of VAEs holds what only that family has.
+    >>> reference = load_reference("mse840k")
+
+May import ``values``, ``system`` and ``errors``. What only one family of VAEs needs is in a package of its own.
 """
 
 from __future__ import annotations

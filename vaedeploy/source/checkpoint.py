@@ -1,4 +1,4 @@
-"""Weights files: recognised by their content, read without running anything that they hold, and fitted to a VAE."""
+"""Weights files: recognised by content, read without running code in them, and reduced to a VAE's tensors."""
 
 from __future__ import annotations
 
@@ -18,24 +18,27 @@ if TYPE_CHECKING:
 
 
 LISTED = 10
-"""Names that a message lists before it only counts."""
+"""Number of names that a message lists; it only counts the others."""
 
 MAX_HEADER = 100_000_000
-"""Bytes: the largest header that safetensors itself accepts."""
+"""Largest header, in bytes, that safetensors itself accepts."""
 
 VAE_PREFIXES = ("first_stage_model.", "vae.")
-"""What a full checkpoint puts before its VAE's names: CompVis and everything after it, and repackaged ones."""
+"""Prefixes of the VAE's tensor names in a full checkpoint: that of CompVis and all that follow it, and that of
+repackaged checkpoints.
+"""
 
 TRAINING_PREFIXES = ("loss.", "model_ema.")
-"""What CompVis' trainer leaves in a VAE's checkpoint: the discriminator and perceptual loss, and a second, averaged
-copy of the weights under names of its own. Neither takes part in encoding or decoding."""
+"""Prefixes of the tensors that CompVis' trainer leaves in a VAE's checkpoint: those of the discriminator and perceptual
+loss, and a second, averaged copy of the weights under other names. Neither takes part in encoding or decoding.
+"""
 
 PICKLES = (b"PK\x03\x04", b"\x80")
-"""What PyTorch's checkpoints begin with: a zip, and before version 1.6 a bare pickle."""
+"""First bytes of PyTorch's checkpoints: those of a zip archive, and before version 1.6 those of a bare pickle."""
 
 
 def sha256_of(path: Path) -> str:
-    """sha256 of a file. Raises WeightsError where it cannot be read."""
+    """sha256 of a file, in hexadecimal. Raises WeightsError where the file cannot be read."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -44,10 +47,11 @@ def sha256_of(path: Path) -> str:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Every tensor of a safetensors file or a PyTorch checkpoint, told apart by content, never by the file's name.
+    """Every tensor of a safetensors file or a PyTorch checkpoint, by name.
 
-    The tensors are views of the file, so that a VAE can be taken out of a large checkpoint without reading the rest.
-    Raises WeightsError for anything else, for a damaged file, and for a pickle that wants more than plain tensors.
+    The content of the file, never its name, decides which of the two it is. The tensors are views of the mapped file
+    where it can be mapped, so that a VAE can be taken out of a large checkpoint without reading the rest. Raises
+    WeightsError for any other file, for a damaged file, and for a pickle that needs more than plain tensors.
     """
     start = check_kind(path)
     if start.startswith(PICKLES):
@@ -56,7 +60,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def check_kind(path: Path) -> bytes:
-    """The first bytes of a file. Raises WeightsError where they are those of neither kind of weights file."""
+    """The first 64 bytes of a weights file. Raises WeightsError where they belong to neither kind of weights file."""
     try:
         with path.open("rb") as file:
             start = file.read(64)
@@ -97,11 +101,11 @@ def _read_safetensors(path: Path, header: int, size: int) -> dict[str, Tensor]:
 def _read_pickle(path: Path, is_zip: bool) -> dict[str, Tensor]:
     import torch
 
-    # torch.load goes by a path's suffix first, and by the content only of an open file, which it cannot map.
+    # torch.load trusts the suffix of a path. Of an open file it reads the content, but it cannot map an open file.
     misnamed = path.name.endswith(".safetensors")
     try:
         with warnings.catch_warnings(), path.open("rb") as file:
-            # torch warns of TorchScript archives and of odd pickle protocols, both of which it then refuses.
+            # torch warns about TorchScript archives and unusual pickle protocols, and then refuses both.
             warnings.simplefilter("ignore")
             source, mmap = (file, False) if misnamed else (path, is_zip)
             content = torch.load(source, map_location="cpu", weights_only=True, mmap=mmap)
@@ -126,7 +130,10 @@ def _read_pickle(path: Path, is_zip: bool) -> dict[str, Tensor]:
 
 
 def select_vae(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The VAE's own tensors: those behind a full checkpoint's prefix, if any, without what only training needs."""
+    """The tensors of the VAE alone, without those that only training needs.
+
+    In a full checkpoint they are the ones with a prefix, which is removed from their names.
+    """
     for prefix in VAE_PREFIXES:
         if any(name.startswith(prefix) for name in tensors):
             tensors = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
@@ -135,6 +142,7 @@ def select_vae(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def count_of(names: Collection[str]) -> str:
+    """The number of ``names``, in words: "1 tensor", "2 tensors"."""
     return f"{len(names)} tensor{'s' if len(names) != 1 else ''}"
 
 

@@ -1,4 +1,4 @@
-"""Who states a VAE's latent contract, and what holds where several do."""
+"""The latent contract of a VAE: which sources state it, and what holds where several do."""
 
 from __future__ import annotations
 
@@ -18,12 +18,15 @@ from vaedeploy.values.latent import LatentSpec
 Number = float | tuple[float, ...]
 
 CLASS_NAME = "AutoencoderKL"
-"""The one class of diffusers' autoencoders that can be loaded."""
+"""The only class of diffusers' autoencoders that can be loaded."""
 
 
 @dataclass(frozen=True)
 class Statement:
-    """A scale and a shift, as far as ``by`` states them: "preset mse840k", or a config.json by its path."""
+    """The scale and the shift that one source states; None for what it does not state.
+
+    by: the source, as messages call it: "preset mse840k", or the path of a config.json.
+    """
 
     by: str
     scale: Number | None
@@ -32,22 +35,24 @@ class Statement:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """What a model's own ``config.json`` says."""
+    """What a ``config.json`` says: the architecture, and its statement of the latent contract."""
 
     architecture: Architecture
     statement: Statement
 
 
 def preset_statement(preset: Preset, by: str | None = None) -> Statement:
-    """What a preset states, for itself or for the file that ``by`` names."""
+    """The statement of a preset. by: what messages call the source, if not by the preset's name."""
     return Statement(by or f"preset {preset.name}", preset.latent.scale, preset.latent.shift)
 
 
 def read_config(path: Path) -> ModelConfig:
-    """A diffusers ``config.json``, read raw: diffusers itself fills a missing scaling_factor with 0.18215 in silence.
+    """Read a diffusers ``config.json``.
 
-    Raises WeightsError for a file that is not such a config or is another class's, ContractError where it states the
-    latent contract in a way that cannot hold.
+    It is read as plain JSON, because diffusers itself silently sets a missing scaling_factor to 0.18215.
+
+    Raises WeightsError for a file that cannot be read, is not such a config, is the config of another class, or has
+    images with other than 3 channels; ContractError where it states the latent contract in a way that cannot hold.
     """
     try:
         raw = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
@@ -77,27 +82,30 @@ def agree(
     scale: float | None,
     shift: float | None,
 ) -> LatentSpec:
-    """The latent contract that ``statements`` agree on. ``scale`` and ``shift`` fill in what none of them states, and
-    say which holds where two differ.
+    """The latent contract on which ``statements`` agree.
 
-    ``given`` is what the message calls the VAE. Raises ContractError where nothing states the scale, where two
-    statements differ and the caller does not say which holds, and where the caller says something else than they do.
+    given: what messages call the VAE. scale, shift: the caller's values. They fill in what no statement contains, and
+    decide which statement holds where two differ.
+
+    Raises ContractError where nothing states the scale; where nothing states the shift and a preset of the architecture
+    has one; where two statements differ and the caller does not decide; and where the caller's value differs from every
+    statement.
     """
-    held_scale = _held("scale", [(s.by, s.scale) for s in statements], scale)
-    held_shift = _held("shift", [(s.by, s.shift) for s in statements], shift)
-    if held_scale is None:
+    agreed_scale = _agreed("scale", [(s.by, s.scale) for s in statements], scale)
+    agreed_shift = _agreed("shift", [(s.by, s.shift) for s in statements], shift)
+    if agreed_scale is None:
         raise ContractError(
             f"{given} does not state the scale of its latents. Give it: --scale NUMBER (scale= in Python)"
             + _examples(architecture)
         )
-    if held_shift is None:
+    if agreed_shift is None:
         if any(p.latent.shift != 0 for p in presets().values() if not p.config.differences(architecture)):
             raise ContractError(
                 f"{given} does not state the shift of its latents, and VAEs of its architecture have one. "
                 f"Give it: --shift NUMBER (shift= in Python; 0 for none){_examples(architecture)}"
             )
-        held_shift = 0.0
-    return LatentSpec(architecture.latent_channels, architecture.factor, held_scale, held_shift)
+        agreed_shift = 0.0
+    return LatentSpec(architecture.latent_channels, architecture.factor, agreed_scale, agreed_shift)
 
 
 def _config_statement(raw: dict[str, Any], path: Path) -> Statement:
@@ -106,15 +114,15 @@ def _config_statement(raw: dict[str, Any], path: Path) -> Statement:
     if scale is None:
         return Statement(str(path), None, shift)
     if mean is None and std is None:
-        # A config that states the scale and leaves the shift out, or null, is of a VAE without one. That of a preset
-        # with a shift is stated, so null contradicts it, but a key that is left out does not.
+        # A config with a scale whose shift is null or missing belongs to a VAE without a shift. Null states a shift of
+        # 0, which contradicts a preset with a shift; a missing key states nothing, so it contradicts none.
         return Statement(str(path), scale, 0.0 if shift is None and "shift_factor" in raw else shift)
     if mean is None or std is None or shift is not None or 0.0 in std:
         raise ContractError(
             f"{path} states its latents' mean and deviation in a way that cannot hold: latents_mean and latents_std "
             "belong together, without a shift_factor and without zeros in latents_std"
         )
-    # As diffusers' pipelines apply them: (z - mean) * scale / std.
+    # diffusers' pipelines compute (z - mean) * scale / std.
     return Statement(str(path), tuple(scale / s for s in std), mean)
 
 
@@ -137,23 +145,27 @@ def _vector(raw: dict[str, Any], key: str, path: Path) -> tuple[float, ...] | No
         raise ContractError(f"{path}: {key} is {value!r}; it must be a list of numbers") from error
 
 
-def _held(what: str, stated: Sequence[tuple[str, Number | None]], given: float | None) -> Number | None:
-    """The value that holds, of those that are stated and the one that the caller gave; None where there is none."""
+def _agreed(what: str, stated: Sequence[tuple[str, Number | None]], given: float | None) -> Number | None:
+    """The value that holds, of those that are stated and the one that the caller gave; None where nobody gives one.
+
+    what: "scale" or "shift". stated: (source, value) of each statement.
+    """
     known = [(by, value) for by, value in stated if value is not None]
-    told = ", ".join(f"{by} says {value}" for by, value in known)
+    sources = ", ".join(f"{by} says {value}" for by, value in known)
     if given is not None and known:
-        found = next((value for _, value in known if _same(value, given)), None)
-        if found is None:
+        confirmed = next((value for _, value in known if _same(value, given)), None)
+        if confirmed is None:
             raise ContractError(
-                f"the latent {what} is stated already: {told}, and {given} was given (--{what}, or {what}= in Python). "
+                f"the latent {what} is stated already: {sources}, and {given} was given "
+                f"(--{what}, or {what}= in Python). "
                 + (f"Leave --{what} out" if all(_same(known[0][1], v) for _, v in known) else "Give one of those")
                 + f". Where a config.json is wrong, change it there; where a preset's is not that of your weights, "
                 f"give them alone: --vae PATH --{what} {given}"
             )
-        return found
+        return confirmed
     if any(not _same(known[0][1], value) for _, value in known):
         raise ContractError(
-            f"the latent {what} is stated in two ways: {told}. Say which holds: --{what} NUMBER ({what}= in Python)"
+            f"the latent {what} is stated in two ways: {sources}. Say which holds: --{what} NUMBER ({what}= in Python)"
         )
     return known[0][1] if known else given
 
@@ -165,9 +177,9 @@ def _same(a: Number, b: Number) -> bool:
 
 
 def _examples(architecture: Architecture) -> str:
-    """Contracts of the presets that share the architecture, for whoever has to find the right numbers."""
+    """The contracts of the presets that share the architecture, from which a user can find the right numbers."""
     alike = [p for p in presets().values() if not p.config.differences(architecture)]
-    told = ", ".join(
+    contracts = ", ".join(
         f"{p.name} has {p.latent.scale}" + (f" with shift {p.latent.shift}" if p.latent.shift else "") for p in alike
     )
-    return f". Of this architecture: {told}" if told else ""
+    return f". Of this architecture: {contracts}" if contracts else ""

@@ -1,4 +1,4 @@
-"""A file's tensors fitted to an architecture."""
+"""Match the tensors of a weights file with an architecture, and copy them out of the file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from vaedeploy.errors import WeightsError
 from vaedeploy.source.autoencoder_kl.config import Architecture
-from vaedeploy.source.autoencoder_kl.names import COMPVIS_NAME, _from_compvis, _modern, _shape
+from vaedeploy.source.autoencoder_kl.names import COMPVIS_NAME, _comparable_shape, _current_name, _from_compvis
 from vaedeploy.source.checkpoint import count_of, listed
 from vaedeploy.system.progress import Progress, silent
 
@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Fit:
-    """How a file's tensors meet an architecture. ``sources``: diffusers' name -> name in the file."""
+    """How well a file's tensors match those of an architecture.
+
+    sources: diffusers' name -> name in the file. missing: tensors that the file lacks. surplus: tensors that the
+    architecture does not have, by their name in the file. misshapen: name in the file -> both shapes, in words.
+    """
 
     sources: Mapping[str, str]
     missing: Collection[str]
@@ -32,13 +36,17 @@ class Fit:
         return len(self.missing) + len(self.surplus) + len(self.misshapen)
 
     def complaint(self) -> str:
+        """All faults in words, for a message."""
         shapes = [f"{name}: {shapes}" for name, shapes in self.misshapen.items()]
         parts = (("missing", self.missing), ("surplus", self.surplus), ("of the wrong shape", shapes))
         return "; ".join(f"{count_of(names)} {fault} ({listed(names)})" for fault, names in parts if names)
 
 
 def fit(tensors: Mapping[str, Tensor], architecture: Architecture) -> Fit:
-    """Match a VAE's tensors, under diffusers' or CompVis' names, with what the architecture has."""
+    """Match a VAE's tensors, under diffusers' or CompVis' names, with those of ``architecture``.
+
+    Raises WeightsError for an architecture that cannot be built.
+    """
     from vaedeploy.source.autoencoder_kl.modules import tensor_shapes
 
     expected = tensor_shapes(architecture)
@@ -46,12 +54,12 @@ def fit(tensors: Mapping[str, Tensor], architecture: Architecture) -> Fit:
         try:
             sources = _from_compvis(tensors, architecture)
         except KeyError as error:
-            # diffusers' conversion takes a resampling bias for granted where there is its weight.
+            # diffusers' conversion expects a bias wherever a resampling layer has a weight, and raises without one.
             return Fit(sources={}, missing=[str(error.args[0])], surplus=[], misshapen={})
     else:
-        sources = {_modern(name): name for name in tensors}
+        sources = {_current_name(name): name for name in tensors}
     used = {sources[name] for name in sources if name in expected}
-    shapes = {name: _shape(tensors[sources[name]], expected[name]) for name in expected if name in sources}
+    shapes = {name: _comparable_shape(tensors[sources[name]], expected[name]) for name in expected if name in sources}
     return Fit(
         sources=sources,
         missing=[name for name in expected if name not in sources],
@@ -67,7 +75,9 @@ def fit(tensors: Mapping[str, Tensor], architecture: Architecture) -> Fit:
 def load(
     tensors: Mapping[str, Tensor], matched: Fit, architecture: Architecture, where: str, progress: Progress = silent
 ) -> dict[str, Tensor]:
-    """float32 copies under diffusers' names and in diffusers' shapes, for a ``Fit`` without faults.
+    """Copy a file's tensors as float32, under diffusers' names and in diffusers' shapes.
+
+    matched: the ``Fit`` of ``tensors``, without faults. where: what messages call the file.
 
     Raises WeightsError for tensors that are not floating point, or that hold NaN or infinity.
     """
@@ -83,9 +93,9 @@ def load(
         if not tensor.is_floating_point():
             integers.append(f"{matched.sources[name]} {tensor.dtype}")
             continue
-        # A copy, since the file under a view may change or go while the model is in use.
+        # A copy, because a view maps the file, which may change or be deleted while the model is in use.
         loaded[name] = tensor.reshape(shape).to(torch.float32, copy=True).contiguous()
-        # NumPy's runs in this thread; torch's wakes its thread pool for each tensor, which takes longer than the work.
+        # NumPy checks in this thread. torch wakes its thread pool for each tensor, which takes longer than the check.
         if not np.isfinite(loaded[name].numpy()).all():
             broken.append(matched.sources[name])
     progress("Loading weights", float(len(expected)), float(len(expected)))

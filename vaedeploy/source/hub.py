@@ -1,4 +1,7 @@
-"""Files of a hub repository, by huggingface_hub's own client: its cache, its token, its ``HF_*`` variables."""
+"""Files of a hub repository, fetched by huggingface_hub's own client.
+
+The client's cache, its token and its ``HF_*`` environment variables apply.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +14,20 @@ from vaedeploy.errors import DownloadError
 from vaedeploy.system.progress import Progress, silent
 
 ATTEMPTS = 3
-"""Times that a download is started. The client itself resumes one that ends early, but not one that is reset."""
+"""Number of times that a download is started.
+
+The client itself resumes a download that ends early, but not one whose connection is reset.
+"""
 
 LOCAL_COPY = "or download it elsewhere and give the file: --weights PATH"
 
 
 @dataclass(frozen=True)
 class Fetched:
-    """A file of a repository, in the local cache. ``revision`` is its commit, if known."""
+    """A file of a repository in the local cache.
+
+    path: on this disk. file: its path in the repository. revision: the repository's commit, if known.
+    """
 
     path: Path
     file: str
@@ -28,16 +37,16 @@ class Fetched:
 def fetch(
     repository: str, files: Sequence[str], *, revision: str | None = None, progress: Progress = silent
 ) -> Fetched:
-    """The first of ``files`` that the repository has, downloaded or from the cache.
+    """Fetch the first of ``files`` that the repository has, from the hub or from the cache.
 
-    Raises DownloadError, which says what to do, where the hub is not reachable, refuses, or has none of ``files``.
+    Raises DownloadError, which says what to do, where the hub cannot be reached, refuses, or has none of ``files``.
     """
     from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError
 
     unreachable: Exception | None = None
     for file in files:
         try:
-            # Said before the first answer: without one, the client tries again for half a minute.
+            # Reported before the hub answers: if it does not answer, the client keeps trying for half a minute.
             progress(f"Asking the hub for {repository}/{file}", 0, 1)
             path = _download(repository, file, revision, progress)
             progress(f"Asking the hub for {repository}/{file}", 1, 1)
@@ -45,7 +54,7 @@ def fetch(
         except RemoteEntryNotFoundError:
             continue
         except LocalEntryNotFoundError as error:
-            # Without the hub, one of the other files may still be in the cache.
+            # The hub cannot be reached, but one of the other files may be in the cache.
             unreachable = unreachable or error
         except _client_errors() as error:
             raise DownloadError(_explain(error, repository, file, revision)) from error
@@ -59,7 +68,7 @@ def fetch(
 
 
 def fetch_beside(fetched: Fetched, repository: str, name: str) -> Path | None:
-    """The file ``name`` in the folder and commit of ``fetched``; None where the repository has none there."""
+    """Fetch the file ``name`` from the folder and commit of ``fetched``; None where the repository has no such file."""
     from huggingface_hub.errors import RemoteEntryNotFoundError
 
     file = str(Path(fetched.file).with_name(name).as_posix())
@@ -88,13 +97,13 @@ def _download(repository: str, file: str, revision: str | None, progress: Progre
 
 
 def _commit(path: Path) -> str | None:
-    # The cache's layout: .../snapshots/COMMIT/path/in/the/repository
+    # The cache lays files out as .../snapshots/COMMIT/path/in/the/repository.
     parts = path.parts
     return parts[parts.index("snapshots") + 1] if "snapshots" in parts else None
 
 
 def _reporting_bar(what: str, progress: Progress) -> type[Any]:
-    """A progress bar class that draws nothing and reports to ``progress`` instead."""
+    """A class of progress bars that report to ``progress`` and draw nothing. what: the work that they report."""
     from tqdm.std import tqdm  # type: ignore[import-untyped]
 
     class ReportingBar(tqdm):  # type: ignore[misc]
@@ -107,7 +116,7 @@ def _reporting_bar(what: str, progress: Progress) -> type[Any]:
             self.n += n or 0
             self._report()
 
-        # Having these tells the client that one bar shows both what came over the network and what is on disk.
+        # Where a bar has these two methods, the client reports network and disk to it, and opens no second bar.
         def update_transfer(self, n: float) -> None: ...
 
         def set_transfer_postfix_str(self, *args: Any, **kwargs: Any) -> None: ...
@@ -120,7 +129,7 @@ def _reporting_bar(what: str, progress: Progress) -> type[Any]:
 
 
 def _transport_error() -> type[Exception]:
-    """The base of the errors of the client's transport library, which its versions have changed more than once."""
+    """Base class of the errors of the client's HTTP library, which differs between versions of the client."""
     from huggingface_hub.errors import HfHubHTTPError
 
     return next(base for base in HfHubHTTPError.__bases__ if issubclass(base, Exception))
@@ -137,7 +146,7 @@ def _page(repository: str) -> str:
 
 
 def _explain(error: Exception, repository: str, file: str, revision: str | None) -> str:
-    """What went wrong and what to do about it, in the order from the most particular to the most general."""
+    """What went wrong and what to do about it. The most specific cause that applies is named."""
     from huggingface_hub import constants, errors
 
     wanted = f"{repository}/{file}"

@@ -1,4 +1,4 @@
-"""Weights from the hub, a folder, a single file or a seed -> ``Reference``: a VAE as two PyTorch modules."""
+"""Weights from the package, the hub, a folder, a file or a seed -> ``Reference``: a VAE as two PyTorch modules."""
 
 from __future__ import annotations
 
@@ -30,10 +30,11 @@ __all__ = ["find_source", "load_reference", "load_source", "reload_reference"]
 
 @dataclass(frozen=True)
 class _Plan:
-    """What the weights are to become.
+    """The network into which weights are loaded.
 
+    name: name of the reference that is made.
     title: what messages call the architecture.
-    statements: who states the latent contract.
+    statements: what is stated about the latent contract.
     """
 
     name: str
@@ -52,13 +53,14 @@ def load_reference(
 ) -> Reference:
     """Load a VAE as PyTorch modules: float32, eval mode, no gradients.
 
-    vae: a preset's name, or a path to a VAE of its own: a diffusers folder, or a weights file of a known architecture.
-    weights: others for a preset's architecture: a hub repository, a diffusers folder, a file, or ``random:SEED``.
-    scale, shift: the latent contract, where nothing states it, or which of two statements that differ holds.
-    progress: is told how far loading is, see ``Progress``.
+    vae: a preset's name, or the path of a VAE: a diffusers folder, or a weights file of a known architecture.
+    weights: other weights for a preset's architecture: a hub repository, a diffusers folder, a file, or
+    ``random:SEED``.
+    scale, shift: the latent contract where nothing states it; where two statements differ, the one that holds.
+    progress: called as loading advances, see ``Progress``.
 
-    Raises UnknownPresetError, WeightsError, ContractError (also for a scale or shift other than what the preset or the
-    model's own config states) and DownloadError, each with what to do.
+    Raises UnknownPresetError, WeightsError, ContractError (also for a scale or shift other than the one that the preset
+    or the model's config states) and DownloadError, whose messages say what to do.
     """
     return load_source(find_source(vae, weights), scale=scale, shift=shift, progress=progress)
 
@@ -75,14 +77,16 @@ def load_source(
 def reload_reference(
     origin: Origin, latent: LatentSpec, weights: str | Path | None = None, progress: Progress = silent
 ) -> Reference:
-    """The reference that ``origin`` names, with the latent contract that it was exported with.
+    """Load the reference that ``origin`` names again.
 
-    weights: where its weights are now, if not where ``origin`` says; that they are the same is left to the caller.
+    latent: the latent contract with which it was exported.
+    weights: where its weights are now, if not where ``origin`` says. The caller checks that they are the same weights.
 
-    Raises WeightsError where it was made of a user's own modules, or where its weights have changed since.
+    Raises the errors of ``load_source``, and WeightsError where the reference was made of a user's own modules, or
+    where its weights have changed since.
     """
 
-    def kept(*_: object) -> LatentSpec:
+    def exported_contract(*_: object) -> LatentSpec:
         return latent
 
     if origin.kind == "modules":
@@ -93,10 +97,12 @@ def reload_reference(
         )
     if weights is not None:
         vae, other = (origin.preset, weights) if origin.preset else (weights, None)
-        return _load(find_source(vae, other), kept, progress)
-    own = origin.preset is None or origin.kind == "package" or origin.location == get_preset(origin.preset).repository
-    source = find_source(origin.preset or origin.location, None if own else origin.location)
-    reference = _load(source, kept, progress)
+        return _load(find_source(vae, other), exported_contract, progress)
+    implied = (
+        origin.preset is None or origin.kind == "package" or origin.location == get_preset(origin.preset).repository
+    )
+    source = find_source(origin.preset or origin.location, None if implied else origin.location)
+    reference = _load(source, exported_contract, progress)
     if reference.origin.sha256 != origin.sha256:
         raise WeightsError(
             f"the weights of {origin.location} have changed: sha256 was {origin.sha256}, is {reference.origin.sha256}. "
@@ -106,7 +112,7 @@ def reload_reference(
 
 
 Contract = Callable[[Sequence[Statement], Architecture, str], LatentSpec]
-"""Who states what, the architecture, and what messages call the VAE -> the latent contract that holds."""
+"""(statements, architecture, what messages call the VAE) -> the latent contract that holds."""
 
 
 def _load(source: Source, contract: Contract, progress: Progress) -> Reference:
@@ -144,10 +150,12 @@ def _read(found: Found, contract: Contract, progress: Progress) -> Reference:
         plan, matched = _file_plan(found, tensors)
     else:
         matched = fit(tensors, plan.architecture)
-    known = preset_of_file(sha256)
+    known_preset = preset_of_file(sha256)
     statements = list(plan.statements)
-    if known is not None and known != found.preset:
-        statements.append(preset_statement(known, f"{found.where} (by its sha256 the file of preset {known.name})"))
+    if known_preset is not None and known_preset != found.preset:
+        statements.append(
+            preset_statement(known_preset, f"{found.where} (by its sha256 the file of preset {known_preset.name})")
+        )
     latent = contract(statements, plan.architecture, found.where)
     if matched.faults:
         raise WeightsError(
@@ -159,8 +167,8 @@ def _read(found: Found, contract: Contract, progress: Progress) -> Reference:
 
     weights = load(tensors, matched, plan.architecture, found.where, progress)
     encoder, decoder = build(plan.architecture, weights)
-    # Other weights have a licence of their own, which is not known here.
-    licensed = found.preset if found.own else known
+    # Weights that are not the preset's have another licence, which is known only if they are those of some preset.
+    licensed = found.preset if found.own else known_preset
     return Reference(
         encoder=encoder,
         decoder=decoder,
@@ -179,11 +187,11 @@ def _preset_plan(preset: Preset, found: Found) -> _Plan:
         config = read_config(found.config)
         differing = preset.config.differences(config.architecture)
         if differing:
-            told = "; ".join(
+            differences = "; ".join(
                 f"{n} {getattr(config.architecture, n)}, not {getattr(preset.config, n)}" for n in differing
             )
             raise WeightsError(
-                f"{found.where} is of another architecture than {title}: its config.json has {told}. "
+                f"{found.where} is of another architecture than {title}: its config.json has {differences}. "
                 "Give the preset that it belongs to (vaedeploy presets), or the folder itself: --vae PATH"
             )
         statements.append(config.statement)
@@ -204,7 +212,10 @@ def _folder_plan(found: Found) -> _Plan:
 
 
 def _file_plan(found: Found, tensors: Mapping[str, Tensor]) -> tuple[_Plan, Fit]:
-    """A lone file's architecture is the known one that its tensors fit."""
+    """The plan for a file without a config, and its fit: the known architecture that its tensors match.
+
+    Raises WeightsError where they match none.
+    """
     fits = {name: fit(tensors, architecture) for name, architecture in architectures().items()}
     nearest = min(fits, key=lambda name: fits[name].faults)
     if fits[nearest].faults:
@@ -219,7 +230,7 @@ def _file_plan(found: Found, tensors: Mapping[str, Tensor]) -> tuple[_Plan, Fit]
 def _check_sha256(preset: Preset | None, found: Found, sha256: str) -> None:
     if preset is None or preset.sha256 in (None, sha256):
         return
-    # The hub's cache links to its files; with the link alone deleted, the same file would be linked again.
+    # In the hub's cache the path is a link. With only the link deleted, the client would link the same file again.
     file = found.file.resolve()
     raise WeightsError(
         f"{found.where} has sha256 {sha256}, but preset {preset.name} is known by {preset.sha256}: the file was "

@@ -1,7 +1,7 @@
-"""Where a VAE's weights are: in the package, in a folder or a file, on the hub, or nowhere but in a seed.
+"""Where a VAE's weights come from: the package, a folder or a file, the hub, or a random seed.
 
-``find_source`` answers without PyTorch, without the network and without reading tensors, so what cannot be loaded is
-refused before anything slow begins. ``download`` turns what is on the hub into a file on this disk.
+``find_source`` finds out without PyTorch, without the network and without reading tensors, so that what cannot be
+loaded is refused before anything slow begins. ``download`` fetches weights from the hub into a file on this disk.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from vaedeploy.values.reference import Reference
 FOLDER_FILES = tuple(
     f"diffusion_pytorch_model{variant}" for variant in (".safetensors", ".bin", ".fp16.safetensors", ".fp16.bin")
 )
-"""Names of the weights in a diffusers folder, the most precise first."""
+"""Names of the weights file in a diffusers folder, the most precise first."""
 
 REPOSITORY_FILES = tuple(folder + name for folder in ("", "vae/") for name in FOLDER_FILES[:2])
-"""Where a hub repository holds a VAE's weights: it is one of a VAE, or one of a pipeline with a VAE in it."""
+"""Paths of a VAE's weights in a hub repository, which holds either a VAE or a pipeline with a VAE in it."""
 
 REPOSITORY_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -33,17 +33,18 @@ LOADED = "a Reference has its weights and its latent contract already; give no w
 
 WEIGHTS_TAKES = "a hub repository (owner/name), a diffusers folder, a .safetensors or .ckpt file, or random:SEED"
 
-
 RANDOM = "random:"
 
 
 @dataclass(frozen=True)
 class Found:
-    """Weights on this disk, not read yet.
+    """Weights on this disk that have not been read yet.
 
-    where: what messages call them. preset: whose architecture they are loaded into; None: their own.
-    folder: the diffusers folder, as it was given. config: its config.json, if there is one.
-    own: they are the preset's own weights, so its sha256 must be theirs.
+    where: what messages call them.
+    preset: the preset whose architecture they are loaded into; None where they determine the architecture themselves.
+    folder: the diffusers folder, as the user gave it.
+    config: the config.json beside the weights, if there is one.
+    own: whether they are the preset's own weights, whose sha256 must be the one that the preset states.
     """
 
     origin: Origin
@@ -57,7 +58,7 @@ class Found:
 
 @dataclass(frozen=True)
 class OnHub:
-    """Weights in a hub repository, not downloaded yet."""
+    """Weights in a hub repository that have not been downloaded yet."""
 
     preset: Preset
     repository: str
@@ -65,7 +66,7 @@ class OnHub:
 
 @dataclass(frozen=True)
 class Seed:
-    """Weights drawn at random for a preset's architecture. given: ``random:NUMBER``."""
+    """Weights to be drawn at random for a preset's architecture. given: ``random:NUMBER``, as the user wrote it."""
 
     preset: Preset
     given: str
@@ -73,13 +74,14 @@ class Seed:
 
 
 Source = Reference | Found | OnHub | Seed
-"""Where a VAE comes from; a ``Reference`` is loaded already."""
+"""Where a VAE comes from. A ``Reference`` is loaded already."""
 
 
 def find_source(vae: str | Path | Reference, weights: str | Path | None = None) -> Source:
-    """Resolve ``vae`` and ``weights``, as ``load_reference`` takes them, without PyTorch and without the network.
+    """Find what ``vae`` and ``weights`` name, without PyTorch and without the network.
 
-    Raises UnknownPresetError and WeightsError, each with what to do.
+    vae, weights: as ``load_reference`` takes them. Raises UnknownPresetError and WeightsError, whose messages say what
+    to do.
     """
     if isinstance(vae, Reference):
         if weights is not None:
@@ -106,16 +108,17 @@ def find_source(vae: str | Path | Reference, weights: str | Path | None = None) 
 
 
 def download(source: OnHub, progress: Progress) -> Found:
-    """Fetch weights from the hub, or take them from its cache. Raises DownloadError and WeightsError."""
+    """Fetch weights from the hub, or find them in its cache. Raises DownloadError and WeightsError."""
     preset, repository = source.preset, source.repository
-    own = repository == preset.repository
-    files = (preset.file,) if own else REPOSITORY_FILES
-    fetched = hub.fetch(repository, files, revision=preset.revision if own else None, progress=progress)
-    # A known hash says more than a config could, and a file that is not diffusers' own has none beside it.
-    has_config = not (own and preset.sha256) and Path(fetched.file).name in FOLDER_FILES
+    is_own = repository == preset.repository
+    files = (preset.file,) if is_own else REPOSITORY_FILES
+    fetched = hub.fetch(repository, files, revision=preset.revision if is_own else None, progress=progress)
+    # A known sha256 identifies weights better than a config does. Only diffusers' own file names have a config beside
+    # them.
+    has_config = not (is_own and preset.sha256) and Path(fetched.file).name in FOLDER_FILES
     config = hub.fetch_beside(fetched, repository, "config.json") if has_config else None
     origin = Origin(kind="hub", location=repository, sha256=None, preset=preset.name, revision=fetched.revision)
-    return Found(origin, f"{repository}/{fetched.file}", fetched.path, preset, config=config, own=own)
+    return Found(origin, f"{repository}/{fetched.file}", fetched.path, preset, config=config, own=is_own)
 
 
 def _preset_named(vae: str | Path) -> Preset | None:
@@ -134,11 +137,11 @@ def _preset_named(vae: str | Path) -> Preset | None:
             f"there is no file or folder {vae}. --vae takes a preset's name, a diffusers folder or a weights file; "
             "a hub repository goes with a preset: --vae PRESET --weights owner/name"
         )
-    return get_preset(vae)  # which raises, naming the nearest ones
+    return get_preset(vae)  # raises UnknownPresetError, which names the nearest presets
 
 
 def _seed(given: str) -> int:
-    """The number in ``random:SEED``."""
+    """The number in ``random:SEED``. Raises WeightsError for anything but a whole number from 0 to 2^63 - 1."""
     seed = given.removeprefix(RANDOM)
     if not (seed.isascii() and seed.isdecimal() and int(seed) < 2**63):
         raise WeightsError(f"--weights {given}: the seed must be a whole number from 0 to 2^63 - 1, as in random:0")
@@ -146,7 +149,7 @@ def _seed(given: str) -> int:
 
 
 def _find_packaged(preset: Preset) -> Found:
-    """The weights that the package carries."""
+    """The weights of a preset that the package carries."""
     file = preset.packaged_file
     if file is None or not file.exists():
         raise WeightsError(
@@ -158,11 +161,11 @@ def _find_packaged(preset: Preset) -> Found:
 
 
 def _find_path(path: Path, preset: Preset | None) -> Found:
-    """The weights in a diffusers folder, which may be a pipeline's with a VAE in it, or a file."""
-    location, named = str(path.resolve()), preset.name if preset else None
+    """The weights in a file or a diffusers folder, which may be that of a pipeline with a VAE in it."""
+    location, preset_name = str(path.resolve()), preset.name if preset else None
     if not path.is_dir():
         checkpoint.check_kind(path)
-        origin = Origin(kind="file", location=location, sha256=None, preset=named)
+        origin = Origin(kind="file", location=location, sha256=None, preset=preset_name)
         return Found(origin, str(path), path, preset)
     folder = path / "vae" if not (path / "config.json").exists() and (path / "vae").is_dir() else path
     file = next((folder / name for name in FOLDER_FILES if (folder / name).exists()), None)
@@ -172,5 +175,5 @@ def _find_path(path: Path, preset: Preset | None) -> Found:
         )
     checkpoint.check_kind(file)
     config = folder / "config.json"
-    origin = Origin(kind="folder", location=location, sha256=None, preset=named)
+    origin = Origin(kind="folder", location=location, sha256=None, preset=preset_name)
     return Found(origin, str(file), file, preset, path, config if config.exists() else None)

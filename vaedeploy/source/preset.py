@@ -1,4 +1,4 @@
-"""The VAEs that vaedeploy knows by name: ``presets.toml`` read into ``Preset`` values."""
+"""The VAEs that vaedeploy knows by name: ``presets.toml``, read into ``Preset`` values."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class Preset(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     latent: its latent contract.
     repository: hub repository that holds ``file``; None where the package carries the weights.
     file: path in the repository, or name in the package's ``weights`` folder.
-    revision: the repository's commit or tag; None is its main branch.
-    sha256, bytes: of ``file``; None where not known.
-    also_sha256: other files in which the same VAE is published.
+    revision: commit or tag of the repository; None stands for its main branch.
+    sha256, bytes: hash and size of ``file``; None where unknown.
+    also_sha256: hashes of other files in which the same VAE is published.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Preset(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def packaged_file(self) -> Path | None:
-        """Where the weights lie that the package carries; None for a preset of the hub."""
+        """Path of the weights that the package carries; None for a preset on the hub."""
         if self.repository is not None:
             return None
         return Path(str(resources.files("vaedeploy.source") / "weights" / self.file))
@@ -62,11 +62,11 @@ def _document() -> _Document:
 
 @functools.cache
 def _presets() -> dict[str, Preset]:
-    found = {}
+    by_name = {}
     for name, table in _document().presets.items():
         config = _document().architectures[table["architecture"]]
-        found[name] = msgspec.convert({**table, "name": name, "config": config}, Preset)
-    return found
+        by_name[name] = msgspec.convert({**table, "name": name, "config": config}, Preset)
+    return by_name
 
 
 def architectures() -> dict[str, Architecture]:
@@ -90,5 +90,5 @@ def get_preset(name: str) -> Preset:
 
 
 def preset_of_file(sha256: str) -> Preset | None:
-    """The preset that a weights file of this sha256 is known to be."""
+    """The preset to which a weights file with this sha256 belongs; None where it belongs to none."""
     return next((p for p in _presets().values() if sha256 in (p.sha256, *p.also_sha256)), None)

@@ -1,4 +1,4 @@
 """diffusers' ``AutoencoderKL``: its config, its two halves as modules, and the names of its tensors.
 
-May import ``values``, ``system`` and ``errors``; nothing is re-exported, since ``modules`` imports PyTorch.
+May import ``values``, ``system`` and ``errors``. It re-exports nothing, because ``modules`` imports PyTorch.
 """

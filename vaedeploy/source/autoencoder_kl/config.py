@@ -8,7 +8,7 @@ import msgspec
 class Architecture(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The config of a diffusers ``AutoencoderKL``, without its latent contract.
 
-    The defaults are those that diffusers gives to a key that a ``config.json`` leaves out.
+    The defaults are those of diffusers for a key that is missing from a ``config.json``.
     """
 
     in_channels: int = 3
@@ -27,11 +27,14 @@ class Architecture(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def factor(self) -> int:
-        """Image pixels per latent element along a side: every block but the last halves the sides."""
+        """Image pixels per latent element along each side. Every block but the last halves the sides."""
         return 1 << (len(self.block_out_channels) - 1)
 
     def differences(self, other: Architecture) -> list[str]:
-        """Names of the fields that make ``other`` another network. ``sample_size`` does not: only tiling reads it."""
+        """Names of the fields in which ``other`` is a different network.
+
+        ``sample_size`` is not one of them, because only tiling reads it.
+        """
         return [
             name
             for name in self.__struct_fields__

@@ -15,11 +15,11 @@ from vaedeploy.errors import WeightsError
 from vaedeploy.source.autoencoder_kl.config import Architecture
 
 LOGVAR_RANGE = (-30.0, 20.0)
-"""The bounds in which diffusers' DiagonalGaussianDistribution holds a log variance."""
+"""Bounds to which diffusers' DiagonalGaussianDistribution clamps a log variance."""
 
 
 class Encoder(nn.Module):
-    """image (B, 3, H, W) in [-1, 1] -> (mean, std) of the raw latent, each (B, C, H/f, W/f)."""
+    """Encoder: image (B, 3, H, W) in [-1, 1] -> (mean, std) of the raw latent, each (B, C, H/f, W/f)."""
 
     def __init__(self, vae: AutoencoderKL) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """raw latent (B, C, h, w) -> image (B, 3, h*f, w*f), not clamped."""
+    """Decoder: raw latent (B, C, h, w) -> image (B, 3, h*f, w*f), not clamped."""
 
     def __init__(self, vae: AutoencoderKL) -> None:
         super().__init__()
@@ -50,7 +50,10 @@ class Decoder(nn.Module):
 
 
 def build(architecture: Architecture, weights: Mapping[str, Tensor]) -> tuple[Encoder, Decoder]:
-    """Both halves with ``weights``: exactly the float32 tensors that ``tensor_shapes`` names. Frozen, in eval mode."""
+    """Build both halves, frozen and in eval mode.
+
+    weights: exactly the tensors that ``tensor_shapes`` names, in float32.
+    """
     vae = _blank(architecture)
     vae.load_state_dict(dict(weights), strict=True, assign=True)
     vae.eval().requires_grad_(False)
@@ -59,31 +62,34 @@ def build(architecture: Architecture, weights: Mapping[str, Tensor]) -> tuple[En
 
 @functools.cache
 def tensor_shapes(architecture: Architecture) -> Mapping[str, tuple[int, ...]]:
-    """Name and shape of every tensor, under diffusers' names. Raises WeightsError for a config that cannot be built."""
+    """Shape of every tensor by its name in diffusers.
+
+    Raises WeightsError for an architecture that diffusers cannot build.
+    """
     return {name: tuple(tensor.shape) for name, tensor in _blank(architecture).state_dict().items()}
 
 
 def random_tensors(architecture: Architecture, seed: int) -> dict[str, Tensor]:
-    """Seeded float32 weights for every tensor, independent of torch's global random state.
+    """Draw float32 weights for every tensor from ``seed``, independent of torch's global random state.
 
-    Kernels are drawn so that they keep the size of what passes through them. Normalisation weights (around 1) and
-    every bias are drawn as well: at their defaults of 1 and 0, a mistake in how they are handled would not show.
+    Kernels are scaled so that they preserve the magnitude of activations. Normalisation weights (around 1) and all
+    biases are drawn as well: at their defaults of 1 and 0, a mistake in how they are handled would not show.
     """
     generator = torch.Generator().manual_seed(seed)
-    drawn = {}
+    weights = {}
     for name, shape in tensor_shapes(architecture).items():
         noise = torch.randn(shape, generator=generator, dtype=torch.float32)
         if name.endswith("bias"):
-            drawn[name] = 0.1 * noise
+            weights[name] = 0.1 * noise
         elif len(shape) == 1:
-            drawn[name] = 1.0 + 0.1 * noise
+            weights[name] = 1.0 + 0.1 * noise
         else:
-            drawn[name] = noise / math.sqrt(math.prod(shape[1:]))
-    return drawn
+            weights[name] = noise / math.sqrt(math.prod(shape[1:]))
+    return weights
 
 
 def _blank(architecture: Architecture) -> AutoencoderKL:
-    # Tensors of the meta device take neither memory nor the time to draw initial values that are replaced at once.
+    # On the meta device, tensors take no memory, and no time to draw initial values that are replaced at once.
     try:
         with torch.device("meta"):
             vae: AutoencoderKL = AutoencoderKL(**msgspec.structs.asdict(architecture))

@@ -1,4 +1,4 @@
-"""Names of its tensors, then and now."""
+"""Names of ``AutoencoderKL``'s tensors: those of CompVis, of old versions of diffusers and of today's diffusers."""
 
 from __future__ import annotations
 
@@ -13,17 +13,19 @@ if TYPE_CHECKING:
 
 
 COMPVIS_NAME = re.compile(r"(encoder\.(down|mid)|decoder\.(up|mid))\.")
+"""Beginning of a tensor's name that only CompVis' checkpoints have."""
 
 OLD_ATTENTION = re.compile(r"(\.attentions\.\d+\.)(query|key|value|proj_attn)(\.(?:weight|bias))$")
+"""Name of an attention's tensor in diffusers before version 0.14."""
 
 NEW_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
 def _from_compvis(tensors: Mapping[str, Tensor], architecture: Architecture) -> dict[str, str]:
-    """CompVis name of each of diffusers' names, by diffusers' own conversion.
+    """CompVis' name for each of diffusers' names, from diffusers' own conversion.
 
-    That conversion drops what it does not know in silence. So it is given stand-ins, each a number spread over its
-    tensor's shape: the numbers that come out say which tensors it took, and for what.
+    The conversion silently drops tensors that it does not know. So it is given stand-ins: each has the shape of a
+    tensor and is filled with the tensor's number. The numbers that come out say which tensors it took, and for what.
     """
     import torch
     from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
@@ -35,13 +37,16 @@ def _from_compvis(tensors: Mapping[str, Tensor], architecture: Architecture) -> 
     return {new: names[int(v[(0,) * v.ndim])] for new, v in converted.items() if v is not None and v.numel()}
 
 
-def _modern(name: str) -> str:
-    """The name that diffusers has now for a tensor, for names of its attention before version 0.14."""
-    return OLD_ATTENTION.sub(lambda found: found[1] + NEW_ATTENTION[found[2]] + found[3], name)
+def _current_name(name: str) -> str:
+    """The name that today's diffusers has for a tensor. Those of attentions were different before version 0.14."""
+    return OLD_ATTENTION.sub(lambda match: match[1] + NEW_ATTENTION[match[2]] + match[3], name)
 
 
-def _shape(tensor: Tensor, expected: tuple[int, ...]) -> tuple[int, ...]:
-    """The tensor's shape, without sides of 1 at the end: old attentions were 1x1 convolutions, now matrices."""
+def _comparable_shape(tensor: Tensor, expected: tuple[int, ...]) -> tuple[int, ...]:
+    """The tensor's shape, less axes of length 1 at its end, down to as many axes as ``expected`` has.
+
+    Attentions are matrices today, but were 1x1 convolutions in old checkpoints.
+    """
     shape = tuple(tensor.shape)
     while len(shape) > len(expected) and shape[-1] == 1:
         shape = shape[:-1]
