@@ -161,6 +161,8 @@ LIMITS: tuple[QualityLimit, ...] = (
         "a single one in 512x512 pixels is 3.8 and may be a glint",
     ),
 )
+# fmt: on
+
 
 def find_faults(quality: Quality, limits: Sequence[QualityLimit] = LIMITS) -> tuple[Finding, ...]:
     """The faults that a person would see, worst first; empty where there are none.
@@ -178,6 +180,7 @@ def find_faults(quality: Quality, limits: Sequence[QualityLimit] = LIMITS) -> tu
         worst.setdefault(finding.name, finding)
     broken = [finding for finding in worst.values() if finding.name.startswith(BROKEN)]
     return tuple(broken[:1] or worst.values())
+
 
 def _make_finding(limit: QualityLimit, value: float, severity: float, color: Color) -> Finding:
     hue = math.degrees(math.atan2(color.bias_b, color.bias_a))
