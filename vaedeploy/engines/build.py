@@ -1,4 +1,4 @@
-"""Graph + Profile -> Engine: a build in a process of its own, and what came of it."""
+"""Builds one engine in a separate process, and turns what the process reports into an ``Engine`` or an error."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from vaedeploy.values.kinds import Backend
 
 
 def _timing_cache(identity: EngineIdentity) -> str | None:
-    """Where ``tensorrt`` keeps what it measured, so that the next build need not; None where it keeps nothing."""
+    """The file where ``tensorrt`` keeps its measurements for the next build; None if it keeps none."""
     if identity.backend != "tensorrt":
         return None
     model = (identity.gpu or identity.compute_capability).replace(" ", "-").replace("/", "-")
@@ -45,23 +45,25 @@ log = logging.getLogger("vaedeploy.engines")
 __all__ = ["Engine", "backend_version", "build_engine"]
 
 LAST_LINES = 6
-"""Of TensorRT's errors, in a message."""
+"""How many of the last lines that TensorRT logged about errors a message quotes."""
 
 OUT_OF_MEMORY = re.compile(r"out of memory|outofmemory|cudaErrorMemoryAllocation|std::bad_alloc", re.IGNORECASE)
 
 PARSER = re.compile(r"In node -?\d+ with name: (?P<node>\S*) and operator: (?P<operator>\S+)")
 
 POLYGRAPHYS_WORDS = "Invalid Engine"
-"""For every failed build, whatever the cause."""
+"""How Polygraphy's error begins for every failed build, whatever the cause."""
 
 DETAILS = re.compile(r"^\[[EFW!]\] ")
-"""A line of TensorRT's or Polygraphy's that says what went wrong."""
+"""How a line begins in which TensorRT or Polygraphy logs that something went wrong."""
 
 
 @dataclass(frozen=True)
 class Engine:
-    """A built plan. The numbers are what the builder said: bytes of weights, and of activations at the largest size of
-    each optimisation profile.
+    """A built engine.
+
+    path: its file. tensors, layers: see ``manifest.EngineInfo``. weights_bytes, activation_bytes: bytes of the weights,
+    and of the activations at the largest size of each optimisation profile, as the builder reported them.
     """
 
     path: Path
@@ -72,16 +74,16 @@ class Engine:
 
 
 def backend_version(backend: Backend) -> str:
-    """The version of ``backend``, once it is proved that it loads. Raises BackendError, saying what to install."""
+    """The version of ``backend``. Raises BackendError, naming what to install, if it cannot be imported."""
     ready = [event for event in _converse(BuildRequest(backend=backend), _Log()) if isinstance(event, Ready)]
     return ready[0].version
 
 
 def build_engine(request: BuildRequest, what: str, progress: Progress = silent) -> Engine:
-    """Build what ``request`` says and write it to its ``out``.
+    """Build the engine that ``request`` describes, and write it to ``request.out``.
 
-    what: names the build, for ``progress`` and errors. Raises BackendError where the backend is not there, and
-    BuildError, with TensorRT's own last messages, where there is no engine; ``out`` may be half-written then.
+    what: names the build, for ``progress`` and errors. Raises BackendError if the backend cannot be imported, and
+    BuildError, with TensorRT's last messages, if the build fails; ``request.out`` may be half-written then.
     """
     log = _Log()
     built = None
@@ -93,13 +95,13 @@ def build_engine(request: BuildRequest, what: str, progress: Progress = silent) 
             built = event
         elif isinstance(event, Failed):
             raise BuildError(f"{what} failed: {_explain(event, log, request)}")
-    assert built is not None  # a worker that ends without a word has raised
+    assert built is not None  # if the worker had ended without a result, _converse would have raised
     progress(what, 1, 1)
     return Engine(Path(request.out), built.tensors, built.layers, log.weights, tuple(log.activations))
 
 
 class _Log:
-    """What TensorRT logs: its last messages, and its memory, which it tells nowhere else."""
+    """What is kept of TensorRT's log: the last messages, and the memory it takes, which it reports nowhere else."""
 
     def __init__(self) -> None:
         self.lines: deque[str] = deque(maxlen=LAST_LINES)
@@ -109,19 +111,19 @@ class _Log:
     def add(self, line: str) -> None:
         if DETAILS.match(line):
             self.lines.append(line.strip())
-        elif found := re.search(r"Total Activation Memory: (\d+)", line):
-            self.activations.append(int(found[1]))
-        elif found := re.search(r"Total Weights Memory: (\d+)", line):
-            self.weights = int(found[1])
+        elif match := re.search(r"Total Activation Memory: (\d+)", line):
+            self.activations.append(int(match[1]))
+        elif match := re.search(r"Total Weights Memory: (\d+)", line):
+            self.weights = int(match[1])
 
     def tail(self) -> str:
-        """The last messages, to be put behind a sentence."""
+        """The last messages, to append to a sentence."""
         return ". TensorRT's last messages:\n  " + "\n  ".join(self.lines) if self.lines else ""
 
 
 def _converse(request: BuildRequest, log: _Log) -> Iterator[Event]:
-    """Start a worker, give it ``request``, and yield what it says. Raises BackendError where the backend is not there,
-    BuildError where the worker dies.
+    """Start a worker, send it ``request``, and yield its events. Raises BackendError if the backend cannot be imported,
+    BuildError if the worker dies.
     """
     with _worker() as process:
         assert process.stdin is not None
@@ -129,16 +131,16 @@ def _converse(request: BuildRequest, log: _Log) -> Iterator[Event]:
         assert process.stderr is not None
         reader = threading.Thread(target=_read_lines, args=(process.stderr, log.add), daemon=True)
         reader.start()
-        with suppress(BrokenPipeError):  # it is dead already; how it died is told below
+        with suppress(BrokenPipeError):  # the worker is dead already; the error below says how it died
             process.stdin.write(msgspec.json.encode(request) + b"\n")
-            process.stdin.flush()  # and left open: where this process dies, the worker reads the end
+            process.stdin.flush()  # left open: if this process dies, the worker reads the end
         ended = False
         for line in process.stdout:
             event = msgspec.json.decode(line, type=Event)
             if isinstance(event, Missing):
                 raise BackendError(_missing(request.backend, event))
             if isinstance(event, Failed):
-                reader.join(timeout=10)  # its reasons are on the other stream
+                reader.join(timeout=10)  # the reasons are in stderr
             ended = isinstance(event, (Failed, Built)) or request.graph is None
             yield event
         reader.join(timeout=10)
@@ -150,7 +152,7 @@ def _converse(request: BuildRequest, log: _Log) -> Iterator[Event]:
 @contextmanager
 def _worker() -> Iterator[subprocess.Popen[bytes]]:
     """A worker process, which does not outlive the context."""
-    # The package may be found by a path that only this process has.
+    # This process may have found the package through a path that its environment does not name.
     paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "PYTHONIOENCODING": "utf-8"}
     command = [sys.executable, "-P", "-m", "vaedeploy.engines.worker"]
@@ -163,7 +165,7 @@ def _worker() -> Iterator[subprocess.Popen[bytes]]:
         process.wait()
         for stream in (process.stdin, process.stdout, process.stderr):
             if stream:
-                with suppress(OSError):  # closing writes what is left, to a process that has gone
+                with suppress(OSError):  # closing flushes to a process that has ended
                     stream.close()
 
 
@@ -178,6 +180,7 @@ def _missing(backend: Backend, event: Missing) -> str:
 
 
 def _death(code: int) -> str:
+    """How a process of this exit code ended, as the end of a sentence."""
     if code >= 0:
         return f"ended with exit code {code} before the engine was there"
     name = signal.Signals(-code).name
@@ -186,6 +189,7 @@ def _death(code: int) -> str:
 
 
 def _explain(failed: Failed, log: _Log, request: BuildRequest) -> str:
+    """Why a build failed, as the end of a sentence: the likeliest cause, and TensorRT's last messages."""
     said = log.tail()
     reason = "TensorRT made no engine" if failed.reason.startswith(POLYGRAPHYS_WORDS) else failed.reason
     if failed.shortage:
@@ -200,7 +204,7 @@ def _explain(failed: Failed, log: _Log, request: BuildRequest) -> str:
 
 
 def _module(graph: Path, name: str) -> str:
-    """Where a node comes from in PyTorch, to be put behind it."""
+    """The PyTorch module that a node comes from, to append to its name; empty if it is not known."""
     node = next((node for node in ir.load(graph).graph if node.name == name), None)
     path = "" if node is None else module_path(node)
     return f", which is {path} in PyTorch" if path else ""

@@ -1,14 +1,16 @@
-"""How much device memory an engine will take, told from its graph before anything is built.
+"""Estimates from a graph how much device memory its engine will take, before anything is built.
 
-Tensors that a builder keeps are laid out over the nodes in order, and the most that lives at once is the estimate:
+The estimate goes through the nodes in order, finds from which node to which the builder keeps each tensor, and takes
+the most bytes that are kept at once:
 
-- pointwise operators run in the node before or after them: only the last of a chain is kept;
-- what a normalisation reads lives until the pointwise operators behind it are done;
-- where a range of sizes is asked for, or several, attention keeps its scores and their softmax whole, and beside
-  them TensorRT-RTX sets aside the largest other tensor; for a single size it fuses attention and keeps neither.
+- pointwise operators run in the kernel of the node before or after them, so only the last tensor of a chain is kept;
+- the input of a normalisation is kept until the pointwise operators behind the normalisation are done;
+- in an engine for a range of sizes, or for several, attention keeps its scores and their softmax whole, and beside
+  them TensorRT-RTX reserves the size of the largest other tensor; for a single size it fuses attention and keeps
+  neither.
 
-The second and third were found by comparing with what TensorRT-RTX 1.7.1 says after a build (docs/performance.md);
-TensorRT's own engines were not compared.
+The second and third rule were found by comparing with what TensorRT-RTX 1.7.1 reports after a build
+(docs/performance.md); engines of TensorRT itself were not compared.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ GIB = 2**30
 
 
 def _check_memory(profile: Profile, inputs: Inputs) -> None:
-    """Raise BuildError where an engine's largest size cannot fit the GPU, and say which size would."""
+    """Raise BuildError, naming a size that would fit, if an engine's largest size does not fit the GPU."""
     available = profile.memory_gib * GIB
     single = len(profile.shapes) == 1 and next(iter(profile.shapes.values())).static
 
@@ -46,7 +48,7 @@ def _check_memory(profile: Profile, inputs: Inputs) -> None:
             continue
         fitting = bisect_right(
             range(1, batch), available, key=lambda b: memory(b, height, width).total
-        )  # memory grows with the batch
+        )  # sorted, since memory grows with the batch
         advice = f"batch {fitting}" if fitting else "a smaller height and width"
         half = ", or precision fp16" if profile.precision == "fp32" else ""
         raise BuildError(
@@ -60,29 +62,30 @@ def _check_memory(profile: Profile, inputs: Inputs) -> None:
 __all__ = ["Memory", "estimate_memory"]
 
 VIEWS = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity"})
-"""Operators whose output is their input's memory."""
+"""Operators whose output shares the memory of their input."""
 
 POINTWISE = frozenset(
     {"Add", "Sub", "Mul", "Div", "Pow", "Neg", "Abs", "Exp", "Log", "Sqrt", "Reciprocal", "Max", "Min", "Where", "Not"}
     | {"Sigmoid", "Tanh", "Erf", "Relu", "LeakyRelu", "Clip", "Round", "Floor", "Cast", "IsInf", "IsNaN", "And", "Or"}
     | {"Transpose"}
 )
-"""Operators that run inside others."""
+"""Operators that run in the kernel of the node before or after them."""
 
 INSIDE = POINTWISE | {"Softmax"}
-"""Operators that share a kernel with their like before and after them."""
+"""Operators that share a kernel with those of this set before and after them."""
 
 SIZES = frozenset({"Shape", "Constant", "ConstantOfShape", "Size"})
+"""Operators that compute shapes and constants. Their outputs are not counted, and they do not keep their inputs."""
 
 PLAN_OVERHEAD = 1.2
-"""Bytes of a plan for each byte of weights. Full size in fp16 with TensorRT-RTX 1.7.1: 1.15 for the decoder, 1.25 for
-the encoder, and 1.48 for the encoder at 7.5.
+"""Bytes of a plan, which is a built engine, per byte of weights. Measured at full size in fp16 with TensorRT-RTX 1.7.1:
+1.15 for the decoder, 1.25 for the encoder, and 1.48 for the encoder at compute capability 7.5.
 """
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on the device: of the plan, and what an execution context takes beside it."""
+    """Bytes of device memory: of the engine, and of the activations in each execution context."""
 
     engine: int
     activations: int
@@ -93,17 +96,17 @@ class Memory:
 
 
 def estimate_memory(model: ir.Model, sizes: Mapping[str, int], *, fused_attention: bool) -> Memory:
-    """The memory of an engine of ``model`` at these sizes of its inputs' symbolic dimensions.
+    """The device memory of an engine of ``model``. Inputs and outputs are the caller's, and are not counted.
 
-    fused_attention: the engine has one size only. Inputs and outputs are the caller's and not counted. Raises
-    InputError where a dimension has no size.
+    sizes: symbolic dimension of the inputs -> its size. fused_attention: whether the engine takes one size only, for
+    which attention is fused. Raises InputError if a dimension has no size.
     """
     sized = with_sizes(model, sizes)
     return Memory(int(weight_bytes(model) * PLAN_OVERHEAD), _Layout(sized, fused_attention).peak())
 
 
 class _Layout:
-    """Which tensors of a graph of static shapes are kept, and from which node to which."""
+    """Which tensors of a graph with static shapes are kept in memory, and from which node to which."""
 
     def __init__(self, model: ir.Model, fused_attention: bool) -> None:
         self.nodes = list(model.graph)
@@ -111,9 +114,9 @@ class _Layout:
         self.fused_attention = fused_attention
 
     def peak(self) -> int:
-        """The most bytes that live at once."""
-        kept = [0] * (len(self.nodes) + 1)  # changes from each node to the next, in bytes
-        scores = kept.copy()
+        """The most bytes that are kept at once."""
+        all_changes = [0] * (len(self.nodes) + 1)  # of the bytes kept, from each node to the next
+        score_changes = all_changes.copy()
         largest = 0
         for node in self.nodes:
             if node.op_type in VIEWS or node.op_type in SIZES:
@@ -124,27 +127,27 @@ class _Layout:
                     continue
                 if not is_scores:
                     largest = max(largest, size)
-                for changes in (kept, scores) if is_scores else (kept,):
+                for changes in (all_changes, score_changes) if is_scores else (all_changes,):
                     changes[self.places[node]] += size
                     changes[self._last_use(value) + 1] -= size
-        living = zip(accumulate(kept), accumulate(scores), strict=True)
-        return max(all_of_them + (largest if of_scores else 0) for all_of_them, of_scores in living)
+        kept = zip(accumulate(all_changes), accumulate(score_changes), strict=True)
+        return max(total + (largest if scores else 0) for total, scores in kept)
 
     def _readers(self, value: ir.Value) -> list[ir.Node]:
-        """The nodes that read ``value``, through views."""
-        found = []
+        """The nodes that read ``value``, directly or through views."""
+        readers = []
         for node in value.consumers():
-            found += self._readers(node.outputs[0]) if node.op_type in VIEWS else [node]
-        return [node for node in found if node.op_type not in SIZES]
+            readers += self._readers(node.outputs[0]) if node.op_type in VIEWS else [node]
+        return [node for node in readers if node.op_type not in SIZES]
 
     def _is_inside(self, value: ir.Value) -> bool:
-        """Whether ``value`` never leaves the kernel that makes it."""
+        """Whether ``value`` never leaves the kernel that computes it."""
         node, readers = value.producer(), self._readers(value)
-        joined = [node, *readers] if node is not None and readers else [None]
-        return all(node is not None and node.op_type in INSIDE for node in joined)
+        neighbours = [node, *readers] if node is not None and readers else [None]
+        return all(node is not None and node.op_type in INSIDE for node in neighbours)
 
     def _is_scores(self, value: ir.Value) -> bool:
-        """Whether ``value`` is a product that a softmax reads, or what a softmax made of one."""
+        """Whether ``value`` holds scores of attention: a product that a softmax reads, or the output of a softmax."""
         node: ir.Node | None = value.producer()
         while node is not None and node.op_type in POINTWISE | VIEWS and node.inputs[0] is not None:
             node = node.inputs[0].producer()
@@ -162,11 +165,11 @@ class _Layout:
             if node.op_type in SIZES:
                 continue
             last = max(last, self.places[node])
-            made = node.outputs[0]
-            if node.op_type in VIEWS or self._is_inside(made):
-                last = max(last, self._last_use(made))
+            output = node.outputs[0]
+            if node.op_type in VIEWS or self._is_inside(output):
+                last = max(last, self._last_use(output))
             elif node.op_type in NORMALIZATIONS:
-                last = max(last, *(self._end_of_chain(reader) for reader in self._readers(made)))
+                last = max(last, *(self._end_of_chain(reader) for reader in self._readers(output)))
         return last
 
     def _end_of_chain(self, node: ir.Node) -> int:
@@ -178,6 +181,6 @@ class _Layout:
 
 
 def _bytes(value: ir.Value) -> int:
-    """0 where type or shape are not known."""
+    """The size of ``value`` in bytes; 0 if its dtype or shape is not known."""
     shape = static_shape(value)
     return 0 if shape is None or value.dtype is None else math.ceil(math.prod(shape) * value.dtype.itemsize)

@@ -1,4 +1,4 @@
-"""What is to be built: profiles with the backend that builds each, once it is proved that it can begin here."""
+"""Which profiles are built by which backend, after a check that each build can start on this machine."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["Job", "plan_builds", "plan_rebuilds"]
 
 @dataclass(frozen=True)
 class Job:
-    """One profile and what builds it, in which version. gpu: the GPU here, where the backend needs it for building."""
+    """One profile, and the backend and version that builds it. gpu: this machine's, if the backend builds on it."""
 
     profile: Profile
     backend: Backend
@@ -32,7 +32,7 @@ class Job:
 
     @property
     def gpu_name(self) -> str | None:
-        """The one model that its engines will run on, if they are bound to one."""
+        """The only GPU model that the engines run on; None if they run on every model of the compute capability."""
         compatible = self.profile.options.hardware_compatibility == "same-compute-capability"
         return self.gpu.name if self.gpu and not compatible else None
 
@@ -40,8 +40,8 @@ class Job:
 def plan_builds(
     profiles: Sequence[str], *, backend: Backend | None = None, folder: str | Path | None = None
 ) -> tuple[Job, ...]:
-    """What ``build_engines`` would build, once it is proved that it can begin. Raises InputError, ProfileError and
-    BackendError as that does.
+    """The jobs of ``build_engines``, after a check that they can start. Raises InputError, ProfileError and
+    BackendError as ``build_engines`` does.
     """
     if backend is not None and backend not in CAPABILITIES:
         raise InputError(f"there is no backend {backend!r} that builds; there is: {', '.join(CAPABILITIES)}")
@@ -59,7 +59,7 @@ def plan_builds(
 
 
 def plan_rebuilds(bundle: Bundle) -> tuple[Job, ...]:
-    """What would build the engines of ``bundle`` again, as their identities say. Raises BackendError as
+    """The jobs that build the engines of ``bundle`` again, with what their identities record. Raises BackendError as
     ``plan_builds`` does.
     """
     pairs = {}
@@ -69,7 +69,7 @@ def plan_rebuilds(bundle: Bundle) -> tuple[Job, ...]:
             name=info.profile,
             gpu=identity.gpu or info.profile,
             compute_capability=identity.compute_capability,
-            memory_gib=math.inf,  # it fitted
+            memory_gib=math.inf,  # the engine was built, so it fitted
             backend=identity.backend,
             precision=identity.precision,
             shapes=identity.shapes,
@@ -81,10 +81,10 @@ def plan_rebuilds(bundle: Bundle) -> tuple[Job, ...]:
 
 
 def _jobs(pairs: Sequence[tuple[Profile, Backend]]) -> tuple[Job, ...]:
-    """Raises BackendError where a backend wants another GPU than is here, or does not load."""
+    """A job for each pair. Raises BackendError if a backend needs another GPU than this machine's, or does not load."""
     gpu = find_gpu() if any(used == "tensorrt" for _, used in pairs) else None
     for profile, used in pairs:
-        if used == "tensorrt":  # before it is looked for: installing it here would not help
+        if used == "tensorrt":  # checked before the import, since installing it would not help
             _check_gpu(profile, gpu)
     versions = {used: backend_version(used) for used in dict.fromkeys(used for _, used in pairs)}
     return tuple(Job(p, used, versions[used], gpu if used == "tensorrt" else None) for p, used in pairs)

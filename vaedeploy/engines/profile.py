@@ -1,4 +1,4 @@
-"""GPU kinds that engines are built for: ``profiles/*.toml`` and the user's own folder, read into ``Profile`` values."""
+"""Profiles of the GPUs that engines are built for, read from ``profiles/*.toml`` and the user's own folder."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ CAPABILITIES: dict[Backend, tuple[str, ...]] = {
 NO_BFLOAT16 = ("7.5",)
 """Compute capabilities without bfloat16 arithmetic."""
 
-# Devices of Windows are no names of folders there.
+# A bundle has a folder of this name, and on Windows the names of devices (con, com1, ...) cannot be folders.
 NAME = re.compile(r"(?!(con|prn|aux|nul|com\d|lpt\d)(\.|\Z))[a-z0-9][a-z0-9._-]*(?<![.])")
 
 NAME_RULE = "must have a-z, 0-9, '.', '_' and '-' alone, and be a name for a folder on any system"
@@ -42,12 +42,12 @@ HardwareCompatibility = Literal["none", "same-compute-capability"]
 
 
 class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the builder is told.
+    """Options of the engine builder.
 
-    tf32: lets float32 convolutions and products round their inputs to 10 bits, on GPUs of 8.0 and later.
-    optimization_level: 0 (fast build) to 5 (fast engine), for ``tensorrt`` alone; None is its own default.
-    hardware_compatibility: whether an engine of ``tensorrt`` runs on the one GPU model that it was built on or on
-    every one of its compute capability. Those of ``tensorrt-rtx`` always do the latter.
+    tf32: whether float32 convolutions and products may round their inputs to 10 bits, on GPUs of compute capability 8.0
+    and later. optimization_level: 0 (fast build) to 5 (fast engine), for ``tensorrt`` alone; None leaves the choice to
+    TensorRT. hardware_compatibility: whether an engine of ``tensorrt`` runs only on the GPU model that it was built on,
+    or on every model of that compute capability, as engines of ``tensorrt-rtx`` always do.
     """
 
     tf32: bool = False
@@ -55,7 +55,7 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     hardware_compatibility: HardwareCompatibility = "none"
 
     def of(self, backend: Backend) -> dict[str, bool | int | str]:
-        """Those that ``backend`` has and that are set, by name."""
+        """The options that ``backend`` has and that are set, by name."""
         chosen: dict[str, bool | int | str] = {"tf32": self.tf32}
         if backend == "tensorrt":
             chosen["hardware_compatibility"] = self.hardware_compatibility
@@ -65,13 +65,13 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A GPU kind, and what its engines are to be like.
+    """A kind of GPU, and how engines are built for it.
 
-    name: the file's name, and the folder of its engines in a bundle. gpu: what people call the GPU.
-    compute_capability: such as "8.9". memory_gib: of the GPU, in GiB.
-    backend: what builds unless the caller names another. precision: of the graphs that are built.
-    shapes: a name -> the sizes of one optimisation profile, the tight ones first. options: see ``Options``.
-    cuda_graphs: whether the runtime records CUDA graphs, which saves launches and costs memory.
+    name: the name of the profile's file, and of the folder of its engines in a bundle. gpu: the GPU's usual name.
+    compute_capability: such as "8.9". memory_gib: the GPU's memory in GiB.
+    backend: the backend that builds, unless the caller names another. precision: the precision of the graphs.
+    shapes: a name -> the range of sizes of one optimisation profile, the tight ranges first. options: see ``Options``.
+    cuda_graphs: whether engines run as CUDA graphs, which saves launches and costs memory.
     """
 
     name: str
@@ -94,11 +94,11 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
     @property
     def builder(self) -> str:
-        """The backend, and where it builds."""
+        """The backend, and whether it builds only on a GPU of this profile."""
         return f"{self.backend}, on that GPU alone" if self.backend == "tensorrt" else self.backend
 
     def check_backend(self, backend: Backend) -> None:
-        """Raise ValueError where ``backend`` builds nothing for this compute capability."""
+        """Raise ValueError if ``backend`` does not build for this compute capability."""
         valid = [name for name, capabilities in CAPABILITIES.items() if self.compute_capability in capabilities]
         if backend not in valid:
             raise ValueError(
@@ -107,7 +107,7 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
             )
 
     def check_factor(self, factor: int) -> None:
-        """Raise ProfileError where a size is not a multiple of a VAE's spatial factor."""
+        """Raise ProfileError if a size is not a multiple of ``factor``, the spatial factor of a VAE."""
         rule = SizeRule(factor)
         for name, shape in self.shapes.items():
             for axis in ("height", "width"):
@@ -121,14 +121,14 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
 
 def shipped_folder() -> Path:
-    """The folder of the profiles that vaedeploy carries: inside an installed package, at the top of a checkout."""
-    inside = Path(str(resources.files("vaedeploy.engines") / "profiles"))
-    return inside if inside.is_dir() else Path(__file__).parents[2] / "profiles"
+    """The folder of vaedeploy's own profiles: inside an installed package, or at the top of a checkout."""
+    installed = Path(str(resources.files("vaedeploy.engines") / "profiles"))
+    return installed if installed.is_dir() else Path(__file__).parents[2] / "profiles"
 
 
 def user_folder(folder: str | Path | None) -> Path | None:
-    """The user's folder of profiles: the given one, else the one in the environment. Raises ProfileError where it is no
-    folder.
+    """The user's folder of profiles: ``folder``, else the one that VAEDEPLOY_PROFILES names, else None. Raises
+    ProfileError if it is not a folder.
     """
     given = folder or os.environ.get(FOLDER_VARIABLE)
     if not given:
@@ -139,20 +139,21 @@ def user_folder(folder: str | Path | None) -> Path | None:
 
 
 def profile_names(folder: str | Path | None = None) -> list[str]:
-    """The names of all profiles, those of the package first. Raises ProfileError as ``get_profile`` does."""
+    """The names of all profiles, vaedeploy's own first. Raises ProfileError as ``get_profile`` does."""
     return list(_files(folder))
 
 
 def profiles(folder: str | Path | None = None) -> dict[str, Profile]:
-    """Every profile by its name. Raises ProfileError as ``get_profile`` does."""
+    """All profiles by name. Raises ProfileError as ``get_profile`` does."""
     return {name: read_profile(path) for name, path in _files(folder).items()}
 
 
 def get_profile(name: str, folder: str | Path | None = None) -> Profile:
-    """The profile of that name, from the package or from ``folder`` (unless given, what VAEDEPLOY_PROFILES names).
+    """The profile ``name``: one of vaedeploy's own, or one from ``folder``.
 
-    Raises ProfileError where there is none, its file cannot be used, or a file in the folder has the name of one that
-    the package carries.
+    folder: the user's folder of profiles; None takes the one that VAEDEPLOY_PROFILES names, if any. Raises ProfileError
+    if there is no such profile, if its file cannot be used, or if a file in the folder has the name of one of
+    vaedeploy's own profiles.
     """
     files = _files(folder)
     if name in files:
@@ -166,7 +167,7 @@ def get_profile(name: str, folder: str | Path | None = None) -> Profile:
 
 
 def read_profile(path: Path) -> Profile:
-    """Read one file. Raises ProfileError, naming the field, where it contradicts itself or is not one."""
+    """Read a profile from its file. Raises ProfileError, naming the field, if it is invalid or contradicts itself."""
     try:
         table = msgspec.toml.decode(path.read_bytes(), type=dict)
         if not NAME.fullmatch(path.stem):
@@ -179,11 +180,12 @@ def read_profile(path: Path) -> Profile:
 
 
 def init_profile(name: str, folder: str | Path | None = None) -> Path:
-    """Write a commented profile for the user to change, and return its path: in ``folder`` or what VAEDEPLOY_PROFILES
-    names, else in the current directory. It is filled in from the GPU in this machine, or an RTX 4090 where there is
-    none, with a warning in the log.
+    """Write a commented profile for the user to edit, and return its path.
 
-    Raises ProfileError for a name that is no file's name or is taken, and for a GPU that no backend builds for.
+    folder: where it is written; None takes the folder that VAEDEPLOY_PROFILES names, else the current directory.
+    The values are those of the GPU in this machine. Without a GPU they are an RTX 4090's, and a warning is logged.
+
+    Raises ProfileError for a name that is not valid or is taken, and for a GPU that no backend builds for.
     """
     if not NAME.fullmatch(name):
         raise ProfileError(f"{name!r} is no name for a profile: it {NAME_RULE}")
@@ -193,24 +195,24 @@ def init_profile(name: str, folder: str | Path | None = None) -> Path:
     path = (user_folder(folder) or Path()) / f"{name}.toml"
     if name in files or path.exists():
         raise ProfileError(f"profile {name} is there already: {files.get(name, path)}. Choose another name")
-    found = find_gpu()
-    gpu = found or Gpu("NVIDIA GeForce RTX 4090", "8.9", 24)
+    detected = find_gpu()
+    gpu = detected or Gpu("NVIDIA GeForce RTX 4090", "8.9", 24)
     backend = next((b for b in ("tensorrt-rtx", "tensorrt") if gpu.compute_capability in CAPABILITIES[b]), None)
     if backend is None:
         raise ProfileError(f"{gpu.name} has compute capability {gpu.compute_capability}; no backend builds for it")
-    origin = "Filled in from the GPU in this machine." if found else "No GPU was found: these are an RTX 4090's."
+    origin = "Filled in from the GPU in this machine." if detected else "No GPU was found: these are an RTX 4090's."
     text = (shipped_folder() / "template.toml.in").read_text(encoding="utf-8")
-    filled = {
+    values = {
         "origin": origin,
         "gpu": gpu.name,
         "capability": gpu.compute_capability,
         "memory": f"{gpu.memory_gib:g}",
         "backend": backend,
     }
-    for key, value in filled.items():
+    for key, value in values.items():
         text = text.replace(f"@{key}@", value)
     write_file(path, text.encode())
-    if found is None:
+    if detected is None:
         log.warning(
             "no GPU was found here, so %s has the values of an RTX 4090. Change gpu, compute_capability, memory_gib "
             "and backend to those of yours",
@@ -220,17 +222,17 @@ def init_profile(name: str, folder: str | Path | None = None) -> Path:
 
 
 def _files(folder: str | Path | None) -> dict[str, Path]:
-    """Name -> file, of all profiles."""
-    shipped = {path.stem: path for path in _in(shipped_folder())}
-    own = user_folder(folder)
-    for path in _in(own) if own else ():
+    """Name -> file of all profiles, vaedeploy's own first."""
+    shipped = {path.stem: path for path in _profile_files(shipped_folder())}
+    own_folder = user_folder(folder)
+    for path in _profile_files(own_folder) if own_folder else ():
         if path.stem in shipped:
             raise ProfileError(
                 f"{path} has the name of a profile that vaedeploy carries; an engine's folder would not say which was "
                 f"meant. Rename it, to my-{path.stem}.toml for example"
             )
-    return shipped | {path.stem: path for path in (_in(own) if own else ())}
+    return shipped | {path.stem: path for path in (_profile_files(own_folder) if own_folder else ())}
 
 
-def _in(folder: Path) -> list[Path]:
+def _profile_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("*.toml") if not path.name.startswith("."))

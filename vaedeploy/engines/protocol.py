@@ -1,4 +1,4 @@
-"""What the process that builds is asked, and what it says."""
+"""The messages between the build process and its parent: one request, and the events that follow it."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ Dims = list[int]
 
 
 class BuildRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """What to build. Without a ``graph``: only tell whether the backend is there.
+    """What to build. Without a ``graph``, the process only says whether the backend can be imported.
 
-    graph, out: files. compute_capability: such as "8.9". network_name: what the plan is to contain.
-    input: the name of the graph's input. profiles: its (min, opt, max) shapes, each an optimisation profile.
-    options: see ``profile.Options``. timing_cache: a file that is used and renewed; for ``tensorrt`` alone.
+    graph: the file to build from. out: the file to write the engine to. compute_capability: such as "8.9".
+    network_name: the network's name, which the engine contains. input: the name of the graph's input.
+    profiles: the input's (min, opt, max) shapes, for each optimisation profile. options: see ``profile.Options``.
+    timing_cache: a file that is read and updated; for ``tensorrt`` alone.
     """
 
     backend: Backend
@@ -29,13 +30,13 @@ class BuildRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
-    """The backend is there, in this version."""
+    """The backend was imported, and has this version."""
 
     version: str
 
 
 class Missing(msgspec.Struct, frozen=True, tag=True):
-    """A package is not installed, or cannot be loaded."""
+    """A package cannot be imported: it is not installed, or does not load."""
 
     package: str
     reason: str
@@ -48,14 +49,14 @@ class Advanced(msgspec.Struct, frozen=True, tag=True):
 
 
 class Built(msgspec.Struct, frozen=True, tag=True):
-    """The engine is written. tensors, layers: see ``manifest.EngineInfo``."""
+    """The engine was written. tensors, layers: see ``manifest.EngineInfo``."""
 
     tensors: dict[str, str]
     layers: dict[str, int]
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):
-    """There is no engine. shortage: see ``atomic.shortage``."""
+    """The build failed. shortage: see ``atomic.shortage``."""
 
     reason: str
     shortage: tuple[str, str] | None = None

@@ -1,8 +1,9 @@
-"""The process that an engine is built in: ``python -m vaedeploy.build_worker``.
+"""The process that builds an engine: ``python -m vaedeploy.engines.worker``.
 
-It has one backend, since Polygraphy reads which at import; and when TensorRT crashes or is killed for its memory, this
-process alone goes. It reads one request, a line of JSON, from stdin, whose end tells it that nobody waits for the
-engine any more, and writes events, a line of JSON each, to stdout. What TensorRT logs and prints goes to stderr.
+A process serves one backend, since Polygraphy chooses it at import. If TensorRT crashes or is killed because memory
+runs out, only this process ends. It reads one request, a line of JSON, from stdin, and writes events, a line of JSON
+each, to stdout. The end of stdin means that nobody waits for the engine any more. What TensorRT logs and prints goes to
+stderr.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def main() -> None:
 
 
 def _claim_stdout() -> Emit:
-    """Keep stdout for events: whatever else is printed there, by C++ as well, goes to stderr."""
+    """Reserve stdout for events: everything else that is printed there, also by C++, goes to stderr."""
     events = os.fdopen(os.dup(sys.stdout.fileno()), "wb", buffering=0)
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
 
@@ -52,16 +53,18 @@ def _claim_stdout() -> Emit:
 
 
 def _leave_with_parent() -> None:
-    while os.read(0, 4096):  # not sys.stdin, whose lock Python wants when it ends
+    """End this process when stdin ends, which it does when the parent process dies."""
+    while os.read(0, 4096):  # not through sys.stdin, whose lock Python needs at exit
         pass
     os._exit(1)
 
 
 def _load(backend: Backend, emit: Emit) -> Any:
+    """The backend's module. Emits ``Missing`` and ends the process if it or Polygraphy cannot be imported."""
     for package in (ENGINE_MODULES[backend], "polygraphy"):
         try:
             __import__(package)
-        except Exception as error:  # a package whose library or driver is not there raises what it likes
+        except Exception as error:  # without its library or driver, a package may raise anything
             emit(Missing(package, str(error) or type(error).__name__))
             _leave()
     return sys.modules[ENGINE_MODULES[backend]]
@@ -69,15 +72,15 @@ def _load(backend: Backend, emit: Emit) -> Any:
 
 def _leave() -> NoReturn:
     sys.stderr.flush()
-    os._exit(0)  # an event has told it; half-loaded libraries are not to be unloaded
+    os._exit(0)  # not sys.exit, which would unload half-loaded libraries
 
 
 def _build(request: BuildRequest, emit: Emit) -> Built:
     from polygraphy.backend.trt import Profile, engine_bytes_from_network, network_from_onnx_path
     from polygraphy.logger import G_LOGGER
 
-    G_LOGGER.colors = False  # whoever reads the log looks for its plain words
-    G_LOGGER.module_severity = G_LOGGER.VERBOSE  # TensorRT tells its memory there alone
+    G_LOGGER.colors = False  # the parent process searches the log for plain text
+    G_LOGGER.module_severity = G_LOGGER.VERBOSE  # TensorRT reports its memory at this level only
     builder, network, parser = network_from_onnx_path(request.graph, strongly_typed=True)
     network.name = request.network_name
     tensors = [network.get_input(i) for i in range(network.num_inputs)]
@@ -119,12 +122,12 @@ def _config(request: BuildRequest, profiles: list[Any], monitor: Any) -> Any:
         from polygraphy.backend.tensorrt_rtx import CreateConfigRTX
 
         major, minor = map(int, request.compute_capability.split("."))
-        # Named even where TensorRT-RTX would choose it: its default, a plan for all of 8.x and 12.x, plans twice the
-        # memory for a range of sizes.
+        # Always named: the default of TensorRT-RTX, an engine for all of 8.x and 12.x, plans twice the memory for a
+        # range of sizes.
         create = CreateConfigRTX(compute_capabilities=[(major, minor)], **kwargs)
 
     def set_tf32(builder: Any, network: Any, config: Any) -> None:
-        # Polygraphy's two classes have opposite defaults.
+        # Set in any case, since Polygraphy's two config classes have opposite defaults.
         change = config.set_flag if options["tf32"] else config.clear_flag
         change(module.BuilderFlag.TF32)
 
@@ -132,7 +135,7 @@ def _config(request: BuildRequest, profiles: list[Any], monitor: Any) -> Any:
 
 
 class _Monitor:
-    """Turns TensorRT's nested phases into one share, which only grows."""
+    """Turns TensorRT's nested phases into one share of the build that is done, which only grows."""
 
     def __init__(self, emit: Emit) -> None:
         self.emit = emit
@@ -155,7 +158,7 @@ class _Monitor:
             self.emit(Advanced(self.share))
 
     def of_tensorrt(self) -> Any:
-        """An ``IProgressMonitor`` that tells this one."""
+        """An ``IProgressMonitor`` that passes TensorRT's progress on to this object."""
         from polygraphy.mod.trt_importer import lazy_import_trt
 
         tensorrt = lazy_import_trt()

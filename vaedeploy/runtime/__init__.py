@@ -1,4 +1,4 @@
-"""Running a bundle: numpy and one backend, and nothing that is only needed to make one.
+"""Runs a bundle. This needs numpy and one backend, and nothing that is needed only to make a bundle.
 
 with VAE("mse840k") as vae:
     latent = vae.encode(photo)      # (H, W, 3) uint8 -> (1, C, H/f, W/f) float32

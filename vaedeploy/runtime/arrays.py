@@ -1,4 +1,4 @@
-"""What callers hand in, turned into what the graphs take; and what cannot be, refused with the reason."""
+"""Checks the arrays and arguments that callers pass in, and converts arrays to what the graphs take."""
 
 from __future__ import annotations
 
@@ -15,14 +15,17 @@ from vaedeploy.values.latent import LatentSpec, SizeRule
 FLOATS = (np.dtype(np.float16), np.dtype(np.float32), np.dtype(np.float64))
 
 RANGE = 1.5
-"""The largest value, either sign, of a float image. Decoders overshoot [-1, 1] by a few tenths, and what they gave may
-be encoded again; images in [0, 255], or normalised by a data set's mean and deviation, reach further than this."""
+"""The largest absolute value that a float image may have. Decoders overshoot [-1, 1] by a few tenths, and their output
+may be encoded again; images in [0, 255], or normalised by a data set's mean and deviation, exceed this."""
 
 IMAGE_FORMS = "(H, W, 3) or (B, H, W, 3) uint8, or (B, 3, H, W) float in [-1, 1]"
 
 
 def as_numpy(value: Any, what: str, error: type[InputError]) -> NDArray[Any]:
-    """``value`` as a numpy array on the same memory, if it is one or speaks DLPack; ``error`` is raised otherwise."""
+    """``value``, a numpy array or an array that supports DLPack, as a numpy array on the same memory.
+
+    what: names the value in messages. error: the class to raise if ``value`` cannot be read as an array.
+    """
     if isinstance(value, np.ndarray):
         return value
     if not hasattr(value, "__dlpack__"):
@@ -32,7 +35,7 @@ def as_numpy(value: Any, what: str, error: type[InputError]) -> NDArray[Any]:
         )
     try:
         return np.from_dlpack(value)
-    # What is raised is the other library's own choice: torch has BufferError, RuntimeError, and more.
+    # Each library raises classes of its own: torch has BufferError, RuntimeError, and more.
     except Exception as cause:
         why = str(cause).rstrip(".")
         raise error(
@@ -44,8 +47,7 @@ def as_numpy(value: Any, what: str, error: type[InputError]) -> NDArray[Any]:
 def check_image(image: NDArray[Any]) -> NDArray[Any]:
     """The image as (B, H, W, 3) uint8 or (B, 3, H, W) float32, not necessarily contiguous.
 
-    Raises ImageError for other shapes and types, for an image without pixels, and for values beyond ``RANGE``, NaN
-    among them.
+    Raises ImageError for other shapes and dtypes, for an image without pixels, and for NaN or values beyond ``RANGE``.
     """
     if image.dtype != np.uint8 and image.dtype not in FLOATS:
         raise ImageError(f"image is {image.dtype}; it must be {IMAGE_FORMS}")
@@ -68,10 +70,10 @@ def check_image(image: NDArray[Any]) -> NDArray[Any]:
 
 
 def pad_image(image: NDArray[Any], sizes: SizeRule) -> NDArray[Any]:
-    """Grow an image at its bottom and right to the next valid size.
+    """Extend an image at its bottom and right to the next valid size.
 
-    What is added mirrors the image about its last row and column, back and forth where it is smaller than what is to
-    be added; a single row or column is repeated.
+    The added pixels mirror the image about its last row and column, back and forth where the image is smaller than the
+    extension; a single row or column is repeated.
     """
     axes = (1, 2) if image.dtype == np.uint8 else (2, 3)
     height, width = (image.shape[axis] for axis in axes)
@@ -86,7 +88,7 @@ def pad_image(image: NDArray[Any], sizes: SizeRule) -> NDArray[Any]:
 def check_latent(latent: NDArray[Any], spec: LatentSpec) -> NDArray[np.float32]:
     """The latent as contiguous (B, C, h, w) float32.
 
-    Raises LatentError for other shapes and types, for a latent without elements, and for NaN and infinity.
+    Raises LatentError for other shapes and dtypes, for a latent without elements, and for NaN and infinity.
     """
     wanted = f"it must be (B, {spec.channels}, h, w) float"
     if latent.dtype not in FLOATS:
@@ -105,7 +107,7 @@ def check_latent(latent: NDArray[Any], spec: LatentSpec) -> NDArray[np.float32]:
 
 
 def check_seed(seed: int, sample: bool) -> int:
-    """``seed`` as an int. Raises InputError where it is none, is negative, or is of no use."""
+    """``seed`` as an int. Raises InputError if it is no whole number, is negative, or is given without ``sample``."""
     if not sample:
         raise InputError(f"seed is {seed}, but nothing is drawn without sample=True")
     try:
@@ -118,7 +120,7 @@ def check_seed(seed: int, sample: bool) -> int:
 
 
 def check_out(out: NDArray[Any], result: Tensor) -> None:
-    """Raise InputError where ``out`` cannot be filled with ``result``."""
+    """Raise InputError unless ``out`` is a writeable array of the shape and dtype of ``result``."""
     if not isinstance(out, np.ndarray):
         raise InputError(f"out is of type {type(out).__name__}; it must be a numpy array")
     if out.shape != result.shape or out.dtype != result.dtype or not out.flags.writeable:

@@ -1,4 +1,4 @@
-"""Who can compute a bundle's halves here, in the order of preference, and why the others cannot."""
+"""The backends that can run a bundle's halves on this machine, in order of preference, and why the others cannot."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from vaedeploy.system.gpu import find_gpu
 from vaedeploy.values.kinds import PARTS, Backend, Form, Part, Precision
 
 ENGINES: tuple[Backend, ...] = ("tensorrt", "tensorrt-rtx")
-"""The backends that run engines."""
+"""The backends that run engines; the others run graphs."""
 
 PRECISIONS: tuple[Precision, ...] = ("fp16", "bf16", "fp32")
-"""The fastest first."""
+"""The precisions that engines compute in, the fastest first."""
 
 BACKENDS = (*ENGINES, onnxruntime_cuda.NAME, onnxruntime_cpu.NAME)
-"""The backends that there are, the one that is tried first first."""
+"""All backends, in the order in which they are tried."""
 
 NO_PROFILES = "profiles are for engines; {} runs graphs. Leave the profile out"
 
@@ -37,7 +37,7 @@ logger = logging.getLogger("vaedeploy")
 
 
 class Runner(Protocol):
-    """One half, ready to run, from several threads at once if need be."""
+    """One half, ready to run. Several threads may run it at the same time."""
 
     graph: Path
     inputs: list[str]
@@ -50,14 +50,16 @@ class Runner(Protocol):
         results: Mapping[str, OnDevice] | None = None,
         after: Sequence[Any] = (),
     ) -> list[Array]:
-        """The named outputs, each in memory of its own, or in that of ``results``; see ``EngineSession.run``."""
+        """The named outputs, each in a new array or in the one that ``results`` has; see ``EngineSession.run``."""
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """A way to compute: a backend, the precision that it computes in, what opens a half, and, of a backend that has
-    them, the files of its engines in the bundle. Equal to itself alone: it is looked up in every call.
+    """One way to compute a bundle: a backend, in one precision.
+
+    open: opens a half. engines: the files of its engines in the bundle; empty for a backend that runs graphs.
+    Candidates are compared and hashed by identity, which is fast: every call looks one up.
     """
 
     backend: str
@@ -66,12 +68,12 @@ class Candidate:
     engines: tuple[str, ...] = ()
 
     def takes(self, on_device: bool) -> bool:
-        """Whether it takes arrays that are there: those of the host, all do."""
+        """Whether it takes arrays in device memory (``on_device``) or in host memory, which all backends take."""
         return not on_device or self.backend != onnxruntime_cpu.NAME
 
 
 def problem_of(backend: str, device: int = 0) -> str | None:
-    """Why ``backend`` would not answer here, and what to do; None where it would."""
+    """Why ``backend`` cannot be used on this machine, and what to do about it; None where it can."""
     if backend in ENGINES:
         return tensorrt.problem(backend, device)
     return onnxruntime_cuda.problem(device) if backend == onnxruntime_cuda.NAME else onnxruntime_cpu.problem()
@@ -86,15 +88,14 @@ def find_candidates(
     profile: str | None = None,
     verify_hashes: bool = True,
 ) -> list[Candidate]:
-    """All ways to compute ``bundle`` here, the preferred first. A half-precision graph is followed by the same backend
-    in float32, which can run again what half precision cannot hold.
+    """All ways to compute ``bundle`` on this machine, in order of preference. A graph in half precision is followed by
+    the same backend in float32, which can run again the items that half precision cannot hold.
 
-    backend: the only one to use; None: all that there are. provider_options: for ONNX Runtime's CUDA provider.
-    profile: use the engines of that profile alone; None: all that fit this GPU.
+    backend: the only backend to use; None uses all. provider_options: for ONNX Runtime's CUDA provider.
+    profile: the only profile whose engines are used; None uses all engines that fit this GPU.
 
-    Raises InputError for a backend or a profile that there is not, or a profile with a backend that runs no engines,
-    BackendError where none would answer, with every
-    reason.
+    Raises InputError for a backend that does not exist, a profile that the bundle has no engines of, and a profile with
+    a backend that runs no engines. Raises BackendError, with every reason, if no backend can be used.
     """
     if backend is not None and backend not in BACKENDS:
         raise InputError(f"there is no backend {backend!r}; there is: {', '.join(BACKENDS)}")
@@ -106,65 +107,68 @@ def find_candidates(
         )
     if profile is not None and backend is not None and backend not in ENGINES:
         raise InputError(NO_PROFILES.format(backend))
-    found: list[Candidate] = []
+    candidates: list[Candidate] = []
     reasons: dict[str, str] = {}
     for name in BACKENDS if backend is None else (backend,):
-        if backend is None and name in ENGINES and not _engines(bundle, name, profile):
-            continue  # most bundles have none, and need none
+        if backend is None and name in ENGINES and not _engine_names(bundle, name, profile):
+            continue  # a bundle without engines is common, and no reason to report
         try:
             if name in ENGINES:
-                found += _of_engines(bundle, name, device, profile, verify_hashes)
+                candidates += _engine_candidates(bundle, name, device, profile, verify_hashes)
             else:
-                found += _of_graphs(bundle, name, device, threads, provider_options)
+                candidates += _graph_candidates(bundle, name, device, threads, provider_options)
         except VaedeployError as error:
             reasons[name] = str(error)
-    if not found:
+    if not candidates:
         raise BackendError(". ".join(dict.fromkeys(reasons.values())))
     for name, reason in reasons.items():
-        # Engines that do not answer beside a GPU are news, or where they were asked for; elsewhere they are not.
-        asked = profile is not None or find_gpu(device) is not None
-        news = name in ENGINES and _engines(bundle, name, profile) and asked
+        # Unusable engines deserve a warning on a machine with a GPU, or if their profile was named: without a GPU they
+        # are expected to be unusable.
+        expected = profile is not None or find_gpu(device) is not None
+        warn = name in ENGINES and _engine_names(bundle, name, profile) and expected
         unused = "" if profile is None else f", so its engines of profile {profile} are not used"
-        level = logging.WARNING if news else logging.INFO
-        logger.log(level, "%s does not answer here%s: %s", name, unused if news else "", reason)
-    return found
+        level = logging.WARNING if warn else logging.INFO
+        logger.log(level, "%s does not answer here%s: %s", name, unused if warn else "", reason)
+    return candidates
 
 
 def precision_of(bundle: Bundle) -> Precision:
-    """What ONNX Runtime's form of a bundle computes in: it has none in bfloat16."""
+    """The precision of a bundle's graphs in the form for ONNX Runtime, which is never bfloat16."""
     return "fp16" if bundle.manifest.precision == "fp16" else "fp32"
 
 
 def float32_form(bundle: Bundle) -> Form:
-    """The form of a bundle's graphs that computes in float32 as well as ONNX Runtime can."""
+    """The form of a bundle's graphs for ONNX Runtime in float32: the one made for it, if that is float32, else the
+    portable one.
+    """
     return "onnxruntime" if precision_of(bundle) == "fp32" else "portable"
 
 
-def _of_graphs(
+def _graph_candidates(
     bundle: Bundle, name: str, device: int, threads: int | None, options: Mapping[str, str] | None
 ) -> list[Candidate]:
-    """Raises BackendError where ONNX Runtime does not answer."""
+    """Candidates that run the graphs on the ONNX Runtime backend ``name``. Raises BackendError if it cannot be used."""
     if problem := problem_of(name, device):
         raise BackendError(problem)
-    opening: Callable[[Path], Runner]
+    make_session: Callable[[Path], Runner]
     if name == onnxruntime_cuda.NAME:
-        opening = partial(onnxruntime_cuda.Session, device=device, threads=threads, options=options)
+        make_session = partial(onnxruntime_cuda.Session, device=device, threads=threads, options=options)
     else:
-        opening = partial(onnxruntime_cpu.Session, threads=threads)
+        make_session = partial(onnxruntime_cpu.Session, threads=threads)
     precision = precision_of(bundle)
-    found = [Candidate(name, precision, _graph_opener(bundle, "onnxruntime", opening))]
+    candidates = [Candidate(name, precision, _graph_opener(bundle, "onnxruntime", make_session))]
     if precision != "fp32":
-        found.append(Candidate(name, "fp32", _graph_opener(bundle, float32_form(bundle), opening)))
-    return found
+        candidates.append(Candidate(name, "fp32", _graph_opener(bundle, float32_form(bundle), make_session)))
+    return candidates
 
 
-def _of_engines(
+def _engine_candidates(
     bundle: Bundle, backend: Backend, device: int, profile: str | None, verify_hashes: bool
 ) -> list[Candidate]:
-    """A candidate for each precision that there are engines of both halves for. Raises BackendError and EngineError
-    where there are none for this GPU.
+    """One candidate per precision in which engines of both halves fit this GPU. Raises BackendError or EngineError if
+    there is none.
     """
-    names = _engines(bundle, backend, profile)
+    names = _engine_names(bundle, backend, profile)
     if not names:
         raise BackendError(
             f"bundle {bundle.path} has no engines of {backend}. Build them: vaedeploy build {bundle.path} --profile "
@@ -184,10 +188,10 @@ def _of_engines(
     for name in fitting:
         info = bundle.manifest.engines[name]
         halves.setdefault(info.identity.precision, {}).setdefault(info.part, []).append(name)
-    whole = {precision: parts for precision, parts in halves.items() if len(parts) == len(PARTS)}
-    if not whole:
+    complete = {precision: parts for precision, parts in halves.items() if len(parts) == len(PARTS)}
+    if not complete:
         raise errors[0] if errors else BackendError(f"bundle {bundle.path} has no engine of {backend} for one half")
-    fastest_first = sorted(whole.items(), key=lambda item: PRECISIONS.index(item[0]))
+    fastest_first = sorted(complete.items(), key=lambda item: PRECISIONS.index(item[0]))
     opener = partial(_open_engines, bundle, backend, device, verify_hashes)
     return [
         Candidate(backend, precision, partial(opener, parts), tuple(chain(*parts.values())))
@@ -195,8 +199,8 @@ def _of_engines(
     ]
 
 
-def _engines(bundle: Bundle, backend: str, profile: str | None) -> list[str]:
-    """The engines of a backend, of one profile or of all."""
+def _engine_names(bundle: Bundle, backend: str, profile: str | None) -> list[str]:
+    """The files of a backend's engines in the bundle, of one profile or of all."""
     engines = bundle.manifest.engines.items()
     return [n for n, info in engines if info.identity.backend == backend and profile in (None, info.profile)]
 
@@ -204,13 +208,14 @@ def _engines(bundle: Bundle, backend: str, profile: str | None) -> list[str]:
 def _open_engines(
     bundle: Bundle, backend: Backend, device: int, verify_hashes: bool, parts: Mapping[Part, Sequence[str]], part: Part
 ) -> Runner:
+    """Open the engines of one half, and warn of those that were never verified."""
     engines = bundle.manifest.engines
-    # Profiles of GPUs that take the same engine have it once each; of equal ones a verified one is as good as all.
-    once: dict[str, str] = {}
+    # Several profiles may contain the same engine. It is opened once, and verified if any of its copies is.
+    distinct: dict[str, str] = {}
     for name in sorted(parts[part], key=lambda name: not _is_verified(engines[name])):
-        once.setdefault(engines[name].identity.digest, name)
-    session = open_engines(Half(bundle, part, backend, tuple(once.values())), device, verify_hashes)
-    for name in once.values():
+        distinct.setdefault(engines[name].identity.digest, name)
+    session = open_engines(Half(bundle, part, backend, tuple(distinct.values())), device, verify_hashes)
+    for name in distinct.values():
         if not _is_verified(engines[name]):
             logger.warning(
                 "%s was never compared with PyTorch on its GPU; its pictures may be wrong. Run: vaedeploy verify %s "
@@ -228,7 +233,7 @@ def _is_verified(engine: EngineInfo) -> bool:
 
 
 def open_engines(half: Half, device: int = 0, verify_hashes: bool = True) -> EngineSession:
-    """The engines of a half, on a CUDA device. Raises BackendError and EngineError as ``EngineSession`` does."""
+    """Open the engines of a half on a CUDA device. Raises BackendError and EngineError as ``EngineSession`` does."""
     gpu, manifest = CudaDevice(device), half.bundle.manifest
 
     def load(name: str) -> tensorrt.EnginePlan:
@@ -238,5 +243,5 @@ def open_engines(half: Half, device: int = 0, verify_hashes: bool = True) -> Eng
     return EngineSession(half, gpu, load, verify_hashes)
 
 
-def _graph_opener(bundle: Bundle, form: Form, opening: Callable[[Path], Runner]) -> Callable[[Part], Runner]:
-    return lambda part: opening(bundle.graph(part, form))
+def _graph_opener(bundle: Bundle, form: Form, make_session: Callable[[Path], Runner]) -> Callable[[Part], Runner]:
+    return lambda part: make_session(bundle.graph(part, form))

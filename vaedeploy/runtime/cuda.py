@@ -1,4 +1,4 @@
-"""CUDA by cuda.core and cuda.bindings: streams, memory and graphs for ``lane``, memory for results."""
+"""CUDA through cuda.core and cuda.bindings: streams, memory and graphs for ``lane``, and memory for results."""
 
 from __future__ import annotations
 
@@ -20,16 +20,17 @@ from vaedeploy.system.installs import install_command
 from vaedeploy.values.interface import Tensor
 
 DEFAULT_STREAMS = (0, 1, 2)
-"""The handles of streams that every device has: CU_STREAM_LEGACY (also as 0) and CU_STREAM_PER_THREAD."""
+"""Handles of the streams that every device has: CU_STREAM_LEGACY (1, also given as 0), CU_STREAM_PER_THREAD (2)."""
 
 SMALLER = ". Give a smaller batch or size, or free memory there"
+"""Advice at the end of messages about a lack of memory on the GPU."""
 
 OLDEST_DRIVER = 13.0
-"""The CUDA that a driver must know: that of the wheels which are installed for engines."""
+"""The lowest CUDA version that the driver must support: the version of the wheels that are installed for engines."""
 
 
 def problem(device: int = 0) -> str | None:
-    """Why CUDA cannot be used from Python here, and what to do; None where it can."""
+    """Why CUDA cannot be used from Python on this machine, and what to do about it; None where it can."""
     if was_forked():
         return FORKED
     count = cuda_devices()
@@ -47,7 +48,7 @@ def problem(device: int = 0) -> str | None:
 
 
 class CudaDevice:
-    """A GPU, by its number. Raises BackendError where there is none of that number."""
+    """The GPU of that number. Raises BackendError if it does not exist or cannot be used."""
 
     def __init__(self, number: int) -> None:
         if missing := problem(number):
@@ -66,11 +67,11 @@ class CudaDevice:
         self._of_thread = threading.local()
 
     def active(self) -> AbstractContextManager[None]:
-        """It is the calling thread's device inside, and afterwards the one that was."""
+        """Context in which this is the calling thread's current device; afterwards the previous one is again."""
         return _Current(self._context)
 
     def stream(self) -> CudaStream:
-        """A queue that does not wait for the default stream."""
+        """A new stream, which does not wait for the default stream."""
         with self.active():
             try:
                 return CudaStream(self._device.create_stream())
@@ -78,21 +79,21 @@ class CudaDevice:
                 raise self._failed("no stream can be made", error) from error
 
     def stream_of_thread(self) -> CudaStream:
-        """The calling thread's own."""
-        there: CudaStream | None = getattr(self._of_thread, "stream", None)
-        if there is None:
-            there = self._of_thread.stream = self.stream()
-        return there
+        """The calling thread's stream, which is made once."""
+        stream: CudaStream | None = getattr(self._of_thread, "stream", None)
+        if stream is None:
+            stream = self._of_thread.stream = self.stream()
+        return stream
 
     def device_memory(self, size: int) -> CudaMemory:
-        """At least ``size`` bytes, which go back to the device, and not to a pool, when they are let go: engines take
-        gigabytes, which other libraries could not use then.
+        """At least ``size`` bytes of device memory. When freed they go back to the device and not into a pool: engines
+        take gigabytes, which a pool would withhold from other libraries.
         """
         with self.active():
-            return CudaMemory(self, _call("cuMemAlloc", size, of=size), size)
+            return CudaMemory(self, _call("cuMemAlloc", size, requested=size), size)
 
     def host_memory(self, size: int) -> PinnedMemory:
-        """Page-locked memory of the host."""
+        """``size`` bytes of page-locked host memory."""
         with self.active():
             try:
                 return PinnedMemory(self, _call("cuMemAllocHost", size), size)
@@ -100,7 +101,7 @@ class CudaDevice:
                 raise BackendError(f"{size:,} bytes of the host's memory cannot be locked: {error}") from error
 
     def array(self, tensor: Tensor) -> OnDevice:
-        """Memory for a result of the caller's, from the device's pool."""
+        """An array from the device's memory pool, for a result that the caller gets. It is not initialised."""
         with self.active():
             try:
                 buffer = self._device.allocate(tensor.size, stream=self._allocating)
@@ -110,12 +111,12 @@ class CudaDevice:
         return OnDevice(int(buffer.handle), tensor, ResultMemory(self, buffer), self)
 
     def _failed(self, what: str, error: Exception, advice: str = "") -> BackendError:
-        """What cuda.core raises is of kinds of its own."""
+        """The BackendError for an exception of cuda.core, which has exception classes of its own."""
         return BackendError(f"{what} (CUDA device {self.number}): {error}{advice}")
 
 
 class CudaMemory:
-    """Memory of the device's."""
+    """A block of device memory, freed with its last reference."""
 
     def __init__(self, device: CudaDevice, pointer: Any, size: int) -> None:
         self.address = int(pointer)
@@ -123,13 +124,15 @@ class CudaMemory:
         self._device = device
 
     def __del__(self) -> None:
-        with suppress(Exception), self._device.active():  # when the process ends, CUDA may have ended before
+        with suppress(Exception), self._device.active():  # at the end of the process, CUDA may be gone already
             _call("cuMemFree", self.address)
 
 
 class ResultMemory:
-    """Memory of the device's pool that a caller has. It goes back after what is in the default stream by then, which is
-    PyTorch's unless it is told otherwise: work that was put there with an array needs not keep the array.
+    """Memory from the device's pool that a caller's array uses.
+
+    With its last reference it goes back to the pool, once the work that is in the default stream by then is done. That
+    is PyTorch's stream unless it is told otherwise, so work that was queued there need not keep its arrays alive.
     """
 
     def __init__(self, device: CudaDevice, buffer: Any) -> None:
@@ -138,75 +141,75 @@ class ResultMemory:
         self._stream = libraries().LEGACY_DEFAULT_STREAM
 
     def __del__(self) -> None:
-        with suppress(Exception), self._device.active():  # when the process ends, CUDA may have ended before
+        with suppress(Exception), self._device.active():  # at the end of the process, CUDA may be gone already
             self._buffer.close(self._stream)
 
 
 class PinnedMemory:
-    """Page-locked memory of the host's, and ``array``: all of it, uint8, which does not keep it."""
+    """Page-locked host memory. ``array`` is a uint8 view of all of it, which does not keep the memory alive."""
 
     def __init__(self, device: CudaDevice, pointer: Any, size: int) -> None:
         self.address = int(pointer)
         self.size = size
-        place = (ctypes.c_uint8 * size).from_address(self.address)
-        self.array: NDArray[np.uint8] = np.ctypeslib.as_array(place)
+        memory = (ctypes.c_uint8 * size).from_address(self.address)
+        self.array: NDArray[np.uint8] = np.ctypeslib.as_array(memory)
         self._device = device
 
     def __del__(self) -> None:
-        with suppress(Exception), self._device.active():  # when the process ends, CUDA may have ended before
+        with suppress(Exception), self._device.active():  # at the end of the process, CUDA may be gone already
             _call("cuMemFreeHost", self.address)
 
 
 class CudaStream:
-    """A stream of cuda.core's."""
+    """A stream of cuda.core, with copies and capture on it."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
         self.handle = int(stream.handle)
 
     def __cuda_stream__(self) -> tuple[int, int]:
-        """By the protocol for streams: its version and the handle."""
+        """The version of the CUDA stream protocol, and the stream's handle."""
         return 0, self.handle
 
     def wait_for(self, stream: Any) -> None:
-        """Let work that comes wait for what is in ``stream`` now."""
+        """Let work queued from now on wait for what is in ``stream`` now. Raises BackendError if that cannot be."""
         try:
             self._stream.wait(stream._stream if isinstance(stream, CudaStream) else stream)
         except Exception as error:
             raise BackendError(f"the stream {stream!r} cannot be waited for: {error}") from error
 
     def copy_in(self, source: int, target: int, size: int) -> None:
-        """From the host to the device."""
+        """Queue a copy of ``size`` bytes from the host to the device."""
         _call("cuMemcpyHtoDAsync", target, source, size, self.handle)
 
     def copy_out(self, source: int, target: int, size: int) -> None:
-        """From the device to the host."""
+        """Queue a copy of ``size`` bytes from the device to the host."""
         _call("cuMemcpyDtoHAsync", target, source, size, self.handle)
 
     def copy_within(self, source: int, target: int, size: int) -> None:
-        """From one place on the device to another."""
+        """Queue a copy of ``size`` bytes from one address on the device to another."""
         _call("cuMemcpyDtoDAsync", target, source, size, self.handle)
 
     def synchronize(self) -> None:
-        """Wait until all that was put in is done. Raises BackendError for what failed in it."""
+        """Wait until all queued work is done. Raises BackendError if any of it failed."""
         _call("cuStreamSynchronize", self.handle)
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
-        """Record what ``work`` puts into this stream as a CUDA graph; returns what launches it."""
-        # Other threads may go on allocating memory meanwhile.
+        """Record what ``work`` puts into this stream as a CUDA graph; return a function that launches the graph."""
+        # In this mode other threads may go on allocating memory during the capture.
         mode = libraries().driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
         _call("cuStreamBeginCapture", self.handle, mode)
         try:
             work()
         except BaseException:
-            with suppress(BackendError):  # the capture is void, and why is known
+            with suppress(BackendError):  # the capture is void, and the exception in flight says why
                 _call("cuGraphDestroy", _call("cuStreamEndCapture", self.handle))
             raise
         return _Graph(_call("cuStreamEndCapture", self.handle), self.handle)
 
 
 class _Graph:
-    """A recorded graph; calling it puts it into its stream."""
+    """A recorded CUDA graph; calling it launches the graph in its stream."""
 
     def __init__(self, graph: Any, stream: int) -> None:
         self._stream = stream
@@ -220,12 +223,12 @@ class _Graph:
 
     def __del__(self) -> None:
         if hasattr(self, "_executable"):
-            with suppress(Exception):  # when the process ends, CUDA may have ended before
+            with suppress(Exception):  # at the end of the process, CUDA may be gone already
                 _call("cuGraphExecDestroy", self._executable)
 
 
 def check_stream(stream: Any, device: CudaDevice) -> None:
-    """Raise InputError where ``stream`` is no CUDA stream, or one of another GPU."""
+    """Raise InputError if ``stream`` is not a CUDA stream, or is one of another GPU."""
     if not hasattr(stream, "__cuda_stream__"):
         raise InputError(
             f"stream is of type {type(stream).__name__}; it must be a CUDA stream, which has __cuda_stream__, such as "
@@ -240,7 +243,9 @@ def check_stream(stream: Any, device: CudaDevice) -> None:
 
 
 class _Current:
-    """A context is the calling thread's inside, and afterwards the one that was: other libraries go by it."""
+    """Context in which a CUDA context is the calling thread's current one. Afterwards the previous one is again, since
+    other libraries rely on it.
+    """
 
     def __init__(self, context: Any) -> None:
         self._context = context
@@ -257,7 +262,7 @@ class _Current:
 
 @cache
 def libraries() -> Any:
-    """What is used of cuda.core and cuda.bindings: looked up once, since importing takes a microsecond each time."""
+    """The names used from cuda.core and cuda.bindings, imported once: an import takes a microsecond each time."""
     from cuda.bindings import driver
     from cuda.core import LEGACY_DEFAULT_STREAM, Buffer, Device
     from cuda.core.utils import StridedMemoryView
@@ -271,10 +276,11 @@ def libraries() -> Any:
     )
 
 
-def _call(function: str, *arguments: Any, of: int | None = None) -> Any:
-    """A function of the driver's: its result. of: the bytes that are asked for.
+def _call(function: str, *arguments: Any, requested: int | None = None) -> Any:
+    """Call a function of the CUDA driver and return its result.
 
-    Raises BackendError with what the driver says went wrong.
+    requested: the bytes that an allocation asks for, which the message then names. Raises BackendError with the
+    driver's description of the error.
     """
     driver = libraries().driver
     status, *results = getattr(driver, function)(*arguments)
@@ -283,6 +289,6 @@ def _call(function: str, *arguments: Any, of: int | None = None) -> Any:
     _, text = driver.cuGetErrorString(status)
     said = text.decode() if isinstance(text, bytes) else str(status)
     if status == driver.CUresult.CUDA_ERROR_OUT_OF_MEMORY:
-        room = "there is no room" if of is None else f"there are no {of:,} bytes"
+        room = "there is no room" if requested is None else f"there are no {requested:,} bytes"
         raise BackendError(f"{room} left on the GPU ({said}){SMALLER}")
     raise BackendError(f"CUDA failed in {function}: {said}")

@@ -1,4 +1,7 @@
-"""Arrays in device memory, and what is needed of a device."""
+"""Arrays in device memory, and protocols for the streams, memory and engines of a device.
+
+``cuda`` and ``tensorrt`` implement the protocols for NVIDIA GPUs.
+"""
 
 from __future__ import annotations
 
@@ -14,27 +17,29 @@ from vaedeploy.values.interface import Tensor
 
 
 class Memory(Protocol):
-    """Memory that is let go with its last reference."""
+    """A block of memory that is freed with its last reference. Its size is in bytes."""
 
     address: int
     size: int
 
 
 class HostMemory(Memory, Protocol):
-    """Page-locked memory of the host; ``array`` is all of it, uint8."""
+    """Page-locked host memory; ``array`` is a uint8 view of all of it."""
 
     array: NDArray[np.uint8]
 
 
 class Stream(Protocol):
-    """A queue of work on a device. Copies between addresses are put into it; from and to page-locked memory they return
-    at once. Sizes are bytes.
+    """A queue of work on a device.
+
+    ``copy_in`` queues a copy from the host to the device, ``copy_out`` one to the host, and ``copy_within`` one inside
+    device memory, of ``size`` bytes between two addresses. With page-locked host memory they return at once.
     """
 
     handle: int
 
     def wait_for(self, stream: Any) -> None:
-        """Let work that comes wait for what is in ``stream`` now, which has ``__cuda_stream__``."""
+        """Let work queued from now on wait for what is in ``stream``, an object with ``__cuda_stream__``, now."""
         ...
 
     def copy_in(self, source: int, target: int, size: int) -> None: ...
@@ -43,7 +48,7 @@ class Stream(Protocol):
     def synchronize(self) -> None: ...
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
-        """Record what ``work`` puts into this stream, without running it; returns what runs it."""
+        """Record what ``work`` puts into this stream, without running it; return a function that runs it."""
         ...
 
 
@@ -51,13 +56,15 @@ class Device(Protocol):
     """A GPU, as far as a lane needs one."""
 
     def active(self) -> AbstractContextManager[None]:
-        """It is the calling thread's device inside, and afterwards the one that was."""
+        """Context in which this is the calling thread's current device; afterwards the previous one is again."""
         ...
 
     def stream(self) -> Stream: ...
 
     def stream_of_thread(self) -> Stream:
-        """The calling thread's own, for what a call waits for before it and reads after it: none is made each time."""
+        """The calling thread's stream, for what a call waits for beforehand and reads afterwards. It is made once per
+        thread, not once per call.
+        """
         ...
 
     def device_memory(self, size: int) -> Memory: ...
@@ -65,10 +72,10 @@ class Device(Protocol):
 
 
 class Context(Protocol):
-    """An execution context with memory of the user's."""
+    """An execution context of an engine, in memory that its user provides."""
 
     def set_shape(self, index: int, tensor: str, shape: tuple[int, ...], stream: Stream) -> int:
-        """Choose an optimisation profile and the input's shape; returns the bytes of scratch memory that it takes."""
+        """Choose an optimisation profile and set the input's shape; return the bytes of scratch memory they need."""
         ...
 
     def set_scratch(self, memory: Memory) -> None: ...
@@ -77,7 +84,7 @@ class Context(Protocol):
 
 
 Graphs = Literal["none", "recorded", "its own"]
-"""Whether an engine's work is launched as CUDA graphs, and who makes them: the lane, or the engine itself."""
+"""Which CUDA graphs launch an engine's work: "none", graphs "recorded" by the lane, or the engine's own."""
 
 
 class Plan(Protocol):
@@ -88,13 +95,13 @@ class Plan(Protocol):
     def context(self) -> Context: ...
 
     def settled(self) -> None:
-        """A shape has run for the first time: what was compiled for it may be kept."""
+        """Called when a shape has run for the first time: what was compiled for it may be saved now."""
         ...
 
 
 @dataclass(frozen=True)
 class OnDevice:
-    """An array in the device's memory, contiguous. owner: what keeps it there."""
+    """A contiguous array in device memory. owner: the object that keeps the memory alive."""
 
     address: int
     tensor: Tensor
@@ -102,33 +109,33 @@ class OnDevice:
     device: Device
 
     def __getitem__(self, items: slice) -> OnDevice:
-        """Some items of the batch, one after the other, in the same memory."""
+        """A range of the batch's items, as an array on the same memory."""
         start, stop, _ = items.indices(self.tensor.shape[0])
         if (start, stop) == (0, self.tensor.shape[0]):
             return self
         tensor = Tensor((stop - start, *self.tensor.shape[1:]), self.tensor.dtype)
-        item = self.tensor.size // self.tensor.shape[0]
-        return OnDevice(self.address + start * item, tensor, self.owner, self.device)
+        item_size = self.tensor.size // self.tensor.shape[0]
+        return OnDevice(self.address + start * item_size, tensor, self.owner, self.device)
 
     def wait(self, streams: Sequence[Any]) -> None:
-        """Until what is in ``streams`` now is done. The device must be active, as for ``on_host``."""
+        """Wait until the work that is in ``streams`` now is done. The device must be active."""
         stream = self.device.stream_of_thread()
         for other in streams:
             stream.wait_for(other)
         stream.synchronize()
 
     def on_host(self) -> NDArray[Any]:
-        """A copy of it in the host's memory."""
-        there, stream = np.empty(self.tensor.shape, self.tensor.dtype), self.device.stream_of_thread()
-        stream.copy_out(self.address, there.ctypes.data, self.tensor.size)
+        """A copy of the array in host memory. The device must be active."""
+        copy, stream = np.empty(self.tensor.shape, self.tensor.dtype), self.device.stream_of_thread()
+        stream.copy_out(self.address, copy.ctypes.data, self.tensor.size)
         stream.synchronize()
-        return there
+        return copy
 
 
 Array = NDArray[Any] | OnDevice
-"""Of the host's, or in device memory."""
+"""An array in host memory, or one in device memory."""
 
 
 def shape_of(array: Array) -> tuple[int, ...]:
-    """Of either kind."""
+    """The shape of an array in either memory."""
     return array.tensor.shape if isinstance(array, OnDevice) else array.shape

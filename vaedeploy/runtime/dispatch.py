@@ -1,4 +1,4 @@
-"""A bundle's two halves on whatever can compute them: who does, who steps in, and what is done about NaN."""
+"""Runs a bundle's two halves: chooses the backend, falls back to the next one, and handles NaN in results."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ logger = logging.getLogger("vaedeploy")
 
 
 class Dispatch:
-    """See the module. Each half is opened when it is first needed; several threads may call.
+    """A bundle's two halves on the candidates that can run them. Several threads may call it at the same time.
 
-    candidates: the preferred first. may_fall_back: the next one answers where one cannot open a half, or takes no such
-    size; without, the error is the caller's. on_nan: see ``VAE``.
+    candidates: the ways to compute, the preferred one first; each opens a half when it is first needed.
+    may_fall_back: whether another backend computes where the preferred one cannot open a half or does not take the
+    size; otherwise the caller gets the error. on_nan: see ``VAE``.
     """
 
     def __init__(self, bundle: Bundle, candidates: Sequence[Candidate], may_fall_back: bool, on_nan: OnNan) -> None:
@@ -34,17 +35,17 @@ class Dispatch:
         self._may_fall_back = may_fall_back
         self._on_nan = on_nan
         self._runners: dict[tuple[Candidate, Part], Runner] = {}
-        self._told: set[str] = set()
+        self._logged: set[str] = set()
         self._lock = threading.Lock()
         self._closed = False
 
     @property
     def backend(self) -> str:
-        """Who is asked first."""
+        """The backend that is tried first."""
         return self._candidates[0].backend
 
     def close(self) -> None:
-        """Let go of everything that is open. Calls that are under way end well; later ones raise InputError."""
+        """Release everything that is open. Calls in progress finish; later calls raise InputError."""
         with self._lock:
             self._closed = True
             self._runners = {}
@@ -57,33 +58,33 @@ class Dispatch:
         results: Mapping[str, OnDevice] | None = None,
         after: Sequence[Any] = (),
     ) -> list[Array]:
-        """Run a half, and again in float32 those items that half precision could not hold.
+        """Run a half, and run the items again in float32 whose result in half precision has NaN or infinity.
 
-        outputs: the one that tells which items are finite is the last (the encoder's latent tells it itself).
-        inputs, results, after: as ``EngineSession.run`` has them.
+        outputs: names of outputs. For the decoder the last one is ``finite``; for the encoder the first one, the
+        latent, is checked itself. inputs, results, after: see ``EngineSession.run``.
         """
         on_device = any(isinstance(value, OnDevice) for value in inputs.values())
-        candidate, found = self._first(part, outputs, inputs, results, after, on_device)
-        finite = self._finite_items(found)
+        candidate, computed = self._run_first(part, outputs, inputs, results, after, on_device)
+        finite = self._finite_items(computed)
         if finite.all():
-            return found
+            return computed
         what = f"{'decode' if part == 'decoder' else 'encode'} gave NaN or infinity"
         items = np.flatnonzero(~finite)
         where = f"in item {', '.join(map(str, items))} of a batch of {len(finite)} (bundle {self._bundle.path})"
-        if self._on_nan == "rerun" and self._again(candidate, part, outputs, inputs, found, items, on_device):
+        if self._on_nan == "rerun" and self._rerun(candidate, part, outputs, inputs, computed, items, on_device):
             logger.warning("%s in %s %s; run again in fp32", what, candidate.precision, where)
-            finite = self._finite_items(found)
+            finite = self._finite_items(computed)
             if finite.all():
-                return found
+                return computed
         message = f"{what} {where}"
         if candidate.precision != "fp32" and self._on_nan != "rerun":
             message += f". It was computed in {candidate.precision}: on_nan='rerun' runs such items again in fp32"
         if self._on_nan == "raise":
             raise BackendError(message)
         logger.warning(message)
-        return found
+        return computed
 
-    def _first(
+    def _run_first(
         self,
         part: Part,
         outputs: Sequence[str],
@@ -92,48 +93,49 @@ class Dispatch:
         after: Sequence[Any],
         on_device: bool,
     ) -> tuple[Candidate, list[Array]]:
-        """The outputs of the first candidate that opens ``part`` and takes this size, and which one it was."""
+        """Run ``part`` on the first candidate that opens it and takes this size; return it and the outputs."""
         refused: set[Candidate] = set()
         while True:
-            left = [c for c in self._candidates if c not in refused and c.takes(on_device)]
-            if not left:
+            remaining = [c for c in self._candidates if c not in refused and c.takes(on_device)]
+            if not remaining:
                 raise BackendError(
                     f"{self.backend} takes arrays of the host alone. Copy it there (torch: .cpu()), or install a "
                     "backend that runs on the GPU: vaedeploy doctor"
                 )
-            candidate, *others = left
+            candidate, *others = remaining
             try:
                 runner = self._runner(candidate, part)
             except (BackendError, EngineError) as error:
-                elsewhere = next((c.backend for c in others if c.backend != candidate.backend), None)
-                if not self._may_fall_back or elsewhere is None:
+                next_backend = next((c.backend for c in others if c.backend != candidate.backend), None)
+                if not self._may_fall_back or next_backend is None:
                     raise
-                logger.warning("%s cannot be used, so %s answers: %s", candidate.backend, elsewhere, error)
+                logger.warning("%s cannot be used, so %s answers: %s", candidate.backend, next_backend, error)
                 self._candidates = [c for c in self._candidates if c.backend != candidate.backend]
                 continue
             try:
                 return candidate, runner.run(outputs, inputs, results, after)
             except SizeError as error:
-                # Engines of another precision are the same backend, which is what was asked for.
-                own = bool(others) and others[0].backend == candidate.backend
-                if not own and not (self._may_fall_back and others):
+                # Engines of another precision are the same backend, so using them is no fallback.
+                same_backend = bool(others) and others[0].backend == candidate.backend
+                if not same_backend and not (self._may_fall_back and others):
                     raise
-                if not own:
-                    self._tell_once(f"{others[0].backend} answers in place of {candidate.backend}: {error}")
+                if not same_backend:
+                    self._warn_once(f"{others[0].backend} answers in place of {candidate.backend}: {error}")
                 refused.add(candidate)
 
-    def _again(
+    def _rerun(
         self,
         candidate: Candidate,
         part: Part,
         outputs: Sequence[str],
         inputs: Mapping[str, Array],
-        found: Sequence[Array],
+        computed: Sequence[Array],
         items: NDArray[np.intp],
         on_device: bool,
     ) -> bool:
-        """Put into ``found`` what the first one in float32 that can gives for ``items``; False where none could, or
-        ``candidate`` was one.
+        """Compute ``items`` again, on the first float32 candidate that can, and write the results into ``computed``.
+
+        Returns False if no candidate can, or if ``candidate``, which computed them, is a float32 one itself.
         """
         if candidate.precision == "fp32":
             return False
@@ -141,7 +143,7 @@ class Dispatch:
             if exact.precision != "fp32" or not exact.takes(on_device):
                 continue
             try:
-                self._run_items(self._runner(exact, part), outputs, inputs, found, items)
+                self._run_items(self._runner(exact, part), outputs, inputs, computed, items)
             except (BackendError, EngineError, SizeError) as error:
                 logger.warning("%s cannot run them again in fp32: %s", exact.backend, error)
             else:
@@ -153,23 +155,23 @@ class Dispatch:
         runner: Runner,
         outputs: Sequence[str],
         inputs: Mapping[str, Array],
-        found: Sequence[Array],
+        computed: Sequence[Array],
         items: NDArray[np.intp],
     ) -> None:
         for item in items.tolist():
-            one = {name: value[item : item + 1] for name, value in inputs.items()}
-            places = {name: array[item : item + 1] for name, array in zip(outputs, found, strict=True)}
-            kept = {name: place for name, place in places.items() if isinstance(place, OnDevice)}
-            for place, better in zip(places.values(), runner.run(outputs, one, kept), strict=True):
-                if not isinstance(place, OnDevice):
-                    place[...] = better
+            one_item = {name: array[item : item + 1] for name, array in inputs.items()}
+            targets = {name: array[item : item + 1] for name, array in zip(outputs, computed, strict=True)}
+            on_device = {name: target for name, target in targets.items() if isinstance(target, OnDevice)}
+            for target, array in zip(targets.values(), runner.run(outputs, one_item, on_device), strict=True):
+                if not isinstance(target, OnDevice):
+                    target[...] = array
 
-    def _finite_items(self, found: Sequence[Array]) -> NDArray[np.bool_]:
-        """(B,) bool: which items have no NaN or infinity. The decoder's graph tells, since bytes do not show it."""
-        last = found[-1]
+    def _finite_items(self, computed: Sequence[Array]) -> NDArray[np.bool_]:
+        """(B,) bool: which items have no NaN or infinity. The decoder's graph says so, since uint8 cannot show it."""
+        last = computed[-1]
         if not isinstance(last, OnDevice) and last.dtype == np.bool_:
             return np.asarray(last)
-        latent = found[0] if not isinstance(found[0], OnDevice) else found[0].on_host()
+        latent = computed[0] if not isinstance(computed[0], OnDevice) else computed[0].on_host()
         return np.asarray(np.isfinite(latent).all(axis=tuple(range(1, latent.ndim))))
 
     def _runner(self, candidate: Candidate, part: Part) -> Runner:
@@ -184,6 +186,7 @@ class Dispatch:
             return self._runners[key]
 
     def _check_contract(self, part: Part, runner: Runner) -> None:
+        """Raise BundleError unless ``runner`` takes and gives what the bundle's ``part`` must."""
         manifest = self._bundle.manifest
         interface = manifest.interface(part)
         inputs, outputs = [interface.input], list(interface.outputs)
@@ -193,9 +196,9 @@ class Dispatch:
                 f"take {inputs} and give {outputs}. Export it again: {manifest.export_command(self._bundle.path)}"
             )
 
-    def _tell_once(self, message: str) -> None:
+    def _warn_once(self, message: str) -> None:
         with self._lock:
-            if message in self._told:
+            if message in self._logged:
                 return
-            self._told.add(message)
+            self._logged.add(message)
         logger.warning(message)

@@ -1,4 +1,4 @@
-"""Arrays in a GPU's memory, in and out by DLPack: nothing is copied."""
+"""Arrays in GPU memory, taken from and handed to the caller through DLPack without a copy."""
 
 from __future__ import annotations
 
@@ -12,21 +12,22 @@ from vaedeploy.runtime.device import OnDevice
 from vaedeploy.values.interface import Tensor
 
 CUDA = 2
-"""The kind of device in DLPack's protocol: kDLCUDA."""
+"""The device type of CUDA memory in the DLPack protocol: kDLCUDA."""
 
 
 def is_on_device(value: Any) -> bool:
-    """Whether ``value`` is an array in a GPU's memory, by DLPack's protocol."""
+    """Whether ``value`` is an array in GPU memory, according to its ``__dlpack_device__``."""
     try:
         return int(value.__dlpack_device__()[0]) == CUDA
-    except Exception:  # no such array, or one that its library cannot tell of: whoever reads it says why
+    except Exception:  # no such array, or its library fails: the code that reads it says why
         return False
 
 
 def as_device_array(value: Any, device: CudaDevice, stream: CudaStream, write: bool = False) -> OnDevice:
-    """An array in device memory without a copy; ``stream`` waits for the work that makes it, as DLPack has it.
+    """The caller's array ``value`` without a copy. ``stream`` waits for the work that produces it, as DLPack provides.
 
-    write: it is to be written to. Raises ValueError where it may not be, is not contiguous, or is on another GPU.
+    write: whether the array will be written to. Raises ValueError if it is on another GPU, is not contiguous, or is
+    read-only though it will be written to.
     """
     number = int(value.__dlpack_device__()[1])
     if number != device.number:
@@ -42,9 +43,9 @@ def as_device_array(value: Any, device: CudaDevice, stream: CudaStream, write: b
 
 
 def to_caller(array: OnDevice, size: tuple[int, int] | None = None, axes: tuple[int, int] = (1, 2)) -> Any:
-    """An array of ``CudaDevice.array`` as one that speaks DLPack, owns its memory and has shape and dtype.
+    """An array from ``CudaDevice.array`` as one that supports DLPack, owns its memory and has a shape and a dtype.
 
-    size: (height, width) to show of it, on its ``axes``; the rest stays in memory.
+    size: (height, width), the part that the caller sees of the array's ``axes``; the rest stays in memory.
     """
     full = array.tensor.shape
     strides = tuple(math.prod(full[axis + 1 :]) for axis in range(len(full)))
@@ -56,7 +57,7 @@ def to_caller(array: OnDevice, size: tuple[int, int] | None = None, axes: tuple[
 
 
 def _contiguous(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
-    """strides: in elements. Those of axes with one element make no difference."""
+    """Whether an array is contiguous. strides: in elements; those of axes with one element make no difference."""
     expected = 1
     for length, stride in zip(reversed(shape), reversed(strides), strict=True):
         if length != 1 and stride != expected:

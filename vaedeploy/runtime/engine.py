@@ -1,4 +1,4 @@
-"""One half of a VAE on TensorRT engines: which engine answers a call, in how many pieces, and where results go."""
+"""Runs one half of a VAE on TensorRT engines: chooses the engine, cuts the batch, and places the results."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 
 
 CONTEXTS = 4
-"""Calls of one engine that run at once; more wait. Each has its own activation memory."""
+"""How many calls of one engine may run at once; further calls wait. Each has activation memory of its own."""
 
 
 class EngineSession:
-    """The engines of one half, ready to run. May be called from several threads at once, but not from a process that
-    was forked from the one that made it.
+    """The engines of one half, ready to run. Several threads may call it at the same time, but not a process that was
+    forked from the one that made it.
 
-    load: opens an engine by its file in the bundle, on ``device``. verify_hashes: prove the file's sha256 first.
-    Raises EngineError where a file is not what the manifest says, BackendError where it cannot be loaded.
+    load: opens an engine, given its file in the bundle, on ``device``. verify_hashes: whether the file's sha256 is
+    checked first. Raises EngineError if a file is not what the manifest says, BackendError if it cannot be loaded.
     """
 
     def __init__(self, half: Half, device: Device, load: Callable[[str], Plan], verify_hashes: bool = True) -> None:
@@ -49,7 +49,7 @@ class EngineSession:
         self._process = os.getpid()
         with device.active():
             for name in half.engines:
-                self._pool(name)  # to fail now, where another backend can still be taken
+                self._pool(name)  # an engine that cannot be loaded fails now, when another backend can still be taken
 
     def run(
         self,
@@ -58,49 +58,52 @@ class EngineSession:
         results: Mapping[str, OnDevice] | None = None,
         after: Sequence[Any] = (),
     ) -> list[Array]:
-        """The named outputs: arrays of the host's in memory of their own, or what ``results`` has for them.
+        """The named outputs: the arrays that ``results`` has for them, new host arrays for the others.
 
-        inputs: the one input, of the host or in device memory. results: device memory for outputs that are to stay
-        there. after: streams (with ``__cuda_stream__``) whose work is waited for.
+        inputs: the one input, in host or device memory. results: arrays in device memory to fill with outputs.
+        after: streams (objects with ``__cuda_stream__``) whose work is waited for.
 
-        Raises SizeError, naming the ranges that there are and what adds one, where no engine takes the size.
+        Raises SizeError, naming the ranges of the engines and the commands that add one, if no engine takes the size,
+        and BackendError in a forked process.
         """
         if os.getpid() != self._process:
             raise BackendError(FORKED)
-        ((name, given),) = inputs.items()
+        ((name, batch),) = inputs.items()
         try:
-            route = self._route(*self._pixels(shape_of(given)))
+            route = self._route(*self._pixels(shape_of(batch)))
         except SizeError as error:
             raise SizeError(f"{error}. {self._advice()}") from error
-        made = {
+        arrays = {
             output: (results or {}).get(output) or np.empty(tensor.shape, tensor.dtype)
             for output, tensor in route.outputs.items()
             if output in outputs
         }
-        for piece, every in route.pieces:
+        for piece, piece_outputs in route.pieces:
             items = slice(piece.start, piece.stop)
             work = Work(
                 index=piece.slot.index,
                 name=name,
-                given=given[items],
-                outputs=every,
-                results={output: array[items] for output, array in made.items()},
+                given=batch[items],
+                outputs=piece_outputs,
+                results={output: array[items] for output, array in arrays.items()},
             )
             pool = self._pool(piece.slot.engine)
             with self._device.active(), pool.borrow((work.index, shape_of(work.given))) as lane:
                 lane.run(work, after)
-        return [made[output] for output in outputs]
+        return [arrays[output] for output in outputs]
 
     def _pool(self, name: str) -> Pool[Lane]:
+        """The lanes of an engine, which is checked and loaded at the first call."""
         with self._lock:
             if name not in self._pools:
                 check_engine(self._half.bundle, name, verify_hash=self._verify_hashes)
                 plan, device = self._load(name), self._device
-                # Not over ``self``: a cycle would keep gigabytes until the collector looks.
+                # The lambda must not refer to ``self``: that cycle would hold gigabytes until garbage is collected.
                 self._pools[name] = Pool(lambda: Lane(device, plan), CONTEXTS)
             return self._pools[name]
 
     def _advice(self) -> str:
+        """How to add a size that no engine takes."""
         path, profile = self._half.bundle.path, self._half.bundle.manifest.engines[self._half.engines[0]].profile
         return (
             f"To add a size, put it under shapes in a profile of your own (vaedeploy profiles --init my-{profile} "

@@ -1,7 +1,7 @@
-"""``VAE``'s calls with arrays in the GPU's memory, which are checked by their type and shape.
+"""``VAE.encode`` and ``VAE.decode`` for arrays in GPU memory. Their dtype and shape are checked, their values are not.
 
-Pictures are not copied to the host. To see whether all is finite, a flag an item is, of a decode, and of an encode the
-latent.
+Images are not copied to the host. To check for NaN and infinity, a decode copies one flag per item to the host, and an
+encode copies the latent.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from vaedeploy.values.interface import Tensor, spatial_axes
 
 
 def encode(dispatch: Dispatch, manifest: Manifest, gpu: CudaDevice, image: Any, stream: Any) -> Any:
-    """See ``VAE.encode``."""
-    given, after = _take(image, "image", gpu, stream, ImageError)
+    """``VAE.encode`` for an image in GPU memory."""
+    array, after = _import_array(image, "image", gpu, stream, ImageError)
     interface = manifest.interface("encoder")
-    if not interface.accepts(given.tensor):
+    if not interface.accepts(array.tensor):
         form = "(B, H, W, 3) uint8" if interface.input == "image_u8" else "(B, 3, H, W) float32 in [-1, 1]"
         raise ImageError(
-            f"image is {given.tensor.dtype} of shape {given.tensor.shape}; in the GPU's memory it must be {form}, as "
+            f"image is {array.tensor.dtype} of shape {array.tensor.shape}; in the GPU's memory it must be {form}, as "
             "the encoder of this bundle takes it. For the other kind export with --image-input, or copy the image to "
             "the host"
         )
-    batch, height, width = interface.pixels(given.tensor.shape)
+    batch, height, width = interface.pixels(array.tensor.shape)
     manifest.latent.sizes.check(height, width)
     output = interface.outputs[0]
     result = gpu.array(interface.gives(batch, height, width)[output])
-    dispatch.run("encoder", [output], {interface.input: given}, {output: result}, after)
+    dispatch.run("encoder", [output], {interface.input: array}, {output: result}, after)
     return to_caller(result)
 
 
@@ -47,49 +47,50 @@ def decode(
     out: Any,
     stream: Any,
 ) -> Any:
-    """See ``VAE.decode``."""
-    given, after = _take(latent, "latent", gpu, stream, LatentError)
+    """``VAE.decode`` for a latent in GPU memory."""
+    array, after = _import_array(latent, "latent", gpu, stream, LatentError)
     spec, interface = manifest.latent, manifest.interface("decoder")
-    if not interface.accepts(given.tensor):
+    if not interface.accepts(array.tensor):
         raise LatentError(
-            f"latent is {given.tensor.dtype} of shape {given.tensor.shape}; in the GPU's memory it must be "
+            f"latent is {array.tensor.dtype} of shape {array.tensor.shape}; in the GPU's memory it must be "
             f"(B, {spec.channels}, h, w) float32 (torch: .float())"
         )
-    batch, *full = interface.pixels(given.tensor.shape)
+    batch, *full = interface.pixels(array.tensor.shape)
     cut = None if size is None else spec.sizes.check_cut(size, (full[0], full[1]))
     name = "image_u8" if output == "uint8" else "image"
-    made = interface.gives(batch, *full)[name]
-    result, busy = (gpu.array(made), ()) if out is None else _fill(out, made, gpu, cut)
-    dispatch.run("decoder", [name, "finite"], {"latent": given}, {name: result}, (*after, *busy))
+    expected = interface.gives(batch, *full)[name]
+    result, busy = (gpu.array(expected), ()) if out is None else _import_out(out, expected, gpu, cut)
+    dispatch.run("decoder", [name, "finite"], {"latent": array}, {name: result}, (*after, *busy))
     return to_caller(result, cut, spatial_axes(name)) if out is None else out
 
 
-def _take(
+def _import_array(
     value: Any, what: str, gpu: CudaDevice, stream: Any, error: type[InputError], write: bool = False
 ) -> tuple[OnDevice, Sequence[Any]]:
-    """The caller's array, and what is to be waited for."""
+    """The caller's array, and the streams to wait for before it is used. what: names it in messages."""
     if stream is not None:
         check_stream(stream, gpu)
     arrival = gpu.stream_of_thread()
     try:
-        given = as_device_array(value, gpu, arrival, write)
-    except Exception as cause:  # what is raised is the other library's own choice
+        array = as_device_array(value, gpu, arrival, write)
+    except Exception as cause:  # each library raises classes of its own
         raise error(
             f"{what} of type {type(value).__name__} cannot be read through DLPack: {str(cause).rstrip('.')}. It must "
             "be contiguous, without a gradient, and on the VAE's own device"
         ) from cause
-    return given, (arrival,) if stream is None else (arrival, stream)
+    return array, (arrival,) if stream is None else (arrival, stream)
 
 
-def _fill(out: Any, made: Tensor, gpu: CudaDevice, cut: object) -> tuple[OnDevice, Sequence[Any]]:
-    """The caller's array that the result goes to, and what is to be waited for before it is written."""
+def _import_out(out: Any, expected: Tensor, gpu: CudaDevice, cut: object) -> tuple[OnDevice, Sequence[Any]]:
+    """The caller's array for the result, and the streams to wait for before it is written."""
     if cut is not None:
         raise InputError("out and size cannot both be given for an array in the GPU's memory; cut it afterwards")
     if not is_on_device(out):
         raise InputError("out is not in the GPU's memory, where the latent is; it must be on the same device")
-    place, busy = _take(out, "out", gpu, None, InputError, write=True)
-    if place.tensor != made:
+    array, busy = _import_array(out, "out", gpu, None, InputError, write=True)
+    if array.tensor != expected:
         raise InputError(
-            f"out is {place.tensor.dtype} of shape {place.tensor.shape}; it must be {made.dtype} of shape {made.shape}"
+            f"out is {array.tensor.dtype} of shape {array.tensor.shape}; it must be {expected.dtype} of shape "
+            f"{expected.shape}"
         )
-    return place, busy
+    return array, busy

@@ -16,18 +16,18 @@ from vaedeploy.system.installs import install_command
 
 
 def measuring_session(path: Path, threads: int = 0) -> Any:
-    """A session of ONNX Runtime that computes the nodes of ``path`` as they are, one by one, in their order.
+    """A session of ONNX Runtime that runs the nodes of the graph ``path`` unfused, one by one, in the graph's order.
 
-    threads: 0 for as many as ONNX Runtime thinks best. Raises BackendError with what ONNX Runtime said.
+    threads: how many CPU threads it uses; 0 lets ONNX Runtime choose. Raises BackendError with ONNX Runtime's message.
     """
     onnxruntime = onnxruntime_cpu.load_library()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.enable_cpu_mem_arena = False
     options.log_severity_level = 4
-    # No fusion: every tensor is computed as the graph has it.
+    # Without fusion, every tensor of the graph is computed.
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    # Nodes in the order of the graph, so that a tensor is reduced at once; the default order leaves reductions for the
+    # In the graph's order, a tensor is reduced as soon as it is computed; the default order leaves reductions for the
     # end, with all tensors in memory.
     options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
     try:
@@ -42,20 +42,20 @@ PROVIDER = "CPUExecutionProvider"
 
 
 class Session:
-    """One graph, ready to run. May be called from several threads at once."""
+    """One graph, ready to run. Several threads may call it at the same time."""
 
     def __init__(self, graph: Path, threads: int | None = None, providers: Sequence[Any] = (PROVIDER,)) -> None:
         self.graph = graph
         ort = load_library()
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads or usable_cores()
-        # The arena keeps the largest memory that any size ever took: a full-size decoder held 2.2 GB after one call at
-        # 512x512, and 0.3 GB without the arena, with a lower peak (1.5 GB against 2.1) in the same time.
+        # The arena keeps the most memory that any size ever took. After one call at 512x512, a full-size decoder held
+        # 2.2 GB with it and 0.3 GB without; without it the peak is lower too (1.5 GB against 2.1), in the same time.
         options.enable_cpu_mem_arena = False
-        # What goes wrong arrives as an exception; the library would print it to stderr as well.
+        # Errors arrive as exceptions; by default the library would print them to stderr as well.
         options.log_severity_level = 4
         try:
-            # Its fallback would go on with the CPU after a failure, and print that to stdout.
+            # With its fallback, ONNX Runtime would go on with the CPU after a failure, and print that to stdout.
             self._session = ort.InferenceSession(graph, options, providers=list(providers), enable_fallback=False)
         except Exception as error:
             raise BackendError(f"ONNX Runtime cannot load {graph}: {error}") from error
@@ -69,22 +69,26 @@ class Session:
         results: Mapping[str, OnDevice] | None = None,
         after: Sequence[Any] = (),
     ) -> list[Any]:
-        """The named outputs, arrays, each in memory of its own. Raises BackendError with what ONNX Runtime said."""
-        with self._telling(inputs):
+        """The named outputs, each a new array. Raises BackendError with ONNX Runtime's message.
+
+        results, after: not used; ``EngineSession.run`` describes them.
+        """
+        with self._failures_explained(inputs):
             return self._session.run(outputs, inputs)  # type: ignore[no-any-return]
 
     @contextmanager
-    def _telling(self, inputs: Mapping[str, Array]) -> Iterator[None]:
+    def _failures_explained(self, inputs: Mapping[str, Array]) -> Iterator[None]:
+        """Context in which an exception becomes a BackendError that names the graph and the inputs' shapes."""
         try:
             yield
         except Exception as error:
             shapes = ", ".join(f"{name} {shape_of(array)}" for name, array in inputs.items())
-            advice = ". There is not enough memory: give a smaller batch or size" if _is_memory(error) else ""
+            advice = ". There is not enough memory: give a smaller batch or size" if _is_out_of_memory(error) else ""
             raise BackendError(f"ONNX Runtime failed in {self.graph} on {shapes}: {error}{advice}") from error
 
 
 def load_library() -> Any:
-    """The ``onnxruntime`` module. Raises BackendError, naming what to install, where it is not installed."""
+    """The ``onnxruntime`` module. Raises BackendError, naming what to install, if it cannot be imported."""
     try:
         import onnxruntime
     except ImportError as error:
@@ -95,7 +99,7 @@ def load_library() -> Any:
 
 
 def problem() -> str | None:
-    """Why this backend would not answer here, and what to do; None where it would."""
+    """Why this backend cannot be used on this machine, and what to do about it; None where it can."""
     try:
         load_library()
     except BackendError as error:
@@ -104,7 +108,7 @@ def problem() -> str | None:
 
 
 def usable_cores() -> int:
-    """The cores that this process may use: its affinity, and its container's share of time where that is less."""
+    """How many cores this process may use: by its CPU affinity, or by its container's CPU quota if that is less."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
@@ -113,6 +117,6 @@ def usable_cores() -> int:
         return cores
 
 
-def _is_memory(error: Exception) -> bool:
+def _is_out_of_memory(error: Exception) -> bool:
     words = ("allocate memory", "bad_alloc", "out of memory", "smaller than requested bytes")
     return isinstance(error, MemoryError) or any(word in str(error) for word in words)

@@ -23,18 +23,18 @@ INSTALL = f"In an environment without onnxruntime, run: {install_command('cuda')
 
 
 class Session(onnxruntime_cpu.Session):
-    """One graph on one GPU. May be called from several threads at once, but not from a process that was forked from
-    the one that made it.
+    """One graph on one GPU. Several threads may call it at the same time, but not a process that was forked from the
+    one that made it.
     """
 
     def __init__(
         self, graph: Path, device: int = 0, threads: int | None = None, options: Mapping[str, str] | None = None
     ) -> None:
-        # TF32 rounds what float32 convolutions read to 10 bits, and a bundle of float32 was verified without.
         _load_libraries()
+        # TF32 rounds the inputs of float32 convolutions to 10 bits, and float32 bundles are verified without it.
         chosen = {"device_id": str(device), "use_tf32": "0", **(options or {})}
         super().__init__(graph, threads, [(PROVIDER, chosen), "CPUExecutionProvider"])
-        if PROVIDER not in self._session.get_providers():  # it falls back to the CPU without an error
+        if PROVIDER not in self._session.get_providers():  # ONNX Runtime falls back to the CPU without an error
             raise BackendError(
                 f"ONNX Runtime's CUDA provider did not start on device {device} for {graph}, most often because the "
                 f"libraries of CUDA or cuDNN are not found. {INSTALL}"
@@ -49,32 +49,32 @@ class Session(onnxruntime_cpu.Session):
         results: Mapping[str, OnDevice] | None = None,
         after: Sequence[Any] = (),
     ) -> list[Any]:
-        """As that of the CPU's session, and with arrays in device memory. Raises BackendError in a forked process
-        too.
+        """Like ``run`` of the CPU's session, but with arrays in device memory too; see ``EngineSession.run``. Raises
+        BackendError in a forked process too.
         """
         if os.getpid() != self._process:
             raise BackendError(FORKED)
         on_device = {name: array for name, array in inputs.items() if isinstance(array, OnDevice)}
         if not on_device and not results:
             return super().run(outputs, inputs)
-        for given in on_device.values():
-            given.wait(after)  # ONNX Runtime has a stream of its own, which waits for nobody's
+        for device_array in on_device.values():
+            device_array.wait(after)  # ONNX Runtime runs in a stream of its own, which waits for no other stream
         binding = self._session.io_binding()
         for name, array in inputs.items():
             if isinstance(array, OnDevice):
                 self._bind(binding.bind_input, name, array)
             else:
                 binding.bind_cpu_input(name, array)
-        kept = results or {}
+        targets = results or {}
         for name in outputs:
-            if name in kept:
-                self._bind(binding.bind_output, name, kept[name])
+            if name in targets:
+                self._bind(binding.bind_output, name, targets[name])
             else:
                 binding.bind_output(name)
-        with self._telling(inputs):
+        with self._failures_explained(inputs):
             self._session.run_with_iobinding(binding)
-        found = dict(zip(outputs, binding.get_outputs(), strict=True))
-        return [kept[name] if name in kept else value.numpy() for name, value in found.items()]
+        values = dict(zip(outputs, binding.get_outputs(), strict=True))
+        return [targets[name] if name in targets else value.numpy() for name, value in values.items()]
 
     def _bind(self, bind: Callable[..., None], name: str, array: OnDevice) -> None:
         tensor = array.tensor
@@ -82,15 +82,15 @@ class Session(onnxruntime_cpu.Session):
 
 
 def _load_libraries() -> None:
-    """Let ONNX Runtime find CUDA's and cuDNN's where pip put them, which it does by itself for PyTorch alone."""
+    """Let ONNX Runtime find the libraries of CUDA and cuDNN that pip installed; by itself it finds only PyTorch's."""
     preload = getattr(onnxruntime_cpu.load_library(), "preload_dlls", None)
     if preload is not None:
-        with redirect_stdout(StringIO()):  # it prints what it does not find; the session says it better
+        with redirect_stdout(StringIO()):  # it prints what it does not find; ``Session`` raises a better message
             preload()
 
 
 def problem(device: int = 0) -> str | None:
-    """Why this backend would not answer here, and what to do; None where it would."""
+    """Why this backend cannot be used on this machine, and what to do about it; None where it can."""
     if was_forked():
         return FORKED
     if missing := onnxruntime_cpu.problem():

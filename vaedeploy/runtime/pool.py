@@ -1,4 +1,4 @@
-"""A bounded number of things that one thread at a time may use, made when they are first needed."""
+"""A pool of at most so many items, each made when it is first needed and used by one thread at a time."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Generic, Protocol, TypeVar
 
 
 class Keyed(Protocol):
-    """Something that is quickest at doing again what it did last, which ``key`` names."""
+    """An item that repeats its last work faster than it does other work. ``key`` identifies its last work."""
 
     key: Hashable
 
@@ -18,9 +18,9 @@ Item = TypeVar("Item", bound=Keyed)
 
 
 class Pool(Generic[Item]):
-    """At most ``limit`` items. Who finds all of them lent waits.
+    """Lends at most ``limit`` items at a time. A borrower waits while all of them are lent.
 
-    make: makes one; what it raises reaches the borrower, and takes no place in the pool.
+    make: makes an item. An exception that it raises reaches the borrower, and uses up no place in the pool.
     """
 
     def __init__(self, make: Callable[[], Item], limit: int) -> None:
@@ -31,19 +31,19 @@ class Pool(Generic[Item]):
 
     @contextmanager
     def borrow(self, key: Hashable) -> Iterator[Item]:
-        """Lend an idle item: one whose last work was ``key``, else the one that was used last, else a new one."""
+        """Lend an item: an idle one whose last work was ``key``, else the idle one used last, else a new one."""
         with self._room:
             with self._lock:
-                same = next((item for item in self._idle if item.key == key), None)
-                item = same or (self._idle[-1] if self._idle else None)
+                matching = next((item for item in self._idle if item.key == key), None)
+                item = matching or (self._idle[-1] if self._idle else None)
                 if item is not None:
                     self._idle.remove(item)
             if item is None:
                 item = self._make()
-            yield item  # an item whose work failed is not put back: what state it is in is not known
+            yield item  # if the work fails, the item is not put back, since its state is unknown
             with self._lock:
                 self._idle.append(item)
 
     def idle(self) -> int:
-        """How many are there to be lent without being made."""
+        """How many items can be lent without making one."""
         return len(self._idle)

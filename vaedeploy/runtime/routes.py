@@ -1,4 +1,4 @@
-"""Which of the ranges of sizes that engines take answers a call, and how a batch is cut that none takes whole."""
+"""Chooses the engine for an image size and a batch, and cuts a batch that no engine takes whole."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from vaedeploy.values.shapes import ShapeSet
 
 @dataclass(frozen=True)
 class Slot:
-    """One optimisation profile of one engine: the engine's file in the bundle, the profile's number, and its sizes."""
+    """One optimisation profile of one engine: the engine's file in the bundle, the profile's number, and its range of
+    sizes.
+    """
 
     engine: str
     index: int
@@ -24,7 +26,7 @@ class Slot:
 
 @dataclass(frozen=True)
 class Piece:
-    """Items ``start`` to ``stop`` of a batch, and what answers for them."""
+    """Items ``start`` to ``stop`` of a batch, ``stop`` excluded, and the slot that runs them."""
 
     start: int
     stop: int
@@ -32,21 +34,22 @@ class Piece:
 
 
 def tightest(slots: Sequence[Slot], batch: int, height: int, width: int) -> Slot | None:
-    """The slot with the fewest other sizes that holds this one; None where none does. The tighter a range, the faster
-    its kernels; of equal ones the first is taken.
+    """The slot that holds this size and the fewest others; None if no slot holds it. The tighter a range, the faster
+    its kernels. Of equally tight slots, the first is taken.
     """
     holding = [slot for slot in slots if slot.shape.holds(batch, height, width)]
     return min(holding, key=lambda slot: slot.shape.extent, default=None)
 
 
 def cut(slots: Sequence[Slot], batch: int, height: int, width: int) -> list[Piece]:
-    """``batch`` items of that many pixels as few pieces, the largest first, each with its tightest slot.
+    """Cut ``batch`` items of ``height`` x ``width`` pixels into as few pieces as possible, the largest first, each with
+    its tightest slot.
 
-    Raises SizeError, naming the ranges that there are, where it cannot be cut so that each piece has one.
+    Raises SizeError, naming the ranges of ``slots``, if the batch cannot be cut so that a slot holds each piece.
     """
     largest = min(batch, max((slot.shape.at("max")[0] for slot in slots), default=0))
     fitting = {n: slot for n in range(largest, 0, -1) if (slot := tightest(slots, n, height, width)) is not None}
-    fewest: list[tuple[int, ...] | None] = [()]  # for each number of items, the sizes of its pieces
+    fewest: list[tuple[int, ...] | None] = [()]  # by number of items: the sizes of its pieces
     for count in range(1, batch + 1):
         ways = ((n, *rest) for n in fitting if n <= count and (rest := fewest[count - n]) is not None)
         fewest.append(min(ways, key=len, default=None))
@@ -63,14 +66,14 @@ def cut(slots: Sequence[Slot], batch: int, height: int, width: int) -> list[Piec
 
 
 KEPT_ROUTES = 256
-"""Sizes whose routes are remembered: finding one takes longer than all else that is done around a call."""
+"""How many routes are cached: finding one takes longer than everything else that the runtime does around a call."""
 
 
 @dataclass(frozen=True)
 class Half:
-    """One half of a bundle, and the engines for it that fit this GPU: their files in the bundle.
+    """One half of a bundle, and the files in the bundle of its engines that fit this GPU.
 
-    only: the number of the one optimisation profile to use; None: all.
+    only: the number of the one optimisation profile to use; None uses all.
     """
 
     bundle: Bundle
@@ -81,7 +84,7 @@ class Half:
 
     @property
     def slots(self) -> list[Slot]:
-        """Every optimisation profile of every engine, or the chosen one."""
+        """The optimisation profiles of all engines: every one, or only number ``only`` of each."""
         infos = ((name, self.bundle.manifest.engines[name]) for name in self.engines)
         return [
             Slot(name, index, shape)
@@ -92,20 +95,20 @@ class Half:
 
     @property
     def interface(self) -> Interface:
-        """What it takes and gives."""
+        """The half's input and outputs."""
         return self.bundle.manifest.interface(self.part)
 
 
 @dataclass(frozen=True)
 class Route:
-    """How a size is answered: every output of the whole, and the pieces of the batch, each with its own outputs."""
+    """How a batch of one size runs: the outputs of the whole batch, and its pieces, each with the piece's outputs."""
 
     outputs: Mapping[str, Tensor]
     pieces: Sequence[tuple[Piece, Mapping[str, Tensor]]]
 
 
 def find_route(half: Half, slots: Sequence[Slot], batch: int, height: int, width: int) -> Route:
-    """Raises SizeError where ``slots`` do not take that size."""
+    """The route of a batch of ``height`` x ``width`` pixels. Raises SizeError if ``slots`` do not take that size."""
     gives = half.interface.gives
     pieces = [(p, gives(p.stop - p.start, height, width)) for p in cut(slots, batch, height, width)]
     return Route(gives(batch, height, width), pieces)

@@ -1,4 +1,4 @@
-"""Engines of TensorRT and TensorRT-RTX: one interface under two module names."""
+"""Engines of TensorRT and TensorRT-RTX, two modules with the same interface."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ logger = logging.getLogger("vaedeploy")
 
 
 def problem(backend: Backend, device: int = 0) -> str | None:
-    """Why ``backend`` would not answer here, and what to do; None where it would."""
+    """Why ``backend`` cannot be used on this machine, and what to do about it; None where it can."""
     try:
         load_library(backend)
     except BackendError as error:
@@ -35,10 +35,10 @@ def problem(backend: Backend, device: int = 0) -> str | None:
 
 
 def load_library(backend: Backend) -> ModuleType:
-    """The backend's module. Raises BackendError, naming what to install, where it does not load."""
+    """The backend's Python module. Raises BackendError, naming what to install, if it does not load."""
     try:
         return importlib.import_module(ENGINE_MODULES[backend])
-    except Exception as error:  # one whose libraries are missing raises what it likes
+    except Exception as error:  # without its shared libraries, a module may raise anything
         raise BackendError(
             f"{backend} cannot be imported ({str(error) or type(error).__name__}). Install it: "
             + install_command(ENGINE_EXTRAS[backend])
@@ -46,9 +46,12 @@ def load_library(backend: Backend) -> ModuleType:
 
 
 def load_plan(path: Path, backend: Backend, sha256: str, device: CudaDevice, cuda_graphs: bool) -> EnginePlan:
-    """The engine in a file of that sha256, on ``device``. Raises BackendError with TensorRT's last messages."""
+    """Load the engine in the file ``path`` onto ``device``. Raises BackendError with TensorRT's last messages.
+
+    sha256: the file's hash, which is not checked here. cuda_graphs: whether the engine runs as CUDA graphs.
+    """
     module = load_library(backend)
-    log = _log_of(module)
+    log = _make_log(module)
     with device.active():
         runtime = module.Runtime(log)
         engine = runtime.deserialize_cuda_engine(path.read_bytes())
@@ -61,7 +64,7 @@ def load_plan(path: Path, backend: Backend, sha256: str, device: CudaDevice, cud
 
 
 class EnginePlan:
-    """An engine that is loaded. TensorRT-RTX makes CUDA graphs itself; of TensorRT's the lane records them."""
+    """A loaded engine. TensorRT-RTX makes CUDA graphs itself; for TensorRT the lane records them."""
 
     def __init__(
         self,
@@ -82,8 +85,9 @@ class EnginePlan:
         self._config = engine.create_runtime_config()
         self._config.set_execution_context_allocation_strategy(module.ExecutionContextAllocationStrategy.USER_MANAGED)
         if cache is not None:
-            # Else a fallback answers until kernels for a size are compiled, in the background: the first pictures would
-            # not be of the kernels that were verified, nor be kept if the process is stopped before.
+            # Kernels for a size are compiled before it runs. By default they are compiled in the background while a
+            # fallback runs: the first images would not come from the kernels that were verified, and the compiled ones
+            # would not be kept if the process is stopped before.
             kinds = module.DynamicShapesKernelSpecializationStrategy
             self._config.dynamic_shapes_kernel_specialization_strategy = kinds.EAGER
             if cuda_graphs:
@@ -91,32 +95,30 @@ class EnginePlan:
             cache.join(self._config)
 
     def context(self) -> EngineContext:
-        """A context of its own, without memory yet."""
+        """A new execution context, which has no memory yet."""
         context = self._engine.create_execution_context(self._config)
         if context is None:
             raise BackendError(f"TensorRT made no execution context{self._log.tail()}")
         return EngineContext(context, self, self._device)
 
     def settled(self) -> None:
-        """Keep what was compiled: a service that is killed has no other time for it."""
+        """Save the kernels compiled so far: a service that is killed gets no other chance to."""
         if self._cache is not None:
             self._cache.keep()
 
     def refused(self, what: str) -> BackendError:
-        """The error for something that TensorRT said no to."""
+        """The BackendError for a request that TensorRT refused."""
         said = self._log.tail()
         return BackendError(f"TensorRT refuses {what}{said}{cuda.SMALLER if 'out of memory' in said.lower() else ''}")
 
     def __del__(self) -> None:
-        # TensorRT's objects do not keep those alive that they were made by.
-        with suppress(Exception), self._device.active():  # when the process ends, CUDA may have ended before
+        # TensorRT's objects do not keep their makers alive, so they are released in this order.
+        with suppress(Exception), self._device.active():  # at the end of the process, CUDA may be gone already
             self._config = self._engine = self._runtime = None
 
 
 class EngineContext:
-    """An execution context; ``lane.Context`` says what its methods do. Each raises BackendError where TensorRT
-    refuses.
-    """
+    """An execution context. ``device.Context`` describes its methods; each raises BackendError if TensorRT refuses."""
 
     def __init__(self, context: Any, plan: EnginePlan, device: CudaDevice) -> None:
         self._context = context
@@ -150,13 +152,13 @@ class EngineContext:
             raise self._plan.refused(what)
 
     def __del__(self) -> None:
-        with suppress(Exception), self._device.active():  # when the process ends, CUDA may have ended before
-            self._context = None  # before the plan, which may go with it
+        with suppress(Exception), self._device.active():  # at the end of the process, CUDA may be gone already
+            self._context = None  # released before the plan, which may be freed next
 
 
 class RuntimeCache:
-    """The kernels that TensorRT-RTX compiled on this machine for an engine, kept in the user's cache from one process
-    to the next.
+    """The kernels that TensorRT-RTX compiled on this machine for one engine, kept in the user's cache folder from one
+    process to the next.
     """
 
     def __init__(self, name: str, device: CudaDevice) -> None:
@@ -166,7 +168,7 @@ class RuntimeCache:
         self._kept = b""
 
     def join(self, config: Any) -> None:
-        """Let contexts of ``config`` use it."""
+        """Read the cache from its file, and let execution contexts of ``config`` use it."""
         self._cache = config.create_runtime_cache()
         try:
             self._kept = self._path().read_bytes()
@@ -180,7 +182,7 @@ class RuntimeCache:
             logger.warning("TensorRT-RTX does not take a cache, and compiles kernels in every process")
 
     def keep(self) -> None:
-        """Write what was compiled since it was read. Whatever goes wrong is told, and stops nothing."""
+        """Write the cache to its file if it has changed. A failure is logged, and raises nothing."""
         try:
             with self._device.active():
                 compiled = bytes(self._cache.serialize() or b"")
@@ -195,15 +197,15 @@ class RuntimeCache:
 
 
 def _cache_name(version: str, sha256: str, device: int) -> str:
-    """Kernels are of one engine, and go with TensorRT-RTX's version, the GPU's model and the driver."""
+    """The name of a cache's file: kernels fit one engine, version of TensorRT-RTX, GPU model and driver."""
     gpu = find_gpu(device)
     model = gpu.name if gpu else "unknown"
-    known = f"{version} {model} {driver_version()} {sha256}".encode()
-    return f"{hashlib.sha256(known).hexdigest()[:32]}.cache"
+    key = f"{version} {model} {driver_version()} {sha256}".encode()
+    return f"{hashlib.sha256(key).hexdigest()[:32]}.cache"
 
 
-def _log_of(module: ModuleType) -> Any:
-    """An ``ILogger`` that passes TensorRT's warnings on, and remembers what it said last."""
+def _make_log(module: ModuleType) -> Any:
+    """An ``ILogger`` that passes TensorRT's warnings and errors on, and remembers the last of them."""
 
     class Log(module.ILogger):  # type: ignore[misc,name-defined]
         def __init__(self) -> None:

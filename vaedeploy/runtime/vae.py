@@ -1,4 +1,4 @@
-"""The runtime: a bundle's encoder and decoder as two methods on arrays."""
+"""``VAE``: a bundle's encoder and decoder as two methods on arrays."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from vaedeploy.values.latent import LatentSpec, SizeRule
 
 
 class UnverifiedBundleWarning(UserWarning):
-    """A bundle is used whose outputs were never compared with PyTorch's, or differed by more than allowed."""
+    """The outputs of the bundle were never compared with PyTorch's, or differed from them by more than allowed."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a VAE takes: latents of ``channels`` channels, and images whose height and width ``sizes`` allows
-    (multiples of ``factor``).
+    """What a VAE accepts: latents of ``channels`` channels, and images whose height and width ``sizes`` allows
+    (multiples of ``factor`` pixels).
     """
 
     channels: int
@@ -42,26 +42,33 @@ class Limits:
 
 
 class VAE:
-    """A bundle, ready to encode and decode. Use it from as many threads as you like, and as a context manager.
+    """A bundle, ready to encode and decode.
+
+        >>> with VAE("mse840k") as vae:
+        ...     latent = vae.encode(photo)  # (512, 768, 3) uint8 -> (1, 4, 64, 96) float32
+        ...     image = vae.decode(latent)  # -> (1, 512, 768, 3) uint8
+
+    Any number of threads may use one VAE at the same time. A graph is loaded when it is first needed.
 
     path: the bundle's folder.
-    backend: who computes: "tensorrt", "tensorrt-rtx", "onnxruntime-cuda" or "onnxruntime-cpu", and nobody else. None
-        takes the first of them that answers here, and the next, with a warning in the log, where that one cannot load a
-        half or takes no such size.
-    device: the CUDA device, by its number.
-    threads: how many threads of the CPU one call uses; None is all cores that this process may use.
-    on_nan: what to do about a result with NaN or infinity in it. "rerun" runs the items that have it again in float32,
-        once, where they were computed in half precision, and logs a warning; what is not finite then is returned, with
-        another warning. "warn" only logs and returns it, "raise" raises BackendError.
-    verify_hashes: prove each file's sha256 first; without, only that each is there and has its size.
-    provider_options: for ONNX Runtime's CUDA provider, such as {"use_tf32": "1"}, which is faster in float32 and rounds
-        to 10 bits.
-    profile: use the engines of that profile alone; None uses all that fit the GPU, for each size the tightest range.
-        Where none of them can be used here, ``backend=None`` goes on to the next backend, with a warning in the log.
+    backend: the only backend to use: "tensorrt", "tensorrt-rtx", "onnxruntime-cuda" or "onnxruntime-cpu". None uses the
+        first of them, in this order, that works on this machine. Where it cannot load a half of the bundle, or does not
+        take an image's size, the next one computes instead, and a warning is logged.
+    device: the number of the CUDA device.
+    threads: how many CPU threads one call uses; None uses all cores that this process may use.
+    on_nan: what happens when a result contains NaN or infinity. "rerun" computes the items that do once more, in
+        float32, if they were computed in half precision, and logs a warning; items that are still not finite are
+        returned, with another warning. "warn" only logs a warning and returns the result; "raise" raises BackendError.
+    verify_hashes: whether each file's sha256 is checked before use. False only checks that each file exists and has
+        the size that the manifest states.
+    provider_options: options of ONNX Runtime's CUDA provider, such as {"use_tf32": "1"}, which makes float32 faster but
+        rounds the inputs of convolutions to 10 bits.
+    profile: the name of the only profile whose engines are used. None uses all engines that fit the GPU, and for each
+        size the one with the tightest range. If no engine of the profile can be used on this machine, ``backend=None``
+        goes on to the next backend and logs a warning.
 
-    A graph is loaded when it is first needed. Warns (UnverifiedBundleWarning) where the bundle is not verified.
-    Raises BundleError for a bundle that is missing or damaged, BackendError for a backend that is not installed, and
-    InputError for other arguments.
+    Issues UnverifiedBundleWarning if the bundle is not verified. Raises BundleError for a bundle that is missing or
+    damaged, BackendError for a backend that is not installed, and InputError for other invalid arguments.
     """
 
     def __init__(
@@ -97,53 +104,57 @@ class VAE:
 
     @property
     def path(self) -> Path:
-        """The bundle's folder, as it was given."""
+        """The bundle's folder, as it was passed in."""
         return self._bundle.path
 
     @property
     def manifest(self) -> Manifest:
-        """What the bundle says of itself: its VAE, precision, engines and verification, as they were when it was
+        """The bundle's description: its VAE, precision, engines and verification, as they were when the bundle was
         opened. See ``docs/bundle-format.md``.
         """
         return self._bundle.manifest
 
     @property
     def latent(self) -> LatentSpec:
-        """The latent contract: channels, factor, scale and shift."""
+        """The latent contract: channels, factor, scale and shift of the latents."""
         return self.manifest.latent
 
     @property
     def backend(self) -> str:
-        """Who computes, or computes first."""
+        """The backend that computes, or that is tried first if there are several."""
         return self._dispatch.backend
 
     @property
     def limits(self) -> Limits:
-        """What ``encode`` and ``decode`` take, to be asked before they refuse it: channels, and heights and widths."""
+        """The channels, heights and widths that ``encode`` and ``decode`` accept, for a check before a call."""
         return Limits(self.latent.channels, self.latent.factor, self.latent.sizes)
 
     def encode(
         self, image: Any, *, sample: bool = False, seed: int | None = None, pad: bool = False, stream: Any = None
     ) -> Any:
-        """Image -> latent (B, C, h, w) float32, diffusion space: the distribution's mean, unless ``sample``.
+        """Encode images into a latent: (B, C, h, w) float32, scaled and shifted as the diffusion model sees it.
 
-        image: (H, W, 3) or (B, H, W, 3) uint8, or (B, 3, H, W) float in [-1, 1]; RGB; a numpy array or anything that
-            speaks DLPack. A bundle made for uint8 takes uint8 only.
-        sample: give mean + std * noise, the noise being standard normal float32 numbers of numpy's
-            ``Generator(Philox(seed))``, drawn in one go for the whole (B, C, h, w) in C order. So what an item gets
-            depends on the seed and on the items before it in the batch, not on those after it.
-        seed: 0 or more; None draws a fresh one.
-        pad: let any height and width be, and grow the image at its bottom and right to the next valid size by
-            reflection. ``decode(latent, size=(H, W))`` with the image's own size cuts that off again.
-        stream: for an array in the GPU's memory: a CUDA stream (with ``__cuda_stream__``) whose work is waited for.
-            DLPack tells of the one that made it, where its library keeps to the protocol.
+        The latent is the mean of the encoder's distribution, or with ``sample`` a sample of it.
 
-        An image in the GPU's memory gives a latent there, which owns its memory and speaks DLPack. It must be what the
-        graph takes: (B, 3, H, W) float32 in [-1, 1], or (B, H, W, 3) uint8 of a bundle made for uint8; contiguous,
-        without sample and pad. Its values are not looked at. When the call returns, the latent is there.
+        image: (H, W, 3) or (B, H, W, 3) uint8, or (B, 3, H, W) float in [-1, 1]; RGB; a numpy array or any array that
+            supports DLPack. A bundle exported for uint8 images takes only uint8.
+        sample: return mean + std * noise. The noise is standard normal, float32, from numpy's
+            ``Generator(Philox(seed))``, and is drawn in one go for the whole (B, C, h, w) in C order. An item's noise
+            therefore depends on the seed and on the items before it in the batch, but not on those after it.
+        seed: the seed of the noise, 0 or more; None draws a fresh one. Only valid with ``sample``.
+        pad: accept any height and width, and extend the image by reflection at its bottom and right to the next valid
+            size. ``decode(latent, size=(H, W))`` with the original size crops the decoded image to it again.
+        stream: only for an array in GPU memory: a CUDA stream (an object with ``__cuda_stream__``) whose work is waited
+            for before the array is read. The stream that produced the array need not be given if the array's library
+            follows the DLPack protocol.
 
-        Raises ImageError, SizeError (a size that is not a multiple of the factor, without ``pad``), InputError and
-        BackendError.
+        An image in GPU memory gives a latent in GPU memory, which owns its memory and supports DLPack. The image must
+        be contiguous and have the form that the graph takes: (B, 3, H, W) float32 in [-1, 1], or (B, H, W, 3) uint8 for
+        a bundle exported for uint8. Its values are not checked, and ``sample``, ``seed`` and ``pad`` cannot be used.
+        The latent is complete when the call returns.
+
+        Raises ImageError, SizeError (a height or width that is not a multiple of the factor, without ``pad``),
+        InputError and BackendError.
         """
         if is_on_device(image):
             if sample or seed is not None or pad:
@@ -189,17 +200,20 @@ class VAE:
         out: Any = None,
         stream: Any = None,
     ) -> Any:
-        """Latent -> image: (B, H, W, 3) uint8, or (B, 3, H, W) float32 around [-1, 1], not clamped.
+        """Decode a latent into images: (B, H, W, 3) uint8, or (B, 3, H, W) float32 around [-1, 1], not clamped.
 
-        latent: (B, C, h, w) float, diffusion space; a numpy array or anything that speaks DLPack.
-        output: "uint8" or "float".
-        size: (H, W) to cut the image to, where ``encode(pad=True)`` had grown it.
-        out: an array of the result's shape and type to fill and return, instead of a new one.
-        stream: for an array in the GPU's memory: a CUDA stream (with ``__cuda_stream__``) whose work is waited for.
-            DLPack tells of the one that made it, where its library keeps to the protocol.
+        latent: (B, C, h, w) float, scaled and shifted as the diffusion model sees it; a numpy array or any array that
+            supports DLPack.
+        output: "uint8" or "float", the dtype of the images.
+        size: (H, W) to crop the images to: the size that the image had before ``encode(pad=True)`` extended it.
+        out: an array of the result's shape and dtype, which is filled and returned instead of a new one.
+        stream: only for an array in GPU memory: a CUDA stream (an object with ``__cuda_stream__``) whose work is waited
+            for before the array is read. The stream that produced the array need not be given if the array's library
+            follows the DLPack protocol.
 
-        A latent in the GPU's memory, float32 and contiguous, gives an image there, which owns its memory and speaks
-        DLPack (or ``out``, which must be there too). When the call returns, the image is there.
+        A latent in GPU memory must be float32 and contiguous. It gives images in GPU memory, in a new array that owns
+        its memory and supports DLPack, or in ``out``, which must be in GPU memory too and excludes ``size``. The images
+        are complete when the call returns.
 
         Raises LatentError, SizeError (a ``size`` that this latent cannot come from), InputError and BackendError.
         """
@@ -227,7 +241,7 @@ class VAE:
         return f"VAE({str(self.path)!r}, {self.manifest.vae.name}, {self.backend})"
 
     def close(self) -> None:
-        """Let go of the graphs. Calls that are under way end well; later ones raise InputError."""
+        """Release the graphs. Calls in progress finish; later calls raise InputError."""
         self._dispatch.close()
 
     def __enter__(self) -> VAE:
@@ -239,13 +253,13 @@ class VAE:
         self.close()
 
     def _gpu(self) -> CudaDevice:
-        """The device of arrays in its memory, opened when the first comes."""
+        """The CUDA device, which is opened for the first array in its memory."""
         if self._opened is None:
             self._opened = CudaDevice(self._device)
         return self._opened
 
     def _run(self, part: Part, outputs: Sequence[str], inputs: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
-        return self._dispatch.run(part, outputs, inputs)  # type: ignore[return-value]  # host in, host out
+        return self._dispatch.run(part, outputs, inputs)  # type: ignore[return-value]  # host arrays in, host arrays out
 
 
 def _refuse_stream(stream: object) -> None:
