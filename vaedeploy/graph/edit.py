@@ -1,4 +1,4 @@
-"""What several rules need when they change a graph: operators and types by kind, free names, tensors computed late."""
+"""Helpers that rewrite rules share: operators and types by kind, unused names, tensors that are computed when read."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from numpy.typing import NDArray
 from vaedeploy.values.kinds import Precision
 
 LOWER: Mapping[Precision, ir.DataType] = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
-"""The types of half precision."""
+"""Half precision -> its ONNX data type."""
 
 LOWER_TYPES = frozenset(LOWER.values())
 
 NORMALIZATIONS = frozenset(
     {"InstanceNormalization", "GroupNormalization", "LayerNormalization", "RMSNormalization", "LpNormalization"}
 )
-"""Operators that divide by a deviation or a norm. All but LpNormalization add an epsilon to it."""
+"""Operators that divide by a standard deviation or a norm. All but LpNormalization add an epsilon under the root."""
 
 
 def free_name(name: str, taken: Collection[str | None]) -> str:
-    """``name``, with underscores behind it where it is taken."""
+    """``name``, with underscores appended until it is not in ``taken``."""
     while name in taken:
         name += "_"
     return name
@@ -31,9 +31,9 @@ def free_name(name: str, taken: Collection[str | None]) -> str:
 def lazy_tensor(
     tensor: ir.TensorProtocol, function: Callable[[NDArray[Any]], NDArray[Any]], dtype: ir.DataType, name: str | None
 ) -> ir.LazyTensor:
-    """``function`` of a tensor's numbers, computed each time that it is read, so that it takes no memory until then.
+    """A tensor whose elements are ``function`` of those of ``tensor``, computed each time that they are read.
 
-    function: keeps the shape and gives numbers of ``dtype``.
+    It takes no memory until it is read. function: takes an array and returns one of the same shape, in ``dtype``.
     """
 
     def compute() -> ir.TensorProtocol:

@@ -1,4 +1,4 @@
-"""One ONNX model and which half of the VAE it is: what ``export`` makes and ``rewrite`` changes."""
+"""One ONNX model and the half of the VAE that it computes: ``export`` makes such graphs, ``rewrite`` changes them."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from vaedeploy.values.shapes import CORNERS, ShapeSet
 
 @dataclass(frozen=True)
 class Graph:
-    """One ONNX model (an ``onnx_ir`` model) and the part that it is. ``Interface`` in ``values`` has the names, shapes
-    and dtypes of its input and outputs.
+    """One ONNX model (an ``onnx_ir`` model) and the half of the VAE that it computes.
+
+    ``values.interface.Interface`` gives the names, shapes and dtypes of its input and outputs.
     """
 
     model: ir.Model
@@ -25,7 +26,7 @@ class Graph:
 
 @dataclass(frozen=True)
 class Inputs:
-    """A graph and the sizes of its one input: an image, or a latent smaller by ``factor``."""
+    """Computes shapes of a graph's one input, an image or a latent whose sides are smaller by ``factor``."""
 
     graph: Graph
     factor: int
@@ -35,57 +36,61 @@ class Inputs:
         return self.graph.model.graph.inputs[0]
 
     def sizes(self, batch: int, height: int, width: int) -> dict[str, int]:
-        """The input's symbolic dimensions for images of that size."""
-        unit = self.factor if self.graph.part == "decoder" else 1
+        """The input's symbolic dimensions, name -> size, for ``batch`` images of ``height`` x ``width`` pixels."""
+        divisor = self.factor if self.graph.part == "decoder" else 1
         names = [str(dim) for dim in self.value.shape or () if not isinstance(dim, int)]
-        return dict(zip(names, (batch, height // unit, width // unit), strict=True))
+        return dict(zip(names, (batch, height // divisor, width // divisor), strict=True))
 
     def profile(self, shape: ShapeSet) -> tuple[list[int], list[int], list[int]]:
-        """The input's shape at each corner of ``shape``."""
-        at = [self.sizes(*shape.at(corner)) for corner in CORNERS]
-        least, best, most = ([d if isinstance(d, int) else s[str(d)] for d in self.value.shape or ()] for s in at)
+        """The input's shape at each corner of ``shape``: min, opt and max."""
+        corners = [self.sizes(*shape.at(corner)) for corner in CORNERS]
+        dims = list(self.value.shape or ())
+        least, best, most = ([d if isinstance(d, int) else sizes[str(d)] for d in dims] for sizes in corners)
         return least, best, most
 
 
 def save_graph(graph: Graph, path: Path) -> None:
-    """Write the portable form: ``path`` and, beside it, its weights in ``path`` + ``.data``."""
+    """Write the portable form: the graph to ``path``, and its weights beside it to ``path`` + ``.data``."""
     ir.save(graph.model, path, external_data=f"{path.name}.data")
 
 
 def release_weights(graph: Graph) -> None:
-    """Let go of the weights of a graph that is saved. The exporter keeps the graph that it made last, and with it would
-    keep the module's memory.
+    """Drop the weights of a graph that has been saved.
+
+    The exporter holds on to the graph that it made last, whose weights would keep the module's memory in use.
     """
     for value in graph.model.graph.initializers.values():
         value.const_value = None
 
 
 def save_form(graph: Graph, path: Path, *, shared: bool = True) -> None:
-    """Write another form of a graph loaded from ``path``'s directory.
+    """Write a rewritten form of a graph that was loaded from ``path``'s directory.
 
-    shared: tensors that are on disk there are referred to, and the few others lie in the file itself. Otherwise every
-    weight is written to ``path`` + ``.data``.
+    shared: True to refer to the tensors that are in that directory's files already, and to write the few others into
+    ``path`` itself. False to write every weight to ``path`` + ``.data``.
     """
     ir.save(graph.model, path, external_data=None if shared else f"{path.name}.data")
 
 
 def load_graph(path: Path, part: Part) -> Graph:
-    """Read ``path``; its weights stay on disk until they are looked at."""
+    """Read a graph from ``path``; its weights stay on disk until they are used."""
     return Graph(ir.load(path), part)
 
 
 def module_path(node: ir.Node) -> str:
-    """The PyTorch module that ``node`` comes from, such as ``decoder.mid_block.resnets.0.conv1``, as torch's exporter
-    wrote it down; empty where it did not, and for what the outermost module itself computes.
+    """Path of the PyTorch module that ``node`` comes from, such as ``decoder.mid_block.resnets.0.conv1``.
+
+    It is what torch's exporter recorded: empty where it recorded none, and for nodes of the outermost module itself.
     """
-    # A list in Python's notation: "", the modules from the outermost on, and last the operation's own name.
+    # The property is a list in Python's notation: "", the modules from the outermost inwards, and the operation's name.
     scopes = re.findall(r"'([^']*)'", node.metadata_props.get("pkg.torch.onnx.name_scopes", ""))
     return scopes[-2] if len(scopes) > 2 else ""
 
 
 def content_sha256(graph: Graph) -> str:
-    """sha256 over what a graph computes: weights, nodes, names and types of inputs and outputs; not over who made it or
-    where its weights lie.
+    """sha256 of what a graph computes: weights, nodes, opset versions, names, types and shapes of inputs and outputs.
+
+    The producer's name, the nodes' metadata and the place where the weights are stored do not count.
     """
     digest = hashlib.sha256()
     for name, value in sorted(graph.model.graph.initializers.items()):

@@ -1,15 +1,15 @@
-"""A graph at given sizes of its symbolic dimensions: what its sizes come to, and how many operations it takes.
+"""Counts the floating-point operations that a graph takes at given sizes of its symbolic dimensions.
 
-Operations are floating-point operations, two for each multiplication that is added to a sum (2 x MAC), padded and
-cropped positions included:
+A multiplication whose product is added to a sum counts as two operations (2 x MAC), at padded and cropped positions
+too:
 
     Conv            2 * outputs * (input channels / groups) * kernel area
     ConvTranspose   2 * inputs * (output channels / groups) * kernel area
     MatMul, Gemm    2 * outputs * length of the sums
     Attention, MultiHeadAttention    their two products: 2 * batch * queries * keys * (width of queries + of values)
 
-Everything else is left out: biases, elementwise functions, normalisation, Softmax, Resize. So counted, the decoder of
-Stable Diffusion's VAE takes 2.515 TFLOP and its encoder 1.117 TFLOP at 512x512.
+Everything else is left out: biases, elementwise functions, normalisation, Softmax, Resize. Counted like this,
+the decoder of Stable Diffusion's VAE takes 2.515 TFLOP and its encoder 1.117 TFLOP at 512x512.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ COUNTED = ("Conv", "ConvTranspose", "MatMul", "Gemm", "Attention", "MultiHeadAtt
 
 @dataclass(frozen=True)
 class OperatorCount:
-    """All nodes of one operator: how many there are, and their floating-point operations together."""
+    """All nodes of one operator: how many there are, and the sum of their floating-point operations."""
 
     operator: str
     nodes: int
@@ -38,11 +38,11 @@ class OperatorCount:
 
 @dataclass(frozen=True)
 class GraphOperations:
-    """What a graph takes at one size.
+    """Operations and weights of a graph at one size.
 
-    operators: those that are counted, the largest first. weight_bytes: of all initializers, each once.
-    uncounted: names of nodes whose operations are not known, because their shapes are not or because they run a graph
-    of their own (If, Loop, Scan, functions).
+    operators: the counted operators, the one with the most operations first. weight_bytes: bytes of all initializers,
+    each counted once. uncounted: names of nodes whose operations are not known, because their shapes are not known or
+    because they run a graph inside (If, Loop, Scan, functions).
     """
 
     operators: tuple[OperatorCount, ...]
@@ -51,21 +51,22 @@ class GraphOperations:
 
     @property
     def total(self) -> int:
+        """Floating-point operations of all counted operators."""
         return sum(operator.operations for operator in self.operators)
 
     @property
     def convolutions(self) -> int:
-        """Of Conv and ConvTranspose alone."""
+        """Floating-point operations of Conv and ConvTranspose alone."""
         return sum(o.operations for o in self.operators if o.operator in ("Conv", "ConvTranspose"))
 
 
 def count_operations(model: ir.Model, shapes: Mapping[str, int]) -> GraphOperations:
-    """Count the floating-point operations of the main graph, and the bytes of its weights, which are not read.
+    """Count the floating-point operations of the main graph, and the bytes of its weights without reading them.
 
     shapes: a size for each symbolic dimension of the inputs, such as {"batch": 1, "latent_height": 64,
     "latent_width": 64} for a decoder at 512x512. ``model`` is not changed.
 
-    Raises InputError where a dimension has no name or no size, or ``shapes`` names one that no input has.
+    Raises InputError where a dimension has no name or no size, or ``shapes`` names a dimension that no input has.
     """
     sized = with_sizes(model, shapes)
     nodes: dict[str, int] = {}
@@ -76,32 +77,32 @@ def count_operations(model: ir.Model, shapes: Mapping[str, int]) -> GraphOperati
             if _runs_a_graph(node, model):
                 uncounted.append(node.name or node.op_type)
             continue
-        number = _operations(node)
-        if number is None:
+        node_operations = _operations(node)
+        if node_operations is None:
             uncounted.append(node.name or node.op_type)
             continue
         nodes[node.op_type] = nodes.get(node.op_type, 0) + 1
-        operations[node.op_type] = operations.get(node.op_type, 0) + number
-    counts = [OperatorCount(operator, nodes[operator], number) for operator, number in operations.items()]
+        operations[node.op_type] = operations.get(node.op_type, 0) + node_operations
+    counts = [OperatorCount(operator, nodes[operator], total) for operator, total in operations.items()]
     ordered = tuple(sorted(counts, key=lambda count: -count.operations))
     return GraphOperations(ordered, weight_bytes(model), tuple(uncounted))
 
 
 def weight_bytes(model: ir.Model) -> int:
-    """The bytes of all initializers, each once; they are not read."""
+    """Bytes of all initializers, each counted once; they are not read."""
     tensors = [value.const_value for value in model.graph.initializers.values()]
     return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
 
 def _runs_a_graph(node: ir.Node, model: ir.Model) -> bool:
-    kinds = {attribute.type for attribute in node.attributes.values()}
-    return node.op_identifier() in model.functions or not kinds.isdisjoint(
+    attribute_types = {attribute.type for attribute in node.attributes.values()}
+    return node.op_identifier() in model.functions or not attribute_types.isdisjoint(
         (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
     )
 
 
 def _operations(node: ir.Node) -> int | None:
-    """Of one node of ``COUNTED``; None where a shape that they follow from is not known."""
+    """Floating-point operations of one node of ``COUNTED``; None where a shape that determines them is not known."""
     shapes = [static_shape(value) for value in (*node.inputs[:3], *node.outputs[:1])]
     if None in shapes[:2] or shapes[-1] is None:
         return None

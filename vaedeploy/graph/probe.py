@@ -1,4 +1,4 @@
-"""One run of each half on zeros, before it is traced: what breaks the contract is told in the contract's words."""
+"""Runs each half on zeros before it is traced, so that an error says which part of the latent contract is broken."""
 
 from __future__ import annotations
 
@@ -21,69 +21,72 @@ HINTS = {
     "DecoderOutput": "return its .sample",
     "DiagonalGaussianDistribution": "return its .mean and .std",
 }
-"""What to do with the objects that diffusers' autoencoders give."""
+"""Type of an object that diffusers' autoencoders return -> how to get tensors from it, for error messages."""
 
 
 def probe_part(reference: Reference, part: Part, batch: int, height: int, width: int) -> None:
     """Run one half of ``reference`` on zeros, for ``batch`` images of ``height`` x ``width`` pixels.
 
-    Raises ExportError where the module is not in float32 on the CPU, fails, draws random numbers, or gives something
-    else than the latent contract says.
+    Raises ExportError where the module is not in float32 on the CPU, fails, draws random numbers, or gives anything
+    but what the latent contract says.
     """
     module: nn.Module = getattr(reference, part)
     latent = reference.latent
-    who = f"the {part} ({type(module).__name__})"
-    _check_tensors(module, who)
+    label = f"the {part} ({type(module).__name__})"
+    _check_tensors(module, label)
     interface = Interface(part, latent)
-    given, gives = interface.takes(batch, height, width).shape, interface.gives(batch, height, width)
-    # Bytes and the check for NaN are the graph's, not the module's.
+    input_shape, gives = interface.takes(batch, height, width).shape, interface.gives(batch, height, width)
+    # The graph adds the bytes and the check for NaN; the module gives the float image alone.
     names = interface.outputs if part == "encoder" else ("image",)
     expected = gives[names[0]].shape
     contract = f"the latent contract (channels={latent.channels}, factor={latent.factor}, sampled={latent.sampled})"
-    for name, value in zip(names, _outputs(_run(module, given, who), names, who, contract), strict=True):
+    outputs = _outputs(_run(module, input_shape, label), names, label, contract)
+    for name, value in zip(names, outputs, strict=True):
         if tuple(value.shape) != expected:
             raise ExportError(
-                f"{who} gives {name} of shape {tuple(value.shape)} for an input of {given}; {contract} wants {expected}"
+                f"{label} gives {name} of shape {tuple(value.shape)} for an input of {input_shape}; "
+                f"{contract} wants {expected}"
             )
 
 
-def _check_tensors(module: nn.Module, who: str) -> None:
+def _check_tensors(module: nn.Module, label: str) -> None:
     for name, tensor in module.state_dict(keep_vars=True).items():
-        if not isinstance(tensor, Tensor):  # what a module keeps beside its tensors
+        if not isinstance(tensor, Tensor):  # extra state that a module keeps beside its tensors
             continue
         if tensor.device.type != "cpu":
-            raise ExportError(f"{who} is on the device {tensor.device} ({name}); export takes the CPU: call .cpu()")
+            raise ExportError(f"{label} is on the device {tensor.device} ({name}); export takes the CPU: call .cpu()")
         if tensor.dtype.is_floating_point and tensor.dtype != torch.float32:
-            raise ExportError(f"{who} is in {tensor.dtype} ({name}); export takes float32: call .float()")
+            raise ExportError(f"{label} is in {tensor.dtype} ({name}); export takes float32: call .float()")
 
 
-def _run(module: nn.Module, shape: tuple[int, ...], who: str) -> object:
+def _run(module: nn.Module, shape: tuple[int, ...], label: str) -> object:
     with torch.random.fork_rng(devices=()), torch.no_grad():
         before = torch.get_rng_state()
         try:
             value: object = module.eval()(torch.zeros(shape))
         except Exception as error:
             reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-            raise ExportError(f"{who} fails on a float32 input of {shape}: {reason}") from error
+            raise ExportError(f"{label} fails on a float32 input of {shape}: {reason}") from error
         if not torch.equal(before, torch.get_rng_state()):
             raise ExportError(
-                f"{who} draws random numbers, and a graph must not. An encoder with a distribution gives (mean, std), "
-                "and the runtime samples from that; a decoder takes any noise it needs as part of the latent"
+                f"{label} draws random numbers, and a graph must not. An encoder with a distribution gives "
+                "(mean, std), and the runtime samples from that; a decoder takes any noise it needs as part of the "
+                "latent"
             )
         return value
 
 
-def _outputs(value: object, names: tuple[str, ...], who: str, contract: str) -> tuple[Tensor, ...]:
+def _outputs(value: object, names: tuple[str, ...], label: str, contract: str) -> tuple[Tensor, ...]:
     wanted = "one tensor" if len(names) == 1 else "a tuple of two tensors, (mean, std)"
     outputs = value if len(names) > 1 else (value,)
     if isinstance(outputs, tuple) and len(outputs) == len(names) and all(isinstance(o, Tensor) for o in outputs):
         return outputs
     hint = _hint(value, len(names))
-    raise ExportError(f"{who} gives {_kind(value)}; {contract} wants {wanted}" + (f": {hint}" if hint else ""))
+    raise ExportError(f"{label} gives {_kind(value)}; {contract} wants {wanted}" + (f": {hint}" if hint else ""))
 
 
-def _hint(value: object, wanted: int) -> str | None:
-    if isinstance(value, Tensor) and wanted == 2:
+def _hint(value: object, outputs: int) -> str | None:
+    if isinstance(value, Tensor) and outputs == 2:
         return "split it into mean and std, or say sampled=False where there is no distribution"
     return HINTS.get(type(value).__name__)
 

@@ -1,4 +1,4 @@
-"""A graph's sizes, computed."""
+"""Computes sizes in a graph: shapes at given sizes of the symbolic dimensions, and small tensors made from shapes."""
 
 from __future__ import annotations
 
@@ -15,19 +15,24 @@ from vaedeploy.errors import InputError
 Dimensions = Sequence[int | None]
 
 LARGEST_SIZES = 64
-"""Elements. What is computed from shapes is a handful of numbers; more are weights, and are not to be read."""
+"""Most elements of a constant that is read to compute sizes. What is computed from shapes is a handful of numbers; a
+constant of more elements is a weight, and must not be read.
+"""
 
 SIZE_OPERATORS = {
     *("Add", "Sub", "Mul", "Div", "Floor", "Cast", "Identity"),
     *("Shape", "Gather", "Slice", "Concat", "Reshape", "Squeeze", "Unsqueeze", "Transpose"),
     *("Constant", "ConstantOfShape"),
 }
-"""What exporters compute sizes with: polynomials in the sizes, or the floors of such; no comparison and no choice."""
+"""Operators with which exporters compute sizes. Results are polynomials in the sizes, or floors of such; there is no
+comparison and no choice.
+"""
 
 
 def with_sizes(model: ir.Model, shapes: Mapping[str, int]) -> ir.Model:
-    """A copy of ``model`` in which tensors have the shapes that follow from these sizes of the inputs' symbolic
-    dimensions; others stay unknown. Raises InputError as ``count_operations`` does.
+    """A copy of ``model`` with the shapes that follow from these sizes of the inputs' symbolic dimensions.
+
+    Shapes that do not follow from them stay unknown. Raises InputError as ``count_operations`` does.
     """
     _check_names(model, shapes)
     sized = model.clone()
@@ -60,7 +65,7 @@ def _values(model: ir.Model) -> list[ir.Value]:
 
 
 def _infer_shapes(model: ir.Model) -> None:
-    """Infer shapes, and where that stops at a node that reads computed sizes, put in the sizes and go on."""
+    """Infer shapes; where inference stops at a node that reads computed sizes, replace these by constants and go on."""
     infer = ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)
     opset = model.graph.opset_imports.get("", 0)
     while True:
@@ -71,7 +76,7 @@ def _infer_shapes(model: ir.Model) -> None:
 
 
 def _fix_sizes(node: ir.Node, graph: ir.Graph, opset: int) -> bool:
-    """Replace those inputs of ``node`` that are computed from sizes by what they come to; whether there were any."""
+    """Replace the inputs of ``node`` that are computed from sizes by constants; returns whether there were any."""
     fixed = False
     for index, value in enumerate(node.inputs):
         if value is None or value.producer() is None or ir.convenience.get_const_tensor(value) is not None:
@@ -86,7 +91,7 @@ def _fix_sizes(node: ir.Node, graph: ir.Graph, opset: int) -> bool:
 
 
 def evaluate_shape(shape: ir.Shape, sizes: Mapping[str, int]) -> list[int | None]:
-    """``shape`` at these sizes of the symbols in its expressions (``2*height``); None for what stays unknown."""
+    """``shape`` at these sizes of the symbols in its expressions (``2*height``); None where one stays unknown."""
     return [_evaluate_dim(dim, sizes) for dim in shape]
 
 
@@ -106,10 +111,10 @@ def evaluate(
     sizes: Mapping[str, int] | None = None,
     shapes: Mapping[ir.Value, Dimensions] | None = None,
 ) -> NDArray[Any] | None:
-    """The small tensor ``value`` as computed from constants and shapes alone; None where it is not.
+    """The elements of a small tensor that is computed from constants and shapes alone; None for any other tensor.
 
-    opset: of the graph that it is in. sizes: of the symbols in annotated shapes. shapes: of values, before those that
-    they are annotated with. Only ``SIZE_OPERATORS`` are evaluated.
+    opset: the opset of the graph that ``value`` is in. sizes: sizes of the symbols in annotated shapes. shapes: shapes
+    of values, which take precedence over annotated shapes. Only ``SIZE_OPERATORS`` are evaluated.
     """
     from onnx import TensorProto, helper, numpy_helper
     from onnx.reference import ReferenceEvaluator
@@ -119,7 +124,7 @@ def evaluate(
     seen: set[ir.Node] = set()
 
     def collect(value: ir.Value) -> bool:
-        """Gather what ``value`` is computed from, in order of computation; False where it cannot be computed."""
+        """Gather the nodes and constants that ``value`` is computed from; False where it cannot be computed."""
         node, name = value.producer(), value.name or ""
         if name in known or node in seen:
             return True
@@ -136,9 +141,9 @@ def evaluate(
                 known[name] = np.array(dims, np.int64)
             return dims is not None
         seen.add(node)
-        if not all(collect(given) for given in node.inputs if given is not None):
+        if not all(collect(source) for source in node.inputs if source is not None):
             return False
-        nodes.append(ir.to_proto(node))
+        nodes.append(ir.to_proto(node))  # after its sources, and so in order of computation
         return True
 
     if not collect(value):
@@ -151,7 +156,7 @@ def evaluate(
 
 
 def _shape(node: ir.Node, sizes: Mapping[str, int], shapes: Mapping[ir.Value, Dimensions]) -> list[int] | None:
-    """What a Shape node gives; None where it is not known."""
+    """The output of a Shape node; None where it is not known."""
     value = node.inputs[0]
     assert value is not None
     dims = shapes.get(value)
@@ -166,7 +171,7 @@ def _shape(node: ir.Node, sizes: Mapping[str, int], shapes: Mapping[ir.Value, Di
 
 
 def static_shape(value: ir.Value | None) -> tuple[int, ...] | None:
-    """The shape of ``value``; None where a part of it is not known."""
+    """The shape of ``value``; None where the size of any axis is not known."""
     if value is None or value.shape is None or not value.shape.is_static():
         return None
     return value.shape.numpy()

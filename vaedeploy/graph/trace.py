@@ -1,4 +1,4 @@
-"""Reference -> Graph: each half of a VAE traced to ONNX, with the latent contract in the graph."""
+"""Reference -> Graph: traces each half of a VAE to ONNX, with the latent contract in the graph."""
 
 from __future__ import annotations
 
@@ -30,17 +30,21 @@ if TYPE_CHECKING:
 
 
 OPSET = 20
-"""Not more: GroupNormalization (21) is slower in ONNX Runtime, and Attention (23) does not build in TensorRT."""
+"""The opset of traced graphs. It is not newer because GroupNormalization (21) is slower in ONNX Runtime, and Attention
+(23) does not build in TensorRT.
+"""
 
-TRACE_BATCH = 2  # 1 would be taken for a constant
+TRACE_BATCH = 2
+"""The batch that is traced. The tracer would take a size of 1 for a constant."""
 
-TRACE_LATENT = (8, 12)  # height and width of the traced latent; unlike, so that they are not taken for one number
+TRACE_LATENT = (8, 12)
+"""Height and width of the latent that is traced. They differ, so that the tracer does not take them for one size."""
 
 log = logging.getLogger("vaedeploy.export")
 
 
 class EncoderGraph(nn.Module):
-    """An encoder as the graph has it: pixels in, latents as the diffusion model sees them out."""
+    """The encoder with the latent contract: it takes pixels and gives latents as the diffusion model sees them."""
 
     def __init__(self, encoder: nn.Module, latent: LatentSpec, image_input: ImageInput) -> None:
         super().__init__()
@@ -59,7 +63,9 @@ class EncoderGraph(nn.Module):
 
 
 class DecoderGraph(nn.Module):
-    """A decoder as the graph has it: latents as the diffusion model sees them in; floats, bytes and a guard out."""
+    """The decoder with the latent contract: it takes latents as the diffusion model sees them, and gives the image in
+    floats, the image in bytes, and whether the floats are finite.
+    """
 
     def __init__(self, decoder: nn.Module, latent: LatentSpec) -> None:
         super().__init__()
@@ -69,25 +75,25 @@ class DecoderGraph(nn.Module):
     def forward(self, latent: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         image = self.decoder(latent / self.scale + self.shift).to(torch.float32)
         levels = ((image + 1) * 127.5).round().clamp(0, 255)
-        # Transposed before the cast, since TensorRT refuses to transpose uint8.
-        # Counted in float32, since ONNX Runtime's CUDA provider, by its version, has no minimum for opset 20.
+        # Levels are transposed before the cast, since TensorRT refuses to transpose uint8. Broken values are counted in
+        # float32, since ONNX Runtime's CUDA provider, in some versions, has no minimum operator for opset 20.
         broken = torch.isfinite(image).logical_not().flatten(1).sum(1, dtype=torch.float32)
         return image, levels.permute(0, 2, 3, 1).to(torch.uint8), broken == 0
 
 
 def per_channel(value: float | tuple[float, ...]) -> float | Tensor:
-    """A scale or shift as something that multiplies a (B, C, h, w) latent."""
+    """A scale or shift in a shape that broadcasts over a (B, C, h, w) latent."""
     return torch.tensor(value).reshape(1, -1, 1, 1) if isinstance(value, tuple) else value
 
 
 def trace_graph(reference: Reference, part: Part, *, image_input: ImageInput = "float") -> Graph:
     """Trace one half of ``reference`` to ONNX, opset 20, with dynamic batch, height and width.
 
-    The modules must be in float32 on the CPU; see ``Interface`` for names, shapes and value ranges. The graph's weights
-    are the module's own memory until it is saved.
+    The modules must be in float32 on the CPU; see ``Interface`` for names, shapes and value ranges. Until the graph is
+    saved, its weights share the module's memory.
 
-    Raises ExportError where a module gives something else than the latent contract says, where torch cannot trace it,
-    and where a size became a constant; InputError for another ``image_input``.
+    Raises ExportError where a module gives anything but what the latent contract says, where torch cannot trace it, and
+    where the batch, height or width became constant while tracing; InputError for any other ``image_input``.
     """
     if image_input not in get_args(ImageInput):
         raise InputError(f"image_input is {image_input!r}; it must be 'float' or 'uint8'")
@@ -122,30 +128,30 @@ def _trace(module: nn.Module, interface: Interface, example: interfaces.Tensor) 
                 verbose=False,
             )
     except Exception as error:
-        # The first lines say what is wrong and where; the rest is advice on changing PyTorch.
+        # The first lines say what is wrong and where; the rest is advice on changing PyTorch code.
         reason = " ".join(" ".join(str(error.__cause__ or error).split("\n")[:3]).split()).rstrip(".:")
         raise ExportError(
             f"torch could not trace the {part} ({type(module.get_submodule(part)).__name__}) to ONNX: {reason}. "
             "The exporter's own report is this error's cause; the command line shows it with: vaedeploy --verbose"
         ) from error
-    assert program is not None  # None is the result of the old exporter only
+    assert program is not None  # only the old exporter returns None
     return program.model
 
 
 def _name_sizes(model: ir.Model, part: Part) -> None:
-    """Rename the tracer's symbols (s59) to batch, height and width; a decoder's sizes are those of the latent."""
+    """Rename the tracer's symbols (such as s59) to batch, height and width, or latent_height and latent_width."""
     shape = model.graph.inputs[0].shape
     assert shape is not None
     spatial = [d for d in list(shape)[1:] if isinstance(d, ir.SymbolicDim)]
-    words = ("height", "width") if part == "encoder" else ("latent_height", "latent_width")
-    renamed = {str(shape[0]): "batch"} | {str(d): word for d, word in zip(spatial, words, strict=True)}
-    symbol = re.compile(r"\b(" + "|".join(map(re.escape, renamed)) + r")\b")
+    names = ("height", "width") if part == "encoder" else ("latent_height", "latent_width")
+    new_names = {str(shape[0]): "batch"} | {str(d): name for d, name in zip(spatial, names, strict=True)}
+    symbol = re.compile(r"\b(" + "|".join(map(re.escape, new_names)) + r")\b")
     for value in _values(model):
         if value.shape is not None:
-            value.shape = ir.Shape([_named(d, symbol, renamed) for d in value.shape])
+            value.shape = ir.Shape([_rename_dim(d, symbol, new_names) for d in value.shape])
 
 
-def _named(dim: int | ir.SymbolicDim, symbol: re.Pattern[str], names: dict[str, str]) -> int | str | None:
+def _rename_dim(dim: int | ir.SymbolicDim, symbol: re.Pattern[str], names: dict[str, str]) -> int | str | None:
     if isinstance(dim, int) or dim.value is None:
         return dim if isinstance(dim, int) else None
     return symbol.sub(lambda match: names[match[1]], dim.value)
@@ -158,7 +164,7 @@ def _values(model: ir.Model) -> Iterator[ir.Value]:
 
 
 def _check_sizes(model: ir.Model, part: Part) -> None:
-    """Refuse a module that gives one size only."""
+    """Refuse a module whose output has a constant batch, height or width."""
     first = model.graph.outputs[0]
     batch, _, height, width = first.shape or ir.Shape([None] * 4)
     sizes = {"batch": batch, "height": height, "width": width}
@@ -168,7 +174,7 @@ def _check_sizes(model: ir.Model, part: Part) -> None:
 
 
 def _describe(model: ir.Model, part: Part, reference: Reference) -> None:
-    """Say in the model what it is, and take out what depends on the machine that traced it."""
+    """Record in the model what it is, and remove metadata that depends on the machine that traced it."""
     for node in model.graph:
         for key in [k for k in node.metadata_props if k.endswith(("stack_trace", "fx_node"))]:
             del node.metadata_props[key]
@@ -189,12 +195,12 @@ def _describe(model: ir.Model, part: Part, reference: Reference) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep what the exporter warns, logs and prints out of the terminal, unless this package's own log is at DEBUG."""
+    """Keep the exporter's warnings, logs and prints off the terminal, unless this package's own log is at DEBUG."""
     if log.isEnabledFor(logging.DEBUG):
         yield
         return
     before = logging.root.manager.disable
-    # What goes wrong arrives as an exception; torch logs some of it as errors besides.
+    # Failures arrive as exceptions; torch logs some of them as errors as well.
     logging.disable(logging.CRITICAL)
     try:
         # torch prints the graph of a module that it cannot trace to stderr, past every log.

@@ -1,18 +1,18 @@
-"""Two forms of one graph, run side by side: how far each tensor of the one is from the other's.
+"""Runs two forms of one graph side by side, and measures how far each tensor of one is from the other's.
 
-Rewrites keep the names of what they do not take away, so a tensor of the candidate is compared with the reference's of
-the same name. Both graphs become one, in which a tensor is followed at once by its counterpart and by the reductions
-that compare them: only numbers leave ONNX Runtime, and tensors are freed as soon as their last reader is done. So the
-memory is that of two runs, however many tensors there are.
+Rewrites keep the names of the tensors that they do not remove, so a tensor of the candidate is compared with the
+reference's tensor of the same name. Both graphs are joined into one, in which each tensor is followed at once by its
+counterpart and by the reductions that compare them: only numbers leave ONNX Runtime, and a tensor is freed as soon as
+its last reader is done. The memory is therefore that of two runs, however many tensors there are.
 
-With t the reference's tensor and e the exponent that the candidate stores it with (see ``rewrite.rescale``; 0 unless
-told), what is compared is u = t * 2^e, which loses no digit of t, with the candidate's own c:
+With t the reference's tensor, c the candidate's, and e the exponent with which the candidate stores it (see
+``rewrite.rescale``; 0 unless given), c is compared with u = t * 2^e, which loses no digit of t:
 
     relative L2 = |c - u| / |u|
 
-Half-precision candidates run as ``emulation`` has them. The reference takes its means in two stages (see
-``rewrite.normalization``): ONNX Runtime's own were 7e-5 off within a demo decoder at 512x512, more than what is looked
-for in a float32 candidate.
+Half-precision candidates run as ``emulation`` describes. The reference takes its means in two stages (see
+``rewrite.normalization``): ONNX Runtime's own means were 7e-5 off within a demo decoder at 512x512, which is more than
+the differences to be found in a float32 candidate.
 """
 
 from __future__ import annotations
@@ -40,22 +40,24 @@ __all__ = ["Difference", "measure_differences"]
 FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 STEPS = ("Round", "Floor", "Ceil")
-"""Operators that make a whole level of the smallest error: nothing behind them is compared."""
+"""Operators that turn the smallest error into a whole level: nothing that depends on their results is compared."""
 
 ERROR, SIZE, HIGHEST, LOWEST, BROKEN = range(5)
-"""The numbers that compare two tensors: |c - u|^2, |u|^2, max u, min u, and the share of c that is not finite."""
+"""Positions of the numbers that compare two tensors: |c - u|^2, |u|^2, max u, min u, and the share of c that is not
+finite.
+"""
 
 
 @dataclass(frozen=True)
 class Difference:
     """One tensor of the candidate against the reference's.
 
-    tensor, node, operator, module: its name, and the reference's node that makes it, with its PyTorch path ("" where
-    there is none). precision: the type that the candidate has it in, such as ``FLOAT16``.
-    sources: the compared tensors that it is made from, with none that is compared between.
+    tensor: its name in both graphs. node, operator, module: the reference's node that makes it, that node's operator,
+    and the path of its PyTorch module ("" where none is recorded). precision: the type of the candidate's tensor, such
+    as ``FLOAT16``. sources: the compared tensors that it is made from, with no other compared tensor in between.
     rel_l2: norm of the difference over norm of the reference; infinite or NaN where the candidate is.
-    largest: the largest magnitude that the candidate had to hold for it, from the reference: of the tensor, and of
-    those that were computed on the way from ``sources``, as of attention's scores.
+    largest: the largest magnitude that the candidate had to hold to compute it, measured in the reference: of the
+    tensor itself, and of tensors that are computed on the way from ``sources``, such as attention's scores.
     non_finite: share (0 to 1) of the candidate's elements that are infinite or NaN.
     """
 
@@ -72,10 +74,11 @@ class Difference:
 
 @dataclass
 class _Pair:
-    """Tensors to be compared.
+    """A tensor of the reference and its counterpart in the candidate.
 
-    name: the tensor's. maker: the reference's node for it before means were split; node: its name. hidden: products and
-    convolutions that the reference computes on the way, and for which the candidate has no name.
+    name: their common name. maker: the reference's node that made the tensor before means were split. node: that node's
+    name. hidden: results of products and convolutions that the reference computes on the way from ``sources``, and
+    that have no counterpart of the same name. sources: as in ``Difference``.
     """
 
     name: str
@@ -93,10 +96,11 @@ def measure_differences(
     feeds: Mapping[str, NDArray[Any]],
     exponents: Mapping[str, int] | None = None,
 ) -> list[Difference]:
-    """Every floating-point tensor that both graphs have a name for, in the order of the reference's nodes.
+    """The difference of each floating-point tensor whose name both graphs have, in the order of the reference's nodes.
 
     reference: a float32 graph. candidate: another form of it, with the same inputs, float32 or half precision. Neither
-    is changed. feeds: each graph input by its name. exponents: tensor -> exponent, for what is stored scaled.
+    is changed. feeds: an array for each graph input, by name. exponents: tensor name -> exponent, for the tensors that
+    the candidate stores scaled.
     Tensors inside the subgraphs of control flow are not compared.
 
     A norm is the root of a sum of squares in float32: from magnitudes of 1e15 on, it overflows.
@@ -106,7 +110,8 @@ def measure_differences(
     pairs = _pair(reference.clone(), model := candidate.clone())
     if not pairs:
         return []
-    types = [pair.candidate.dtype.name if pair.candidate.dtype else "" for pair in pairs]  # which emulation changes
+    # Read now, since emulation changes the types.
+    types = [pair.candidate.dtype.name if pair.candidate.dtype else "" for pair in pairs]
     _join(model, pairs, exponents or {})
     with tempfile.TemporaryDirectory(prefix="vaedeploy-") as folder:
         path = Path(folder) / "joined.onnx"
@@ -121,7 +126,7 @@ def measure_differences(
 
 
 def _difference(pair: _Pair, dtype: str, numbers: Iterator[float]) -> Difference:
-    found = [next(numbers) for _ in range(5)]
+    measured = [next(numbers) for _ in range(5)]
     hidden = [abs(next(numbers)) for _ in range(2 * len(pair.hidden))]
     return Difference(
         tensor=pair.name,
@@ -130,15 +135,15 @@ def _difference(pair: _Pair, dtype: str, numbers: Iterator[float]) -> Difference
         module=module_path(pair.maker),
         precision=dtype,
         sources=tuple(pair.sources),
-        rel_l2=math.sqrt(found[ERROR]) / (math.sqrt(found[SIZE]) or 1.0),
-        largest=max(abs(found[HIGHEST]), abs(found[LOWEST]), *hidden),
-        non_finite=found[BROKEN],
+        rel_l2=math.sqrt(measured[ERROR]) / (math.sqrt(measured[SIZE]) or 1.0),
+        largest=max(abs(measured[HIGHEST]), abs(measured[LOWEST]), *hidden),
+        non_finite=measured[BROKEN],
     )
 
 
 def _pair(reference: ir.Model, candidate: ir.Model) -> list[_Pair]:
-    """What is compared, in the order of the reference, whose means are split."""
-    # Looked up before: what the rule makes has names that may mean something else in the candidate.
+    """The tensors to be compared, in the order of the reference's nodes. Splits the reference's means."""
+    # Looked up before the split, since the candidate may use the names of the split's new tensors for other tensors.
     makers = {v.name: node for node in reference.graph if node.op_type != "Constant" for v in node.outputs}
     split_means(reference)
     named = {v.name: v for node in candidate.graph if node.op_type != "Constant" for v in node.outputs}
@@ -150,10 +155,10 @@ def _pair(reference: ir.Model, candidate: ir.Model) -> list[_Pair]:
             stepped.update(node.outputs)
             continue
         for value in node.outputs:
-            twin, maker = named.get(value.name), makers.get(value.name)
-            if twin is None or maker is None or not {value.dtype, twin.dtype}.issubset(FLOATS):
+            counterpart, maker = named.get(value.name), makers.get(value.name)
+            if counterpart is None or maker is None or not {value.dtype, counterpart.dtype}.issubset(FLOATS):
                 continue
-            pair = _Pair(str(value.name), maker, maker.name or "", value, twin)
+            pair = _Pair(str(value.name), maker, maker.name or "", value, counterpart)
             for source in _walk_back(value, compared):
                 if source in compared:
                     pair.sources.append(str(source.name))
@@ -165,7 +170,7 @@ def _pair(reference: ir.Model, candidate: ir.Model) -> list[_Pair]:
 
 
 def _walk_back(value: ir.Value, stops: set[ir.Value]) -> Iterator[ir.Value]:
-    """What ``value`` is made from, back to and with ``stops``."""
+    """All tensors that ``value`` is made from, back to ``stops`` and including them."""
     seen: set[ir.Value] = set()
     node = value.producer()
     waiting = [v for v in node.inputs if v is not None] if node else []
@@ -181,22 +186,22 @@ def _walk_back(value: ir.Value, stops: set[ir.Value]) -> Iterator[ir.Value]:
 
 
 def _join(model: ir.Model, pairs: Sequence[_Pair], exponents: Mapping[str, int]) -> None:
-    """Bring the reference's graph into ``model``, the candidate's, with the numbers that compare ``pairs`` as the only
-    outputs: those of ``_compare``, pair by pair.
+    """Move the reference's graph into ``model``, the candidate's. The only outputs of the joined graph are the numbers
+    of ``_compare``, pair by pair.
     """
-    graph, other = model.graph, pairs[0].reference.graph
-    assert other is not None
+    graph, reference = model.graph, pairs[0].reference.graph
+    assert reference is not None
     graph.outputs.clear()
-    other.outputs.clear()
-    for own, value in zip(graph.inputs, other.inputs, strict=True):
-        value.replace_all_uses_with(own)
+    reference.outputs.clear()
+    for kept, value in zip(graph.inputs, reference.inputs, strict=True):
+        value.replace_all_uses_with(kept)
     scales = {v: exponents.get(str(v.name), 0) for pair in pairs for v in (pair.reference, *pair.hidden)}
-    _rename(other, {str(v.name) for node in graph for v in (*node.inputs, *node.outputs) if v is not None})
-    for value in list(other.initializers.values()):
-        del other.initializers[str(value.name)]
+    _prefix_names(reference, {str(v.name) for node in graph for v in (*node.inputs, *node.outputs) if v is not None})
+    for value in list(reference.initializers.values()):
+        del reference.initializers[str(value.name)]
         graph.register_initializer(value)
-    waiting = iter(list(other))
-    other.remove(list(other))
+    waiting = iter(list(reference))
+    reference.remove(list(reference))
     index = {node: number for number, node in enumerate(graph)}
     placed: set[ir.Node] = set()
     last: ir.Node | None = None
@@ -218,7 +223,8 @@ def _join(model: ir.Model, pairs: Sequence[_Pair], exponents: Mapping[str, int])
     RemoveUnusedNodesPass()(model)
 
 
-def _rename(graph: ir.Graph, taken: set[str]) -> None:
+def _prefix_names(graph: ir.Graph, taken: set[str]) -> None:
+    """Give every tensor and node a prefix, so that no name is in ``taken``."""
     prefix = "reference/"
     while any(name.startswith(prefix) for name in taken):
         prefix += "/"
@@ -229,7 +235,7 @@ def _rename(graph: ir.Graph, taken: set[str]) -> None:
 
 
 def _compare(tape: ir.tape.Tape, pair: _Pair, exponents: Mapping[ir.Value, int]) -> list[ir.Value]:
-    """Five numbers, as ``ERROR`` and its like say, and for each hidden tensor its maximum and its minimum."""
+    """The five numbers at ``ERROR`` to ``BROKEN``, then the maximum and the minimum of each hidden tensor."""
 
     def add(operator: str, *inputs: ir.Value, dtype: ir.DataType = ir.DataType.FLOAT, **attributes: Any) -> ir.Value:
         return tape.op(operator, inputs, attributes, output=ir.Value(type=ir.TensorType(dtype)))
@@ -243,12 +249,12 @@ def _compare(tape: ir.tape.Tape, pair: _Pair, exponents: Mapping[ir.Value, int])
         factor = ir.tensor(math.ldexp(1.0, exponents[value]), ir.DataType.FLOAT)
         return add("Mul", value, add("Constant", value=factor)) if exponents[value] else value
 
-    # Emulation puts its rounding before what reads a tensor, and so before this Cast.
-    own, expected = add("Cast", pair.candidate, to=ir.DataType.FLOAT), scaled(pair.reference)
-    numbers = [number("ReduceSumSquare", add("Sub", own, expected))]
+    # Emulation rounds a tensor before anything reads it, and so before this Cast.
+    candidate, expected = add("Cast", pair.candidate, to=ir.DataType.FLOAT), scaled(pair.reference)
+    numbers = [number("ReduceSumSquare", add("Sub", candidate, expected))]
     numbers += [number(operator, expected) for operator in ("ReduceSumSquare", "ReduceMax", "ReduceMin")]
     # A number minus itself is 0, unless it is infinite or NaN.
-    broken = add("IsNaN", add("Sub", own, own), dtype=ir.DataType.BOOL)
+    broken = add("IsNaN", add("Sub", candidate, candidate), dtype=ir.DataType.BOOL)
     numbers.append(number("ReduceMean", add("Cast", broken, to=ir.DataType.FLOAT)))
     for value in map(scaled, pair.hidden):
         numbers += [number(operator, value) for operator in ("ReduceMax", "ReduceMin")]

@@ -1,17 +1,17 @@
-"""Half precision on the CPU: a float16 or bfloat16 graph run in float32, with every tensor rounded where it is made.
+"""Emulates half precision on the CPU: runs a float16 or bfloat16 graph in float32, and rounds every computed tensor.
 
-ONNX Runtime's CPU provider runs a half-precision graph through Casts of its own, and keeps float32 between nodes where
-it can: an activation of 1e5 in the middle comes out finite. Here each node f that the graph declares to give a half
+ONNX Runtime's CPU provider runs a half-precision graph with Casts that it inserts, and keeps float32 between nodes
+where it can: an activation of 1e5 in the middle comes out finite. Here each node f whose declared output type is a half
 type runs as
 
     y = h(f(x)),   h = Cast to the lower type, Cast back to float32
 
 so y has the lower type's digits and its range: from 65520 on, float16 is infinity. Both Casts round to nearest, ties to
-even, and no optimisation of ONNX Runtime's removes the pair (the tests compare all levels bit by bit with numpy).
+even, and no optimisation of ONNX Runtime removes the pair (the tests compare all levels bit by bit with numpy).
 
-What is inside a node is float32: convolutions and products of rounded numbers are summed in float32 and rounded once,
-which is how tensor cores do it, and so do native normalisation kernels. A GPU that fuses nodes rounds less often
-than this; one that sums in the lower type is not modelled.
+Inside a node everything is float32: convolutions and products of rounded numbers are summed in float32 and rounded
+once. Tensor cores and native normalisation kernels do the same. A GPU that fuses nodes rounds less often than this
+emulation; one that sums in the lower type is not modelled.
 """
 
 from __future__ import annotations
@@ -35,21 +35,20 @@ FLOAT = ir.DataType.FLOAT
 
 BODY = ir.AttributeType.GRAPH
 
-
 EXACT = frozenset(
     {"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Expand", "Tile", "Slice", "Split", "Concat", "Gather"}
     | {"Identity", "Pad", "DepthToSpace", "SpaceToDepth", "Where"}
     | {"SequenceEmpty", "SequenceInsert", "SequenceAt", "ConcatFromSequence", "Loop", "If"}
     | {"Relu", "Neg", "Abs", "Max", "Min", "Clip", "MaxPool"}
 )
-"""Operators that give numbers that they were given, up to the sign: nothing is left to round."""
+"""Operators whose results are numbers that they read, up to the sign, so that there is nothing to round."""
 
 
 def emulating_model(model: ir.Model) -> ir.Model:
-    """The float32 model that computes what ``model`` does in half precision. ``model`` is not changed.
+    """The float32 model that computes what ``model`` computes in half precision. ``model`` is not changed.
 
-    Every float16 and bfloat16 tensor is float32, with values that the lower type has; graph inputs and outputs of these
-    types are float32 too, and their names and shapes stay as they are. Weights are widened when they are read or saved.
+    Every float16 and bfloat16 tensor becomes float32, with values that the lower type has. Graph inputs and outputs of
+    these types become float32 too, and keep their names and shapes. Weights are widened when they are read or saved.
     """
     model = model.clone()
     graph = model.graph
@@ -63,7 +62,7 @@ def emulating_model(model: ir.Model) -> ir.Model:
     for node in list(ir.traversal.RecursiveGraphIterator(graph)):
         _widen_attributes(node)
         for body in (attribute.as_graph() for attribute in node.attributes.values() if attribute.type == BODY):
-            for value in body.inputs:  # what comes in was rounded where it was made
+            for value in body.inputs:  # a subgraph's inputs were rounded where they were made
                 _widen_type(value)
         for output in node.outputs:
             lower = output.dtype
@@ -80,15 +79,15 @@ def emulating_model(model: ir.Model) -> ir.Model:
 
 
 def save_emulating(model: ir.Model, path: Path) -> None:
-    """Write the emulating model to ``path`` and ``path`` + ".data". A weight is in memory while it is written."""
+    """Write the emulating model to ``path`` and ``path`` + ".data". Only the weight being written is in memory."""
     ir.save(emulating_model(model), path, external_data=f"{path.name}.data")
 
 
 def emulate(model: ir.Model, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     """Run a half-precision ``model`` on the CPU as a GPU would: ``feeds`` by input name -> outputs by name.
 
-    Arrays for half-precision inputs are rounded; half-precision outputs come back as float32. The emulating model lies
-    in a temporary folder meanwhile, in float32, so its weights are in memory once.
+    Arrays for half-precision inputs are rounded; half-precision outputs come back as float32. The emulating model is
+    written in float32 to a temporary folder, so that its weights are in memory only once.
 
     Raises BackendError where ONNX Runtime is missing or refuses the model or the feeds.
     """
@@ -96,7 +95,7 @@ def emulate(model: ir.Model, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDA
 
 
 def emulate_each(model: ir.Model, sets: Sequence[Mapping[str, NDArray[Any]]]) -> list[dict[str, NDArray[Any]]]:
-    """``emulate`` for several sets of feeds, with one session."""
+    """Do as ``emulate`` for several sets of feeds, with one session."""
     onnxruntime = onnxruntime_cpu.load_library()
     floats = {value.name for value in model.graph.inputs if value.dtype in (*LOWER_TYPES, FLOAT)}
     with tempfile.TemporaryDirectory(prefix="vaedeploy-") as folder:
@@ -105,14 +104,14 @@ def emulate_each(model: ir.Model, sets: Sequence[Mapping[str, NDArray[Any]]]) ->
         try:
             session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
             names = [output.name for output in session.get_outputs()]
-            given = ({n: np.asarray(a, np.float32) if n in floats else a for n, a in feeds.items()} for feeds in sets)
-            return [dict(zip(names, session.run(names, feeds), strict=True)) for feeds in given]
+            inputs = ({n: np.asarray(a, np.float32) if n in floats else a for n, a in feeds.items()} for feeds in sets)
+            return [dict(zip(names, session.run(names, feeds), strict=True)) for feeds in inputs]
         except Exception as error:  # ONNX Runtime's errors have no common type
             raise BackendError(f"ONNX Runtime could not run the emulating model: {error}") from error
 
 
 def _round(graph: ir.Graph, value: ir.Value, lower: ir.DataType) -> None:
-    """Make ``value`` float32, and let all its readers see it rounded; a graph output keeps its name."""
+    """Make ``value`` float32, and let all its readers read a rounded copy. A graph output keeps its name."""
     value.type = ir.TensorType(FLOAT)
     narrow = ir.node("Cast", [value], {"to": lower}, name=f"{value.name}_to_{lower.name.lower()}")
     widen = ir.node("Cast", narrow.outputs, {"to": FLOAT}, name=f"{value.name}_rounded")
@@ -132,10 +131,10 @@ def _round(graph: ir.Graph, value: ir.Value, lower: ir.DataType) -> None:
 
 
 def _widen_type(value: ir.Value) -> None:
-    """A tensor, or a sequence of them, of a half type is of float32."""
+    """Make a tensor of a half type, or a sequence of such tensors, float32."""
     if value.dtype in LOWER_TYPES:
-        whole = ir.TensorType(FLOAT)
-        value.type = ir.SequenceType(whole) if isinstance(value.type, ir.SequenceType) else whole
+        tensor_type = ir.TensorType(FLOAT)
+        value.type = ir.SequenceType(tensor_type) if isinstance(value.type, ir.SequenceType) else tensor_type
 
 
 def _is_exact(node: ir.Node) -> bool:
@@ -148,7 +147,7 @@ def _widen(array: NDArray[Any]) -> NDArray[np.float32]:
 
 
 def _widen_attributes(node: ir.Node) -> None:
-    """Constant and ConstantOfShape carry a tensor as an attribute, and SequenceEmpty a type."""
+    """Widen what an attribute holds: a tensor in Constant and ConstantOfShape, a type in SequenceEmpty."""
     if node.op_type == "SequenceEmpty" and node.attributes.get_int("dtype", FLOAT.value) in LOWER_TYPES:
         node.attributes["dtype"] = ir.AttrInt64("dtype", FLOAT.value)
     attribute = node.attributes.get("value")

@@ -1,8 +1,8 @@
-"""PyTorch in float64, at a cost that one can pay.
+"""Runs PyTorch modules in float64 with little memory and time.
 
-Convolutions run in strips (3x3 ones by ``winograd``), and group normalisation, SiLU and upsampling before a 3x3
-convolution are computed strip by strip as well, when it asks for them, so that none of them is ever whole in
-memory. Everything else is PyTorch's.
+Convolutions run in strips (3x3 ones by ``winograd``). Group normalisation, SiLU and upsampling before a 3x3 convolution
+are computed strip by strip as well, when the convolution asks for a strip, so that none of their results is ever whole
+in memory. Everything else is computed by PyTorch.
 """
 
 from __future__ import annotations
@@ -21,17 +21,18 @@ from vaedeploy.numerics.winograd import STRIP_ELEMENTS, Rows, convolve
 from vaedeploy.system.heap import trim_heap
 
 LARGE = 2**24
-"""Results of more elements than this are rounded to float32 between operations, which are in float64 all the same.
+"""Results of more elements than this are rounded to float32 between operations, which still compute in float64.
 
-It halves the memory that a 512x512 picture takes. The rounding, 6e-8, is the one that golden cases are stored with.
+This halves the memory that a 512x512 image takes. The rounding error, 6e-8, is that of golden cases, which are stored
+in float32.
 """
 
 
 def call_in_float64(module: Callable[[Tensor], Any], x: Tensor) -> tuple[Tensor, ...]:
-    """What ``module``, whose weights are float32, gives for ``x`` when it computes in float64: one tensor, or several.
+    """The outputs, one or several, of ``module``, whose weights are float32, for ``x`` when it computes in float64.
 
-    Each float32 tensor that meets an operation is widened first, which is exact, so the module itself is
-    neither copied nor changed. One that changes tensors in place is copied after all, and computes as PyTorch does.
+    Each float32 tensor is widened before an operation reads it, which is exact, so the module is neither copied nor
+    changed. A module that changes tensors in place is copied after all, and runs PyTorch's own operations.
     """
     with torch.no_grad():
         try:
@@ -39,25 +40,27 @@ def call_in_float64(module: Callable[[Tensor], Any], x: Tensor) -> tuple[Tensor,
                 result = module(x.double())
         except _InPlaceError:
             result = _call_copy(module, x.double())
-    several = result if isinstance(result, tuple) else (result,)
-    return tuple((r.whole() if isinstance(r, _Deferred) else r).double().contiguous() for r in several)
+    results = result if isinstance(result, tuple) else (result,)
+    return tuple((r.whole() if isinstance(r, _Deferred) else r).double().contiguous() for r in results)
 
 
 WORTHWHILE = 2048
-"""Pixels of a batch from which on transforming a kernel of 512 x 512 costs less than it saves."""
+"""Least number of pixels in a batch for ``winograd``: from there on, transforming a kernel of 512 x 512 channels costs
+less time than it saves.
+"""
 
 
 def _call_copy(module: Callable[[Tensor], Any], x: Tensor) -> Any:
-    usual = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)  # for the tensors that the module makes itself
+    previous = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)  # for tensors that the module creates
     try:
         return (copy.deepcopy(module).double() if isinstance(module, nn.Module) else module)(x)
     finally:
-        torch.set_default_dtype(usual)
+        torch.set_default_dtype(previous)
 
 
 class _Float64Arithmetic(TorchFunctionMode):
-    """The context in which ``call_in_float64`` computes."""
+    """Context in which PyTorch's functions compute as ``call_in_float64`` describes."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -87,7 +90,7 @@ class _Float64Arithmetic(TorchFunctionMode):
 
 
 class _InPlaceError(Exception):
-    """An operation writes to a tensor that others may hold; what was put off or rounded for them would be stale."""
+    """An operation writes to a tensor from which others were deferred or rounded; their values would be stale."""
 
 
 def _changes_its_argument(func: Any, kwargs: Any) -> bool:
@@ -104,7 +107,7 @@ def _widened(value: Any) -> Any:
 
 
 def _stored(value: Any) -> Any:
-    """A result as it is kept until the next operation; see ``LARGE``."""
+    """``value`` in the dtype in which it is stored until the next operation; see ``LARGE``."""
     if isinstance(value, Tensor) and value.dtype == torch.float64 and value.numel() > LARGE:
         return value.float()
     return value
@@ -121,24 +124,25 @@ class _Deferred(Tensor):
 
     @staticmethod
     def of(shape: Sequence[int], rows: Rows) -> _Deferred:
-        made = Tensor._make_wrapper_subclass(_Deferred, shape, dtype=torch.float64)
-        made.rows = rows
-        return made
+        tensor = Tensor._make_wrapper_subclass(_Deferred, shape, dtype=torch.float64)
+        tensor.rows = rows
+        return tensor
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        """Any operation that knows nothing of this, such as one that takes a list of tensors: on the whole."""
+        """Compute all rows first for an operation that cannot defer, such as one that takes a list of tensors."""
         args, kwargs = tree_map_only(_Deferred, _Deferred.whole, (args, kwargs or {}))
         return func(*args, **kwargs)
 
     def then(self, func: Callable[[Tensor], Tensor]) -> _Deferred:
-        """An elementwise ``func`` of this."""
+        """The result of an elementwise ``func``, deferred as well."""
         with torch._C.DisableTorchFunction():
             return _Deferred.of(self.shape, lambda item, first, last: func(self.rows(item, first, last)))
 
     def whole(self) -> Tensor:
+        """The plain tensor, all of its rows computed."""
         with torch._C.DisableTorchFunction():
             batch, _, height, _ = self.shape
             return torch.stack([self.rows(item, 0, height) for item in range(batch)])
@@ -159,7 +163,7 @@ def _deferred_group_norm(
 
 
 def _moments(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Variance and mean, in two passes: torch.var_mean, which takes one, needs four times as long."""
+    """Variance and mean, in two passes: torch.var_mean, which makes one pass, takes four times as long."""
     values = values.to(torch.float64, copy=True)
     mean = values.mean()
     return torch.linalg.vector_norm(values.sub_(mean)).square() / values.numel(), mean
@@ -170,7 +174,7 @@ def _is_plain_doubling(size: Any = None, scale_factor: Any = None, mode: str = "
 
 
 def _deferred_doubling(x: Tensor) -> _Deferred:
-    """Nearest-neighbour upsampling by 2."""
+    """Nearest-neighbour upsampling by 2 of a (B, C, H, W) tensor, deferred."""
 
     def rows(item: int, first: int, last: int) -> Tensor:
         part = x[item, :, first // 2 : -(-last // 2)].double().repeat_interleave(2, 1)
@@ -189,7 +193,7 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     with torch._C.DisableTorchFunction():
         large = len(x) * len(weight) * x.shape[2] * x.shape[3] > LARGE
         if large:
-            trim_heap()  # the strips of other shapes left 0.3 GB
+            trim_heap()  # strips of other shapes left 0.3 GB unused in the heap
         source = x.rows if isinstance(x, _Deferred) else rows
         return convolve(source, x.shape, weight, bias, torch.float32 if large else torch.float64)
 
@@ -198,21 +202,21 @@ def _conv_in_strips(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
     groups: int = 1,
 ) -> Tensor:  # fmt: skip
-    """``F.conv2d``, some rows at a time, so that what it unfolds stays small."""
+    """``F.conv2d``, computed some rows at a time, so that the unfolded input stays small."""
     if isinstance(padding, str):
         whole: Tensor = _stored(F.conv2d(_widened(x), weight, bias, stride, padding, dilation, groups))
         return whole
-    (step, across), (spread, wide), (above, beside) = _pair(stride), _pair(dilation), _pair(padding)
-    x = F.pad(x, (beside, beside, above, above)) if above or beside else x
-    reach = spread * (weight.shape[2] - 1) + 1
-    count = (x.shape[2] - reach) // step + 1
-    columns = (x.shape[3] - wide * (weight.shape[3] - 1) - 1) // across + 1
-    large = len(x) * len(weight) * count * columns > LARGE
-    deep = max(1, STRIP_ELEMENTS // (weight[0].numel() * columns))
-    result = torch.empty(len(x), len(weight), count, columns, dtype=torch.float32 if large else torch.float64)
-    for top in range(0, count, deep):
-        part = x[:, :, top * step : (min(top + deep, count) - 1) * step + reach].double()
-        result[:, :, top : top + deep] = F.conv2d(part, weight, bias, stride, 0, dilation, groups)
+    (stride_y, stride_x), (dilation_y, dilation_x), (pad_y, pad_x) = _pair(stride), _pair(dilation), _pair(padding)
+    x = F.pad(x, (pad_x, pad_x, pad_y, pad_y)) if pad_y or pad_x else x
+    span = dilation_y * (weight.shape[2] - 1) + 1
+    rows = (x.shape[2] - span) // stride_y + 1
+    columns = (x.shape[3] - dilation_x * (weight.shape[3] - 1) - 1) // stride_x + 1
+    large = len(x) * len(weight) * rows * columns > LARGE
+    depth = max(1, STRIP_ELEMENTS // (weight[0].numel() * columns))
+    result = torch.empty(len(x), len(weight), rows, columns, dtype=torch.float32 if large else torch.float64)
+    for top in range(0, rows, depth):
+        part = x[:, :, top * stride_y : (min(top + depth, rows) - 1) * stride_y + span].double()
+        result[:, :, top : top + depth] = F.conv2d(part, weight, bias, stride, 0, dilation, groups)
     return result
 
 

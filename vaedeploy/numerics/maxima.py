@@ -1,9 +1,9 @@
-"""The largest magnitude of every tensor in a graph, measured on real inputs: what fp16 has to hold.
+"""Measures the largest magnitude of every tensor in a graph on real inputs, which fp16 has to hold.
 
-Behind each floating-point tensor the measured graph has ReduceMax, ReduceMin and ReduceSum, so only numbers leave ONNX
+After each floating-point tensor the measured graph has ReduceMax, ReduceMin and ReduceSum, so only numbers leave ONNX
 Runtime, and a tensor is freed as soon as its last reader is done. With a full-size decoder at 512x512 the process
-peaked at 1.56 GB; a plain run peaked at 1.50 GB, and 1.62 GB without ONNX Runtime's optimisations. The sum is there for
-NaN alone, which ReduceMax and ReduceMin overlook.
+peaked at 1.56 GB; a plain run peaked at 1.50 GB, and at 1.62 GB without ONNX Runtime's optimisations. The sum is there
+for NaN alone, which ReduceMax and ReduceMin overlook.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from vaedeploy.runtime.onnxruntime_cpu import measuring_session
 from vaedeploy.system.progress import Progress, silent
 
 WHAT = "Measuring activations"
-
-"""Types that ONNX Runtime's CPU provider cannot reduce; float32 holds all their values."""
+"""What the progress report says by default."""
 
 MEASURED = (ir.DataType.FLOAT, ir.DataType.DOUBLE, *LOWER_TYPES)
+"""The types of the tensors that are measured."""
 
 
 def measure_maxima(
@@ -38,16 +38,16 @@ def measure_maxima(
     what: str = WHAT,
     progress: Progress = silent,
 ) -> dict[str, float]:
-    """The largest magnitude of each floating-point tensor over all ``feeds``: graph inputs and what nodes make of them.
+    """The largest magnitude over all ``feeds``, by name, of each floating-point graph input and node output.
 
-    model: a graph, which is not changed, or the path of one. feeds: each gives every graph input by its name.
-    threads: 0 for as many as ONNX Runtime thinks best. what: told with ``progress``. A tensor that held an infinity or
-    a NaN has the maximum ``inf``; one that was always empty has 0.0. Tensors inside the subgraphs of control flow are
-    not measured.
+    model: a graph, which is not changed, or the path of one. feeds: each has an array for every graph input, by name.
+    threads: 0 for as many as ONNX Runtime chooses. what: the text that ``progress`` gets. A tensor that held an
+    infinity or a NaN has the maximum ``inf``; one that was always empty has 0.0. Tensors inside the subgraphs of
+    control flow are not measured.
 
-    Raises InputError where there is nothing to measure on, BackendError with what ONNX Runtime said.
+    Raises InputError where there is no feed or no floating-point tensor, BackendError with what ONNX Runtime said.
     """
-    # A clone shares the weights, whose bytes are not read before ONNX Runtime needs them.
+    # A clone shares the weights, whose bytes are not read before the probe is saved.
     probe = ir.load(model) if isinstance(model, str | Path) else model.clone()
     names = _add_reductions(probe)
     maxima: dict[str, float] = {}
@@ -64,8 +64,8 @@ def measure_maxima(
             except Exception as error:
                 shapes = ", ".join(f"{name} {np.shape(array)}" for name, array in feed.items())
                 raise BackendError(f"ONNX Runtime failed to measure the graph on {shapes}: {error}") from error
-            found = {name: _magnitude(*(float(next(numbers)) for _ in range(3))) for name in names}
-            maxima = {name: max(maxima.get(name, 0.0), value) for name, value in found.items()}
+            magnitudes = {name: _magnitude(*(float(next(numbers)) for _ in range(3))) for name in names}
+            maxima = {name: max(maxima.get(name, 0.0), value) for name, value in magnitudes.items()}
         del session  # Windows deletes no file that is open
     progress(what, total, total)
     if not maxima:
@@ -74,17 +74,18 @@ def measure_maxima(
 
 
 def _add_reductions(model: ir.Model) -> list[str]:
-    """Make the outputs of ``model`` three numbers a tensor; returns the tensors' names in the same order."""
+    """Replace the outputs of ``model`` by three numbers per measured tensor; returns the tensors' names in order."""
     if any(value.dtype is None for node in model.graph for value in node.outputs):
         ir.passes.common.ShapeInferencePass()(model)
     values = list(_measured(model))
     taken = {value.name for node in model.graph for value in node.outputs}
     model.graph.outputs.clear()
     for index, value in enumerate(values):
-        after = value.producer()
+        producer = value.producer()
         nodes = []
         source, kind = value, value.type
         if value.dtype in LOWER_TYPES:
+            # ONNX Runtime's CPU provider cannot reduce half types; float32 holds all their values.
             kind = ir.TensorType(ir.DataType.FLOAT)
             nodes.append(ir.node("Cast", [value], {"to": ir.DataType.FLOAT}))
             source = nodes[-1].outputs[0]
@@ -94,10 +95,10 @@ def _add_reductions(model: ir.Model) -> list[str]:
             taken.add(node.name)
             node.outputs[0].name = node.name
             node.outputs[0].type = kind
-        if after is None:
+        if producer is None:
             model.graph.insert_before(model.graph[0], nodes)
         else:
-            model.graph.insert_after(after, nodes)
+            model.graph.insert_after(producer, nodes)
         for node in nodes[-3:]:
             node.outputs[0].shape = ir.Shape([])
             model.graph.outputs.append(node.outputs[0])
@@ -112,7 +113,7 @@ def _measured(model: ir.Model) -> Iterator[ir.Value]:
 
 
 def _magnitude(highest: float, lowest: float, total: float) -> float:
-    if highest < lowest:  # of no elements at all
+    if highest < lowest:  # the tensor had no elements
         return 0.0
     largest = max(abs(highest), abs(lowest))
     return math.inf if math.isnan(total) or not math.isfinite(largest) else largest

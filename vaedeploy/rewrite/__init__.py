@@ -1,4 +1,4 @@
-"""Exact rewrites: Graph -> Graph, one rule a file, its equation in its docstring."""
+"""Exact rewrites, Graph -> Graph. Each rule is a module whose docstring states the rule's equation."""
 
 from __future__ import annotations
 
@@ -25,14 +25,20 @@ if TYPE_CHECKING:
 __all__ = ["Outcome", "Refusal", "Rewritten", "Underflow", "rewrite_graph"]
 
 UPSAMPLING: dict[Target, UpsampleForm] = {"onnxruntime": "convolutions", "tensorrt": "transposed"}
-"""The faster form in ONNX Runtime on the CPU; the one for which TensorRT-RTX plans less scratch memory."""
+"""Target -> the form in which upsampling is folded: the faster one in ONNX Runtime on the CPU, and the one for which
+TensorRT-RTX plans less scratch memory.
+"""
 
 NOT_IN_BFLOAT16 = "TensorRT has no transposed convolution in bfloat16, and the other form takes twice the memory"
 
 
 @dataclass(frozen=True)
 class Rewritten:
-    """A graph after the rules, what each of them did, in their order, and the weights that lost numbers to zero."""
+    """A graph after the rules.
+
+    outcomes: what each rule did, in the order in which they ran. underflows: the weights in which rounding to the lower
+    precision made numbers zero or subnormal.
+    """
 
     graph: Graph
     outcomes: tuple[Outcome, ...]
@@ -49,17 +55,17 @@ def rewrite_graph(
 ) -> Rewritten:
     """The form of a float32 ``graph`` that ``target`` runs best, in ``precision``. ``graph`` is not changed.
 
-    maxima: tensor -> largest magnitude (see ``calibrate``), for fp16: without them nothing is rescaled. rules: False
-    for the lowering alone.
+    maxima: tensor name -> largest magnitude (see ``calibrate``), for fp16; without them nothing is rescaled. rules:
+    False to lower the precision and apply no other rule.
 
-    Raises InputError where the graph cannot be lowered, as ``lower_precision`` says.
+    Raises InputError where the graph cannot be lowered, for the reasons that ``lower_precision`` lists.
     """
     model = graph.model.clone()
     outcomes: list[Outcome] = []
     keep_fp32: frozenset[str] = frozenset()
     underflows: tuple[Underflow, ...] = ()
     if rules and precision == "fp16" and maxima is not None:
-        # First, since the maxima are those of this graph's tensors.
+        # This rule is first, since the maxima are those of the tensors of the graph as it came.
         scaled = rescale(model, maxima)
         outcomes, keep_fp32 = [scaled.outcome], scaled.keep_fp32
     if rules:
@@ -76,17 +82,21 @@ def rewrite_graph(
         lowering = lower_precision(model, precision, keep_fp32=_present(model, keep_fp32))
         outcomes, underflows = [*outcomes, lowering.outcome], lowering.underflows
     if rules and target == "onnxruntime":
-        outcomes.append(chunk_attention(model))  # last: it puts nodes into a loop, where other rules do not look
+        # This rule is last, since it moves nodes into a loop, where the other rules do not look.
+        outcomes.append(chunk_attention(model))
     _remove_unused(model)
     return Rewritten(Graph(model, graph.part), tuple(outcomes), underflows)
 
 
 def _named_transposed_convolutions(model: ir.Model) -> frozenset[str]:
-    """The names of a graph's own, which TensorRT does not have in bfloat16 either; given where there are none."""
-    found = [node for node in model.graph if node.op_type == "ConvTranspose"]
-    for index, node in enumerate(found):
+    """Names of the transposed convolutions that the graph came with; those without a name get one.
+
+    TensorRT does not have them in bfloat16 either.
+    """
+    nodes = [node for node in model.graph if node.op_type == "ConvTranspose"]
+    for index, node in enumerate(nodes):
         node.name = node.name or f"transposed_convolution_{index}"
-    return frozenset(str(node.name) for node in found)
+    return frozenset(str(node.name) for node in nodes)
 
 
 def _has_bfloat16(model: ir.Model) -> bool:
@@ -94,12 +104,12 @@ def _has_bfloat16(model: ir.Model) -> bool:
 
 
 def _present(model: ir.Model, names: frozenset[str]) -> frozenset[str]:
-    """Those of ``names`` whose nodes the rules have left."""
+    """Those of ``names`` whose nodes the rules have not removed."""
     return names & {str(node.name) for node in model.graph}
 
 
 def _remove_unused(model: ir.Model) -> None:
-    """Drop what no output needs any more: nodes, and the weights that only they read."""
+    """Remove the nodes that no output needs any more, and the weights that only they read."""
     from onnx_ir.passes.common import RemoveUnusedNodesPass
 
     RemoveUnusedNodesPass()(model)

@@ -1,4 +1,4 @@
-"""Attention over blocks of queries, so that its matrix of scores is never whole in memory.
+"""Computes attention over blocks of queries, so that its matrix of scores is never whole in memory.
 
 With queries q (..., N, D), keys k (..., D, M) already transposed, and values v (..., M, E), exporters write
 
@@ -8,13 +8,13 @@ Softmax runs along the keys, so each row of y depends on its own row of q alone:
 
     y = Concat over i of MatMul(Softmax(MatMul(q[i * block : (i + 1) * block], k)), v).
 
-A Loop computes the second form. Its number of blocks follows from the sizes at run time, the fewest that keep one
-block's scores within ``SCORES_BYTES``, so that a small image is one block. Standard operators only.
+A Loop computes the second form. The number of blocks follows from the sizes at run time: the fewest blocks that keep
+one block's scores within ``SCORES_BYTES``, so that a small image is one block. Only standard operators are used.
 
-Peak memory of ONNX Runtime on the CPU, one head of 512 channels as torch's dynamo exporter writes it, inputs included:
-0.38 GiB for 2.19 at 16,384 tokens (a 1024x1024 image), 1.12 GiB at 65,536, where the plain scores alone take 16. ONNX
-Runtime's own MultiHeadAttention takes 0.95 GiB there; at 4,096 tokens it is 8.6e-7 (relative L2) off float64, where
-both forms above are 3.9e-7 off.
+The peak memory of ONNX Runtime on the CPU, for one head of 512 channels as torch's dynamo exporter writes it, inputs
+included, is 0.38 GiB instead of 2.19 GiB at 16,384 tokens (a 1024x1024 image), and 1.12 GiB at 65,536 tokens, where the
+scores of the first form alone take 16 GiB. ONNX Runtime's own MultiHeadAttention takes 0.95 GiB there; at 4,096 tokens
+it is 8.6e-7 (relative L2) off float64, where both forms above are 3.9e-7 off.
 """
 
 from __future__ import annotations
@@ -31,13 +31,15 @@ from vaedeploy.rewrite.outcome import Outcome, Refusal
 __all__ = ["SCORES_BYTES", "chunk_attention"]
 
 SCORES_BYTES = 64 * 2**20
-"""Memory for one block's scores, in bytes: in float32 those of 4,096 tokens whole, or 256 rows of 65,536 tokens'.
+"""Most bytes that one block's scores may take: in float32, all scores of 4,096 tokens, or 256 rows of 65,536 tokens.
 
-Where there are several blocks, all but the last take 32 MiB or more, and from there glibc maps each by itself and gives
-it back. It leaves holes of smaller ones, between the results that stay: blocks of 16 MiB took 67 MB at 12,000 tokens.
+Where there are several blocks, all but the last take 32 MiB or more. From that size on, glibc maps each allocation by
+itself and returns it to the system. Smaller ones leave holes in the heap, between the results that stay: with blocks of
+16 MiB these took 67 MB at 12,000 tokens.
 """
 
-FIRST_OPSET = 15  # from there Shape has a start and an end
+FIRST_OPSET = 15
+"""The first opset in which Shape has a start and an end."""
 
 INDEX = ir.TensorType(ir.DataType.INT64)
 
@@ -49,15 +51,17 @@ Dimension = int | ir.SymbolicDim | None
 def chunk_attention(model: ir.Model, *, scores_bytes: int = SCORES_BYTES) -> Outcome:
     """Compute each attention of ``model``'s main graph over blocks of queries, in place.
 
-    Looks at every Softmax. Between it and the two products there may be casts, and before it factors of one number.
-    Types and ranks must be known: infer shapes first. scores_bytes: the most that one block's scores take, though a
-    block has at least one row; ValueError below 1.
+    Looks at every Softmax. Between it and the two products there may be Casts, and before it multiplications and
+    divisions by a single number. Types and ranks must be known: infer shapes first.
+
+    scores_bytes: the most bytes that one block's scores may take, although a block has at least one row; ValueError
+    below 1.
     """
     if scores_bytes < 1:
         raise ValueError(f"scores_bytes is {scores_bytes}; it must be at least 1")
     matches, refusals = 0, []
     for softmax in [node for node in model.graph if node.op_type == "Softmax" and node.domain == ""]:
-        path = _find(softmax, model.graph.opset_imports.get("", 0), scores_bytes)
+        path = _find_attention(softmax, model.graph.opset_imports.get("", 0), scores_bytes)
         if isinstance(path, str):
             refusals.append(Refusal(softmax.name or "", path))
         else:
@@ -66,14 +70,14 @@ def chunk_attention(model: ir.Model, *, scores_bytes: int = SCORES_BYTES) -> Out
     return Outcome("chunk_attention", matches, tuple(refusals))
 
 
-def _find(softmax: ir.Node, opset: int, scores_bytes: int) -> list[ir.Node] | str:
+def _find_attention(softmax: ir.Node, opset: int, scores_bytes: int) -> list[ir.Node] | str:
     """The nodes of the attention around ``softmax``, or why it is left alone."""
     path = _path(softmax)
     return path if isinstance(path, str) else _why_not(path, softmax, opset, scores_bytes) or path
 
 
 def _path(softmax: ir.Node) -> list[ir.Node] | str:
-    """The nodes from the product of queries and keys to that with the values, or why there are none."""
+    """The nodes from the product of queries and keys to the product with the values, or why there is no such path."""
     path = [softmax]
     while path[0].op_type != "MatMul":
         value = path[0].inputs[1 if path[0].op_type == "Mul" and _is_number(path[0].inputs[0]) else 0]
@@ -116,7 +120,7 @@ def _is_number(value: ir.Value | None) -> bool:
 
 
 def _why_not(path: Sequence[ir.Node], softmax: ir.Node, opset: int, scores_bytes: int) -> str | None:
-    """Why rows of the result may depend on each other, or why they need not be apart; None where blocks serve."""
+    """Why blocks of rows may not be computed apart, or why they need not be; None where blocks serve."""
     if opset < FIRST_OPSET:
         return f"opset {opset} is older than {FIRST_OPSET}"
     q, k, v = (value.shape for value in _operands(path))
@@ -143,7 +147,7 @@ def _operands(path: Sequence[ir.Node]) -> tuple[ir.Value, ir.Value, ir.Value]:
 
 
 def _score_bytes(path: Sequence[ir.Node]) -> int:
-    """Bytes of one score, in the widest type that it has on its way."""
+    """Bytes of one score, in the widest type that it has along ``path``."""
     return max(math.ceil(node.outputs[0].dtype.itemsize) for node in path if node.outputs[0].dtype is not None)
 
 
@@ -162,19 +166,22 @@ class _Nodes(list[ir.Node]):
         shape: Sequence[Dimension | str] | None = (1,),
         **attributes: Any,
     ) -> ir.Value:
-        """The one output of a new node: a size, int64 (1,), unless told."""
+        """The one output of a new node: by default a size, int64 (1,)."""
         name = f"{self.prefix}.{len(self)}_{op_type}"
         output = ir.Value(name=name, type=type, shape=None if shape is None else ir.Shape(shape))
         self.append(ir.node(op_type, inputs, attributes, outputs=[output], name=name))
         return output
 
     def ceil_div(self, a: ir.Value, b: ir.Value, one: ir.Value) -> ir.Value:
-        """(a - 1) // b + 1, truncated: 1 for a = 0, so that no size of an empty batch is divided by zero."""
+        """The quotient a / b rounded up, as (a - 1) // b + 1 with truncation.
+
+        It is 1 for a = 0, so that no size of an empty batch is divided by zero.
+        """
         return self.add("Add", self.add("Div", self.add("Sub", a, one), b), one)
 
 
 def _replace(graph: ir.Graph, path: Sequence[ir.Node], block_scores: int) -> None:
-    """Put the loop in the place of ``path``. block_scores: how many scores a block may have."""
+    """Replace ``path`` by the loop. block_scores: how many scores a block may have."""
     q, k, _ = _operands(path)
     result = path[-1].outputs[0]
     assert result.dtype is not None
@@ -186,40 +193,40 @@ def _replace(graph: ir.Graph, path: Sequence[ir.Node], block_scores: int) -> Non
     block = nodes.ceil_div(rows, nodes.ceil_div(all_scores, scores, one), one)
     count = nodes.add("Squeeze", nodes.ceil_div(rows, block, one), shape=())
     blocks = ir.SequenceType(ir.TensorType(result.dtype))
-    none = nodes.add("SequenceEmpty", type=blocks, shape=None, dtype=result.dtype.value)
+    empty = nodes.add("SequenceEmpty", type=blocks, shape=None, dtype=result.dtype.value)
     body = _body(path, block, blocks, _Nodes(f"{nodes.prefix}.body"))
-    # The condition is always true. It may be left out, but not every runtime takes that for true.
-    true = nodes.add("Constant", type=FLAG, shape=(), value=ir.tensor(np.array(True)))
-    every = nodes.add("Loop", count, true, none, type=blocks, shape=None, body=body)
-    joined = nodes.add("ConcatFromSequence", every, axis=-2)
+    # ONNX lets the condition of a Loop be left out, but not every runtime takes that for true.
+    condition = nodes.add("Constant", type=FLAG, shape=(), value=ir.tensor(np.array(True)))
+    results = nodes.add("Loop", count, condition, empty, type=blocks, shape=None, body=body)
+    joined = nodes.add("ConcatFromSequence", results, axis=-2)
     ir.convenience.replace_nodes_and_values(graph, path[-1], path, nodes, [result], [joined])
 
 
 def _body(path: Sequence[ir.Node], block: ir.Value, blocks: ir.SequenceType, nodes: _Nodes) -> ir.Graph:
-    """(index of a block, condition, blocks before it) -> (condition, the same and this block)."""
+    """The loop's body: (index of a block, condition, results before it) -> (condition, results with this block's)."""
     q, _, _ = _operands(path)
     index = ir.Value(name=f"{nodes.prefix}.index", type=INDEX, shape=ir.Shape([]))
-    going = ir.Value(name=f"{nodes.prefix}.going", type=FLAG, shape=ir.Shape([]))
+    condition = ir.Value(name=f"{nodes.prefix}.going", type=FLAG, shape=ir.Shape([]))
     before = ir.Value(name=f"{nodes.prefix}.before", type=blocks)
-    still = nodes.add("Identity", going, type=FLAG, shape=())
+    same_condition = nodes.add("Identity", condition, type=FLAG, shape=())
     start, axis = nodes.add("Mul", index, block), nodes.add("Constant", value_ints=[-2])
     end = nodes.add("Add", start, block)  # past the last row in the last block, where Slice stops at the last row
     old, new = q, nodes.add("Slice", q, start, end, axis, type=q.type, shape=_block_shape(q.shape))
     for node in path:
-        # A product reads the rows from its left, and may read the same value, whole, from its right.
+        # A product takes the block's rows as its left operand; its right one stays whole, even if it is the same value.
         inputs = [new, node.inputs[1]] if node.op_type == "MatMul" else [new if x is old else x for x in node.inputs]
         old = node.outputs[0]
         shape = _block_shape(old.shape, nodes.prefix if node is not path[-1] else None)
         new = nodes.add(node.op_type, *inputs, type=old.type, shape=shape, **node.attributes)
     after = nodes.add("SequenceInsert", before, new, type=blocks, shape=None)
-    return ir.Graph([index, going, before], [still, after], nodes=nodes, name=nodes.prefix)
+    return ir.Graph([index, condition, before], [same_condition, after], nodes=nodes, name=nodes.prefix)
 
 
 def _block_shape(shape: ir.Shape | None, prefix: str | None = None) -> Sequence[Dimension | str] | None:
-    """``shape`` with a number of rows that is not known.
+    """``shape`` with an unknown number of rows.
 
-    With a prefix, sizes that are not known have names: scores share them from the first product to the second, and
-    ONNX Runtime then computes the softmax in the scores' own memory.
+    With a prefix, unknown sizes get names. The scores share these from the first product to the second, and ONNX
+    Runtime then computes the softmax in the scores' own memory.
     """
     if shape is None:
         return None

@@ -1,4 +1,4 @@
-"""Group normalisation with means taken in two stages, for ONNX Runtime.
+"""Takes the means of group normalisation in two stages, for ONNX Runtime.
 
 torch's exporter writes GroupNorm with G groups as
 
@@ -9,9 +9,9 @@ decoder was 2.2e-5 (relative L2) off float64. This rule writes the same y as
 
     m = mean_rest(mean_W(x))     d = x - m     v = mean_rest(mean_W(d * d))     y = d * (gamma / sqrt(v + eps)) + beta
 
-whose two short sums keep their digits (1.0e-6 in that decoder) and run on all cores: its time was 0.99 of the other's.
-From opset 21 on exporters write GroupNormalization instead, which ONNX Runtime computes in the same way; it becomes the
-same.
+whose two short sums keep their digits (1.0e-6 off float64 in that decoder) and run on all cores: the decoder took 0.99
+of the time. From opset 21 on, exporters write GroupNormalization instead, which ONNX Runtime computes as it does
+InstanceNormalization; this rule rewrites it to the same form.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from vaedeploy.rewrite.outcome import Outcome, Refusal
 __all__ = ["split_means"]
 
 FIRST_OPSET = 18
-"""ReduceMean takes its axes as an input from here on."""
+"""The first opset in which ReduceMean takes its axes as an input."""
 
 
 class _Instances(RewriteRuleClassBase):
-    """Group normalisation by InstanceNormalization between reshapes."""
+    """Rule for group normalisation that is written as an InstanceNormalization between Reshapes."""
 
     def pattern(self, op: Any, x: Any, groups: Any, ones: Any, zeros: Any, back: Any, gamma: Any, beta: Any) -> Any:
         grouped = op.Reshape(x, groups)
@@ -70,7 +70,7 @@ class _Instances(RewriteRuleClassBase):
 
 
 class _Groups(RewriteRuleClassBase):
-    """The operator GroupNormalization as of opset 21, whose scale and bias are (C,)."""
+    """Rule for the operator GroupNormalization of opset 21 and later, whose scale and bias are (C,)."""
 
     def pattern(self, op: Any, x: Any, scale: Any, bias: Any) -> Any:
         return op.GroupNormalization(x, scale, bias, _outputs=["normal"])
@@ -97,7 +97,7 @@ class _Groups(RewriteRuleClassBase):
 
 
 def _two_stages(op: Any, x: Any, groups: int, epsilon: float, gamma: Any, beta: Any) -> Any:
-    """gamma, beta: (C, 1, ...), to multiply and to be added to x (B, C, ...)."""
+    """Group normalisation of x (B, C, ...) with means in two stages. gamma, beta: scale and bias, (C, 1, ...)."""
     channels, rank = x.shape[1], len(x.shape)
 
     def ints(*values: int) -> Any:
@@ -127,22 +127,22 @@ def _is_shape_of(shape: ir.Value, x: ir.Value) -> bool:
 
 
 class _Refusals(MatchingTracer):
-    """Keeps the places where the pattern was found and ``check`` said no."""
+    """Collects the places where a pattern matched and ``check`` refused."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: dict[str, Refusal] = {}
+        self.by_node: dict[str, Refusal] = {}
 
     def log(self, rule: Any, container: Any, node: ir.Node, match_result: MatchResult, status: MatchStatus) -> None:
         if status == MatchStatus.CONDITION_FAILED:
-            self.found[str(node.name)] = Refusal(str(node.name), match_result.reason)
+            self.by_node[str(node.name)] = Refusal(str(node.name), match_result.reason)
 
 
 def split_means(model: ir.Model) -> Outcome:
-    """Take the means of each group normalisation in two stages; ``model`` is changed."""
+    """Take the means of each group normalisation in two stages; ``model`` is changed in place."""
     matches, refusals = 0, _Refusals()
     for kind in (_Instances, _Groups):
         rule = kind.rule()  # type: ignore[no-untyped-call]
         matches += rule.apply_to_model(model)
-        rule.apply_to_model(model, tracer=refusals)  # changes nothing, and finds only what is left
-    return Outcome("split_means", matches, tuple(refusals.found.values()))
+        rule.apply_to_model(model, tracer=refusals)  # changes nothing: it only meets the places that are left
+    return Outcome("split_means", matches, tuple(refusals.by_node.values()))

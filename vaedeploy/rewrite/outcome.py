@@ -1,4 +1,4 @@
-"""What a rule did to a graph: how often it matched, and where it did not and why."""
+"""What a rule did to a graph: how many places it rewrote, and which it left alone and why."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ __all__ = ["Outcome", "Refusal"]
 
 @dataclass(frozen=True)
 class Refusal:
-    """A place that a rule is about and left alone.
+    """A place that a rule looked at and left alone.
 
-    node: the name of the node that it looked at. reason: a sentence without a full stop.
+    node: the name of the node there. reason: a sentence without a full stop.
     """
 
     node: str
@@ -20,7 +20,7 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one rule did: ``matches`` places were rewritten, ``refusals`` were left alone."""
+    """What one rule did: it rewrote ``matches`` places and left those in ``refusals`` alone."""
 
     rule: str
     matches: int

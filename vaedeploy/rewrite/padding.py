@@ -1,11 +1,12 @@
-"""Explicit padding with zeros before a convolution, folded into the convolution's own padding.
+"""Folds explicit padding with zeros before a convolution into the padding of the convolution itself.
 
-With P(x; t, l, b, r) the image with so many zeros above, to the left, below and to the right,
+With P(x; t, l, b, r) the image x with t, l, b and r zeros above it, to its left, below it and to its right,
 
     Conv(P(x; t, l, b, r); pads = (t', l', b', r')) = Conv(x; pads = (t + t', l + l', b + b', r + r')),
 
-the same products in the same sums. Encoders of Stable Diffusion's kind pad by (0, 0, 1, 1) before each convolution of
-stride 2; torch's TorchScript exporter writes that as a Pad, a copy of the whole image, its dynamo exporter folds most.
+which are the same products in the same sums. Encoders of Stable Diffusion's kind pad by (0, 0, 1, 1) before each
+convolution of stride 2. torch's TorchScript exporter writes that as a Pad, which copies the whole image; torch's dynamo
+exporter folds most of them.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ __all__ = ["fold_padding"]
 def fold_padding(model: ir.Model) -> Outcome:
     """Fold each Pad of the main graph into the convolutions that read it, in place.
 
-    A Pad whose result is read by something else too stays for that. What nothing reads any more is removed.
+    A Pad that another node reads too stays for that node. Nodes that nothing reads any more are removed.
     """
     matches, refusals = 0, []
     opset = model.graph.opset_imports.get("", 0)
@@ -44,8 +45,8 @@ def fold_padding(model: ir.Model) -> Outcome:
             if auto not in ("NOTSET", "VALID"):
                 refusals.append(Refusal(conv.name or "", f"its own padding follows from the image's size ({auto})"))
                 continue
-            own = [0] * len(zeros) if auto == "VALID" else conv.attributes.get_ints("pads", [0] * len(zeros))
-            conv.attributes["pads"] = ir.AttrInt64s("pads", [a + b for a, b in zip(own, zeros, strict=True)])
+            pads = [0] * len(zeros) if auto == "VALID" else conv.attributes.get_ints("pads", [0] * len(zeros))
+            conv.attributes["pads"] = ir.AttrInt64s("pads", [a + b for a, b in zip(pads, zeros, strict=True)])
             conv.attributes.pop("auto_pad", None)
             conv.replace_input_with(0, pad.inputs[0])
             matches += 1
@@ -66,7 +67,7 @@ def _rank(conv: ir.Node) -> int | None:
 
 
 def _zeros(pad: ir.Node, rank: int, opset: int) -> list[int] | str:
-    """How many zeros ``pad`` puts before and after each spatial axis, in Conv's order, or why it cannot be folded."""
+    """The zeros that ``pad`` adds before and after each spatial axis, in Conv's order, or why it cannot be folded."""
     mode = pad.attributes.get_string("mode", "constant")
     if mode != "constant":
         return f"its mode is {mode}, not constant"
@@ -79,11 +80,11 @@ def _zeros(pad: ir.Node, rank: int, opset: int) -> list[int] | str:
         if np.any(number != 0):
             return f"it pads with {number.item():g}, not zero"
     counts = None if pads is None else evaluate(pads, opset)
-    chosen = np.arange(rank) if axes is None else evaluate(axes, opset)
-    if counts is None or chosen is None:
+    padded_axes = np.arange(rank) if axes is None else evaluate(axes, opset)
+    if counts is None or padded_axes is None:
         return "how much it pads is not constant"
     before, after = np.zeros(rank, np.int64), np.zeros(rank, np.int64)
-    before[chosen], after[chosen] = np.split(counts, 2)
+    before[padded_axes], after[padded_axes] = np.split(counts, 2)
     if before[:2].any() or after[:2].any():
         return "it pads the batch or the channels"
     if (before < 0).any() or (after < 0).any():

@@ -1,4 +1,4 @@
-"""Nearest x2 followed by a 3x3 convolution, folded into convolutions of the small image.
+"""Folds nearest x2 upsampling and a 3x3 convolution that follows it into convolutions of the small image.
 
 Along one axis, with u the image after nearest x2 (u[2i] = u[2i + 1] = x[i]) and w the kernel, y[j] = w0 u[j - 1] +
 w1 u[j] + w2 u[j + 1], with zeros beyond the border, is
@@ -6,7 +6,7 @@ w1 u[j] + w2 u[j + 1], with zeros beyond the border, is
     y[2i]     = w0 x[i - 1] + (w1 + w2) x[i]
     y[2i + 1] = (w0 + w1) x[i] + w2 x[i + 1],
 
-and in two dimensions the product of both. Two forms of it, each with 4/9 of the multiplications:
+and in two dimensions it is the product of both. Two forms compute it, each with 4/9 of the multiplications:
 
     "convolutions"  a 2x2 convolution for each phase (a, b) of (row, column), padded by 1 - a above, a below, 1 - b to
                     the left, b to the right; then y[2i + a, 2j + b] = phase_ab[i, j], by Concats of rows and
@@ -44,9 +44,11 @@ NEAREST = {
         for rounding in ("round_prefer_floor", "round_prefer_ceil")
     ),
 }
-"""(coordinate_transformation_mode, nearest_mode) that read x[i // 2] at exactly x2: output i lies at i / 2 of the input
-in the first two, at i / 2 - 1/4 in the others, both exact in float32. align_corners with rounding is the same function
-too, but comes within 1 / (4 n) of a tie, which float32 does not keep apart on large images.
+"""The pairs (coordinate_transformation_mode, nearest_mode) that read x[i // 2] at exactly x2.
+
+Output i lies at position i / 2 of the input with "asymmetric", and at i / 2 - 1/4 with the others, both exact in
+float32. align_corners with rounding is the same function too, but its positions come within 1 / (4 n) of a tie, which
+float32 cannot tell from the tie on large images.
 """
 
 INDEX = ir.TensorType(ir.DataType.INT64)
@@ -54,26 +56,29 @@ INDEX = ir.TensorType(ir.DataType.INT64)
 PHASES = ((0, 0), (0, 1), (1, 0), (1, 1))
 
 TAPS = (np.array([[1, 0, 0], [0, 1, 1]], np.float64), np.array([[1, 1, 0], [0, 0, 1]], np.float64))
-"""TAPS[a] @ w: the kernel of phase a along one axis."""
+"""TAPS[a] @ w is the kernel of phase a along one axis."""
 
 TRANSPOSED_TAPS = np.array([[0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]], np.float64)
+"""TRANSPOSED_TAPS @ w is the kernel of the transposed convolution along one axis."""
 
 PROBES = (
     (10007, 10009, 10037, 10039, 10061, 10067, 10069, 10079),
     (30011, 20011, 40009, 20021, 30013, 20023, 40013, 20029),
     (65537, 50021, 65539, 50023, 65543, 50033, 65551, 50047),
 )
-"""Sizes at which computed sizes are compared, all prime, so that a division shows. They are polynomials in the sizes
-(see ``operations.SIZE_OPERATORS``), and two that agree at large numbers without a pattern are one.
+"""Sizes at which computed sizes are compared: in each row four for symbols, then four for axes of unknown size.
+
+All are prime, so that a division shows. Computed sizes are polynomials in the sizes (see ``sizes.SIZE_OPERATORS`` in
+``graph``), and two polynomials that agree at large numbers without a pattern are the same.
 """
 
 
 def fold_upsampling(model: ir.Model, form: UpsampleForm) -> Outcome:
     """Fold each nearest x2 Resize of the main graph into the 3x3 convolutions that read it, in place.
 
-    Casts and Identities may lie between. A Resize whose result is read by something else too stays for that, and the
-    convolution is folded all the same: what it costs is its multiplications. A Pad between is for ``fold_padding``, to
-    be applied before. Initializers that nothing reads any more are removed.
+    Casts and Identities may lie between them. A Resize that another node reads too stays for that node, and the
+    convolution is folded all the same, since its cost is its multiplications. For a Pad between them, apply
+    ``fold_padding`` before. Initializers that nothing reads any more are removed.
     """
     if form not in get_args(UpsampleForm):
         raise ValueError(f"form is {form!r}; it must be one of {', '.join(get_args(UpsampleForm))}")
@@ -107,7 +112,7 @@ def fold_upsampling(model: ir.Model, form: UpsampleForm) -> Outcome:
 
 
 def _why_not_double(resize: ir.Node, opset: int) -> str | None:
-    """Why ``resize`` may not be u[..., i, j] = x[..., i // 2, j // 2]; None where it is."""
+    """Why ``resize`` may not compute u[..., i, j] = x[..., i // 2, j // 2]; None where it does."""
     attributes = resize.attributes
     mode = attributes.get_string("mode", "nearest")
     if mode != "nearest":
@@ -124,10 +129,10 @@ def _why_not_double(resize: ir.Node, opset: int) -> str | None:
     assert x is not None
     wanted = [(1, 1, 2, 2)[axis] for axis in axes]
     if sizes is None:
-        given = None if scales is None else evaluate(scales, opset)
-        if given is None:
+        factors = None if scales is None else evaluate(scales, opset)
+        if factors is None:
             return "its scales are not constant"
-        return None if given.tolist() == wanted else f"its scales are {given.tolist()}, not {wanted}"
+        return None if factors.tolist() == wanted else f"its scales are {factors.tolist()}, not {wanted}"
     if attributes.get_string("keep_aspect_ratio_policy", "stretch") != "stretch":
         return "it keeps the aspect ratio"
     if all(_is_scaled(x, sizes, opset, axes, wanted, probe) for probe in PROBES):
@@ -138,7 +143,7 @@ def _why_not_double(resize: ir.Node, opset: int) -> str | None:
 def _is_scaled(
     x: ir.Value, sizes: ir.Value, opset: int, axes: Sequence[int], wanted: Sequence[int], probe: Sequence[int]
 ) -> bool:
-    """Whether ``sizes`` are ``wanted`` times x's along ``axes``, where the symbols in x's shape are ``probe``."""
+    """Whether ``sizes`` are ``wanted`` times x's along ``axes``, with sizes from ``probe`` where x's are not fixed."""
     shape = ir.Shape([None] * 4) if x.shape is None else x.shape
     symbols = sorted({name for dim in shape if isinstance(dim, ir.SymbolicDim) for name in _symbols(dim)})
     if len(shape) != 4 or len(symbols) > 4:
@@ -146,19 +151,19 @@ def _is_scaled(
     values = dict(zip(symbols, probe, strict=False))
     unknown = iter(probe[4:])
     dims = [next(unknown) if dim is None else dim for dim in evaluate_shape(shape, values)]
-    given = evaluate(sizes, opset, values, {x: dims})
-    return given is not None and given.tolist() == [dims[a] * factor for a, factor in zip(axes, wanted, strict=True)]
+    result = evaluate(sizes, opset, values, {x: dims})
+    return result is not None and result.tolist() == [dims[a] * factor for a, factor in zip(axes, wanted, strict=True)]
 
 
 def _symbols(dim: ir.SymbolicDim) -> frozenset[str]:
     try:
         return dim.free_symbols()
-    except ValueError:  # an exporter's own notation
+    except ValueError:  # notation that only the exporter knows, such as torch's TruncToInt(2.0*ToFloat(s53))
         return frozenset()
 
 
 def _paths(value: ir.Value, passed: tuple[ir.Node, ...] = ()) -> Iterator[tuple[ir.Node, ...]]:
-    """The nodes from ``value`` to each that reads it as its first input, through Casts and Identities."""
+    """For each node that reads ``value`` as its first input: the Casts and Identities on the way, and that node."""
     for node, index in value.uses():
         if node.op_type in ("Cast", "Identity") and node.domain == "":
             yield from _paths(node.outputs[0], (*passed, node))
@@ -187,7 +192,7 @@ def _why_not_foldable(conv: ir.Node) -> str | None:
 
 
 def _constant(value: ir.Value) -> ir.TensorProtocol | None:
-    """The tensor that ``value`` always is. TorchScript shares equal weights through Identities."""
+    """The constant that ``value`` holds, or None. TorchScript's exporter shares equal weights through Identities."""
     node = value.producer()
     if node is not None and node.op_type == "Identity" and node.inputs[0] is not None:
         return _constant(node.inputs[0])
@@ -195,9 +200,9 @@ def _constant(value: ir.Value) -> ir.TensorProtocol | None:
 
 
 def _fold_weights(graph: ir.Graph, weight: ir.Value, groups: int, form: UpsampleForm) -> list[ir.Value]:
-    """New initializers in the weight's own dtype: (O, I/g, 2, 2) for each phase, or one (I, O/g, 4, 4).
+    """New initializers in the weight's dtype: (O, I/g, 2, 2) for each phase, or one (I, O/g, 4, 4).
 
-    None at all where a sum of taps overflows.
+    The list is empty where a sum of taps overflows.
     """
     tensor = _constant(weight)
     assert tensor is not None
@@ -224,16 +229,16 @@ def _fold_weights(graph: ir.Graph, weight: ir.Value, groups: int, form: Upsample
 
 
 def _replace(resize: ir.Node, between: Sequence[ir.Node], conv: ir.Node, weights: Sequence[ir.Value]) -> None:
-    """Put the folded form in the place of ``conv``; what nothing reads any more is left where it is."""
+    """Replace ``conv`` by the folded form; nodes that nothing reads any more are left in the graph."""
     nodes: list[ir.Node] = []
     output, x = conv.outputs[0], resize.inputs[0]
     assert x is not None
 
     def add(
-        operator: str, given: Sequence[ir.Value | None], like: ir.Value, suffix: str, **attributes: Any
+        operator: str, inputs: Sequence[ir.Value | None], like: ir.Value, suffix: str, **attributes: Any
     ) -> ir.Value:
-        """A node on the small image. ``like``: a value of the result's type and number of channels."""
-        node = ir.node(operator, given, attributes, name=f"{conv.name}.{suffix}", metadata_props=conv.metadata_props)
+        """The output of a new node on the small image. like: a value of the output's type and number of channels."""
+        node = ir.node(operator, inputs, attributes, name=f"{conv.name}.{suffix}", metadata_props=conv.metadata_props)
         value = node.outputs[0]
         value.name, value.type = f"{output.name}.{suffix}", like.type
         if x.shape is not None and like.shape is not None:
@@ -262,23 +267,26 @@ def _replace(resize: ir.Node, between: Sequence[ir.Node], conv: ir.Node, weights
 
 
 def _interleave(phases: Sequence[ir.Value], output: ir.Value, prefix: str) -> list[ir.Node]:
-    """Nodes that put (B, O, h, w) for each of PHASES together to (B, O, 2h, 2w), which the last one gives.
+    """Nodes that interleave (B, O, h, w) for each of PHASES to (B, O, 2h, 2w), the output of the last node.
 
-    A row of phase (0, b) and the same of (1, b) end to end, (B, O, h, 2w), lie in memory as (B, O, 2h, w) does.
+    Each row of phase (0, b) with the same row of phase (1, b) behind it, (B, O, h, 2w), lies in memory as (B, O, 2h, w)
+    does.
 
-    It could be one Concat and a DepthToSpace, but ONNX Runtime's runs on one core: they took 0.38 s of a full-size
-    decode of 512x512 (8.4 s, two cores), where these take 0.18.
+    One Concat and a DepthToSpace would do as well, but ONNX Runtime runs DepthToSpace on one core: those two took
+    0.38 s of a full-size decode at 512x512 (8.4 s, two cores), where these nodes take 0.18 s.
     """
     nodes: list[ir.Node] = []
     shape, wide = phases[0].shape, None if output.shape is None else output.shape[3]
 
-    def add(operator: str, given: Sequence[ir.Value], type: ir.TypeProtocol | None, *more: Any, **how: Any) -> ir.Value:
-        """The output of a new node. more: its sizes behind (B, O, h), where those are known."""
-        node = ir.node(operator, given, how, name=f"{prefix}.{len(nodes)}")
+    def add(
+        operator: str, inputs: Sequence[ir.Value], type: ir.TypeProtocol | None, *last_sizes: Any, **attributes: Any
+    ) -> ir.Value:
+        """The output of a new node. last_sizes: its sizes after (B, O, h), where they are known."""
+        node = ir.node(operator, inputs, attributes, name=f"{prefix}.{len(nodes)}")
         (value,) = node.outputs
         value.name, value.type = f"{output.name}.interleaved.{len(nodes)}", type
-        if more and shape is not None:
-            value.shape = ir.Shape([*shape.dims[:3], *more])
+        if last_sizes and shape is not None:
+            value.shape = ir.Shape([*shape.dims[:3], *last_sizes])
         nodes.append(node)
         return value
 
@@ -289,7 +297,7 @@ def _interleave(phases: Sequence[ir.Value], output: ir.Value, prefix: str) -> li
     rows = [add("Concat", [phases[b], phases[2 + b]], output.type, wide, axis=3) for b in (0, 1)]
     columns = [add("Reshape", [row, column], output.type, wide, 1) for row in rows]
     pairs = add("Concat", columns, output.type, wide, 2, axis=4)
-    # Not the Shape of a phase: ONNX Runtime has those in a layout of its own, and would bring one back for that.
+    # Shape reads a row, not a phase: ONNX Runtime keeps phases in a layout of its own, and would convert one for that.
     sizes = add("Mul", [add("Shape", rows[:1], INDEX), numbers(1, 1, 2, 1)], INDEX)
     add("Reshape", [pairs, sizes], output.type)
     return nodes

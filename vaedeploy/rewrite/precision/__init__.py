@@ -1,20 +1,21 @@
-"""A float32 graph as a strongly typed half-precision one.
+"""Lowers a float32 graph to a strongly typed half-precision graph.
 
     y = f(x; w)   becomes   y = h(f(h(x); h(w))),   h = rounding to float16 or bfloat16, to nearest, ties to even
 
-for every operator but those that need float32's range or digits. These keep f, between Casts that stand only where
-the type changes:
+for every operator but those that need float32's range or digits. Those keep f in float32, and Casts stand only where
+the type changes. They are:
 
-- what stands before the first and after the last convolution or product on each path: the latent contract's scale and
-  shift, a float image's way to bytes, and the check that it is finite, which sees the half-precision image's infinity;
+- nodes before the first and after the last convolution, product or normalisation on each path: the latent contract's
+  scale and shift, the conversion of the float image to bytes, and the check that it is finite, which sees an infinity
+  of the half-precision image;
 - Softmax, exponentials, roots, sums and means, and division by a tensor;
 - a normalisation that is written as primitives, from x - mean to its scale and bias. x - mean is float32 because a
   mean rounded to half precision is off by 2**-12 of itself, which may be much of the deviation, and because squares
   leave float16's range above 256. The result is rounded once, as a native kernel's is;
-- elementwise operators with a scalar that the lower type does not have: an epsilon of 1e-15, a bound of 1e30.
+- elementwise operators with a scalar that the lower type does not have, such as an epsilon of 1e-15 or a bound of 1e30.
 
 Native normalisation nodes stay in the lower type (their kernels sum in float32) unless ``normalization="fp32"``.
-Operators that only move data have the type of what they move. Weights are rounded once, from float32, when saved.
+Operators that only move data have the type of that data. Weights are rounded once, from float32, when saved.
 """
 
 from __future__ import annotations
@@ -42,13 +43,15 @@ Normalization = Literal["native", "fp32"]
 
 
 BF16_OPSET = 22
-"""Conv, ConvTranspose and InstanceNormalization take bfloat16 from here on."""
+"""The first opset in which Conv, ConvTranspose and InstanceNormalization take bfloat16."""
 
 
 @dataclass(frozen=True)
 class Lowering:
-    """What ``lower_precision`` did: ``outcome.matches`` nodes compute in the lower type; its refusals are the nodes
-    whose operator does not take that type.
+    """What ``lower_precision`` did.
+
+    outcome: its matches are the nodes that compute in the lower type, its refusals the nodes whose operator does not
+    take that type. underflows: the weights in which rounding made numbers zero or subnormal.
     """
 
     outcome: Outcome
@@ -66,19 +69,21 @@ def lower_precision(
     """Rewrite a float32 ``model`` in place to float16 or bfloat16.
 
     keep_fp32: names of nodes that stay in float32. inputs_outputs: the type of the graph's float inputs and outputs,
-    whose names and shapes stay as they are. Rounded weights are made one at a time, when they are read or saved.
+    which keep their names and shapes. normalization: "fp32" to compute native normalisation nodes in float32. Weights
+    are rounded one at a time, when they are read or saved.
 
-    Raises InputError for an option that is not valid, a node in ``keep_fp32`` that is not there, a graph that is
-    not float32 alone, has control flow or, for bf16, uses operators that opset 22 changed, and a weight
-    beyond the lower type's range. The model is then as it was, but for types and constants that inference found.
+    Raises InputError for an option that is not valid, a name in ``keep_fp32`` that no node has, a graph that is not
+    float32 alone, has control flow or functions, or, for bf16, uses operators that opset 22 changed, and a weight
+    beyond the lower type's range. The model then computes what it did before, but may have inferred types, initializers
+    in place of Constant nodes, and no Casts from float32 to itself.
     """
-    for name, given, valid in (
+    for name, value, valid in (
         ("precision", precision, get_args(HalfPrecision)),
         ("inputs_outputs", inputs_outputs, get_args(Interface)),
         ("normalization", normalization, get_args(Normalization)),
     ):
-        if given not in valid:
-            raise InputError(f"{name} is {given!r}; it must be one of {', '.join(valid)}")
+        if value not in valid:
+            raise InputError(f"{name} is {value!r}; it must be one of {', '.join(valid)}")
     low = LOWER[precision]
     _check(model, keep_fp32)
     opset = _target_opset(model, precision)
@@ -112,19 +117,19 @@ def _check(model: ir.Model, keep: Collection[str]) -> None:
 
 
 def _target_opset(model: ir.Model, precision: HalfPrecision) -> int:
-    """The opset that the result needs, after a look at whether every node means the same there."""
+    """The opset that the result needs. Raises InputError for a node that means something else there."""
     before = _opset(model)
     after = max(before, BF16_OPSET) if precision == "bf16" else before
     for node in model.graph if after != before else ():
         if node.domain:
             continue
         old, new = (defs.get_schema(node.op_type, version, "") for version in (before, after))
-        same = {k: v.default_value for k, v in old.attributes.items() if k not in node.attributes}
-        lost = [k for k in node.attributes if k not in new.attributes] + [
-            k for k, v in same.items() if k not in new.attributes or new.attributes[k].default_value != v
+        defaults = {k: v.default_value for k, v in old.attributes.items() if k not in node.attributes}
+        changed = [k for k in node.attributes if k not in new.attributes] + [
+            k for k, v in defaults.items() if k not in new.attributes or new.attributes[k].default_value != v
         ]
         unsplit = node.op_type == "Split" and before < 18 and (len(node.inputs) < 2 or node.inputs[1] is None)
-        if lost or unsplit or len(node.inputs) > new.max_input or old.deprecated:
+        if changed or unsplit or len(node.inputs) > new.max_input or old.deprecated:
             raise InputError(
                 f"bf16 needs opset {after}, and {node.op_type} (node {node.name}) means something else there than in "
                 f"opset {before}; export the model at opset 20, or 22"
@@ -133,7 +138,7 @@ def _target_opset(model: ir.Model, precision: HalfPrecision) -> int:
 
 
 def _prepare(model: ir.Model) -> None:
-    """Give every value a type, make Constant nodes initializers, and drop Casts from float32 to itself."""
+    """Give every value a type, turn Constant nodes into initializers, and remove Casts from float32 to itself."""
     from onnx_ir.passes.common import LiftConstantsToInitializersPass, ShapeInferencePass
 
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
@@ -151,24 +156,24 @@ def _prepare(model: ir.Model) -> None:
 
 
 def _round_constants(plan: Plan, precision: HalfPrecision) -> tuple[Underflow, ...]:
-    """Round each constant that is read in the lower type; one that is read in float32 as well gets a twin."""
-    read: list[tuple[ir.Value, ir.TensorProtocol, list[tuple[ir.Node, int]]]] = []
+    """Round each constant that is read in the lower type; one that is also read in float32 gets a rounded copy."""
+    to_round: list[tuple[ir.Value, ir.TensorProtocol, list[tuple[ir.Node, int]]]] = []
     for value in plan.graph.initializers.values():
         uses = [(use.node, use.idx) for use in value.uses() if plan.type_at(use.node, use.idx) == plan.low]
         if value in plan.floats and is_constant(value) and uses:
             assert value.const_value is not None
-            read.append((value, value.const_value, uses))
-    # All are looked at before the first is changed.
-    underflows = [count_underflow(value.name or "", tensor, plan.low) for value, tensor, _ in read]
-    for value, tensor, uses in read:
-        twin = value
+            to_round.append((value, value.const_value, uses))
+    # All are counted before the first is changed, since counting may raise.
+    underflows = [count_underflow(value.name or "", tensor, plan.low) for value, tensor, _ in to_round]
+    for value, tensor, uses in to_round:
+        result = value
         if value.is_graph_output() or len(uses) < len(value.uses()):
-            twin = ir.Value(name=_free(plan.graph, f"{value.name}_{precision}"), shape=value.shape)
+            result = ir.Value(name=_free(plan.graph, f"{value.name}_{precision}"), shape=value.shape)
             for node, index in uses:
-                node.replace_input_with(index, twin)
-        twin.type, twin.const_value = ir.TensorType(plan.low), lazily_rounded(tensor, plan.low, twin.name or "")
-        if twin is not value:
-            plan.graph.register_initializer(twin)
+                node.replace_input_with(index, result)
+        result.type, result.const_value = ir.TensorType(plan.low), lazily_rounded(tensor, plan.low, result.name or "")
+        if result is not value:
+            plan.graph.register_initializer(result)
     return tuple(u for u in underflows if u.zeros or u.subnormals)
 
 
@@ -178,16 +183,16 @@ def _free(graph: ir.Graph, name: str) -> str:
 
 
 def _apply(plan: Plan, precision: HalfPrecision) -> None:
-    """Set types, and put Casts where they change: one for each value, however many read it."""
-    made = [v for v in [*plan.graph.inputs, *(o for n in plan.nodes for o in n.outputs)] if v in plan.floats]
-    types = {value: plan.type_of(value) for value in made}
-    reads = {v: [(u.node, u.idx, plan.type_at(u.node, u.idx) or types[v]) for u in v.uses()] for v in made}
+    """Set types, and insert Casts where they change: one for each value, however many nodes read it."""
+    values = [v for v in [*plan.graph.inputs, *(o for n in plan.nodes for o in n.outputs)] if v in plan.floats]
+    types = {value: plan.type_of(value) for value in values}
+    reads = {v: [(u.node, u.idx, plan.type_at(u.node, u.idx) or types[v]) for u in v.uses()] for v in values}
     for value, dtype in types.items():
         value.type = ir.TensorType(dtype)
         node = value.producer()
         if node is not None and node.op_type == "Cast":
             node.attributes["to"] = ir.AttrInt64("to", dtype)
-    for value in made:
+    for value in values:
         dtype = types[value]
         wanted = FLOAT if plan.fp32_interface else plan.low
         is_output = value.is_graph_output() and wanted != dtype

@@ -1,4 +1,4 @@
-"""Which nodes of a float32 graph compute in float32 after lowering, and so which type every float value has."""
+"""Decides which nodes of a float32 graph compute in float32 after lowering, and so which type each float value has."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ SUMS = frozenset(
     {"ReduceMean", "ReduceSum", "ReduceSumSquare", "ReduceL1", "ReduceL2", "ReduceLogSumExp", "GlobalAveragePool"}
 )
 
-# BatchNormalization: its running variance may be any number, and float16's range is short.
 WIDE = SUMS | {"Softmax", "LogSoftmax", "Exp", "Log", "Pow", "Sqrt", "Reciprocal", "CumSum", "BatchNormalization"}
+"""Operators that need float32's range or digits. BatchNormalization is one of them because its running variance may be
+any number, and float16's range is short.
+"""
 
 ELEMENTWISE = frozenset(
     {"Add", "Sub", "Mul", "Div", "Pow", "Sqrt", "Reciprocal", "Neg", "Abs", "Max", "Min", "Clip", "Where"}
@@ -30,7 +32,8 @@ MOVES = frozenset(
     | {"Pad", "Identity", "DepthToSpace", "SpaceToDepth"}
 )
 
-SMALL_INTEGERS = frozenset({ir.DataType.BOOL, ir.DataType.UINT8, ir.DataType.INT8})  # exact in both lower types
+SMALL_INTEGERS = frozenset({ir.DataType.BOOL, ir.DataType.UINT8, ir.DataType.INT8})
+"""Types whose values are exact in both lower types."""
 
 
 class Plan:
@@ -40,36 +43,36 @@ class Plan:
         self, graph: ir.Graph, low: ir.DataType, opset: int, keep: frozenset[str], fp32_interface: bool, native: bool
     ) -> None:
         self.graph, self.low, self.opset, self.fp32_interface = graph, low, opset, fp32_interface
-        # Shape and Size take any type, and look at no number.
+        # Shape and Size take any type, and read no element.
         self.nodes = [
             n for n in graph if any(map(is_float, (*n.inputs, *n.outputs))) and n.op_type not in ("Shape", "Size")
         ]
         self.floats = {v for n in self.nodes for v in (*n.inputs, *n.outputs) if v is not None and is_float(v)}
         self.refusals = [Refusal(n.name or "", why) for n in self.nodes if (why := self._unsupported(n))]
         forced = {n for n in self.nodes if n.name in keep or self._unsupported(n)}
-        own = {n for n in self.nodes if self._needs_float32(n) or (n.op_type in NORMALIZATIONS and not native)}
-        self.wide = forced | own | self._head() | self._tail()
+        needing = {n for n in self.nodes if self._needs_float32(n) or (n.op_type in NORMALIZATIONS and not native)}
+        self.wide = forced | needing | self._head() | self._tail()
         self._grow_over_normalizations()
         self._grow_backwards()
         self._settle_moves(forced)
 
     def type_of(self, value: ir.Value) -> ir.DataType:
-        """The type that a float value that is not constant has where it is made."""
+        """The type in which a float value that is not constant is computed, or enters the graph."""
         node = value.producer()
         if node is None:
             return FLOAT if self.fp32_interface else self.low
         return FLOAT if node in self.wide or not self._is_tied(node, value) else self.low
 
     def type_at(self, node: ir.Node, index: int) -> ir.DataType | None:
-        """The type in which ``node`` reads its float input ``index``; None where it takes any."""
+        """The type in which ``node`` reads its float input ``index``; None where it takes any type."""
         if node.op_type in ("Shape", "Size"):
             return None
-        if node in self.wide or (node.op_type == "Resize" and index > 0):  # its roi and scales are no activations
+        if node in self.wide or (node.op_type == "Resize" and index > 0):  # roi and scales are not activations
             return FLOAT
-        return self.low if self._takes_lower(self._formal(node, index)[1]) else FLOAT
+        return self.low if self._takes_lower(self._type_variable(node, index)[1]) else FLOAT
 
-    def _formal(self, node: ir.Node, index: int) -> tuple[str, frozenset[str]]:
-        """An input's type variable, and the types that it may be."""
+    def _type_variable(self, node: ir.Node, index: int) -> tuple[str, frozenset[str]]:
+        """The type variable of an input in the operator's schema, and the types that it allows."""
         schema = defs.get_schema(node.op_type, self.opset, "")
         variable = schema.inputs[min(index, len(schema.inputs) - 1)].type_str
         allowed = {c.type_param_str: c.allowed_type_strs for c in schema.type_constraints}
@@ -79,20 +82,21 @@ class Plan:
         return f"tensor({self.low.name.lower()})" in types
 
     def _is_tied(self, node: ir.Node, output: ir.Value) -> bool:
-        """Whether an output's type is that of an input, and not a type of its own; a Cast's is given."""
+        """Whether an output has an input's type, not a fixed one. A Cast counts, since its type can be set."""
         if node.op_type == "Cast":
             return True
         schema = defs.get_schema(node.op_type, self.opset, "")
         variable = schema.outputs[min(cast(int, output.index()), len(schema.outputs) - 1)].type_str
-        return variable in {self._formal(node, i)[0] for i, v in enumerate(node.inputs) if v in self.floats}
+        return variable in {self._type_variable(node, i)[0] for i, v in enumerate(node.inputs) if v in self.floats}
 
     def _unsupported(self, node: ir.Node) -> str | None:
+        """Why ``node`` cannot compute in the lower type; None where it can."""
         if node.domain not in ("", "ai.onnx"):
             return f"{node.domain}.{node.op_type} is not a standard operator"
         if any(output.type is not None and not isinstance(output.type, ir.TensorType) for output in node.outputs):
             return f"{node.op_type} gives a sequence"
         first = next((i for i, v in enumerate(node.inputs) if v in self.floats), None)
-        if first is None or self._takes_lower(self._formal(node, first)[1]):
+        if first is None or self._takes_lower(self._type_variable(node, first)[1]):
             return None
         return f"{node.op_type} does not take {self.low.name.lower()} in opset {self.opset}"
 
@@ -106,7 +110,7 @@ class Plan:
         return node.op_type in ELEMENTWISE and any(v is not None and is_lost(v, self.low) for v in node.inputs)
 
     def _head(self) -> set[ir.Node]:
-        """What stands before the first convolution, product or normalisation, shape arithmetic included."""
+        """The nodes before the first convolution, product or normalisation on every path, shape arithmetic included."""
         head: set[ir.Node] = set()
         for node in self.nodes:
             sources = [v.producer() for v in self._variables(node)]
@@ -115,7 +119,7 @@ class Plan:
         return head
 
     def _tail(self) -> set[ir.Node]:
-        """What stands after the last one, on every path."""
+        """The nodes after the last convolution, product or normalisation on every path."""
         tail: set[ir.Node] = set()
         for node in reversed(self.graph):
             if node.op_type not in LINEAR | NORMALIZATIONS and all(c in tail for c in _readers(node)):
@@ -123,8 +127,10 @@ class Plan:
         return tail.intersection(self.nodes)
 
     def _grow_over_normalizations(self) -> None:
-        """From sums and means, over the small tensors made of them, to what these are subtracted from or multiply; from
-        there, and from native nodes in float32, on to scale and bias.
+        """Take in normalisations that are written as primitives, and the scale and bias of native ones in float32.
+
+        It starts at sums and means, passes over the small tensors made of them, and takes in the nodes in which these
+        are subtracted, multiply or divide. From there, and from native nodes in float32, it goes on to scale and bias.
         """
         small: set[ir.Value] = set()
         normal: set[ir.Value] = set()
@@ -142,21 +148,22 @@ class Plan:
             self.wide.add(node)
 
     def _grow_backwards(self) -> None:
-        """Take in what prepares a float32 operator's input (a square, an epsilon, a scale): its Cast moves up."""
+        """Take in nodes that prepare a float32 operator's input (a square, an epsilon, a scale): its Cast moves up."""
         for node in reversed(self.nodes):
             readers = _readers(node)
             if node.op_type in ELEMENTWISE and len(set(self._variables(node))) == 1 and self.wide.issuperset(readers):
                 self.wide.add(node)
 
     def _settle_moves(self, forced: set[ir.Node]) -> None:
-        """Data is moved in the lower type unless it was float32 before and is so after."""
+        """Let nodes that only move data do so in the lower type, unless the data was float32 before and is so after."""
         moves = [n for n in self.nodes if n not in forced and self._is_move(n)]
         self.wide.difference_update(moves)
         wanted: set[ir.Node] = set()
         for node in reversed(moves):
-            ends = any(o.is_graph_output() and o in self.floats for o in node.outputs) and not self.fp32_interface
-            gives_none = not any(map(is_float, node.outputs))  # a Cast to integers or truth values
-            if gives_none or (not ends and all(r in self.wide or r in wanted for r in _readers(node))):
+            is_output = any(o.is_graph_output() and o in self.floats for o in node.outputs)
+            is_lower_output = is_output and not self.fp32_interface
+            gives_no_float = not any(map(is_float, node.outputs))  # a Cast to integers or booleans
+            if gives_no_float or (not is_lower_output and all(r in self.wide or r in wanted for r in _readers(node))):
                 wanted.add(node)
         for node in moves:
             if node in wanted and all(self.type_of(v) == FLOAT for v in self._variables(node)):

@@ -1,4 +1,4 @@
-"""Weights in half precision: rounded once, one at a time, and what that loses counted."""
+"""Rounds weights to half precision, once and one at a time, and counts what the rounding loses."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ FLOAT = ir.DataType.FLOAT
 
 @dataclass(frozen=True)
 class Underflow:
-    """Numbers of one weight that were not zero in float32: those that became zero, and those that became subnormal.
+    """How many numbers of one weight, not zero in float32, became zero or subnormal in the lower type.
 
-    size: how many numbers the weight has.
+    size: how many numbers the weight has in all.
     """
 
     tensor: str
@@ -29,21 +29,21 @@ class Underflow:
 
 
 def rounded(array: NDArray[np.float32], low: ir.DataType) -> NDArray[np.generic]:
-    """Round to nearest, ties to even; what is beyond the type's range becomes infinity."""
+    """``array`` rounded to nearest, ties to even; numbers beyond the type's range become infinity."""
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         return array.astype(low.numpy())
 
 
 def lazily_rounded(tensor: ir.TensorProtocol, low: ir.DataType, name: str) -> ir.LazyTensor:
-    """A tensor that is rounded each time it is read, and not kept."""
+    """``tensor`` rounded anew each time it is read; the result is not kept in memory."""
     return lazy_tensor(tensor, lambda array: rounded(array, low), low, name)
 
 
 def count_underflow(name: str, tensor: ir.TensorProtocol, low: ir.DataType) -> Underflow:
-    """Compare ``tensor`` with itself rounded. Raises InputError where a finite number becomes infinity."""
+    """Count what rounding ``tensor`` would lose. Raises InputError where a finite number would become infinity."""
     before = tensor.numpy()
     limits = ml_dtypes.finfo(low.numpy())  # type: ignore[no-untyped-call]
-    # Compared in float32, which has every number of the lower types.
+    # Compared in float32, which represents every number of the lower types.
     before, after = np.abs(before), np.abs(rounded(before, low).astype(np.float32))
     if over := int(np.sum(np.isinf(after) & np.isfinite(before))):
         largest = float(np.max(before, where=np.isfinite(before), initial=0))
@@ -57,7 +57,7 @@ def count_underflow(name: str, tensor: ir.TensorProtocol, low: ir.DataType) -> U
 
 
 def is_lost(value: ir.Value, low: ir.DataType) -> bool:
-    """Whether ``value`` is one constant number that the lower type has as zero or infinity."""
+    """Whether ``value`` is a single constant number, finite and not zero, that rounding makes zero or infinity."""
     tensor = value.const_value
     if tensor is None or tensor.dtype != FLOAT or tensor.size != 1:
         return False

@@ -1,15 +1,16 @@
-"""Power-of-two rescale: fp16 that cannot overflow, with the same weights.
+"""Rescales tensors by powers of two, so that fp16 cannot overflow with the same weights.
 
-With e(t) an integer for each tensor t (``homogeneity`` has what operators ask of them), the graph is rewritten as
+With an integer e(t) for each tensor t (``homogeneity`` says how operators relate them), the graph is rewritten as
 
     t -> t * 2^e(t)        w -> w * 2^(e(y) - e(x))        bias -> bias * 2^e(y)        epsilon -> epsilon * 2^(2 e(x))
 
-for y = w * x + bias. No node is added and none is taken away; inputs and outputs are as they were. A power of two
-changes no digit of a floating-point number, so in float32 every output is the same bit for bit.
+for y = w * x + bias. No node is added or removed; inputs and outputs are as they were. A power of two changes no digit
+of a floating-point number, so in float32 every output is the same bit for bit.
 
-e(t) is 0 where the largest |t| that was measured fits in limit / 2^headroom, and otherwise the largest exponent
-that makes it fit, for all tensors of a component. Weights and biases are held to ``limit`` itself. Where a tensor's
-scale is fixed, as by a non-linearity, it is left as it was and the nodes at it are named: they have to stay in float32.
+All tensors of a component share one exponent: 0 where the largest |t| that was measured fits in limit / 2^headroom, and
+otherwise the largest exponent that makes it fit. Weights and biases may reach ``limit`` itself. A tensor whose scale is
+fixed, for example by a non-linearity, is left as it was; the nodes that read or write it are named in the result, since
+they have to stay in float32.
 """
 
 from __future__ import annotations
@@ -30,19 +31,20 @@ from vaedeploy.rewrite.rescale.homogeneity import Epsilon, Use, constant, relate
 __all__ = ["Component", "Rescale", "rescale"]
 
 FP16_MAX = 65504.0
+"""The largest finite number of float16."""
 
 FLOAT32_MIN_EXPONENT = -126
-"""2 to this is the smallest normal number of float32; below it digits are lost, and hardware may give zero."""
+"""2 to this power is the smallest normal number of float32. Below it digits are lost, and hardware may give zero."""
 
 UNLIMITED = ("Clip", "Where", "Max", "Min", "Pad")
-"""Operators whose constants may leave fp16's range, being bounds or masks: infinity serves as well there."""
+"""Operators whose constants may leave fp16's range: they are bounds or masks, for which infinity serves as well."""
 
 
 @dataclass(frozen=True)
 class Component:
     """Tensors that share an exponent: each is stored as its value * 2^exponent.
 
-    tensors: their names, in the order of the graph. maximum: the largest magnitude among their true values.
+    tensors: their names, in the order of the graph. maximum: the largest magnitude among their unscaled values.
     """
 
     exponent: int
@@ -54,8 +56,8 @@ class Component:
 class Rescale:
     """What ``rescale`` did.
 
-    outcome: its matches are the components that were scaled. keep_fp32: names of nodes that read or write a tensor
-    which would overflow and which nothing can scale. components: those that were scaled, in the order of the graph.
+    outcome: its matches are the components that were scaled. keep_fp32: names of the nodes that read or write a tensor
+    that would overflow and that nothing can scale. components: those that were scaled, in the order of the graph.
     """
 
     outcome: Outcome
@@ -64,13 +66,16 @@ class Rescale:
 
     @property
     def exponents(self) -> dict[str, int]:
-        """Tensor -> exponent, for all whose exponent is not 0."""
+        """Tensor name -> exponent, for all tensors whose exponent is not 0."""
         return {tensor: component.exponent for component in self.components for tensor in component.tensors}
 
 
 @dataclass(frozen=True)
 class _Quantity:
-    """What has an exponent. nodes: those that write it (first) and read it."""
+    """A tensor, constant or epsilon that has an exponent.
+
+    nodes: the node that writes it, if any, and then those that read it. largest: its largest magnitude.
+    """
 
     key: Hashable
     name: str
@@ -80,16 +85,16 @@ class _Quantity:
 
     def overflows(self, exponent: int) -> bool:
         if isinstance(self.key, ir.Value) and not math.isfinite(self.largest):
-            return True  # while a constant that is infinite, such as a mask, is so in any type
+            return True  # a constant, such as a mask, may be infinite: it is so in any type
         return exponent > self.bounds.upper
 
 
 def rescale(model: ir.Model, maxima: Mapping[str, float], *, limit: float = FP16_MAX, headroom: int = 3) -> Rescale:
-    """Scale ``model``'s tensors by powers of two so that they fit in ``limit`` / 2^``headroom``; ``model`` is changed.
+    """Scale ``model``'s tensors by powers of two so that they fit in ``limit`` / 2^``headroom``, in place.
 
-    maxima: tensor -> largest magnitude, as ``measure_maxima`` gives them for this same graph; what is not
-    finite fits nowhere, and what is missing is taken to fit, which the refusals say. limit: the largest number of the
-    type that the graph will be lowered to.
+    maxima: tensor name -> largest magnitude, as ``measure_maxima`` gives them for this same graph. A maximum that is
+    not finite fits nowhere; a tensor without a maximum is taken to fit, which the refusals say. limit: the largest
+    number of the type that the graph will be lowered to.
     """
     _name_nodes(model)
     if any(value.dtype is None for node in model.graph for value in node.outputs):
@@ -115,7 +120,7 @@ def rescale(model: ir.Model, maxima: Mapping[str, float], *, limit: float = FP16
 def _quantities(
     model: ir.Model, exponents: Exponents, maxima: Mapping[str, float], limit: float, headroom: int
 ) -> Iterator[_Quantity]:
-    """All that has an exponent, in the order of the graph."""
+    """Everything that has an exponent, in the order of the graph."""
 
     def tensor(value: ir.Value) -> _Quantity:
         largest = abs(maxima.get(str(value.name), 0.0))
@@ -138,7 +143,7 @@ def _quantities(
 
 
 def _highest(largest: float, limit: float) -> float:
-    """The largest e with largest * 2^e <= limit; no bound for zero and for what is not finite."""
+    """The largest e with largest * 2^e <= limit; infinity where ``largest`` is zero or not finite."""
     if largest == 0 or not math.isfinite(largest):
         return math.inf
     exponent = math.frexp(limit)[1] - math.frexp(largest)[1] + 1
@@ -148,7 +153,7 @@ def _highest(largest: float, limit: float) -> float:
 
 
 def _lowest(largest: float) -> float:
-    """The least e <= 0 with which a constant's largest number stays normal in float32: no digit is lost above it."""
+    """The least e <= 0 that keeps a constant's largest number normal in float32, so that it loses no digit."""
     if largest == 0 or not math.isfinite(largest):
         return -math.inf
     return min(0, FLOAT32_MIN_EXPONENT - (math.frexp(largest)[1] - 1))
@@ -158,7 +163,7 @@ def _largest(value: ir.Value) -> float:
     tensor = constant(value)
     assert tensor is not None
     array = tensor.numpy()
-    # Not abs(), which would hold a second copy of the weight.
+    # abs() would hold a second copy of the weight.
     return max(float(array.max()), -float(array.min())) if array.size else 0.0
 
 
@@ -168,7 +173,7 @@ def _scale_epsilon(node: ir.Node, exponent: int) -> None:
 
 
 def _scale_constants(model: ir.Model, exponents: Mapping[Use, int]) -> None:
-    """Store each constant once for each exponent that its readers ask for."""
+    """Store each constant once for each exponent that its readers need."""
     readers: dict[ir.Value, dict[int, list[Use]]] = defaultdict(lambda: defaultdict(list))
     for use, exponent in exponents.items():
         value = use.node.inputs[use.index]
@@ -224,8 +229,8 @@ def _reason(quantity: _Quantity, exponents: Exponents, choice: Choice) -> str:
     if not form:
         obstacle = f"{exponents.fixed_by[quantity.key]} fixes its scale"
     elif isinstance(blocker := choice.blocked.get(form), Epsilon | Use):
-        small = "epsilon" if isinstance(blocker, Epsilon) else "constant"
-        obstacle = f"with a smaller scale the {small} of {blocker.node.name} would leave float32's normal range"
+        kind = "epsilon" if isinstance(blocker, Epsilon) else "constant"
+        obstacle = f"with a smaller scale the {kind} of {blocker.node.name} would leave float32's normal range"
     elif (exponent := choice.value(form)) > 0:
         obstacle = f"the scale of another tensor makes it 2^{exponent} times that"
     else:
@@ -242,18 +247,18 @@ def _unmeasured(quantities: list[_Quantity], maxima: Mapping[str, float]) -> lis
 
 
 def _untyped_or_lowered(model: ir.Model) -> Iterator[Refusal]:
-    """Nodes whose tensors have no exponent for a reason that is not in the graph's own numbers."""
-    for types, what in [
+    """Refusals for nodes whose tensors have no exponent because of their types."""
+    for types, fault in [
         ((None,), "make tensors whose type is not known, which are taken to fit"),
         (LOWER_TYPES, "compute in half precision already; rescale goes first"),
     ]:
         nodes = [node for node in model.graph if any(value.name and value.dtype in types for value in node.outputs)]
         if nodes:
-            yield Refusal(str(nodes[0].name), f"{len(nodes)} nodes {what}")
+            yield Refusal(str(nodes[0].name), f"{len(nodes)} nodes {fault}")
 
 
 def _name_nodes(model: ir.Model) -> None:
-    """Give a name to what has none: it may have to be told."""
+    """Give each node a name, since refusals and ``keep_fp32`` refer to nodes by name."""
     taken = {node.name for node in model.graph}
     for index, node in enumerate(model.graph):
         if not node.name:

@@ -1,12 +1,12 @@
-"""Integer unknowns under linear relations, and the choice of their values.
+"""Solves linear relations between integer unknowns, and chooses values for those that stay free.
 
-A quantity q is stored as q * 2^e(q). Each relation sum(k_i * e(q_i)) = 0 is solved for one unknown, so every e(q) stays
-an integer combination of free ones, its form:
+A quantity q is stored as q * 2^e(q). Each relation sum(k_i * e(q_i)) = 0 is solved for one unknown, so that every e(q)
+stays an integer combination of free unknowns, its form:
 
     e(q) = sum(c_j * g_j),   g_j any integer.
 
 Exponents are chosen within bounds lower <= e(q) <= upper, starting from all g_j = 0 and moving a g_j only where a bound
-needs it. Plain components (all c_j zero but one, which is 1) then have e = min(0, upper).
+requires it. Plain components (all c_j are zero but one, which is 1) then have e = min(0, upper).
 """
 
 from __future__ import annotations
@@ -19,20 +19,22 @@ from dataclasses import dataclass
 __all__ = ["Bounds", "Choice", "Exponents", "Form"]
 
 Form = tuple[tuple[int, int], ...]
-"""Pairs (free unknown, factor), sorted; () for what is fixed at zero."""
+"""Pairs (free unknown, factor), sorted; () for an exponent that is fixed at zero."""
 
 FARTHEST = 1000
-"""No free unknown goes beyond this: bounds that contradict each other would push one for ever."""
+"""The largest magnitude of a free unknown: bounds that contradict each other would push it for ever."""
 
 SPARE_BINADES = 13
-"""How far below its upper bound an exponent may go to leave a weight as it is. With fp16's limit and a headroom of 2^3,
-the largest number is 1 then, and what fp16's subnormals lose (2^-25) is far below what rounding loses (2^-12).
+"""How many powers of two an exponent may go below its upper bound in order to leave a weight as it is.
+
+With fp16's limit and a headroom of 2^3, the largest number is then 1, and what fp16's subnormals lose (2^-25) is far
+below what rounding loses (2^-12).
 """
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """What an exponent may be. ``upper`` is wished for and may be missed; ``lower`` is never gone below."""
+    """Bounds of one exponent. ``upper`` is exceeded where nothing can meet it; no exponent goes below ``lower``."""
 
     lower: float = -math.inf
     upper: float = math.inf
@@ -40,20 +42,24 @@ class Bounds:
 
 @dataclass(frozen=True)
 class Choice:
-    """The chosen exponents, and for each form whose upper bound nothing could meet, what stood in the way, if known."""
+    """The chosen values.
+
+    free: value of each free unknown that is not zero. blocked: each form whose upper bound nothing could meet, and the
+    key whose lower bound stood in the way, or None where none did.
+    """
 
     free: Mapping[int, int]
     blocked: Mapping[Form, Hashable | None]
 
     def value(self, form: Form) -> int:
-        """The exponent of whatever has this form."""
+        """The exponent of a key that has this form."""
         return sum(factor * self.free.get(unknown, 0) for unknown, factor in form)
 
 
 class Exponents:
-    """Unknowns by their keys. One that was never named is not an unknown and has no exponent.
+    """Exponents by key, and the relations between them. A key that no call has named has no exponent.
 
-    follows: whether a key's exponent is to be solved for rather than chosen, where there is a choice.
+    follows: whether a relation is preferably solved for a key's exponent, so that others stay free to be chosen.
     """
 
     def __init__(self, follows: Callable[[Hashable], bool] = lambda _: False) -> None:
@@ -63,25 +69,25 @@ class Exponents:
         self._followers: set[int] = set()
         self._count = 0
         self.fixed_by: dict[Hashable, str] = {}
-        """Key -> what was being said when it became zero."""
+        """Key -> the ``why`` of the relation that fixed its exponent at zero."""
 
     def __contains__(self, key: Hashable) -> bool:
         return key in self._forms
 
     def form(self, key: Hashable) -> Form:
-        """What ``key``'s exponent is made of."""
+        """The combination of free unknowns that ``key``'s exponent is."""
         return tuple(sorted(self._form(key).items()))
 
     def fix(self, key: Hashable, why: str) -> None:
-        """e(key) = 0."""
+        """Require e(key) = 0."""
         self.relate([(key, 1)], why)
 
     def relate(self, terms: Iterable[tuple[Hashable, int]], why: str) -> None:
-        """sum(factor * e(key)) = 0. Where no integer unknown can be solved for, all in it become zero."""
+        """Require sum(factor * e(key)) = 0. Where no unknown can be solved for in integers, all in it become zero."""
         total: dict[int, int] = defaultdict(int)
         for key, factor in terms:
-            for unknown, inner in self._form(key).items():
-                total[unknown] += factor * inner
+            for unknown, multiple in self._form(key).items():
+                total[unknown] += factor * multiple
         total = {unknown: factor for unknown, factor in total.items() if factor}
         if not total:
             return
@@ -91,12 +97,12 @@ class Exponents:
             for unknown in total:
                 self._replace(unknown, {}, why)
             return
-        gone = min(solvable, key=lambda unknown: (unknown not in self._followers, len(self._users[unknown])))
-        scale = -total.pop(gone)  # ± divisor
-        self._replace(gone, {unknown: factor // scale for unknown, factor in total.items()}, why)
+        eliminated = min(solvable, key=lambda unknown: (unknown not in self._followers, len(self._users[unknown])))
+        scale = -total.pop(eliminated)  # ± divisor
+        self._replace(eliminated, {unknown: factor // scale for unknown, factor in total.items()}, why)
 
     def choose(self, bounds: Mapping[Hashable, Bounds], untouched: Sequence[Hashable] = ()) -> Choice:
-        """Values within ``bounds``; where it costs nothing, the keys in ``untouched`` get zero."""
+        """Choose values within ``bounds``; where it costs nothing, the keys in ``untouched`` get zero."""
         solver = _Solver({key: (self.form(key), bound) for key, bound in bounds.items()})
         return solver.solve([self.form(key) for key in untouched])
 
@@ -109,22 +115,25 @@ class Exponents:
             self._count += 1
         return self._forms[key]
 
-    def _replace(self, gone: int, form: Mapping[int, int], why: str) -> None:
-        for key in self._users.pop(gone):
-            own = self._forms[key]
-            outer = own.pop(gone)
-            for unknown, factor in form.items():
-                own[unknown] = own.get(unknown, 0) + outer * factor
-                if own[unknown]:
+    def _replace(self, eliminated: int, replacement: Mapping[int, int], why: str) -> None:
+        """Write the combination ``replacement`` for the unknown ``eliminated`` in every form."""
+        for key in self._users.pop(eliminated):
+            form = self._forms[key]
+            multiple = form.pop(eliminated)
+            for unknown, factor in replacement.items():
+                form[unknown] = form.get(unknown, 0) + multiple * factor
+                if form[unknown]:
                     self._users[unknown].add(key)
                 else:
-                    del own[unknown]
+                    del form[unknown]
                     self._users[unknown].discard(key)
-            if not own:
+            if not form:
                 self.fixed_by.setdefault(key, why)
 
 
 class _Solver:
+    """Chooses the free unknowns. Of keys with the same form, the tightest bounds count."""
+
     def __init__(self, bounds: Mapping[Hashable, tuple[Form, Bounds]]) -> None:
         self.upper: dict[Form, float] = {}
         self.lower: dict[Form, tuple[float, Hashable]] = {}
@@ -142,7 +151,7 @@ class _Solver:
 
     def solve(self, untouched: Sequence[Form]) -> Choice:
         free = None
-        while free is None:  # each turn that fails gives up one more upper bound
+        while free is None:  # each failed attempt gives up one more upper bound
             free = self._relax()
         self._settle(free, untouched)
         return Choice({unknown: value for unknown, value in free.items() if value}, self.blocked)
@@ -165,18 +174,20 @@ class _Solver:
             if not allowed:
                 self.blocked[form] = obstacle
                 return None
-            # Rather down than up, and rather what has the largest numbers.
+            # Moves down come first, then the unknown whose tensors have the largest numbers.
             unknown, change = min(allowed, key=lambda m: (m[1] > 0, self.upper.get(((m[0], 1),), 0) - free[m[0]]))
             free[unknown] += change
         return free
 
     def _exceeded(self, free: Mapping[int, int]) -> Form | None:
+        """A form above its upper bound, unless that is given up; None where there is none."""
         for form, upper in self.upper.items():
             if form not in self.blocked and _value(form, free) > upper:
                 return form
         return None
 
     def _too_low(self, free: Mapping[int, int], unknown: int, change: int) -> Hashable | None:
+        """A key that ``change`` would push below its lower bound; None where there is none."""
         for form in self.readers[unknown] & self.lower.keys():
             lower, key = self.lower[form]
             before = _value(form, free)
@@ -186,7 +197,7 @@ class _Solver:
         return None
 
     def _settle(self, free: dict[int, int], untouched: Sequence[Form]) -> None:
-        """Lower what has room where that leaves more of ``untouched`` at zero."""
+        """Lower unknowns that have room to go down, where that leaves more of ``untouched`` at zero."""
         users: dict[int, list[Form]] = defaultdict(list)
         for form in untouched:
             for unknown, _ in form:

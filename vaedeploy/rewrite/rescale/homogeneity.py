@@ -1,4 +1,4 @@
-"""What ONNX operators do to the scales of tensors: t is stored as t * 2^e(t), and each operator relates exponents.
+"""How ONNX operators relate the scales of tensors, with each tensor t stored as t * 2^e(t).
 
     linear, one argument     e(y) = e(x)                          Reshape, Resize, Neg, ReduceMean, pooling, ...
     sums and choices         e(y) = e(a) = e(b) = ...             Add, Concat, Where, Max, Clip, ...
@@ -26,30 +26,30 @@ from vaedeploy.rewrite.rescale.exponents import Exponents
 __all__ = ["SCALED", "Epsilon", "Use", "constant", "relate_graph"]
 
 SCALED = (ir.DataType.FLOAT, ir.DataType.DOUBLE)
-"""The types of tensors that have an exponent. In fp16 a scaled weight may lose bits: rescale before lowering."""
+"""The types of tensors that have an exponent. In fp16 a scaled weight may lose bits, so rescale before lowering."""
 
 
 @dataclass(frozen=True)
 class Use:
-    """The constant at one input of one node, as a key."""
+    """The key of the constant that one node reads at one input."""
 
     node: ir.Node
     index: int
 
     def is_weight(self) -> bool:
-        """Whether it is more than one number a channel: what is worth leaving as it is."""
+        """Whether the constant has more than one number per channel, so that it is worth leaving as it is."""
         value = self.node.inputs[self.index]
         return value is not None and value.shape is not None and sum(d != 1 for d in value.shape) > 1
 
 
 @dataclass(frozen=True)
 class Epsilon:
-    """The epsilon attribute of a normalisation, as a key."""
+    """The key of the epsilon attribute of a normalisation."""
 
     node: ir.Node
 
     def number(self) -> float:
-        """The attribute, or what ONNX takes where it is not given."""
+        """The attribute's value, or ONNX's default where it is not given."""
         return self.node.attributes.get_float("epsilon", 1e-5)
 
 
@@ -70,19 +70,19 @@ TIED: dict[str, tuple[int, ...] | None] = {
     "Clip": (0, 1, 2),
     "Where": (1, 2),
 }
-"""Operator -> the inputs whose exponent is that of the outputs."""
+"""Operator -> the inputs that share the outputs' exponent; ``ALL`` for every input."""
 
 PRODUCTS = ("Mul", "MatMul", "Conv", "ConvTranspose", "Gemm")
 
 UNRELATED = ("Shape", "Size", "IsNaN", "IsInf", "Constant")
-"""Operators whose result does not depend on a scale, and the one whose result takes any."""
+"""Operators whose result does not depend on a scale, and Constant, whose result may have any scale."""
 
 ONE_FLOAT_OUTPUT = ("MaxPool", "Dropout")
-"""Their second output is indices or a mask, which no scale changes."""
+"""Operators whose second output is indices or a mask, which no scale changes."""
 
 
 def constant(value: ir.Value | None) -> ir.TensorProtocol | None:
-    """What ``value`` always is; None for what is computed, given to the graph, or not there."""
+    """The constant that ``value`` holds; None for a computed value, a graph input, or an input that is left out."""
     if value is None or value.is_graph_input():
         return None
     return ir.convenience.get_const_tensor(value)
@@ -91,8 +91,8 @@ def constant(value: ir.Value | None) -> ir.TensorProtocol | None:
 def relate_graph(model: ir.Model) -> Exponents:
     """The exponents of all float32 and float64 tensors of ``model``, related by its operators.
 
-    Keys: an ``ir.Value`` for what is computed, a ``Use`` for a constant at a node's input, an ``Epsilon``. Inputs and
-    outputs of the graph are fixed at zero, and so is all that control flow touches.
+    Keys: an ``ir.Value`` for a graph input or a computed tensor, a ``Use`` for a constant at a node's input, and an
+    ``Epsilon``. Inputs and outputs of the graph are fixed at zero, and so is everything that control flow touches.
     """
     exponents = Exponents(follows=lambda key: not isinstance(key, ir.Value))
     for value in (*model.graph.inputs, *model.graph.outputs):
@@ -110,14 +110,14 @@ def relate_graph(model: ir.Model) -> Exponents:
 
 
 class _Operator:
-    """One node and what its relations are said to. A relation that cannot be said is answered with False."""
+    """One node, with methods that add its relations to ``exponents``; they return False where that is not possible."""
 
     def __init__(self, node: ir.Node, exponents: Exponents) -> None:
         self.node, self.exponents = node, exponents
         self.why = f"{node.op_type} {node.name}"
 
     def input(self, index: int) -> Hashable | None:
-        """The key of an input; None where it is not there or has no exponent."""
+        """The key of an input; None where the input is left out or has no exponent."""
         value = self.node.inputs[index] if index < len(self.node.inputs) else None
         if value is None or value.dtype not in SCALED:
             return None
@@ -127,7 +127,7 @@ class _Operator:
         return index < len(self.node.inputs) and self.node.inputs[index] is not None
 
     def output(self) -> Hashable | None:
-        """The key of the only output that counts; None where there are more, or it has no exponent."""
+        """The key of the first output; None where it has no exponent, or where another float output is used."""
         used = [value for value in self.node.outputs if value.uses() or value.is_graph_output()]
         main = self.node.outputs[0]
         if self.node.op_type not in ONE_FLOAT_OUTPUT and any(value is not main for value in used):
@@ -164,7 +164,7 @@ def _tied(operator: _Operator) -> bool:
         node.op_type == "Resize"
         and node.attributes.get_string("coordinate_transformation_mode") == "tf_crop_and_resize"
     ):
-        return False  # it fills with a number of its own
+        return False  # it fills with a constant, which would not scale
     if node.op_type == "PRelu" and not _fix(operator, 1):
         return False
     indices = TIED[node.op_type]
@@ -207,7 +207,7 @@ def _power(operator: _Operator) -> bool:
     if tensor is None or tensor.size != 1:
         return False
     power = Fraction(float(tensor.numpy().reshape(())))
-    if power.denominator > 2:  # no power of two would be one after it
+    if power.denominator > 2:  # hardly any power of two would still be one
         return False
     return operator.relate((operator.output(), power.denominator), (operator.input(0), -power.numerator))
 
@@ -220,7 +220,7 @@ def _normalization(operator: _Operator) -> bool:
 
 
 def _unit_norm(operator: _Operator) -> bool:
-    """LpNormalization: whatever the scale of x is, y has none."""
+    """LpNormalization: the scale of x does not change y, so e(y) is 0."""
     if operator.input(0) is None:
         return False
     return operator.relate((operator.output(), 1))
