@@ -1,4 +1,4 @@
-"""Pictures and latents on disk."""
+"""Reading and writing image files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from vaedeploy.system.atomic import write_file
 from vaedeploy.system.oserrors import reason
 
 READ_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
-"""What is read. Pillow knows more, some of it by starting other programs, which strangers' files should not do."""
+"""Pillow's names of the formats that are read. Pillow reads more formats, some of them by starting other programs,
+which a file from a stranger should not be able to do.
+"""
 
 WRITE_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     ".png": ("PNG", {}),
@@ -26,23 +28,26 @@ WRITE_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     ".jpg": ("JPEG", {"quality": 95, "subsampling": 0}),
     ".jpeg": ("JPEG", {"quality": 95, "subsampling": 0}),
 }
+"""Suffix -> Pillow's name of the format that is written, and the options for Pillow's ``save``."""
 
 
 def image_suffixes() -> tuple[str, ...]:
-    """What the names of image files end in, in lower case, for picking them out of a folder: ``.png``, ``.jpg``, ..."""
-    return tuple(sorted(end for end, kind in Image.registered_extensions().items() if kind in READ_FORMATS))
+    """The suffixes of image files that can be read, in lower case, for finding such files in a folder: ``.png``, ..."""
+    return tuple(sorted(suffix for suffix, form in Image.registered_extensions().items() if form in READ_FORMATS))
 
 
 def read_image(path: str | Path) -> NDArray[np.uint8]:
-    """A picture as (H, W, 3) uint8 RGB in sRGB.
+    """Read an image file as (H, W, 3) uint8 RGB in sRGB.
 
-    Rotated as its EXIF data says; converted to sRGB where it carries another colour profile, and taken as sRGB where
-    it carries none (CMYK without one: by Pillow's plain formula). Grey becomes equal R, G and B; 16 bits become 8 (grey
-    rounded; colour has its lower byte cut off by Pillow). An alpha channel is dropped where it is opaque all over.
-    Of several frames, the first.
+    - The image is rotated and mirrored as its EXIF data says. Of several frames, the first is read.
+    - An image with a colour profile other than sRGB is converted to sRGB. One without a profile is taken to be in sRGB;
+      CMYK without a profile is converted by Pillow's plain formula.
+    - Grey becomes equal R, G and B.
+    - 16 bits become 8: grey is rounded, and of colour Pillow cuts off the lower byte.
+    - An alpha channel is dropped if it is opaque everywhere.
 
-    Raises ImageError for a file that is missing, empty, not a picture, truncated, without pixels or with more than
-    Pillow's limit, for transparent pixels, for 32-bit and Lab pictures, and for a broken colour profile.
+    Raises ImageError if the file is missing, empty, truncated or not an image, if it has no pixels or more than
+    Pillow's limit, if it has transparent pixels or a broken colour profile, and for 32-bit and Lab images.
     """
     path = Path(path)
     try:
@@ -51,7 +56,7 @@ def read_image(path: str | Path) -> NDArray[np.uint8]:
         Image.init()
         with Image.open(path, formats=[name for name in READ_FORMATS if name in Image.OPEN]) as image:
             image.load()
-            return _turned(np.array(_to_srgb(image, path)), image.getexif().get(ExifTags.Base.Orientation, 1))
+            return _upright(np.array(_to_srgb(image, path)), image.getexif().get(ExifTags.Base.Orientation, 1))
     except ImageError:
         raise
     except FileNotFoundError as error:
@@ -70,7 +75,7 @@ def read_image(path: str | Path) -> NDArray[np.uint8]:
 
 
 def check_image_name(path: Path) -> None:
-    """Raise OutputError where ``write_image`` has no format for the path's suffix."""
+    """Raise OutputError if ``write_image`` has no format for the suffix of ``path``."""
     if path.suffix.lower() not in WRITE_OPTIONS:
         raise OutputError(
             f"cannot write a picture to {path}: give a name that ends in one of {', '.join(WRITE_OPTIONS)}"
@@ -78,10 +83,12 @@ def check_image_name(path: Path) -> None:
 
 
 def write_image(path: str | Path, image: NDArray[np.uint8]) -> None:
-    """Write (H, W, 3) uint8 RGB in the format of the path's suffix, in one step.
+    """Write an image (H, W, 3) uint8 RGB in the format of the suffix of ``path``, in one step.
 
-    All are lossless but JPEG (quality 95, full colour resolution). Raises OutputError for another suffix and for a
-    place that cannot be written to, ImageError for an array that is no picture.
+    All formats are lossless except JPEG (quality 95, full colour resolution).
+
+    Raises OutputError for a suffix that ``WRITE_OPTIONS`` lacks and for a path that cannot be written to, ImageError
+    for an array of another shape or dtype or without pixels.
     """
     path = Path(path)
     check_image_name(path)
@@ -100,8 +107,9 @@ def write_image(path: str | Path, image: NDArray[np.uint8]) -> None:
 
 
 def _to_srgb(image: Image.Image, path: Path) -> Image.Image:
+    """``image``, in whatever mode Pillow opened it, as an opaque 8-bit RGB image in sRGB. ``path`` is for messages."""
     profile = image.info.get("icc_profile")
-    # Older versions of Pillow, and PGM files, have 16 bits in the mode of 32.
+    # Pillow opens 16-bit PGM files, and its older versions 16-bit PNG files, in "I", its mode for 32 bits.
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         image = _eight_bits(image)
     if image.has_transparency_data:
@@ -113,8 +121,8 @@ def _to_srgb(image: Image.Image, path: Path) -> Image.Image:
     return _convert(image, profile, path) if profile else image.convert("RGB")
 
 
-def _turned(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
-    """The picture upright, by EXIF's orientation 1 to 8; another number is taken as 1."""
+def _upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    """Pixels (H, W, 3) turned upright by EXIF's ``orientation``, 1 to 8; any other number is taken as 1 (upright)."""
     if orientation in (5, 6, 7, 8):
         pixels = pixels.transpose(1, 0, 2)
     if orientation in (3, 4, 7, 8):
@@ -125,8 +133,9 @@ def _turned(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
+    """A 16-bit grey image rounded to 8 bits. A grey level that it declares transparent becomes an alpha channel."""
     levels = np.asarray(image).astype(np.uint32)
-    # 65535 / 255 = 257, so that full white stays full white.
+    # The divisor is 65535 / 255 = 257, so that full white stays full white.
     grey = Image.fromarray(((levels + 128) // 257).astype(np.uint8))
     if "transparency" in image.info:
         grey.putalpha(Image.fromarray(np.where(levels == image.info["transparency"], 0, 255).astype(np.uint8)))
@@ -134,18 +143,22 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 
 def _opaque(image: Image.Image, path: Path) -> Image.Image:
-    """The image without its alpha channel, which must not hide anything."""
-    plain = "L" if image.mode in ("L", "LA", "La", "1") else "RGB"
+    """The image without its alpha channel. Raises ImageError if any pixel is not opaque."""
+    opaque_mode = "L" if image.mode in ("L", "LA", "La", "1") else "RGB"
     image = image.convert("RGBA")
     if np.asarray(image.getchannel("A")).min() < 255:
         raise ImageError(
             f"{path} has transparent pixels, whose colour depends on what is behind. Flatten it onto a background first"
         )
-    return image.convert(plain)
+    return image.convert(opaque_mode)
 
 
 def _convert(image: Image.Image, data: bytes, path: Path) -> Image.Image:
-    """From the embedded profile to sRGB, relative to white and with black as black, as browsers do it."""
+    """Convert the image from its embedded colour profile ``data`` to sRGB.
+
+    The intent is relative colorimetric (white stays white) with black point compensation (black stays black), as in
+    browsers.
+    """
     try:
         profile = ImageCms.ImageCmsProfile(io.BytesIO(data))
         space = profile.profile.xcolor_space.strip()
@@ -166,12 +179,12 @@ def _convert(image: Image.Image, data: bytes, path: Path) -> Image.Image:
     if image.mode == "RGB" and _is_srgb(transform):
         return image
     result = ImageCms.applyTransform(image, transform)
-    assert result is not None  # it is only for inPlace
+    assert result is not None  # applyTransform gives None only with inPlace=True
     return result
 
 
 def _is_srgb(transform: ImageCms.ImageCmsTransform) -> bool:
-    """Whether a transform to sRGB is only rounding: then the pixels are better left as they are."""
+    """Whether a transform to sRGB changes colours by no more than rounding does; then the pixels are better kept."""
     levels = np.linspace(0, 255, 9).astype(np.uint8)
     grid = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(27, 27, 3)
     result = ImageCms.applyTransform(Image.fromarray(grid), transform)

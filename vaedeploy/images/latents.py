@@ -1,4 +1,4 @@
-"""Latent files."""
+"""Latent files: safetensors files with a latent and what is known of the VAE that made it."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ from vaedeploy.system.tensors import safetensors_bytes
 from vaedeploy.values.latent import LatentSpec
 
 LATENT_KEY = "latent"
+"""The name of the latent's tensor in a latent file."""
 
 
 @dataclass(frozen=True)
 class LatentFile:
-    """A latent and what its file says of it; None where the file does not say.
+    """A latent and the metadata of its file; each piece of metadata is None if the file does not have it.
 
-    latent: (B, C, h, w) float32, diffusion space.
-    vae_identity, vae_name: the VAE that made it.
-    spec: that VAE's latent contract.
-    size: (H, W) of the image before it was padded.
+    latent: (B, C, h, w) float32, as the diffusion model sees it.
+    vae_identity, vae_name: identity and name of the VAE that made the latent.
+    spec: the latent contract of that VAE.
+    size: (H, W) in pixels of the image before it was padded.
     """
 
     latent: NDArray[np.float32]
@@ -38,10 +39,10 @@ class LatentFile:
 
 
 def read_latent(path: str | Path) -> LatentFile:
-    """A latent file: safetensors with a tensor ``latent`` (B, C, h, w) of float16, float32 or float64.
+    """Read a latent file: a safetensors file with a tensor ``latent`` (B, C, h, w) of float16, float32 or float64.
 
-    Raises LatentError for a file that is missing, not safetensors, truncated or without that tensor, and for another
-    rank or type, no elements, NaN and infinity.
+    Raises LatentError if the file is missing, truncated, not a safetensors file or without that tensor, if the tensor
+    has another rank or type, no elements, NaN or infinity, and if the metadata cannot be used.
     """
     path = Path(path)
     try:
@@ -49,10 +50,10 @@ def read_latent(path: str | Path) -> LatentFile:
             names = list(file.keys())
             if LATENT_KEY not in names:
                 raise LatentError(f"{path} has no tensor {LATENT_KEY!r}; it has {', '.join(sorted(names)) or 'none'}")
-            told = file.get_slice(LATENT_KEY)
-            if told.get_dtype() not in ("F16", "F32", "F64") or len(told.get_shape()) != 4:
+            tensor = file.get_slice(LATENT_KEY)
+            if tensor.get_dtype() not in ("F16", "F32", "F64") or len(tensor.get_shape()) != 4:
                 raise LatentError(
-                    f"{path} has a latent of type {told.get_dtype()} and shape {tuple(told.get_shape())}; "
+                    f"{path} has a latent of type {tensor.get_dtype()} and shape {tuple(tensor.get_shape())}; "
                     "it must be (B, C, h, w) of type F32, F16 or F64"
                 )
             with np.errstate(over="ignore"):
@@ -78,24 +79,25 @@ def read_latent(path: str | Path) -> LatentFile:
 
 
 def write_latent(path: str | Path, file: LatentFile) -> None:
-    """Write a latent file in one step, of equal bytes for an equal ``file``.
+    """Write a latent file in one step. Equal arguments give equal bytes.
 
-    Raises OutputError for a place that cannot be written to, LatentError for a latent that is not (B, C, h, w) float32.
+    Raises OutputError for a path that cannot be written to, LatentError for a latent that is not (B, C, h, w) float32.
     """
     latent = file.latent
     if latent.dtype != np.float32 or latent.ndim != 4:
         raise LatentError(f"latent is {latent.dtype} of shape {latent.shape}; it must be (B, C, h, w) float32")
-    metadata = {
+    entries = {
         "vaedeploy.identity": file.vae_identity,
         "vaedeploy.vae": file.vae_name,
         "vaedeploy.latent": None if file.spec is None else msgspec.json.encode(file.spec).decode(),
         "vaedeploy.size": None if file.size is None else msgspec.json.encode(file.size).decode(),
     }
-    told = {key: value for key, value in metadata.items() if value is not None}
-    write_file(Path(path), safetensors_bytes({LATENT_KEY: latent}, told))
+    metadata = {key: value for key, value in entries.items() if value is not None}
+    write_file(Path(path), safetensors_bytes({LATENT_KEY: latent}, metadata))
 
 
 def _read_json(path: Path, metadata: dict[str, str], key: str, kind: Any) -> Any:
+    """The JSON under ``key`` in a file's metadata, decoded as the type ``kind``; None if there is no such key."""
     if key not in metadata:
         return None
     try:

@@ -1,4 +1,4 @@
-"""The photographs that a VAE is verified on."""
+"""The photographs that a VAE is verified on, and crops of them."""
 
 from __future__ import annotations
 
@@ -12,18 +12,22 @@ from vaedeploy.errors import ImageError
 from vaedeploy.images.files import image_suffixes, read_image
 
 Photo = NDArray[np.uint8]
+"""A photograph (H, W, 3), or a batch of photographs (B, H, W, 3), uint8 RGB."""
 
 SAMPLES = ("astronaut", "coffee", "chelsea")
-"""Photographs that scikit-image carries: public domain (astronaut, NASA) and CC0."""
+"""Photographs in ``skimage.data``. The astronaut is in the public domain (NASA), the others are CC0."""
 
 MOST = 9
-"""Photographs of a folder that are read: as many as all shapes together have items, so that each is looked at."""
+"""How many photographs of a folder are read at most: the number of batch items in all verification shapes together,
+so that each photograph is used at least once.
+"""
 
 
 def load_photos(folder: str | Path | None = None) -> list[Photo]:
-    """The photographs in ``folder``, by name, or scikit-image's: each (H, W, 3) uint8.
+    """The first ``MOST`` photographs in ``folder``, in the order of their names, each (H, W, 3) uint8.
 
-    Raises ImageError where there is no such folder, where it has none or where one of them cannot be read.
+    Without ``folder``, the ``SAMPLES`` of scikit-image. Raises ImageError if the folder does not exist, has no image
+    files, or has one that cannot be read.
     """
     if folder is None:
         import skimage.data
@@ -33,7 +37,7 @@ def load_photos(folder: str | Path | None = None) -> list[Photo]:
 
 
 def photo_files(folder: str | Path) -> list[Path]:
-    """The picture files in ``folder``, by name. Raises ImageError where there is no such folder, or none in it."""
+    """The image files in ``folder``, sorted by name. Raises ImageError if it does not exist or has no image files."""
     if Path(folder).is_file():
         raise ImageError(f"{folder} is a file; give the folder that it is in")
     if not Path(folder).is_dir():
@@ -46,23 +50,28 @@ def photo_files(folder: str | Path) -> list[Path]:
 
 
 def crop_middle(photo: Photo, factor: int, most: int) -> Photo:
-    """The middle of (H, W, 3): sides are the largest multiples of ``factor`` of up to ``most`` pixels, or 0."""
+    """The middle of a photograph (H, W, 3).
+
+    Each side of the crop is the largest multiple of ``factor`` that fits both the photograph and ``most`` pixels; it is
+    0 if none does.
+    """
     height, width = (min(side, most) // factor * factor for side in photo.shape[:2])
     return _crop(photo, height, width)
 
 
 def crop_batch(photos: list[Photo], batch: int, height: int, width: int, first: int = 0) -> Photo:
-    """A batch (B, H, W, 3): the middle of each photograph in turn, from ``first`` on, enlarged where it
-    is smaller.
+    """A batch (B, H, W, 3): the middle of each photograph in turn, starting with ``photos[first]``.
+
+    A photograph that is too small is enlarged. After the last photograph the first one follows again.
     """
-    turn = range(first, first + batch)
-    return np.stack([_crop(photos[i % len(photos)], height, width) for i in turn])
+    indices = range(first, first + batch)
+    return np.stack([_crop(photos[i % len(photos)], height, width) for i in indices])
 
 
 def _crop(photo: Photo, height: int, width: int) -> Photo:
-    grow = max(height / photo.shape[0], width / photo.shape[1])
-    if grow > 1:
-        size = (max(width, round(photo.shape[1] * grow)), max(height, round(photo.shape[0] * grow)))
+    scale = max(height / photo.shape[0], width / photo.shape[1])
+    if scale > 1:
+        size = (max(width, round(photo.shape[1] * scale)), max(height, round(photo.shape[0] * scale)))
         photo = np.asarray(Image.fromarray(photo).resize(size, Image.Resampling.LANCZOS))
     top, left = (photo.shape[0] - height) // 2, (photo.shape[1] - width) // 2
     return photo[top : top + height, left : left + width]

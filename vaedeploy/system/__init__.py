@@ -1,4 +1,4 @@
-"""What the disk, the process and the machine give: atomic writes, locks, caches, GPUs, installed packages.
+"""The disk, the process and the machine: atomic writes, locks, caches, GPUs and installed packages.
 
-May import ``errors`` alone; knows nothing of VAEs.
+May import ``errors`` only. Knows nothing of VAEs.
 """

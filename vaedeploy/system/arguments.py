@@ -1,4 +1,4 @@
-"""Arguments that are easily given in another form than the one that is meant."""
+"""Checks of arguments that callers easily give in the wrong form, such as one string for a list of strings."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ T = TypeVar("T")
 
 
 def as_list(what: str, given: Iterable[T]) -> list[T]:
-    """``given`` as a list. Raises InputError, naming ``what``, for one string or path, whose letters would be taken for
-    items, and for anything else that cannot be gone through.
+    """``given`` as a list.
+
+    Raises InputError, which calls the argument ``what``, for a single string or path (iterating over a string would
+    give its letters) and for anything that is not iterable.
     """
     if isinstance(given, str | bytes | PathLike):
         kind = "a path" if isinstance(given, PathLike) else "a string"

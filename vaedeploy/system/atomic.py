@@ -1,7 +1,9 @@
-"""Writing so that a reader, or a run that is killed, never meets half of something.
+"""Atomic writes: nobody finds a file or directory half-written, even after the process that wrote it was killed.
 
-A file is written beside its place and renamed into it; a directory that only one process may write at a time is
-guarded by a lock that the operating system drops when its holder dies.
+A file is written under a temporary name in the directory where it belongs, and then renamed. ``lock.lock`` guards a
+directory that only one process may write at a time: the operating system drops the lock when its holder dies.
+
+Throughout this module ``place`` is where a file or directory belongs, and ``draft`` is the temporary one beside it.
 """
 
 from __future__ import annotations
@@ -26,15 +28,14 @@ else:
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Put ``data`` at ``path`` in one step, over whatever file is there.
+    """Write ``data`` to ``path`` in one step, replacing any file there.
 
-    Raises OutputError where that cannot be done, and for a place that is a directory or a device; nothing is left
-    behind then.
+    Raises OutputError if that fails, or if ``path`` is a directory or a device; no temporary file is left behind then.
     """
     place = path.resolve()
     try:
         _check_kind(path, place)
-        # Not tempfile's: those are for their owner alone, and what is written here is for all whom the umask allows.
+        # Not tempfile: its files are for their owner only, and this one is for everyone whom the umask allows.
         draft = draft_name(place)
         try:
             with draft.open("xb") as file:
@@ -51,24 +52,24 @@ def write_file(path: Path, data: bytes) -> None:
 
 @contextmanager
 def transient_folder(folder: Path) -> Iterator[None]:
-    """Make ``folder`` and its parents; at the end, remove those of them that were made here and are still empty.
+    """Context for which ``folder`` and its parents exist: those that are made on entry are removed at exit if empty.
 
-    Raises OSError where they cannot be made.
+    Raises OSError if they cannot be made.
     """
     missing = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         yield
     finally:
-        for made in missing:
+        for place in missing:
             with suppress(OSError):
-                made.rmdir()
+                place.rmdir()
 
 
 def check_place(path: Path) -> None:
-    """Raise OutputError where ``write_file`` could not write ``path``, to fail before long work and not after it.
+    """Raise OutputError if ``write_file`` could not write ``path``, so that long work fails before it and not after it.
 
-    That is tried, with an empty file beside it which is removed again.
+    The check makes an empty file beside ``path`` and removes it.
     """
     place = path.resolve()
     draft = draft_name(place)
@@ -86,7 +87,7 @@ def _check_kind(path: Path, place: Path) -> None:
 
 
 def link_or_copy(file: Path, place: Path) -> None:
-    """Have ``file`` at ``place`` as well: as a hard link where the disk has them, else as a copy."""
+    """Make ``place`` a hard link to ``file``, or a copy of it if the disk does not allow a link."""
     try:
         os.link(file, place)
     except FileNotFoundError:
@@ -96,27 +97,29 @@ def link_or_copy(file: Path, place: Path) -> None:
 
 
 def move_file(draft: Path, place: Path) -> None:
-    """Rename the file ``draft`` to ``place``, over what is there; where that is on another disk, by a copy beside
-    it.
+    """Rename the file ``draft`` to ``place``, replacing any file there.
+
+    If ``place`` is on another disk, ``draft`` is copied to a temporary file beside ``place``, which is then renamed.
     """
     try:
         draft.replace(place)
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
-        near = draft_name(place)
+        copy = draft_name(place)
         try:
-            shutil.copy2(draft, near)
-            near.replace(place)
+            shutil.copy2(draft, copy)
+            copy.replace(place)
         finally:
-            near.unlink(missing_ok=True)
+            copy.unlink(missing_ok=True)
         draft.unlink()
 
 
 def replace_directory(draft: Path, place: Path) -> None:
-    """Rename the directory ``draft`` to ``place``, and put what was there back where that fails.
+    """Rename the directory ``draft`` to ``place``, replacing any directory there.
 
-    No system renames a directory over a full one, so the old one steps aside for the moment.
+    No system can rename a directory over one that is not empty, so the old directory is renamed first, and removed at
+    the end. If the second rename fails, the old directory is put back.
     """
     old = _beside(place, "old")
     try:
@@ -132,18 +135,22 @@ def replace_directory(draft: Path, place: Path) -> None:
 
 
 def clear_leftovers(place: Path) -> None:
-    """Undo what a killed run left beside ``place``. Only for whoever holds its lock: nobody else is at work then."""
-    for left in _leftovers(place, "old"):
+    """Remove the temporary directories that killed processes left beside ``place``.
+
+    If the process was killed within ``replace_directory``, ``place`` gets its old directory back. Call this only while
+    holding the lock of ``place``: otherwise the directories may be those of a process that is still at work.
+    """
+    for old in _leftovers(place, "old"):
         if place.exists():
-            shutil.rmtree(left, ignore_errors=True)
+            shutil.rmtree(old, ignore_errors=True)
         else:
-            left.rename(place)
-    for left in _leftovers(place, "tmp"):
-        shutil.rmtree(left, ignore_errors=True)
+            old.rename(place)
+    for draft in _leftovers(place, "tmp"):
+        shutil.rmtree(draft, ignore_errors=True)
 
 
 def draft_name(place: Path) -> Path:
-    """A free name beside ``place`` for what is to be renamed to it."""
+    """An unused path beside ``place``, for a draft that will be renamed to ``place``."""
     return _beside(place, "tmp")
 
 
@@ -157,18 +164,19 @@ def _leftovers(place: Path, kind: str) -> list[Path]:
 
 
 def share(file: Path, folder: Path) -> None:
-    """Give a file the rights of ``folder``: some libraries write for the owner alone, a bundle is for everyone whom the
-    umask allows.
+    """Give ``file`` the read and write permissions of ``folder``.
+
+    Some libraries write files that only their owner may read; a bundle is for everyone whom the umask allows.
     """
     file.chmod(folder.stat().st_mode & 0o666)
 
 
 def sync_directory(path: Path) -> None:
-    """Make the renames in a directory last through a power cut, where the system has a way to ask for that."""
+    """Flush a directory to disk, so that renames in it survive a power cut. Windows has no way to ask for that."""
     if sys.platform != "win32":
         handle = os.open(path, os.O_RDONLY)
         try:
-            # Some network file systems refuse this for directories; there is no other way to ask them.
+            # Some network file systems refuse this for directories, and they offer no other way.
             with suppress(OSError):
                 os.fsync(handle)
         finally:

@@ -1,4 +1,4 @@
-"""Where this package keeps what it can make again."""
+"""The user's cache directory, for files that vaedeploy can make again."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from pathlib import Path
 
 
 def cache_folder(name: str) -> Path:
-    """The folder ``name`` in the user's cache of vaedeploy; made where it is not there."""
+    """The folder ``name`` in vaedeploy's cache, which is made if it does not exist.
+
+    The cache is in ``LOCALAPPDATA`` on Windows, and elsewhere in ``XDG_CACHE_HOME`` or ``~/.cache``.
+    """
     if sys.platform == "win32":
         base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
     else:

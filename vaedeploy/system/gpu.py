@@ -1,4 +1,7 @@
-"""The GPUs in this machine, as the CUDA driver shows them to this process: asking needs no library but the driver's."""
+"""The GPUs that the CUDA driver shows to this process.
+
+The driver is called through ctypes, so no other CUDA library need be installed.
+"""
 
 from __future__ import annotations
 
@@ -9,22 +12,26 @@ from dataclasses import dataclass
 from typing import Any
 
 DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+"""File name of the CUDA driver's library."""
 
 MAJOR, MINOR = 75, 76
-"""CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR, in cuda.h."""
+"""The values of CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR, from cuda.h."""
 
 FORKED = (
     "this process was forked after the GPU was used, and CUDA does not survive that. Make the VAE in the new process, "
     "or start it with multiprocessing's 'spawn'"
 )
 
-_asked_by: int | None = None
-"""The process that asked the driver first."""
+_initialized_by: int | None = None
+"""Id of the process that initialised the driver; a forked process inherits the value."""
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """name: such as "NVIDIA GeForce RTX 4090". compute_capability: such as "8.9". memory_gib: in GiB, all of it."""
+    """One GPU, as the CUDA driver describes it.
+
+    name: such as "NVIDIA GeForce RTX 4090". compute_capability: such as "8.9". memory_gib: its total memory, in GiB.
+    """
 
     name: str
     compute_capability: str
@@ -32,7 +39,10 @@ class Gpu:
 
 
 def find_gpu(device: int = 0) -> Gpu | None:
-    """The CUDA device of that number; None where there is none, or no driver. CUDA_VISIBLE_DEVICES is obeyed."""
+    """The GPU with the CUDA device number ``device``, counted among those that CUDA_VISIBLE_DEVICES leaves visible.
+
+    None if there is no such device or no driver.
+    """
     driver = _driver()
     if driver is None or device >= _count(driver):
         return None
@@ -52,7 +62,7 @@ def find_gpu(device: int = 0) -> Gpu | None:
 
 
 def driver_version() -> str | None:
-    """The newest CUDA that the driver knows, such as "13.0"; None without a driver."""
+    """The newest CUDA version that the driver supports, such as "13.0"; None without a driver."""
     driver, version = _driver(), ctypes.c_int()
     if driver is None or driver.cuDriverGetVersion(ctypes.byref(version)) != 0:
         return None
@@ -66,20 +76,20 @@ def cuda_devices() -> int:
 
 
 def was_forked() -> bool:
-    """Whether this process was forked from one that had asked the driver: CUDA does not survive that."""
-    return _asked_by not in (None, os.getpid())
+    """Whether this process was forked from one that had initialised the driver: CUDA does not survive a fork."""
+    return _initialized_by not in (None, os.getpid())
 
 
 def _driver() -> Any:
-    """The driver's library, ready to be asked; None where there is none."""
-    global _asked_by
+    """The driver's library, initialised. None without a driver, if it does not initialise, and in a forked process."""
+    global _initialized_by
     try:
         driver = ctypes.CDLL(DRIVER)
     except OSError:
         return None
     if was_forked() or driver.cuInit(0) != 0:
         return None
-    _asked_by = os.getpid()
+    _initialized_by = os.getpid()
     return driver
 
 

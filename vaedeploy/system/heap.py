@@ -1,5 +1,6 @@
-"""Memory that is free, handed back to the system: glibc keeps it for the threads that had it, where others cannot use
-it.
+"""Returning freed memory to the operating system.
+
+glibc keeps freed memory for the threads that allocated it, where others cannot use it.
 """
 
 from __future__ import annotations
@@ -12,12 +13,15 @@ __all__ = ["collect_garbage", "trim_heap"]
 
 
 def trim_heap() -> None:
-    """Give back what was freed; milliseconds."""
-    with suppress(OSError, AttributeError):  # another C library: nothing to do
+    """Return freed memory to the operating system. Takes milliseconds."""
+    with suppress(OSError, AttributeError):  # a C library other than glibc, which has no malloc_trim
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def collect_garbage() -> None:
-    """Free what only cycles hold, as modules and graphs do, and give it back; half a second."""
+    """Free objects that only reference cycles keep alive, and return their memory to the operating system.
+
+    PyTorch modules and ONNX graphs contain such cycles. Takes half a second.
+    """
     gc.collect()
     trim_heap()

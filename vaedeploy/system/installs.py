@@ -1,4 +1,4 @@
-"""How what a backend needs is installed and imported."""
+"""The extras of vaedeploy: which packages each installs, which modules these have, and which commands need them."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from importlib import metadata
 from importlib.util import find_spec
 
 BASE = ("click", "msgspec", "numpy", "pillow", "rich", "safetensors")
-"""The packages that every installation has."""
+"""The packages that every installation of vaedeploy has."""
 
 CUDA = {"cuda-bindings": "cuda.bindings", "cuda-core": "cuda.core"}
+"""The packages that every backend on a GPU needs -> the names that they are imported by."""
 
 EXTRAS = {
     "cpu": {"onnxruntime": "onnxruntime"},
@@ -28,7 +29,10 @@ EXTRAS = {
     "rtx": {"tensorrt-rtx": "tensorrt_rtx", **CUDA},
     "tensorrt": {"tensorrt": "tensorrt", **CUDA},
 }
-"""What each extra adds: a package, and the name that it is imported by. rtx and tensorrt hold build as well."""
+"""Extra -> each package that it installs -> the name that the package is imported by.
+
+The extras rtx and tensorrt also install everything in build.
+"""
 
 PURPOSES = {
     "cpu": "encode, decode, verify",
@@ -38,11 +42,11 @@ PURPOSES = {
     "rtx": "build --backend tensorrt-rtx, on any machine, and run on RTX GPUs",
     "tensorrt": "build --backend tensorrt, on the GPU that it is for, and run there",
 }
-"""The commands that need each extra."""
+"""Extra -> the commands that need it, in words."""
 
 
 def version_of(package: str) -> str | None:
-    """The installed version of a package; None where it is not installed."""
+    """The installed version of a package; None if it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -50,19 +54,25 @@ def version_of(package: str) -> str | None:
 
 
 COMMANDS = {"build": ("rtx", "tensorrt"), "optimize": ("build",), "bench": ("build",)}
-"""The extras that a command needs, the usual one first; the other ones need the first that has what is missing."""
+"""Command -> the extras that it can run with, the usual one first.
+
+Every other command needs the first extra in ``EXTRAS`` that installs the missing package.
+"""
 
 
 def advice_for(module: str, command: str | None = None) -> str | None:
-    """What to say where ``command`` cannot import ``module`` (a dotted name); None where no extra has that."""
+    """What to tell the user if ``command`` cannot import ``module`` (a dotted name).
+
+    None if no extra installs the module.
+    """
     root = module.partition(".")[0]
-    having = [extra for extra, packages in EXTRAS.items() if root in packages.values()]
-    if not having:
+    sources = [extra for extra, packages in EXTRAS.items() if root in packages.values()]
+    if not sources:
         return None
-    package = next(package for package, name in EXTRAS[having[0]].items() if name == root)
-    # rtx and tensorrt hold build.
-    own = [extra for extra in COMMANDS.get(command or "", ()) if extra in having or "build" in having]
-    first, *others = own or having[:1]
+    package = next(package for package, name in EXTRAS[sources[0]].items() if name == root)
+    # The extras rtx and tensorrt install everything in build.
+    suitable = [extra for extra in COMMANDS.get(command or "", ()) if extra in sources or "build" in sources]
+    first, *others = suitable or sources[:1]
     also = "".join(f" (or [{extra}] for: {PURPOSES[extra]})" for extra in others)
     smaller = ". Without a GPU, install PyTorch's build for CPUs first: it saves gigabytes" if first == "export" else ""
     return (
@@ -72,28 +82,32 @@ def advice_for(module: str, command: str | None = None) -> str | None:
 
 
 def _missing(modules: dict[str, str]) -> tuple[str, ...]:
-    """Judged by what can be imported: onnxruntime-gpu serves where onnxruntime is asked for, but not the reverse."""
+    """Those packages of an extra (package -> module, as in ``EXTRAS``) that are not installed.
+
+    A package counts as installed if its module can be imported, so onnxruntime-gpu serves as onnxruntime. The reverse
+    does not hold: onnxruntime-gpu must itself be installed.
+    """
     return tuple(
         package
         for package, module in modules.items()
-        if not _is_there(module) or (package == "onnxruntime-gpu" and version_of(package) is None)
+        if not _is_importable(module) or (package == "onnxruntime-gpu" and version_of(package) is None)
     )
 
 
-def _is_there(module: str) -> bool:
+def _is_importable(module: str) -> bool:
     try:
         return find_spec(module) is not None
-    except ModuleNotFoundError:  # the package that it would be in is not there
+    except ModuleNotFoundError:  # its parent package is not installed
         return False
 
 
 ENGINE_MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
-"""The module of each backend that has engines; both have one interface."""
+"""Backend that runs engines -> its Python module. Both modules have the same interface."""
 
 ENGINE_EXTRAS = {"tensorrt": "tensorrt", "tensorrt-rtx": "rtx"}
-"""The extra that installs it."""
+"""Backend -> the extra that installs it."""
 
 
 def install_command(extra: str) -> str:
-    """What to run to get an extra."""
+    """The shell command that installs an extra."""
     return f'pip install "vaedeploy[{extra}]"'

@@ -1,4 +1,4 @@
-"""A lock that the operating system drops when its holder dies."""
+"""A lock file, which the operating system unlocks when the process that holds it dies."""
 
 from __future__ import annotations
 
@@ -17,7 +17,12 @@ else:
 
 @contextmanager
 def lock(path: Path) -> Iterator[bool]:
-    """Hold the lock file ``path``; gives False at once where another process or thread holds it."""
+    """Context that holds the lock file ``path``. It gives True, or False at once if another process or thread holds it.
+
+    >>> with lock(Path(".mse840k.lock")) as acquired:
+
+    The file is made if it does not exist, and removed at exit. Raises OSError if it cannot be opened or locked.
+    """
     handle = _acquire(path)
     if handle is None:
         yield False
@@ -41,7 +46,7 @@ def _acquire(path: Path) -> int | None:
             if error.errno in (errno.EAGAIN, errno.EACCES, errno.EDEADLK):
                 return None
             raise
-        # Its last holder may have removed the file between our open and our lock: then we hold a lock nobody sees.
+        # The last holder may have removed the file between open and lock: then nobody else can see this lock.
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(handle), path.stat()):
                 return handle

@@ -1,4 +1,4 @@
-"""What the operating system said, and what helps, in words."""
+"""Errors of the operating system in words: why something failed, and what the user can do."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import errno
 
 
 def reason(error: OSError) -> str:
-    """What the operating system said, without the number and the temporary name."""
+    """The operating system's words for ``error``, without its number and the name of a temporary file."""
     if isinstance(error, FileExistsError):
         return "there is a file where a folder has to be"
     return error.strerror or str(error)
 
 
 def advice(error: OSError) -> str:
-    """What helps against ``error``."""
+    """What the user can do about ``error``, as a sentence without its full stop."""
     if isinstance(error, FileNotFoundError):
         return "Make its folder first, or choose another place"
     short = shortage(error)
@@ -21,22 +21,25 @@ def advice(error: OSError) -> str:
 
 
 NO_ROOM = ("no room is left there", "Free space there")
+"""What ``shortage`` gives for a full disk and for an exceeded quota."""
 
 SHORTAGES = {
     errno.ENOSPC: NO_ROOM,
     getattr(errno, "EDQUOT", errno.ENOSPC): NO_ROOM,
     errno.EFBIG: ("a file there may not become that large", "Raise the limit (ulimit -f, or the file system's own)"),
 }
+"""Error number -> (what is short, what the user can do)."""
 
 
 def shortage(error: BaseException | None) -> tuple[str, str] | None:
-    """(what is short, what helps) where ``error``, or what led to it, is a disk without room, a quota or a limit on a
-    file's size.
+    """(what is short, what the user can do) if a full disk, a quota or a limit on a file's size caused ``error``.
+
+    The causes and contexts of ``error`` are searched as well. None if nothing is short.
     """
     while error is not None:
-        for number, told in SHORTAGES.items():
-            # safetensors, being Rust, tells the number in words only.
+        for number, words in SHORTAGES.items():
+            # safetensors is written in Rust: its errors have no errno, and give the number in their text only.
             if getattr(error, "errno", None) == number or f"(os error {number})" in str(error):
-                return told
+                return words
         error = error.__cause__ or error.__context__
     return None

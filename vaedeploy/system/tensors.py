@@ -1,4 +1,4 @@
-"""Arrays -> the bytes of a safetensors file, the same for the same content."""
+"""The bytes of a safetensors file, which are the same on every run for the same arrays and metadata."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 ALIGNMENT = 8
-"""Bytes: the data begins at a multiple of it, as safetensors itself has it."""
+"""In bytes: the data of a safetensors file begins at a multiple of this, as the safetensors library writes it."""
 
 
 def safetensors_bytes(arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> bytes:
-    """A safetensors file with ``arrays`` by name, and ``metadata``.
+    """The content of a safetensors file with ``arrays`` and ``metadata``, both by name.
 
-    safetensors orders tensors itself, but writes metadata in an order that differs from run to run. So that is put into
-    the header here, by name.
+    The safetensors library sorts tensors, but writes metadata in an order that differs from run to run. So this
+    function puts the metadata into the header itself, sorted by name.
     """
-    # It writes an array's memory as it lies, whatever its strides say.
+    # The library writes an array's memory as it is, and ignores strides.
     saved = safetensors.numpy.save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
     end = 8 + int.from_bytes(saved[:8], "little")
-    told = {"__metadata__": dict(sorted(metadata.items()))} | json.loads(saved[8:end])
-    header = json.dumps(told, ensure_ascii=False, separators=(",", ":")).encode()
+    entries = {"__metadata__": dict(sorted(metadata.items()))} | json.loads(saved[8:end])
+    header = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
     header += b" " * (-len(header) % ALIGNMENT)
     return len(header).to_bytes(8, "little") + header + saved[end:]

@@ -1,4 +1,4 @@
-"""The values that all stages share: halves, precisions, the latent contract, shapes, the reference VAE.
+"""The values that every stage shares: halves, precisions, the latent contract, shapes and the reference VAE.
 
-May import ``errors`` alone; nothing here reads a file or starts a library.
+May import ``errors`` only. Nothing here reads a file or starts a library.
 """

@@ -1,4 +1,4 @@
-"""The words that all stages share: halves, forms, precisions, backends."""
+"""The literals that every stage shares: halves, forms, precisions and backends."""
 
 from __future__ import annotations
 
@@ -7,18 +7,22 @@ from typing import Annotated, Literal
 import msgspec
 
 Part = Literal["encoder", "decoder"]
+"""One half of a VAE."""
 
 PARTS: tuple[Part, ...] = ("encoder", "decoder")
 
 Form = Literal["portable", "onnxruntime", "tensorrt"]
+"""A form of a part's graph in a bundle; ``docs/bundle-format.md`` describes each."""
 
 ImageInput = Literal["float", "uint8"]
+"""What the encoder takes: float32 (B, 3, H, W) in [-1, 1], or uint8 (B, H, W, 3)."""
 
 Precision = Literal["fp32", "fp16", "bf16"]
 
 Backend = Literal["tensorrt", "tensorrt-rtx"]
-"""What builds and runs engines."""
+"""The library that builds and runs engines."""
 
 Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 
 Target = Literal["onnxruntime", "tensorrt"]
+"""The library that a graph is rewritten for."""

@@ -1,4 +1,4 @@
-"""What a VAE and a diffusion model agree on: the latent contract and the sizes that it allows."""
+"""The latent contract, which a VAE and a diffusion model agree on, and the image sizes that it allows."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ class LatentSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     The diffusion model sees ``(z - shift) * scale``, where ``z`` is what the VAE itself computes.
 
     channels: channels of a latent.
-    factor: pixels of an image's side per element of its latent's side.
-    scale, shift: one number, or one a channel (any sequence of numbers; kept as a tuple of floats).
-    sampled: the encoder gives a distribution (a mean and a standard deviation), not just a latent.
+    factor: pixels along a side of an image per element along the same side of its latent.
+    scale, shift: one number for all channels, or one number per channel (any sequence of numbers; stored as a tuple of
+        floats).
+    sampled: whether the encoder gives a distribution (a mean and a standard deviation) instead of one latent.
 
-    Raises ContractError for counts that are not whole or below 1, a scale that is 0 or not finite, a shift that is not
-    finite, what is not a number, and vectors whose length is not ``channels``.
+    Raises ContractError if ``channels`` or ``factor`` is not a whole number or is below 1, if a scale is 0 or not
+    finite, if a shift is not finite, if a scale or shift is not a number, and if a sequence does not have ``channels``
+    numbers.
     """
 
     channels: int
@@ -32,9 +34,9 @@ class LatentSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sampled: bool = True
 
     def differences(self, other: LatentSpec) -> list[tuple[str, Any, Any]]:
-        """(field, its value here, the one of ``other``) for each field that differs."""
+        """(field, value in this contract, value in ``other``) for each field that differs."""
         pairs = ((name, getattr(self, name), getattr(other, name)) for name in self.__struct_fields__)
-        return [(name, own, others) for name, own, others in pairs if own != others]
+        return [(name, here, there) for name, here, there in pairs if here != there]
 
     def __post_init__(self) -> None:
         for name in ("channels", "factor"):
@@ -44,7 +46,7 @@ class LatentSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             if count < 1:
                 raise ContractError(f"latent {name} is {count}; it must be 1 or more")
         for name in ("scale", "shift"):
-            # 1 and 1.0 are one contract, and must give one identity.
+            # 1 and 1.0 state the same contract, and must give the same ``Reference.identity``.
             value = _floats(name, getattr(self, name))
             msgspec.structs.force_setattr(self, name, value)
             numbers = value if isinstance(value, tuple) else (value,)
@@ -57,16 +59,16 @@ class LatentSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def sizes(self) -> SizeRule:
-        """The rule that image heights and widths follow."""
+        """The rule that the height and width of an image must follow."""
         return SizeRule(self.factor)
 
 
 def _floats(name: str, value: Any) -> float | tuple[float, ...]:
-    """A number, or a sequence or array of them, as floats."""
+    """``value``, a number or a sequence or array of numbers, as a float or a tuple of floats."""
     try:
         if isinstance(value, str | bytes):
             raise TypeError
-        # Arrays have both, and those without a dimension cannot be gone through.
+        # Arrays have both attributes, and an array with ndim 0 has __iter__ but cannot be iterated over.
         return tuple(float(n) for n in value) if getattr(value, "ndim", hasattr(value, "__iter__")) else float(value)
     except (TypeError, ValueError) as error:
         raise ContractError(f"latent {name} is {value!r}; it must be a number, or one a channel") from error
@@ -78,26 +80,29 @@ class SizeRule(msgspec.Struct, frozen=True):
     factor: int
 
     def allows(self, height: int, width: int) -> bool:
+        """Whether (height, width) keeps the rule."""
         return height > 0 and width > 0 and height % self.factor == 0 and width % self.factor == 0
 
     def check_cut(self, size: Any, full: tuple[int, int]) -> tuple[int, int]:
-        """(height, width) to cut a decoded image to, which has ``full`` pixels. Raises SizeError where it cannot have
-        been padded to that.
+        """``size`` as the (height, width) to cut a decoded image to, which has ``full`` (height, width) pixels.
+
+        Raises SizeError if ``size`` is not two whole numbers, or if padding an image of that size does not give
+        ``full``.
         """
         try:
             height, width = map(operator.index, size)
         except (TypeError, ValueError) as error:
             raise SizeError(f"size is {size!r}; it must be two whole numbers, (height, width)") from error
         if self.padded(height, width) != full or height < 1 or width < 1:
-            low = tuple(side - self.factor + 1 for side in full)
+            smallest = tuple(side - self.factor + 1 for side in full)
             raise SizeError(
                 f"size is {height}x{width} (height x width), but this latent decodes to {full[0]}x{full[1]}, which "
-                f"comes from heights {low[0]} to {full[0]} and widths {low[1]} to {full[1]}"
+                f"comes from heights {smallest[0]} to {full[0]} and widths {smallest[1]} to {full[1]}"
             )
         return height, width
 
     def check(self, height: int, width: int) -> None:
-        """Raise SizeError, naming the nearest valid sizes, where (height, width) breaks the rule."""
+        """Raise SizeError, which names the nearest valid sizes, if (height, width) breaks the rule."""
         if not self.allows(height, width):
             raise SizeError(
                 f"image is {height}x{width} (height x width), but {self.advice(height, width)}. "
@@ -105,14 +110,14 @@ class SizeRule(msgspec.Struct, frozen=True):
             )
 
     def advice(self, height: int, width: int) -> str:
-        """The rule, and the sizes nearest to (height, width) that keep it."""
+        """The rule and the valid sizes nearest to (height, width), as words for a message."""
         down = f"{self._down(height)}x{self._down(width)}"
         up = "{}x{}".format(*self.padded(height, width))
         nearest = down if down == up else f"{down} or {up}"
         return f"both must be multiples of {self.factor}; the nearest valid sizes are {nearest}"
 
     def padded(self, height: int, width: int) -> tuple[int, int]:
-        """The smallest valid (height, width) that holds the given one."""
+        """The smallest valid size in which an image of (height, width) fits."""
         return self._up(height), self._up(width)
 
     def _up(self, pixels: int) -> int:

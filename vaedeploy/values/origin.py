@@ -10,10 +10,11 @@ import msgspec
 class Origin(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where a VAE's weights came from, in enough detail to find them again.
 
-    location: a preset's name, a hub repository, an absolute path, ``random:SEED``, or "" for a user's own modules.
-    sha256: of the weights file as it was read; None where there was no file.
+    kind: where they are, such as "package" (carried by vaedeploy), "random" (seeded weights) or "modules" (the user's).
+    location: a preset's name, a hub repository, an absolute path, ``random:SEED``, or "" for the user's modules.
+    sha256: sha256 of the weights file as it was read; None if there was no file.
     preset: the preset whose architecture and latent contract were used, if any.
-    revision: the hub's commit, if known.
+    revision: the commit in the hub, if known.
     """
 
     kind: Literal["package", "hub", "folder", "file", "random", "modules"]

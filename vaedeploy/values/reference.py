@@ -18,19 +18,25 @@ if TYPE_CHECKING:
 
 
 OWN_MODULES = Origin(kind="modules", location="", sha256=None, preset=None)
+"""The origin of a ``Reference`` that the user makes of two modules."""
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A VAE as two PyTorch modules, which every later stage is judged against. Any two modules of your own serve, in
-    float32 and on the CPU; they are put into eval mode, and stay in it.
+    """A VAE as two PyTorch modules, against which every later stage is judged.
 
-    encoder: image (B, 3, H, W) in [-1, 1] -> raw latent z (B, C, h, w), or (mean, std) of it when ``latent.sampled``.
-    decoder: raw latent (B, C, h, w) -> image (B, 3, H, W), not clamped.
-    latent: the latent contract; its scale and shift are applied by the graph, not by the modules.
-    name: the default output directory, and what people are shown.
+    Any two modules can be used, as long as they are in float32 and on the CPU. They are put into eval mode, and stay in
+    it.
 
-    Raises InputError for an encoder or a decoder that is not a module, and for a latent contract that is none.
+    encoder: image (B, 3, H, W) in [-1, 1] -> raw latent z (B, C, h, w), or its (mean, std) if ``latent.sampled``.
+    decoder: raw latent z (B, C, h, w) -> image (B, 3, H, W), not clamped.
+    latent: the latent contract. The graph applies its scale and shift; the modules do not.
+    name: the name in messages and tables, and of the default output directory.
+    origin: where the weights came from. licence: of the weights, if known.
+    architecture: the class that the modules were made from, such as ``AutoencoderKL``.
+
+    Raises InputError if the encoder or the decoder is not a ``torch.nn.Module``, or if ``latent`` is not a
+    ``LatentSpec``.
     """
 
     encoder: nn.Module
@@ -60,7 +66,7 @@ class Reference:
 
     @functools.cached_property
     def identity(self) -> str:
-        """sha256 over the names, dtypes, shapes and bytes of both modules' tensors, and the latent contract."""
+        """sha256 over the latent contract and the names, dtypes, shapes and bytes of both modules' tensors."""
         import torch
 
         digest = hashlib.sha256(msgspec.json.encode(self.latent))

@@ -1,4 +1,4 @@
-"""The sizes that an engine takes: a range of each dimension, in pixels."""
+"""The sizes that an engine takes: ranges of batch items, and of image height and width in pixels."""
 
 from __future__ import annotations
 
@@ -8,25 +8,27 @@ from typing import Literal
 import msgspec
 
 Range = tuple[int, int, int]
-"""The least, the one that is tuned for, and the most."""
+"""(min, opt, max) of one dimension: the smallest value, the value that TensorRT tunes for, and the largest value."""
 
 Corner = Literal["min", "opt", "max"]
+"""Which of its three values every range of a ``ShapeSet`` takes."""
 
 CORNERS: tuple[Corner, ...] = ("min", "opt", "max")
 
 
 def size_text(batch: int, height: int, width: int) -> str:
-    """Batch, height and width as they are shown everywhere: ``1x512x768``."""
+    """Batch, height and width in the notation of all messages and tables: ``1x512x768``."""
     return f"{batch}x{height}x{width}"
 
 
 class ShapeSet(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One optimisation profile of an engine: items, and pixels of an image's height and width.
+    """One optimisation profile of an engine: batch items, and height and width of the image in pixels.
 
-    Each is (min, opt, max), or one number for all three, kept as three. Both parts of a VAE have the same: a decoder's
-    latent is as large as its image by the spatial factor.
+    Each field is (min, opt, max), or one number for all three, which is stored as three. Both parts of a VAE have the
+    same shape set: a decoder's sizes are those of its image, which is larger than its latent by the spatial factor.
 
-    Raises ValueError, which msgspec tells with the place in the document, where min <= opt <= max does not hold.
+    Raises ValueError unless 1 <= min <= opt <= max < 2**31. When decoding a document, msgspec adds the place in it to
+    the message.
     """
 
     height: int | Range
@@ -35,8 +37,8 @@ class ShapeSet(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         for name in ("batch", "height", "width"):
-            given = getattr(self, name)
-            least, best, most = numbers = (given,) * 3 if isinstance(given, int) else given
+            value = getattr(self, name)
+            least, best, most = numbers = (value,) * 3 if isinstance(value, int) else value
             if not 1 <= least <= best <= most < 2**31:
                 raise ValueError(
                     f"{name} is {list(numbers)}; it must be [min, opt, max] with 1 <= min <= opt <= max < 2**31"
@@ -44,26 +46,26 @@ class ShapeSet(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             msgspec.structs.force_setattr(self, name, numbers)
 
     def at(self, corner: Corner) -> tuple[int, int, int]:
-        """(batch, height, width) at one end of the ranges, or at what they are tuned for."""
+        """(batch, height, width): the lower end of every range, the upper end, or the value that is tuned for."""
         index = CORNERS.index(corner)
         return tuple(value[index] for value in (self.batch, self.height, self.width))  # type: ignore[index,return-value]
 
     def holds(self, batch: int, height: int, width: int) -> bool:
-        """Whether that many items of that many pixels are within the ranges."""
+        """Whether ``batch`` images of ``height`` x ``width`` pixels are within the ranges."""
         ranges = zip((batch, height, width), self.at("min"), self.at("max"), strict=True)
-        return all(least <= given <= most for given, least, most in ranges)
+        return all(least <= value <= most for value, least, most in ranges)
 
     @property
     def extent(self) -> int:
-        """How many sizes are within the ranges, those off the factor too: 1 where there is one only."""
+        """How many sizes are within the ranges, multiples of the spatial factor or not; 1 if ``static``."""
         return math.prod(most - least + 1 for least, most in zip(self.at("min"), self.at("max"), strict=True))
 
     @property
     def static(self) -> bool:
-        """Whether there is one size only."""
+        """Whether the ranges allow one size only."""
         return self.at("min") == self.at("max")
 
     def __str__(self) -> str:
-        """Such as ``1x512x512``, or ``1-4x64-1024x64-1024``: batch, height, width."""
+        """Batch, height and width as one size or as ranges: ``1x512x512`` or ``1-4x64-1024x64-1024``."""
         ends = zip(self.at("min"), self.at("max"), strict=True)
         return "x".join(str(least) if least == most else f"{least}-{most}" for least, most in ends)
