@@ -158,7 +158,7 @@ def test_errors() -> None:
         measure_maxima(chain(SQUARES), [{"x": np.zeros(3, np.float32)}])
     unknown = chain([helper.make_node("Neg", ["x"], ["y"])])
     unknown.graph[0].domain = "nobody"
-    with pytest.raises(BackendError, match="ONNX Runtime cannot load the graph to measure: "):
+    with pytest.raises(BackendError, match=r"^ONNX Runtime cannot load .*probe\.onnx: "):
         measure_maxima(unknown, [{"x": np.zeros((1, 1), np.float32)}])
 
 

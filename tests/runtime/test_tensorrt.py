@@ -19,6 +19,7 @@ from vaedeploy.errors import BackendError
 from vaedeploy.pipeline.build import build_engines
 from vaedeploy.runtime import tensorrt
 from vaedeploy.system.gpu import Gpu, cuda_devices
+from vaedeploy.system.messages import LastMessages
 
 LOAD = """
 import sys
@@ -107,7 +108,8 @@ MODULE: Any = SimpleNamespace(
     ExecutionContextAllocationStrategy=SimpleNamespace(USER_MANAGED="user managed"),
     CudaGraphStrategy=SimpleNamespace(WHOLE_GRAPH_CAPTURE="whole graph"),
 )
-LOG: Any = SimpleNamespace(tail=lambda: ". TensorRT's last messages:\n  it says so")
+LOG: Any = SimpleNamespace(messages=LastMessages("TensorRT"))
+LOG.messages.add("it says so")
 
 
 class Stream:
@@ -188,7 +190,8 @@ def test_no_context() -> None:
 
 
 def test_there_is_no_room_to_run() -> None:
-    log = SimpleNamespace(tail=lambda: ". TensorRT's last messages:\n  CUDA: Out of memory")
+    log = SimpleNamespace(messages=LastMessages("TensorRT"))
+    log.messages.add("CUDA: Out of memory")
     device: Any = HostDevice()
     made = tensorrt.EnginePlan(MODULE, device, log, None, Recorder(), True, None)
     assert str(made.refused("to run")) == (

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -24,28 +23,13 @@ from vaedeploy.errors import BackendError, BuildError
 from vaedeploy.graph.graph import module_path
 from vaedeploy.system.cache import cache_folder
 from vaedeploy.system.installs import ENGINE_EXTRAS, install_command
+from vaedeploy.system.messages import LastMessages
 from vaedeploy.system.progress import Progress, silent
 from vaedeploy.values.kinds import Backend
 
-
-def _timing_cache(identity: EngineIdentity) -> str | None:
-    """The file where ``tensorrt`` keeps its measurements for the next build; None if it keeps none."""
-    if identity.backend != "tensorrt":
-        return None
-    model = (identity.gpu or identity.compute_capability).replace(" ", "-").replace("/", "-")
-    try:
-        return str(cache_folder("timing") / f"{identity.backend_version}-{model}.cache")
-    except OSError as error:
-        log.warning("there is no place for TensorRT's timing cache (%s), so this build takes longer", error)
-        return None
-
-
 log = logging.getLogger("vaedeploy.engines")
 
-__all__ = ["Engine", "backend_version", "build_engine"]
-
-LAST_LINES = 6
-"""How many of the last lines that TensorRT logged about errors a message quotes."""
+__all__ = ["Engine", "backend_version", "build_engine", "timing_cache_file"]
 
 OUT_OF_MEMORY = re.compile(r"out of memory|outofmemory|cudaErrorMemoryAllocation|std::bad_alloc", re.IGNORECASE)
 
@@ -100,25 +84,33 @@ def build_engine(request: BuildRequest, what: str, progress: Progress = silent) 
     return Engine(Path(request.out), built.tensors, built.layers, log.weights, tuple(log.activations))
 
 
+def timing_cache_file(identity: EngineIdentity) -> str | None:
+    """The file where ``tensorrt`` keeps its measurements for the next build; None if it keeps none."""
+    if identity.backend != "tensorrt":
+        return None
+    model = (identity.gpu or identity.compute_capability).replace(" ", "-").replace("/", "-")
+    try:
+        return str(cache_folder("timing") / f"{identity.backend_version}-{model}.cache")
+    except OSError as error:
+        log.warning("there is no place for TensorRT's timing cache (%s), so this build takes longer", error)
+        return None
+
+
 class _Log:
     """What is kept of TensorRT's log: the last messages, and the memory it takes, which it reports nowhere else."""
 
     def __init__(self) -> None:
-        self.lines: deque[str] = deque(maxlen=LAST_LINES)
+        self.messages = LastMessages("TensorRT")
         self.activations: list[int] = []
         self.weights = 0
 
     def add(self, line: str) -> None:
         if DETAILS.match(line):
-            self.lines.append(line.strip())
+            self.messages.add(line)
         elif match := re.search(r"Total Activation Memory: (\d+)", line):
             self.activations.append(int(match[1]))
         elif match := re.search(r"Total Weights Memory: (\d+)", line):
             self.weights = int(match[1])
-
-    def tail(self) -> str:
-        """The last messages, to append to a sentence."""
-        return ". TensorRT's last messages:\n  " + "\n  ".join(self.lines) if self.lines else ""
 
 
 def _converse(request: BuildRequest, log: _Log) -> Iterator[Event]:
@@ -146,7 +138,7 @@ def _converse(request: BuildRequest, log: _Log) -> Iterator[Event]:
         reader.join(timeout=10)
         code = process.wait()
         if not ended:
-            raise BuildError(f"the build's process {_death(code)}{log.tail()}")
+            raise BuildError(f"the build's process {_death(code)}{log.messages.quote()}")
 
 
 @contextmanager
@@ -190,7 +182,7 @@ def _death(code: int) -> str:
 
 def _explain(failed: Failed, log: _Log, request: BuildRequest) -> str:
     """Why a build failed, as the end of a sentence: the likeliest cause, and TensorRT's last messages."""
-    said = log.tail()
+    said = log.messages.quote()
     reason = "TensorRT made no engine" if failed.reason.startswith(POLYGRAPHYS_WORDS) else failed.reason
     if failed.shortage:
         what, remedy = failed.shortage

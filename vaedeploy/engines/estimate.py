@@ -29,37 +29,12 @@ from vaedeploy.graph.edit import NORMALIZATIONS
 from vaedeploy.graph.graph import Inputs
 from vaedeploy.graph.operations import weight_bytes
 from vaedeploy.graph.sizes import static_shape, with_sizes
+from vaedeploy.values.shapes import size_text
 
 GIB = 2**30
 
 
-def _check_memory(profile: Profile, inputs: Inputs) -> None:
-    """Raise BuildError, naming a size that would fit, if an engine's largest size does not fit the GPU."""
-    available = profile.memory_gib * GIB
-    single = len(profile.shapes) == 1 and next(iter(profile.shapes.values())).static
-
-    def memory(batch: int, height: int, width: int) -> Memory:
-        return estimate_memory(inputs.graph.model, inputs.sizes(batch, height, width), fused_attention=single)
-
-    for name, shape in profile.shapes.items():
-        batch, height, width = shape.at("max")
-        needed = memory(batch, height, width)
-        if needed.total <= available:
-            continue
-        fitting = bisect_right(
-            range(1, batch), available, key=lambda b: memory(b, height, width).total
-        )  # sorted, since memory grows with the batch
-        advice = f"batch {fitting}" if fitting else "a smaller height and width"
-        half = ", or precision fp16" if profile.precision == "fp32" else ""
-        raise BuildError(
-            f"the {inputs.graph.part} does not fit profile {profile.name}: at {batch}x{height}x{width} (shapes.{name}) "
-            f"it needs about {needed.total / GIB:.1f} GiB ({needed.engine / GIB:.1f} for the engine, "
-            f"{needed.activations / GIB:.1f} for activations), and {profile.gpu} has {profile.memory_gib:g} GiB. "
-            f"Lower the maximum there to {advice}{half}"
-        )
-
-
-__all__ = ["Memory", "estimate_memory"]
+__all__ = ["Memory", "check_memory", "estimate_memory"]
 
 VIEWS = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity"})
 """Operators whose output shares the memory of their input."""
@@ -93,6 +68,32 @@ class Memory:
     @property
     def total(self) -> int:
         return self.engine + self.activations
+
+
+def check_memory(profile: Profile, inputs: Inputs) -> None:
+    """Raise BuildError, naming a size that would fit, if an engine's largest size does not fit the GPU."""
+    available = profile.memory_gib * GIB
+    single = len(profile.shapes) == 1 and next(iter(profile.shapes.values())).static
+
+    def memory(batch: int, height: int, width: int) -> Memory:
+        return estimate_memory(inputs.graph.model, inputs.sizes(batch, height, width), fused_attention=single)
+
+    for name, shape in profile.shapes.items():
+        batch, height, width = shape.at("max")
+        needed = memory(batch, height, width)
+        if needed.total <= available:
+            continue
+        fitting = bisect_right(
+            range(1, batch), available, key=lambda b: memory(b, height, width).total
+        )  # sorted, since memory grows with the batch
+        advice = f"batch {fitting}" if fitting else "a smaller height and width"
+        half = ", or precision fp16" if profile.precision == "fp32" else ""
+        raise BuildError(
+            f"the {inputs.graph.part} does not fit profile {profile.name}: at {size_text(batch, height, width)} "
+            f"(shapes.{name}) it needs about {needed.total / GIB:.1f} GiB ({needed.engine / GIB:.1f} for the engine, "
+            f"{needed.activations / GIB:.1f} for activations), and {profile.gpu} has {profile.memory_gib:g} GiB. "
+            f"Lower the maximum there to {advice}{half}"
+        )
 
 
 def estimate_memory(model: ir.Model, sizes: Mapping[str, int], *, fused_attention: bool) -> Memory:

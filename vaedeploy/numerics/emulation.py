@@ -96,18 +96,16 @@ def emulate(model: ir.Model, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDA
 
 def emulate_each(model: ir.Model, sets: Sequence[Mapping[str, NDArray[Any]]]) -> list[dict[str, NDArray[Any]]]:
     """Do as ``emulate`` for several sets of feeds, with one session."""
-    onnxruntime = onnxruntime_cpu.load_library()
     floats = {value.name for value in model.graph.inputs if value.dtype in (*LOWER_TYPES, FLOAT)}
     with tempfile.TemporaryDirectory(prefix="vaedeploy-") as folder:
         path = Path(folder) / "model.onnx"
         save_emulating(model, path)
+        session = onnxruntime_cpu.Session(path)
+        inputs = ({n: np.asarray(a, np.float32) if n in floats else a for n, a in feeds.items()} for feeds in sets)
         try:
-            session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-            names = [output.name for output in session.get_outputs()]
-            inputs = ({n: np.asarray(a, np.float32) if n in floats else a for n, a in feeds.items()} for feeds in sets)
-            return [dict(zip(names, session.run(names, feeds), strict=True)) for feeds in inputs]
-        except Exception as error:  # ONNX Runtime's errors have no common type
-            raise BackendError(f"ONNX Runtime could not run the emulating model: {error}") from error
+            return [dict(zip(session.outputs, session.run(session.outputs, feeds), strict=True)) for feeds in inputs]
+        except BackendError as error:
+            raise BackendError(f"the graph could not be run in emulated half precision: {error}") from error
 
 
 def _round(graph: ir.Graph, value: ir.Value, lower: ir.DataType) -> None:

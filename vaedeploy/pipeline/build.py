@@ -16,8 +16,8 @@ from vaedeploy.bundle.calibration import NAME as CALIBRATE_NAME
 from vaedeploy.bundle.calibration import decode_calibration
 from vaedeploy.bundle.engines import carries, differences, engine_name
 from vaedeploy.bundle.manifest import EngineIdentity, EngineInfo
-from vaedeploy.engines.build import _timing_cache, build_engine
-from vaedeploy.engines.estimate import _check_memory
+from vaedeploy.engines.build import build_engine, timing_cache_file
+from vaedeploy.engines.estimate import check_memory
 from vaedeploy.engines.plan import Job, plan_builds
 from vaedeploy.engines.profile import Profile
 from vaedeploy.engines.protocol import BuildRequest
@@ -186,7 +186,7 @@ class _Builds:
     def _build(self, job: Job, part: Part, graph: Path, identity: EngineIdentity) -> tuple[Path, EngineInfo]:
         profile = job.profile
         inputs = Inputs(load_graph(graph, part), self.edit.bundle.manifest.latent.factor)
-        _check_memory(profile, inputs)
+        check_memory(profile, inputs)
         request = BuildRequest(
             backend=job.backend,
             graph=str(graph),
@@ -196,7 +196,7 @@ class _Builds:
             input=str(inputs.value.name),
             profiles=[inputs.profile(shape) for shape in profile.shapes.values()],
             options=identity.options,
-            timing_cache=_timing_cache(identity),
+            timing_cache=timing_cache_file(identity),
         )
         what = f"Building {profile.name} {part} with {job.backend}"
         engine = build_engine(request, what, self.progress)

@@ -6,7 +6,7 @@ import platform
 from dataclasses import dataclass
 
 from vaedeploy.system.gpu import Gpu, find_gpu
-from vaedeploy.system.installs import BASE, EXTRAS, PURPOSES, _missing, install_command, version_of
+from vaedeploy.system.installs import BASE, EXTRAS, PURPOSES, install_command, missing_packages, version_of
 from vaedeploy.version import __version__
 
 
@@ -55,7 +55,7 @@ def diagnose() -> Diagnosis:
         packages={name: version_of(name) for name in names},
         backends=tuple(BackendStatus(name, problem_of(name)) for name in BACKENDS),
         extras=tuple(
-            ExtraStatus(extra, PURPOSES[extra], _missing(modules), install_command(extra))
+            ExtraStatus(extra, PURPOSES[extra], missing_packages(modules), install_command(extra))
             for extra, modules in EXTRAS.items()
         ),
         warnings=_warnings(),

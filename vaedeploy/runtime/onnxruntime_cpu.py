@@ -10,31 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from vaedeploy.errors import BackendError
-from vaedeploy.runtime import onnxruntime_cpu
 from vaedeploy.runtime.device import Array, OnDevice, shape_of
 from vaedeploy.system.installs import install_command
-
-
-def measuring_session(path: Path, threads: int = 0) -> Any:
-    """A session of ONNX Runtime that runs the nodes of the graph ``path`` unfused, one by one, in the graph's order.
-
-    threads: how many CPU threads it uses; 0 lets ONNX Runtime choose. Raises BackendError with ONNX Runtime's message.
-    """
-    onnxruntime = onnxruntime_cpu.load_library()
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.enable_cpu_mem_arena = False
-    options.log_severity_level = 4
-    # Without fusion, every tensor of the graph is computed.
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    # In the graph's order, a tensor is reduced as soon as it is computed; the default order leaves reductions for the
-    # end, with all tensors in memory.
-    options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
-    try:
-        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        raise BackendError(f"ONNX Runtime cannot load the graph to measure: {error}") from error
-
 
 NAME = "onnxruntime-cpu"
 
@@ -46,19 +23,8 @@ class Session:
 
     def __init__(self, graph: Path, threads: int | None = None, providers: Sequence[Any] = (PROVIDER,)) -> None:
         self.graph = graph
-        ort = load_library()
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads or usable_cores()
-        # The arena keeps the most memory that any size ever took. After one call at 512x512, a full-size decoder held
-        # 2.2 GB with it and 0.3 GB without; without it the peak is lower too (1.5 GB against 2.1), in the same time.
-        options.enable_cpu_mem_arena = False
-        # Errors arrive as exceptions; by default the library would print them to stderr as well.
-        options.log_severity_level = 4
-        try:
-            # With its fallback, ONNX Runtime would go on with the CPU after a failure, and print that to stdout.
-            self._session = ort.InferenceSession(graph, options, providers=list(providers), enable_fallback=False)
-        except Exception as error:
-            raise BackendError(f"ONNX Runtime cannot load {graph}: {error}") from error
+        # The default of ONNX Runtime is one thread for each core of the machine.
+        self._session = _open(graph, _options(threads or usable_cores()), providers)
         self.inputs = [value.name for value in self._session.get_inputs()]
         self.outputs = [value.name for value in self._session.get_outputs()]
 
@@ -85,6 +51,40 @@ class Session:
             shapes = ", ".join(f"{name} {shape_of(array)}" for name, array in inputs.items())
             advice = ". There is not enough memory: give a smaller batch or size" if _is_out_of_memory(error) else ""
             raise BackendError(f"ONNX Runtime failed in {self.graph} on {shapes}: {error}{advice}") from error
+
+
+def measuring_session(graph: Path, threads: int = 0) -> Any:
+    """A session of ONNX Runtime that computes the nodes of a graph as they are, one by one, in their order.
+
+    threads: 0 for as many as ONNX Runtime chooses. Raises BackendError with ONNX Runtime's message.
+    """
+    options, ort = _options(threads), load_library()
+    # Without fusion, every tensor is computed as the graph has it.
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    # In the graph's order, each tensor is reduced as soon as it is computed; the default order leaves reductions for
+    # the end, with all tensors in memory.
+    options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
+    return _open(graph, options)
+
+
+def _options(threads: int) -> Any:
+    options = load_library().SessionOptions()
+    options.intra_op_num_threads = threads
+    # The arena keeps the largest memory that any size ever took: a full-size decoder held 2.2 GB after one call at
+    # 512x512, and 0.3 GB without the arena, with a lower peak (1.5 GB against 2.1) in the same time.
+    options.enable_cpu_mem_arena = False
+    # Errors arrive as exceptions; the library would print them to stderr as well.
+    options.log_severity_level = 4
+    return options
+
+
+def _open(graph: Path, options: Any, providers: Sequence[Any] = (PROVIDER,)) -> Any:
+    ort = load_library()
+    try:
+        # ONNX Runtime's own fallback would go on with the CPU after a failure, and print that to stdout.
+        return ort.InferenceSession(graph, options, providers=list(providers), enable_fallback=False)
+    except Exception as error:
+        raise BackendError(f"ONNX Runtime cannot load {graph}: {error}") from error
 
 
 def load_library() -> Any:

@@ -10,7 +10,7 @@ from vaedeploy.bundle import Bundle
 from vaedeploy.errors import SizeError
 from vaedeploy.values.interface import Interface, Tensor
 from vaedeploy.values.kinds import Backend, Part
-from vaedeploy.values.shapes import ShapeSet
+from vaedeploy.values.shapes import ShapeSet, size_text
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def cut(slots: Sequence[Slot], batch: int, height: int, width: int) -> list[Piec
     if sizes is None:
         ranges = ", ".join(dict.fromkeys(str(slot.shape) for slot in slots))
         raise SizeError(
-            f"no engine takes {batch}x{height}x{width} (batch x height x width, in pixels); there are: "
+            f"no engine takes {size_text(batch, height, width)} (batch x height x width, in pixels); there are: "
             f"{ranges or 'none'}"
         )
     ends = list(accumulate(sorted(sizes, reverse=True)))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib
 import logging
-from collections import deque
 from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
@@ -19,6 +18,7 @@ from vaedeploy.system.atomic import write_file
 from vaedeploy.system.cache import cache_folder
 from vaedeploy.system.gpu import driver_version, find_gpu
 from vaedeploy.system.installs import ENGINE_EXTRAS, ENGINE_MODULES, install_command
+from vaedeploy.system.messages import LastMessages
 from vaedeploy.system.oserrors import reason
 from vaedeploy.values.kinds import Backend
 
@@ -56,7 +56,7 @@ def load_plan(path: Path, backend: Backend, sha256: str, device: CudaDevice, cud
         runtime = module.Runtime(log)
         engine = runtime.deserialize_cuda_engine(path.read_bytes())
         if engine is None:
-            raise BackendError(f"{backend} cannot load {path}{log.tail()}")
+            raise BackendError(f"{backend} cannot load {path}{log.messages.quote()}")
         cache = None
         if backend == "tensorrt-rtx":
             cache = RuntimeCache(_cache_name(module.__version__, sha256, device.number), device)
@@ -98,7 +98,7 @@ class EnginePlan:
         """A new execution context, which has no memory yet."""
         context = self._engine.create_execution_context(self._config)
         if context is None:
-            raise BackendError(f"TensorRT made no execution context{self._log.tail()}")
+            raise BackendError(f"TensorRT made no execution context{self._log.messages.quote()}")
         return EngineContext(context, self, self._device)
 
     def settled(self) -> None:
@@ -108,7 +108,7 @@ class EnginePlan:
 
     def refused(self, what: str) -> BackendError:
         """The BackendError for a request that TensorRT refused."""
-        said = self._log.tail()
+        said = self._log.messages.quote()
         return BackendError(f"TensorRT refuses {what}{said}{cuda.SMALLER if 'out of memory' in said.lower() else ''}")
 
     def __del__(self) -> None:
@@ -210,14 +210,11 @@ def _make_log(module: ModuleType) -> Any:
     class Log(module.ILogger):  # type: ignore[misc,name-defined]
         def __init__(self) -> None:
             module.ILogger.__init__(self)
-            self.lines: deque[str] = deque(maxlen=6)
+            self.messages = LastMessages("TensorRT")
 
         def log(self, severity: Any, message: str) -> None:
             if severity <= module.ILogger.Severity.WARNING:
-                self.lines.append(message)
+                self.messages.add(message)
                 logger.debug("TensorRT: %s", message)
-
-        def tail(self) -> str:
-            return ". TensorRT's last messages:\n  " + "\n  ".join(self.lines) if self.lines else ""
 
     return Log()

@@ -10,7 +10,7 @@ import numpy as np
 
 from vaedeploy.errors import WeightsError
 from vaedeploy.source.autoencoder_kl.config import Architecture
-from vaedeploy.source.autoencoder_kl.names import COMPVIS_NAME, _comparable_shape, _current_name, _from_compvis
+from vaedeploy.source.autoencoder_kl.names import COMPVIS_NAME, comparable_shape, current_name, names_from_compvis
 from vaedeploy.source.checkpoint import count_of, listed
 from vaedeploy.system.progress import Progress, silent
 
@@ -52,14 +52,14 @@ def fit(tensors: Mapping[str, Tensor], architecture: Architecture) -> Fit:
     expected = tensor_shapes(architecture)
     if any(COMPVIS_NAME.match(name) for name in tensors):
         try:
-            sources = _from_compvis(tensors, architecture)
+            sources = names_from_compvis(tensors, architecture)
         except KeyError as error:
             # diffusers' conversion expects a bias wherever a resampling layer has a weight, and raises without one.
             return Fit(sources={}, missing=[str(error.args[0])], surplus=[], misshapen={})
     else:
-        sources = {_current_name(name): name for name in tensors}
+        sources = {current_name(name): name for name in tensors}
     used = {sources[name] for name in sources if name in expected}
-    shapes = {name: _comparable_shape(tensors[sources[name]], expected[name]) for name in expected if name in sources}
+    shapes = {name: comparable_shape(tensors[sources[name]], expected[name]) for name in expected if name in sources}
     return Fit(
         sources=sources,
         missing=[name for name in expected if name not in sources],

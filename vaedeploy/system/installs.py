@@ -81,7 +81,7 @@ def advice_for(module: str, command: str | None = None) -> str | None:
     )
 
 
-def _missing(modules: dict[str, str]) -> tuple[str, ...]:
+def missing_packages(modules: dict[str, str]) -> tuple[str, ...]:
     """Those packages of an extra (package -> module, as in ``EXTRAS``) that are not installed.
 
     A package counts as installed if its module can be imported, so onnxruntime-gpu serves as onnxruntime. The reverse

@@ -21,7 +21,7 @@ OLD_ATTENTION = re.compile(r"(\.attentions\.\d+\.)(query|key|value|proj_attn)(\.
 NEW_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
-def _from_compvis(tensors: Mapping[str, Tensor], architecture: Architecture) -> dict[str, str]:
+def names_from_compvis(tensors: Mapping[str, Tensor], architecture: Architecture) -> dict[str, str]:
     """CompVis' name for each of diffusers' names, from diffusers' own conversion.
 
     The conversion silently drops tensors that it does not know. So it is given stand-ins: each has the shape of a
@@ -37,12 +37,12 @@ def _from_compvis(tensors: Mapping[str, Tensor], architecture: Architecture) -> 
     return {new: names[int(v[(0,) * v.ndim])] for new, v in converted.items() if v is not None and v.numel()}
 
 
-def _current_name(name: str) -> str:
+def current_name(name: str) -> str:
     """The name that today's diffusers has for a tensor. Those of attentions were different before version 0.14."""
     return OLD_ATTENTION.sub(lambda match: match[1] + NEW_ATTENTION[match[2]] + match[3], name)
 
 
-def _comparable_shape(tensor: Tensor, expected: tuple[int, ...]) -> tuple[int, ...]:
+def comparable_shape(tensor: Tensor, expected: tuple[int, ...]) -> tuple[int, ...]:
     """The tensor's shape, less axes of length 1 at its end, down to as many axes as ``expected`` has.
 
     Attentions are matrices today, but were 1x1 convolutions in old checkpoints.
