@@ -27,7 +27,7 @@ from vaedeploy.system.messages import LastMessages
 from vaedeploy.system.progress import Progress, silent
 from vaedeploy.values.kinds import Backend
 
-log = logging.getLogger("vaedeploy.engines")
+log = logging.getLogger(__name__)
 
 __all__ = ["Engine", "backend_version", "build_engine", "timing_cache_file"]
 

@@ -36,7 +36,7 @@ NAME = re.compile(r"(?!(con|prn|aux|nul|com\d|lpt\d)(\.|\Z))[a-z0-9][a-z0-9._-]*
 
 NAME_RULE = "must have a-z, 0-9, '.', '_' and '-' alone, and be a name for a folder on any system"
 
-log = logging.getLogger("vaedeploy.profile")
+log = logging.getLogger(__name__)
 
 HardwareCompatibility = Literal["none", "same-compute-capability"]
 

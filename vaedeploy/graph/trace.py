@@ -40,7 +40,7 @@ TRACE_BATCH = 2
 TRACE_LATENT = (8, 12)
 """Height and width of the latent that is traced. They differ, so that the tracer does not take them for one size."""
 
-log = logging.getLogger("vaedeploy.export")
+log = logging.getLogger(__name__)
 
 
 class EncoderGraph(nn.Module):

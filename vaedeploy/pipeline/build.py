@@ -31,7 +31,7 @@ from vaedeploy.values.kinds import PARTS, Backend, Part, Precision
 
 __all__ = ["build_engines", "build_planned"]
 
-log = logging.getLogger("vaedeploy.engines")
+log = logging.getLogger(__name__)
 
 
 def build_engines(

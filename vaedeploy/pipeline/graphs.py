@@ -27,7 +27,7 @@ CALIBRATION = (("small", 12, 12), ("wide", 16, 24), ("large", 24, 24))
 
 TRACING = "Exporting to ONNX"
 
-log = logging.getLogger("vaedeploy.forms")
+log = logging.getLogger(__name__)
 
 
 def write_portable(reference: Reference, folder: Path, image_input: ImageInput, progress: Progress) -> dict[Part, str]:

@@ -33,7 +33,7 @@ BACKENDS = (*ENGINES, onnxruntime_cuda.NAME, onnxruntime_cpu.NAME)
 
 NO_PROFILES = "profiles are for engines; {} runs graphs. Leave the profile out"
 
-logger = logging.getLogger("vaedeploy")
+log = logging.getLogger(__name__)
 
 
 class Runner(Protocol):
@@ -128,7 +128,7 @@ def find_candidates(
         warn = name in ENGINES and _engine_names(bundle, name, profile) and expected
         unused = "" if profile is None else f", so its engines of profile {profile} are not used"
         level = logging.WARNING if warn else logging.INFO
-        logger.log(level, "%s does not answer here%s: %s", name, unused if warn else "", reason)
+        log.log(level, "%s does not answer here%s: %s", name, unused if warn else "", reason)
     return candidates
 
 
@@ -217,7 +217,7 @@ def _open_engines(
     session = open_engines(Half(bundle, part, backend, tuple(distinct.values())), device, verify_hashes)
     for name in distinct.values():
         if not _is_verified(engines[name]):
-            logger.warning(
+            log.warning(
                 "%s was never compared with PyTorch on its GPU; its pictures may be wrong. Run: vaedeploy verify %s "
                 "--backend %s --profile %s",
                 bundle.path / name,

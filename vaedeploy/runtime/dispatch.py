@@ -18,7 +18,7 @@ from vaedeploy.values.kinds import Part
 
 OnNan = Literal["rerun", "warn", "raise"]
 
-logger = logging.getLogger("vaedeploy")
+log = logging.getLogger(__name__)
 
 
 class Dispatch:
@@ -72,7 +72,7 @@ class Dispatch:
         items = np.flatnonzero(~finite)
         where = f"in item {', '.join(map(str, items))} of a batch of {len(finite)} (bundle {self._bundle.path})"
         if self._on_nan == "rerun" and self._rerun(candidate, part, outputs, inputs, computed, items, on_device):
-            logger.warning("%s in %s %s; run again in fp32", what, candidate.precision, where)
+            log.warning("%s in %s %s; run again in fp32", what, candidate.precision, where)
             finite = self._finite_items(computed)
             if finite.all():
                 return computed
@@ -81,7 +81,7 @@ class Dispatch:
             message += f". It was computed in {candidate.precision}: on_nan='rerun' runs such items again in fp32"
         if self._on_nan == "raise":
             raise BackendError(message)
-        logger.warning(message)
+        log.warning(message)
         return computed
 
     def _run_first(
@@ -109,7 +109,7 @@ class Dispatch:
                 next_backend = next((c.backend for c in others if c.backend != candidate.backend), None)
                 if not self._may_fall_back or next_backend is None:
                     raise
-                logger.warning("%s cannot be used, so %s answers: %s", candidate.backend, next_backend, error)
+                log.warning("%s cannot be used, so %s answers: %s", candidate.backend, next_backend, error)
                 self._candidates = [c for c in self._candidates if c.backend != candidate.backend]
                 continue
             try:
@@ -145,7 +145,7 @@ class Dispatch:
             try:
                 self._run_items(self._runner(exact, part), outputs, inputs, computed, items)
             except (BackendError, EngineError, SizeError) as error:
-                logger.warning("%s cannot run them again in fp32: %s", exact.backend, error)
+                log.warning("%s cannot run them again in fp32: %s", exact.backend, error)
             else:
                 return True
         return False
@@ -201,4 +201,4 @@ class Dispatch:
             if message in self._logged:
                 return
             self._logged.add(message)
-        logger.warning(message)
+        log.warning(message)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from vaedeploy.runtime.device import Device, HostMemory, Memory, Plan
 
 
-logger = logging.getLogger("vaedeploy")
+log = logging.getLogger(__name__)
 
 ALIGNMENT = 256
 """Bytes. TensorRT requires the addresses of tensors and of its scratch memory to be multiples of this."""
@@ -141,7 +141,7 @@ class Lane:
                 self._launch = self._stream.capture(lambda: self._context.enqueue(self._stream))
             except BackendError as error:  # some engines cannot be captured
                 self._plan.graphs = "none"
-                logger.warning("CUDA graphs are not used, since one could not be recorded: %s", error)
+                log.warning("CUDA graphs are not used, since one could not be recorded: %s", error)
         if self._launch is None:
             self._context.enqueue(self._stream)
         else:

@@ -22,7 +22,7 @@ from vaedeploy.system.messages import LastMessages
 from vaedeploy.system.oserrors import reason
 from vaedeploy.values.kinds import Backend
 
-logger = logging.getLogger("vaedeploy")
+log = logging.getLogger(__name__)
 
 
 def problem(backend: Backend, device: int = 0) -> str | None:
@@ -173,13 +173,13 @@ class RuntimeCache:
         try:
             self._kept = self._path().read_bytes()
             if not self._cache.deserialize(self._kept):
-                logger.warning("TensorRT-RTX does not take the kernels in %s, and compiles them again", self._path())
+                log.warning("TensorRT-RTX does not take the kernels in %s, and compiles them again", self._path())
         except FileNotFoundError:
             pass
         except OSError as error:
-            logger.warning("TensorRT-RTX's cache of compiled kernels cannot be read: %s", reason(error))
+            log.warning("TensorRT-RTX's cache of compiled kernels cannot be read: %s", reason(error))
         if not config.set_runtime_cache(self._cache):
-            logger.warning("TensorRT-RTX does not take a cache, and compiles kernels in every process")
+            log.warning("TensorRT-RTX does not take a cache, and compiles kernels in every process")
 
     def keep(self) -> None:
         """Write the cache to its file if it has changed. A failure is logged, and raises nothing."""
@@ -190,7 +190,7 @@ class RuntimeCache:
                 write_file(self._path(), compiled)
                 self._kept = compiled
         except Exception as error:
-            logger.warning("TensorRT-RTX's cache of compiled kernels cannot be kept: %s", str(error))
+            log.warning("TensorRT-RTX's cache of compiled kernels cannot be kept: %s", str(error))
 
     def _path(self) -> Path:
         return cache_folder("rtx") / self._name
@@ -215,6 +215,6 @@ def _make_log(module: ModuleType) -> Any:
         def log(self, severity: Any, message: str) -> None:
             if severity <= module.ILogger.Severity.WARNING:
                 self.messages.add(message)
-                logger.debug("TensorRT: %s", message)
+                log.debug("TensorRT: %s", message)
 
     return Log()
