@@ -1,6 +1,10 @@
-"""Two pictures -> metrics -> findings: whether a VAE's picture looks right beside its reference.
+"""Two images -> metrics -> findings: whether the image from a VAE looks right beside its reference.
 
-``measure_quality`` measures; ``find_faults`` makes the verdict, from ``LIMITS``, which are data.
+    >>> findings = find_faults(measure_quality(reference, candidate))
+
+``measure_quality`` computes the metrics. ``find_faults`` compares them with the bounds in ``LIMITS``, which are data.
+
+May import ``images`` and what is below it; knows nothing of the other stages.
 """
 
 from __future__ import annotations
