@@ -1,6 +1,6 @@
-"""Take the VAE of an image diffusion model from PyTorch weights to something that a service can embed.
+"""Turns the VAE of an image diffusion model from PyTorch weights into something that a service can embed.
 
-The pipeline is what ``ls`` shows: a package for each stage, and in ``pipeline`` a module for each public verb::
+Each stage is a package, and each public verb is a module of the package ``pipeline``::
 
     weights ──> Reference ──> Graph ──> Graph ──> Engine
                 source        graph     rewrite   engines
@@ -9,8 +9,8 @@ The pipeline is what ``ls`` shows: a package for each stage, and in ``pipeline``
                                 └─────> bundle <─────┘ ──> VAE
                                                            runtime
 
-``export_vae`` does everything up to the bundle. ``build_engines`` adds TensorRT engines. ``verify_bundle`` compares
-the bundle with PyTorch again. ``VAE`` encodes and decodes, and needs neither PyTorch nor onnx::
+``export_vae`` makes a bundle, with verified ONNX graphs. ``build_engines`` adds TensorRT engines to it.
+``verify_bundle`` compares it with PyTorch again. ``VAE`` encodes and decodes, and needs neither PyTorch nor onnx::
 
     import vaedeploy as vd
 
@@ -19,8 +19,9 @@ the bundle with PyTorch again. ``VAE`` encodes and decodes, and needs neither Py
         latent = vae.encode(photo)    # (H, W, 3) uint8 -> (1, C, H/8, W/8) float32
         image = vae.decode(latent)    # -> (1, H, W, 3) uint8
 
-The public names are the imports of ``__init__.pyi``, the only list of them: type checkers read it as it is, and this
-module loads a name from where the stub imports it when the name is first used, so ``import vaedeploy`` is fast.
+The public names are those that ``__init__.pyi`` imports. Type checkers read that stub directly. At run time this module
+reads it too, and imports a name from the module that the stub names when the name is first used, so that
+``import vaedeploy`` is fast.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ _MODULES = {
     if isinstance(statement, ast.ImportFrom)
     for alias in statement.names
 }
-"""Public name -> the module that has it."""
+"""Public name -> the module that it is imported from."""
 
 __all__ = sorted(_MODULES)
 

@@ -1,25 +1,25 @@
 """Every error that vaedeploy raises on purpose, as one tree.
 
     VaedeployError                 exit code 1: a stage failed
-    ├── InputError                 exit code 2: something that was given is not valid
-    │   ├── UnknownPresetError     no preset of that name
-    │   ├── WeightsError           a weights file or folder that cannot be used as what it was given for
-    │   ├── ContractError          the latent contract is not stated, or is stated in two ways
-    │   ├── ImageError             a picture that cannot be read, or an array that is not one
-    │   ├── LatentError            an array or a file that is not a latent of this VAE
-    │   ├── SizeError              a height or width that the VAE cannot take
-    │   ├── OutputError            a place that cannot be written to
-    │   │   └── PageError          a page that cannot be written; it holds what the page was to show
-    │   ├── BundleError            a bundle that is missing, altered, or of another format
-    │   ├── ProfileError           a GPU profile that is missing or contradicts itself
-    │   └── EngineError            an engine that does not fit this machine, backend or graph
-    ├── DownloadError              the hub could not be reached, or refused
-    ├── ExportError                a module could not be traced
+    ├── InputError                 exit code 2: an argument, a file or an array is not valid
+    │   ├── UnknownPresetError     there is no preset of that name
+    │   ├── WeightsError           a weights file or folder cannot be loaded into the architecture it was given for
+    │   ├── ContractError          the latent contract is not stated, not valid, or stated in two ways
+    │   ├── ImageError             an image file cannot be read, or an array is not an image
+    │   ├── LatentError            a file or an array is not a latent of this VAE
+    │   ├── SizeError              the VAE cannot take an image of that height or width
+    │   ├── OutputError            a file or folder cannot be written
+    │   │   └── PageError          a page cannot be written; the error holds the result that it would have shown
+    │   ├── BundleError            a bundle is missing, altered, or of another format version
+    │   ├── ProfileError           a GPU profile is missing or contradicts itself
+    │   └── EngineError            an engine does not fit this machine, backend or graph
+    ├── DownloadError              the hub could not be reached, or refused the request
+    ├── ExportError                a module could not be traced to ONNX
     ├── BackendError               a backend is not installed, or failed
     ├── BuildError                 an engine could not be built
     └── VerificationError          exit code 3: outputs differ by more than the limits allow
 
-A message says what was given, what is valid, and what to run next.
+Every message says what was given, what is valid, and what to run next.
 """
 
 from __future__ import annotations
@@ -28,47 +28,50 @@ from typing import Any, ClassVar
 
 
 class VaedeployError(Exception):
-    """Root of the tree. ``exit_code`` is what the CLI exits with."""
+    """Base class of all errors here. exit_code: the exit code of the command line for this error."""
 
     exit_code: ClassVar[int] = 1
 
 
 class InputError(VaedeployError):
-    """Something that was given is not valid."""
+    """An argument, a file or an array is not valid."""
 
     exit_code: ClassVar[int] = 2
 
 
 class UnknownPresetError(InputError):
-    """No preset of that name."""
+    """There is no preset of that name."""
 
 
 class WeightsError(InputError):
-    """A weights file or folder that cannot be used as what it was given for."""
+    """A weights file or folder cannot be loaded into the architecture that it was given for."""
 
 
 class ContractError(InputError):
-    """The latent contract is not stated, or is stated in two ways."""
+    """The latent contract is not stated, not valid, or stated in two ways."""
 
 
 class ImageError(InputError):
-    """A picture that cannot be read, or an array that is not a picture."""
+    """An image file cannot be read, or an array is not an image."""
 
 
 class LatentError(InputError):
-    """An array or a file that is not a latent of this VAE."""
+    """A file or an array is not a latent of this VAE."""
 
 
 class SizeError(InputError):
-    """A height or width that the VAE cannot take."""
+    """The VAE cannot take an image of that height or width."""
 
 
 class OutputError(InputError):
-    """A place that cannot be written to."""
+    """A file or folder cannot be written."""
 
 
 class PageError(OutputError):
-    """A page that cannot be written. ``result`` is what it was to show: the work that led to it is not lost."""
+    """A page cannot be written.
+
+    result: what the page would have shown, so that the work that led to it is not lost.
+    """
 
     def __init__(self, message: str, result: object = None) -> None:
         super().__init__(message)
@@ -76,19 +79,19 @@ class PageError(OutputError):
 
 
 class BundleError(InputError):
-    """A bundle that is missing, altered, or of another format."""
+    """A bundle is missing, altered, or of another format version."""
 
 
 class ProfileError(InputError):
-    """A GPU profile that is missing or contradicts itself."""
+    """A GPU profile is missing or contradicts itself."""
 
 
 class EngineError(InputError):
-    """An engine that does not fit this machine, backend or graph."""
+    """An engine does not fit this machine, backend or graph."""
 
 
 class DownloadError(VaedeployError):
-    """The hub could not be reached, or refused."""
+    """The hub could not be reached, or refused the request."""
 
 
 class ExportError(VaedeployError):
@@ -104,7 +107,7 @@ class BuildError(VaedeployError):
 
 
 class VerificationError(VaedeployError):
-    """Outputs differ by more than the limits allow; ``report`` says where and by how much."""
+    """Outputs differ by more than the limits allow. report: the ``Report``, which says where and by how much."""
 
     exit_code: ClassVar[int] = 3
 

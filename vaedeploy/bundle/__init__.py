@@ -1,6 +1,7 @@
-"""Every file format on disk: the bundle, its manifest, and the files in it.
+"""Bundles on disk: the folder, its manifest, and the format of every file in it.
 
-May import ``values``, ``system`` and ``errors``; what computes the content of a file is in the stage that does so.
+May import ``values``, ``system`` and ``errors``. The content of a file is computed by the stage that it belongs to, not
+here.
 """
 
 from __future__ import annotations

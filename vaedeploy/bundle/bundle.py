@@ -1,7 +1,11 @@
-"""A bundle: the directory that holds a VAE's graphs, what proves them, and the manifest that says so.
+"""A bundle: the folder with a VAE's graphs, the results that they were verified against, and a manifest of all files.
 
-``docs/bundle-format.md`` specifies it. Every file in a bundle has its sha256 in the manifest, and nothing in the
-manifest can name a path outside of it. ``draft`` makes new ones.
+    >>> bundle = Bundle.open("mse840k")
+    >>> bundle.graph("decoder")
+    PosixPath('mse840k/decoder.onnx')
+
+``docs/bundle-format.md`` specifies the format. The manifest has the sha256 of every file in the bundle, and a manifest
+that names a path outside the bundle is refused. ``create.create_bundle`` makes new bundles.
 """
 
 from __future__ import annotations
@@ -50,14 +54,14 @@ __all__ = [
 ]
 
 PREVIOUS = "previous"
-"""Where a bundle keeps the one that it was before a swap."""
+"""The folder in which a bundle whose VAE was swapped keeps the bundle that it was first."""
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle on disk, as it was when it was opened: to ask what it holds. ``VAE`` runs it.
+    """A bundle on disk, as it was when it was opened. This class reads and checks it; ``VAE`` runs it.
 
-    path: its folder. manifest: what its ``bundle.json`` says: VAE, latent contract, files, engines, verification.
+    path: its folder. manifest: the contents of ``bundle.json``: VAE, latent contract, files, engines, verification.
     """
 
     path: Path
@@ -69,16 +73,18 @@ class Bundle:
 
     @classmethod
     def open(cls, path: str | Path, verify_hashes: bool = True) -> Bundle:
-        """Read the manifest and prove that every file it names is there, has its size and, unless
-        ``verify_hashes`` is False, its sha256. Engines and what a swap kept are proved where they are used: a bundle
-        serves without them, and engines can be built again.
+        """Open a bundle: read its manifest and check its files.
 
-        Raises BundleError, listing all that is wrong.
+        Every file that the manifest names must exist and have the size and, unless ``verify_hashes`` is False, the
+        sha256 that the manifest states. Engines and the files that a swap kept are not checked here but where they are
+        used: a bundle can be run without them, and engines can be built again.
+
+        Raises BundleError, which lists everything that is wrong.
         """
         if not isinstance(path, str | os.PathLike):
             raise BundleError(f"the bundle is of type {type(path).__name__}; give its folder (of a Bundle, .path)")
         bundle = cls(Path(path), _read_manifest(Path(path)))
-        needed = (name for name in bundle.manifest.files if not bundle._is_spare(name))
+        needed = (name for name in bundle.manifest.files if not bundle._is_optional(name))
         bundle._refuse(bundle._damages(needed, verify_hashes))
         return bundle
 
@@ -88,81 +94,85 @@ class Bundle:
         return self.manifest.verification is not None and self.manifest.verification.passed
 
     def check(self) -> None:
-        """Raise BundleError, listing all that is wrong, where any file is missing, altered or not in the manifest."""
+        """Raise BundleError, which lists everything wrong, if any file is missing, altered or not in the manifest."""
         self._refuse(self._damages(self.manifest.files), _surplus(self))
 
     def damage(self, name: str, verify_hash: bool = True) -> str | None:
-        """How a file differs from what the manifest says of it, in words that follow its name; None where it does
-        not.
+        """How a file differs from what the manifest states, as words that follow the file's name: ``is missing``.
+
+        None if it does not differ. verify_hash: False to skip the sha256.
         """
-        path, told = self.path / name, self.manifest.files[name]
+        path, expected = self.path / name, self.manifest.files[name]
         try:
             if fault := _link_fault(self.path, name):
                 return fault
             if not path.is_file():
                 return "is missing"
-            if (size := path.stat().st_size) != told.bytes:
-                return f"has {size:,} bytes where {NAME} says {told.bytes:,}"
-            if verify_hash and (found := file_info(path).sha256) != told.sha256:
-                return f"is altered: its sha256 is {found} where {NAME} says {told.sha256}"
+            if (size := path.stat().st_size) != expected.bytes:
+                return f"has {size:,} bytes where {NAME} says {expected.bytes:,}"
+            if verify_hash and (sha256 := file_info(path).sha256) != expected.sha256:
+                return f"is altered: its sha256 is {sha256} where {NAME} says {expected.sha256}"
         except OSError as error:
             return f"cannot be read: {reason(error)}"
         return None
 
     def graph(self, part: Part, form: Form = "portable") -> Path:
-        """The file of a part's graph in ``form``, or in the portable form where it has no other."""
+        """The path of a part's graph in ``form``, or in the portable form if the bundle does not have ``form``."""
         forms = self.manifest.graphs[part]
         return self.path / forms.get(form, forms["portable"])
 
     def file(self, name: str) -> Path:
-        """The path of a file that the manifest names. Raises BundleError where it names none such."""
+        """The path of the file ``name`` of the bundle. Raises BundleError if the manifest does not name it."""
         if name not in self.manifest.files:
             raise BundleError(f"bundle {self.path} has no {name}; it has {', '.join(sorted(self.manifest.files))}")
         return self.path / name
 
     def update(self, *, verification: Verification | None = None, files: Mapping[str, bytes] | None = None) -> Bundle:
-        """Put ``files`` into the bundle and set its verification summary (None: leave it); returns the new state.
+        """Write ``files`` into the bundle, set its verification summary, and return the new state.
 
-        Raises as ``BundleEdit.put`` does, and OutputError where another process writes to the bundle.
+        What is None stays as it is.
+
+        Raises the errors of ``BundleEdit.put``, and OutputError if another process is writing to the bundle.
         """
         with edit_bundle(self) as edit:
             return edit.put(verification=verification, files=files)
 
-    def _is_spare(self, name: str) -> bool:
+    def _is_optional(self, name: str) -> bool:
+        """Whether the bundle can be run without the file: engines, and the files that a swap kept."""
         return name in self.manifest.engines or name.startswith(f"{PREVIOUS}/")
 
     def _damages(self, names: Iterable[str], verify_hashes: bool = True) -> dict[str, str]:
-        """Name -> ``damage``, of those that have any."""
-        found = ((name, self.damage(name, verify_hashes)) for name in names)
-        return {name: damage for name, damage in found if damage is not None}
+        """Name -> ``damage``, for each file in ``names`` that is damaged."""
+        pairs = ((name, self.damage(name, verify_hashes)) for name in names)
+        return {name: damage for name, damage in pairs if damage is not None}
 
     def _refuse(self, damages: Mapping[str, str], surplus: Sequence[str] = ()) -> None:
-        """Raise BundleError where there is something in either, with the least that would mend it."""
+        """Raise BundleError if there is any damage or surplus file. The message advises the smallest repair."""
         problems = [f"{name} {damage}" for name, damage in damages.items()] + [*surplus]
         if not problems:
             return
-        what = problems[0] if len(problems) == 1 else "\n  " + "\n  ".join(problems) + "\n"
+        listing = problems[0] if len(problems) == 1 else "\n  " + "\n  ".join(problems) + "\n"
         engines = [name for name in damages if name in self.manifest.engines]
         state = "is damaged" if damages else "is whole, but has files beside its own"
         if not damages:
-            again = "Move them elsewhere"
+            remedy = "Move them elsewhere"
         elif len(engines) == len(problems):
             commands = dict.fromkeys(self.manifest.build_command(self.path, name) for name in engines)
-            again = f"Build what is damaged again: {'; '.join(commands)}"
+            remedy = f"Build what is damaged again: {'; '.join(commands)}"
         else:
-            again = f"Export it again: {self.manifest.export_command(self.path)}"
-        raise BundleError(f"bundle {self.path} {state}: {what}{'. ' if len(problems) == 1 else ''}{again}")
+            remedy = f"Export it again: {self.manifest.export_command(self.path)}"
+        raise BundleError(f"bundle {self.path} {state}: {listing}{'. ' if len(problems) == 1 else ''}{remedy}")
 
 
 def as_bundle(bundle: Bundle | str | Path) -> Bundle:
-    """The bundle itself, or the one that ``Bundle.open`` opens at a path."""
+    """``bundle`` itself if it is a ``Bundle``; otherwise the bundle that ``Bundle.open`` opens at that path."""
     return bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
 
 
 def check_bundle(path: str | Path) -> Bundle:
-    """Open a bundle and prove every file in it; a file that the manifest does not name is a fault as well.
+    """Open a bundle and check every file in it, with sha256. A file that the manifest does not name is a fault, too.
 
-    Raises BundleError, listing all that is wrong.
+    Raises BundleError, which lists everything that is wrong.
     """
     bundle = Bundle(Path(path), _read_manifest(Path(path)))
     bundle.check()
@@ -171,7 +181,11 @@ def check_bundle(path: str | Path) -> Bundle:
 
 @dataclass
 class BundleEdit:
-    """The right to write to a bundle, while ``edit_bundle`` holds it, and an empty folder on the same disk."""
+    """The right to write to a bundle, for as long as ``edit_bundle`` holds the bundle's lock.
+
+    bundle: the current state. draft: a folder on the same disk, empty at first, for files that ``put`` moves into the
+    bundle; it is removed at the end.
+    """
 
     bundle: Bundle
     draft: Path
@@ -184,13 +198,14 @@ class BundleEdit:
         engines: Mapping[str, EngineInfo] | None = None,
         contents: Mapping[Part, str] | None = None,
     ) -> Bundle:
-        """Put ``files`` into the bundle and change its manifest; returns the new state. What is None stays as it is.
+        """Write ``files`` into the bundle, change its manifest, and return the new state. None changes nothing.
 
-        files: path in the bundle -> bytes, or a file under ``draft``, which is moved. engines: what those of them are
-        that are engines. contents: see ``Manifest``; added to those that are there.
+        verification: the new summary. files: path in the bundle -> bytes, or the path of a file under ``draft``, which
+        is moved. engines: path in the bundle -> description of each engine among ``files``. contents: entries to add
+        to ``Manifest.contents``.
 
-        A run that is killed in here leaves a bundle that opens. Raises OutputError where the bundle cannot be
-        written to, and BundleError for a path that is no place for a file of it.
+        If the process is killed meanwhile, the bundle can still be opened. Raises OutputError if the bundle cannot be
+        written to, and BundleError for a path where the bundle cannot have a file, such as that of a graph.
         """
         files = dict(files or {})
         path = self.bundle.path
@@ -201,12 +216,12 @@ class BundleEdit:
                 raise BundleError(f"cannot put {name!r} into bundle {path}: it {fault}")
         with naming_bundle(path):
             manifest = _read_manifest(path)
-            kept = {name: info for name, info in manifest.files.items() if name not in files}
-            known = {name: engine for name, engine in manifest.engines.items() if name not in files}
-            if len(kept) < len(manifest.files):
-                # While a file is being replaced neither its old hash nor its new one would be true.
-                told = msgspec.structs.replace(manifest, files=kept, engines=known)
-                write_file(path / NAME, encode_manifest(told))
+            infos = {name: info for name, info in manifest.files.items() if name not in files}
+            other_engines = {name: engine for name, engine in manifest.engines.items() if name not in files}
+            if len(infos) < len(manifest.files):
+                # The manifest must not name a file while it is replaced: neither its old hash nor its new one is true.
+                reduced = msgspec.structs.replace(manifest, files=infos, engines=other_engines)
+                write_file(path / NAME, encode_manifest(reduced))
             for name, data in files.items():
                 (path / name).parent.mkdir(parents=True, exist_ok=True)
                 if isinstance(data, bytes):
@@ -214,11 +229,11 @@ class BundleEdit:
                 else:
                     share(data, path)
                     move_file(data, path / name)
-                kept[name] = file_info(path / name, sync=True)
+                infos[name] = file_info(path / name, sync=True)
             changed = msgspec.structs.replace(
                 manifest,
-                files=kept,
-                engines=known | dict(engines or {}),
+                files=infos,
+                engines=other_engines | dict(engines or {}),
                 contents=manifest.contents | dict(contents or {}),
                 verification=verification or manifest.verification,
             )
@@ -229,8 +244,9 @@ class BundleEdit:
 
 @contextmanager
 def edit_bundle(bundle: Bundle) -> Iterator[BundleEdit]:
-    """Hold the right to write to a bundle. Raises OutputError where another process has it, or the place cannot be
-    written to.
+    """Context that holds the lock of a bundle, and gives the right to write to it.
+
+    Raises OutputError if another process holds the lock, or if the bundle cannot be written to.
     """
     place = bundle.path.resolve()
     with writing(place, bundle.path, "Wait until it is done"):
@@ -246,21 +262,22 @@ def edit_bundle(bundle: Bundle) -> Iterator[BundleEdit]:
 
 @contextmanager
 def writing(place: Path, out: Path, otherwise: str) -> Iterator[None]:
-    """Hold the right to write the bundle at ``place``; it lapses by itself when the process that has it dies.
+    """Context that holds the lock of the bundle at ``place``, which the operating system drops if this process dies.
 
-    otherwise: what to do where another process has it.
+    place: the resolved path. out: the path for messages. otherwise: the message's advice if another process holds the
+    lock, which raises OutputError.
     """
     with ExitStack() as stack:
         with naming_bundle(out):
-            free = stack.enter_context(lock(place.with_name(f".{place.name}.lock")))
-        if not free:
+            acquired = stack.enter_context(lock(place.with_name(f".{place.name}.lock")))
+        if not acquired:
             raise OutputError(f"cannot write bundle {out}: another process is writing it now. {otherwise}")
         yield
 
 
 @contextmanager
 def naming_bundle(out: Path) -> Iterator[None]:
-    """Turn an error of the operating system into one that names the bundle."""
+    """Context in which an OSError becomes an OutputError that names the bundle ``out``."""
     try:
         yield
     except OSError as error:
@@ -268,35 +285,38 @@ def naming_bundle(out: Path) -> Iterator[None]:
 
 
 def _read_manifest(path: Path) -> Manifest:
-    make = f"Make a bundle with: vaedeploy export --vae NAME --out {path}"
+    """The manifest of the bundle at ``path``. Raises BundleError if there is no bundle or its manifest is not valid."""
+    remedy = f"Make a bundle with: vaedeploy export --vae NAME --out {path}"
     if not path.exists():
-        raise BundleError(f"there is no bundle at {path}. {make}")
+        raise BundleError(f"there is no bundle at {path}. {remedy}")
     if not path.is_dir():
         raise BundleError(f"{path} is a file; a bundle is a folder with a {NAME} in it. Give the folder")
     try:
         data = (path / NAME).read_bytes()
     except FileNotFoundError as error:
-        if any(path.iterdir()):  # where nothing is, one can be made
-            make = "Give a bundle's folder, or make one in another place: vaedeploy export --vae NAME --out PLACE"
-        raise BundleError(f"{path} is not a bundle: it has no {NAME}. {make}") from error
+        if any(path.iterdir()):  # a bundle can be made in an empty folder, but not in this one
+            remedy = "Give a bundle's folder, or make one in another place: vaedeploy export --vae NAME --out PLACE"
+        raise BundleError(f"{path} is not a bundle: it has no {NAME}. {remedy}") from error
     except OSError as error:
         raise BundleError(f"bundle {path}: {NAME} cannot be read: {reason(error)}") from error
     return decode_manifest(data, path)
 
 
 def _surplus(bundle: Bundle) -> list[str]:
+    """A phrase for each file in the bundle's folder that the manifest does not name."""
     known = {NAME, *bundle.manifest.files}
-    found = sorted(p.relative_to(bundle.path).as_posix() for p in bundle.path.rglob("*") if not p.is_dir())
-    return [f"{name} is not in {NAME}" for name in found if name not in known]
+    names = sorted(p.relative_to(bundle.path).as_posix() for p in bundle.path.rglob("*") if not p.is_dir())
+    return [f"{name} is not in {NAME}" for name in names if name not in known]
 
 
 def _link_fault(bundle: Path, name: str) -> str | None:
+    """What is wrong if a symbolic link on the way to the file ``name`` leads out of the bundle; otherwise None."""
     inside = (bundle / name).resolve().is_relative_to(bundle.resolve())
     return None if inside else "leaves the bundle through a link"
 
 
 def file_info(path: Path, sync: bool = False) -> FileInfo:
-    """A file's size and sha256. sync: make it last through a power cut first."""
+    """A file's sha256 and size. sync: flush the file to disk first, so that it survives a power cut."""
     if sync:
         with path.open("rb+") as file:
             os.fsync(file.fileno())

@@ -1,4 +1,4 @@
-"""``calibration.json``: the largest magnitude of every tensor."""
+"""``calibration.json``: the largest magnitude of every tensor of a bundle's portable graphs."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from vaedeploy.errors import BundleError
 from vaedeploy.values.kinds import Part
 
 NAME = "calibration.json"
-"""The place of a ``Calibration`` in a bundle."""
+"""The path of the calibration in a bundle."""
 
 
 class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The contents of ``calibration.json``.
 
-    maxima: part -> name of a tensor in the portable graph -> its largest magnitude over all inputs. One that is not
-    finite is null in JSON and None here.
-    measured_on: what each input was, such as ``astronaut 512x512``.
+    maxima: part -> name of a tensor in the portable graph -> its largest magnitude over all inputs. A magnitude that is
+    not finite is null in JSON and None here.
+    measured_on: a description of each input, such as ``astronaut 512x512``.
     """
 
     maxima: dict[Part, dict[str, float | None]]
     measured_on: tuple[str, ...]
 
     def of(self, part: Part) -> dict[str, float]:
-        """One part's maxima, as ``rescale`` takes them: what was not finite is infinite. Empty if not measured."""
-        return {name: math.inf if m is None else m for name, m in self.maxima.get(part, {}).items()}
+        """The maxima of one part, with infinity for None, as ``rescale`` takes them; empty if it was not measured."""
+        return {name: math.inf if maximum is None else maximum for name, maximum in self.maxima.get(part, {}).items()}
 
 
 def encode_calibration(calibration: Calibration) -> bytes:
@@ -35,7 +35,7 @@ def encode_calibration(calibration: Calibration) -> bytes:
 
 
 def decode_calibration(data: bytes) -> Calibration:
-    """Read the bytes of ``calibration.json``. Raises BundleError for what is not JSON, or of other fields or types."""
+    """Read the bytes of ``calibration.json``. Raises BundleError if they are not JSON with its fields and types."""
     try:
         return msgspec.json.decode(data, type=Calibration)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:

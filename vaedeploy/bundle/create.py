@@ -1,4 +1,11 @@
-"""A new bundle: made in a temporary directory beside its place, and renamed into it when it is whole."""
+"""Making a new bundle: its files are written to a temporary folder, which is renamed when it is complete.
+
+    >>> with create_bundle("mse840k") as draft:
+    ...     save_graph(graph, draft.path / "encoder.onnx")
+    ...     bundle = draft.finish(manifest)
+
+Until then the place of the bundle stays as it was.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +30,11 @@ BUSY = "Wait until it is done, or choose another place with --out"
 
 @dataclass
 class BundleDraft:
-    """A bundle that is being made. Write its files under ``path``, then call ``finish``."""
+    """A bundle that is being made. Write its files under ``path``, then call ``finish``.
+
+    path: the temporary folder. out: where the caller wants the bundle, for messages. place: the same path, resolved.
+    force: whether a bundle at ``place`` is replaced.
+    """
 
     path: Path
     out: Path
@@ -31,9 +42,9 @@ class BundleDraft:
     force: bool
 
     def finish(self, manifest: Manifest) -> Bundle:
-        """Add the size and sha256 of every file under ``path`` to ``manifest``, write it, and put the bundle in its
-        place in one step. Raises BundleError for a manifest that contradicts itself, OutputError where the place
-        cannot be written to.
+        """Write ``manifest`` with the size and sha256 of every file under ``path``, and rename the folder to its place.
+
+        Raises BundleError if the manifest contradicts itself, and OutputError if the place cannot be written to.
         """
         files = {}
         for file in sorted(file for file in self.path.rglob("*") if not file.is_dir()):
@@ -50,11 +61,13 @@ class BundleDraft:
 
 @contextmanager
 def create_bundle(out: str | Path, force: bool = False) -> Iterator[BundleDraft]:
-    """Make a bundle at ``out``: write its files under the draft's ``path``, then call the draft's ``finish``.
+    """Context that makes a bundle at ``out``: write its files under the draft's ``path``, then call its ``finish``.
 
-    Where anything is raised inside, or ``finish`` is not called, neither the draft is left nor ``out`` changed.
-    Raises OutputError where ``out`` exists (``force`` replaces a bundle, and nothing else), cannot be written to,
-    is being written by another process, or the disk is full.
+    If an exception leaves the context, or ``finish`` is not called, the draft is removed and ``out`` is as it was.
+    force: replace a bundle at ``out``; nothing but a bundle is ever replaced.
+
+    Raises OutputError if ``out`` exists and may not be replaced, if it cannot be written to, if another process is
+    writing it, and if the disk is full.
     """
     out = Path(out)
     place = out.resolve()
@@ -84,6 +97,7 @@ def create_bundle(out: str | Path, force: bool = False) -> Iterator[BundleDraft]
 
 
 def _check_free(place: Path, out: Path, force: bool) -> None:
+    """Raise OutputError if something is at ``place`` that may not be replaced. An empty folder may."""
     if not place.exists() or (place.is_dir() and not any(place.iterdir())):
         return
     if not _is_bundle(place):
@@ -96,7 +110,10 @@ def _check_free(place: Path, out: Path, force: bool) -> None:
 
 
 def _is_bundle(place: Path) -> bool:
-    """Whether ``place`` was a bundle once, in whatever state it is now. (Others call files bundle.json too.)"""
+    """Whether ``place`` is a bundle, even a damaged one.
+
+    A ``bundle.json`` alone does not make it one, since other programs have files of that name.
+    """
     try:
         with (place / NAME).open("rb") as file:
             head = file.read(4096)

@@ -1,4 +1,4 @@
-"""Whether an engine is what it says, and fits: told before its bytes reach TensorRT."""
+"""Checks of an engine before its bytes reach TensorRT: is it undamaged, current, and built for this machine?"""
 
 from __future__ import annotations
 
@@ -24,52 +24,53 @@ FIELD_WORDS = {
     "shapes": "the sizes were",
     "options": "the builder's options were",
 }
-"""What each field of an identity is called."""
+"""Field of ``EngineIdentity`` -> the words for it in ``differences``."""
 
 
 def engine_name(profile: str, part: Part, backend: str) -> str:
-    """Where an engine lies in a bundle."""
+    """The path of an engine in a bundle."""
     return f"engines/{profile}/{part}.{backend}.engine"
 
 
 def differences(built: EngineIdentity, wanted: EngineIdentity) -> list[str]:
-    """What is not as wanted, a phrase each."""
-    found = []
+    """A phrase for each field in which an engine's identity ``built`` differs from the ``wanted`` one."""
+    phrases = []
     for field, words in FIELD_WORDS.items():
         old, new = getattr(built, field), getattr(wanted, field)
         if old != new:
-            told = field not in ("graph", "rewritten")
-            found.append(f"{words} {_told(old)}, now {_told(new)}" if told else f"{words} is another one")
-    return found
+            is_hash = field in ("graph", "rewritten")
+            phrases.append(f"{words} is another one" if is_hash else f"{words} {_as_text(old)}, now {_as_text(new)}")
+    return phrases
 
 
-def _told(value: object) -> str:
+def _as_text(value: object) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name} {item}" for name, item in value.items())
     return str(value)
 
 
 def engine_faults(bundle: Bundle, name: str, *, version: str | None = None, verify_hash: bool = True) -> list[str]:
-    """Why the engine in the file ``name`` must be built again, a phrase each; empty where nothing speaks against it.
+    """The reasons why the engine in the file ``name`` must be built again, a phrase each; empty if there is none.
 
-    version: of its backend here; None: it is not compared. verify_hash: prove the file's sha256 too.
+    version: the installed version of the engine's backend; None to skip that comparison. verify_hash: False to skip the
+    file's sha256.
     """
     if damage := bundle.damage(name, verify_hash):
         return [f"it {damage}"]
     info = bundle.manifest.engines[name]
     identity = info.identity
-    found = []
+    faults = []
     if identity.graph != bundle.manifest.contents.get(info.part):
-        found.append(f"it was built from another graph than the {info.part} that is in the bundle")
+        faults.append(f"it was built from another graph than the {info.part} that is in the bundle")
     if version is not None and version != identity.backend_version:
-        found.append(f"it was built by {identity.backend} {identity.backend_version}, and {version} is installed")
+        faults.append(f"it was built by {identity.backend} {identity.backend_version}, and {version} is installed")
     if not carries(bundle.path / name, identity.mark):
-        found.append("its bytes do not carry the identity that the manifest gives it")
-    return found
+        faults.append("its bytes do not carry the identity that the manifest gives it")
+    return faults
 
 
 def gpu_fault(identity: EngineIdentity, gpu: Gpu) -> str | None:
-    """Why an engine does not run on ``gpu``, though it may be as it should; None where it does."""
+    """Why an engine without faults of its own cannot run on ``gpu``; None if it can."""
     if gpu.compute_capability != identity.compute_capability:
         return (
             f"it was built for compute capability {identity.compute_capability}, and {gpu.name} has "
@@ -83,8 +84,9 @@ def gpu_fault(identity: EngineIdentity, gpu: Gpu) -> str | None:
 def check_engine(
     bundle: Bundle, name: str, *, version: str | None = None, gpu: Gpu | None = None, verify_hash: bool = True
 ) -> None:
-    """Raise EngineError, saying what differs and what to run, where ``engine_faults`` or, with ``gpu``, ``gpu_fault``
-    finds something.
+    """Raise EngineError, which says what differs and what to run, if the engine in the file ``name`` cannot be used.
+
+    The checks are those of ``engine_faults`` and, if ``gpu`` is given, ``gpu_fault``.
     """
     identity = bundle.manifest.engines[name].identity
     if faults := engine_faults(bundle, name, version=version, verify_hash=verify_hash):
@@ -98,12 +100,12 @@ def check_engine(
 
 
 def rebuild(bundle: Bundle, name: str) -> str:
-    """What to run to have the engine anew, as a sentence."""
+    """A sentence with the command that builds the engine again."""
     return f"Build it again: {bundle.manifest.build_command(bundle.path, name)}"
 
 
 def carries(plan: Path, mark: bytes) -> bool:
-    """Whether an engine's file has ``EngineIdentity.mark`` in it."""
+    """Whether the engine file ``plan`` contains ``mark``, an ``EngineIdentity.mark``."""
     with (
         plan.open("rb") as file,
         mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,

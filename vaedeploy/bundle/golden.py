@@ -1,4 +1,4 @@
-"""``golden.safetensors``: inputs and what PyTorch in float64 makes of them."""
+"""``golden.safetensors``: inputs, and the reference outputs that PyTorch computes from them in float64."""
 
 from __future__ import annotations
 
@@ -15,15 +15,20 @@ from vaedeploy.errors import BundleError
 from vaedeploy.system.tensors import safetensors_bytes
 
 NAME = "golden.safetensors"
+"""The path of the golden cases in a bundle."""
 
 
 @dataclass(frozen=True)
 class GoldenCase:
-    """Inputs and reference outputs at one shape. The reference is float64, stored as float32 (an error of 6e-8).
+    """Inputs and reference outputs at one shape.
 
-    photo: (B, H, W, 3) uint8.
-    latents: the encoder graph's outputs by name, (B, C, h, w) float32, diffusion space. The first is what is decoded.
-    image: (B, 3, H, W) float32, not clamped: what the decoder makes of that latent.
+    The reference is computed in float64 and stored as float32, which adds an error of 6e-8.
+
+    photo: (B, H, W, 3) uint8, what the encoder encodes.
+    latents: the encoder's outputs by name, each (B, C, h, w) float32, as the diffusion model sees them. The decoder
+        decodes the first.
+    image: (B, 3, H, W) float32, not clamped: the decoder's output.
+    round_trip: whether ``photo`` is also encoded and decoded again in verification.
     """
 
     name: str
@@ -34,17 +39,17 @@ class GoldenCase:
 
 
 def encode_golden(cases: Sequence[GoldenCase], identity: str) -> bytes:
-    """The bytes of ``golden.safetensors``; ``identity`` is the VAE's."""
+    """The bytes of ``golden.safetensors``. identity: ``Reference.identity`` of the VAE."""
     arrays: dict[str, NDArray[Any]] = {}
     for case in cases:
         arrays |= {f"{case.name}.photo": case.photo, f"{case.name}.image": case.image}
         arrays |= {f"{case.name}.{name}": value for name, value in case.latents.items()}
-    table = [{"name": c.name, "latents": [*c.latents], "round_trip": c.round_trip} for c in cases]
+    table = [{"name": case.name, "latents": [*case.latents], "round_trip": case.round_trip} for case in cases]
     return safetensors_bytes(arrays, {"vae_identity": identity, "cases": json.dumps(table)})
 
 
 def decode_golden(data: bytes, identity: str) -> tuple[GoldenCase, ...]:
-    """Read what ``encode_golden`` wrote. Raises BundleError where it is damaged or another VAE's."""
+    """Read the bytes of ``golden.safetensors``. Raises BundleError if they are damaged or belong to another VAE."""
     try:
         arrays = safetensors.numpy.load(data)
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]

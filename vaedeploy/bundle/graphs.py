@@ -1,4 +1,4 @@
-"""The names of a bundle's graphs."""
+"""Names and forms of the graphs in a bundle."""
 
 from __future__ import annotations
 
@@ -13,24 +13,26 @@ if TYPE_CHECKING:
 
 
 SUFFIXES: Mapping[Form, str] = {"portable": ".onnx", "onnxruntime": ".ort.onnx", "tensorrt": ".trt.onnx"}
+"""Form -> the suffix of its file name."""
 
 FORMS: Mapping[Precision, Mapping[Target, Precision]] = {
     "fp32": {"onnxruntime": "fp32"},
     "fp16": {"onnxruntime": "fp16"},
     "bf16": {"onnxruntime": "fp32", "tensorrt": "bf16"},
 }
-"""A bundle's precision -> the forms that it has beside the portable one, and theirs. ONNX Runtime has no bfloat16
-convolution, so its form stays in float32.
+"""Precision of a bundle -> each form that it has besides the portable one -> the precision of that form.
+
+ONNX Runtime has no bfloat16 convolution, so its form of a bf16 bundle stays in float32.
 """
 
 
 def file_name(part: Part, form: Form) -> str:
-    """Where a graph lies in a bundle."""
+    """The path of a graph in a bundle, such as ``decoder.ort.onnx``."""
     return f"{part}{SUFFIXES[form]}"
 
 
 def graph_names(folder: Path) -> dict[Part, dict[Form, str]]:
-    """The manifest's table of the graphs that are in ``folder``."""
+    """The value of ``Manifest.graphs`` for the graphs that are in ``folder``."""
     return {
         part: {form: name for form in SUFFIXES if (folder / (name := file_name(part, form))).exists()} for part in PARTS
     }

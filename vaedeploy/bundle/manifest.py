@@ -1,4 +1,4 @@
-"""``bundle.json``: what a bundle says of itself. ``docs/bundle-format.md`` specifies every field."""
+"""``bundle.json``, the manifest of a bundle, as structs. ``docs/bundle-format.md`` specifies every field."""
 
 from __future__ import annotations
 
@@ -19,17 +19,20 @@ from vaedeploy.values.origin import Origin
 from vaedeploy.values.shapes import ShapeSet
 
 FORMAT = 1
-"""The version of the format that this package writes, and the only one that it reads."""
+"""The version of the bundle format that this package writes. It reads no other version."""
 
 NAME = "bundle.json"
-"""The manifest's place in a bundle."""
+"""The path of the manifest in a bundle."""
 
 
 class VaeInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Which VAE a bundle holds.
+    """The VAE that a bundle holds.
 
-    identity: sha256 over both modules' weights and the latent contract: equal identities give equal latents.
-    architecture: the class it was made from, such as ``AutoencoderKL``.
+    name: for people, and for naming folders.
+    identity: sha256 over both modules' weights and the latent contract. VAEs with equal identities give equal latents.
+    architecture: the class that it was made from, such as ``AutoencoderKL``.
+    licence: of the weights, if known.
+    origin: where the weights came from.
     """
 
     name: str
@@ -40,7 +43,7 @@ class VaeInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class FileInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a file of the bundle must be: its sha256 in lower-case hexadecimal, and its size in bytes."""
+    """The sha256 of a file in the bundle, in lower-case hexadecimal, and its size in bytes."""
 
     sha256: Sha256
     bytes: Annotated[int, msgspec.Meta(ge=0)]
@@ -49,7 +52,10 @@ class FileInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Verification(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The summary of the last verification.
 
-    worst: each metric's worst value over all cases; one that is not finite is null in JSON and None here.
+    passed: whether every case kept every limit.
+    reference: what the outputs were compared with.
+    backend: what computed the outputs.
+    worst: metric -> its worst value over all cases. A value that is not finite is null in JSON and None here.
     cases: how many cases were run.
     """
 
@@ -61,14 +67,22 @@ class Verification(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class EngineIdentity(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """All that an engine depends on. Two builds of equal identity are interchangeable; any difference makes one stale.
+    """Everything that an engine depends on.
 
-    graph: ``Manifest.contents`` of the part that it was built from. rewritten: the same of the graph that was made of
-    it and went into the builder, so that a change of any rule shows.
-    backend_version: such as "1.7.1.116"; a plan is read by the version that wrote it alone.
-    compute_capability: such as "8.9". gpu: the one GPU model that it runs on; None: all of that capability.
-    shapes: a profile's, in the order of the plan's optimisation profiles (which makes no difference to equality).
-    options: what the builder was told.
+    Two engines with equal identities are interchangeable. An engine whose identity differs in any field from the wanted
+    one is stale.
+
+    graph: ``Manifest.contents`` of its part when it was built.
+    rewritten: the same sha256 of the graph that the rewrites made from that one and that was given to the builder, so
+        that a change of any rule makes the engine stale.
+    precision: of the graph that was given to the builder.
+    backend: the library that built it.
+    backend_version: such as "1.7.1.116". Only the version that wrote an engine can read it.
+    compute_capability: of the GPUs that it runs on, such as "8.9".
+    gpu: the only GPU model that it runs on; None if it runs on all GPUs of that compute capability.
+    shapes: name -> shape set, from the profile, in the order of the engine's optimisation profiles. Equality ignores
+        the order.
+    options: the builder's options by name.
     """
 
     graph: Sha256
@@ -83,24 +97,28 @@ class EngineIdentity(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
 
     @property
     def digest(self) -> str:
-        """sha256 over all of it, in hexadecimal."""
+        """sha256 over all fields, in hexadecimal."""
         return hashlib.sha256(msgspec.json.encode(self, order="sorted")).hexdigest()
 
     @property
     def mark(self) -> bytes:
-        """What an engine's own bytes contain: its network is named so."""
+        """The name of the engine's network, which its bytes contain: ``vaedeploy:`` and the digest."""
         return f"vaedeploy:{self.digest}".encode()
 
 
 class EngineInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What an engine of the bundle is.
+    """The description of an engine in the bundle.
 
     profile: the name of the profile that it was built for.
-    activation_bytes: shape set -> device memory that an execution context takes at its largest size, as the builder
-    said. weights_bytes: of the weights, as the builder said. cuda_graphs: see ``profile.Profile``.
-    tensors: input or output -> its type and shape, such as "float32 (-1, 4, -1, -1)".
-    layers: such as "convolution float16" -> how many of them the network had before the builder fused them.
-    verification: None as long as it was not run on its GPU and compared.
+    part: the half that it computes.
+    identity: everything that it depends on.
+    activation_bytes: name of a shape set -> bytes of device memory that an execution context takes at the largest size
+        of that set, as reported by the builder.
+    weights_bytes: bytes of its weights, as reported by the builder.
+    tensors: input or output -> type and shape, such as "float32 (-1, 4, -1, -1)".
+    layers: kind of layer, such as "convolution float16" -> how many the network had before the builder fused layers.
+    cuda_graphs: whether the runtime records CUDA graphs; see ``engines.profile.Profile``.
+    verification: of this engine on its GPU; None if it has not been run there and compared.
     """
 
     profile: str
@@ -117,12 +135,18 @@ class EngineInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The contents of ``bundle.json``.
 
+    format: the version of the bundle format.
+    vaedeploy: the version of vaedeploy that wrote the bundle.
+    vae: the VAE. latent: its latent contract.
+    image_input: whether the encoder takes float or uint8 images.
+    precision: of the graphs, except the portable ones (always fp32) and some of a bf16 bundle (see ``graphs.FORMS``).
     graphs: part -> form -> file name. Every part has the form ``portable``.
-    rewrites: file name of a graph -> what was done to make it from the portable one: rule -> places that it changed.
-    files: every file of the bundle but ``bundle.json`` itself, by its path with forward slashes.
-    contents: part -> sha256 of the portable graph without what says who made it: equal ones compute the same.
-    engines: an engine's file -> what it is.
-    verification: None where none was run since the graphs were made.
+    rewrites: file name of a graph -> rule -> number of places that the rule changed in the portable graph to make it.
+    files: path with forward slashes -> sha256 and size, for every file of the bundle except ``bundle.json``.
+    contents: part -> sha256 of the portable graph, over what it computes and not over who made it. Graphs with equal
+        values compute the same.
+    engines: path of an engine -> its description.
+    verification: the last one; None if none was run since the graphs were made.
     """
 
     format: int = FORMAT
@@ -139,11 +163,11 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     verification: Verification | None = None
 
     def interface(self, part: Part) -> Interface:
-        """What a half takes and gives: names, shapes and dtypes."""
+        """The names, shapes and dtypes of the inputs and outputs of one half."""
         return Interface(part, self.latent, self.image_input)
 
     def export_command(self, out: Path) -> str:
-        """What to run to make this bundle again at ``out``."""
+        """The shell command that makes this bundle again at ``out``; for the user's own modules, the call in Python."""
         origin = self.vae.origin
         if origin.kind == "modules":
             return f"vaedeploy.export_vae(..., out={str(out)!r}, force=True), in Python and with your own modules"
@@ -159,13 +183,15 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         return shlex.join([*words, "--out", str(out), "--force"])
 
     def build_command(self, bundle: Path, engine: str) -> str:
-        """What to run to have the engine in the file ``engine`` anew."""
+        """The shell command that builds the engine in the file ``engine`` of the bundle at ``bundle`` again."""
         info = self.engines[engine]
         words = ["vaedeploy", "build", str(bundle), "--profile", info.profile, "--backend", info.identity.backend]
         return shlex.join(words)
 
 
 class _Head(msgspec.Struct):
+    """The one field that is decoded first, before it is known whether this version can read the others."""
+
     format: int
 
 
@@ -175,28 +201,28 @@ def encode_manifest(manifest: Manifest) -> bytes:
 
 
 def decode_manifest(data: bytes, bundle: Path) -> Manifest:
-    """Read the bytes of ``bundle.json``; ``bundle`` is what errors name.
+    """Read the bytes of ``bundle.json``. bundle: the path that errors name.
 
-    Raises BundleError for what is not JSON, another format version, unknown or missing fields, values of a wrong
-    type, paths that leave the bundle, and graphs that are not among the files.
+    Raises BundleError for bytes that are not JSON, another format version, unknown or missing fields, values of a wrong
+    type, paths that leave the bundle, and graphs or engines that are not among the files.
     """
-    again = f"Export it again: vaedeploy export --vae NAME --out {shlex.quote(str(bundle))} --force"
+    advice = f"Export it again: vaedeploy export --vae NAME --out {shlex.quote(str(bundle))} --force"
     try:
         version = msgspec.json.decode(data, type=_Head).format
         if version != FORMAT:
             raise BundleError(
                 f"bundle {bundle} has format {version}; this vaedeploy knows format {FORMAT} only. "
-                + ("Upgrade: pip install --upgrade vaedeploy" if version > FORMAT else again)
+                + ("Upgrade: pip install --upgrade vaedeploy" if version > FORMAT else advice)
             )
         manifest = msgspec.json.decode(data, type=Manifest)
     except (msgspec.MsgspecError, UnicodeDecodeError, ContractError) as error:
-        raise BundleError(f"bundle {bundle}: {NAME} cannot be used: {error}. {again}") from error
+        raise BundleError(f"bundle {bundle}: {NAME} cannot be used: {error}. {advice}") from error
     check_manifest(manifest, bundle)
     return manifest
 
 
 def check_manifest(manifest: Manifest, bundle: Path) -> None:
-    """Raise BundleError where the manifest contradicts itself or names a path that is no place in the bundle."""
+    """Raise BundleError if the manifest contradicts itself or names a path that a file in a bundle cannot have."""
     graphs = [name for forms in manifest.graphs.values() for name in forms.values()]
     for name in (*manifest.files, *graphs, *manifest.engines):
         if fault := path_fault(name):
@@ -211,7 +237,7 @@ def check_manifest(manifest: Manifest, bundle: Path) -> None:
 
 
 def path_fault(name: str) -> str | None:
-    """Why ``name`` cannot be a file's path in a bundle, on any system; None where it can."""
+    """Why no file in a bundle can have the path ``name``, as words that follow it; None if one can, on every system."""
     if not name or re.search(r"[\x00-\x1f\x7f]", name):
         return "is empty or has control characters"
     if "\\" in name or ":" in name:

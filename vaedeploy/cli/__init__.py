@@ -1,6 +1,7 @@
-"""The ``vaedeploy`` command. Each command is its help, a worked example, and a few lines that call the library.
+"""The command line: each command consists of its help, a worked example, and a few lines that call the library.
 
-The modules of this package each add their commands to ``group.cli``.
+Each module of this package adds its commands to ``group.cli``. May import everything, and no other package may import
+click or rich.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ __all__ = ["bundles", "cli", "engines", "graphs", "images", "machine", "main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line (of this process, unless given) and exit: 0 done, 1 a stage failed, 2 bad input,
-    3 verification failed, 130 interrupted.
+    """Run the command with ``arguments``, by default those of this process, and exit.
+
+    Exit codes: 0 done, 1 a stage failed, 2 bad input, 3 verification failed, 130 interrupted.
     """
     sys.exit(terminal.run(cli, arguments))

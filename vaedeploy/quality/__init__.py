@@ -3,6 +3,8 @@
     >>> findings = find_faults(measure_quality(reference, candidate))
 
 ``measure_quality`` computes the metrics. ``find_faults`` compares them with the bounds in ``LIMITS``, which are data.
+
+May import ``images`` and what is below it; knows nothing of the other stages.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Exact rewrites, Graph -> Graph. Each rule is a module whose docstring states the rule's equation."""
+"""Exact rewrites, Graph -> Graph. Each rule is a module whose docstring states the rule's equation.
+
+May import ``graph`` and what is below it; knows nothing of the other stages.
+"""
 
 from __future__ import annotations
 

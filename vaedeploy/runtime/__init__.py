@@ -3,6 +3,9 @@
 with VAE("mse840k") as vae:
     latent = vae.encode(photo)      # (H, W, 3) uint8 -> (1, C, H/f, W/f) float32
     image = vae.decode(latent)      # (1, H, W, 3) uint8
+
+May import ``bundle``, ``images`` and what is below them, but no library that is needed only to make a bundle, such as
+PyTorch or onnx.
 """
 
 from __future__ import annotations

@@ -52,9 +52,10 @@ def write_file(path: Path, data: bytes) -> None:
 
 @contextmanager
 def transient_folder(folder: Path) -> Iterator[None]:
-    """Context for which ``folder`` and its parents exist: those that are made on entry are removed at exit if empty.
+    """Context in which ``folder`` exists.
 
-    Raises OSError if they cannot be made.
+    It and its missing parents are made on entry; those of them that are still empty at exit are removed. Raises OSError
+    if they cannot be made.
     """
     missing = [place for place in (folder, *folder.parents) if not place.exists()]
     try:

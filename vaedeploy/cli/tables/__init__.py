@@ -1,4 +1,4 @@
-"""Results as rows of text for the terminal, one module for each kind of result.
+"""Results as rows of text for the terminal, with one module for each kind of result.
 
-May import whatever the command line may; nothing else imports it.
+May import whatever ``cli`` may; only ``cli`` imports it.
 """
