@@ -6,8 +6,9 @@ here.
 
 from __future__ import annotations
 
-from vaedeploy.bundle.bundle import PREVIOUS, Bundle, BundleEdit, as_bundle, check_bundle, edit_bundle, naming_bundle
+from vaedeploy.bundle.bundle import PREVIOUS, Bundle, as_bundle, check_bundle
 from vaedeploy.bundle.create import create_bundle
+from vaedeploy.bundle.edit import BundleEdit, edit_bundle, naming_bundle
 from vaedeploy.bundle.manifest import Manifest
 
 __all__ = [

@@ -10,48 +10,24 @@ that names a path outside the bundle is refused. ``create.create_bundle`` makes 
 
 from __future__ import annotations
 
-import hashlib
 import os
-import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
-
 from vaedeploy.bundle.manifest import (
     NAME,
-    EngineInfo,
     FileInfo,
     Manifest,
-    VaeInfo,
     Verification,
     decode_manifest,
-    encode_manifest,
-    path_fault,
 )
-from vaedeploy.errors import BundleError, OutputError
-from vaedeploy.system.atomic import clear_leftovers, draft_name, move_file, share, write_file
-from vaedeploy.system.lock import lock
-from vaedeploy.system.oserrors import advice, reason
+from vaedeploy.errors import BundleError
+from vaedeploy.system.hashing import file_sha256
+from vaedeploy.system.oserrors import reason
 from vaedeploy.values.kinds import Form, Part
-from vaedeploy.values.origin import Origin
 
-__all__ = [
-    "Bundle",
-    "BundleEdit",
-    "EngineInfo",
-    "FileInfo",
-    "Form",
-    "Manifest",
-    "Origin",
-    "Part",
-    "VaeInfo",
-    "Verification",
-    "check_bundle",
-    "edit_bundle",
-]
+__all__ = ["PREVIOUS", "Bundle", "as_bundle", "check_bundle", "file_info", "link_fault", "read_manifest"]
 
 PREVIOUS = "previous"
 """The folder in which a bundle whose VAE was swapped keeps the bundle that it was first."""
@@ -83,7 +59,7 @@ class Bundle:
         """
         if not isinstance(path, str | os.PathLike):
             raise BundleError(f"the bundle is of type {type(path).__name__}; give its folder (of a Bundle, .path)")
-        bundle = cls(Path(path), _read_manifest(Path(path)))
+        bundle = cls(Path(path), read_manifest(Path(path)))
         needed = (name for name in bundle.manifest.files if not bundle._is_optional(name))
         bundle._refuse(bundle._damages(needed, verify_hashes))
         return bundle
@@ -104,7 +80,7 @@ class Bundle:
         """
         path, expected = self.path / name, self.manifest.files[name]
         try:
-            if fault := _link_fault(self.path, name):
+            if fault := link_fault(self.path, name):
                 return fault
             if not path.is_file():
                 return "is missing"
@@ -134,6 +110,8 @@ class Bundle:
 
         Raises the errors of ``BundleEdit.put``, and OutputError if another process is writing to the bundle.
         """
+        from vaedeploy.bundle.edit import edit_bundle  # which imports this module
+
         with edit_bundle(self) as edit:
             return edit.put(verification=verification, files=files)
 
@@ -174,117 +152,12 @@ def check_bundle(path: str | Path) -> Bundle:
 
     Raises BundleError, which lists everything that is wrong.
     """
-    bundle = Bundle(Path(path), _read_manifest(Path(path)))
+    bundle = Bundle(Path(path), read_manifest(Path(path)))
     bundle.check()
     return bundle
 
 
-@dataclass
-class BundleEdit:
-    """The right to write to a bundle, for as long as ``edit_bundle`` holds the bundle's lock.
-
-    bundle: the current state. draft: a folder on the same disk, empty at first, for files that ``put`` moves into the
-    bundle; it is removed at the end.
-    """
-
-    bundle: Bundle
-    draft: Path
-
-    def put(
-        self,
-        *,
-        verification: Verification | None = None,
-        files: Mapping[str, bytes | Path] | None = None,
-        engines: Mapping[str, EngineInfo] | None = None,
-        contents: Mapping[Part, str] | None = None,
-    ) -> Bundle:
-        """Write ``files`` into the bundle, change its manifest, and return the new state. None changes nothing.
-
-        verification: the new summary. files: path in the bundle -> bytes, or the path of a file under ``draft``, which
-        is moved. engines: path in the bundle -> description of each engine among ``files``. contents: entries to add
-        to ``Manifest.contents``.
-
-        If the process is killed meanwhile, the bundle can still be opened. Raises OutputError if the bundle cannot be
-        written to, and BundleError for a path where the bundle cannot have a file, such as that of a graph.
-        """
-        files = dict(files or {})
-        path = self.bundle.path
-        graphs = {name for forms in self.bundle.manifest.graphs.values() for name in forms.values()}
-        for name in files:
-            fault = "is a graph" if name in graphs else path_fault(name) or _link_fault(path, name)
-            if fault:
-                raise BundleError(f"cannot put {name!r} into bundle {path}: it {fault}")
-        with naming_bundle(path):
-            manifest = _read_manifest(path)
-            infos = {name: info for name, info in manifest.files.items() if name not in files}
-            other_engines = {name: engine for name, engine in manifest.engines.items() if name not in files}
-            if len(infos) < len(manifest.files):
-                # The manifest must not name a file while it is replaced: neither its old hash nor its new one is true.
-                reduced = msgspec.structs.replace(manifest, files=infos, engines=other_engines)
-                write_file(path / NAME, encode_manifest(reduced))
-            for name, data in files.items():
-                (path / name).parent.mkdir(parents=True, exist_ok=True)
-                if isinstance(data, bytes):
-                    write_file(path / name, data)
-                else:
-                    share(data, path)
-                    move_file(data, path / name)
-                infos[name] = file_info(path / name, sync=True)
-            changed = msgspec.structs.replace(
-                manifest,
-                files=infos,
-                engines=other_engines | dict(engines or {}),
-                contents=manifest.contents | dict(contents or {}),
-                verification=verification or manifest.verification,
-            )
-            write_file(path / NAME, encode_manifest(changed))
-        self.bundle = Bundle(path, changed)
-        return self.bundle
-
-
-@contextmanager
-def edit_bundle(bundle: Bundle) -> Iterator[BundleEdit]:
-    """Context that holds the lock of a bundle, and gives the right to write to it.
-
-    Raises OutputError if another process holds the lock, or if the bundle cannot be written to.
-    """
-    place = bundle.path.resolve()
-    with writing(place, bundle.path, "Wait until it is done"):
-        with naming_bundle(bundle.path):
-            clear_leftovers(place)
-            draft = draft_name(place)
-            draft.mkdir()
-        try:
-            yield BundleEdit(Bundle(bundle.path, _read_manifest(bundle.path)), draft)
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
-
-
-@contextmanager
-def writing(place: Path, out: Path, otherwise: str) -> Iterator[None]:
-    """Context that holds the lock of the bundle at ``place``, which the operating system drops if this process dies.
-
-    place: the resolved path. out: the path for messages. otherwise: the message's advice if another process holds the
-    lock, which raises OutputError.
-    """
-    with ExitStack() as stack:
-        with naming_bundle(out):
-            acquired = stack.enter_context(lock(place.with_name(f".{place.name}.lock")))
-        if not acquired:
-            raise OutputError(f"cannot write bundle {out}: another process is writing it now. {otherwise}")
-        yield
-
-
-@contextmanager
-def naming_bundle(out: Path) -> Iterator[None]:
-    """Context in which an OSError becomes an OutputError that names the bundle ``out``."""
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(f"cannot write bundle {out}: {reason(error)}. {advice(error)}") from error
-
-
-def _read_manifest(path: Path) -> Manifest:
+def read_manifest(path: Path) -> Manifest:
     """The manifest of the bundle at ``path``. Raises BundleError if there is no bundle or its manifest is not valid."""
     remedy = f"Make a bundle with: vaedeploy export --vae NAME --out {path}"
     if not path.exists():
@@ -309,7 +182,7 @@ def _surplus(bundle: Bundle) -> list[str]:
     return [f"{name} is not in {NAME}" for name in names if name not in known]
 
 
-def _link_fault(bundle: Path, name: str) -> str | None:
+def link_fault(bundle: Path, name: str) -> str | None:
     """What is wrong if a symbolic link on the way to the file ``name`` leads out of the bundle; otherwise None."""
     inside = (bundle / name).resolve().is_relative_to(bundle.resolve())
     return None if inside else "leaves the bundle through a link"
@@ -320,5 +193,4 @@ def file_info(path: Path, sync: bool = False) -> FileInfo:
     if sync:
         with path.open("rb+") as file:
             os.fsync(file.fileno())
-    with path.open("rb") as file:
-        return FileInfo(hashlib.file_digest(file, "sha256").hexdigest(), path.stat().st_size)
+    return FileInfo(file_sha256(path), path.stat().st_size)

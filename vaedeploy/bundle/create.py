@@ -17,7 +17,8 @@ from pathlib import Path
 
 import msgspec
 
-from vaedeploy.bundle.bundle import Bundle, file_info, naming_bundle, writing
+from vaedeploy.bundle.bundle import Bundle, file_info
+from vaedeploy.bundle.edit import naming_bundle, writing
 from vaedeploy.bundle.manifest import NAME, Manifest, check_manifest, encode_manifest
 from vaedeploy.errors import OutputError
 from vaedeploy.system.atomic import clear_leftovers, draft_name, replace_directory, share, transient_folder, write_file

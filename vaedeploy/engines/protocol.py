@@ -56,7 +56,7 @@ class Built(msgspec.Struct, frozen=True, tag=True):
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):
-    """The build failed. shortage: see ``atomic.shortage``."""
+    """The build failed. shortage: see ``oserrors.shortage``."""
 
     reason: str
     shortage: tuple[str, str] | None = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import pickle
 import re
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vaedeploy.errors import WeightsError
+from vaedeploy.system.hashing import file_sha256
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,8 +40,7 @@ PICKLES = (b"PK\x03\x04", b"\x80")
 def sha256_of(path: Path) -> str:
     """sha256 of a file, in hexadecimal. Raises WeightsError where the file cannot be read."""
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_sha256(path)
     except OSError as error:
         raise WeightsError(f"{path} cannot be read: {error.strerror or error}") from error
 

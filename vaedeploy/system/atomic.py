@@ -21,11 +21,6 @@ from pathlib import Path
 from vaedeploy.errors import OutputError
 from vaedeploy.system.oserrors import advice, reason
 
-if sys.platform == "win32":
-    pass
-else:
-    pass
-
 
 def write_file(path: Path, data: bytes) -> None:
     """Write ``data`` to ``path`` in one step, replacing any file there.
