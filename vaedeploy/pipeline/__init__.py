@@ -1,5 +1,5 @@
-"""The public verbs, one a module: each joins stages into what a command, or a function of ``vaedeploy``, does.
+"""The public functions of ``vaedeploy``, one module each: every one joins stages into what a command does.
 
-May import every stage; only the command line imports it. Nothing is re-exported here, so that a verb imports only the
-libraries that it needs.
+May import every stage; only the command line imports it. Nothing is re-exported here, so that each function imports
+only the libraries that it needs.
 """

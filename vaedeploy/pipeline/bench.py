@@ -1,4 +1,4 @@
-"""How long a bundle's halves take on each backend of this machine, and how near that is to what the machine can do."""
+"""How long a bundle's encoder and decoder take on each backend of this machine, and how near that is to its limits."""
 
 from __future__ import annotations
 
@@ -27,11 +27,14 @@ __all__ = ["Bench", "Timing", "bench_bundle"]
 
 
 class Timing(msgspec.Struct, frozen=True):
-    """A half on a backend at one size: whole calls, with arrays of the host's.
+    """How long whole calls of one half take on one backend, with arrays in the host's memory.
 
-    ms: the median of all turns, least and most beside it. floor_ms: what its operations take at the rate of a matrix
-    product in that precision, or its weights, input and output at that of a copy, whichever is longer; None where the
-    ceilings were not measured. problem: why there are no figures.
+    batch, height, width: items, and pixels; all 0 where the backend could not be opened.
+    ms, least_ms, most_ms: the median, the least and the most over all rounds, in milliseconds per call.
+    floor_ms: milliseconds that the hardware needs at least. That is the longer of two times: the half's operations at
+        the rate of a large matrix product in that precision, and its weights, input and output at the rate of a large
+        copy. None where no ceiling was measured for that precision.
+    problem: why there are no figures; None where there are.
     """
 
     backend: str
@@ -48,12 +51,12 @@ class Timing(msgspec.Struct, frozen=True):
 
     @property
     def share(self) -> float | None:
-        """Of the floor in the time: 1 would be as fast as can be."""
+        """Floor over measured time: 1 means that the hardware could not be faster. None where either is missing."""
         return None if self.ms is None or self.floor_ms is None else self.floor_ms / self.ms
 
 
 class Bench(msgspec.Struct, frozen=True):
-    """All timings, and the ceilings of the devices that were used."""
+    """The result of ``bench_bundle``: all timings, and the ceilings of the devices that were used."""
 
     ceilings: tuple[Ceilings, ...]
     timings: tuple[Timing, ...]
@@ -69,16 +72,28 @@ def bench_bundle(
     device: int = 0,
     progress: Progress = silent,
 ) -> Bench:
-    """Time encode and decode of photographs on every backend, in turns, so that what disturbs one disturbs all.
+    """Time how long encoding and decoding photographs takes on each backend of this machine.
 
-    backends: those to time; none: all that answer here. sizes: (height, width) in pixels. batches: items in a call.
-    rounds: turns of each. device: the CUDA device. progress: is told how many sizes are done, see ``Progress``.
+    >>> bench = vd.bench_bundle("mse840k", sizes=[(512, 512), (768, 1024)], batches=[1, 4])
+    >>> for timing in bench.timings:
+    ...     print(timing.backend, timing.part, timing.ms, timing.share)
 
-    Raises InputError for a backend that there is not and for sizes off the factor, BackendError where none answers.
+    The backends take turns, so that whatever disturbs one of them disturbs all.
+
+    backends: the names of the backends to time; by default, all that work here.
+    sizes: (height, width) in pixels. batches: how many items a call has. Each size is timed with each batch.
+    rounds: how many times each backend has its turn.
+    device: the number of the CUDA device.
+    progress: is told how many halves and sizes are done, see ``Progress``.
+
+    Where one of several backends cannot run the bundle or a size, ``Timing.problem`` says why.
+
+    Raises InputError for an unknown backend, SizeError, an InputError, for sizes that are not multiples of the VAE's
+    factor, and BackendError or EngineError where none of the backends can run the bundle.
     """
     bundle = as_bundle(bundle)
     _check(bundle, sizes, batches, rounds)
-    chosen = _answering(bundle, as_list("backends", backends), device)
+    chosen = _choose_backends(bundle, as_list("backends", backends), device)
     ceilings = {name: measure_ceilings(name, device) for name in chosen}
     photos, timings = _photos(), []
     total, done = len(sizes) * len(batches) * len(PARTS), 0
@@ -106,7 +121,7 @@ def bench_bundle(
 
 
 def _photos() -> list[Photo]:
-    """scikit-image's, or noise where it is not installed: neither takes longer."""
+    """scikit-image's photographs, or noise where it is not installed: both take equally long."""
     try:
         return load_photos()
     except ImportError:
@@ -114,7 +129,7 @@ def _photos() -> list[Photo]:
 
 
 def _check(bundle: Bundle, sizes: Sequence[tuple[int, int]], batches: Sequence[int], rounds: int) -> None:
-    """Raise InputError or SizeError for what cannot be timed."""
+    """Raise InputError or SizeError for sizes, batches or rounds that cannot be timed."""
     rule = bundle.manifest.latent.sizes
     for size in as_list("sizes", sizes):
         try:
@@ -132,7 +147,8 @@ def _check(bundle: Bundle, sizes: Sequence[tuple[int, int]], batches: Sequence[i
         raise InputError(f"rounds is {rounds}; it must be 1 or more")
 
 
-def _answering(bundle: Bundle, backends: Sequence[str], device: int) -> list[str]:
+def _choose_backends(bundle: Bundle, backends: Sequence[str], device: int) -> list[str]:
+    """``backends``, or by default all that work here and, if they run engines, have some in the bundle."""
     built = {info.identity.backend for info in bundle.manifest.engines.values()}
     possible = [name for name in BACKENDS if name not in ENGINES or name in built]
     chosen = list(backends) or [name for name in possible if problem_of(name, device) is None]
@@ -144,7 +160,7 @@ def _answering(bundle: Bundle, backends: Sequence[str], device: int) -> list[str
 def _open(
     bundle: Bundle, chosen: Sequence[str], device: int, stack: ExitStack
 ) -> tuple[dict[str, VAE], dict[str, str]]:
-    """(those that can be used, why the others cannot). Raises the last reason where there are none."""
+    """The backends that can be opened, and why the others cannot. Raises the last reason where none can."""
     vaes: dict[str, VAE] = {}
     problems: dict[str, str] = {}
     for name in chosen:
@@ -158,7 +174,7 @@ def _open(
 
 
 def _widest(vaes: Mapping[str, VAE]) -> VAE:
-    """The last is the one that takes every size, where it is there."""
+    """The VAE of the last backend: ONNX Runtime, where it was opened, takes every size."""
     return list(vaes.values())[-1]
 
 
@@ -172,14 +188,16 @@ def _filled(row: Timing, seconds: Sequence[float], floor: float | None) -> Timin
 
 def _precision(bundle: Bundle, backend: str) -> Precision:
     engines = bundle.manifest.engines.values()
-    own = [info.identity.precision for info in engines if info.identity.backend == backend]
-    return own[0] if own else precision_of(bundle)
+    built = [info.identity.precision for info in engines if info.identity.backend == backend]
+    return built[0] if built else precision_of(bundle)
 
 
 def _floor(
     bundle: Bundle, part: Part, size: tuple[int, int, int], ceilings: Ceilings | None, backend: str
 ) -> float | None:
-    """Seconds. Operations are those of the portable graph: what a rewrite saves is its merit."""
+    """``Timing.floor_ms``, in seconds. Operations are counted in the portable graph, so that those which a rewrite
+    saves count in its favour.
+    """
     precision = _precision(bundle, backend)
     if ceilings is None or precision not in ceilings.product:
         return None
@@ -187,7 +205,7 @@ def _floor(
     operations = count_operations(graph.model, Inputs(graph, bundle.manifest.latent.factor).sizes(*size)).total
     batch, height, width = size
     latent = bundle.manifest.latent
-    ends = batch * height * width * (3 + 4 * latent.channels / latent.factor**2)
-    half = 4 if precision == "fp32" else 2
-    moved = weight_bytes(graph.model) * half / 4 + ends
+    transferred = batch * height * width * (3 + 4 * latent.channels / latent.factor**2)
+    bytes_per_weight = 4 if precision == "fp32" else 2
+    moved = weight_bytes(graph.model) * bytes_per_weight / 4 + transferred
     return max(operations / ceilings.product[precision], moved / ceilings.copy)

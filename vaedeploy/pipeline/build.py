@@ -43,19 +43,24 @@ def build_engines(
     force: bool = False,
     progress: Progress = silent,
 ) -> Bundle:
-    """Build both halves of a bundle for each of ``profiles``, and put the engines into it; returns its new state.
+    """Build TensorRT engines of a bundle's encoder and decoder for GPU profiles, and put them into the bundle.
 
-    backend: what builds, instead of the profile's own. folder: where profiles of the user's lie besides those of the
-    package. force: build again what is there already; without, an engine of the same identity is kept. What several
-    profiles have in common is built once.
-    Neither PyTorch nor the weights are needed. An engine that was not run on its GPU has no verification.
+    >>> bundle = vd.build_engines("mse840k", ["rtx4090"])
 
+    Returns the bundle with its engines. Neither PyTorch nor the weights are needed. An engine has no verification until
+    it was run on its GPU, see ``verify_bundle``.
+
+    profiles: names, as ``vd.profiles`` lists them.
+    backend: builds the engines instead of the backend that each profile names.
+    folder: where profiles of your own are, besides those of the package.
+    force: build engines again that are in the bundle already. Without that, an engine with the same identity is kept.
+        Either way, engines that several profiles have in common are built once.
     progress: is told how far each build is, see ``Progress``.
 
-    Raises InputError for no profiles and for a backend that there is not, ProfileError for a profile that is not there
-    or does not suit the VAE or the backend, OutputError where the bundle cannot be written to, and BackendError where
-    the backend is not installed, all before anything is built. Raises BuildError where engines could not be built; the
-    others are in the bundle then.
+    Raises InputError for no profiles or an unknown backend, ProfileError for a profile that does not exist or does not
+    suit the VAE or the backend, OutputError where the bundle cannot be written to, and BackendError where the backend
+    is not installed, all before anything is built. Raises BuildError where engines could not be built; the others are
+    in the bundle then.
     """
     bundle = as_bundle(bundle)
     return build_planned(bundle, plan_builds(profiles, backend=backend, folder=folder), force, progress)
@@ -63,7 +68,7 @@ def build_engines(
 
 def build_planned(bundle: Bundle, jobs: Sequence[Job], force: bool = False, progress: Progress = silent) -> Bundle:
     """``build_engines`` for jobs that ``plan_builds`` or ``plan_rebuilds`` made."""
-    if not os.access(bundle.path, os.W_OK):  # else that would be found once the engines are there
+    if not os.access(bundle.path, os.W_OK):  # otherwise this would only fail after the builds
         raise OutputError(
             f"cannot write bundle {bundle.path}: its folder is read-only here, so nothing was built. Allow writing to "
             "it, or copy it and build there"
@@ -90,8 +95,11 @@ def build_planned(bundle: Bundle, jobs: Sequence[Job], force: bool = False, prog
 
 @dataclass
 class _Builds:
-    """Builds of one bundle, while it may be written to. Each graph that goes into builders is made once, and of engines
-    with equal identities one is built.
+    """Builds engines into one bundle, while ``edit_bundle`` holds the right to write to it. Each graph for TensorRT is
+    made once, and of engines with equal identities one is built.
+
+    graphs: (part, precision) -> the graph's file, and the sha256 of its content.
+    fresh: digests of the identities whose engines are up to date, so that ``force`` builds none of them twice.
     """
 
     edit: BundleEdit
@@ -101,7 +109,7 @@ class _Builds:
     fresh: set[str] = field(default_factory=set)
 
     def put(self, job: Job, part: Part) -> None:
-        """Have the engine in the bundle: the one that is there, another's, or a new one."""
+        """Put the engine of a job and a part into the bundle: keep it, copy an equal one, or build it."""
         profile = job.profile
         graph, rewritten = self._graph(profile, part)
         identity = EngineIdentity(
@@ -116,24 +124,24 @@ class _Builds:
             options=profile.options.of(job.backend),
         )
         name = engine_name(profile.name, part, job.backend)
-        there = self._equal(name, identity)
+        equal = self._find_equal(name, identity)
         file: Path | None = None
-        if there is None:
-            self._say_why(name, identity)
+        if equal is None:
+            self._log_reason(name, identity)
             file, info = self._build(job, part, graph, identity)
         else:
             info = msgspec.structs.replace(
-                self.edit.bundle.manifest.engines[there], profile=profile.name, cuda_graphs=profile.cuda_graphs
+                self.edit.bundle.manifest.engines[equal], profile=profile.name, cuda_graphs=profile.cuda_graphs
             )
-            if there != name:
-                file = self._copy(there)
-            self.progress(f"{name} is {'up to date' if file is None else f'the same as {there}'}", 1, 1)
+            if equal != name:
+                file = self._copy(equal)
+            self.progress(f"{name} is {'up to date' if file is None else f'the same as {equal}'}", 1, 1)
         if file is not None or info != self.edit.bundle.manifest.engines[name]:
             self.edit.put(files={name: file} if file else None, engines={name: info})
         self.fresh.add(identity.digest)
 
     def _graph(self, profile: Profile, part: Part) -> tuple[Path, str]:
-        """The file of a part's graph for TensorRT, and its content's sha256."""
+        """The file of a part's graph for TensorRT, and the sha256 of its content."""
         precision = profile.precision
         if (part, precision) not in self.graphs:
             portable = load_graph(self.edit.bundle.graph(part), part)
@@ -142,11 +150,12 @@ class _Builds:
             rewritten = rewrite_graph(portable, "tensorrt", precision, maxima=self._maxima(profile, part)).graph
             path = self.edit.draft / f"{part}.{precision}.onnx"
             save_form(rewritten, path, shared=False)
-            # Of the file, since lowered weights are made when they are written.
+            # The digest is of the file, since weights are only lowered while they are written.
             self.graphs[part, precision] = path, content_sha256(load_graph(path, part))
         return self.graphs[part, precision]
 
     def _maxima(self, profile: Profile, part: Part) -> dict[str, float] | None:
+        """The largest magnitude of each tensor, which fp16 needs; None for other precisions."""
         if profile.precision != "fp16":
             return None
         bundle = self.edit.bundle
@@ -157,8 +166,8 @@ class _Builds:
             )
         return decode_calibration(bundle.file(CALIBRATE_NAME).read_bytes()).of(part)
 
-    def _equal(self, name: str, identity: EngineIdentity) -> str | None:
-        """The engine of that identity that may be kept, ``name`` itself where it is one."""
+    def _find_equal(self, name: str, identity: EngineIdentity) -> str | None:
+        """An undamaged engine of that identity, preferably ``name`` itself; None where one must be built."""
         bundle = self.edit.bundle
         if self.force and identity.digest not in self.fresh:
             return None
@@ -166,7 +175,8 @@ class _Builds:
         whole = (other for other in sorted(equal, key=lambda other: other != name) if not bundle.damage(other))
         return next(whole, None)
 
-    def _say_why(self, name: str, identity: EngineIdentity) -> None:
+    def _log_reason(self, name: str, identity: EngineIdentity) -> None:
+        """Log why an engine that is in the bundle is built again."""
         bundle = self.edit.bundle
         before = bundle.manifest.engines.get(name)
         if before is None:
@@ -178,7 +188,7 @@ class _Builds:
             log.info("%s is built again: %s", name, "; ".join(differences(before.identity, identity)) or "as asked")
 
     def _copy(self, name: str) -> Path:
-        """The engine ``name`` once more, without taking room where the disk can do that."""
+        """A copy of the engine ``name``: a hard link, which takes no room, where the disk has them."""
         file = self.edit.draft / "engine"
         link_or_copy(self.edit.bundle.path / name, file)
         return file
@@ -219,7 +229,9 @@ class _Builds:
 
 @contextmanager
 def naming_engine(job: Job, part: Part) -> Iterator[None]:
-    """Turn an error of the operating system into one that names the engine: one build's full disk is not another's."""
+    """Context that turns an OSError into a BuildError that names the engine, so that a disk which is too full for one
+    engine does not stop the builds of others.
+    """
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What this machine can do at most."""
+"""The rates that this machine cannot exceed: of matrix products and of copies, as measured here."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ from vaedeploy.values.kinds import Precision
 
 
 class Ceilings(msgspec.Struct, frozen=True):
-    """What this machine was measured to do: operations a second in a large matrix product, by precision, and bytes a
-    second in a large copy, read and written. device: "CPU", or the GPU's name.
+    """The rates that a device was measured to reach.
+
+    device: "CPU", or the GPU's name.
+    product: floating-point operations per second in a large matrix product, by precision.
+    copy: bytes per second in a large copy, those read plus those written.
     """
 
     device: str
@@ -23,6 +26,10 @@ class Ceilings(msgspec.Struct, frozen=True):
 
 
 def measure_ceilings(backend: str, device: int) -> Ceilings | None:
+    """The ceilings of the CPU or the GPU, whichever ``backend`` computes on; None where they cannot be measured.
+
+    device: the number of the CUDA device.
+    """
     return _of_cpu() if backend.endswith("-cpu") else _of_gpu(device)
 
 
@@ -31,13 +38,13 @@ def _of_cpu() -> Ceilings:
     a = np.ones((side, side), np.float32)
     source = np.ones(count, np.float32)
     target = np.empty_like(source)
-    product = min(seconds_of(lambda: a @ a, 1) for _ in range(10))
-    moved = min(seconds_of(lambda: np.copyto(target, source), 1) for _ in range(5))
-    return Ceilings("CPU", {"fp32": 2 * side**3 / product}, 2 * source.nbytes / moved)
+    product_seconds = min(seconds_of(lambda: a @ a, 1) for _ in range(10))
+    copy_seconds = min(seconds_of(lambda: np.copyto(target, source), 1) for _ in range(5))
+    return Ceilings("CPU", {"fp32": 2 * side**3 / product_seconds}, 2 * source.nbytes / copy_seconds)
 
 
 def _of_gpu(device: int) -> Ceilings | None:
-    """By PyTorch, which has the libraries for it; None where it is not there."""
+    """Measure with PyTorch, which has the libraries for it; None where it is not installed or finds no GPU."""
     try:
         import torch
     except ImportError:
@@ -45,30 +52,30 @@ def _of_gpu(device: int) -> Ceilings | None:
     if not torch.cuda.is_available():
         return None
     torch.backends.cuda.matmul.fp32_precision = "ieee"
-    place = torch.device("cuda", device)
+    gpu = torch.device("cuda", device)
     try:
-        return _rates(torch, place)
+        return _rates(torch, gpu)
     finally:
-        torch.cuda.empty_cache()  # engines need the room
+        torch.cuda.empty_cache()  # PyTorch would keep the memory, and engines need it
 
 
-def _rates(torch: Any, place: Any) -> Ceilings:
+def _rates(torch: Any, gpu: Any) -> Ceilings:
     side, count = 8192, 2**28
-    kinds: dict[Precision, Any] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+    dtypes: dict[Precision, Any] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
-    def finished(work: Callable[[], Any]) -> float:
+    def fastest(work: Callable[[], Any]) -> float:
         def call() -> None:
             work()
-            torch.cuda.synchronize(place)
+            torch.cuda.synchronize(gpu)
 
         call()
         return min(seconds_of(call, 3) for _ in range(5))
 
     product = {}
-    for precision, dtype in kinds.items():
-        a = torch.randn(side, side, device=place).to(dtype)
-        product[precision] = 2 * side**3 / finished(lambda a=a: a @ a)  # type: ignore[misc]
-    source = torch.ones(count, device=place)
+    for precision, dtype in dtypes.items():
+        a = torch.randn(side, side, device=gpu).to(dtype)
+        product[precision] = 2 * side**3 / fastest(lambda a=a: a @ a)  # type: ignore[misc]
+    source = torch.ones(count, device=gpu)
     target = torch.empty_like(source)
-    moved = finished(lambda: target.copy_(source))
-    return Ceilings(torch.cuda.get_device_name(place), product, 2 * 4 * count / moved)
+    copy_seconds = fastest(lambda: target.copy_(source))
+    return Ceilings(torch.cuda.get_device_name(gpu), product, 2 * 4 * count / copy_seconds)

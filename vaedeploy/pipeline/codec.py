@@ -1,4 +1,4 @@
-"""Pictures to latent files and back, a file or a folder at a time: what ``encode`` and ``decode`` do."""
+"""Images to latent files and back, a file or a folder at a time: what ``vaedeploy encode`` and ``decode`` do."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ LATENT = ".safetensors"
 
 
 class OtherVAEWarning(UserWarning):
-    """A latent is decoded by another VAE than the one that made it."""
+    """A latent is decoded by a VAE other than the one that encoded it."""
 
 
 @dataclass(frozen=True)
 class Converted:
-    """The files that were written, and a line for each that could not be converted."""
+    """The result of a conversion: the files that were written, and a line for each file that could not be converted."""
 
     written: tuple[Path, ...]
     failures: tuple[str, ...]
@@ -42,22 +42,30 @@ class Converted:
 def encode_files(
     vae: VAE, source: Path, out: Path, *, sample: bool, seed: int | None, pad: bool, progress: Progress = silent
 ) -> Converted:
-    """Encode a picture to the latent file ``out``, or every picture in a folder to a latent file in the folder ``out``.
+    """Encode an image file to the latent file ``out``, or a folder's images to latent files in the folder ``out``.
 
-    With ``sample``, each picture draws from ``seed`` anew, so that it does not matter which others lie beside it.
-    A file's failure is raised (any VaedeployError); in a folder the others go on, and the failures are returned.
-    Raises InputError for a folder without pictures, OutputError for an ``out`` that cannot be written to.
+    >>> with vd.VAE("mse840k") as vae:
+    ...     encode_files(vae, Path("photos"), Path("latents"), sample=False, seed=None, pad=True).check()
+
+    vae, sample, seed, pad: see ``VAE.encode``. With ``sample``, each image draws from ``seed`` anew, so that its latent
+        does not depend on which other images are in the folder.
+    source: an image file, or a folder. out: a name that ends in .safetensors, or a folder, which is made if need be.
+    progress: is told how many files are done, see ``Progress``.
+
+    Where ``source`` is a file, its failure is raised (any VaedeployError). In a folder the other files are still
+    converted, and the failures are returned. Raises InputError for a folder without images, and OutputError for an
+    ``out`` that cannot be written to.
     """
-    own = vae.manifest.vae
+    vae_info = vae.manifest.vae
 
-    def encode(picture: Path, target: Path) -> None:
-        image = read_image(picture)
+    def encode(file: Path, target: Path) -> None:
+        image = read_image(file)
         try:
             latent = vae.encode(image, sample=sample, seed=seed, pad=pad)
         except SizeError as error:
-            raise SizeError(f"{picture}: {error}") from error
+            raise SizeError(f"{file}: {error}") from error
         size = (image.shape[0], image.shape[1])
-        write_latent(target, LatentFile(latent, own.identity, own.name, vae.latent, size))
+        write_latent(target, LatentFile(latent, vae_info.identity, vae_info.name, vae.latent, size))
 
     _check_places(source, out, (LATENT,), LATENT)
     if not source.is_dir() and out.suffix != LATENT:
@@ -66,13 +74,22 @@ def encode_files(
 
 
 def decode_files(vae: VAE, source: Path, out: Path, *, progress: Progress = silent) -> Converted:
-    """Decode a latent file to the picture ``out``, or every one in a folder to a PNG in the folder ``out``.
+    """Decode a latent file to the image file ``out``, or a folder's latent files to PNG files in the folder ``out``.
 
-    Pictures are cropped to the size that the latent file carries. Warns where another VAE made the latent.
-    A file's failure is raised (any VaedeployError); in a folder the others go on, and the failures are returned.
-    Raises InputError for a folder without latent files, OutputError for an ``out`` that cannot be written to.
+    >>> with vd.VAE("mse840k") as vae:
+    ...     decode_files(vae, Path("latents"), Path("images")).check()
+
+    Images are cropped to the size that the latent file carries.
+
+    vae: decodes the latents. source: a .safetensors file that holds one latent, or a folder.
+    out: an image's name, whose suffix chooses the format, or a folder, which is made if need be.
+    progress: is told how many files are done, see ``Progress``.
+
+    Warns (OtherVAEWarning) where another VAE encoded a latent. Where ``source`` is a file, its failure is raised (any
+    VaedeployError). In a folder the other files are still converted, and the failures are returned. Raises InputError
+    for a folder without latent files, and OutputError for an ``out`` that cannot be written to.
     """
-    own = vae.manifest.vae
+    vae_info = vae.manifest.vae
 
     def decode(file: Path, target: Path) -> None:
         read = read_latent(file)
@@ -80,12 +97,12 @@ def decode_files(vae: VAE, source: Path, out: Path, *, progress: Progress = sile
             raise LatentError(
                 f"{file} holds {len(read.latent)} latents; a picture takes one. Save each to its own file"
             )
-        if read.vae_identity not in (None, own.identity):
+        if read.vae_identity not in (None, vae_info.identity):
             differ = _differing(read.spec, vae.latent) if read.spec else ""
-            # Without the file's name, so that a folder of them is told once.
+            # The text leaves out the file's name: Python shows equal warnings once, so a whole folder gives one.
             warnings.warn(
                 f"{read.vae_name or 'another VAE'} ({_short(read.vae_identity)}) made the latent, "
-                f"{own.name} ({_short(own.identity)}) decodes it{differ}",
+                f"{vae_info.name} ({_short(vae_info.identity)}) decodes it{differ}",
                 OtherVAEWarning,
                 stacklevel=2,
             )
@@ -101,15 +118,16 @@ def _short(identity: str | None) -> str:
     return (identity or "")[:12]
 
 
-def _differing(made: LatentSpec, here: LatentSpec) -> str:
-    """In what two latent contracts differ, to be put after a sentence; empty where they do not."""
-    told = [f"{field} is {there} there and {ours} here" for field, there, ours in made.differences(here)]
-    return f"; their latent contracts differ: {', '.join(told)}" if told else ""
+def _differing(theirs: LatentSpec, ours: LatentSpec) -> str:
+    """The end of a sentence that says how the latent contracts of a file and a VAE differ; empty where they agree."""
+    fields = [f"{field} is {there} there and {here} here" for field, there, here in theirs.differences(ours)]
+    return f"; their latent contracts differ: {', '.join(fields)}" if fields else ""
 
 
 def _check_places(source: Path, out: Path, suffixes: Iterable[str], suffix: str) -> None:
-    """Raise what speaks against reading ``source`` and writing to ``out``, before any work. suffixes: of files that
-    are written, and suffix the one of those that a folder gets.
+    """Raise InputError where there is no ``source``, and OutputError where ``out`` cannot be written, before any work.
+
+    suffixes: all that a written file may have. suffix: the one that files get in a folder.
     """
     if not source.exists():
         raise InputError(f"there is no file {source}, and no folder of that name")
@@ -131,9 +149,13 @@ def _convert(
     what: str,
     progress: Progress,
 ) -> Converted:
+    """Call ``work(source, out)``, or do so for every file of a folder.
+
+    suffixes: of the files to read. suffix: of the files to write into a folder. what: what ``progress`` is told.
+    """
     if source.is_dir():
         pairs = _pairs(source, out, suffixes, suffix)
-        with _folder(out):
+        with _output_folder(out):
             return _convert_all(pairs, work, what, progress)
     progress(what, 0, 1)
     work(source, out)
@@ -159,7 +181,8 @@ def _convert_all(
 
 
 def _pairs(source: Path, out: Path, suffixes: tuple[str, ...], suffix: str) -> list[tuple[Path, Path]]:
-    files = sorted(f for f in source.iterdir() if _wanted(f, suffixes))
+    """The files in the folder ``source`` that have one of ``suffixes``, each with the file to write for it."""
+    files = sorted(f for f in source.iterdir() if _is_source(f, suffixes))
     if not files:
         raise InputError(f"there is nothing to convert in {source}: no file there ends in {', '.join(suffixes)}")
     taken: dict[Path, Path] = {}
@@ -171,13 +194,13 @@ def _pairs(source: Path, out: Path, suffixes: tuple[str, ...], suffix: str) -> l
     return [(file, target) for target, file in taken.items()]
 
 
-def _wanted(file: Path, suffixes: tuple[str, ...]) -> bool:
+def _is_source(file: Path, suffixes: tuple[str, ...]) -> bool:
     return file.suffix.lower() in suffixes and not file.name.startswith(".") and file.is_file()
 
 
 @contextmanager
-def _folder(out: Path) -> Iterator[None]:
-    """Make the folder ``out``, and remove it again if nothing was written to it."""
+def _output_folder(out: Path) -> Iterator[None]:
+    """Context that makes the folder ``out``, and removes it again if nothing was written to it."""
     with ExitStack() as stack:
         try:
             stack.enter_context(transient_folder(out))

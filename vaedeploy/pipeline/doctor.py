@@ -1,4 +1,4 @@
-"""What is installed here, which backends would answer, and what to install for the rest."""
+"""What is installed here, which backends work, and what to install for the rest: what ``vaedeploy doctor`` shows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vaedeploy.version import __version__
 
 @dataclass(frozen=True)
 class BackendStatus:
-    """A backend that this version has. ``problem`` is None where it would answer, else says why not and what to do."""
+    """A backend of this version. ``problem`` is None where it works here; otherwise it says why not and what to do."""
 
     name: str
     problem: str | None
@@ -20,7 +20,11 @@ class BackendStatus:
 
 @dataclass(frozen=True)
 class ExtraStatus:
-    """An extra: what needs it, the packages of it that are not installed, and what to run then."""
+    """An optional extra of this package.
+
+    purpose: what needs the extra. missing: those of its packages that are not installed. install: the command that
+    installs them.
+    """
 
     name: str
     purpose: str
@@ -30,7 +34,9 @@ class ExtraStatus:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Everything that ``vaedeploy doctor`` tells. ``packages`` maps names to versions, None where not installed."""
+    """Everything that ``vaedeploy doctor`` shows. ``packages`` maps names to versions, or to None where one is not
+    installed.
+    """
 
     vaedeploy: str
     python: str
@@ -43,7 +49,7 @@ class Diagnosis:
 
 
 def diagnose() -> Diagnosis:
-    """Look at this environment. Imports ONNX Runtime, if it is there, and nothing else that is heavy."""
+    """Examine this environment. Imports ONNX Runtime, if it is installed, and no other heavy library."""
     from vaedeploy.runtime.backends import BACKENDS, problem_of
 
     names = dict.fromkeys([*BASE, *(package for extra in EXTRAS.values() for package in extra)])
@@ -63,7 +69,9 @@ def diagnose() -> Diagnosis:
 
 
 def _onnxruntime_in_use() -> str:
-    """The one whose files were written last: it has a CUDA provider, or has none."""
+    """Name and version of the ONNX Runtime package whose files were written last. Whether it has a CUDA provider tells
+    which of the two it is.
+    """
     from vaedeploy.errors import BackendError
     from vaedeploy.runtime import onnxruntime_cpu, onnxruntime_cuda
 

@@ -1,4 +1,4 @@
-"""The stages joined: what ``vaedeploy export`` and ``vaedeploy verify`` do."""
+"""Weights -> a verified bundle: what ``vaedeploy export`` does."""
 
 from __future__ import annotations
 
@@ -56,32 +56,42 @@ def export_vae(
     profile_folder: str | Path | None = None,
     progress: Progress = silent,
 ) -> Bundle:
-    """Take a VAE from weights to a verified bundle.
+    """Export a VAE to ONNX graphs, verify them against PyTorch, and put all of it into a bundle.
 
-    vae: a preset's name, a path to a VAE of its own, or a ``Reference`` of your own modules.
-    out: where the bundle goes; the VAE's name in the current directory unless given.
-    weights, scale, shift: see ``load_reference``. image_input: what the encoder takes, see ``Graph``.
-    precision: of the graphs that are run; the portable ones are always fp32. rewrite: apply the exact rewrites.
-    force: replace a bundle that is there. verify: prove it; without, it is marked unverified.
+    >>> bundle = vd.export_vae("mse840k", out="mse840k")
+    >>> bundle = vd.export_vae("mse840k", weights="my-finetune.safetensors", out="my-finetune", precision="fp16")
+
+    vae: a preset's name, a path to a diffusers folder or a weights file, or a ``Reference`` made of your own modules.
+    out: the folder to make; by default, one in the current directory that has the VAE's name.
+    weights: other weights for a preset's architecture; scale, shift: the latent contract. See ``load_reference``.
+    precision: what the graphs that are run compute in: "fp32", "fp16" or "bf16". The portable graphs are always fp32.
+    image_input: what the encoder takes: "float" for (B, 3, H, W) float32 in [-1, 1], "uint8" for (B, H, W, 3) uint8.
+    rewrite: apply the exact rewrites, which save work and avoid overflow, and change results by rounding at most.
+    force: replace a bundle that is at ``out``.
+    verify: compare the graphs with PyTorch in float64. Without that, the bundle is marked unverified.
     photos: a folder of photographs to verify on, instead of those that scikit-image carries.
-    profiles, profile_folder: GPU kinds to build engines for, once the bundle is verified; see ``build_engines``, which
-    says what is raised then and what the bundle has.
+    profiles: GPU profiles to build engines for once the bundle is verified. profile_folder: where profiles of your own
+        are, see ``build_engines``.
     progress: is told how far each stage is, see ``Progress``.
 
-    Raises VerificationError, with its report, where a limit is missed: the bundle is there then, marked unverified.
-    Whatever else is raised, nothing is left behind and what was at ``out`` is as it was.
+    Raises VerificationError, which holds the report, where a limit is missed; the bundle is at ``out`` then, marked
+    unverified. Raises BuildError where an engine cannot be built; the bundle is at ``out`` then, with the engines that
+    could be. Whatever else is raised, nothing is left behind and what was at ``out`` is unchanged: InputError for an
+    unknown precision, OutputError for an ``out`` that exists (without ``force``) or cannot be written to, ImageError
+    for ``photos`` that cannot be read, BackendError where ONNX Runtime is not installed, ExportError where the modules
+    cannot be traced, and what ``load_reference`` and ``build_engines`` raise before they begin.
     """
     if precision not in get_args(Precision):
         raise InputError(f"precision is {precision!r}; it must be one of {', '.join(get_args(Precision))}")
-    source = find_source(vae, weights)  # to refuse what cannot be loaded before PyTorch is, which takes seconds
+    source = find_source(vae, weights)  # refuses bad weights before PyTorch is loaded, which takes seconds
     jobs = _plan_builds(profiles, profile_folder)
-    half = {precision if rewrite else "fp32", *(job.profile.precision for job in jobs)}
-    calibrated = verify or "fp16" in half
+    precisions = {precision if rewrite else "fp32", *(job.profile.precision for job in jobs)}
+    calibrated = verify or "fp16" in precisions
     if calibrated:
-        onnxruntime_cpu.load_library()  # to fail before the long work, not after it
-    pictures = load_photos(photos) if calibrated else []
+        onnxruntime_cpu.load_library()  # to fail before the long work, and not after it
+    photographs = load_photos(photos) if calibrated else []
     reference: Reference | None = None
-    if out is None:  # the place is known only once the VAE is; otherwise it is checked first
+    if out is None:  # it is known only once the VAE is loaded; one that is given is checked first
         reference = load_source(source, scale=scale, shift=shift, progress=progress)
         out = reference.name
     with create_bundle(out, force) as draft:
@@ -93,13 +103,13 @@ def export_vae(
         manifest = _manifest(reference, precision, image_input, contents)
         cases: tuple[GoldenCase, ...] = ()
         if verify:
-            cases = compute_golden(reference, pictures, verification_shapes(reference.latent.factor), progress)
+            cases = compute_golden(reference, photographs, verification_shapes(reference.latent.factor), progress)
             (draft.path / GOLDEN_NAME).write_bytes(encode_golden(cases, reference.identity))
-        reference = None  # and with it the weights: ONNX Runtime needs the memory
+        reference = None  # frees the weights: ONNX Runtime needs the memory
         collect_garbage()
         calibration = None
         if calibrated:
-            calibration = calibrate(draft.path, pictures, manifest.latent.factor, image_input, progress)
+            calibration = calibrate(draft.path, photographs, manifest.latent.factor, image_input, progress)
         applied = write_forms(draft.path, precision, calibration, rewrite)
         manifest = msgspec.structs.replace(manifest, graphs=graph_names(draft.path), rewrites=applied)
         report = None
@@ -120,7 +130,7 @@ def export_vae(
 
 
 def _plan_builds(profiles: Sequence[str], folder: str | Path | None) -> tuple[Job, ...]:
-    """To fail before the long work, not after it."""
+    """The builds that ``profiles`` ask for, checked now so that they fail before the long work and not after it."""
     if not as_list("profiles", profiles):
         return ()
     from vaedeploy.engines.plan import plan_builds
@@ -131,7 +141,7 @@ def _plan_builds(profiles: Sequence[str], folder: str | Path | None) -> tuple[Jo
 def _manifest(
     reference: Reference, precision: Precision, image_input: ImageInput, contents: dict[Part, str]
 ) -> Manifest:
-    """What is known before the graphs are written."""
+    """The manifest, as far as it is known before the graphs are rewritten and verified."""
     return Manifest(
         vaedeploy=__version__,
         vae=VaeInfo(reference.name, reference.identity, reference.architecture, reference.licence, reference.origin),

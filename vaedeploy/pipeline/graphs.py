@@ -1,4 +1,4 @@
-"""The graphs of a bundle: the portable form of each half, and the forms that targets run, made from it."""
+"""The graphs of a bundle: the portable form of each half, and the forms made from it that backends run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 CALIBRATION = (("small", 12, 12), ("wide", 16, 24), ("large", 24, 24))
-"""Pictures that activations are measured on: name, and height and width in units of the spatial factor."""
+"""The images that activations are measured on: name, then height and width in units of the spatial factor."""
 
 TRACING = "Exporting to ONNX"
 
@@ -31,7 +31,10 @@ log = logging.getLogger(__name__)
 
 
 def write_portable(reference: Reference, folder: Path, image_input: ImageInput, progress: Progress) -> dict[Part, str]:
-    """Trace both halves and write them: ``PART.onnx`` and its weights. Returns the sha256 of their contents."""
+    """Trace both halves and write each to ``PART.onnx``, with its weights beside it.
+
+    Returns, for each half, the sha256 of what the graph holds, as ``content_sha256`` computes it.
+    """
     from vaedeploy.graph.graph import content_sha256, release_weights, save_graph
     from vaedeploy.graph.trace import trace_graph
 
@@ -51,8 +54,9 @@ def write_portable(reference: Reference, folder: Path, image_input: ImageInput, 
 def calibrate(
     folder: Path, photos: list[Photo], factor: int, image_input: ImageInput, progress: Progress
 ) -> Calibration:
-    """Write ``calibration.json``: the largest magnitudes in both portable graphs, over photographs and the latents that
-    the encoder makes of them.
+    """Measure the largest magnitude of each tensor in both portable graphs, and write them to ``calibration.json``.
+
+    The encoder runs on photographs, and the decoder on the latents that the encoder makes of them.
     """
     from vaedeploy.bundle.calibration import NAME, Calibration, encode_calibration
     from vaedeploy.numerics.maxima import WHAT, measure_maxima
@@ -69,10 +73,10 @@ def calibrate(
     del encoder
     maxima = {}
     for part in PARTS:
-        found = measure_maxima(
+        measured = measure_maxima(
             folder / file_name(part, "portable"), feeds[part], what=f"{WHAT} of the {part}", progress=progress
         )
-        maxima[part] = {name: number if number < float("inf") else None for name, number in found.items()}
+        maxima[part] = {name: number if number < float("inf") else None for name, number in measured.items()}
     calibration = Calibration(
         maxima, tuple(f"{row[0]} {h}x{w}" for row, (h, w) in zip(CALIBRATION, sizes, strict=True))
     )
@@ -85,7 +89,8 @@ def write_forms(
 ) -> dict[str, dict[str, int]]:
     """Write the forms of ``precision`` beside the portable graphs; returns file -> rule -> matches.
 
-    rules: False for the lowering alone, and nothing where there is nothing to lower.
+    rules: False leaves out the exact rewrites, so that a half-precision form is only lowered and a float32 form, which
+        would equal the portable graph, is not written.
     """
     from vaedeploy.graph.graph import load_graph, save_form
     from vaedeploy.rewrite import rewrite_graph
@@ -93,13 +98,13 @@ def write_forms(
     applied: dict[str, dict[str, int]] = {}
     for part in PARTS:
         portable = load_graph(folder / file_name(part, "portable"), part)
-        for form, own in FORMS[precision].items():
-            if not rules and own == "fp32":
+        for form, form_precision in FORMS[precision].items():
+            if not rules and form_precision == "fp32":
                 continue
             maxima = calibration.of(part) if calibration else None
-            rewritten = rewrite_graph(portable, form, own, maxima=maxima, rules=rules)
+            rewritten = rewrite_graph(portable, form, form_precision, maxima=maxima, rules=rules)
             path = folder / file_name(part, form)
-            save_form(rewritten.graph, path, shared=own == "fp32")
+            save_form(rewritten.graph, path, shared=form_precision == "fp32")
             _check(path)
             _log_outcomes(path.name, rewritten)
             applied[path.name] = {outcome.rule: outcome.matches for outcome in rewritten.outcomes}
@@ -107,7 +112,7 @@ def write_forms(
 
 
 def _log_outcomes(name: str, rewritten: Rewritten) -> None:
-    """Log what a user may want to know and need not act on."""
+    """Log what users may want to know but need not act on."""
     for outcome in rewritten.outcomes:
         for refusal in outcome.refusals:
             log.info("%s: %s left %s alone: %s", name, outcome.rule, refusal.node, refusal.reason)

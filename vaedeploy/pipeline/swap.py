@@ -1,4 +1,4 @@
-"""Another VAE in a bundle's place: the same architecture and latent contract, other weights, and the way back."""
+"""Replacing the VAE in a bundle by one with other weights, and restoring it: what ``vaedeploy swap`` does."""
 
 from __future__ import annotations
 
@@ -30,17 +30,19 @@ if TYPE_CHECKING:
 __all__ = ["Drift", "restore_vae", "swap_vae"]
 
 SIDE = 24
-"""Height and width, in units of the factor, of the photographs that a swap is looked at on."""
+"""Height and width, in units of the spatial factor, of the photographs that ``Drift`` is measured on."""
 
 
 class Drift(msgspec.Struct, frozen=True):
-    """How far a swap moves things, on the three photographs of scikit-image.
+    """How far a swap moves latents and images, on the three photographs of scikit-image.
 
-    latent_rel_l2: of the new encoder's latents against the old one's, relative L2.
-    psnr: dB, of the pictures that the new decoder makes of the *old* encoder's latents against the old decoder's; a
-        diffusion model goes on giving latents of the old space. None where no pixel differs.
-    mean_levels: their mean absolute difference, in 8-bit levels.
-    shift: by how much red, green and blue are brighter on average, in 8-bit levels.
+    Both decoders are given the latents of the *old* encoder, because a diffusion model goes on giving latents of the
+    old space.
+
+    latent_rel_l2: relative L2 error of the new encoder's latents against the old one's.
+    psnr: dB, of the new decoder's images against the old one's; None where no pixel differs.
+    mean_levels: the mean absolute difference of those images, in 8-bit levels.
+    shift: by how much red, green and blue are brighter in the new images on average, in 8-bit levels.
     """
 
     latent_rel_l2: float
@@ -56,19 +58,26 @@ def swap_vae(
     weights: str | Path | None = None,
     progress: Progress = silent,
 ) -> tuple[Bundle, Drift]:
-    """Put another VAE in a bundle's place; returns the new bundle and how far it moves pictures.
+    """Replace the VAE in a bundle by another of the same architecture and latent contract.
 
-    vae, weights: as for ``export_vae``. The new graphs are verified, and every engine is built again, before anything
-    is put in place; the bundle that was there is kept in it, under ``previous``, for ``restore_vae``. Of several
-    swaps the first VAE is kept. progress: is told how far each stage is, see ``Progress``.
+    >>> bundle, drift = vd.swap_vae("mse840k", "my-finetune.safetensors")
+    >>> drift.psnr, drift.mean_levels
+
+    Returns the new bundle, and how far the new VAE moves latents and images.
+
+    bundle: keeps its path, precision and kind of encoder input. vae, weights: the new VAE, as for ``export_vae``.
+    progress: is told how far each stage is, see ``Progress``.
+
+    The new graphs are verified, and every engine is built again, before anything is replaced. The new bundle keeps the
+    old one under ``previous``, for ``restore_vae``; after several swaps that is still the first one.
 
     Raises InputError for a VAE of another architecture or latent contract, BundleError for a bundle that is damaged or
-    has files of somebody else's in it, VerificationError, BuildError and whatever else an export raises; the bundle is
-    as it was then.
+    has files in it that are not its own, BackendError where its engines cannot be built again here, VerificationError,
+    BuildError, and whatever else ``export_vae`` raises. The bundle is unchanged then.
     """
-    # What is kept is to be whole, and what is not the bundle's would be lost.
+    # Every file is checked: restore_vae needs them whole, and a file that is not the bundle's would be lost.
     old = check_bundle(bundle.path if isinstance(bundle, Bundle) else bundle)
-    jobs = plan_rebuilds(old)  # to fail before the long work
+    jobs = plan_rebuilds(old)  # to fail before the long work, and not after it
     reference = load_source(find_source(vae, weights), progress=progress)
     _check_contract(old, reference)
     with edit_bundle(old) as edit:
@@ -97,8 +106,11 @@ def swap_vae(
 
 
 def restore_vae(bundle: Bundle | str | Path) -> Bundle:
-    """Bring back the VAE that was there before ``swap_vae``, bit for bit. Raises InputError where there was none, and
-    BundleError where what was kept is damaged.
+    """Restore the VAE, the graphs and the engines that a bundle had before ``swap_vae``, bit for bit.
+
+    >>> bundle = vd.restore_vae("mse840k")
+
+    Raises InputError where no VAE was swapped, and BundleError where the bundle that was kept is damaged.
     """
     bundle = as_bundle(bundle)
     if f"{PREVIOUS}/{NAME}" not in bundle.manifest.files:
@@ -109,6 +121,7 @@ def restore_vae(bundle: Bundle | str | Path) -> Bundle:
 
 
 def _check_contract(old: Bundle, reference: Reference) -> None:
+    """Raise InputError where ``reference`` names another architecture or has another latent contract than ``old``."""
     had = old.manifest
     if reference.architecture != had.vae.architecture:
         raise InputError(
@@ -127,6 +140,7 @@ def _check_contract(old: Bundle, reference: Reference) -> None:
 
 
 def _check_architecture(old: Bundle, new: Bundle) -> None:
+    """Raise InputError where the weights of the two bundles' graphs differ in shape."""
     for part in PARTS:
         if _tensors(old, part) != _tensors(new, part):
             raise InputError(
@@ -136,8 +150,8 @@ def _check_architecture(old: Bundle, new: Bundle) -> None:
 
 
 def _tensors(bundle: Bundle, part: Part) -> list[tuple[int, ...]]:
-    """The shapes of a portable graph's kernels and matrices. Not of vectors: the exporter keeps one of several equal
-    ones, such as biases of zeros.
+    """The shapes of a portable graph's kernels and matrices, sorted. Vectors are left out: of several that are equal,
+    such as biases of zeros, the exporter keeps one.
     """
     initializers = load_graph(bundle.graph(part), part).model.graph.initializers.values()
     shapes = [value.shape.numpy() for value in initializers if value.shape is not None]
@@ -160,7 +174,7 @@ def _drift(old: Bundle, new: Bundle) -> Drift:
 
 
 def _keep(old: Bundle, new: Bundle) -> None:
-    """Put the old bundle, or the one that it keeps itself, into the new one."""
+    """Put the old bundle into the new one, or, where the old one keeps an earlier bundle, that."""
     first = old.path / PREVIOUS
     kept = Bundle.open(first, verify_hashes=False) if (first / NAME).exists() else old
     with edit_bundle(new) as edit:
@@ -169,8 +183,8 @@ def _keep(old: Bundle, new: Bundle) -> None:
 
 
 def _copy(bundle: Bundle, folder: Path) -> Path:
-    """The manifest and every file that it names, as hard links where the disk has them: nothing changes a file of a
-    bundle in place.
+    """Copy the manifest and every file that it names into ``folder``, as hard links where the disk has them: that is
+    safe, because a file of a bundle is never changed in place.
     """
     for name in (NAME, *bundle.manifest.files):
         target = folder / name

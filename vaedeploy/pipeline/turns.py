@@ -1,4 +1,4 @@
-"""Timing in turns, so that what disturbs one disturbs all."""
+"""Timing several calls in turns, so that whatever disturbs one of them disturbs all."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ from typing import Any
 from vaedeploy.errors import BackendError, EngineError, SizeError
 
 WARM = 2
-"""Calls before any is timed: kernels are compiled and CUDA graphs recorded in them."""
+"""How many calls run before any is timed: kernels are compiled and CUDA graphs recorded in them."""
 
 SHORTEST = 0.05
-"""Seconds that one turn of a backend lasts at least, of as many calls as that takes."""
+"""Seconds that one turn lasts at least: a shorter call is repeated until they are filled."""
 
 
 def take_turns(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, tuple[list[float], str | None]]:
-    """Seconds of a call in each round, or why there are none. The order is reversed every other round."""
+    """Time every call once in each round: name -> (seconds per call, one number a round; why there are none, or None).
+    The order is reversed in every other round.
+    """
     repeats: dict[str, int] = {}
     problems: dict[str, str] = {}
     for name, call in calls.items():
@@ -35,7 +37,9 @@ def take_turns(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str,
 
 
 def seconds_of(call: Callable[[], Any], repeats: int) -> float:
-    """Of one call, the mean of some that follow each other. A call of ``VAE`` returns when its result is there."""
+    """Seconds per call, averaged over ``repeats`` calls in a row. Nothing is left to wait for after the last of them: a
+    call of ``VAE`` returns only when its result is complete.
+    """
     started = time.perf_counter()
     for _ in range(repeats):
         call()
@@ -43,6 +47,6 @@ def seconds_of(call: Callable[[], Any], repeats: int) -> float:
 
 
 def milliseconds(seconds: Sequence[float]) -> dict[str, float]:
-    """The median, the least and the most of all turns, by the names that ``Timing`` has for them."""
+    """The median, the least and the most of ``seconds`` in milliseconds, by the names of ``Timing``'s fields."""
     ms = [1000 * value for value in seconds]
     return {"ms": statistics.median(ms), "least_ms": min(ms), "most_ms": max(ms)}

@@ -49,8 +49,8 @@ def verify_bundle(
 ) -> Report:
     """Compare a bundle with PyTorch again, and write the verdict into it.
 
-    >>> verify_bundle("mse840k").passed                             # the graphs, on the CPU, against float64
-    >>> verify_bundle("mse840k", backend="tensorrt-rtx").passed     # its engines, on this machine's GPU
+    >>> vd.verify_bundle("mse840k").passed                             # the graphs, on the CPU, against float64
+    >>> vd.verify_bundle("mse840k", backend="tensorrt-rtx").passed     # its engines, on this machine's GPU
 
     backend: None compares the bundle's graphs, on the CPU, with what PyTorch gives in float64, and marks the bundle
         verified or not. A backend's name compares what that backend computes on this machine: each engine at the
@@ -142,7 +142,7 @@ def _verify_backend(
             verdicts[name] = verify_engine(bundle, name, truth, looks, device, progress)
             cases += verdicts[name].cases
     else:
-        # Only the first: the second, which runs again what half precision could not hold, is the portable graph.
+        # Only the first: the second, which repeats in float32 what overflowed in half precision, is the portable graph.
         cases = verify_runners(bundle, candidates[0], truth, looks, progress)
     report = Report(bundle.manifest.precision, truth.name, backend, cases)
     noted = {

@@ -1,5 +1,5 @@
-"""Outputs of graphs and backends against PyTorch -> ``Report``: limits, cases, bisection, and the page of it.
+"""Comparing the outputs of graphs and backends with PyTorch's -> ``Report``: limits, cases, bisection and the page.
 
-May import every stage, ``numerics`` and ``page``, but no verb. Nothing is re-exported here, so that reading a report
-does not import PyTorch.
+May import every stage, ``numerics`` and ``page``, but not ``pipeline``. Nothing is re-exported here, so that reading a
+report does not import PyTorch.
 """

@@ -1,4 +1,4 @@
-"""What a bisection tells people: its first steps as rows, and for each graph what to do."""
+"""What to do about the graphs of a bisection, in sentences."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["advise"]
 
 
 def advise(bisection: Bisection, report: Report) -> tuple[str, ...]:
-    """What to do, a line for each graph that was looked at. report: that which the bisection was made with."""
+    """What to do about each graph that was bisected, a line each. report: the one that the bisection was made with."""
     failed = [case for case in report.cases if not case.passed]
     if bisection.traces:
         return tuple(_advise(trace, failed) for trace in bisection.traces)
@@ -50,19 +50,20 @@ def _advise(trace: Trace, failed: Sequence[Case]) -> str:
 
 
 def _explain_growth(trace: Trace, failed: Sequence[Case]) -> str:
+    """What to do about a graph in which no tensor's error jumps."""
     worst = trace.worst
-    told = f"nothing jumps in {trace.compared} tensors; the largest error is {worst.after:.1e}, in {worst.tensor}"
+    fact = f"nothing jumps in {trace.compared} tensors; the largest error is {worst.after:.1e}, in {worst.tensor}"
     if not failed:
-        return f"{told}. There is nothing to do."
+        return f"{fact}. There is nothing to do."
     if any(case.form == "portable" for case in failed):
         return (
-            f"{told}. It computes what the portable graph does, which failed as well: the fault is in the export or in "
+            f"{fact}. It computes what the portable graph does, which failed as well: the fault is in the export or in "
             "the reference, and no precision or rewrite will mend it. Export the bundle again with --force."
         )
     if trace.precision == "fp32":
         return (
-            f"{told}. Node by node it computes what the portable graph does: what is left are ONNX Runtime's own "
+            f"{fact}. Node by node it computes what the portable graph does: what is left are ONNX Runtime's own "
             "optimisations, which are off here, and the reference. Verify it again with --photos or --weights."
         )
     finer = "fp32" if trace.precision == "fp16" else "fp16, which has 8 times finer digits, or fp32"
-    return f"{told}. The error is rounding, and adds up by small steps: export with --precision {finer}."
+    return f"{fact}. The error is rounding, and adds up by small steps: export with --precision {finer}."

@@ -1,4 +1,4 @@
-"""What a backend computes on this machine, engines or graphs, against PyTorch or the bundle's verified graph."""
+"""Comparing what a backend computes on this machine with PyTorch, or with the bundle's verified graph on the CPU."""
 
 from __future__ import annotations
 
@@ -39,7 +39,11 @@ TORCH = "PyTorch in float32 on the GPU"
 def verify_engine(
     bundle: Bundle, name: str, truth: CasesAtSizes, looks: Looks | None, device: int, progress: Progress
 ) -> Report:
-    """Run each optimisation profile of one engine, and no other, at its corners."""
+    """Run one engine of a bundle, each of its optimisation profiles at the minimum, the optimum and the maximum.
+
+    name: the engine's file in the bundle. truth: what its outputs are compared with. looks: see ``verify_cases``.
+    device: the number of the CUDA device.
+    """
     info = bundle.manifest.engines[name]
     identity = info.identity
     # TF32 rounds what convolutions read to 10 bits, as fp16 does.
@@ -58,6 +62,7 @@ def verify_engine(
 def verify_runners(
     bundle: Bundle, candidate: Candidate, truth: CasesAtSizes, looks: Looks | None, progress: Progress
 ) -> tuple[Case, ...]:
+    """Run both halves of a bundle on a backend that runs graphs, at the sizes that every bundle is verified at."""
     shapes = verification_shapes(bundle.manifest.latent.factor)
     cases = [truth.at((shape.batch, shape.height, shape.width), shape.name, progress) for shape in shapes]
     encode, decode = _calls(bundle, {part: candidate.open(part) for part in PARTS})
@@ -66,7 +71,7 @@ def verify_runners(
 
 
 def _calls(bundle: Bundle, halves: Mapping[Part, Runner]) -> tuple[Any, Any]:
-    """What ``verify_cases`` takes; None for a half that is not there."""
+    """The callables ``encode`` and ``decode`` of ``verify_cases``; None for a half that is not in ``halves``."""
 
     def run(part: Part, value: NDArray[Any]) -> dict[str, Any]:
         half = halves[part]
@@ -79,30 +84,32 @@ def _calls(bundle: Bundle, halves: Mapping[Part, Runner]) -> tuple[Any, Any]:
 
 
 class CasesAtSizes:
-    """Cases at any size, each computed once."""
+    """Golden cases at any size: photographs, and the reference's outputs for them. Each size is computed once."""
 
     def __init__(self, truth: Truth, photos: list[NDArray[np.uint8]]) -> None:
         self.name = truth.name
         self._truth = truth
         self._photos = photos
-        self._made: dict[tuple[int, int, int], GoldenCase] = {}
+        self._cases: dict[tuple[int, int, int], GoldenCase] = {}
 
     def at(self, size: tuple[int, int, int], name: str, progress: Progress) -> GoldenCase:
-        """size: batch, height and width in pixels."""
-        if size not in self._made:
+        """The case of that size, called ``name``. size: batch, and height and width in pixels."""
+        if size not in self._cases:
             what = f"Computing the reference at {'x'.join(map(str, size))}"
             progress(what, 0, 1)
             photo = crop_batch(self._photos, *size)
             latents = self._truth.encode(photo)
             image = self._truth.decode(next(iter(latents.values())))
-            self._made[size] = GoldenCase(name, photo, latents, image, round_trip=False)
+            self._cases[size] = GoldenCase(name, photo, latents, image, round_trip=False)
             progress(what, 1, 1)
-        return dataclasses.replace(self._made[size], name=name)
+        return dataclasses.replace(self._cases[size], name=name)
 
 
 class Truth(Protocol):
-    """What is compared with: photo (B, H, W, 3) uint8 -> latents by name, latent -> image, as ``GoldenCase`` has
-    them.
+    """A reference that a backend is compared with.
+
+    ``encode``: photo (B, H, W, 3) uint8 -> latents by name. ``decode``: latent -> image. Latents and images are as
+    in ``GoldenCase``. name: what the report calls the reference.
     """
 
     name: str
@@ -112,7 +119,7 @@ class Truth(Protocol):
 
 
 class GraphTruth:
-    """The bundle's float32 graphs on the CPU."""
+    """The bundle's float32 graphs on the CPU. Raises BundleError where the bundle is not verified."""
 
     name = GRAPH
 
@@ -126,15 +133,15 @@ class GraphTruth:
         self._sessions: dict[Part, Session] = {}
 
     def _session(self, part: Part) -> Session:
-        if part not in self._sessions:  # kept: both are asked at every size
+        if part not in self._sessions:  # both are kept open: every size needs them
             self._sessions[part] = Session(self._bundle.graph(part, float32_form(self._bundle)))
         return self._sessions[part]
 
     def encode(self, photo: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
         session = self._session("encoder")
-        given = prepare_photo(self._bundle.manifest, photo)
+        image = prepare_photo(self._bundle.manifest, photo)
         names = session.outputs
-        return dict(zip(names, session.run(names, {session.inputs[0]: given}), strict=True))
+        return dict(zip(names, session.run(names, {session.inputs[0]: image}), strict=True))
 
     def decode(self, latent: NDArray[np.float32]) -> NDArray[np.float32]:
         image: NDArray[np.float32] = self._session("decoder").run(["image"], {"latent": latent})[0]
@@ -142,7 +149,7 @@ class GraphTruth:
 
 
 class TorchTruth:
-    """PyTorch's modules on the GPU, with float32 products that are not rounded to TF32."""
+    """The PyTorch modules on the GPU, in float32 that is not rounded to TF32."""
 
     name = TORCH
 
@@ -160,13 +167,13 @@ class TorchTruth:
         return self._run(self._reference.decoder, raw)[0].astype(np.float32)
 
     def _run(self, module: Any, value: NDArray[Any]) -> tuple[NDArray[Any], ...]:
-        """Item by item: a batch of large ones has activations of several GB each."""
+        """Run a module on one item at a time: the activations of a large item take several GB."""
         import torch
 
-        kinds = torch.backends.cuda.matmul, torch.backends.cudnn.conv  # type: ignore[attr-defined]
-        before = [kind.fp32_precision for kind in kinds]
-        for kind in kinds:
-            kind.fp32_precision = "ieee"
+        settings = torch.backends.cuda.matmul, torch.backends.cudnn.conv  # type: ignore[attr-defined]
+        before = [setting.fp32_precision for setting in settings]
+        for setting in settings:
+            setting.fp32_precision = "ieee"
         try:
             with torch.no_grad():
                 module.to(self._device)
@@ -178,11 +185,13 @@ class TorchTruth:
                 "memory there, or leave --weights out: the reference is the verified graph on the CPU then"
             ) from error
         finally:
-            for kind, precision in zip(kinds, before, strict=True):
-                kind.fp32_precision = precision
+            for setting, precision in zip(settings, before, strict=True):
+                setting.fp32_precision = precision
             module.to("cpu")
-            torch.cuda.empty_cache()  # the engine needs the room
+            torch.cuda.empty_cache()  # PyTorch would keep the memory, and the engine needs it
 
     def _outputs(self, module: Any, item: Any) -> tuple[NDArray[Any], ...]:
-        made = module(item.to(self._device))
-        return tuple(output.double().cpu().numpy() for output in (made if isinstance(made, tuple) else (made,)))
+        outputs = module(item.to(self._device))
+        return tuple(
+            output.double().cpu().numpy() for output in (outputs if isinstance(outputs, tuple) else (outputs,))
+        )

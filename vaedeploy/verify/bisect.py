@@ -1,12 +1,13 @@
-"""Where a bundle's graphs go wrong: the first tensors whose error jumps (``advice`` has what to do about them).
+"""Finding where a bundle's graphs go wrong: the first tensors whose error jumps. ``advice`` says what to do about them.
 
-Each form that targets run is compared, tensor by tensor, with the portable float32 graph (see ``divergence``). With
-err(t) the relative L2 error of a tensor t, and before(t) the largest error of the tensors that it is made from, t jumps
-where
+Each form that backends run is compared, tensor by tensor, with the portable float32 graph (see ``divergence``). Let
+err(t) be the relative L2 error of a tensor t, and before(t) the largest error of the tensors that t is computed from.
+Then t jumps where
 
     err(t) > floor   and   err(t) > FACTOR * before(t),
 
-or where t is not finite and all that it is made from is. The floor is what an output of that precision may be off by.
+or where t is not finite while all that it is computed from is. The floor is the error that the limits allow an output
+of that precision.
 """
 
 from __future__ import annotations
@@ -40,21 +41,25 @@ __all__ = ["Bisection", "Step", "Trace", "bisect_bundle", "find_jumps"]
 WHAT = "Bisecting"
 
 FACTOR = 3.0
-"""Enough for 1 % of error to stand out of what fp16 rounds in a full-size decoder, 2.7e-3 at most. Healthy graphs, of
-the demo VAE and of full size, had no error above its floor; below it some grew by more, up to 6.4 (fp32, to 4e-7).
+"""A tensor's error must be more than this many times the error before it, to be a jump. With 3, an error of 1 % stands
+out of the rounding of fp16 in a full-size decoder, which is 2.7e-3 at most. In healthy graphs, of the demo VAE and of
+full size, no error was above its floor; below the floor some grew by a larger factor, up to 6.4 (in fp32, to 4e-7).
 """
 
 FLOORS: dict[Precision, float] = {precision: bound_of(precision, "rel_l2") for precision in LIMITS}
+"""The relative L2 error, for each precision, up to which no tensor jumps: the limit of an output."""
 
 
 class Step(msgspec.Struct, frozen=True):
     """A tensor, and the error before and after it.
 
-    tensor, node, operator: in the portable graph. module: the PyTorch module that it comes from, "" where that is not
-    known. before, after: relative L2 error against the portable graph, the largest of what the tensor is made from
-    and its own; null in JSON where it is not finite.
-    largest: the largest magnitude that the graph had to hold there, as the float32 graph computes it and as this
-    one stores it. headroom: powers of two from there to 65504, less than 0 where it overflows; None outside float16.
+    tensor: its name. node, operator: what computes it in the portable graph.
+    module: the PyTorch module that it comes from; "" where that is not known.
+    before, after: relative L2 errors against the portable graph: the largest of the tensors that this one is computed
+        from, and its own. null in JSON where not finite.
+    largest: the largest magnitude that the graph had to hold there, computed in float32, and scaled as the graph stores
+        the tensor.
+    headroom: powers of two from ``largest`` to 65504, the largest float16; below 0 it overflows. None outside float16.
     non_finite: share (0 to 1) of elements that are infinite or NaN.
     """
 
@@ -70,10 +75,11 @@ class Step(msgspec.Struct, frozen=True):
 
 
 class Trace(msgspec.Struct, frozen=True):
-    """One graph, tensor by tensor.
+    """One graph, compared with the portable one tensor by tensor.
 
-    case, batch, height, width: what it ran on (pixels). compared: how many tensors. rescaled: whether ``rescale``
-    stores any of them by another power of two. jumps: in the order of the graph. worst: what is farthest off.
+    case, batch, height, width: the name and the size (items, pixels) of the case that it ran on.
+    compared: how many tensors were compared. rescaled: whether ``rescale`` made any of them larger or smaller by a
+    power of two. jumps: the tensors that jump, in the order of the graph. worst: the tensor with the largest error.
     """
 
     part: Part
@@ -90,7 +96,9 @@ class Trace(msgspec.Struct, frozen=True):
 
 
 class Bisection(msgspec.Struct, frozen=True):
-    """What was found, graph by graph: none where only portable graphs failed, or are there."""
+    """The result of ``bisect_bundle``, graph by graph. There are no traces where only portable graphs failed, or where
+    the bundle has no other graphs.
+    """
 
     traces: tuple[Trace, ...]
 
@@ -98,24 +106,30 @@ class Bisection(msgspec.Struct, frozen=True):
 def bisect_bundle(
     bundle: Bundle | str | Path, report: Report | None = None, *, progress: Progress = silent
 ) -> Bisection:
-    """Find where the graphs of a bundle part from its portable ones.
+    """Find the first tensors at which the graphs of a bundle depart from its portable float32 graphs.
 
-    report: of its verification; then the graphs that failed are looked at, each on its smallest case that did. Without
-    one, or where all passed, every form is, on the case named *odd*. Inputs are those kept in ``golden.safetensors``;
-    half precision is emulated. Memory is that of two runs of the graph.
+    >>> report = vd.verify_bundle("mse840k")
+    >>> for trace in vd.bisect_bundle("mse840k", report).traces:
+    ...     print(trace.part, trace.form, [step.tensor for step in trace.jumps])
+
+    report: the result of ``verify_bundle``. With it, each graph that failed is run on the smallest case that it failed.
+        Without it, or where all cases passed, every form is run on the case named *odd*.
     progress: is told how many graphs are done, see ``Progress``.
 
-    Raises BundleError where the inputs are not there, or where the graph was rescaled by another version of this
-    package, BackendError with what ONNX Runtime said.
+    Inputs are taken from the bundle's ``golden.safetensors``. Half precision is emulated. The memory needed is that of
+    two runs of the graph.
+
+    Raises BundleError where the bundle has no such inputs or a graph was rescaled by another version of this package,
+    and BackendError, with ONNX Runtime's message, where a graph cannot be run.
     """
     bundle = as_bundle(bundle)
     manifest = bundle.manifest
     if GOLDEN_NAME not in manifest.files:
         raise BundleError(f"bundle {bundle.path} has no {GOLDEN_NAME} to run on. Run: vaedeploy verify {bundle.path}")
-    kept = decode_golden(bundle.file(GOLDEN_NAME).read_bytes(), manifest.vae.identity)
-    cases = {case.name: case for case in kept}
+    goldens = decode_golden(bundle.file(GOLDEN_NAME).read_bytes(), manifest.vae.identity)
+    cases = {case.name: case for case in goldens}
     failed = [case for case in report.cases if not case.passed] if report else []
-    chosen = list(_choose(bundle, failed, next((name for name in PORTABLE_CASES if name in cases), kept[0].name)))
+    chosen = list(_choose(bundle, failed, next((name for name in PORTABLE_CASES if name in cases), goldens[0].name)))
     traces = []
     for done, (part, form, precision, name) in enumerate(chosen):
         progress(WHAT, done, len(chosen))
@@ -125,7 +139,7 @@ def bisect_bundle(
 
 
 def find_jumps(differences: Sequence[Difference], floor: float) -> tuple[Step, ...]:
-    """The tensors that jump, in the order given. floor: relative L2; see the head of this module."""
+    """The tensors that jump, as the head of this module defines it, in the order given. floor: a relative L2 error."""
     errors = {d.tensor: d.rel_l2 for d in differences}
     broken = {d.tensor for d in differences if d.non_finite}
     jumps = []
@@ -146,17 +160,20 @@ def _step(difference: Difference, errors: dict[str, float]) -> Step:
 
 
 def _choose(bundle: Bundle, failed: Sequence[Case], healthy: str) -> Iterator[tuple[Part, Form, Precision, str]]:
-    """Part, form, its precision, and the name of the case to run it on."""
+    """The graphs to bisect: part, form, the form's precision, and the name of the case to run it on.
+
+    failed: the cases that failed. healthy: the case to run on where none did.
+    """
     manifest = bundle.manifest
     for part in PARTS:
         for form, precision in FORMS[manifest.precision].items():
-            # Emulated ones have that behind the form's name.
-            own = [case for case in failed if case.form.split(",")[0] == form]
-            # A round trip fails with either half, and is looked into where neither failed by itself.
-            halves = [case for case in own if case.part != "round trip"]
-            own = [case for case in halves if case.part == part] if halves else own
-            if form in manifest.graphs[part] and (own or not failed):
-                smallest = min(own, key=lambda c: c.batch * c.height * c.width).name if own else healthy
+            # The form of an emulated case is "FORM, emulated PRECISION".
+            cases = [case for case in failed if case.form.split(",")[0] == form]
+            # A round trip fails with either half, so it only counts where neither half failed by itself.
+            halves = [case for case in cases if case.part != "round trip"]
+            cases = [case for case in halves if case.part == part] if halves else cases
+            if form in manifest.graphs[part] and (cases or not failed):
+                smallest = min(cases, key=lambda c: c.batch * c.height * c.width).name if cases else healthy
                 yield part, form, precision, smallest
 
 
@@ -190,7 +207,9 @@ def _trace(bundle: Bundle, part: Part, form: Form, precision: Precision, case: G
 
 
 def _exponents(bundle: Bundle, part: Part, file: str, portable: ir.Model) -> dict[str, int]:
-    """Those with which ``file`` was written: ``rescale`` gives the same for the same graph and maxima."""
+    """Tensor -> the exponent of the power of two that ``file`` stores it by. ``rescale`` computes them again: it gives
+    the same ones for the same graph and maxima. Raises BundleError where another version of this package gave others.
+    """
     components = bundle.manifest.rewrites.get(file, {}).get("rescale", 0)
     if not components:
         return {}

@@ -1,6 +1,6 @@
-"""Two callables and golden cases -> Report: how far a VAE's outputs are from PyTorch's in float64.
+"""Two callables and golden cases -> Cases: how far a VAE's outputs are from the reference's.
 
-Metrics are data; ``LIMITS`` says, with reasons, which of them a precision must keep, and the verdict is made from both.
+The metrics are data. ``LIMITS`` says, with reasons, which limits a precision must keep, and both make the verdict.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Outputs = Mapping[str, NDArray[Any]]
 
 
 class Golden(Protocol):
-    """A case with its reference outputs; see ``golden.GoldenCase``."""
+    """Inputs with the reference's outputs; see ``golden.GoldenCase``."""
 
     @property
     def name(self) -> str: ...
@@ -50,10 +50,11 @@ def verify_cases(
 ) -> tuple[Case, ...]:
     """Run every golden case through both callables and judge each output.
 
-    encode: photo (B, H, W, 3) uint8 -> the encoder graph's outputs by name; decode: latent (B, C, h, w) float32 -> the
-    decoder graph's; None leaves that half out, and the round trip. All photos are encoded before the first latent is
-    decoded, so that a caller may hold one graph at a time. looks: judges how the images look that the decoder makes of
-    the reference's latents; None: their looks are not judged.
+    encode: photo (B, H, W, 3) uint8 -> the encoder's outputs by name. decode: latent (B, C, h, w) float32 -> the
+        decoder's outputs by name. None leaves that half out, and the round trip. All photos are encoded before the
+        first latent is decoded, so that a caller may hold one graph at a time.
+    precision: whose limits are applied. form: what ran, as ``Case.form`` and ``progress`` name it.
+    looks: judges how the images look that the decoder makes of the reference's latents; None judges no looks.
     """
     trips = [g for g in goldens if g.round_trip and encode and decode]
     halves = sum(half is not None for half in (encode, decode))
@@ -100,10 +101,10 @@ def _judge_image(
         failures += [f"image_u8 has shape {outputs['image_u8'].shape}, expected {expected.shape}"]
     else:
         metrics |= pixel_errors(outputs["image_u8"], expected)
-    told = outputs["finite"].tolist()
-    true = np.isfinite(outputs["image"]).all(axis=(1, 2, 3)).tolist()
-    if told != true:
-        failures += [f"finite says {told}, the image says {true}"]
+    finite = outputs["finite"].tolist()
+    expected_finite = np.isfinite(outputs["image"]).all(axis=(1, 2, 3)).tolist()
+    if finite != expected_finite:
+        failures += [f"finite says {finite}, the image says {expected_finite}"]
     return _case(part, golden, "image", form, metrics, failures, precision)
 
 
@@ -116,6 +117,7 @@ def _case(
     failures: list[str],
     precision: Precision,
 ) -> Case:
+    """The case, with a failure more for each limit of ``precision`` that ``metrics`` miss."""
     for limit in LIMITS[precision]:
         value = metrics.get(limit.metric)
         if not limit.allows(value):

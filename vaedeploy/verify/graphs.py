@@ -1,4 +1,4 @@
-"""The graphs of a bundle against golden cases: which form is run how, at which cases and to which limits."""
+"""Comparing the graphs of a bundle with golden cases: how each form is run, on which cases and to which limits."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from vaedeploy.verify.report import Case, Report
 __all__ = ["prepare_photo", "verify_graphs"]
 
 PORTABLE_CASES = ("odd",)
-"""The cases that the portable graphs run as well. They are engines' starting point and never run by the runtime where
-there is another form, so one small case with every size unlike is enough; ONNX Runtime would miss the fp32 limit on
-them at 512x512.
+"""The cases that the portable graphs are run on where the bundle has a form for ONNX Runtime. Engines are then still
+built from the portable graphs, but the runtime never runs them, so one small case, whose sizes all differ, is enough.
+At 512x512, ONNX Runtime would miss the fp32 limit on them.
 """
 
 
@@ -41,24 +41,27 @@ def verify_graphs(
     looks: Looks | None,
     progress: Progress,
 ) -> Report:
-    """Run every form of both halves and judge it in its own precision.
+    """Run every form of both halves on golden cases, and judge each by the limits of its own precision.
 
-    Half precision runs twice: as it is, where ONNX Runtime has the operators, and emulated, since ONNX Runtime's CPU
-    provider computes it in float32 and would hide an overflow.
+    Half precision runs twice: as it is, where ONNX Runtime has the operators (it has no bfloat16 convolution), and
+    emulated, because ONNX Runtime's CPU provider computes half precision in float32, which would hide an overflow.
 
-    compared_with: what gave the reference outputs, in words. looks: see ``verify_cases``.
+    folder: where the graphs are. compared_with: what computed the reference outputs, in words.
+    looks: see ``verify_cases``.
     """
     if manifest.precision != "fp32":
-        _check_emulation()  # to fail before the work, not in the middle of it
+        _check_emulation()  # to fail before the work, and not in the middle of it
     collect_garbage()
     rows: tuple[Case, ...] = ()
-    forms = {form: own for form, own in FORMS[manifest.precision].items() if form in manifest.graphs["decoder"]}
+    forms = {
+        form: precision for form, precision in FORMS[manifest.precision].items() if form in manifest.graphs["decoder"]
+    }
 
     def files(form: Any) -> dict[Part, Path]:
         return {part: folder / manifest.graphs[part][form] for part in PARTS}
 
     def run(
-        form: str, graphs: Mapping[Part, Path], own: Precision, chosen: Sequence[GoldenCase], tell: Progress
+        form: str, graphs: Mapping[Part, Path], precision: Precision, chosen: Sequence[GoldenCase], progress: Progress
     ) -> None:
         nonlocal rows
         runner = _OneSession()
@@ -66,30 +69,31 @@ def verify_graphs(
             chosen,
             lambda photo: runner.run(graphs["encoder"], prepare_photo(manifest, photo)),
             lambda latent: runner.run(graphs["decoder"], latent),
-            precision=own,
+            precision=precision,
             form=form,
             looks=looks,
-            progress=tell,
+            progress=progress,
         )
 
-    some = [case for case in cases if case.name in PORTABLE_CASES] if "onnxruntime" in forms else cases
-    run("portable", files("portable"), "fp32", some, silent if forms else progress)
-    for form, own in forms.items():
-        if own != "bf16":
-            run(form, files(form), own, cases, progress)
-        if own != "fp32":
+    portable_cases = [case for case in cases if case.name in PORTABLE_CASES] if "onnxruntime" in forms else cases
+    run("portable", files("portable"), "fp32", portable_cases, silent if forms else progress)
+    for form, precision in forms.items():
+        if precision != "bf16":
+            run(form, files(form), precision, cases, progress)
+        if precision != "fp32":
             with tempfile.TemporaryDirectory(prefix="vaedeploy-") as temporary:
                 emulated = {part: _write_emulated(path, Path(temporary)) for part, path in files(form).items()}
-                run(f"{form}, emulated {own}", emulated, own, cases, progress)
+                run(f"{form}, emulated {precision}", emulated, precision, cases, progress)
     return Report(manifest.precision, compared_with, onnxruntime_cpu.NAME, rows)
 
 
 def prepare_photo(manifest: Manifest, photo: NDArray[np.uint8]) -> NDArray[Any]:
-    """(B, H, W, 3) uint8 as the encoder's graph takes it."""
+    """``photo`` (B, H, W, 3) uint8, converted to what the encoder's graph takes."""
     return photo if manifest.image_input == "uint8" else to_float(photo)
 
 
 def _check_emulation() -> None:
+    """Raise BackendError where the packages that emulate half precision are not installed."""
     try:
         import vaedeploy.numerics.emulation  # noqa: F401
     except ImportError as error:
@@ -99,6 +103,7 @@ def _check_emulation() -> None:
 
 
 def _write_emulated(graph: Path, folder: Path) -> Path:
+    """Write the float32 graph that emulates the half-precision ``graph`` into ``folder``; returns its path."""
     import onnx_ir as ir
 
     from vaedeploy.numerics.emulation import save_emulating
@@ -109,7 +114,7 @@ def _write_emulated(graph: Path, folder: Path) -> Path:
 
 
 class _OneSession:
-    """Runs graphs, holding one of them at a time: two full-size ones need not be in memory at once."""
+    """Runs graphs and holds one of them at a time, so that two full-size ones are never in memory at once."""
 
     def __init__(self) -> None:
         self.session: onnxruntime_cpu.Session | None = None
@@ -118,6 +123,6 @@ class _OneSession:
         if self.session is None or self.session.graph != graph:
             self.session = None
             self.session = onnxruntime_cpu.Session(graph)
-        trim_heap()  # what smaller cases left, 0.1 GB, would come on top of what the largest needs
+        trim_heap()  # smaller cases left 0.1 GB, which the largest case would need on top of its own memory
         names = self.session.outputs
         return dict(zip(names, self.session.run(names, {self.session.inputs[0]: value}), strict=True))

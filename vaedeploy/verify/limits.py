@@ -1,4 +1,4 @@
-"""Which metrics a precision must keep, and why."""
+"""The limits that each precision must keep, and the reasons for them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Metric = Literal["rel_l2", "max_levels", "within_one_level", "psnr"]
 
 
 class Limit(msgspec.Struct, frozen=True):
-    """What a metric may be at most (``upper``) or must be at least, and why."""
+    """What a metric may be at most (where ``upper``) or must be at least, and the reason."""
 
     metric: Metric
     bound: float
@@ -21,12 +21,12 @@ class Limit(msgspec.Struct, frozen=True):
     reason: str
 
     def allows(self, value: float | None) -> bool:
-        """Whether ``value`` keeps the limit. None, a metric that the case does not have, does; NaN does not."""
+        """Whether ``value`` keeps the limit. None, for a metric that the case does not have, keeps it; NaN does not."""
         return value is None or (value <= self.bound if self.upper else value >= self.bound)
 
     @property
     def words(self) -> str:
-        """Such as ``at most 1 of 255 levels``."""
+        """The limit in words, such as ``at most 1 of 255 levels``."""
         return f"at {'most' if self.upper else 'least'} {amount(self.metric, self.bound)}"
 
 
@@ -52,6 +52,6 @@ def bound_of(precision: Precision, metric: Metric) -> float:
 
 
 def limits_line(precision: Precision) -> str:
-    """The limits of a precision, in words."""
-    told = ", ".join(f"{METRIC_WORDS[limit.metric][0].lower()} {limit.words}" for limit in LIMITS[precision])
-    return f"Limits of {precision}: {told}"
+    """All limits of a precision, in words."""
+    limits = ", ".join(f"{METRIC_WORDS[limit.metric][0].lower()} {limit.words}" for limit in LIMITS[precision])
+    return f"Limits of {precision}: {limits}"

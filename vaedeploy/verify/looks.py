@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from vaedeploy.quality.candidates import Candidate, Picture, Pixels
 
 SMALLEST = 256
-"""Pixels of a side from which an image is looked at: a smaller crop shows too little to tell a fault of the VAE from
-what the photograph is like.
+"""The least number of pixels a side for an image to be looked at: a smaller crop shows too little to tell a fault of
+the VAE from a trait of the photograph.
 """
 
 
@@ -36,9 +36,9 @@ class Looks:
         self._candidates: dict[str, list[Candidate]] = {}
 
     def see(self, form: str, name: str, reference: NDArray[np.float32], image: NDArray[Any]) -> tuple[str, ...] | None:
-        """What is wrong with ``image`` beside ``reference``, a sentence each; None where it is too small to say.
+        """The faults that ``image`` shows beside ``reference``, a sentence each; None where it is too small to tell.
 
-        form: of the graphs that made it. name: of the case. reference, image: (B, 3, H, W) float, around [-1, 1].
+        form: of the graph that made the image. name: of the case. reference, image: (B, 3, H, W) float, around [-1, 1].
         """
         from vaedeploy.quality import find_faults, measure_quality
         from vaedeploy.quality.candidates import Candidate

@@ -20,18 +20,18 @@ MEANINGS = {
     "pixels_off": "Of 8-bit values, by one level of 255 or more.",
     "max_levels": "Of 8-bit values. One level is not seen.",
 }
-"""How to read each of ``METRICS``."""
+"""How to read each of ``METRICS``, for the heads of the table's columns."""
 
 
 def write_verification(bundle: Path, report: Report, pictures: Sequence[Picture], folder: str | Path) -> None:
-    """Write the page of a bundle's verification into ``folder``, as ``write_page`` does; its PageError holds the
-    report.
+    """Write the page of a bundle's verification into ``folder``. Raises PageError, which holds the report, where that
+    fails.
     """
     write_page(verification_document(bundle.resolve().name, report, pictures), folder, report)
 
 
 def verification_document(name: str, report: Report, pictures: Sequence[Picture]) -> Document:
-    """name: the bundle's, for the title."""
+    """What the page shows. name: the bundle's, for the title."""
     return Document(
         title=f"{name}: {report.precision} on {report.backend}, against {report.reference}",
         verdict=_verdict(report),
@@ -44,6 +44,7 @@ def verification_document(name: str, report: Report, pictures: Sequence[Picture]
 
 
 def _seen(report: Report) -> list[str]:
+    """The findings of all cases, each once."""
     return list(dict.fromkeys(words for case in report.cases for words in case.findings or ()))
 
 
@@ -82,8 +83,8 @@ def _cases(report: Report) -> Table:
         *(Column(*METRIC_WORDS[metric], MEANINGS[metric]) for metric in METRICS),
         Column("Verdict"),
     )
-    kept = dict.fromkeys(case.precision for case in report.cases)
-    limits = " ".join(f"{limits_line(precision)}." for precision in kept)
+    precisions = dict.fromkeys(case.precision for case in report.cases)
+    limits = " ".join(f"{limits_line(precision)}." for precision in precisions)
     return Table(
         "All cases",
         f"Each row is one output at one size, compared with PyTorch. {limits}",
@@ -104,7 +105,7 @@ def _row(case: Case) -> tuple[Cell, ...]:
 
 
 def _cell(case: Case, metric: str) -> Cell:
-    """No difference at all sorts as the best likeness, and what has no pixels below all."""
+    """A metric's cell. Identical images sort as the best likeness, and outputs without pixels below all others."""
     text, value = metric_text(case, metric), getattr(case, metric)
     if value is None:
         value = math.inf if text else -math.inf

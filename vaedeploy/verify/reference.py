@@ -1,4 +1,4 @@
-"""Golden cases: inputs and what PyTorch in float64 makes of them, computed once and kept with a bundle."""
+"""Computing golden cases: inputs and PyTorch's outputs for them in float64, which a bundle keeps."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ WHAT = "Computing the float64 reference"
 def compute_golden(
     reference: Reference, photos: list[Photo], shapes: Sequence[Shape], progress: Progress = silent
 ) -> tuple[GoldenCase, ...]:
-    """Run ``reference`` in float64 on crops of ``photos``.
+    """Run ``reference`` in float64 on crops of ``photos``, one case for each of ``shapes``.
 
-    The latent contract is applied here in numpy, apart from the graph's own code, so that a mistake in one shows.
-    Raises ExportError where the outputs are not finite or do not have the shapes of the contract.
+    The latent contract is applied in numpy here, and not by the code that the graph was traced from, so that a mistake
+    in either shows. Raises ExportError where outputs are not finite or do not have the shapes of the contract.
     """
     total = 2 * sum(map(_pixels, shapes))
     done = 0.0
     cases: dict[str, GoldenCase] = {}
     progress(WHAT, done, total)
-    # The largest comes first: what others leave to the allocator would come on top of the memory that it needs.
+    # The largest comes first: what smaller ones leave in the allocator would come on top of the memory that it needs.
     for shape in sorted(shapes, key=_pixels, reverse=True):
         photo = crop_batch(
             photos, shape.batch, shape.height, shape.width, first=sum(len(case.photo) for case in cases.values())
@@ -52,7 +52,7 @@ def compute_golden(
 
 
 def _pixels(shape: Shape) -> float:
-    """What a shape's time grows with."""
+    """All pixels of a batch, which the time of a case grows with."""
     return float(shape.batch * shape.height * shape.width)
 
 
@@ -65,14 +65,14 @@ def _run_float64(module: Any, value: NDArray[Any]) -> tuple[NDArray[np.float64],
 
 
 def model_space(latent: NDArray[np.float32], spec: LatentSpec) -> NDArray[np.float64]:
-    """(B, C, h, w) of the diffusion model's as the decoder of PyTorch takes it."""
+    """A latent (B, C, h, w) as the diffusion model has it -> the same as PyTorch's decoder takes it."""
     scale, shift = _vectors(spec)
     result: NDArray[np.float64] = latent / scale + shift
     return result
 
 
 def diffusion_space(raw: tuple[NDArray[np.float64], ...], latent: LatentSpec) -> dict[str, NDArray[np.float32]]:
-    """What the encoder of PyTorch gives, (B, C, h, w) each, as the outputs of the graph, by name."""
+    """What PyTorch's encoder gives, (B, C, h, w) each -> the outputs of the graph, by name."""
     scale, shift = _vectors(latent)
     converted = [(raw[0] - shift) * scale, *(std * abs(scale) for std in raw[1:])]
     names = Interface("encoder", latent).outputs
@@ -80,7 +80,7 @@ def diffusion_space(raw: tuple[NDArray[np.float64], ...], latent: LatentSpec) ->
 
 
 def _vectors(latent: LatentSpec) -> tuple[Any, Any]:
-    """Scale and shift in float32, as the graph has them, widened, to multiply (B, C, h, w)."""
+    """Scale and shift, shaped to apply to (B, C, h, w): rounded to float32, as the graph has them, then float64."""
     return tuple(
         np.asarray(v, dtype=np.float32).astype(np.float64).reshape(1, -1, 1, 1) for v in (latent.scale, latent.shift)
     )  # type: ignore[return-value]

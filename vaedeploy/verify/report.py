@@ -1,4 +1,4 @@
-"""What a verification found, as data."""
+"""The result of a verification, as data."""
 
 from __future__ import annotations
 
@@ -15,20 +15,22 @@ from vaedeploy.values.shapes import size_text
 
 
 class Case(msgspec.Struct, frozen=True):
-    """One output at one shape, and how far it is from the reference.
+    """How far one output is from the reference, at one shape.
 
-    part: ``encoder`` and ``decoder`` by themselves, or ``round trip`` (image -> latent -> image).
-    name: the case's name; output: the graph's output that was compared; form: which form of the graph ran.
-    batch, height, width: items, and pixels.
-    max_abs, mean_abs: absolute error, in the output's own units (an image spans 2).
+    part: ``encoder`` or ``decoder``, each on the reference's input, or ``round trip`` (image -> latent -> image).
+    name: the name of the golden case. output: the graph's output that was compared. form: the form of the graph, or the
+        profile and backend, that ran.
+    batch, height, width: items, and pixels of the image.
+    max_abs, mean_abs: the largest and the mean absolute error, in the output's own units (an image spans 2).
     rel_l2: norm of the error over norm of the reference.
     psnr: dB, of 8-bit pixels; None where there are no pixels or not one differs.
-    pixels_off, within_one_level: shares (0 to 1) of 8-bit values that differ at all, and by no more than one level.
-    max_levels: the largest difference of an 8-bit value.
+    pixels_off, within_one_level: shares (0 to 1) of 8-bit values that differ at all, and that differ by at most one
+        level.
+    max_levels: the largest difference of an 8-bit value, in levels.
     failures: a sentence for each limit that was missed.
-    findings: what a person would see beside the reference's picture, a sentence each. They fail nothing by themselves:
-        the limits are stricter, and say why. None where the output was not looked at.
-    precision: whose limits it had to keep.
+    findings: faults that a person would see beside the reference's image, a sentence each. They do not make a case
+        fail: the limits are stricter, and give their reasons. None where the image was not looked at.
+    precision: the precision whose limits apply.
     """
 
     part: Literal["encoder", "decoder", "round trip"]
@@ -51,6 +53,7 @@ class Case(msgspec.Struct, frozen=True):
 
     @property
     def passed(self) -> bool:
+        """Whether no limit was missed."""
         return not self.failures
 
     @property
@@ -60,9 +63,10 @@ class Case(msgspec.Struct, frozen=True):
 
 
 class Report(msgspec.Struct, frozen=True):
-    """The verdict on a bundle, and what it was made from.
+    """The result of a verification: the verdict on a bundle, and the cases that it follows from.
 
-    reference: where the outputs that were compared with came from. backend: who computed the others.
+    precision: of the bundle's graphs, or of the engine. reference: what computed the outputs that were compared with,
+    in words. backend: the backend whose outputs were compared.
     """
 
     precision: Precision
@@ -72,31 +76,33 @@ class Report(msgspec.Struct, frozen=True):
 
     @property
     def passed(self) -> bool:
+        """The verdict: whether there are cases, and all of them passed."""
         return bool(self.cases) and all(case.passed for case in self.cases)
 
     @property
     def worst(self) -> dict[str, float]:
-        """Each metric's worst value over all cases; NaN where one is."""
+        """The worst value of each metric over all cases; NaN where any value is NaN."""
         names = ("max_abs", "rel_l2", "max_levels", "pixels_off")
         upper = {name: float(np.max(_present(self.cases, name), initial=0.0)) for name in names}
         return upper | {"psnr": float(np.min(_present(self.cases, "psnr"), initial=math.inf))}
 
     def to_document(self) -> dict[str, Any]:
-        """The report with its verdict, in builtins."""
+        """The report with its verdict, as dicts, lists, strings and numbers."""
         document: dict[str, Any] = {"passed": self.passed} | msgspec.to_builtins(self)
         for built, case in zip(document["cases"], self.cases, strict=True):
             built["passed"] = case.passed
         return document
 
     def to_json(self) -> bytes:
-        """One JSON document: the report with its verdict."""
+        """The report with its verdict, as one JSON document."""
         return msgspec.json.format(msgspec.json.encode(self.to_document()), indent=2)
 
 
 def summary(report: Report) -> Verification:
-    """What a manifest keeps of a report."""
+    """The part of a report that a bundle's manifest keeps."""
     return Verification(report.passed, report.reference, report.backend, report.worst, len(report.cases))
 
 
 def _present(cases: Sequence[Case], name: str) -> list[float]:
+    """The values of one metric in all cases that have it."""
     return [value for case in cases if (value := getattr(case, name)) is not None]

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Shape:
-    """One row of the table: a batch of photographs of ``height`` x ``width`` pixels."""
+    """One of the shapes: a batch of photographs of ``height`` x ``width`` pixels.
+
+    round_trip: whether an image is also encoded and decoded in one go there.
+    """
 
     name: str
     batch: int
@@ -19,9 +22,9 @@ class Shape:
 def verification_shapes(factor: int) -> tuple[Shape, ...]:
     """The shapes that every VAE is verified at, for a spatial ``factor``.
 
-    Small ones find what depends on the shape; the one of 512x512 finds what grows with the area, as rounding in
-    normalisation does. It takes five sixths of the time and is left out of the round trip. A factor below 4 makes it
-    smaller: attention over more than 128x128 elements would not fit into memory.
+    Small shapes find faults that depend on the shape. The one of 512x512 finds errors that grow with the area, such as
+    rounding in normalisation; it takes five sixths of the time and is left out of the round trip. A factor below 4
+    makes it smaller, because attention over more than 128x128 elements would not fit into memory.
     """
     rows = (
         ("smallest", 1, 8, 8),

@@ -1,4 +1,4 @@
-"""The metrics of a case as people are told of them: one set of words for tables, pages and sentences."""
+"""The names and units of a case's metrics, the same in tables, pages and sentences."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ METRIC_WORDS: dict[str, tuple[str, str]] = {
     "within_one_level": ("Share within one level", "% of values"),
     "max_levels": ("Largest difference", "of 255 levels"),
 }
-"""What people are told of each metric, wherever it is shown: its name, and what it is in."""
+"""Each metric's name and unit, wherever it is shown."""
 
 METRICS = ("rel_l2", "max_abs", "psnr", "pixels_off", "max_levels")
-"""Those that a table has of each case, in the terminal and on the page."""
+"""The metrics that a table shows of each case, in the terminal and on the page."""
 
 
 def amount(metric: str, value: float | None) -> str:
-    """A metric's value with its unit, for a sentence; ``value`` as a manifest has it, None for what is not finite."""
+    """A metric's value with its unit, for a sentence. value: as a manifest has it, None for one that is not finite."""
     if value is None or math.isinf(value):
         return "no difference" if metric == "psnr" else "not finite"
     unit = METRIC_WORDS[metric][1]
@@ -35,7 +35,7 @@ def amount(metric: str, value: float | None) -> str:
 
 
 def metric_text(case: Case, metric: str) -> str:
-    """A case's metric as a table shows it, in the unit of its column; empty for one that the case has not."""
+    """A case's metric as a table shows it, in the unit of its column; empty where the case does not have it."""
     value = getattr(case, metric)
     if case.pixels_off is not None and metric == "psnr" and value is None:
         return "identical"

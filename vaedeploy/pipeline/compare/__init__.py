@@ -1,4 +1,4 @@
-"""Several VAEs side by side: ``compare_bundles`` says who is truest and fastest, and who understands whose latents."""
+"""Several VAEs side by side: which is truest and fastest, and which decodes whose latents: ``compare_bundles``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bundles + photographs -> Comparison: each VAE's reconstructions, their speed, and who understands whose latents."""
+"""Bundles + photographs -> Comparison: what ``vaedeploy compare`` does."""
 
 from __future__ import annotations
 
@@ -31,20 +31,21 @@ from vaedeploy.system.progress import Progress, silent
 WHAT = "Reconstructing photographs"
 
 LARGEST = 1024
-"""Pixels of a side of a photograph, at most: of a larger one the middle is taken. A VAE in float32 takes some gigabytes
-of memory for that many.
+"""The most pixels that a side of a photograph has; of a larger one the middle is taken. At this size, a VAE in float32
+takes some gigabytes of memory.
 """
 
 SWAP_SIDE = 256
-"""Pixels of the side of the crops that decoders are swapped on."""
+"""Side, in pixels, of the crops that decoders are swapped on."""
 
 SWAP_CROPS = 4
-"""How many photographs that is done with, evenly chosen."""
+"""How many photographs these crops are cut from, chosen evenly from all."""
 
 SPEED_SIDE = 512
-"""Pixels of the side of the picture that is timed."""
+"""Side, in pixels, of the image that is timed, rounded down to a multiple of the factors."""
 
 ROUNDS = 5
+"""How many times each VAE has its turn in the timing."""
 
 
 def compare_bundles(
@@ -55,16 +56,24 @@ def compare_bundles(
     backend: str | None = None,
     progress: Progress = silent,
 ) -> Comparison:
-    """Look at several VAEs side by side, on the photographs of a folder.
+    """Compare several VAEs on photographs: their quality, their speed, and whether each decodes the others' latents.
 
-    bundles: two or more; each is called by its folder's name, or by its path where two have one name. images: a folder;
-    its pictures are cut in the middle to sizes that all of the bundles take, and to 1024 pixels a side at most.
-    page: a folder for an HTML page, see ``write_page``. backend: who computes, see ``VAE``.
+    >>> comparison = vd.compare_bundles(["mse840k", "my-finetune"], "photos", page="comparison")
+    >>> comparison.truest_color, comparison.truest_detail
+    >>> {(swap.encoder, swap.decoder): swap.verdict for swap in comparison.swaps}
+
+    bundles: two or more. The comparison calls each by its folder's name, or by its path where two have the same name.
+    images: a folder of photographs. They are cut in the middle to sizes that all of the bundles take, and to at most
+        1024 pixels a side.
+    page: a folder for an HTML page that shows the comparison.
+    backend: the backend that computes; None takes the first that works here, see ``VAE``.
     progress: is told how far each step is, see ``Progress``.
 
-    All bundles are held in memory at once. Raises InputError for fewer than two bundles or one given twice, ImageError
-    for pictures that cannot be read or are under 32 pixels a side, OutputError for a ``page`` that cannot be written
-    to (before any work; where it fails after it, PageError, which holds the comparison), and whatever ``VAE`` raises.
+    All bundles are held in memory at once.
+
+    Raises InputError for fewer than two bundles or one given twice, ImageError for images that cannot be read or are
+    under 32 pixels a side, OutputError for a ``page`` that cannot be written to, before any work, PageError, which
+    holds the comparison, where writing it fails afterwards, and whatever ``VAE`` raises.
     """
     names = _names([Path(bundle) for bundle in as_list("bundles", bundles)])
     files = photo_files(images)
@@ -75,10 +84,10 @@ def compare_bundles(
         factor = math.lcm(*(vae.latent.factor for vae in vaes.values()))
         photos = {name: _read(path, factor) for name, path in _titles(files).items()}
         pictures = _reconstruct(vaes, photos, progress)
-        few = [photos[name] for name in _evenly(list(photos), SWAP_CROPS)]
-        swaps, strips = swap_matrix(vaes, [crop_middle(photo, factor, SWAP_SIDE) for photo in few], progress)
+        swap_photos = [photos[name] for name in _evenly(list(photos), SWAP_CROPS)]
+        swaps, strips = swap_matrix(vaes, [crop_middle(photo, factor, SWAP_SIDE) for photo in swap_photos], progress)
         side = max(SPEED_SIDE // factor, 1) * factor
-        speeds = _time(vaes, crop_batch(few, 1, side, side), progress)
+        speeds = _time(vaes, crop_batch(swap_photos, 1, side, side), progress)
     rows = [
         Reconstruction(candidate.name, picture.name, candidate.quality, candidate.findings)
         for picture in pictures
@@ -92,7 +101,10 @@ def compare_bundles(
 
 
 def _names(paths: Sequence[Path]) -> dict[str, Path]:
-    """Each bundle by a name of its own."""
+    """Each bundle by a name that no other has.
+
+    Raises InputError for fewer than two bundles or one given twice.
+    """
     if len(paths) < 2:
         raise InputError(f"{len(paths)} bundle was given; give two or more to compare")
     places = [path.resolve() for path in paths]
@@ -104,12 +116,13 @@ def _names(paths: Sequence[Path]) -> dict[str, Path]:
 
 
 def _titles(files: Sequence[Path]) -> dict[str, Path]:
-    """Each picture by its name, without the suffix unless two share the rest."""
+    """Each image file by its name, without the suffix unless two names differ in nothing else."""
     stems = [file.stem for file in files]
     return {file.stem if stems.count(file.stem) == 1 else file.name: file for file in files}
 
 
 def _read(path: Path, factor: int) -> Photo:
+    """The middle of a photograph, with sides that ``factor`` divides. Raises ImageError where too little is left."""
     photo = read_image(path)
     cut = crop_middle(photo, factor, LARGEST)
     if min(cut.shape[:2]) < BLOCK:
@@ -121,6 +134,7 @@ def _read(path: Path, factor: int) -> Photo:
 
 
 def _evenly(names: list[str], count: int) -> list[str]:
+    """``count`` of ``names`` at even distances, or all where there are fewer."""
     places = np.linspace(0, len(names) - 1, min(count, len(names))).round().astype(int)
     return [names[place] for place in places]
 
@@ -132,7 +146,7 @@ def _reconstruct(vaes: Mapping[str, VAE], photos: Mapping[str, Photo], progress:
     for title, photo in photos.items():
         candidates = []
         for name, vae in vaes.items():
-            # As float, so that NaN is seen; bytes would hide it.
+            # As float, so that NaN shows: bytes would hide it.
             image = vae.decode(vae.encode(photo), output="float")[0]
             quality = measure_quality(photo, image, factor=vae.latent.factor)
             candidates.append(Candidate(name, to_levels(image[None])[0], quality, find_faults(quality)))
@@ -142,7 +156,7 @@ def _reconstruct(vaes: Mapping[str, VAE], photos: Mapping[str, Photo], progress:
 
 
 def _time(vaes: Mapping[str, VAE], photo: Photo, progress: Progress) -> tuple[Speed, ...]:
-    """Of all VAEs in turns, so that what disturbs one disturbs all."""
+    """Time all VAEs in turns, so that whatever disturbs one of them disturbs all."""
     height, width = photo.shape[1:3]
     latents = {name: vae.encode(photo) for name, vae in vaes.items()}
     encode = {name: functools.partial(vae.encode, photo) for name, vae in vaes.items()}

@@ -13,7 +13,7 @@ from vaedeploy.quality.candidates import Picture
 
 
 def comparison_document(comparison: Comparison, pictures: Sequence[Picture], strips: Sequence[Strip]) -> Document:
-    """strips: pictures of the swaps, each with its words."""
+    """What the page shows. strips: the images of each swap, with its sentences."""
     return Document(
         title=f"{', '.join(comparison.bundles)} on {len(pictures)} photographs",
         verdict=verdict_line(comparison),

@@ -1,4 +1,4 @@
-"""What a comparison of several VAEs found, as data."""
+"""The result of a comparison of several VAEs, as data."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ Cause = Literal[
 
 
 class Transform(msgspec.Struct, frozen=True):
-    """What is to be done to a latent before another decoder takes it: ``z[:, order] * signs * scale + shift``.
+    """The change that makes a latent z fit another decoder: ``z[:, order] * signs * scale + shift``.
 
-    order: for each channel of the result, the channel that it is taken from. signs: 1 or -1, one a channel. scale:
-    over 0. shift: in units of the scaled latent.
+    order: for each channel of the result, the channel of z that it is taken from. signs: 1 or -1 for each channel of
+    the result. scale: over 0. shift: in units of the scaled latent.
     """
 
     order: tuple[int, ...]
@@ -42,10 +42,14 @@ class Transform(msgspec.Struct, frozen=True):
 class Swap(msgspec.Struct, frozen=True):
     """Latents of one VAE's encoder, decoded by another one's decoder.
 
-    encoder, decoder: the bundles. verdict, words: see ``swaps``. cause: why it is not plainly compatible. own_psnr: dB,
-    of what the first VAE itself makes of those latents, against the photographs; psnr: of what the other one makes of
-    them; restored_psnr: the same once ``transform`` is done to them. Each is None where there is none: equal pictures,
-    no transform, another contract. findings: what is seen on most crops beside the first VAE's own pictures.
+    encoder, decoder: the bundles.
+    verdict: whether the decoder can take those latents. words: the same in sentences, see ``swap_words``.
+    cause: why the two are not plainly compatible; None where they are.
+    own_psnr, psnr, restored_psnr: dB, against the photographs: of the images that the encoder's own VAE decodes, of
+        those that the other one decodes, and of those that it decodes once ``transform`` is applied to the latents.
+        None where the images are equal, where there is no transform, and where the latent contracts differ.
+    transform: what puts the latents right; None where there is no need for one or none helps.
+    findings: faults that show on most crops beside the images of the encoder's own VAE.
     """
 
     encoder: str
@@ -61,7 +65,10 @@ class Swap(msgspec.Struct, frozen=True):
 
 
 class Reconstruction(msgspec.Struct, frozen=True):
-    """A photograph, encoded and decoded by one bundle, against itself."""
+    """How a photograph that one bundle encoded and decoded compares with the original.
+
+    picture: the photograph's name.
+    """
 
     bundle: str
     picture: str
@@ -70,8 +77,10 @@ class Reconstruction(msgspec.Struct, frozen=True):
 
 
 class Speed(msgspec.Struct, frozen=True):
-    """Milliseconds of a whole call at one size, in pixels: median, least and most of all turns; ``problem`` says why
-    there are none.
+    """How long whole calls of one bundle take.
+
+    height, width: of the image, in pixels. ms, least_ms, most_ms: the median, the least and the most over all rounds,
+    in milliseconds per call. problem: why there are no figures; None where there are.
     """
 
     bundle: str
@@ -88,8 +97,8 @@ class Speed(msgspec.Struct, frozen=True):
 class Summary(msgspec.Struct, frozen=True):
     """A bundle's medians over all photographs.
 
-    psnr: dB. color: CIEDE2000, mean over pixels. chroma, contrast, detail: ratios, 1 is equal; detail: of what is 2 to
-    16 pixels in size.
+    psnr: dB. color: CIEDE2000, mean over pixels. chroma, contrast, detail: ratios to the photograph, of which 1 is
+    equal; detail counts what is 2 to 16 pixels in size.
     """
 
     bundle: str
@@ -101,7 +110,10 @@ class Summary(msgspec.Struct, frozen=True):
 
 
 class Comparison(msgspec.Struct, frozen=True):
-    """truest_color, truest_detail: bundles, of which there are several where the difference is too small to tell."""
+    """The result of ``compare_bundles``.
+
+    truest_color, truest_detail: the best bundle, or several where the difference between them is too small to tell.
+    """
 
     bundles: tuple[str, ...]
     summaries: tuple[Summary, ...]
@@ -113,14 +125,14 @@ class Comparison(msgspec.Struct, frozen=True):
 
 
 COLOR_TIE = 0.1
-"""CIEDE2000 by which two VAEs must differ to be told apart: a tenth of what is seen side by side."""
+"""CIEDE2000 by which the colours of two VAEs must differ to be told apart: a tenth of what is seen side by side."""
 
 DETAIL_TIE = 0.01
-"""Share of the fine detail by which they must."""
+"""Share (0 to 1) of the fine detail by which two VAEs must differ to be told apart."""
 
 
 def summarize(bundle: str, rows: list[Reconstruction]) -> Summary:
-    """``rows``: those of that bundle."""
+    """The medians of ``rows``, the reconstructions of one bundle."""
 
     def median(values: list[float]) -> float:
         return float(np.median(values))
@@ -136,7 +148,7 @@ def summarize(bundle: str, rows: list[Reconstruction]) -> Summary:
 
 
 def truest(summaries: tuple[Summary, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """(in colour, in detail): the best one, and whoever is not told apart from it."""
+    """(in colour, in detail): the best bundle, and every one that cannot be told apart from it."""
     color = {s.bundle: s.color for s in summaries}
     detail = {s.bundle: abs(1 - s.detail) for s in summaries}
     return _best(color, COLOR_TIE), _best(detail, DETAIL_TIE)

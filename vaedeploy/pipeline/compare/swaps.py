@@ -1,4 +1,4 @@
-"""The swap matrix: latents of each VAE, decoded by each other one, and what is wrong where that does not fit."""
+"""The swap matrix: latents of each VAE, decoded by every other one, and the cause where that goes wrong."""
 
 from __future__ import annotations
 
@@ -24,28 +24,30 @@ from vaedeploy.values.latent import LatentSpec
 WHAT = "Swapping decoders"
 
 MARGIN_PSNR = 1.0
-"""dB that another decoder may lose against the latent's own one and still be compatible: less than VAEs of one family
-differ by from photograph to photograph.
+"""dB of PSNR that another decoder may lose against the encoder's own one and still be compatible: less than VAEs of one
+family differ by from photograph to photograph.
 """
 
 MARGIN_COLOR = 0.5
-"""CIEDE2000, mean over pixels, likewise: half of what is seen side by side."""
+"""CIEDE2000, mean over pixels, by which another decoder's colours may be worse while it is still compatible: half of
+what is seen side by side.
+"""
 
 MARGIN_SHIFT = 3.0
-"""dB that may be missing once a shift is undone: beyond, half of the error and more has another reason."""
+"""dB of PSNR that may be missing once a shift is undone: beyond that, half of the error or more has another cause."""
 
 GAIN = 0.5
-"""dB that undoing a shift must gain to be told as the cause."""
+"""dB of PSNR that undoing a shift must gain for the shift to be called the cause."""
 
 TONE = ("color.", "contrast.")
-"""Metrics of the findings that are of colour and contrast, which is what a wrong scale changes."""
+"""How the metrics of findings about colour and contrast begin: a wrong scale changes these."""
 
 PIECE = 16
-"""Side, in elements of the latent, of the pieces that transforms are tried on."""
+"""Side, in elements of the latent, of the squares that transforms are tried on."""
 
 
 class Autoencoder(Protocol):
-    """See ``runtime.VAE``."""
+    """What the swap matrix needs of a VAE; see ``runtime.VAE``."""
 
     @property
     def latent(self) -> LatentSpec: ...
@@ -54,9 +56,9 @@ class Autoencoder(Protocol):
 
 
 @dataclass(frozen=True)
-class _Own:
-    """What a VAE makes of each crop: its latent (1, C, h, w), the picture (H, W, 3) of that, and how that is beside the
-    crop.
+class _Reconstructions:
+    """What a VAE makes of each crop: the latent (1, C, h, w), the image (H, W, 3) that its own decoder makes of that
+    latent, and the quality of that image against the crop.
     """
 
     latents: list[Latent]
@@ -67,18 +69,18 @@ class _Own:
 def swap_matrix(
     vaes: Mapping[str, Autoencoder], crops: Sequence[Photo], progress: Progress = silent
 ) -> tuple[tuple[Swap, ...], tuple[Strip, ...]]:
-    """Judge every pair of two different VAEs, both ways; also pictures of the first crop for each.
+    """Judge every pair of two different VAEs, both ways. Returns the swaps, and for each the images of the first crop.
 
-    A VAE whose own decoder takes its latents wrongly is told too, as a pair with itself.
+    A VAE whose own decoder takes its latents wrongly is listed too, as a pair with itself.
 
-    crops: (H, W, 3) uint8 each, whose sides all factors divide.
+    crops: (H, W, 3) uint8 each; every VAE's factor divides their sides.
     """
     pairs = [(a, b) for a in vaes for b in vaes]
     progress(WHAT, 0, len(pairs))
-    own = {name: _reconstruct(vae, crops) for name, vae in vaes.items()}
+    reconstructions = {name: _reconstruct(vae, crops) for name, vae in vaes.items()}
     swaps, strips = [], []
     for done, (a, b) in enumerate(pairs, 1):
-        swap, pictures = _judge(a, b, vaes, own, crops)
+        swap, pictures = _judge(a, b, vaes, reconstructions, crops)
         if a != b or swap.cause:
             swaps.append(swap)
             strips.append(Strip(f"{a} into {b}: {swap.verdict}", swap.words, (("photograph", crops[0]), *pictures)))
@@ -86,37 +88,48 @@ def swap_matrix(
     return tuple(swaps), tuple(strips)
 
 
-def _reconstruct(vae: Autoencoder, crops: Sequence[Photo]) -> _Own:
+def _reconstruct(vae: Autoencoder, crops: Sequence[Photo]) -> _Reconstructions:
     latents = [vae.encode(crop) for crop in crops]
     pictures = _decode(vae, latents)
-    return _Own(latents, pictures, _measure(crops, pictures, vae.latent))
+    return _Reconstructions(latents, pictures, _measure(crops, pictures, vae.latent))
 
 
 def _judge(
-    encoder: str, decoder: str, vaes: Mapping[str, Autoencoder], own: Mapping[str, _Own], crops: Sequence[Photo]
+    encoder: str,
+    decoder: str,
+    vaes: Mapping[str, Autoencoder],
+    reconstructions: Mapping[str, _Reconstructions],
+    crops: Sequence[Photo],
 ) -> tuple[Swap, tuple[tuple[str, Photo], ...]]:
+    """One swap, and its images of the first crop, each with what it is."""
     specs = vaes[encoder].latent, vaes[decoder].latent
     contracts = [f"{spec.channels} channels at 1/{spec.factor} of the size" for spec in specs]
     if contracts[0] != contracts[1]:
         words = f"{encoder} has latents of {contracts[0]}, {decoder} of {contracts[1]}: they cannot be exchanged."
         return Swap(encoder, decoder, "not compatible", words, "another latent contract"), ()
-    mine = own[encoder]
-    pictures = mine.pictures if encoder == decoder else _decode(vaes[decoder], mine.latents)
-    at_photos = mine.at_photos if encoder == decoder else _measure(crops, pictures, specs[0])
-    beside = at_photos if encoder == decoder else _measure(mine.pictures, pictures, specs[0])
+    of_encoder = reconstructions[encoder]
+    pictures = of_encoder.pictures if encoder == decoder else _decode(vaes[decoder], of_encoder.latents)
+    at_photos = of_encoder.at_photos if encoder == decoder else _measure(crops, pictures, specs[0])
+    beside = at_photos if encoder == decoder else _measure(of_encoder.pictures, pictures, specs[0])
     findings = _common([find_faults(quality) for quality in beside])
-    psnr, own_psnr = _psnr(pictures, crops), _psnr(mine.pictures, crops)
-    lost_color = _color(at_photos) - _color(mine.at_photos)
-    shown = [(f"{encoder} by itself", mine.pictures[0]), (f"its latent by {decoder}", pictures[0])]
+    psnr, own_psnr = _psnr(pictures, crops), _psnr(of_encoder.pictures, crops)
+    lost_color = _color(at_photos) - _color(of_encoder.at_photos)
+    shown = [(f"{encoder} by itself", of_encoder.pictures[0]), (f"its latent by {decoder}", pictures[0])]
     diagnosis = _Diagnosis("compatible")
     if encoder == decoder:
         shown = shown[:1]
         if _off_tone(at_photos):
-            diagnosis = _find_transform(vaes[encoder], vaes[decoder], mine, mine, pictures, crops) or diagnosis
-    elif psnr < own_psnr - MARGIN_PSNR or lost_color > MARGIN_COLOR or _off_tone(at_photos) - _off_tone(mine.at_photos):
+            diagnosis = (
+                _find_transform(vaes[encoder], vaes[decoder], of_encoder, of_encoder, pictures, crops) or diagnosis
+            )
+    elif (
+        psnr < own_psnr - MARGIN_PSNR
+        or lost_color > MARGIN_COLOR
+        or _off_tone(at_photos) - _off_tone(of_encoder.at_photos)
+    ):
         diagnosis = _find_transform(
-            vaes[encoder], vaes[decoder], mine, own[decoder], pictures, crops
-        ) or _diagnose_pictures(mine, pictures, crops)
+            vaes[encoder], vaes[decoder], of_encoder, reconstructions[decoder], pictures, crops
+        ) or _diagnose_pictures(of_encoder, pictures, crops)
     if diagnosis.changed:
         shown.append(("the same, put right", diagnosis.changed[0]))
     swap = Swap(
@@ -136,7 +149,7 @@ def _judge(
 
 @dataclass(frozen=True)
 class _Diagnosis:
-    """changed: what the decoder makes of the latents once ``transform`` is done to them."""
+    """A verdict with its cause. changed: what the decoder makes of the latents after ``transform`` is applied."""
 
     verdict: Verdict
     cause: Cause | None = None
@@ -147,51 +160,53 @@ class _Diagnosis:
 def _find_transform(
     encoder: Autoencoder,
     decoder: Autoencoder,
-    mine: _Own,
-    others: _Own,
+    of_encoder: _Reconstructions,
+    of_decoder: _Reconstructions,
     pictures: Sequence[Photo],
     crops: Sequence[Photo],
 ) -> _Diagnosis | None:
-    """The change of the encoder's latents that makes the decoder understand them; None where there is none.
+    """The transform of the encoder's latents that makes the decoder understand them; None where there is none.
 
-    It is guessed in two ways. The other VAE's own latents of the same photographs tell how its space lies to this one;
-    and this VAE's encoder, given what the other decoder made of a latent, tells which latent that decoder took it for.
+    It is guessed in two ways. First, the other VAE's latents of the same photographs show how its latent space relates
+    to this one's. Second, this VAE's encoder, given the image that the other decoder made of a latent, shows which
+    latent the decoder took it for.
     """
     factor = encoder.latent.factor
     latents, theirs, taken = (
         np.concatenate(_pieces(z, PIECE))
-        for z in (mine.latents, others.latents, [encoder.encode(picture) for picture in pictures])
+        for z in (of_encoder.latents, of_decoder.latents, [encoder.encode(picture) for picture in pictures])
     )
     guesses = [
         fit_transform(source, target, straight=straight)
         for source, target in ((latents, theirs), (taken, latents))
         for straight in (True, False)
     ]
-    # As latents lie in memory, so that both are cut at the same places.
+    # Moved to the axes of latents, so that the same places are cut from photographs and latents.
     wanted = [a[0].transpose(1, 2, 0) for a in _pieces([c.transpose(2, 0, 1)[None] for c in crops], PIECE * factor)]
     best = find_transform(guesses, lambda t: _psnr(list(decoder.decode(apply(t, latents))), wanted))
-    changed = _decode(decoder, [apply(best, latent) for latent in mine.latents])
-    told = causes(best)
-    needed = max(_psnr(pictures, crops) + GAIN, _psnr(mine.pictures, crops) - MARGIN_SHIFT)
-    if not told or _psnr(changed, crops) < needed:
+    changed = _decode(decoder, [apply(best, latent) for latent in of_encoder.latents])
+    found = causes(best)
+    needed = max(_psnr(pictures, crops) + GAIN, _psnr(of_encoder.pictures, crops) - MARGIN_SHIFT)
+    if not found or _psnr(changed, crops) < needed:
         return None
-    verdict: Verdict = "not compatible" if told[0] in ("permuted channels", "sign flip") else "compatible with a shift"
-    return _Diagnosis(verdict, told[0], best, changed)
+    verdict: Verdict = "not compatible" if found[0] in ("permuted channels", "sign flip") else "compatible with a shift"
+    return _Diagnosis(verdict, found[0], best, changed)
 
 
-def _diagnose_pictures(mine: _Own, pictures: Sequence[Photo], crops: Sequence[Photo]) -> _Diagnosis:
-    """What it is where no change of the latents helps: a change of colours, of detail, or no likeness at all."""
-    psnr, own_psnr = _psnr(pictures, crops), _psnr(mine.pictures, crops)
-    mapped = _psnr(_map_colors(pictures, mine.pictures), crops)
+def _diagnose_pictures(of_encoder: _Reconstructions, pictures: Sequence[Photo], crops: Sequence[Photo]) -> _Diagnosis:
+    """The diagnosis where no transform of the latents helps: other colours, less detail, or another latent space."""
+    psnr, own_psnr = _psnr(pictures, crops), _psnr(of_encoder.pictures, crops)
+    mapped = _psnr(_map_colors(pictures, of_encoder.pictures), crops)
     if mapped >= max(psnr + GAIN, own_psnr - MARGIN_SHIFT) or psnr >= own_psnr - MARGIN_PSNR:
-        return _Diagnosis("compatible with a shift", "colour and contrast")  # else one would not have asked
+        # Where the PSNR is within its margin, only colour can have led here.
+        return _Diagnosis("compatible with a shift", "colour and contrast")
     if psnr >= own_psnr - MARGIN_SHIFT:
         return _Diagnosis("compatible with a shift", "detail")
     return _Diagnosis("not compatible", "another latent space")
 
 
 def _pieces(arrays: Sequence[NDArray[Any]], side: int) -> list[NDArray[Any]]:
-    """The middle of each (1, C, h, w), all of one size: ``side``, or less where one of them is smaller."""
+    """The middle of each (1, C, h, w), cut to one square: of ``side``, or of the shortest side where that is less."""
     side = min(side, *(n for array in arrays for n in array.shape[2:]))
     corners = [[(n - side) // 2 for n in array.shape[2:]] for array in arrays]
     return [a[:, :, y : y + side, x : x + side] for a, (y, x) in zip(arrays, corners, strict=True)]
@@ -202,7 +217,7 @@ def _decode(vae: Autoencoder, latents: Sequence[Latent]) -> list[Photo]:
 
 
 def _psnr(found: Sequence[Photo], expected: Sequence[Photo]) -> float:
-    """Of all of them together; infinite where they are equal."""
+    """PSNR in dB of all images together; infinite where they are equal."""
     value = pixel_errors(*(np.concatenate([a.reshape(-1) for a in arrays]) for arrays in (found, expected)))["psnr"]
     return math.inf if value is None else float(value)
 
@@ -220,7 +235,7 @@ def _color(qualities: Sequence[Quality]) -> float:
 
 
 def _map_colors(found: Sequence[Photo], expected: Sequence[Photo]) -> list[Photo]:
-    """``found`` under the affine map of RGB, the same for all pixels, that brings it nearest to ``expected``."""
+    """``found`` after the one affine map of RGB, the same for all pixels, that brings it nearest to ``expected``."""
     colors, wanted = (np.concatenate([a.reshape(-1, 3) for a in arrays]).astype(float) for arrays in (found, expected))
     solution = np.linalg.lstsq(np.c_[colors, np.ones(len(colors))], wanted)[0]
     mapped = (f.astype(float) @ solution[:3] + solution[3] for f in found)
@@ -228,12 +243,12 @@ def _map_colors(found: Sequence[Photo], expected: Sequence[Photo]) -> list[Photo
 
 
 def _off_tone(qualities: Sequence[Quality]) -> set[str]:
-    """Names of the common faults of colour and contrast."""
+    """The names of the faults of colour and contrast that show on most crops."""
     return {f.name for f in _common([find_faults(q) for q in qualities]) if f.metric.startswith(TONE)}
 
 
 def _common(found: Sequence[tuple[Finding, ...]]) -> tuple[Finding, ...]:
-    """Those on most of the crops, worst first; each as it is on the middle one of those that have it."""
+    """The faults that show on most crops, worst first. Each is given as on the crop where it has median severity."""
     by_name: dict[str, list[Finding]] = {}
     for finding in sorted((f for findings in found for f in findings), key=lambda f: -f.severity):
         by_name.setdefault(finding.name, []).append(finding)

@@ -1,4 +1,6 @@
-"""Which simple change of a latent makes it one that another decoder understands: order, signs, scale and shift."""
+"""Finding the simple change of a latent that makes another decoder understand it: order of channels, signs, scale and
+shift.
+"""
 
 from __future__ import annotations
 
@@ -15,23 +17,25 @@ from vaedeploy.pipeline.compare.result import Cause, Transform
 Latent = NDArray[np.float32]
 
 SAME_SCALE = 0.02
-"""Relative difference of scale that is none: it changes contrast by less than is seen."""
+"""The relative difference of scale that is taken for none: it changes contrast by less than is seen."""
 
 SAME_SHIFT = 0.02
-"""Likewise of the shift, in standard deviations of a latent, which are about 1."""
+"""The shift that is taken for none, in standard deviations of a latent, which are about 1."""
 
 RANGE = 4.0
-"""Factor up to which a scale is looked for around each guess."""
+"""How far scales are tried, as a factor: from 1 / RANGE to RANGE without a guess, and up to its square root to either
+side of the best one.
+"""
 
 REACH = 0.25
-"""Likewise to either side of a guessed shift."""
+"""How far to either side of the best shift others are tried, in units of the scaled latent."""
 
 SIMPLER = 0.5
-"""dB that another order, other signs or a shift must gain over doing without, to be believed."""
+"""dB of PSNR that another order, other signs or a shift must gain over doing without them, to be believed."""
 
 
 def apply(transform: Transform, latent: Latent) -> Latent:
-    """latent: (B, C, h, w)."""
+    """``latent`` (B, C, h, w) after the transform."""
     gains = transform.scale * np.array(transform.signs)[:, None, None]
     return (latent[:, list(transform.order)] * gains + transform.shift).astype(np.float32)
 
@@ -42,7 +46,7 @@ def identity(channels: int) -> Transform:
 
 
 def causes(transform: Transform) -> tuple[Cause, ...]:
-    """What a transform undoes, the gravest first; empty where it does nothing to speak of."""
+    """The faults that a transform undoes, the gravest first; empty where its effect is too small to be seen."""
     found: list[Cause] = []
     if list(transform.order) != sorted(transform.order):
         found.append("permuted channels")
@@ -56,11 +60,11 @@ def causes(transform: Transform) -> tuple[Cause, ...]:
 
 
 def fit_transform(source: Latent, target: Latent, *, straight: bool = False) -> Transform:
-    """The transform of ``source`` that is nearest to ``target``, both (B, C, h, w) of the same places.
+    """The transform that brings ``source`` nearest to ``target``, both (B, C, h, w) and of the same places.
 
-    Channels are paired by the assignment with the largest sum of absolute correlations; ``straight`` leaves them as
-    they are. Scale is the geometric mean of the ratios of standard deviations, which, unlike a regression's slope,
-    is not lowered by noise.
+    Channels are paired by the assignment with the largest sum of absolute correlations; ``straight`` leaves their order
+    and signs as they are. The scale is the geometric mean of the ratios of standard deviations, which, unlike the slope
+    of a regression, is not lowered by noise.
     """
     channels = source.shape[1]
     a, b = (np.moveaxis(z.astype(np.float64), 1, 0).reshape(channels, -1) for z in (source, target))
@@ -77,9 +81,9 @@ def fit_transform(source: Latent, target: Latent, *, straight: bool = False) -> 
 
 
 def find_transform(guesses: list[Transform], likeness: Callable[[Transform], float]) -> Transform:
-    """The transform with the highest ``likeness``, in dB: the best of the guesses, its shift and scale then refined.
+    """The transform with the highest ``likeness``, in dB: the best of the guesses, with its shift and scale refined.
 
-    Of several that are about as good, the simplest.
+    Of several transforms that are about as good, the simplest is taken.
     """
     plain = identity(len(guesses[0].order))
     scales = [msgspec.structs.replace(plain, scale=scale) for scale in (1 / RANGE, RANGE**-0.5, RANGE**0.5, RANGE)]
@@ -95,7 +99,7 @@ def find_transform(guesses: list[Transform], likeness: Callable[[Transform], flo
 def _refine(
     best: Transform, likeness: Callable[[Transform], float], name: str, bounds: tuple[float, float]
 ) -> Transform:
-    """``best`` with the number ``name`` at its most likely, between ``bounds``."""
+    """``best`` with the value of its field ``name``, between ``bounds``, that gives the highest ``likeness``."""
 
     def lost(value: float) -> float:
         return -likeness(msgspec.structs.replace(best, **{name: float(value)}))

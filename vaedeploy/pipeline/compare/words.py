@@ -1,4 +1,4 @@
-"""Swaps and comparisons in sentences that a person would say."""
+"""Swaps and comparisons in plain sentences."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from vaedeploy.pipeline.compare.transform import causes
 from vaedeploy.quality import Quality
 
 BETTER = 1.0
-"""dB from which a decoder is said to do better than the latent's own."""
+"""dB of PSNR by which a decoder must be ahead of the latent's own one to be called better."""
 
 
 def swap_words(swap: Swap, beside: Sequence[Quality]) -> str:
-    """What became of a swap, how to put it right, and how its pictures differ. beside: those of the other decoder
-    beside the own one's, of each crop.
+    """How well a swap works, how to put it right, and how its images differ from those of the encoder's own decoder.
+
+    beside: the quality of the one against the other, for each crop.
     """
     sentences = [_fit(swap)]
     if swap.transform is not None:
@@ -32,24 +33,24 @@ def swap_words(swap: Swap, beside: Sequence[Quality]) -> str:
 
 
 def remedy(transform: Transform) -> str:
-    """What to do to a latent before the other decoder takes it."""
-    told = causes(transform)
+    """The transform as instructions: what to do to a latent before it is given to the other decoder."""
+    faults = causes(transform)
     steps = []
-    if "permuted channels" in told:
+    if "permuted channels" in faults:
         steps.append(f"take the latent's channels in the order {', '.join(map(str, transform.order))}")
-    if "sign flip" in told:
+    if "sign flip" in faults:
         flipped = [str(n) for n, sign in enumerate(transform.signs) if sign < 0]
         which = "the latent" if len(flipped) == len(transform.signs) else f"channels {', '.join(flipped)}"
         steps.append(f"flip the sign of {which}")
-    if "wrong scale" in told:
+    if "wrong scale" in faults:
         steps.append(f"multiply the latent by {transform.scale:.3f}")
-    if "wrong shift" in told:
+    if "wrong shift" in faults:
         steps.append(f"add {transform.shift:.3f} to the latent")
     return ", then ".join(steps)
 
 
 def summary_lines(comparison: Comparison) -> list[str]:
-    """Who is truest, what each VAE does to photographs, and who is fastest."""
+    """Which VAE is truest, what each one does to photographs, and which is fastest, a line each."""
     lines = [
         _truest("colour", comparison.truest_color, comparison),
         _truest("detail", comparison.truest_detail, comparison),
@@ -60,24 +61,24 @@ def summary_lines(comparison: Comparison) -> list[str]:
 
 
 def swap_lines(comparison: Comparison) -> list[str]:
-    """What became of each swap."""
+    """How well each swap works, a line each."""
     return [f"{swap.encoder} into {swap.decoder}: {swap.verdict}. {swap.words}" for swap in comparison.swaps]
 
 
 def verdict_line(comparison: Comparison) -> str:
     """The comparison in one sentence."""
     colors, details = comparison.truest_color, comparison.truest_detail
-    everybody = len(comparison.bundles)
-    if len(colors) == len(details) == everybody:
-        said = "No VAE is truer than another in colour or in detail"
+    total = len(comparison.bundles)
+    if len(colors) == len(details) == total:
+        truest = "No VAE is truer than another in colour or in detail"
     elif colors == details:
-        said = f"{_names(colors)} {_are(colors)} truest, in colour and in detail"
+        truest = f"{_names(colors)} {_are(colors)} truest, in colour and in detail"
     else:
-        said = ", and ".join(
-            f"no VAE is truer in {what}" if len(best) == everybody else f"{_names(best)} {_are(best)} truest in {what}"
+        truest = ", and ".join(
+            f"no VAE is truer in {what}" if len(best) == total else f"{_names(best)} {_are(best)} truest in {what}"
             for what, best in (("colour", colors), ("detail", details))
         )
-    return f"{said}; {_swaps(comparison)}."
+    return f"{truest}; {_swaps(comparison)}."
 
 
 def _swaps(comparison: Comparison) -> str:
@@ -113,8 +114,8 @@ def _bundle_line(comparison: Comparison, name: str) -> str:
 
 def _fastest(part: str, speeds: Sequence[Speed]) -> str:
     timed = sorted((s for s in speeds if s.part == part and s.ms is not None), key=lambda s: s.ms or 0)
-    told = ", ".join(f"{s.bundle} {s.ms:.0f} ms" for s in timed)
-    return f"To {part} one picture of {timed[0].height}x{timed[0].width} pixels: {told}." if timed else ""
+    times = ", ".join(f"{s.bundle} {s.ms:.0f} ms" for s in timed)
+    return f"To {part} one picture of {timed[0].height}x{timed[0].width} pixels: {times}." if timed else ""
 
 
 def _difference(quality: Quality) -> tuple[float, float, float, float]:

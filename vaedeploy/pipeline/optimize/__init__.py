@@ -1,4 +1,4 @@
-"""Any ONNX file -> a faster or smaller one, and how far its outputs moved: what ``vaedeploy optimize`` does."""
+"""Any ONNX file -> a faster or smaller one, and how far its outputs differ: what ``vaedeploy optimize`` does."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ NOT_MEASURED = "not measured: give --inputs, so that activations which fp16 cann
 
 @dataclass(frozen=True)
 class Figures:
-    """What a graph takes at ``Optimized.sizes``, as ``count_operations`` counts.
+    """How much a graph computes at ``Optimized.sizes``, as ``count_operations`` counts it.
 
-    operations, convolutions: floating-point operations of all, and of convolutions. weight_bytes: of all weights.
-    uncounted: names of nodes whose operations are not known and not among these.
+    operations: all floating-point operations. convolutions: those of convolutions. weight_bytes: the bytes of all
+    weights. uncounted: the names of nodes whose operations are not known, and not among those counted.
     """
 
     operations: int
@@ -48,12 +48,14 @@ class Figures:
 
 @dataclass(frozen=True)
 class Optimized:
-    """What was done, and what came of it.
+    """The result of ``optimize_onnx``.
 
-    precision: of the graph now. outcomes: what each rule did, in order. underflows: weights that lost numbers.
-    sizes: of the inputs' symbolic dimensions, for ``before`` and ``after``.
-    differences: of the outputs, none where ``not_compared`` says why. compared_on: the inputs, in words.
-    warnings: what needs a look.
+    source, out: the two files. target: what the new graph is for. precision: of the new graph.
+    outcomes: what each rule did, in order. underflows: weights some of whose numbers became zero or lost digits.
+    sizes: of the inputs' symbolic dimensions, which the figures ``before`` and ``after`` hold for.
+    compared_on: the inputs that both graphs ran on, in words. differences: how far each output is off; empty where the
+    graphs could not be compared, and ``not_compared`` says why then.
+    warnings: sentences about outputs that differ by more than they should.
     """
 
     source: str
@@ -82,42 +84,51 @@ def optimize_onnx(
     force: bool = False,
     progress: Progress = silent,
 ) -> Optimized:
-    """Apply the exact rewrites to the graph in the file ``source`` and write it to ``out`` and ``out`` + ``.data``.
+    """Apply the exact rewrites to any ONNX file, and compare the result with the original.
 
-    target: what will run it. precision: the graph's own unless given; only a float32 graph can be lowered.
-    inputs: safetensors files, each a set of tensors by the name of the graph input, to measure activations on (fp16)
-    and to compare both graphs on; a small seeded random set is compared on without. sizes: of symbolic dimensions, to
-    count operations at. force: replace what is at ``out``. progress: is told which step is done, see ``Progress``.
+    >>> optimized = vd.optimize_onnx("decoder.onnx", "fast.onnx", precision="fp16", inputs=["latent.safetensors"])
+    >>> [(d.output, d.relative_l2) for d in optimized.differences]
 
-    Inputs and outputs keep their names, shapes and types; ``source`` is not changed. Where anything is raised, nothing
-    is left behind: InputError for what was given and cannot be used, OutputError for a place that cannot be written to,
-    BackendError where activations cannot be measured.
+    source: the ONNX file, which is not changed. out: the file to write; its weights go to ``out`` + ``.data``.
+    target: what will run the graph: "onnxruntime" or "tensorrt".
+    precision: "fp32", "fp16" or "bf16"; by default, that of the graph. Only a float32 graph can be lowered.
+    inputs: safetensors files, each with a tensor for every input of the graph, by its name. Activations are measured on
+        them (for fp16), and both graphs are compared on them. Without any, the graphs are compared on small random
+        inputs from a fixed seed.
+    sizes: of the inputs' symbolic dimensions, by name, at which operations are counted.
+    force: replace a file that is at ``out``.
+    progress: is told which step is done, see ``Progress``.
+
+    The graph's inputs and outputs keep their names, shapes and types.
+
+    Raises InputError for arguments, a graph or inputs that cannot be used, OutputError for an ``out`` that cannot be
+    written to, and BackendError where activations cannot be measured. Nothing is left behind then.
     """
     _check_choice("target", target, get_args(Target))
-    given = files.read_source(Path(source))
-    own = _own_precision(given)
-    wanted = _check_precision(given.path, own, precision or own, target)
+    original = files.read_source(Path(source))
+    current = _precision_of(original)
+    wanted = _check_precision(original.path, current, precision or current, target)
     out = Path(out)
-    files.check_place(out, given, force)
-    chosen = choose_sizes(given.model, sizes or {})
-    feeds = [read_feed(Path(path), given.model) for path in as_list("inputs", inputs)]
+    files.check_place(out, original, force)
+    chosen = choose_sizes(original.model, sizes or {})
+    feeds = [read_feed(Path(path), original.model) for path in as_list("inputs", inputs)]
     with files.writing(out) as draft:
-        lowered: Precision = "fp32" if wanted == own else wanted  # the rules alone, in the type that the graph has
-        maxima = _measure(given.model, feeds, progress) if lowered == "fp16" and feeds else None
+        lowered: Precision = "fp32" if wanted == current else wanted  # "fp32": the rules alone, in the graph's own type
+        maxima = _measure(original.model, feeds, progress) if lowered == "fp16" and feeds else None
         progress(REWRITING, 0, 1)
-        # The part is of no account to the rules, and a graph of others need not be one.
-        rewritten = rewrite_graph(Graph(given.model, "decoder"), target, lowered, maxima=maxima)
-        files.write_draft(rewritten.graph.model, draft, given)
+        # The rules do not look at the part, and this graph need not be half of a VAE.
+        rewritten = rewrite_graph(Graph(original.model, "decoder"), target, lowered, maxima=maxima)
+        files.write_draft(rewritten.graph.model, draft, original)
         progress(REWRITING, 1, 1)
-        before, after = _count(given.model, rewritten, chosen)
-        compared_on, differences, why_not = _compare(given, draft, feeds, progress)
+        before, after = _count(original.model, rewritten, chosen)
+        compared_on, differences, why_not = _compare(original, draft, feeds, progress)
         files.publish(draft, out)
     return Optimized(
         str(source),
         str(out),
         target,
         wanted,
-        (*_notes(own, precision, lowered, maxima is not None), *rewritten.outcomes),
+        (*_notes(current, precision, lowered, maxima is not None), *rewritten.outcomes),
         rewritten.underflows,
         chosen,
         before,
@@ -129,13 +140,13 @@ def optimize_onnx(
     )
 
 
-def _check_choice(name: str, given: str, valid: Sequence[str]) -> None:
-    if given not in valid:
-        raise InputError(f"{name} is {given!r}; it must be one of {', '.join(valid)}")
+def _check_choice(name: str, choice: str, valid: Sequence[str]) -> None:
+    if choice not in valid:
+        raise InputError(f"{name} is {choice!r}; it must be one of {', '.join(valid)}")
 
 
-def _own_precision(source: files.Source) -> Precision:
-    """Half precision where any tensor is: a graph that was lowered has float32 in some places too."""
+def _precision_of(source: files.Source) -> Precision:
+    """A graph's precision: half where any tensor has it, since lowering leaves some tensors in float32."""
     graph = source.model.graph
     values = [*graph.inputs, *graph.initializers.values(), *(value for node in graph for value in node.outputs)]
     types = {value.dtype for value in values}
@@ -144,11 +155,11 @@ def _own_precision(source: files.Source) -> Precision:
     return next((precision for precision, dtype in LOWER.items() if dtype in types), "fp32")
 
 
-def _check_precision(path: Path, own: Precision, wanted: Precision, target: Target) -> Precision:
+def _check_precision(path: Path, current: Precision, wanted: Precision, target: Target) -> Precision:
     _check_choice("precision", wanted, get_args(Precision))
-    if own not in ("fp32", wanted):
+    if current not in ("fp32", wanted):
         raise InputError(
-            f"{path} is {own} and cannot become {wanted}: what was rounded away does not come back. "
+            f"{path} is {current} and cannot become {wanted}: what was rounded away does not come back. "
             f"Give the fp32 graph that it was made from, or leave out --precision"
         )
     if wanted == "bf16" and target == "onnxruntime":
@@ -162,19 +173,19 @@ def _measure(model: ir.Model, feeds: Sequence[Feed], progress: Progress) -> dict
     return measure_maxima(model, feeds, progress=progress)
 
 
-def _notes(own: Precision, asked: Precision | None, lowered: Precision, measured: bool) -> list[Outcome]:
-    """Rows for rules that were not run, where one might look for them."""
+def _notes(current: Precision, asked: Precision | None, lowered: Precision, measured: bool) -> list[Outcome]:
+    """Outcomes that say why a rule did not run, where a reader might expect that it did."""
     if lowered == "fp16" and not measured:
         return [Outcome("rescale", 0, (Refusal("", NOT_MEASURED),))]
-    if asked == own != "fp32":
-        return [Outcome(f"lower_precision({own})", 0, (Refusal("", f"the graph is {own} already"),))]
+    if asked == current != "fp32":
+        return [Outcome(f"lower_precision({current})", 0, (Refusal("", f"the graph is {current} already"),))]
     return []
 
 
 def _count(model: ir.Model, rewritten: Rewritten, sizes: Mapping[str, int]) -> tuple[Figures, Figures]:
     before, after = _figures(model, sizes), _figures(rewritten.graph.model, sizes)
     if any(outcome.rule == "chunk_attention" and outcome.matches for outcome in rewritten.outcomes):
-        # Attention is in loops now, which are not counted. No rule changes a product, so all are as they were.
+        # Attention now runs in loops, which are not counted. No rule changes its products, so their count is as before.
         products = before.operations - before.convolutions
         after = dataclasses.replace(
             after,
@@ -192,7 +203,7 @@ def _figures(model: ir.Model, sizes: Mapping[str, int]) -> Figures:
 def _compare(
     source: files.Source, draft: Path, feeds: Sequence[Feed], progress: Progress
 ) -> tuple[str, tuple[OutputDifference, ...], str | None]:
-    """What both graphs were run on, the differences, and why there are none."""
+    """What both graphs ran on, in words, how their outputs differ, and, where they could not be compared, why."""
     node = drawing_node(source.model)
     if node is not None:
         return "", (), f"the graph draws random numbers ({node.op_type}), so that no two runs give the same"
@@ -210,14 +221,15 @@ def _compare(
 
 
 def _warnings(differences: Sequence[OutputDifference], precision: Precision) -> list[str]:
+    """A sentence for each output that has new NaN or infinity, or differs by more than ``precision`` explains."""
     bound = bound_of(precision, "rel_l2")
-    found = []
+    warnings = []
     for difference in differences:
         if difference.not_finite > difference.before:
-            found.append(f"{difference.output} has {difference.not_finite} numbers that are NaN or infinite")
+            warnings.append(f"{difference.output} has {difference.not_finite} numbers that are NaN or infinite")
         elif difference.type.startswith("float") and difference.relative_l2 > bound:
-            found.append(
+            warnings.append(
                 f"{difference.output} differs by {difference.relative_l2:.1e} (relative L2), more than the "
                 f"{bound:.0e} that {precision} accounts for"
             )
-    return found
+    return warnings

@@ -1,4 +1,4 @@
-"""ONNX files that others made: read with a reason where that fails, and written so that no half is ever seen."""
+"""Reading ONNX files of any origin, and writing them so that no reader ever sees half of one."""
 
 from __future__ import annotations
 
@@ -20,14 +20,19 @@ from vaedeploy.system.lock import lock
 from vaedeploy.system.oserrors import advice, reason
 
 OLDEST_OPSET = 13
-"""From here Squeeze, Unsqueeze and ReduceSum take axes as an input, which is how the rules write and read them."""
+"""The oldest opset that is taken: from 13 on, Squeeze, Unsqueeze and ReduceSum take their axes as an input, which is
+how the rules write and read them.
+"""
 
 FAULTS = (onnx.checker.ValidationError, onnx.shape_inference.InferenceError)
 
 
 @dataclass(frozen=True)
 class Source:
-    """A graph that was read. ``files``: its own and those of its weights, resolved; they must stay as they are."""
+    """A graph that was read.
+
+    files: the resolved paths of its file and of those that its weights are in. They must not be written to.
+    """
 
     path: Path
     model: ir.Model
@@ -35,7 +40,7 @@ class Source:
 
 
 def read_source(path: Path) -> Source:
-    """Read any ONNX file; weights stay on disk. Functions are inlined and what shapes follow are inferred.
+    """Read any ONNX file; its weights stay on disk. Functions are inlined, and shapes are inferred.
 
     Raises InputError for a file that is missing, not ONNX or not valid, misses its weights, or has an opset below 13.
     """
@@ -47,7 +52,7 @@ def read_source(path: Path) -> Source:
         model = ir.load(path)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {reason(error)}") from error
-    except Exception as error:  # protobuf, and whatever a damaged graph makes onnx_ir raise
+    except Exception as error:  # protobuf's errors, and whatever onnx_ir raises for a damaged graph
         raise InputError(f"{path} is not an ONNX file, or a damaged one: {error}") from error
     if not model.ir_version or not model.graph.outputs:
         raise InputError(f"{path} is not an ONNX file: it holds no graph")
@@ -62,13 +67,13 @@ def read_source(path: Path) -> Source:
         InlinePass()(model)
     outputs = [(value, value.shape) for value in model.graph.outputs]
     ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
-    for value, shape in outputs:  # what users see stays as it was
+    for value, shape in outputs:  # the interface must not change
         value.shape = shape
     return Source(path, model, frozenset(files))
 
 
 def _check_weights(path: Path, model: ir.Model) -> set[Path]:
-    """The files that the graph's weights are in, all of which must be there and long enough."""
+    """The files that the graph's weights are in. Raises InputError where one is missing or too short."""
     files = set()
     for graph in model.graphs():
         for value in graph.initializers.values():
@@ -91,7 +96,9 @@ def _check_weights(path: Path, model: ir.Model) -> set[Path]:
 
 
 def _load_sizes(model: ir.Model) -> None:
-    """Read what is small enough to be a Resize's scales or a Reshape's shape: inference looks at no other file."""
+    """Read into memory every tensor that is small enough to be a Resize's scales or a Reshape's shape: shape inference
+    needs those, and does not read them from other files.
+    """
     for value in model.graph.initializers.values():
         tensor = value.const_value
         if isinstance(tensor, ir.ExternalTensor) and tensor.size <= LARGEST_SIZES:
@@ -99,6 +106,7 @@ def _load_sizes(model: ir.Model) -> None:
 
 
 def _check_opset(path: Path, model: ir.Model) -> None:
+    """Raise InputError for an opset that is too old or too new, and for a graph without standard operators."""
     opset = model.opset_imports.get("")
     newest = onnx.defs.onnx_opset_version()
     if opset is None:
@@ -111,14 +119,14 @@ def _check_opset(path: Path, model: ir.Model) -> None:
 
 
 def data_file(out: Path) -> Path:
-    """Where the weights of ``out`` go."""
+    """The file that the weights of ``out`` go to."""
     return out.with_name(f"{out.name}.data")
 
 
 def check_place(out: Path, source: Source, force: bool) -> None:
-    """Raise OutputError where ``out`` and its weights must not or cannot be written."""
+    """Raise OutputError where ``out`` or the file of its weights must not be written, or cannot be."""
     for path in (out, data_file(out)):
-        if path.resolve() in source.files or any(path.exists() and path.samefile(own) for own in source.files):
+        if path.resolve() in source.files or any(path.exists() and path.samefile(file) for file in source.files):
             what = (
                 "is the graph that is read" if path.resolve() == source.path.resolve() else f"belongs to {source.path}"
             )
@@ -133,9 +141,10 @@ def check_place(out: Path, source: Source, force: bool) -> None:
 
 @contextmanager
 def writing(out: Path) -> Iterator[Path]:
-    """A place for a draft of ``out``, in a folder beside it that is gone afterwards, whatever happens.
+    """Context that gives a place for a draft of ``out``, in a folder beside it that is removed afterwards in any case.
 
-    One process at a time; what a killed one left is cleared. Raises OutputError where there is no writing.
+    Only one process at a time may write ``out``. What a killed one left behind is removed first. Raises OutputError
+    where another process is writing it, or the place cannot be written to.
     """
     try:
         with lock(out.with_name(f".{out.name}.lock")) as free:
@@ -158,7 +167,7 @@ def write_draft(model: ir.Model, draft: Path, source: Source) -> None:
     try:
         onnx.checker.check_model(draft, full_check=True)
     except FAULTS as error:
-        if _is_strict(source.path):  # what others wrote may have faults of its own
+        if _is_strict(source.path):  # else the source may have had the fault already
             raise ExportError(
                 f"optimizing {source.path} made a faulty graph; it was not written. This is a fault of vaedeploy: "
                 f"{_first_line(error)}"
@@ -166,6 +175,7 @@ def write_draft(model: ir.Model, draft: Path, source: Source) -> None:
 
 
 def _is_strict(path: Path) -> bool:
+    """Whether a graph passes the full check, shape inference included."""
     try:
         onnx.checker.check_model(path, full_check=True)
     except FAULTS:
@@ -174,7 +184,9 @@ def _is_strict(path: Path) -> bool:
 
 
 def publish(draft: Path, out: Path) -> None:
-    """Move a draft into its place. A graph is never there with the weights of another: it goes first and comes last."""
+    """Move a draft into its place. The old graph is removed first and the new one is moved last, so that no graph is
+    ever beside the weights of another.
+    """
     data = data_file(draft)
     for path in (data, draft):
         if path.exists():

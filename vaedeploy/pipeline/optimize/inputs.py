@@ -1,4 +1,4 @@
-"""What a graph of others is run on, and counted at: sizes of its symbolic dimensions, given or typical, and arrays."""
+"""Inputs for any ONNX graph: sizes for its symbolic dimensions, given or typical, and arrays to run it on."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ Feed = dict[str, NDArray[Any]]
 Scale = Literal["typical", "small"]
 
 PICTURE: dict[Scale, int] = {"typical": 512, "small": 64}
-"""Height and width of what has three channels, in pixels."""
+"""Height and width, in pixels, of an input with three channels."""
 
 LATENT: dict[Scale, int] = {"typical": 64, "small": 8}
-"""Height and width of what has another number of channels: those of a picture, an eighth as large."""
+"""Height and width of an input with another number of channels: an eighth of an image's."""
 
 
 @dataclass(frozen=True)
 class Dimension:
-    """One axis of one input that is not a number.
+    """One symbolic dimension of one input.
 
-    symbols: what its size follows from, by the names that ``--sizes`` takes. expression: how; None where it is the size
-    of the one symbol, which onnx_ir knows no name for.
+    symbols: the names, as ``--sizes`` takes them, that its size is computed from. expression: how it is computed; None
+    where it is the size of its only symbol, whose name was made up here because onnx_ir has none for it.
     """
 
     value: ir.Value
@@ -40,6 +40,7 @@ class Dimension:
     expression: ir.SymbolicDim | None
 
     def size(self, sizes: Mapping[str, int]) -> int:
+        """The size for those sizes of the symbols. Raises InputError where that is no whole number."""
         size = sizes[self.symbols[0]] if self.expression is None else self.expression.evaluate(dict(sizes))
         if not isinstance(size, int):
             raise InputError(f"dimension {self.axis} of input {self.value.name}, {self.expression}, comes to {size}")
@@ -47,12 +48,14 @@ class Dimension:
 
 
 def graph_inputs(model: ir.Model) -> list[ir.Value]:
-    """The inputs that have to be given: those that are no weights."""
+    """The inputs that have to be given, which leaves out weights that are listed as inputs."""
     return [value for value in model.graph.inputs if not value.is_initializer()]
 
 
 def dimensions(model: ir.Model) -> Iterator[Dimension]:
-    """The symbolic dimensions of the inputs. One without a name, or with one that is no expression, goes by itself."""
+    """The symbolic dimensions of the inputs. One without a name, or whose name is no expression, has itself as its only
+    symbol.
+    """
     for value in graph_inputs(model):
         for axis, dim in enumerate(value.shape or ()):
             if isinstance(dim, ir.SymbolicDim):
@@ -60,8 +63,8 @@ def dimensions(model: ir.Model) -> Iterator[Dimension]:
                     symbols = tuple(sorted(dim.free_symbols())) if dim.value else ()
                 except ValueError:  # such as a name with a space in it
                     symbols = ()
-                own = dim.value or f"{value.name}.{axis}"
-                yield Dimension(value, axis, symbols or (own,), dim if symbols else None)
+                name = dim.value or f"{value.name}.{axis}"
+                yield Dimension(value, axis, symbols or (name,), dim if symbols else None)
 
 
 def parse_sizes(texts: Sequence[str]) -> dict[str, int]:
@@ -76,8 +79,8 @@ def parse_sizes(texts: Sequence[str]) -> dict[str, int]:
 
 
 def choose_sizes(model: ir.Model, given: Mapping[str, int], scale: Scale = "typical") -> dict[str, int]:
-    """A size for each symbol: the one given; otherwise batch 1, a latent's or picture's size, and the channels that the
-    first convolution takes.
+    """A size for each symbol: the one in ``given``, or else a usual one. Usual are batch 1, the height and width of an
+    image or a latent, and the number of channels that the first convolution takes.
 
     Raises InputError where ``given`` names a dimension that no input has.
     """
@@ -93,6 +96,7 @@ def choose_sizes(model: ir.Model, given: Mapping[str, int], scale: Scale = "typi
 
 
 def _usual(dimension: Dimension, scale: Scale) -> int:
+    """The size that a dimension usually has, judged by its axis and the input's channels."""
     value, axis = dimension.value, dimension.axis
     assert value.shape is not None
     if axis == 0:
@@ -106,7 +110,7 @@ def _usual(dimension: Dimension, scale: Scale) -> int:
 
 
 def _convolved_channels(value: ir.Value) -> int | None:
-    """How many channels the first convolution behind ``value`` takes."""
+    """How many channels the first convolution downstream of ``value`` takes; None where there is none."""
     waiting, seen = [value], {value}
     while waiting:
         for node in waiting.pop(0).consumers():
@@ -120,7 +124,7 @@ def _convolved_channels(value: ir.Value) -> int | None:
 
 
 def fix_unnamed(model: ir.Model, sizes: Mapping[str, int]) -> tuple[ir.Model, dict[str, int]]:
-    """A clone whose dimensions without a usable name are numbers, and the sizes of the others."""
+    """A clone of ``model`` in which dimensions without a usable name have their sizes, and the sizes of all others."""
     clone = model.clone()
     named: set[str] = set()
     for dimension in list(dimensions(clone)):
@@ -135,22 +139,23 @@ def fix_unnamed(model: ir.Model, sizes: Mapping[str, int]) -> tuple[ir.Model, di
 
 
 def random_feed(model: ir.Model, sizes: Mapping[str, int], seed: int = 0) -> Feed:
-    """Seeded arrays for every input: normally distributed floats, uniform in [-1, 1] for three channels, and bytes.
+    """Random arrays for every input, by name, drawn from ``seed``.
 
-    Raises InputError for an input whose rank is not known or whose type is none of these.
+    Floats are normally distributed, or uniform in [-1, 1] for four axes with three channels (an image); uint8 is
+    uniform. Raises InputError for an input of unknown shape or of any other type.
     """
     draw = np.random.default_rng(seed)
-    found = {(d.value, d.axis): d.size(sizes) for d in dimensions(model)}
+    symbolic = {(d.value, d.axis): d.size(sizes) for d in dimensions(model)}
     feed: Feed = {}
     for value in graph_inputs(model):
         if value.shape is None or value.dtype is None:
             raise InputError(f"the shape of input {value.name} is not known")
-        dims = [dim if isinstance(dim, int) else found[value, axis] for axis, dim in enumerate(value.shape)]
+        dims = [dim if isinstance(dim, int) else symbolic[value, axis] for axis, dim in enumerate(value.shape)]
         if value.dtype == ir.DataType.UINT8:
             feed[str(value.name)] = draw.integers(0, 256, dims, dtype=np.uint8)
         elif value.dtype.is_floating_point():
-            picture = len(dims) == 4 and dims[1] == 3
-            numbers = draw.uniform(-1, 1, dims) if picture else draw.standard_normal(dims)
+            image = len(dims) == 4 and dims[1] == 3
+            numbers = draw.uniform(-1, 1, dims) if image else draw.standard_normal(dims)
             feed[str(value.name)] = numbers.astype(value.dtype.numpy())
         else:
             raise InputError(f"input {value.name} is {value.dtype.name}, for which there are no typical numbers")
@@ -158,10 +163,10 @@ def random_feed(model: ir.Model, sizes: Mapping[str, int], seed: int = 0) -> Fee
 
 
 def read_feed(path: Path, model: ir.Model) -> Feed:
-    """Arrays for every input from a safetensors file, by name; floats are converted to the type that the graph takes.
+    """Arrays for every input, by name, from a safetensors file; floats are converted to the type that the graph takes.
 
-    Raises InputError for a file that cannot be read, tensors that are missing, unknown, of another shape or kind, or
-    that hold NaN or infinity.
+    Raises InputError for a file that cannot be read, and for tensors that are missing, unknown, of another shape or
+    kind, or that hold NaN or infinity.
     """
     inputs = {str(value.name): value for value in graph_inputs(model)}
     feed: Feed = {}
@@ -185,7 +190,7 @@ def read_feed(path: Path, model: ir.Model) -> Feed:
 
 
 def _fitting(array: NDArray[Any], value: ir.Value, path: Path) -> NDArray[Any]:
-    """``array`` as the input ``value`` takes it."""
+    """``array``, converted to the type of the input ``value``. Raises InputError where it does not fit."""
     name, shape, dtype = value.name, value.shape, value.dtype
     if shape is not None:
         same_rank = len(shape) == array.ndim

@@ -1,4 +1,4 @@
-"""Two graphs on the same inputs: how far each output of the second is from that of the first."""
+"""Running two graphs on the same inputs: how far each output of the second is from that of the first."""
 
 from __future__ import annotations
 
@@ -17,15 +17,18 @@ from vaedeploy.pipeline.optimize.inputs import Feed
 from vaedeploy.runtime import onnxruntime_cpu
 
 DRAWING = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli")
+"""The operators that draw random numbers."""
 
 
 @dataclass(frozen=True)
 class OutputDifference:
-    """How far one output is off, at worst over all inputs.
+    """How far one output of the second graph is from that of the first.
 
-    type: numpy's name of what both are compared as, such as float32.
-    relative_l2: norm of the error over norm of what the first graph gave; NaN where either has NaN or infinity.
-    not_finite: how many numbers of the second graph's output are NaN or infinite. before: of the first graph's.
+    type: numpy's name of the output's type, such as float32.
+    relative_l2: norm of the error over norm of the first graph's output, the largest over all inputs; NaN where either
+    output has NaN or infinity.
+    not_finite, before: how many numbers of the second graph's output, and of the first graph's, are NaN or infinite,
+    over all inputs.
     """
 
     output: str
@@ -36,13 +39,13 @@ class OutputDifference:
 
 
 def run_both(first: Path, second: Path, feeds: Sequence[Feed]) -> tuple[OutputDifference, ...]:
-    """Run both on ``feeds``, a half-precision one by emulation. Raises BackendError where ONNX Runtime cannot."""
+    """Run both graphs on ``feeds``, half precision emulated. Raises BackendError where ONNX Runtime cannot run one."""
     expected, found = _run(first, feeds), _run(second, feeds)
     return tuple(_difference(name, [e[name] for e in expected], [f[name] for f in found]) for name in expected[0])
 
 
 def drawing_node(model: ir.Model) -> ir.Node | None:
-    """A node that draws random numbers, so that no two runs give the same; None where there is none."""
+    """A node that draws random numbers, so that no two runs give the same outputs; None where there is none."""
     return next((node for node in model.graph.all_nodes() if node.op_type in DRAWING), None)
 
 
