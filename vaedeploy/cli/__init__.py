@@ -1,6 +1,7 @@
-"""The ``vaedeploy`` command. Each command is its help, a worked example, and a few lines that call the library.
+"""The ``vaedeploy`` command line.
 
-The modules of this package each add their commands to ``group.cli``.
+Each command is a help text with a worked example and a few lines that call the library. Importing a module of this
+package adds its commands to ``group.cli``.
 """
 
 from __future__ import annotations
@@ -15,7 +16,10 @@ __all__ = ["bundles", "cli", "engines", "graphs", "images", "machine", "main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line (of this process, unless given) and exit: 0 done, 1 a stage failed, 2 bad input,
-    3 verification failed, 130 interrupted.
+    """Run a command line and exit the process with its exit code.
+
+    arguments: the words after ``vaedeploy``; those of this process unless given.
+
+    Exit codes: 0 done, 1 a stage failed, 2 bad input, 3 verification failed, 130 interrupted.
     """
     sys.exit(terminal.run(cli, arguments))

@@ -1,4 +1,4 @@
-"""Results as rows of text for the terminal, one module for each kind of result.
+"""Rows of text that the terminal shows for the results of commands.
 
-May import whatever the command line may; nothing else imports it.
+No other package of vaedeploy imports this one.
 """
