@@ -16,8 +16,8 @@ WIDTH = 100
 
 HEAD = """# The command line
 
-This page has the help of every command, as `vaedeploy COMMAND --help` prints it. `python tools/write_cli_docs.py` writes
-it; to change it, edit the help texts in `vaedeploy/cli/`.
+This page has the help of every command, as `vaedeploy COMMAND --help` prints it. `python tools/write_cli_docs.py`
+writes it; to change it, edit the help texts in `vaedeploy/cli/`.
 
 Results go to stdout; progress, warnings and errors go to stderr. `--json` prints one JSON document on stdout and
 nothing else there; an error is still a sentence on stderr and an exit code.
