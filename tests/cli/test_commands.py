@@ -280,7 +280,7 @@ def test_doctor_names_what_is_installed_and_who_answers(vaedeploy):
     assert ended.code == 0
     assert rows["vaedeploy"] == __version__
     assert rows["numpy"] == np.__version__
-    assert rows["backend onnxruntime-cpu"] == "works"
+    assert rows["backend onnxruntime-cpu"] == "available"
     assert rows["extra [export]"] == "complete (for export, verify, compare)"
 
 

@@ -277,7 +277,7 @@ def swap(bundle: Path, vae: str | None, weights: str | None, restore: bool) -> N
     "--images", required=True, type=PATH, metavar="DIR", help="Compare the VAEs on the photographs in this folder."
 )
 @page_option
-@click.option("--backend", metavar="NAME", help="Run on this backend. [default: the first that works on this machine]")
+@click.option("--backend", metavar="NAME", help="Run on this backend. [default: the first that is available]")
 @json_option
 def compare(bundles: tuple[Path, ...], images: Path, as_json: bool, **options: Any) -> None:
     """Compare VAEs: fidelity, speed, and whose latents each decodes.

@@ -38,7 +38,7 @@ def presets(as_json: bool) -> None:
     "backends",
     multiple=True,
     metavar="NAME",
-    help="Time only this backend. Repeatable. [default: every backend that works on this machine]",
+    help="Time only this backend. Repeatable. [default: every backend that is available]",
 )
 @click.option(
     "--size",
@@ -94,10 +94,10 @@ def _size(text: str) -> tuple[int, int]:
 @cli.command()
 @json_option
 def doctor(as_json: bool) -> None:
-    """Show what is installed and which backends work on this machine.
+    """Show what is installed and which backends are available.
 
-    The command prints the version of each package, whether each backend works and if not why, and what to install for
-    the commands that miss a package.
+    The command prints the version of each package, whether each backend is available on this machine and if not why,
+    and what to install for the commands that miss a package.
 
     \b
     Example:

@@ -183,7 +183,7 @@ def bundle_rows(bundle: Bundle, checked: bool, layers: bool = False) -> list[Row
 
 
 def diagnosis_rows(diagnosis: Diagnosis) -> list[Row]:
-    """What is installed, then whether each backend works, and what to install for each extra."""
+    """What is installed, then whether each backend is available, and what to install for each extra."""
     rows: list[Row] = [
         ("vaedeploy", diagnosis.vaedeploy),
         ("python", diagnosis.python),
@@ -191,7 +191,7 @@ def diagnosis_rows(diagnosis: Diagnosis) -> list[Row]:
         ("GPU", _gpu(diagnosis.gpu)),
     ]
     rows += [(name, version or "not installed") for name, version in diagnosis.packages.items()]
-    rows += [(f"backend {b.name}", b.problem or f"works{NEVER_RUN.get(b.name, '')}") for b in diagnosis.backends]
+    rows += [(f"backend {b.name}", b.problem or f"available{NEVER_RUN.get(b.name, '')}") for b in diagnosis.backends]
     for extra in diagnosis.extras:
         state = f"missing: {', '.join(extra.missing)}. Run: {extra.install}" if extra.missing else "complete"
         rows.append((f"extra [{extra.name}]", f"{state} (for {extra.purpose})"))
