@@ -1,10 +1,10 @@
-"""TensorRT-RTX builds of the full-size encoder and decoder with seeded weights, on any machine: no GPU is needed.
+"""Time TensorRT-RTX builds of the full-size encoder and decoder with seeded weights. No GPU is needed.
 
     python benchmarks/builds.py [--capabilities 8.9 ...] [--precisions fp16 ...] [--rounds N] [--json FILE]
 
-For each compute capability: how long a build takes in its own process (median), the engine's size, and the memory that
-the builder plans at each size of the shipped profiles, beside what ``vaedeploy build`` foretells. The decoder is built
-as the rewrites leave it, and with its upsampling unfolded and in the other fold.
+For each compute capability it prints the seconds of a build in its own process (median), the engine's size in bytes,
+and the memory in bytes that the builder reports at each size of the shipped profiles, with the estimate of ``vaedeploy
+build`` over it. The decoder is built as the rewrites leave it, with its upsampling unfolded, and in the other fold.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SHAPES = get_profile("rtx4090").shapes
 
 
 def write_graphs(folder: Path, precision: str) -> dict[str, Path]:
-    """{variant: file} of both halves, lowered to ``precision``."""
+    """Write both halves, lowered to ``precision``, and return {variant: file}."""
     reference = load_reference("mse840k", "random:0")
     files = {}
     for part in PARTS:

@@ -1,12 +1,12 @@
-"""The file for ``rewrites.py --optimum``: optimum-onnx's own export of the decoder that the benchmark draws.
+"""Make the file for ``rewrites.py --optimum``: optimum-onnx's export of the decoder, with the benchmark's weights.
 
-optimum-onnx pins older versions than this project, so it has an environment of its own, with the same PyTorch (the
-figures are of optimum-onnx 0.1.0 with optimum 2.1.0, transformers 4.57.6 and diffusers 0.35.2):
+optimum-onnx pins older versions than this project, so it needs an environment of its own, with the same PyTorch. (The
+published figures are of optimum-onnx 0.1.0 with optimum 2.1.0, transformers 4.57.6 and diffusers 0.35.2.)
 
     python -m venv ENV
     ENV/bin/pip install torch==2.13.0 optimum-onnx==0.1.0 'diffusers<0.36'
-    python benchmarks/export_optimum.py weights DIR          # here: DIR becomes a VAE as diffusers saves it
-    ENV/bin/python benchmarks/export_optimum.py graph DIR    # there: DIR/optimum.onnx and its .data
+    python benchmarks/export_optimum.py weights DIR          # this environment: writes DIR, a VAE as diffusers saves it
+    ENV/bin/python benchmarks/export_optimum.py graph DIR    # the other one: writes DIR/optimum.onnx and its .data
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def save_weights(folder: Path) -> None:
 
 
 def export_graph(folder: Path) -> None:
-    """As ``optimum-cli export onnx`` does with the VAE of a pipeline, with its defaults."""
+    """Export the decoder as ``optimum-cli export onnx`` does for the VAE of a pipeline, with its defaults."""
     from diffusers import AutoencoderKL
     from optimum.exporters.onnx import export
     from optimum.exporters.onnx.model_configs import VaeDecoderOnnxConfig

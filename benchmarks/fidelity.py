@@ -1,14 +1,17 @@
-"""What the metrics of ``vaedeploy.quality`` find on photographs, and how long they take.
+"""Measure which faults ``vaedeploy.quality`` finds on photographs, and how long its metrics take.
 
     python benchmarks/fidelity.py [--detectors] [--clean] [--time] [--vae NAME [--weights SRC]]
         [--photos DIR] [--every N] [--json FILE]
 
-``--detectors``: each fault of tests/faults.py at rising strength: how many photographs it is told of, of how many it is
-the first that is told, and whether the metric ranks the strengths. ``--clean``: photographs beside themselves, with the
-noise of one level, and synthetic pictures with gradients or real periodic texture: each finding is a false alarm.
-``--time``: ``measure_quality`` of eight photographs, median of five turns. ``--vae``: what its graphs of each precision
-make of kodim15's and kodim16's latents, beside PyTorch in float64, and PyTorch's picture beside the photograph; half
-precision is emulated. ``--every N``: detectors on each N-th photograph alone.
+``--detectors`` puts each fault of tests/support/faults.py into the photographs at rising strength. It counts in how
+many photographs the fault is found and in how many it is the first finding, and says whether the metric ranks the
+strengths.
+``--clean`` compares photographs, and synthetic images with gradients or real periodic texture, with themselves and with
+a copy that has noise of one level. Each finding is a false alarm.
+``--time`` times ``measure_quality`` on eight photographs, median of five turns, in seconds.
+``--vae`` compares what the VAE's graphs of each precision make of kodim15's and kodim16's latents with PyTorch in
+float64, and PyTorch's image with the photograph. Half precision is emulated.
+``--every N`` uses only each N-th photograph for ``--detectors``.
 """
 
 from __future__ import annotations

@@ -1,10 +1,12 @@
-"""The main job's figures, on the full-size architecture with seeded weights: nothing is downloaded.
+"""Measure export, start-up and decoding on the full-size architecture with seeded weights. Nothing is downloaded.
 
     python benchmarks/main_job.py [export] [startup] [overhead] [demo] [--rounds N] [--json FILE]
 
-export: a verified export's time and memory. startup: how long commands and imports take. Both as whole processes.
-overhead: ``vae.decode`` and the bare ONNX Runtime session take turns, and the ratio is taken turn by turn.
-demo: decoding 512x512 with the VAE that the package carries.
+export: the time (s) and the peak memory (MB) of an export with its verification, as a whole process.
+startup: the time (s) of commands and imports, as whole processes.
+overhead: the time of ``vae.decode`` over that of the bare ONNX Runtime session; they take turns, and the ratio is taken
+    turn by turn.
+demo: the time (s) to decode 512x512 with the VAE that the package carries.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ VAEDEPLOY = (sys.executable, "-m", "vaedeploy")
 
 
 def run(*command: str) -> tuple[float, float]:
-    """(wall seconds, peak resident MB) of one process, which must succeed."""
+    """Run a process, which must succeed, and return (wall seconds, peak resident MB)."""
     started = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     assert process.stderr is not None
@@ -42,7 +44,7 @@ def run(*command: str) -> tuple[float, float]:
 
 
 def take_turns(calls: dict[str, Callable[[], object]], turns: int) -> dict[str, list[float]]:
-    """Seconds of each call in each turn; who goes first alternates, and one turn before them is not counted."""
+    """The seconds of each call in each turn. The order alternates, and one turn before the others is not counted."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(turns + 1):
         for name in sorted(calls, reverse=bool(turn % 2)):
@@ -79,7 +81,7 @@ def startup(folder: Path, rounds: int) -> dict[str, float]:
 
 
 def full_size(folder: Path) -> Path:
-    """A verified full-size bundle: the one that ``export`` left, or a new one."""
+    """A verified full-size bundle: the one that ``export`` made, or a new one."""
     if not (folder / "vae").exists():
         export(folder, 1)
     return folder / "vae"
@@ -120,9 +122,9 @@ PARTS = {"export": export, "startup": startup, "overhead": overhead, "demo": dem
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="all of them unless given")
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="the parts to measure [default: all]")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", type=Path, help="write the figures there as well")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
     args = parser.parse_args()
     figures: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:

@@ -1,14 +1,15 @@
-"""What the runtime adds to an engine or a session: calls of ``VAE.decode`` and the same one alone take turns.
+"""Measure the time that the runtime adds to an engine or a session: ``VAE.decode`` and the bare work take turns.
 
     python benchmarks/overhead.py [--rounds N] [--json FILE]
 
-The demo VAE, one image of 64x64, in the host's memory and in the GPU's. "Alone" is what has to be done anyway: copy
-the latent in, run, copy the image's bytes and what tells of NaN out, wait; from and to the GPU's memory, only run and
-wait. Both launch CUDA graphs where an engine can be recorded. Times engines of a backend that builds here, and ONNX
-Runtime's CUDA provider, where they are installed.
+The figures are microseconds for the demo VAE and one image of 64x64, with arrays in the host's memory and in the GPU's.
+"alone" is the work that any program has to do: copy the latent to the GPU, run, copy the image's bytes and the flag for
+NaN back, and wait; with arrays in the GPU's memory only run and wait. Both launch CUDA graphs where an engine can be
+recorded. The benchmark times engines of a backend that builds on this machine, and ONNX Runtime's CUDA provider, where
+they are installed.
 
-Without a GPU it runs on the tests' stand-in for CUDA's driver, with an engine that does nothing: what is left is the
-time outside CUDA calls.
+Without a GPU, it runs on the tests' stand-in for CUDA's driver, with an engine that does nothing. What it measures then
+is the time outside CUDA calls.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ SIZE = 64
 
 
 class Idle:
-    """An engine that does nothing, for the stand-in, whose memory is the host's."""
+    """An engine that does nothing, for the stand-in, whose device memory is the host's."""
 
     graphs: Graphs = "recorded"
 
@@ -68,14 +69,14 @@ class Idle:
 
     def bind(self, tensor: str, address: int) -> None:
         if tensor == "finite":
-            ctypes.memset(address, 1, 1)  # else each picture would be told of
+            ctypes.memset(address, 1, 1)  # else the runtime would warn of NaN in each call
 
     def enqueue(self, _: object) -> None:
         pass
 
 
 class EngineAlone:
-    """An engine's context on arrays of its own, set up beforehand."""
+    """An execution context with arrays that are allocated beforehand, without the runtime around it."""
 
     def __init__(self, device: cuda.CudaDevice, plan: Plan, half: Half, latent: np.ndarray) -> None:
         self._stream = device.stream()
@@ -113,7 +114,7 @@ class EngineAlone:
 
 
 class SessionAlone:
-    """A session of ONNX Runtime's CUDA provider, likewise."""
+    """A session of ONNX Runtime's CUDA provider, with arrays that are allocated beforehand where it can."""
 
     def __init__(self, device: cuda.CudaDevice, graph: Path, latent: np.ndarray) -> None:
         import onnxruntime
@@ -137,7 +138,7 @@ class SessionAlone:
 
 
 def overhead(calls: Mapping[str, tuple[Call, Call]], rounds: int) -> dict[str, dict[str, float]]:
-    """By the kind of memory, in microseconds: both medians, and that of the differences, turn by turn."""
+    """{kind of memory: figures} in microseconds: both medians, and the median of the differences, turn by turn."""
     found = {}
     for name, (whole, alone) in calls.items():
         times = {}
@@ -170,7 +171,7 @@ def measure(
 
 
 def of_engine(bundle: Bundle, latent: np.ndarray, rounds: int) -> dict[str, Any]:
-    """Of the first engine of a decoder that is there."""
+    """The overhead on the first decoder engine of the bundle."""
     name, info = next((n, i) for n, i in bundle.manifest.engines.items() if i.part == "decoder")
     backend, device = info.identity.backend, cuda.CudaDevice(0)
     plan = tensorrt.load_plan(bundle.path / name, backend, bundle.manifest.files[name].sha256, device, True)
@@ -179,13 +180,13 @@ def of_engine(bundle: Bundle, latent: np.ndarray, rounds: int) -> dict[str, Any]
 
 
 def of_session(bundle: Bundle, latent: np.ndarray, rounds: int) -> dict[str, Any]:
-    """Of ONNX Runtime's CUDA provider."""
+    """The overhead on a session of ONNX Runtime's CUDA provider."""
     alone = SessionAlone(cuda.CudaDevice(0), bundle.graph("decoder", "onnxruntime"), latent)
     return measure(VAE(bundle.path, onnxruntime_cuda.NAME, on_nan="warn"), alone, latent, rounds)
 
 
 def build(bundle: Bundle, gpu: Gpu) -> Bundle:
-    """With engines for this GPU. Raises VaedeployError where there is no profile of its kind, or nothing builds."""
+    """Build engines for this GPU. Raises VaedeployError where no profile has its capability, or the build fails."""
     fitting = [name for name, p in profiles().items() if p.compute_capability == gpu.compute_capability]
     if not fitting:
         raise BackendError(f"there is no profile for {gpu}")

@@ -1,13 +1,14 @@
-"""The exact rewrites on the CPU: the full-size decoder and encoder with seeded weights, forms taking turns.
+"""Time the exact rewrites on the CPU: forms of the full-size decoder and encoder, with seeded weights, take turns.
 
     python benchmarks/rewrites.py [--sizes 256 512] [--rounds 5 3] [--compile] [--optimum FILE] [--json FILE]
 
-Forms of the graph: as PyTorch exports it, with one rule at a time, and with all that ``vaedeploy export`` applies, each
-in ONNX Runtime with the package's own session. Beside them PyTorch eager in float32; with ``--compile`` torch.compile,
-with static shapes; with ``--optimum`` the decoder as optimum-onnx exports it, in the same session (export_optimum.py
-makes the file). Times are medians of ratios, turn by turn, with the lowest and the highest beside them; errors are
-against PyTorch in float64; peak memory is that of a process that runs the form once. Also how many operations the fold
-removes, and how long rewriting takes. ``--rounds``: one number for each size.
+The forms of the graph are: as PyTorch exports it, with one rule at a time, and with all rules that ``vaedeploy export``
+applies. Each runs in ONNX Runtime with the package's session. PyTorch eager in float32 takes turns with them; with
+``--compile`` so does torch.compile, with static shapes; with ``--optimum`` so does the decoder as optimum-onnx exports
+it, in the same session (export_optimum.py makes the file). Times are medians of ratios, turn by turn, with the lowest
+and the highest ratio; errors are relative L2 against PyTorch in float64; peak memory is that of a process that runs the
+form once. The benchmark also prints how many operations the fold removes, and how long rewriting takes. ``--rounds``
+takes one number for each size.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ ALL = "all rules"
 
 
 def write_forms(folder: Path, part: str) -> dict[str, Path]:
-    """{name: file}, with weights in one place where they are the same."""
+    """Write the forms and return {name: file}. Forms with the same weights share one weights file."""
     from vaedeploy.graph.graph import load_graph, save_form, save_graph
     from vaedeploy.graph.trace import trace_graph
     from vaedeploy.rewrite import rewrite_graph
@@ -95,12 +96,12 @@ if sys.argv[3] == "compile":
 with torch.no_grad():
     module(torch.from_numpy(numpy.load(sys.argv[2])))
 """
-# Not what wait4 tells: that counts the memory of the process that started it as well.
+# wait4's figure would include the memory of the process that started this one.
 TELL_PEAK = "print([line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')][0])"
 
 
 def peak_mb(code: str, *arguments: Path | str) -> float:
-    """Resident MB at most, of a process that runs ``code``."""
+    """Peak resident MB of a process that runs ``code``."""
     ended = subprocess.run(
         [sys.executable, "-c", code + TELL_PEAK, *arguments], stdout=subprocess.PIPE, check=True, text=True
     )
@@ -154,7 +155,7 @@ def compare(
 
     for name, path in files.items():
         add_session(name, path, given)
-    if optimum is not None and part == "decoder":  # it takes latents before the scale
+    if optimum is not None and part == "decoder":  # its input is the raw latent, without scale and shift
         add_session("optimum-onnx", optimum, raw.numpy())
     torch.save(half, folder / "module.pt")
     add_module("PyTorch eager", half, "eager")

@@ -1,6 +1,8 @@
-"""What `vaedeploy compare` finds when a decoder is wrong in a known way: the demo VAEs, with their latents altered.
+"""Show what ``vaedeploy compare`` finds when latents of the demo VAEs are altered in a known way.
 
-python benchmarks/swaps.py DEMO_BUNDLE DEMO_MSE_BUNDLE --images DIR    prints a table, and a time for each pair
+python benchmarks/swaps.py DEMO_BUNDLE DEMO_MSE_BUNDLE --images DIR
+
+It prints a table with a row, and the seconds that it took, for each alteration.
 """
 
 from __future__ import annotations
@@ -47,7 +49,7 @@ class Altered:
 
 
 def alterations(channels: int) -> dict[str, tuple[Change, Change]]:
-    """Name -> what is done before the decoder, and after the encoder."""
+    """Name -> (the change before the decoder, the change after the encoder)."""
     rng = np.random.default_rng(0)
     order = rng.permutation(channels)
     back = np.argsort(order)
@@ -77,9 +79,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundles", nargs=2, type=Path)
     parser.add_argument("--images", type=Path, required=True)
-    parser.add_argument("--only", default="", help="alterations with this in their name")
+    parser.add_argument("--only", default="", help="only alterations whose name contains this")
     given = parser.parse_args()
-    warnings.simplefilter("ignore")  # of bundles that were not verified
+    warnings.simplefilter("ignore")  # the bundles may be unverified
     files = photo_files(given.images)
     chosen = [files[n] for n in np.linspace(0, len(files) - 1, min(SWAP_CROPS, len(files))).round().astype(int)]
     crops = [crop_middle(read_image(file), 8, SWAP_SIDE) for file in chosen]

@@ -2,22 +2,23 @@
 
     python tools/train_demo_vae.py --kodak DIR --out DIR [--device cuda] [--batch N] [--steps N] [--mse-steps N]
 
-The run is seeded, saves a checkpoint every few minutes and resumes from it. It ends with
-``demo.safetensors`` and ``demo-mse.safetensors`` (fp16) and their model cards in ``--out``.
+The run is seeded, saves a checkpoint every few minutes and resumes from it. At the end it writes
+``demo.safetensors`` and ``demo-mse.safetensors`` (fp16) to ``--out``, with the facts for their model cards.
 
-Three stages, because a small VAE on few pictures is limited by optimisation and not by capacity:
+It has three stages, because a small VAE that learns from few images is limited by optimisation and not by capacity:
 
 1. *Linear start.* An AutoencoderKL is linear along its residual stream. The encoder's stream is set to a
    pyramid of principal components, the decoder's is fitted to it by gradient descent, and every residual
-   branch starts at zero. What is in the way is the last normalisation and SiLU of each half; both are
+   branch starts at zero. The only obstacles are the last normalisation and SiLU of each half. Both are
    made transparent by writing each signal x as the pair (x, -x), since silu(x) - silu(-x) = x, beside a pair
    of large constants (K, -K) that keeps the group's mean at 0 and its variance nearly independent of the
-   picture. So training starts at the quality of a good linear codec instead of at noise.
-2. *demo*: the whole network, L1 + SSIM + a little KL.
-3. *demo-mse*: the decoder alone over the frozen encoder, on mean squared error: what vae-ft-mse is to
-   the original SD VAE.
+   image. So training starts at the quality of a good linear codec instead of at noise.
+2. *demo*: the whole network is trained on L1 + SSIM + a little KL.
+3. *demo-mse*: only the decoder is trained, over the frozen encoder, on mean squared error, as vae-ft-mse was
+   trained from the original SD VAE.
 
-kodim01 to 14 and photographs of scikit-image and scikit-learn train; kodim15 and 16 judge, as whole pictures.
+The training data are kodim01 to 14 and photographs of scikit-image and scikit-learn; kodim15 and 16, as whole
+images, are held out for evaluation.
 """
 
 from __future__ import annotations
@@ -58,8 +59,8 @@ CONFIG = {
 LATENT_CHANNELS = CONFIG["latent_channels"]
 GROUPS = CONFIG["norm_num_groups"]
 
-# The latents are given a spread and an offset that are plainly not 1 and 0, as real VAEs have, so that a scale or a
-# shift that someone forgot shows in the picture.
+# The latents have a spread and an offset that are clearly not 1 and 0, as in real VAEs, so that a forgotten scale or
+# shift shows in the image.
 LATENT_STD = 4.0
 LATENT_MEAN = 1.0
 POSTERIOR_STD = 0.02 * LATENT_STD  # the noise that sampling adds at the start of training
@@ -82,7 +83,7 @@ def load_kodak(folder: Path, numbers: range) -> list[Tensor]:
 
 
 def training_photos(kodak: Path) -> list[Tensor]:
-    """All training photographs, each also at smaller scales (small pictures have steeper detail)."""
+    """All training photographs, each also at smaller scales (small images have steeper detail)."""
     import skimage.data
     from sklearn.datasets import load_sample_image
 
@@ -100,7 +101,7 @@ def training_photos(kodak: Path) -> list[Tensor]:
 
 
 def random_crops(photos: list[Tensor], size: int, count: int, rng: np.random.Generator) -> Tensor:
-    """``count`` crops of size x size, turned and mirrored; larger photographs are drawn more often."""
+    """``count`` crops of size x size, randomly rotated and mirrored; larger photographs are drawn more often."""
     weights = np.array([p.shape[1] * p.shape[2] for p in photos], dtype=np.float64)
     weights[[min(p.shape[1:]) < size for p in photos]] = 0
     crops = []
@@ -109,7 +110,7 @@ def random_crops(photos: list[Tensor], size: int, count: int, rng: np.random.Gen
         top, left = rng.integers(height - size + 1), rng.integers(width - size + 1)
         crop = photos[index][:, top : top + size, left : left + size]
         crop = torch.rot90(crop, int(rng.integers(4)), (1, 2))
-        if rng.random() < 0.3:  # other exposures: contrast and brightness, each colour a little differently
+        if rng.random() < 0.3:  # imitate other exposures: contrast and brightness, slightly different for each colour
             gain = rng.uniform(0.6, 1.2) * rng.uniform(0.92, 1.08, (3, 1, 1))
             crop = (crop * torch.from_numpy(gain).float() + float(rng.uniform(-0.2, 0.2))).clamp(-1, 1)
         crops.append(crop.flip(2) if rng.random() < 0.5 else crop)
@@ -131,7 +132,7 @@ def zero_residual_branches(vae: AutoencoderKL) -> None:
 
 
 def shortcuts_and_samplers(half: nn.Module) -> list[nn.Conv2d]:
-    """The convolutions that the residual stream passes, first to last, without conv_in and conv_out."""
+    """The convolutions that the residual stream passes through, in order, without conv_in and conv_out."""
     convs = []
     for block in getattr(half, "down_blocks", None) or half.up_blocks:
         convs += [r.conv_shortcut for r in block.resnets if r.conv_shortcut is not None]
@@ -144,17 +145,17 @@ def shortcuts_and_samplers(half: nn.Module) -> list[nn.Conv2d]:
 def transparent_output(
     norm: nn.GroupNorm, shortcut: nn.Conv2d, conv_out: nn.Conv2d, signal: Tensor, read: Tensor
 ) -> None:
-    """Let ``shortcut`` write pairs and constants, and ``norm``, SiLU, ``conv_out`` pass them on unchanged.
+    """Make ``shortcut`` write pairs and constants, and ``norm``, SiLU and ``conv_out`` pass them on unchanged.
 
-    signal: (S, C_in) rows that ``shortcut`` computes; read: (C_out, S, 3, 3), what ``conv_out`` does with the S
-    signals, which are expected to have a standard deviation near 1.
+    signal: (S, C_in), the rows that ``shortcut`` computes. The S signals should have a standard deviation near 1.
+    read: (C_out, S, 3, 3), the kernel that ``conv_out`` applies to the signals.
     """
     channels, per_group = norm.num_channels, norm.num_channels // norm.num_groups
-    each = math.ceil(len(signal) / norm.num_groups)  # signals in one group: 2 * each + 2 channels of it are taken
+    each = math.ceil(len(signal) / norm.num_groups)  # signals in one group, which occupy 2 * each + 2 of its channels
     shortcut.weight.zero_()
     shortcut.bias.zero_()
     conv_out.weight.zero_()
-    # random extra channels, small: material for the residual branches that read the stream
+    # The other channels get small random weights, so that residual branches have something to learn from.
     shortcut.weight.copy_(0.02 * torch.randn_like(shortcut.weight))
     gain = torch.ones(channels)
     for s, row in enumerate(signal):
@@ -178,7 +179,7 @@ def transparent_output(
 
 @torch.no_grad()
 def start_encoder(vae: AutoencoderKL, photos: list[Tensor], rng: np.random.Generator) -> None:
-    """The encoder's stream as a pyramid of principal components of 2x2 patches, then whitened to latents."""
+    """Set the encoder's stream to a pyramid of principal components of 2x2 patches, then whiten that to latents."""
     encoder = vae.encoder
     nn.init.normal_(encoder.conv_in.weight, std=0.1)
     nn.init.zeros_(encoder.conv_in.bias)
@@ -257,7 +258,7 @@ def start_decoder(vae: AutoencoderKL, photos: list[Tensor], rng: np.random.Gener
         if step % 250 == 0 or step == steps - 1:
             print(f"linear start {step:5d}  {10 * math.log10(4 / loss.item()):.2f} dB on crops", flush=True)
 
-    # the pair of an average picture has a spread of about 0.5; as signals they are written at twice their size
+    # The signals of an average image have a spread of about 0.5, so they are written at twice their size.
     spread = 2.0
     read = torch.einsum("oikl,ij->ojkl", smooth.weight.detach(), torch.eye(3)) / spread
     transparent_output(
@@ -296,7 +297,7 @@ def psnr(vae: AutoencoderKL, photos: list[Tensor]) -> list[float]:
 
 @dataclass
 class Stage:
-    """One run of the optimiser: its name, its length, its highest learning rate and its 96x96 crops a step."""
+    """One run of the optimiser: its name, its steps, its highest learning rate and the 96x96 crops in a step."""
 
     name: str
     steps: int
@@ -305,7 +306,7 @@ class Stage:
 
 
 def crop_plan(progress: float, batch: int) -> tuple[int, int]:
-    """(crop size, count): ``batch`` small crops first; larger ones at the end, for attention and normalisation."""
+    """(crop size, count): first ``batch`` small crops; at the end fewer large ones, for attention and normalisation."""
     if progress < 0.6:
         return 96, batch
     return (128, batch * 5 // 8) if progress < 0.85 else (256, batch // 4)
@@ -351,7 +352,7 @@ def train(
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 0.5)
         optimizer.step()
-        losses.append(loss.detach())  # not .item(): a GPU would have to be waited for
+        losses.append(loss.detach())  # .item() would wait for the GPU
         decay = min(0.998, (step + 1) / (step + 10))
         with torch.no_grad():
             torch._foreach_lerp_([*average.parameters()], [*vae.parameters()], 1 - decay)
@@ -380,7 +381,7 @@ def train(
 
 @torch.no_grad()
 def latent_contract(vae: AutoencoderKL, photos: list[Tensor]) -> tuple[float, float]:
-    """(scale, shift), rounded, that bring the training photographs' latents to mean 0 and deviation 1."""
+    """The rounded (scale, shift) that bring the training photographs' latents to mean 0 and standard deviation 1."""
     values = []
     for photo in photos:
         height, width = (n // 8 * 8 for n in photo.shape[1:])
@@ -394,7 +395,7 @@ def device_name(device: str) -> str:
 
 
 def save(name: str, vae: AutoencoderKL, out: Path, facts: dict[str, object]) -> None:
-    """NAME.safetensors in fp16, and NAME.json with what is known of its training, for the model card."""
+    """Write NAME.safetensors in fp16, and NAME.json with the facts of its training, for the model card."""
     out.mkdir(parents=True, exist_ok=True)
     save_file({k: v.half().contiguous().cpu() for k, v in vae.state_dict().items()}, out / f"{name}.safetensors")
     (out / f"{name}.json").write_text(json.dumps(facts, indent=2) + "\n")
@@ -402,12 +403,14 @@ def save(name: str, vae: AutoencoderKL, out: Path, facts: dict[str, object]) -> 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kodak", type=Path, required=True, help="folder with kodim01.png to kodim16.png")
-    parser.add_argument("--out", type=Path, required=True, help="checkpoints and results")
+    parser.add_argument("--kodak", type=Path, required=True, help="the folder with kodim01.png to kodim16.png")
+    parser.add_argument("--out", type=Path, required=True, help="the folder for checkpoints and results")
     parser.add_argument("--linear-steps", type=int, default=3000)
-    parser.add_argument("--steps", type=int, default=5000, help="of the stage demo")
-    parser.add_argument("--mse-steps", type=int, default=1500, help="of the stage demo-mse")
-    parser.add_argument("--batch", type=int, default=8, help="96x96 crops a step; later, larger ones are fewer")
+    parser.add_argument("--steps", type=int, default=5000, help="training steps of the stage demo")
+    parser.add_argument("--mse-steps", type=int, default=1500, help="training steps of the stage demo-mse")
+    parser.add_argument(
+        "--batch", type=int, default=8, help="96x96 crops in a step; later steps have fewer and larger ones"
+    )
     parser.add_argument("--rate", type=float, default=6e-4)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seed", type=int, default=0)

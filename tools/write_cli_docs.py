@@ -1,4 +1,4 @@
-"""Write docs/cli.md: every command's help, as the command line prints it.
+"""Write docs/cli.md: the help of every command, as the command line prints it.
 
 python tools/write_cli_docs.py
 """
@@ -16,21 +16,22 @@ WIDTH = 100
 
 HEAD = """# The command line
 
-Every command's help, as `vaedeploy COMMAND --help` prints it. This page is written by
-`python tools/write_cli_docs.py`; edit the help texts in `vaedeploy/cli/` instead.
+This page has the help of every command, as `vaedeploy COMMAND --help` prints it. `python tools/write_cli_docs.py`
+writes it; to change it, edit the help texts in `vaedeploy/cli/`.
 
 Results go to stdout; progress, warnings and errors go to stderr. `--json` prints one JSON document on stdout and
-nothing else there; an error is words on stderr and an exit code all the same.
+nothing else there; an error is still a sentence on stderr and an exit code.
 
-A document has the fields of a Python object, and `help()` says what each is: `vd.Report` and `vd.Case` for `verify`,
-`vd.Comparison`, `vd.Optimized`, `vd.Bench`, `vd.Preset` and `vd.Profile` for the commands of these names; for `inspect`
-those of [bundle-format.md](bundle-format.md). Times are milliseconds (`ms`), sizes bytes, rates of `bench` operations
-and bytes a second, shares 0 to 1. `null` is infinity, or that there is no such figure, as the field's text says.
+A JSON document has the fields of a Python object, whose `help()` explains each: `vd.Report` and `vd.Case` for `verify`;
+`vd.Comparison` for `compare`, `vd.Optimized` for `optimize`, `vd.Bench` for `bench`, `vd.Preset` for `presets` and
+`vd.Profile` for `profiles`. The document of `inspect` has the fields of [bundle-format.md](bundle-format.md). Times are
+in milliseconds (`ms`), sizes in bytes, the rates of `bench` in operations and bytes per second; shares go from 0 to 1.
+`null` is infinity or means that there is no such figure, as the description of the field says.
 """
 
 
 def render() -> str:
-    """The page's text, which does not depend on the terminal."""
+    """The text of the page; the width of the terminal does not change it."""
     root = click.Context(cli, info_name="vaedeploy", terminal_width=WIDTH, help_option_names=["-h", "--help"])
     commands = [(name, cli.commands[name]) for name in cli.list_commands(root)]
     contexts = [root, *(click.Context(c, root, name, terminal_width=WIDTH) for name, c in commands)]

@@ -1,4 +1,4 @@
-"""Write a photograph to try things with: 512×512, NASA's portrait of Eileen Collins (public domain).
+"""Write a photograph for trials: 512×512, NASA's portrait of Eileen Collins (public domain).
 
 python tools/write_photo.py PHOTO.png
 """

@@ -1,18 +1,20 @@
-"""The VAE on a GPU, each contestant against the others in one run: seeded weights, nothing is downloaded.
+"""Time the VAE on a GPU in PyTorch, ONNX Runtime and TensorRT, in turns. Weights are seeded; nothing is downloaded.
 
     python -m benchmarks.gpu [floor] [speed] [bundle] [overflow] --work DIR [--json FILE] [--rounds N] [--minutes N]
 
-floor: the rates of a large matrix product and a large copy. No decoder is faster than its operations over the one.
+floor: the rates of a large matrix product and a large copy. A decoder cannot be faster than its operations at the
+    former.
 speed: PyTorch eager, ONNX Runtime's CUDA provider with plain and rewritten graphs, and the package's runtime with
-    engines of TensorRT-RTX and TensorRT where they run, take turns on the same photographs and latents in device
-    memory, timed with CUDA events; what device memory each takes, and how far its result is from PyTorch in float64.
-    torch.compile comes last, in a process of its own that is stopped where its tuning takes too long, and takes turns
-    with eager there.
-bundle: ``vaedeploy bench`` on the bundle with those engines: whole calls, from the host and back.
-overflow: a VAE whose residual stream was inflated by 2^17 in half precision, without and with the rescale rule.
+    engines of TensorRT-RTX and TensorRT where they run. They take turns on the same photographs and latents in device
+    memory, timed with CUDA events. The results also have the device memory that each takes, and how far its output is
+    from PyTorch in float64. torch.compile comes last, in a process of its own, where it takes turns with eager. That
+    process is stopped if tuning takes too long.
+bundle: ``vaedeploy bench`` on the bundle with those engines: whole calls, with arrays in the host's memory.
+overflow: a VAE whose residual stream was inflated by 2^17, in half precision, without and with the rescale rule.
 
-What does not fit into --minutes is left out, and the results say so. Needs the package's export dependencies,
-onnxruntime-gpu, and for engines tensorrt-rtx or tensorrt with cuda-core. With --cpu it runs on the CPU, to try it out.
+Work that does not fit into --minutes is left out, and the results say so. The benchmark needs the package's export
+dependencies, onnxruntime-gpu, and for engines tensorrt-rtx or tensorrt with cuda-core. With --cpu it runs on the CPU,
+to try it out.
 """
 
 from __future__ import annotations
@@ -40,14 +42,16 @@ def main() -> None:
     )
     parts = ("floor", "speed", "bundle", "overflow")
     parser.add_argument("parts", nargs="*", help=", ".join(parts))
-    parser.add_argument("--work", type=Path, help="folder for the graphs: several GB")
-    parser.add_argument("--json", type=Path, help="where the figures go [default: results/GPU-NAME.json beside this]")
+    parser.add_argument("--work", type=Path, help="the folder to write graphs to: several GB")
+    parser.add_argument(
+        "--json", type=Path, help="the file for the figures [default: benchmarks/results/GPU-NAME.json]"
+    )
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--minutes", type=float, default=8, help="what all of it may take, more or less")
+    parser.add_argument("--minutes", type=float, default=8, help="the time limit of the whole run, more or less")
     parser.add_argument("--vae", default="mse840k")
     parser.add_argument("--weights", default="random:0")
-    parser.add_argument("--sizes", type=int, nargs="*", help="only these sizes")
-    parser.add_argument("--cpu", action="store_true", help="go on without a CUDA device, on tiny sizes")
+    parser.add_argument("--sizes", type=int, nargs="*", help="time only these sizes, in pixels")
+    parser.add_argument("--cpu", action="store_true", help="run without a CUDA device, on tiny sizes")
     parser.add_argument("--compiled", nargs=3, metavar=("PART", "SIZE", "BATCH"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if DEVICE == "cpu" and not args.cpu and not args.compiled:
@@ -73,7 +77,8 @@ def main() -> None:
     result: dict[str, Any] = {"machine": machine()}
     if args.json and args.json.exists():
         before = json.loads(args.json.read_text())
-        # A run of some parts, or one that is cut short, keeps what was found of the others, and on which versions.
+        # If this run covers only some parts, or is cut short, the earlier results of the other parts are kept, with
+        # the machine and versions that they were measured on.
         result["before"] = before.pop("before", {}) | {k: v for k, v in before.items() if k == "machine" or k in parts}
 
     def keep() -> None:

@@ -1,4 +1,4 @@
-"""The contestants of TensorRT and TensorRT-RTX, behind the package's runtime."""
+"""TensorRT and TensorRT-RTX in the GPU benchmark: engines behind the package's runtime."""
 
 from __future__ import annotations
 
@@ -35,11 +35,13 @@ BUILT = {
     "tensorrt": [("fp16", ((512, 1), (1024, 1), (512, 4)))],
     "tensorrt-rtx": [(p, tuple((s, n) for s in (512, 768, 1024) for n in (1, 4))) for p in ("fp16", "bf16")],
 }
-"""Precisions, and sizes with their batch, each an optimisation profile of its own. TensorRT takes minutes for each."""
+"""Backend -> precisions, each with its (size in pixels, batch) pairs. Each pair is an optimisation profile of its own,
+for which TensorRT takes minutes.
+"""
 
 
 def build_bundle(reference: Reference, folder: Path, deadline: float) -> tuple[Path, dict[str, str]]:
-    """A bundle with engines of what builds here for this GPU before the deadline, and why the others are not there."""
+    """Build engines for this GPU until the deadline. Returns the bundle, and {engine: why it was not built}."""
     place, failed = folder / "bundle", {}
     made = export_vae(reference, out=place, precision="fp16", verify=False, force=True)
     gpu = find_gpu()
@@ -63,7 +65,7 @@ def build_bundle(reference: Reference, folder: Path, deadline: float) -> tuple[P
 def engines(
     bundle: Path, part: str, x: Tensor, shape: tuple[int, ...], memory: dict[str, float | None]
 ) -> tuple[dict[str, Run], dict[str, str]]:
-    """The package's runtime with each profile's engines, from and to PyTorch's tensors: as ``sessions``."""
+    """The runtime with the engines of each profile, on PyTorch tensors. Takes and gives what ``sessions`` does."""
     calls: dict[str, Run] = {}
     failed: dict[str, str] = {}
     for profile in dict.fromkeys(info.profile for info in Bundle.open(bundle).manifest.engines.values()):
@@ -72,7 +74,7 @@ def engines(
         before = used_gb()
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # that the bundle is not verified is known
+                warnings.simplefilter("ignore")  # the bundle is unverified on purpose
                 vae = VAE(bundle, backend, profile=profile)
             out = torch.empty(shape, device=DEVICE)
 
@@ -85,7 +87,7 @@ def engines(
             calls[name] = decode if part == "decoder" else encode
             calls[name]()
             memory[name] = used_gb() - before
-        except Exception as error:  # that it fails is a result
+        except Exception as error:  # a failure is a result too
             failed[name] = str(error)[:400]
             calls.pop(name, None)
     return calls, failed

@@ -1,4 +1,4 @@
-"""Timing on a device, in turns, and what the machine is."""
+"""Timing on a device, in turns, and a description of the machine."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def machine() -> dict[str, Any]:
 
 
 def seconds(call: Run, repeats: int) -> float:
-    """Mean seconds of one call among ``repeats`` that follow each other on the device."""
+    """Seconds per call, averaged over ``repeats`` calls in a row on the device."""
     if DEVICE == "cpu":
         started = time.perf_counter()
         for _ in range(repeats):
@@ -54,7 +54,7 @@ def seconds(call: Run, repeats: int) -> float:
 
 
 def take_turns(calls: dict[str, Run], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each call in each round; the order is reversed every other round. All are warm when it begins."""
+    """The seconds of each call in each round. The order is reversed every other round, and all calls are warmed up."""
     repeats = {}
     for name, call in calls.items():
         seconds(call, 2)
@@ -67,7 +67,7 @@ def take_turns(calls: dict[str, Run], rounds: int) -> dict[str, list[float]]:
 
 
 def peak_gb(call: Run) -> float | None:
-    """GB that PyTorch's allocator holds at most during a call, above what it held before."""
+    """The peak of PyTorch's allocator during a call, in GB above what it held before."""
     if DEVICE == "cpu":
         return None
     torch.cuda.synchronize()
@@ -79,7 +79,7 @@ def peak_gb(call: Run) -> float | None:
 
 
 def used_gb() -> float:
-    """GB of the device that are taken, by whomever."""
+    """The device memory that all processes use together, in GB."""
     if DEVICE == "cpu":
         return 0.0
     torch.cuda.synchronize()

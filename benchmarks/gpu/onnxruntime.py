@@ -1,4 +1,4 @@
-"""The contestants of ONNX Runtime, in PyTorch's memory and on its stream."""
+"""ONNX Runtime in the GPU benchmark: graphs on PyTorch's memory and stream."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Session:
 
 
 def write_forms(reference: Reference, folder: Path) -> dict[str, dict[str, Path]]:
-    """The ONNX forms of both halves: {part: {name: path}}."""
+    """Write the ONNX forms of both halves and return {part: {name: path}}."""
     forms: dict[str, dict[str, Path]] = {"encoder": {}, "decoder": {}}
     for part, paths in forms.items():
         plain = folder / f"{part}.onnx"
@@ -63,14 +63,14 @@ def rewritten(graph: Graph, steps: tuple[str, ...]) -> Graph:
         if step == "two-stage":
             split_means(graph.model)
         else:
-            fold_upsampling(graph.model, step)  # which finds nothing in an encoder
+            fold_upsampling(graph.model, step)  # an encoder has nothing to fold
     return graph
 
 
 def sessions(
     paths: dict[str, Path], x: Tensor, shape: tuple[int, ...], memory: dict[str, float | None]
 ) -> tuple[dict[str, Run], dict[str, str]]:
-    """(what runs, what failed and why). memory: takes the GB that each holds after a call."""
+    """({name: call}, {name: why it failed}). memory: receives the GB that each session holds after a call."""
     calls: dict[str, Run] = {}
     failed: dict[str, str] = {}
     for name, path in paths.items():
@@ -79,7 +79,7 @@ def sessions(
             calls[f"onnxruntime {name}"] = call = Session(path, x, shape)
             call()
             memory[f"onnxruntime {name}"] = used_gb() - before
-        except Exception as error:  # that it fails is a result
+        except Exception as error:  # a failure is a result too
             failed[f"onnxruntime {name}"] = str(error)[:400]
             calls.pop(f"onnxruntime {name}", None)
     return calls, failed

@@ -1,4 +1,4 @@
-"""A VAE whose residual stream was inflated, in half precision, without and with the rescale rule."""
+"""Half precision on a VAE whose residual stream was inflated, without and with the rescale rule."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from inflation import INFLATIONS, inflate
 
 
 def overflow(reference: Reference, folder: Path) -> list[dict[str, Any]]:
-    """The VAE as it is and inflated, at 512x512, in fp16: eager, lowered alone, and rescaled before it is lowered."""
+    """Run the VAE as it is and inflated, at 512x512 in fp16: eager, only lowered, and rescaled before it is lowered."""
     rows = []
     x = inputs(reference, 512 if DEVICE == "cuda" else 64, 1)
     expected = {p: exact(reference, p, x[p]) for p in x}
@@ -59,7 +59,7 @@ def overflow(reference: Reference, folder: Path) -> list[dict[str, Any]]:
                     row |= {"kept in fp32": len(keep), "components scaled": result.outcome.matches}
                 try:
                     lower_precision(graph.model, "fp16", keep_fp32=keep)
-                except InputError as error:  # a weight beyond the range
+                except InputError as error:  # a weight exceeds the range of fp16
                     row[f"{name}: refused"] = str(error)[:300]
                     continue
                 path = folder / f"inflated.{name.replace(', ', '.')}.onnx"

@@ -1,4 +1,4 @@
-"""The PyTorch contestants: eager, and torch.compile in a process of its own."""
+"""PyTorch in the GPU benchmark: eager, and torch.compile in a process of its own."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from vaedeploy.values.reference import Reference
 COMPILED = (("decoder", 512, 1), ("encoder", 512, 1), ("decoder", 1024, 1))
 
 ROOT = Path(__file__).parents[2]
-"""The top of the repository, from which ``python -m benchmarks.gpu`` runs."""
+"""The top folder of the repository, in which ``python -m benchmarks.gpu`` runs."""
 
 
 COMPILE_SECONDS = 120
-"""What one case of torch.compile may take: its tuning takes minutes for some."""
+"""The time limit of one case of torch.compile, in seconds: its tuning takes minutes for some."""
 
 
 TOLD = "torch.compile fp16, channels-last, max-autotune"
 
 
 class Half(nn.Module):
-    """One half of a VAE in one precision, from float32 to float32 and with the latent contract, like its graph."""
+    """One half of a VAE in one precision. Like its graph, it takes and gives float32, with scale and shift applied."""
 
     def __init__(self, reference: Reference, part: str, dtype: torch.dtype, layout: torch.memory_format) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ def modules(reference: Reference, part: str, x: Tensor) -> dict[str, Run]:
 
 
 def compiled(reference: Reference, part: str, size: int, batch: int, rounds: int) -> dict[str, Any]:
-    """torch.compile and eager in turns, as a row of ``speed``."""
+    """Time torch.compile and eager in turns, as a row of ``speed``."""
     x = inputs(reference, size, batch)[part]
     last = torch.channels_last
     tuned = torch.compile(Half(reference, part, torch.float16, last), mode="max-autotune", fullgraph=True)
@@ -78,7 +78,7 @@ def compiled(reference: Reference, part: str, size: int, batch: int, rounds: int
 
 
 def compiled_elsewhere(case: tuple[str, int, int], seconds: float, arguments: list[str]) -> dict[str, Any]:
-    """``compiled`` in a process that is stopped after ``seconds``."""
+    """Run ``compiled`` in a process that is stopped after ``seconds``."""
     part, size, batch = case
     row = {"part": part, "size": size, "batch": batch, "name": TOLD}
     command = [sys.executable, "-m", "benchmarks.gpu", "--compiled", part, str(size), str(batch), *arguments]
@@ -93,8 +93,9 @@ def compiled_elsewhere(case: tuple[str, int, int], seconds: float, arguments: li
 
 @torch.no_grad()
 def inputs(reference: Reference, size: int, batch: int) -> dict[str, Tensor]:
-    """{part: its input}: photographs, and the latents that the encoder makes of them in float64, an item at a time: a
-    batch of large ones would not fit.
+    """{part: its input}: photographs, and the latents that the encoder makes of them in float64.
+
+    The encoder runs one batch item at a time, since a batch of large ones would not fit into memory.
     """
     photos = torch.from_numpy(crop_batch(load_photos(), batch, size, size)).to(DEVICE)
     image = photos.permute(0, 3, 1, 2).float() / 127.5 - 1
@@ -103,6 +104,6 @@ def inputs(reference: Reference, size: int, batch: int) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def exact(reference: Reference, part: str, x: Tensor) -> Tensor:
-    """PyTorch's own in float64, an item at a time, as ``inputs``."""
+    """PyTorch's result in float64, computed one batch item at a time."""
     half = Half(reference, part, torch.float64, torch.contiguous_format)
     return torch.cat([half(item) for item in x.split(1)])

@@ -1,4 +1,4 @@
-"""All contestants in turns, case by case, and the whole calls of ``vaedeploy bench``."""
+"""Time all contestants in turns, case by case, and whole calls with ``vaedeploy bench``."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from vaedeploy.runtime.backends import BACKENDS, ENGINES, problem_of
 from vaedeploy.values.reference import Reference
 
 TFLOP = {"encoder": {512: 1.117, 768: 2.609, 1024: 4.879}, "decoder": {512: 2.515, 768: 5.754, 1024: 10.470}}
-"""Operations of the SD architecture for one image: twice the multiply-adds."""
+"""10^12 operations of the SD architecture for one image, by part and side in pixels: twice the multiply-adds."""
 
 
 CASES = tuple((part, size, n) for n in (1, 4) for size in (512, 1024, 768) for part in ("decoder", "encoder"))
-"""The most telling ones first: time may run out."""
+"""(part, side in pixels, batch). The most informative cases come first, since time may run out."""
 
 
 def tell(row: dict[str, Any], ceilings: dict[str, float] | None) -> None:
-    """A line of the table; the share of the floor goes into the row."""
+    """Print a line of the table, and add the share of the floor to the row."""
     start = f"{row['part']} {row['size']} x{row['batch']} {row['name']:48s}"
     if "ms" not in row:
         print(f"{start} FAILED {row['failed']}", flush=True)
@@ -50,7 +50,7 @@ def tell(row: dict[str, Any], ceilings: dict[str, float] | None) -> None:
 def contest(
     reference: Reference, forms: dict[str, Path], bundle: Path, case: tuple[str, int, int], rounds: int
 ) -> list[dict[str, Any]]:
-    """A row for each contestant of a case."""
+    """Time the contestants of one case, and return a row for each."""
     part, size, batch = case
     x = inputs(reference, size, batch)[part]
     expected = exact(reference, part, x)
@@ -75,7 +75,10 @@ def speed(
     ceilings: Any,
     keep: Callable[[list[dict[str, Any]]], None],
 ) -> list[dict[str, Any]]:
-    """A row for each contestant of each case. keep: is given all rows after each, should the machine be taken away."""
+    """Time all cases, and return a row for each contestant of each case.
+
+    keep: is called with all rows after each row, so that they are saved if the run is cut short.
+    """
     rows: list[dict[str, Any]] = []
 
     def add(row: dict[str, Any]) -> None:
@@ -84,7 +87,7 @@ def speed(
         keep(rows)
 
     forms = write_forms(reference, folder)
-    # A third of the time at most begins a build, so that there is something to compare its engines with.
+    # Builds start only in the first third of the time, so that time is left to run the engines against the others.
     bundle, failed = build_bundle(reference, folder, time.monotonic() + (deadline - time.monotonic()) / 3)
     for name, why in failed.items():
         add({"part": "both", "size": 0, "batch": 0, "name": name, "failed": why})
@@ -95,7 +98,7 @@ def speed(
         try:
             for row in contest(reference, forms[part], bundle, (part, size, batch), rounds):
                 add(row)
-        except torch.OutOfMemoryError as error:  # of a smaller GPU, in one of PyTorch's contestants
+        except torch.OutOfMemoryError as error:  # a PyTorch contestant does not fit a smaller GPU
             add({"part": part, "size": size, "batch": batch, "name": "everything", "failed": str(error)[:400]})
         gc.collect()
         if DEVICE == "cuda":
@@ -110,7 +113,7 @@ def speed(
 
 
 def whole_calls(bundle: Path, rounds: int, deadline: float) -> Any:
-    """``vaedeploy bench`` on the bundle that ``speed`` made. Beside a GPU the CPU would take minutes."""
+    """Run ``vaedeploy bench`` on the bundle of ``speed``. If there is a GPU, the CPU is left out: it takes minutes."""
     if time.monotonic() > deadline:
         return "no time was left"
     sizes = [(512, 512), (1024, 1024)] if DEVICE == "cuda" else [(64, 64)]

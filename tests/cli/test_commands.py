@@ -104,7 +104,7 @@ except SystemExit:
         (["export", "--vae", "demo", "--image-input", "int"], "Error: Invalid value for '--image-input'"),
         (["encode", "b", "a.png"], "Error: Missing option '-o'."),
         (["encode", "b", "a.png", "-o", "a", "--seed", "-1"], "Error: Invalid value for '--seed'"),
-        (["encode", "b", "a.png", "-o", "a", "--seed", "1"], "Error: --seed is of use with --sample only."),
+        (["encode", "b", "a.png", "-o", "a", "--seed", "1"], "Error: --seed needs --sample."),
         (["sing"], "Error: No such command 'sing'."),
     ],
 )
@@ -280,7 +280,7 @@ def test_doctor_names_what_is_installed_and_who_answers(vaedeploy):
     assert ended.code == 0
     assert rows["vaedeploy"] == __version__
     assert rows["numpy"] == np.__version__
-    assert rows["backend onnxruntime-cpu"] == "answers"
+    assert rows["backend onnxruntime-cpu"] == "available"
     assert rows["extra [export]"] == "complete (for export, verify, compare)"
 
 
@@ -545,7 +545,7 @@ def test_export_verify_and_fail(vaedeploy, small_vae, tmp_path, monkeypatch):
     assert "Error" not in ended.err
     *lines, last = ended.err.splitlines()
     assert all(PROGRESS.search(line) for line in lines)
-    assert last == "To look at its pictures beside PyTorch's: vaedeploy verify small --report report"
+    assert last == "To see its images beside PyTorch's, run: vaedeploy verify small --report report"
     starts = [line for line in lines if line.endswith(" ...")]
     assert len(set(starts)) == len(starts)  # each step has a name of its own
     assert Bundle.open("small").verified
@@ -560,7 +560,7 @@ def test_export_verify_and_fail(vaedeploy, small_vae, tmp_path, monkeypatch):
     table = vaedeploy("verify", "small").out.splitlines()
     assert table[0].startswith("graph        part        output       size ")
     assert table[-3].startswith("Limits of fp32: relative error at most 2e-05, largest difference at most 1 of 255")
-    assert table[-2] == "seen: nothing beside the reference's own pictures"
+    assert table[-2] == "seen: no fault beside the reference's images"
     assert table[-1].startswith(f"verified: {len(table) - 4} cases on onnxruntime-cpu against PyTorch in float64")
 
     opened = Bundle.open("small")
@@ -616,7 +616,7 @@ def test_the_exporters_noise_is_for_verbose_only(vaedeploy, small_vae, tmp_path)
     noisy = vaedeploy("-v", "export", "--vae", small_vae, "--no-verify", "--out", tmp_path / "noisy")
     assert noisy.code == 0
     assert "Info: " in noisy.err
-    assert noisy.err.endswith(f"It is not verified yet. To do so: vaedeploy verify {tmp_path / 'noisy'}\n")
+    assert noisy.err.endswith(f"It is not verified yet. To verify it, run: vaedeploy verify {tmp_path / 'noisy'}\n")
     assert not all(PROGRESS.search(line) for line in noisy.err.splitlines())
 
 

@@ -127,7 +127,7 @@ def test_on_the_command_line(vaedeploy: Callable[..., Ended], bundle: Bundle, mo
     told = json.loads(vaedeploy("bench", bundle.path, "--size", "8x12", "--rounds", 1, "--json").out)
     assert told["timings"][0]["part"] == "encoder"
     wrong = vaedeploy("bench", bundle.path, "--size", "large")
-    assert (wrong.code, "'large' is no size; give height x width in pixels" in wrong.err) == (2, True)
+    assert (wrong.code, "'large' is not a size; give height x width in pixels" in wrong.err) == (2, True)
 
 
 def test_nothing_there(vaedeploy: Callable[..., Ended], tmp_path: Path) -> None:

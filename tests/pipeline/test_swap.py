@@ -58,7 +58,7 @@ def test_there_and_back(
     rows = dict(line.split(None, 1) for line in ended.out.splitlines())
     assert rows["VAE"] == "demo-mse (AutoencoderKL)"
     assert rows["latents"] == "unchanged"  # both have one encoder
-    levels, psnr = map(float, re.findall(r"\d+\.\d+", rows["pictures"]))
+    levels, psnr = map(float, re.findall(r"\d+\.\d+", rows["images"]))
     assert 0 < levels < 5
     assert 30 < psnr < 60
     shift = [float(number) for number in re.findall(r"[+-]\d+\.\d+", rows["brightness"])]
@@ -76,7 +76,7 @@ def test_there_and_back(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["demo", "mine.toml"]
 
 
-@pytest.mark.parametrize(("moved", "told"), [(0.0, "unchanged"), (0.0123, "1.23% of their size away")])
+@pytest.mark.parametrize(("moved", "told"), [(0.0, "unchanged"), (0.0123, "differ by 1.23% (relative L2)")])
 def test_latents_that_stay_are_told_as_unchanged(bundle: Bundle, moved: float, told: str) -> None:
     assert ("latents", told) in drift_rows(bundle, Drift(moved, None, 0.0, (0.0, 0.0, 0.0)))
 

@@ -699,7 +699,7 @@ def test_the_gate_needs_something_to_compare_with(own: Bundle) -> None:
 def test_a_profile_without_a_backend_is_a_mistake(vaedeploy: Callable[..., Ended], bundle: Bundle) -> None:
     ended = vaedeploy("verify", bundle.path, "--profile", "mine")
     assert (ended.code, ended.out) == (2, "")
-    assert "--profile is for engines: give --backend too." in ended.err
+    assert "--profile needs --backend: only engines are built for a profile." in ended.err
 
 
 # --------------------------------------------------------------------------------------- arrays in the device's memory

@@ -288,7 +288,7 @@ def test_the_command(vaedeploy: Callable[..., Ended], tiny_vae_bundle: Bundle, t
     assert len(document["bisection"]["advice"]) == len(document["bisection"]["traces"])
     refused = vaedeploy("verify", bundle.path, "--bisect", "--backend", "onnxruntime-cuda")
     assert (refused.code, refused.out) == (2, "")
-    assert "--bisect is for the graphs on the CPU: give no --backend." in refused.err
+    assert "--bisect cannot be used with --backend: it compares the graphs on the CPU." in refused.err
 
 
 PEAK = """

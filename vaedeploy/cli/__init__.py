@@ -16,7 +16,9 @@ __all__ = ["bundles", "cli", "engines", "graphs", "images", "machine", "main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command with ``arguments``, by default those of this process, and exit.
+    """Run a command line and exit the process with its exit code.
+
+    arguments: the words after ``vaedeploy``; those of this process unless given.
 
     Exit codes: 0 done, 1 a stage failed, 2 bad input, 3 verification failed, 130 interrupted.
     """

@@ -1,4 +1,4 @@
-"""Commands that make, prove and show bundles."""
+"""Commands that create, verify, inspect, swap and compare bundles."""
 
 from __future__ import annotations
 
@@ -28,38 +28,63 @@ if TYPE_CHECKING:
 
 
 @cli.command()
-@click.option("--vae", required=True, metavar="NAME|PATH", help="A preset, or a diffusers folder or weights file.")
 @click.option(
-    "--weights", metavar="SRC", help="Other weights for the preset: a hub repository, a folder, a file, or random:SEED."
+    "--vae",
+    required=True,
+    metavar="NAME|PATH",
+    help="A preset, a diffusers folder, or a weights file.",
 )
-@click.option("--out", type=PATH, metavar="DIR", help="Where the bundle goes. [default: the VAE's name]")
+@click.option(
+    "--weights",
+    metavar="SRC",
+    help="Use other weights with the preset's architecture: a hub repository, a diffusers folder, a file, or "
+    "random:SEED for seeded random weights.",
+)
+@click.option("--out", type=PATH, metavar="DIR", help="The folder to create for the bundle. [default: the VAE's name]")
 @click.option(
     "--precision",
     type=click.Choice(["fp32", "fp16", "bf16"]),
     default="fp32",
     show_default=True,
-    help="Of the graphs that are run. Inputs and outputs stay float32.",
+    help="The precision that the graphs compute in. Their inputs and outputs stay float32.",
 )
 @click.option(
     "--image-input",
     type=click.Choice(["float", "uint8"]),
     default="float",
     show_default=True,
-    help="What the encoder takes.",
+    help="The type of the images that the encoder's graph takes: float32 in [-1, 1], or uint8.",
 )
-@click.option("--scale", type=float, metavar="X", help="The latent's scale, where nothing states it, or two differ.")
-@click.option("--shift", type=float, metavar="X", help="The latent's shift, where nothing states it, or two differ.")
+@click.option(
+    "--scale",
+    type=float,
+    metavar="X",
+    help="The scale of the latents. Needed where nothing states it, or where two statements of it differ.",
+)
+@click.option(
+    "--shift",
+    type=float,
+    metavar="X",
+    help="The shift of the latents. Needed where nothing states it, or where two statements of it differ.",
+)
 @photos_option
-@click.option("--profile", "profiles", multiple=True, metavar="NAME", help="Also build engines for it. Repeatable.")
+@click.option(
+    "--profile",
+    "profiles",
+    multiple=True,
+    metavar="NAME",
+    help="Also build TensorRT engines for this GPU kind; vaedeploy profiles lists them. Repeatable.",
+)
 @profiles_option
-@click.option("--no-rewrite", is_flag=True, help="Leave the graphs as PyTorch exports them.")
-@click.option("--no-verify", is_flag=True, help="Leave the bundle unverified.")
-@click.option("--force", is_flag=True, help="Replace a bundle that is there.")
+@click.option("--no-rewrite", is_flag=True, help="Leave the graphs as PyTorch exports them: no exact rewrites.")
+@click.option("--no-verify", is_flag=True, help="Do not verify the bundle; it is marked unverified.")
+@click.option("--force", is_flag=True, help="Replace a bundle that --out already holds.")
 def export(no_rewrite: bool, no_verify: bool, folder: Path | None, **options: Any) -> None:
-    """Make a bundle from a VAE's weights, and verify it.
+    """Export a VAE's weights to a bundle, and verify it.
 
-    The bundle has an ONNX encoder and decoder, compared with PyTorch on photographs.
-    Prints the bundle's folder. If verification fails, the bundle stays, marked unverified, and the exit code is 3.
+    The command exports the encoder and the decoder to ONNX, rewrites the graphs to run faster, and compares their
+    outputs with PyTorch's on photographs. It prints the bundle's folder. If the verification fails, the bundle is
+    kept, marked unverified, and the exit code is 3.
 
     \b
     Example:
@@ -77,16 +102,29 @@ def export(no_rewrite: bool, no_verify: bool, folder: Path | None, **options: An
     terminal.show(str(bundle.path))
     again = f"vaedeploy verify {shlex.quote(str(bundle.path))}"
     if no_verify:
-        terminal.say(f"It is not verified yet. To do so: {again}")
+        terminal.say(f"It is not verified yet. To verify it, run: {again}")
     else:
-        terminal.say(f"To look at its pictures beside PyTorch's: {again} --report report")
+        terminal.say(f"To see its images beside PyTorch's, run: {again} --report report")
 
 
 @cli.command()
 @click.argument("bundle", type=PATH)
-@click.option("--weights", metavar="SRC", help="Where the weights are now, if not where the bundle says.")
-@click.option("--backend", metavar="NAME", help="What this machine's GPU computes, instead of the graphs on the CPU.")
-@click.option("--profile", metavar="NAME", help="The engines of that profile alone.")
+@click.option(
+    "--weights",
+    metavar="SRC",
+    help="Compute the reference with PyTorch again, from these weights of the same VAE. [default: the outputs that the "
+    "bundle keeps; with --photos, the weights that the bundle names]",
+)
+@click.option(
+    "--backend",
+    metavar="NAME",
+    help="Check what this backend computes on this machine's GPU, instead of the graphs on the CPU.",
+)
+@click.option(
+    "--profile",
+    metavar="NAME",
+    help="With --backend: check only the engines that were built for this GPU profile.",
+)
 @photos_option
 @click.option("--bisect", is_flag=True, help="Also find the first tensors that go wrong, and what to do about them.")
 @page_option
@@ -94,10 +132,16 @@ def export(no_rewrite: bool, no_verify: bool, folder: Path | None, **options: An
 def verify(bundle: Path, weights: str | None, backend: str | None, bisect: bool, as_json: bool, **options: Any) -> None:
     """Compare a bundle with PyTorch, and mark it verified or not.
 
-    With --backend, its engines or what ONNX Runtime computes on this machine's GPU, at the smallest, the best and the
-    largest of the sizes that they take. Prints each case with its metrics, what a person would see, and the verdict.
-    The exit code is 3 if a limit is exceeded. With --bisect, graphs that failed, or all if none did, are compared with
-    the portable ones tensor by tensor.
+    The command runs the bundle's graphs on the CPU and compares their outputs with PyTorch's in float64. It prints each
+    case with its metrics, the faults that a person would see, and the verdict, and writes the verdict into the bundle.
+    The exit code is 3 if a case exceeds a limit.
+
+    With --backend, it runs the bundle's engines, or the graphs in ONNX Runtime, on this machine's GPU. It compares them
+    with the bundle's verified float32 graph on the CPU, or with PyTorch in float32 on the GPU if --weights is given.
+    Each engine runs at the smallest, the optimum and the largest size of each of its optimisation profiles.
+
+    With --bisect, it then compares the graphs that failed, or all graphs if none failed, with the portable float32
+    graphs tensor by tensor.
 
     \b
     Example:
@@ -110,11 +154,11 @@ def verify(bundle: Path, weights: str | None, backend: str | None, bisect: bool,
     from vaedeploy.pipeline.verify import verify_bundle
 
     if backend is None and options["profile"] is not None:
-        raise click.UsageError("--profile is for engines: give --backend too.")
+        raise click.UsageError("--profile needs --backend: only engines are built for a profile.")
     if backend is not None and bisect:
-        raise click.UsageError("--bisect is for the graphs on the CPU: give no --backend.")
+        raise click.UsageError("--bisect cannot be used with --backend: it compares the graphs on the CPU.")
     if bisect:
-        import vaedeploy.verify.bisect  # noqa: F401 - what it needs may be missing, which is told before the work
+        import vaedeploy.verify.bisect  # noqa: F401 - a package that it needs may be missing: fail before the work
     report, problem = keep_result(
         lambda tell: verify_bundle(bundle, backend=backend, weights=weights, progress=tell, **options)
     )
@@ -127,7 +171,7 @@ def verify(bundle: Path, weights: str | None, backend: str | None, bisect: bool,
         _bisect(bundle, report, as_json)
     if not report.passed:
         if backend is None and not bisect:
-            terminal.say(f"To find where it goes wrong: vaedeploy verify {bundle} --bisect")
+            terminal.say(f"To find where the graphs go wrong, run: vaedeploy verify {bundle} --bisect")
         code = VerificationError.exit_code
     sys.exit(code)
 
@@ -140,7 +184,7 @@ def _show_report(report: Report) -> None:
 
 
 def _bisect(bundle: Path, report: Report, as_json: bool) -> None:
-    """Find where it goes wrong, and show that below the report; as JSON, in one document with it."""
+    """Bisect the graphs and show the result below the report. As JSON, report and bisection are one document."""
     from vaedeploy.verify.advice import advise
     from vaedeploy.verify.bisect import bisect_bundle
 
@@ -150,7 +194,7 @@ def _bisect(bundle: Path, report: Report, as_json: bool) -> None:
             found = bisect_bundle(bundle, report, progress=progress)
         document["bisection"] = {"traces": found.traces, "advice": advise(found, report)}
     finally:
-        if as_json:  # what was found before is not lost with it
+        if as_json:  # the report is shown even where the bisection fails
             terminal.show_json(document)
     if not as_json:
         _show_bisection(report, found)
@@ -168,15 +212,18 @@ def _show_bisection(report: Report, found: Bisection) -> None:
 
 @cli.command()
 @click.argument("bundle", type=PATH)
-@click.option("--check", is_flag=True, help="Prove every file's sha256.")
-@click.option("--layers", is_flag=True, help="Also the layers and tensors of each engine.")
+@click.option("--check", is_flag=True, help="Read every file and compare its sha256 with the manifest.")
+@click.option("--layers", is_flag=True, help="Also list the layers and tensors of each engine.")
 @json_option
 def inspect(bundle: Path, check: bool, layers: bool, as_json: bool) -> None:
-    """Tell what a bundle holds.
+    """Show what a bundle holds.
 
-    That is its VAE, latent contract, files, verification and engines, with what speaks against each of those here.
-    --json has all of bundle.json, and adds to it: problems, a list of texts; engine_states, each engine's state and
-    problems; and checked, true after --check. A bundle that --check finds damaged is an error, exit code 2.
+    The command prints the bundle's VAE, latent contract, files, verification and engines, with the problems that they
+    have on this machine, such as an engine for another GPU or of another version of TensorRT.
+
+    --json prints all of bundle.json with three fields more: problems, a list of sentences; engine_states, the state and
+    the problems of each engine; and checked, which is true after --check. If --check finds the bundle damaged, that is
+    an error with exit code 2.
 
     \b
     Example:
@@ -194,14 +241,14 @@ def inspect(bundle: Path, check: bool, layers: bool, as_json: bool) -> None:
 
 @cli.command()
 @click.argument("bundle", type=PATH)
-@click.option("--vae", metavar="NAME|PATH", help="The other VAE: a preset, or a diffusers folder or weights file.")
-@click.option("--weights", metavar="SRC", help="Other weights for the preset, as for export.")
-@click.option("--restore", is_flag=True, help="Bring back the VAE that was there first, bit for bit.")
+@click.option("--vae", metavar="NAME|PATH", help="The VAE to put in: a preset, a diffusers folder, or a weights file.")
+@click.option("--weights", metavar="SRC", help="Use other weights with the preset's architecture, as in export.")
+@click.option("--restore", is_flag=True, help="Bring back the VAE that the bundle had first, bit for bit.")
 def swap(bundle: Path, vae: str | None, weights: str | None, restore: bool) -> None:
-    """Put another VAE in a bundle's place, or bring one back.
+    """Replace a bundle's VAE by another one, or bring the first back.
 
-    The other VAE must have the same architecture and latent contract. It is verified and its engines are built before
-    anything is put in place. Prints how far it moves pictures.
+    The other VAE must have the same architecture and latent contract. It is exported and verified, and every engine of
+    the bundle is built again, before the bundle is changed. The command prints how far latents and images move.
 
     \b
     Example:
@@ -212,7 +259,7 @@ def swap(bundle: Path, vae: str | None, weights: str | None, restore: bool) -> N
     from vaedeploy.pipeline.swap import restore_vae, swap_vae
 
     if weights is not None and vae is None:
-        raise click.UsageError("--weights needs --vae: the preset whose architecture they have.")
+        raise click.UsageError("--weights needs --vae, the preset whose architecture the weights have.")
     if restore == (vae is not None):
         raise click.UsageError("Give either --vae or --restore.")
     if restore:
@@ -226,16 +273,19 @@ def swap(bundle: Path, vae: str | None, weights: str | None, restore: bool) -> N
 
 @cli.command()
 @click.argument("bundles", nargs=-1, required=True, type=PATH, metavar="BUNDLE BUNDLE...")
-@click.option("--images", required=True, type=PATH, metavar="DIR", help="A folder of photographs to look at.")
+@click.option(
+    "--images", required=True, type=PATH, metavar="DIR", help="Compare the VAEs on the photographs in this folder."
+)
 @page_option
-@click.option("--backend", metavar="NAME", help="Who computes. [default: the first that answers here]")
+@click.option("--backend", metavar="NAME", help="Run on this backend. [default: the first that is available]")
 @json_option
 def compare(bundles: tuple[Path, ...], images: Path, as_json: bool, **options: Any) -> None:
-    """Tell which VAE is truest and fastest.
+    """Compare VAEs: fidelity, speed, and whose latents each decodes.
 
-    And which can take another one's latents. Each bundle encodes and decodes the photographs. Then latents of each are
-    decoded by each other one: compatible, compatible with a shift (of colour, contrast or scale), or not compatible; a
-    wrong scale or shift, flipped signs, permuted channels and another latent space are told apart.
+    Each bundle encodes and decodes the photographs. The command prints how far each result is from its photograph, how
+    long each VAE takes, and which is truest and fastest. Then each VAE decodes latents of each other one. The verdict
+    for a pair is compatible, compatible with a shift (of colour, contrast or scale), or not compatible; a wrong scale
+    or shift, flipped signs, permuted channels and another latent space are told apart.
 
     \b
     Example:

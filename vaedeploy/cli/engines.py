@@ -1,4 +1,4 @@
-"""Commands for engines and the GPU kinds that they are built for."""
+"""Commands for TensorRT engines and the GPU profiles that they are built for."""
 
 from __future__ import annotations
 
@@ -13,20 +13,27 @@ from vaedeploy.cli.group import PATH, cli, json_option, profiles_option
 
 @cli.command()
 @click.argument("bundle", type=PATH)
-@click.option("--profile", "names", multiple=True, required=True, metavar="NAME", help="A GPU kind. Repeatable.")
+@click.option(
+    "--profile",
+    "names",
+    multiple=True,
+    required=True,
+    metavar="NAME",
+    help="Build engines for this GPU kind; vaedeploy profiles lists them. Repeatable.",
+)
 @click.option(
     "--backend",
     type=click.Choice(["tensorrt", "tensorrt-rtx"]),
-    help="What builds. [default: the profile's own]",
+    help="Build engines for this backend. [default: the backend that the profile names]",
 )
 @profiles_option
-@click.option("--force", is_flag=True, help="Build again what is up to date.")
+@click.option("--force", is_flag=True, help="Build engines again even where they are up to date.")
 def build(bundle: Path, names: tuple[str, ...], **options: Any) -> None:
     """Build TensorRT engines of a bundle for one or several GPU kinds.
 
-    Needs neither PyTorch nor the weights; with tensorrt-rtx, no GPU either. The engines go into the bundle, and are
-    unverified until they have run on their GPU. Prints them. One that fails does not stop the others; the exit code is
-    1 then.
+    A build needs neither PyTorch nor the weights; with tensorrt-rtx, it needs no GPU either. The command puts the
+    engines into the bundle and prints them. They are unverified until vaedeploy verify --backend has run them on their
+    GPU. If one build fails, the others go on, and the exit code is 1.
 
     \b
     Example:
@@ -42,14 +49,19 @@ def build(bundle: Path, names: tuple[str, ...], **options: Any) -> None:
 
 
 @cli.command()
-@click.option("--init", "name", metavar="NAME", help="Write NAME.toml, a profile of the GPU in this machine to change.")
+@click.option(
+    "--init",
+    "name",
+    metavar="NAME",
+    help="Write NAME.toml, a commented profile of the GPU in this machine for you to change.",
+)
 @profiles_option
 @json_option
 def profiles(name: str | None, folder: Path | None, as_json: bool) -> None:
     """List the GPU kinds that engines can be built for.
 
-    With --init, begins one of your own, and prints the file that was written: in --profiles or what VAEDEPLOY_PROFILES
-    names, else here.
+    With --init, the command starts a profile of your own instead, and prints the file that it wrote. The file goes into
+    the folder of --profiles, else into that of VAEDEPLOY_PROFILES, else into the current directory.
 
     \b
     Example:

@@ -1,4 +1,4 @@
-"""Commands for ONNX graphs without a bundle."""
+"""Commands for ONNX graphs that belong to no bundle."""
 
 from __future__ import annotations
 
@@ -14,46 +14,57 @@ from vaedeploy.cli.group import PATH, cli, json_option
 
 @cli.command()
 @click.argument("graph", type=PATH, metavar="IN.onnx")
-@click.option("-o", "out", required=True, type=PATH, metavar="OUT.onnx", help="The file to write; OUT.onnx.data too.")
+@click.option(
+    "-o",
+    "out",
+    required=True,
+    type=PATH,
+    metavar="OUT.onnx",
+    help="The graph to write; its weights go to OUT.onnx.data.",
+)
 @click.option(
     "--target",
     type=click.Choice(["onnxruntime", "tensorrt"]),
     default="onnxruntime",
     show_default=True,
-    help="What will run it.",
+    help="Rewrite the graph for this runtime.",
 )
 @click.option(
     "--precision",
     type=click.Choice(["fp32", "fp16", "bf16"]),
-    help="Of the graph; inputs and outputs keep their types. [default: the graph's own]",
+    help="The precision that the graph computes in; inputs and outputs keep their types. [default: that of IN.onnx]",
 )
 @click.option(
     "--inputs",
     type=PATH,
     multiple=True,
     metavar="FILE",
-    help="A .safetensors file of real inputs, by name: fp16 is scaled and both graphs compared on them. Repeatable.",
+    help="A .safetensors file with a tensor for each graph input, by name. Both graphs are compared on it; for fp16, "
+    "activations are measured on it, so that what would overflow is scaled. Repeatable. [default: compare on small "
+    "random inputs, and scale nothing]",
 )
 @click.option(
     "--sizes",
     multiple=True,
     metavar="NAME=N",
-    help="A dimension's size to count operations at. Repeatable. [default: batch 1, 512 for pictures, else 64]",
+    help="Count operations with this size of the dimension NAME. Repeatable. [default: batch 1, 512 for the sides of "
+    "images, 64 for those of latents]",
 )
-@click.option("--force", is_flag=True, help="Replace a file that is there.")
+@click.option("--force", is_flag=True, help="Replace OUT.onnx if it exists.")
 @json_option
 def optimize(graph: Path, sizes: Sequence[str], as_json: bool, **options: Any) -> None:
     """Rewrite any ONNX graph of a VAE to run faster.
 
-    The result is an equal graph, or one in half precision. IN.onnx may come from any exporter. Prints each rule with
-    its matches, what was left alone and why, operations and bytes before and after, and how far each output moved when
-    both graphs were run.
+    IN.onnx may come from any exporter. The result computes the same, or the same in half precision. The command runs
+    both graphs and prints how far each output moved, with the places that each rule changed, those that it left alone
+    and why, and the operations and bytes before and after.
 
     \b
     Example:
-      vaedeploy optimize decoder.onnx -o faster.onnx
-      vaedeploy optimize decoder.onnx -o fp16.onnx --target tensorrt --precision fp16 --inputs latents.safetensors
-      vaedeploy optimize demo/decoder.onnx -o faster.onnx --sizes latent_height=128 --sizes latent_width=128
+      vaedeploy optimize a.onnx -o b.onnx
+      vaedeploy optimize a.onnx -o b.onnx --precision fp16 --inputs z.safetensors
+      vaedeploy optimize a.onnx -o b.onnx --precision bf16 --target tensorrt
+      vaedeploy optimize demo/decoder.onnx -o b.onnx --sizes latent_height=128
     """
     from vaedeploy.cli.tables.optimize import closing_lines, tables
     from vaedeploy.pipeline.optimize import optimize_onnx

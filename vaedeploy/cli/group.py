@@ -1,6 +1,6 @@
-"""The group that every command joins, and the options that several have.
+"""The click group that holds every command, and the options that several commands share.
 
-Only click is imported with these modules: ``--help`` must not wait for PyTorch.
+The modules of commands import nothing heavier than click at their top, so that ``--help`` does not wait for PyTorch.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ ORDER = (
     "profiles",
     "doctor",
 )
-"""The commands, as they are used one after the other."""
+"""The order in which the help lists the commands: that in which they are used."""
 
 
 class InOrder(click.Group):
-    """Lists commands in that order, and one that has no place in it first, where it is seen."""
+    """A group that lists its commands in ``ORDER``. A command that ``ORDER`` lacks comes first, where it is noticed."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted(self.commands, key=lambda name: ORDER.index(name) if name in ORDER else -1)
@@ -49,19 +49,20 @@ class InOrder(click.Group):
 
 def json_option(command: Command) -> Command:
     return click.option(
-        "--json", "as_json", is_flag=True, help="Print one JSON document on stdout; progress stays on stderr."
+        "--json", "as_json", is_flag=True, help="Print the result as one JSON document; progress still goes to stderr."
     )(command)
 
 
 def page_option(command: Command) -> Command:
     return click.option(
-        "--report", "-o", "page", type=PATH, metavar="DIR", help="Write a page with pictures: DIR/index.html."
+        "--report", "-o", "page", type=PATH, metavar="DIR", help="Also write an HTML page with images, DIR/index.html."
     )(command)
 
 
 def keep_result(work: Callable[[Progress], Result]) -> tuple[Result, PageError | None]:
-    """Do ``work`` under a progress display. A page that cannot be written does not take the result with it: both are
-    returned.
+    """Do ``work`` under a progress display, and return its result with the error of its page, or None.
+
+    The page is written after the work. Where that fails, the result is in the PageError, and is not lost.
     """
     try:
         with terminal.progress_display() as progress:
@@ -71,7 +72,7 @@ def keep_result(work: Callable[[Progress], Result]) -> tuple[Result, PageError |
 
 
 def tell_page(page: Path | None, problem: PageError | None) -> int:
-    """Say where the page is, or why it is not there; returns the exit code of that."""
+    """Say where the page is, or why it could not be written. Returns the exit code: 0, or that of the error."""
     if problem is not None:
         terminal.say(f"Error: {problem}")
         return problem.exit_code
@@ -85,7 +86,7 @@ def photos_option(command: Command) -> Command:
         "--photos",
         type=PATH,
         metavar="DIR",
-        help="Verify on the first nine photographs there, instead of scikit-image's.",
+        help="Verify on the first nine photographs of this folder, instead of the three that scikit-image carries.",
     )(command)
 
 
@@ -95,13 +96,13 @@ def profiles_option(command: Command) -> Command:
         "folder",
         type=PATH,
         metavar="DIR",
-        help="A folder of your own profiles. [default: what VAEDEPLOY_PROFILES names]",
+        help="Also look for profiles in this folder of your own. [default: the folder that VAEDEPLOY_PROFILES names]",
     )(command)
 
 
 @click.group(cls=InOrder, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, message="%(prog)s %(version)s")
-@click.option("-v", "--verbose", is_flag=True, help="Show what the exporter and other packages log.")
+@click.option("-v", "--verbose", is_flag=True, help="Show debug messages, and the logs of other packages.")
 def cli(verbose: bool) -> None:
     """Take a diffusion model's VAE from PyTorch weights to a verified bundle, and run it.
 
@@ -111,7 +112,9 @@ def cli(verbose: bool) -> None:
       vaedeploy encode demo photo.png -o photo.safetensors
       vaedeploy decode demo photo.safetensors -o decoded.png
 
-    Exit codes: 0 done, 1 a stage failed, 2 bad input, 3 verification failed, 130 interrupted. A reader that leaves
-    early, such as head, changes none of them.
+    Results go to stdout; progress, warnings and errors go to stderr.
+
+    Exit codes: 0 done, 1 a stage failed, 2 bad input, 3 verification failed, 130 interrupted. They stay the same where
+    the reader of a pipe stops early, as head does.
     """
     terminal.configure(verbose)

@@ -1,4 +1,4 @@
-"""Commands that run a bundle."""
+"""Commands that encode and decode files with a bundle."""
 
 from __future__ import annotations
 
@@ -19,17 +19,24 @@ from vaedeploy.cli.group import PATH, cli
     required=True,
     type=PATH,
     metavar="LATENT",
-    help="The .safetensors file to write, or a folder for a folder.",
+    help="The .safetensors file to write; if IMAGE is a folder, the folder to write to.",
 )
-@click.option("--sample", is_flag=True, help="Draw from the distribution instead of taking its mean.")
+@click.option("--sample", is_flag=True, help="Draw from the encoder's distribution instead of taking its mean.")
 @click.option(
-    "--seed", type=click.IntRange(min=0), metavar="N", help="What --sample draws from. [default: a fresh one]"
+    "--seed",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="With --sample: the seed of the random numbers. [default: another one each time]",
 )
-@click.option("--pad", is_flag=True, help="Take any size: grow the image by reflection; decode cuts it off again.")
+@click.option(
+    "--pad",
+    is_flag=True,
+    help="Accept images of any size: pad them by reflection to the next size that fits. decode crops them again.",
+)
 def encode(bundle: Path, image: Path, out: Path, sample: bool, seed: int | None, pad: bool) -> None:
-    """Turn a picture, or a folder of them, into latents.
+    """Encode an image, or a folder of images, to latent files.
 
-    Prints the files written. In a folder, a file that fails does not stop the others, and the exit code is 2.
+    The command prints the files that it wrote. In a folder, if a file fails, the others go on, and the exit code is 2.
 
     \b
     Example:
@@ -40,7 +47,7 @@ def encode(bundle: Path, image: Path, out: Path, sample: bool, seed: int | None,
     from vaedeploy.runtime import VAE
 
     if seed is not None and not sample:
-        raise click.UsageError("--seed is of use with --sample only.")
+        raise click.UsageError("--seed needs --sample.")
     with VAE(bundle) as vae, terminal.progress_display() as progress:
         converted = encode_files(vae, image, out, sample=sample, seed=seed, pad=pad, progress=progress)
     for path in converted.written:
@@ -52,18 +59,23 @@ def encode(bundle: Path, image: Path, out: Path, sample: bool, seed: int | None,
 @click.argument("bundle", type=PATH)
 @click.argument("latent", type=PATH)
 @click.option(
-    "-o", "out", required=True, type=PATH, metavar="IMAGE", help="The picture to write, or a folder for a folder."
+    "-o",
+    "out",
+    required=True,
+    type=PATH,
+    metavar="IMAGE",
+    help="The image to write; if LATENT is a folder, the folder to write PNG images to.",
 )
 def decode(bundle: Path, latent: Path, out: Path) -> None:
-    """Turn a latent file, or a folder of them, into pictures.
+    """Decode a latent file, or a folder of latent files, to images.
 
-    Prints the files written. In a folder, a file that fails does not stop the others, and the exit code is 2.
-    A latent that another VAE made is decoded too, and a warning says so.
+    The command prints the files that it wrote. In a folder, if a file fails, the others go on, and the exit code is 2.
+    A latent that another VAE made is decoded with a warning.
 
     \b
     Example:
       vaedeploy decode mse840k photo.safetensors -o decoded.png
-      vaedeploy decode mse840k latents -o pictures
+      vaedeploy decode mse840k latents -o images
     """
     from vaedeploy.pipeline.codec import decode_files
     from vaedeploy.runtime import VAE

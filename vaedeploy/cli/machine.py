@@ -1,4 +1,4 @@
-"""Commands that tell what is known and what is here."""
+"""Commands about presets, and about what this machine has and how fast it is."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from vaedeploy.cli.group import PATH, cli, json_option
 @cli.command()
 @json_option
 def presets(as_json: bool) -> None:
-    """List the VAEs that are known by name.
+    """List the presets: the VAEs that can be exported by name.
+
+    Each has its purpose, the shape of its latents, the licence of its weights, and where they come from.
 
     \b
     Example:
@@ -32,20 +34,39 @@ def presets(as_json: bool) -> None:
 @cli.command()
 @click.argument("bundle", type=PATH)
 @click.option(
-    "--backend", "backends", multiple=True, metavar="NAME", help="Only this one. Repeatable. [default: all here]"
+    "--backend",
+    "backends",
+    multiple=True,
+    metavar="NAME",
+    help="Time only this backend. Repeatable. [default: every backend that is available]",
 )
 @click.option(
-    "--size", "sizes", multiple=True, default=("512x512",), show_default=True, metavar="HxW", help="Pixels. Repeatable."
+    "--size",
+    "sizes",
+    multiple=True,
+    default=("512x512",),
+    show_default=True,
+    metavar="HxW",
+    help="Time images of this height and width, in pixels. Repeatable.",
 )
-@click.option("--batch", "batches", multiple=True, type=int, default=(1,), show_default=True, help="Items. Repeatable.")
-@click.option("--rounds", type=int, default=7, show_default=True, help="How often backends take turns.")
+@click.option(
+    "--batch",
+    "batches",
+    multiple=True,
+    type=int,
+    default=(1,),
+    show_default=True,
+    help="Time calls with this many images. Repeatable.",
+)
+@click.option("--rounds", type=int, default=7, show_default=True, help="Time each backend this many times, in turns.")
 @json_option
 def bench(bundle: Path, sizes: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """Time a bundle's encoder and decoder on this machine.
 
-    On each of its backends. Whole calls, from arrays of the host to arrays of the host; backends take turns, and the
-    figure is the median. The floor is what a perfect program would take: operations over the rate of a matrix product
-    that was measured just before, or bytes over that of a copy.
+    The command times whole calls, from arrays in the host's memory to arrays in the host's memory. The backends take
+    turns, and the figure is the median in milliseconds. The floor is the time that a perfect program would take: the
+    operations at the rate of a large matrix product, or the weights, input and output at the rate of a large copy,
+    whichever is longer. Both rates are measured just before.
 
     \b
     Example:
@@ -66,16 +87,17 @@ def bench(bundle: Path, sizes: tuple[str, ...], as_json: bool, **options: Any) -
 def _size(text: str) -> tuple[int, int]:
     height, by, width = text.partition("x")
     if not (by and height.isdecimal() and width.isdecimal()):
-        raise click.UsageError(f"{text!r} is no size; give height x width in pixels, such as 512x768.")
+        raise click.UsageError(f"{text!r} is not a size; give height x width in pixels, such as 512x768.")
     return int(height), int(width)
 
 
 @cli.command()
 @json_option
 def doctor(as_json: bool) -> None:
-    """Tell what is installed and what would run here.
+    """Show what is installed and which backends are available.
 
-    That is each package's version, which backends would answer and why not the others, and what to install.
+    The command prints the version of each package, whether each backend is available on this machine and if not why,
+    and what to install for the commands that miss a package.
 
     \b
     Example:

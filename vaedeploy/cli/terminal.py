@@ -1,6 +1,7 @@
-"""What the command line shows: results on stdout, everything else on stderr, and each kind in one place.
+"""All output of the command line: results on stdout; progress, warnings and errors on stderr.
 
-What takes long to import is imported where it is used, so that ``--help`` and usage errors do not wait for them.
+Packages that take long to import are imported inside functions, so that ``--help`` and usage errors do not wait for
+them.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ from vaedeploy.errors import OutputError, VaedeployError
 from vaedeploy.system.progress import Progress
 
 INTERRUPTED = 130
-"""The exit code after Ctrl-C: 128 + SIGINT, as shells have it."""
+"""The exit code after Ctrl-C: 128 + SIGINT, which is the convention of shells."""
 
 
 def run(command: click.Command, arguments: Sequence[str] | None) -> int:
-    """Run a command line and return its exit code. Every error that is expected is told here, and nowhere else.
+    """Run a command line and return its exit code. Every expected error is reported here, and nowhere else.
 
-    A reader that has gone, such as ``head`` after its lines, changes nothing of the code: what is left is not shown.
+    If the reader of a pipe stops early, as ``head`` does, the rest of the output is dropped, and the code is the same.
     """
     stdout = sys.stdout
     try:
@@ -41,7 +42,7 @@ def run(command: click.Command, arguments: Sequence[str] | None) -> int:
     except SystemExit:
         if sys.stdout is stdout:
             raise
-        _silence(stdout)  # click met a reader of --help that has gone, and has wrapped it
+        _silence(stdout)  # the reader of --help has gone: click wraps stdout then, and exits
         return 0
     except click.Abort:
         say("Interrupted; nothing half-written was left behind")
@@ -53,8 +54,8 @@ def run(command: click.Command, arguments: Sequence[str] | None) -> int:
     except ModuleNotFoundError as error:
         from vaedeploy.system.installs import advice_for
 
-        given = sys.argv[1:] if arguments is None else arguments
-        advice = advice_for(error.name or "", next((word for word in given if not word.startswith("-")), None))
+        words = sys.argv[1:] if arguments is None else arguments
+        advice = advice_for(error.name or "", next((word for word in words if not word.startswith("-")), None))
         if advice is None:
             raise
         say(f"Error: {advice}")
@@ -63,7 +64,7 @@ def run(command: click.Command, arguments: Sequence[str] | None) -> int:
 
 
 def say(message: str) -> None:
-    """A line for people, on stderr."""
+    """Write a line for people to stderr."""
     try:
         click.echo(message, err=True)
     except BrokenPipeError:
@@ -71,10 +72,12 @@ def say(message: str) -> None:
 
 
 def show(line: str) -> None:
-    """A line of the result, on stdout. Raises OutputError where that cannot be written to, such as a file on a full
-    disk; see ``run`` for a reader that has gone.
+    """Write a line of the result to stdout.
+
+    Raises OutputError where stdout cannot be written to, such as a file on a full disk. A reader that has gone is no
+    error, see ``run``.
     """
-    if sys.stdout is None:  # it was closed before Python began
+    if sys.stdout is None:  # it was closed before Python started
         raise OutputError("cannot write the result to stdout: it is closed")
     try:
         click.echo(line)
@@ -86,28 +89,31 @@ def show(line: str) -> None:
 
 
 def _silence(stream: TextIO) -> None:
-    """Show no more on ``stream``: what is left in its buffer would fail again when Python ends, with a traceback."""
+    """Send the rest of ``stream`` to the null device, since flushing it at exit would fail again, with a traceback."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def show_json(value: object) -> None:
-    """``value`` (builtins, dataclasses, msgspec Structs) as a JSON document on stdout. Infinity and NaN become null."""
+    """Write ``value`` (builtins, dataclasses, msgspec Structs) to stdout as JSON. Infinity and NaN become null."""
     import msgspec
 
     show(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
 
 
 def show_table(headers: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[str] = ()) -> None:
-    """A table on stdout; columns named in ``numbers`` are aligned to the right. Lines wrap on a terminal only, between
-    words; one that is too narrow for that gets a paragraph a row.
+    """Write a table to stdout.
 
-    headers: the columns' names; none for a table without.
+    headers: the names of the columns; empty for a table without a header. numbers: the names of the columns that are
+        aligned to the right.
+
+    Cells wrap between words, and on a terminal only. A terminal that is too narrow for its columns' longest words
+    shows each row as a paragraph.
     """
     terminal = sys.stdout is not None and sys.stdout.isatty()
-    # A pipe has no width, so nothing is wrapped there: rows are what other programs read.
+    # Other programs read a pipe by lines, so a row must stay one line there.
     width = shutil.get_terminal_size().columns if terminal else 10_000
     lines: Iterable[str]
-    if headers and sum(_words(headers, rows)) + 2 * len(headers) > width:
+    if headers and sum(_least_widths(headers, rows)) + 2 * len(headers) > width:
         lines = _paragraphs(headers, rows, width)
     else:
         lines = _table(headers, rows, numbers, width, terminal)
@@ -115,18 +121,21 @@ def show_table(headers: Sequence[str], rows: Sequence[Sequence[str]], numbers: S
         show(line.rstrip())
 
 
-def _words(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> list[int]:
-    """The length of each column's longest word."""
+def _least_widths(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> list[int]:
+    """The length of each column's longest word, in characters: a narrower column would cut it."""
     columns = zip(*([headers] if headers else []), *rows, strict=True)
     return [max((len(word) for cell in column for word in cell.split()), default=0) for column in columns]
 
 
 def _paragraphs(headers: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> Iterator[str]:
-    """The first column has names, which are to be typed again: they are never cut."""
+    """The lines of a table whose rows are paragraphs.
+
+    The first cell of a row is a name that people type again, so it has a line of its own and is never cut.
+    """
     for name, *cells in rows:
-        told = "; ".join(f"{header}: {cell}" for header, cell in zip(headers[1:], cells, strict=True) if cell)
+        details = "; ".join(f"{header}: {cell}" for header, cell in zip(headers[1:], cells, strict=True) if cell)
         yield name
-        yield from textwrap.wrap(told, width, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
+        yield from textwrap.wrap(details, width, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
 
 
 def _table(
@@ -138,11 +147,11 @@ def _table(
 
     table = Table(box=None, pad_edge=False, header_style="bold", show_header=bool(headers))
     if headers:
-        for header, least in zip(headers, _words(headers, rows), strict=True):
-            table.add_column(header, justify="right" if header in numbers else "left", min_width=least)
+        for header, width_of_word in zip(headers, _least_widths(headers, rows), strict=True):
+            table.add_column(header, justify="right" if header in numbers else "left", min_width=width_of_word)
     else:
-        for place in range(len(rows[0])):
-            table.add_column(no_wrap=place == 0, overflow="fold")
+        for index in range(len(rows[0])):
+            table.add_column(no_wrap=index == 0, overflow="fold")
     for row in rows:
         table.add_row(*map(Text, row))
     text_of_table = io.StringIO()
@@ -151,14 +160,14 @@ def _table(
 
 
 def configure(verbose: bool) -> None:
-    """Send vaedeploy's warnings and logs to stderr, a line each; with ``verbose``, everybody's."""
+    """Write vaedeploy's warnings and logs to stderr, one line each; with ``verbose``, those of all packages."""
 
     def show_warning(message: Warning | str, category: type[Warning], *where: object, **more: object) -> None:
         if verbose or category.__module__.startswith("vaedeploy"):
             say(f"Warning: {message}")
 
     if not verbose:
-        # The hub's client has a handler of its own, which prints each retry. It reads this when it is imported.
+        # huggingface_hub's own log handler prints each retry. The package reads this variable when it is imported.
         os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     logging.basicConfig(level=logging.INFO if verbose else logging.ERROR, handlers=[_LogLines()], force=True)
     logging.getLogger("vaedeploy").setLevel(logging.DEBUG if verbose else logging.WARNING)
@@ -173,7 +182,9 @@ class _LogLines(logging.Handler):
 
 @contextmanager
 def progress_display() -> Iterator[Progress]:
-    """A Progress that draws bars on a terminal, and elsewhere writes a line where a step starts and where it ends."""
+    """A context with a Progress that draws bars on stderr. Where stderr is not a terminal, it writes a line when a step
+    starts, and another when it ends.
+    """
     if not sys.stderr.isatty():
         yield _lines()
         return
@@ -183,9 +194,9 @@ def progress_display() -> Iterator[Progress]:
     from rich.progress import Progress as Bars
 
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
-    console = Console(file=sys.stderr)  # which is named, since tracing holds sys.stderr for a while
-    console.width -= len("^C")  # a terminal shows that on Ctrl-C; on a full line it would push the bars up by one
-    # stdout is left alone: it carries results.
+    console = Console(file=sys.stderr)  # the stream itself: sys.stderr is redirected while PyTorch traces
+    console.width -= len("^C")  # a terminal echoes that on Ctrl-C; a full line would overflow into a second one
+    # rich would redirect stdout as well, which is for results.
     with Bars(*columns, TimeElapsedColumn(), console=console, redirect_stdout=False) as bars:
         tasks: dict[str, TaskID] = {}
 
@@ -203,7 +214,7 @@ def _lines() -> Progress:
     started: dict[str, float] = {}
 
     def write(what: str, done: float, total: float) -> None:
-        if what not in started and done >= total:  # nothing was to be done
+        if what not in started and done >= total:  # the step had nothing to do
             say(what)
             return
         if what not in started:

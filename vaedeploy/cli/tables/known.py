@@ -1,6 +1,4 @@
-"""What is known and what is here -> rows of text for people: ``presets``, ``profiles``, ``inspect``, ``build``,
-``doctor``.
-"""
+"""Rows of text for the results of ``presets``, ``profiles``, ``inspect``, ``build`` and ``doctor``."""
 
 from __future__ import annotations
 
@@ -25,28 +23,34 @@ Row = tuple[str, ...]
 PROFILE_COLUMNS = ("profile", "GPU", "capability", "memory", "backend", "precision", "sizes (batch x height x width)")
 
 ENGINE_COLUMNS = ("profile", "part", "backend", "capability", "precision", "size", "memory", "state")
-"""memory: beside the engine's own size, at the largest size of each shape set, as the builder said."""
+"""size: that of the engine's file. memory: what an execution context takes beside that at the largest size of each
+shape set, as the builder reports it.
+"""
 
 NEVER_RUN = dict.fromkeys(
     ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda"),
     "; vaedeploy's tests of it (make test-gpu) have never been run on a GPU yet",
 )
-"""Backends that were written without the hardware that they need."""
+"""What ``doctor`` adds to backends that were written without the hardware that they need."""
 
 COMPUTING = ("convolution", "deconvolution", "matrix_multiply", "normalization", "softmax", "activation")
-"""Kinds of layers that are worth a look; the others move data and compute shapes."""
+"""The kinds of layers that ``inspect --layers`` lists; the others move data and compute shapes."""
 
 
 def preset_rows(presets: Iterable[Preset]) -> list[Row]:
-    """A row a preset: its name, and in two lines what it is for, and what and where it is."""
+    """A row for each preset: its name; its purpose in one line, and its latents, licence and repository in another."""
     return [
-        (p.name, f"{p.purpose}\n{_latent_shape(p.latent)}; {p.licence}; {p.repository or 'in this package'}")
+        (
+            p.name,
+            f"{p.purpose}\n"
+            f"latent: {_latent_shape(p.latent)}; licence: {p.licence}; weights: {p.repository or 'in this package'}",
+        )
         for p in presets
     ]
 
 
 def profile_rows(profiles: Iterable[Profile]) -> list[Row]:
-    """A row a profile, in ``PROFILE_COLUMNS``, older GPUs first."""
+    """A row for each profile, in ``PROFILE_COLUMNS``: lower compute capabilities first, then less memory."""
     ordered = sorted(profiles, key=lambda p: (float(p.compute_capability), p.memory_gib))
     return [
         (
@@ -87,22 +91,24 @@ def _engine_state(info: EngineInfo) -> str:
 
 
 def _engine_problems(bundle: Bundle) -> dict[str, list[str]]:
-    """Engine -> what speaks against it on this machine, and what to run; empty lists where nothing does."""
+    """Each engine's name -> its problems on this machine and the command that mends them, or an empty list."""
     gpu = find_gpu() if bundle.manifest.engines else None
-    found = {}
+    problems = {}
     for name, info in sorted(bundle.manifest.engines.items()):
         faults = engine_faults(bundle, name, version=version_of(info.identity.backend), verify_hash=False)
-        elsewhere = gpu_fault(info.identity, gpu) if gpu else None
-        found[name] = [
-            *([f"not for the GPU in this machine: {elsewhere}"] if elsewhere else []),
+        other_gpu = gpu_fault(info.identity, gpu) if gpu else None
+        problems[name] = [
+            *([f"not for the GPU in this machine: {other_gpu}"] if other_gpu else []),
             *(f"STALE: {fault}" for fault in faults),
             *([rebuild(bundle, name)] if faults else []),
         ]
-    return found
+    return problems
 
 
 def _engine_text(bundle: Bundle, name: str, problems: Iterable[str], layers: bool) -> str:
-    """What an engine is, and what speaks against it. layers: with its tensors and layers, which are many."""
+    """An engine's size, state, identity, memory and problems, in lines. layers: also its tensors and layers, which are
+    many.
+    """
     info = bundle.manifest.engines[name]
     identity = info.identity
     kinds = (f"{n} {kind}" for kind, n in info.layers.items() if kind.split()[0] in COMPUTING)
@@ -123,15 +129,20 @@ def _engine_text(bundle: Bundle, name: str, problems: Iterable[str], layers: boo
 
 
 def bundle_document(bundle: Bundle, checked: bool) -> dict[str, Any]:
-    """The manifest, with what ``bundle_rows`` adds to it: ``problems``, all that speaks against the bundle here, a
-    sentence each; ``engine_states``, each engine's state and problems; and ``checked``, as below.
+    """The manifest as builtins, with three fields more.
+
+    ``problems``: everything that is wrong with the bundle on this machine, one sentence each. ``engine_states``: the
+    state and the problems of each engine. ``checked``: whether every file's sha256 was compared with the manifest.
     """
     manifest = bundle.manifest
     engines = _engine_problems(bundle)
     unverified = [] if bundle.verified else [f"verified: {_verification(bundle)}"]
     document: dict[str, Any] = msgspec.to_builtins(manifest)
     return document | {
-        "problems": [*unverified, *(f"{name}: {told}" for name, problems in engines.items() for told in problems)],
+        "problems": [
+            *unverified,
+            *(f"{name}: {problem}" for name, problems in engines.items() for problem in problems),
+        ],
         "engine_states": {
             name: {"state": _engine_state(manifest.engines[name]), "problems": problems}
             for name, problems in engines.items()
@@ -141,8 +152,10 @@ def bundle_document(bundle: Bundle, checked: bool) -> dict[str, Any]:
 
 
 def bundle_rows(bundle: Bundle, checked: bool, layers: bool = False) -> list[Row]:
-    """A row for each thing that a manifest says, and what speaks against it here. checked: every file's sha256 was
-    proved just now. layers: also the layers and tensors of engines.
+    """A row for each entry of the manifest, with the problems that engines have on this machine.
+
+    checked: say that every file's sha256 was compared with the manifest. layers: also list the layers and tensors of
+    engines.
     """
     manifest = bundle.manifest
     vae, latent, files = manifest.vae, manifest.latent, manifest.files
@@ -162,13 +175,15 @@ def bundle_rows(bundle: Bundle, checked: bool, layers: bool = False) -> list[Row
         ("precision", manifest.precision),
         ("verified", _verification(bundle)),
     ]
-    rows += [("engine", _engine_text(bundle, name, told, layers)) for name, told in _engine_problems(bundle).items()]
+    rows += [
+        ("engine", _engine_text(bundle, name, problems, layers)) for name, problems in _engine_problems(bundle).items()
+    ]
     rows += [("file", f"{name}  {_size(info.bytes)}") for name, info in sorted(files.items())]
     return [*rows, ("check", "every file is as the manifest says")] if checked else rows
 
 
 def diagnosis_rows(diagnosis: Diagnosis) -> list[Row]:
-    """What is installed, then each backend and each extra with what to do about it."""
+    """What is installed, then whether each backend is available, and what to install for each extra."""
     rows: list[Row] = [
         ("vaedeploy", diagnosis.vaedeploy),
         ("python", diagnosis.python),
@@ -176,7 +191,7 @@ def diagnosis_rows(diagnosis: Diagnosis) -> list[Row]:
         ("GPU", _gpu(diagnosis.gpu)),
     ]
     rows += [(name, version or "not installed") for name, version in diagnosis.packages.items()]
-    rows += [(f"backend {b.name}", b.problem or f"answers{NEVER_RUN.get(b.name, '')}") for b in diagnosis.backends]
+    rows += [(f"backend {b.name}", b.problem or f"available{NEVER_RUN.get(b.name, '')}") for b in diagnosis.backends]
     for extra in diagnosis.extras:
         state = f"missing: {', '.join(extra.missing)}. Run: {extra.install}" if extra.missing else "complete"
         rows.append((f"extra [{extra.name}]", f"{state} (for {extra.purpose})"))
@@ -204,13 +219,13 @@ def _verification(bundle: Bundle) -> str:
 
 
 def _worst(metric: str, value: float | None) -> str:
-    if metric not in METRIC_WORDS:  # another version's
+    if metric not in METRIC_WORDS:  # a metric of another vaedeploy version
         return f"{metric} {value}"
     return f"{METRIC_WORDS[metric][0].lower()} {amount(metric, value)}"
 
 
 def _size(count: int) -> str:
-    """Bytes as people read them, to three digits: 999 bytes, 1.23 MB."""
+    """A number of bytes with a decimal unit, to three digits: 999 bytes, 1.23 MB."""
     if count < 1000:
         return f"{count} bytes"
     power = min(3, (len(str(count)) - 1) // 3)

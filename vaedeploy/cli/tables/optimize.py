@@ -1,4 +1,4 @@
-"""An ``Optimized`` as rows of text for people."""
+"""Rows of text for the result of ``optimize``."""
 
 from __future__ import annotations
 
@@ -17,39 +17,42 @@ RULE_COLUMNS = ("rule", "matches", "left alone", "why")
 DIFFERENCE_COLUMNS = ("output", "relative L2")
 
 MOST_REASONS = 6
-"""Rows for one rule's reasons; there can be one for each tensor. ``--json`` has them all."""
+"""The most rows for one rule's reasons, of which there can be one for each tensor. ``--json`` has them all."""
 
 
 def tables(optimized: Optimized) -> list[Table]:
-    """Headers, rows, and which columns are numbers: rules, figures, and differences where there are any."""
+    """The tables of rules, of figures and, if both graphs were compared, of differences.
+
+    Each is (headers, rows, headers of the columns that are numbers), as ``terminal.show_table`` takes them.
+    """
     sizes = ", ".join(f"{name}={size}" for name, size in optimized.sizes.items())
     figures = (f"at {sizes}" if sizes else "", "before", "after", "change")
-    found: list[Table] = [
+    result: list[Table] = [
         (RULE_COLUMNS, rule_rows(optimized.outcomes), RULE_COLUMNS[1:3]),
         (figures, figure_rows(optimized), figures[1:]),
     ]
     if optimized.differences:
-        found.append((DIFFERENCE_COLUMNS, difference_rows(optimized), DIFFERENCE_COLUMNS[1:]))
-    return found
+        result.append((DIFFERENCE_COLUMNS, difference_rows(optimized), DIFFERENCE_COLUMNS[1:]))
+    return result
 
 
 def rule_rows(outcomes: Iterable[Outcome]) -> list[Row]:
-    """A row a rule, with its most frequent reason to leave a place alone, and a row for each other reason."""
+    """A row for each rule, with its most frequent reason to leave a place alone, then a row for each other reason."""
     rows: list[Row] = []
     for outcome in outcomes:
         reasons = Counter(refusal.reason for refusal in outcome.refusals).most_common()
-        told = [(str(count), reason) for reason, count in reasons[:MOST_REASONS]] or [("", "")]
+        shown = [(str(count), reason) for reason, count in reasons[:MOST_REASONS]] or [("", "")]
         if rest := sum(count for _, count in reasons[MOST_REASONS:]):
-            told.append((str(rest), "for other reasons; --json has them all"))
+            shown.append((str(rest), "for other reasons; --json has them all"))
         rows += [
-            (outcome.rule, str(outcome.matches), *told[0]),
-            *(("", "", count, reason) for count, reason in told[1:]),
+            (outcome.rule, str(outcome.matches), *shown[0]),
+            *(("", "", count, reason) for count, reason in shown[1:]),
         ]
     return rows
 
 
 def figure_rows(optimized: Optimized) -> list[Row]:
-    """Operations and bytes before and after."""
+    """Operations (10^9) and weights (MB) before and after, and the relative change."""
     before, after = optimized.before, optimized.after
     rows = [
         _figure_row("GFLOP", before.operations / 1e9, after.operations / 1e9),
@@ -67,12 +70,12 @@ def _figure_row(name: str, before: float, after: float) -> Row:
 
 
 def difference_rows(optimized: Optimized) -> list[Row]:
-    """A row an output."""
+    """A row for each output, in ``DIFFERENCE_COLUMNS``."""
     return [(difference.output, f"{difference.relative_l2:.2e}") for difference in optimized.differences]
 
 
 def closing_lines(optimized: Optimized) -> list[str]:
-    """Weights that lost numbers, what the graphs were compared on or why not, and where the result is."""
+    """Which weights lost numbers, what the graphs were compared on or why they were not, and where the result is."""
     lines = []
     if optimized.underflows:
         zeros, small, size = (sum(getattr(u, k) for u in optimized.underflows) for k in ("zeros", "subnormals", "size"))

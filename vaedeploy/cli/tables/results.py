@@ -1,4 +1,4 @@
-"""Results of work -> rows of text for people: ``verify``, ``bench``, ``compare``, ``swap``."""
+"""Rows of text for the results of ``verify``, ``bench``, ``compare`` and ``swap``."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CASE_COLUMNS = (
     *(f"{name.lower()}, {unit}" for name, unit in map(METRIC_WORDS.__getitem__, METRICS)),
     "verdict",
 )
-"""size: batch x height x width."""
+"""size: batch x height x width, in pixels."""
 
 BENCH_COLUMNS = (
     "backend",
@@ -36,17 +36,17 @@ BENCH_COLUMNS = (
     "floor, % of the time",
     "problem",
 )
-"""size: batch x height x width. floor: see ``bench.Timing``."""
+"""size: batch x height x width, in pixels. floor: see ``bench.Timing``."""
 
 COMPARE_COLUMNS = (
     *("VAE", "likeness, dB PSNR", "colour difference, CIEDE2000", "colour strength, %", "contrast, %"),
     *("fine detail, %", "time to encode, ms", "time to decode, ms"),
 )
-"""Medians over all photographs, in the page's words; see ``compare.Summary``. 100 % is equal."""
+"""Medians over all photographs, named as on the HTML page; see ``compare.Summary``. 100 %: as in the photograph."""
 
 
 def case_rows(report: Report) -> list[Row]:
-    """A row a case, in ``CASE_COLUMNS``."""
+    """A row for each case, in ``CASE_COLUMNS``."""
     return [
         (
             case.form,
@@ -61,14 +61,14 @@ def case_rows(report: Report) -> list[Row]:
 
 
 def verdict_lines(report: Report) -> list[str]:
-    """The limits that hold, each one that was missed, what a person would see, and last the verdict."""
+    """The limits, each limit that a case missed, the faults that a person would see, and last the verdict."""
     failed = [case for case in report.cases if not case.passed]
     lines = [limits_line(precision) for precision in dict.fromkeys(case.precision for case in report.cases)]
     lines += [f"{c.form} {c.part} {c.size}, {c.output}: {failure}" for c in failed for failure in c.failures]
     seen = [f"seen: {c.form} {c.part} {c.size}: {words}" for c in report.cases for words in c.findings or ()]
     if not seen and any(case.findings is not None for case in report.cases):
-        seen = ["seen: nothing beside the reference's own pictures"]
-    lines += seen or ["seen: not looked at, since no picture is large enough or scikit-image is not installed"]
+        seen = ["seen: no fault beside the reference's images"]
+    lines += seen or ["seen: not checked, since no image is large enough or scikit-image is not installed"]
     setting = f"on {report.backend} against {report.reference}"
     if report.passed:
         return [*lines, f"verified: {len(report.cases)} cases {setting}"]
@@ -76,7 +76,7 @@ def verdict_lines(report: Report) -> list[str]:
 
 
 def bench_rows(bench: Bench) -> list[Row]:
-    """A row a timing, in ``BENCH_COLUMNS``."""
+    """A row for each timing, in ``BENCH_COLUMNS``."""
     return [
         (
             t.backend,
@@ -97,7 +97,7 @@ def bench_rows(bench: Bench) -> list[Row]:
 
 
 def ceiling_lines(bench: Bench) -> list[str]:
-    """What the floors were made from, a line a device."""
+    """The measured rates that the floors come from, a line for each device."""
     lines = []
     for ceilings in bench.ceilings:
         rates = ", ".join(f"{rate / 1e12:.3g} TFLOP/s in {precision}" for precision, rate in ceilings.product.items())
@@ -112,7 +112,7 @@ def _milliseconds(value: float | None) -> str:
 
 
 def compare_rows(comparison: Comparison) -> list[Row]:
-    """A row a bundle, in ``COMPARE_COLUMNS``."""
+    """A row for each bundle, in ``COMPARE_COLUMNS``."""
     times = {(speed.bundle, speed.part): speed.ms for speed in comparison.speeds}
     return [
         (
@@ -128,14 +128,14 @@ def compare_rows(comparison: Comparison) -> list[Row]:
 
 
 def drift_rows(bundle: Bundle, drift: Drift) -> list[Row]:
-    """What a swap did: which VAE is there now, and how far pictures of the old latents move."""
+    """The VAE that the bundle has now, and how far latents, and images decoded from the old latents, move."""
     moved = f"{drift.latent_rel_l2:.2%}"
     red, green, blue = (f"{value:+.2f}" for value in drift.shift)
     return [
         ("bundle", str(bundle.path)),
         ("VAE", f"{bundle.manifest.vae.name} ({bundle.manifest.vae.architecture})"),
-        ("latents", "unchanged" if moved == "0.00%" else f"{moved} of their size away"),
-        ("pictures", f"{drift.mean_levels:.2f} levels of 255 away on average, PSNR {_decibels(drift.psnr)}"),
+        ("latents", "unchanged" if moved == "0.00%" else f"differ by {moved} (relative L2)"),
+        ("images", f"differ by {drift.mean_levels:.2f} of 255 levels on average, PSNR {_decibels(drift.psnr)}"),
         ("brightness", f"red {red}, green {green}, blue {blue} levels"),
         ("to go back", f"vaedeploy swap {bundle.path} --restore"),
     ]
