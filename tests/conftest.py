@@ -1,11 +1,16 @@
-"""What every test shares: properties without a clock, and the command line run in this process."""
+"""What every test shares: bundles that are made once for a run, Ctrl-C for child processes, properties without a clock,
+and the command line run in this process.
+"""
 
 from __future__ import annotations
 
 import logging
+import os
+import shutil
+import signal
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,9 +28,55 @@ with suppress(ImportError):  # tests/gpu runs where it is not installed
     hypothesis.settings.register_profile("vaedeploy", deadline=None)
     hypothesis.settings.load_profile("vaedeploy")
 
+# A shell starts `pytest &` with SIGINT ignored, and child processes inherit that: Ctrl-C would not reach them.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+Once = Callable[[str, Callable[[Path], object]], Path]
+
 
 @pytest.fixture(scope="session")
-def tiny_graphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
+    """``once(name, make)``: the folder ``name``, which ``make`` filled, once for all processes of this run.
+
+    With pytest-xdist each worker has its own session fixtures: what takes seconds to make is shared in this way.
+    """
+    top = tmp_path_factory.getbasetemp()
+    workers = "PYTEST_XDIST_WORKER" in os.environ
+    if workers:
+        top = top.parent
+
+    def made(name: str, make: Callable[[Path], object]) -> Path:
+        folder, done = top / "once" / name, top / "once" / f"{name}.done"
+        folder.parent.mkdir(exist_ok=True)
+        lock = nullcontext()
+        if workers:
+            from filelock import FileLock
+
+            lock = FileLock(folder.with_suffix(".lock"))
+        with lock:
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # what a worker left that failed
+                folder.mkdir()
+                make(folder)
+                done.touch()
+        return folder
+
+    return made
+
+
+def exported(once: Once, place: str, vae: str | Reference, **options: object) -> Bundle:
+    """A bundle at ``place``, a folder and the bundle's name, made once."""
+    from vaedeploy.bundle import Bundle
+    from vaedeploy.pipeline.export import export_vae
+
+    folder, _, name = place.partition("/")
+    top = once(f"{folder} {name}", lambda folder: export_vae(vae, out=folder / name, **options))
+    return Bundle.open(top / name)
+
+
+@pytest.fixture(scope="session")
+def tiny_graphs(once: Once) -> Path:
     """A folder with encoder.onnx and decoder.onnx, weights within, as ``tiny_reference()`` is traced: torch takes
     seconds for each."""
     import onnx_ir as ir
@@ -34,10 +85,11 @@ def tiny_graphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from vaedeploy.graph.trace import trace_graph
     from vaedeploy.values.kinds import PARTS
 
-    folder = tmp_path_factory.mktemp("tiny-graphs")
-    for part in PARTS:
-        ir.save(trace_graph(tiny_reference(), part).model, folder / f"{part}.onnx")
-    return folder
+    def make(folder: Path) -> None:
+        for part in PARTS:
+            ir.save(trace_graph(tiny_reference(), part).model, folder / f"{part}.onnx")
+
+    return once("tiny-graphs", make)
 
 
 @pytest.fixture(scope="session")
@@ -49,53 +101,42 @@ def tiny_vae() -> Reference:
 
 
 @pytest.fixture(scope="session")
-def tiny_vae_bundle(tiny_vae: Reference, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def tiny_vae_bundle(tiny_vae: Reference, once: Once) -> Bundle:
     """A verified bundle of it."""
-    from vaedeploy.pipeline.export import export_vae
-
-    return export_vae(tiny_vae, out=tmp_path_factory.mktemp("fp32") / "tiny")
+    return exported(once, "fp32/tiny", tiny_vae)
 
 
 @pytest.fixture(scope="session")
-def tiny_fp16_bundle(tiny_vae: Reference, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def tiny_fp16_bundle(tiny_vae: Reference, once: Once) -> Bundle:
     """As above, in fp16."""
-    from vaedeploy.pipeline.export import export_vae
-
-    return export_vae(tiny_vae, out=tmp_path_factory.mktemp("fp16") / "tiny", precision="fp16")
+    return exported(once, "fp16/tiny", tiny_vae, precision="fp16")
 
 
 @pytest.fixture(scope="session")
-def tiny_bf16_bundle(tiny_vae: Reference, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def tiny_bf16_bundle(tiny_vae: Reference, once: Once) -> Bundle:
     """As above, in bf16."""
-    from vaedeploy.pipeline.export import export_vae
-
-    return export_vae(tiny_vae, out=tmp_path_factory.mktemp("bf16") / "tiny", precision="bf16")
+    return exported(once, "bf16/tiny", tiny_vae, precision="bf16")
 
 
 @pytest.fixture(scope="session")
-def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def demo_bundle(once: Once) -> Bundle:
     """A verified bundle of the demo VAE. Tests that change it take a copy."""
-    from vaedeploy.pipeline.export import export_vae
-
-    return export_vae("demo", out=tmp_path_factory.mktemp("demo") / "demo")
+    return exported(once, "fp32/demo", "demo")
 
 
 @pytest.fixture(scope="session")
-def demo_fp16_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def demo_fp16_bundle(once: Once) -> Bundle:
     """A verified bundle of the demo VAE in fp16."""
-    from vaedeploy.pipeline.export import export_vae
-
-    return export_vae("demo", out=tmp_path_factory.mktemp("demo-fp16") / "demo", precision="fp16")
+    return exported(once, "fp16/demo", "demo", precision="fp16")
 
 
 @pytest.fixture(scope="session")
-def inflated_bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
+def inflated_bundles(once: Once) -> dict[str, Bundle]:
     """As above, of the demo VAE with weights that overflow there: one for each of ``INFLATIONS``."""
     from itertools import cycle
 
     from inflation import INFLATIONS, inflate
 
-    from vaedeploy.pipeline.export import export_vae
     from vaedeploy.source import load_reference
 
     made = {}
@@ -103,45 +144,41 @@ def inflated_bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bund
         vae = load_reference("demo")
         for half in (vae.encoder, vae.decoder):
             inflate(half, *map(cycle, factors))
-        made[name] = export_vae(vae, out=tmp_path_factory.mktemp("inflated") / "demo", precision="fp16")
+        made[name] = exported(once, f"inflated/{name}", vae, precision="fp16")
     return made
 
 
 @pytest.fixture(scope="session")
-def small_vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def small_vae(once: Once) -> Path:
     """A diffusers folder with a small VAE of factor 8."""
     import torch
     from diffusers import AutoencoderKL
 
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        vae = AutoencoderKL(
-            block_out_channels=(8,) * 4,
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            norm_num_groups=2,
-            scaling_factor=0.5,
-        )
-    path = tmp_path_factory.mktemp("weights") / "small"
-    vae.save_pretrained(path)
-    return path
+    def make(folder: Path) -> None:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            vae = AutoencoderKL(
+                block_out_channels=(8,) * 4,
+                down_block_types=("DownEncoderBlock2D",) * 4,
+                up_block_types=("UpDecoderBlock2D",) * 4,
+                norm_num_groups=2,
+                scaling_factor=0.5,
+            )
+        vae.save_pretrained(folder)
+
+    return once("small", make)
 
 
 @pytest.fixture(scope="session")
-def demo_mse_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def demo_mse_bundle(once: Once) -> Bundle:
     """An unverified bundle of the demo VAE's second decoder: a swap to it is verified in test_swap.py."""
-    from vaedeploy.pipeline.export import export_vae
-
-    return export_vae("demo-mse", out=tmp_path_factory.mktemp("demo-mse") / "demo-mse", verify=False)
+    return exported(once, "fp32/demo-mse", "demo-mse", verify=False)
 
 
 @pytest.fixture(scope="session")
-def full_size_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def full_size_bundle(once: Once) -> Bundle:
     """The architecture of the SD VAEs with seeded weights: a verified bundle with engines for one profile."""
-    from vaedeploy.pipeline.export import export_vae
-
-    out = tmp_path_factory.mktemp("full-size") / "mse840k"
-    return export_vae("mse840k", weights="random:0", out=out, profiles=["rtx4090"])
+    return exported(once, "fp32/mse840k", "mse840k", weights="random:0", profiles=["rtx4090"])
 
 
 @pytest.fixture

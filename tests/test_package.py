@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command_line import parse
 from PIL import Image
 from places import ROOT
 
@@ -93,25 +92,6 @@ def test_doctor_knows_the_extras_of_pyproject():
 
 
 # ----------------------------------------------------------------------------------------------------------- README
-
-
-def test_the_readmes_commands_exist():
-    lines = [line.partition("#")[0] for block in blocks("bash") for line in block.splitlines()]
-    commands = [line.removeprefix("vaedeploy ") for line in lines if line.startswith("vaedeploy ")]
-    assert len(commands) > 5
-    for command in commands:
-        parse(command)
-
-
-def test_the_readmes_make_targets_exist():
-    named = set(re.findall(r"^make (\w+)", "\n".join(blocks("bash")), re.MULTILINE))
-    assert {"demo", "test"} <= named
-    assert named <= set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-
-
-def test_the_readmes_python_can_be_compiled():
-    for block in blocks("python"):
-        compile(block, "README.md", "exec")
 
 
 @pytest.mark.slow
