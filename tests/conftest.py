@@ -119,6 +119,22 @@ def tiny_bf16_bundle(tiny_vae: Reference, once: Once) -> Bundle:
 
 
 @pytest.fixture(scope="session")
+def engine_bundle(once: Once) -> Bundle:
+    """The tiny bundle with engines, built by TensorRT-RTX."""
+    from engine_files import SIZES, write_profile
+    from tiny_bundle import tiny_bundle
+
+    from vaedeploy.bundle import Bundle
+    from vaedeploy.pipeline.build import build_engines
+
+    def make(folder: Path) -> None:
+        write_profile(folder, precision='"fp32"', shapes=SIZES)
+        build_engines(tiny_bundle(folder / "tiny"), ["mine"], folder=folder)
+
+    return Bundle.open(once("engines", make) / "tiny")
+
+
+@pytest.fixture(scope="session")
 def demo_bundle(once: Once) -> Bundle:
     """A verified bundle of the demo VAE. Tests that change it take a copy."""
     return exported(once, "fp32/demo", "demo")

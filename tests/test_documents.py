@@ -174,12 +174,16 @@ import contextlib, io, json, runpy, sys
 from pathlib import Path
 told = {}
 plain = sys.path[:]
-for script in map(Path, sys.argv[2:]):
-    sys.path[:] = [str(script.parent), *plain[1:]]
+for script in map(Path, sys.argv[1:]):
     sys.argv = [str(script), "--help"]
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):
-        # Without argparse a script would begin its work.
-        runpy.run_path(str(script), run_name="__main__" if "argparse" in script.read_text() else "imported")
+        if script.name == "__main__.py":  # python -m benchmarks.X
+            sys.path[:] = plain
+            runpy.run_module(".".join(script.parent.parts), run_name="__main__", alter_sys=True)
+        else:
+            sys.path[:] = [str(script.parent), *plain[1:]]
+            # Without argparse a script would begin its work.
+            runpy.run_path(str(script), run_name="__main__" if "argparse" in script.read_text() else "imported")
     told[str(script)] = out.getvalue()
 print(json.dumps(told))
 """
@@ -189,7 +193,7 @@ print(json.dumps(told))
 def helps() -> dict[str, str]:
     """What ``--help`` of each script prints, all of them run in one process; of one without options, nothing."""
     runnable = [name for name, path in SCRIPTS.items() if MAIN in read(path) or path.name == "__main__.py"]
-    command = [sys.executable, "-c", HELP, "", *runnable]
+    command = [sys.executable, "-c", HELP, *runnable]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
