@@ -36,8 +36,8 @@ Once = Callable[[str, Callable[[Path], object]], Path]
 
 
 @pytest.fixture(scope="session")
-def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
-    """``once(name, make)``: the folder ``name``, which ``make`` filled, once for all processes of this run.
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Once:
+    """``made_once(name, make)``: the folder ``name``, which ``make`` filled, once for all processes of this run.
 
     With pytest-xdist each worker has its own session fixtures: what takes seconds to make is shared in this way.
     """
@@ -65,18 +65,18 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
     return made
 
 
-def exported(once: Once, place: str, vae: str | Reference, **options: object) -> Bundle:
+def exported(made_once: Once, place: str, vae: str | Reference, **options: object) -> Bundle:
     """A bundle at ``place``, a folder and the bundle's name, made once."""
     from vaedeploy.bundle import Bundle
     from vaedeploy.pipeline.export import export_vae
 
     folder, _, name = place.partition("/")
-    top = once(f"{folder} {name}", lambda folder: export_vae(vae, out=folder / name, **options))
+    top = made_once(f"{folder} {name}", lambda folder: export_vae(vae, out=folder / name, **options))
     return Bundle.open(top / name)
 
 
 @pytest.fixture(scope="session")
-def tiny_graphs(once: Once) -> Path:
+def tiny_graphs(made_once: Once) -> Path:
     """A folder with encoder.onnx and decoder.onnx, weights within, as ``tiny_reference()`` is traced: torch takes
     seconds for each."""
     import onnx_ir as ir
@@ -89,7 +89,7 @@ def tiny_graphs(once: Once) -> Path:
         for part in PARTS:
             ir.save(trace_graph(tiny_reference(), part).model, folder / f"{part}.onnx")
 
-    return once("tiny-graphs", make)
+    return made_once("tiny-graphs", make)
 
 
 @pytest.fixture(scope="session")
@@ -101,25 +101,25 @@ def tiny_vae() -> Reference:
 
 
 @pytest.fixture(scope="session")
-def tiny_vae_bundle(tiny_vae: Reference, once: Once) -> Bundle:
+def tiny_vae_bundle(tiny_vae: Reference, made_once: Once) -> Bundle:
     """A verified bundle of it."""
-    return exported(once, "fp32/tiny", tiny_vae)
+    return exported(made_once, "fp32/tiny", tiny_vae)
 
 
 @pytest.fixture(scope="session")
-def tiny_fp16_bundle(tiny_vae: Reference, once: Once) -> Bundle:
+def tiny_fp16_bundle(tiny_vae: Reference, made_once: Once) -> Bundle:
     """As above, in fp16."""
-    return exported(once, "fp16/tiny", tiny_vae, precision="fp16")
+    return exported(made_once, "fp16/tiny", tiny_vae, precision="fp16")
 
 
 @pytest.fixture(scope="session")
-def tiny_bf16_bundle(tiny_vae: Reference, once: Once) -> Bundle:
+def tiny_bf16_bundle(tiny_vae: Reference, made_once: Once) -> Bundle:
     """As above, in bf16."""
-    return exported(once, "bf16/tiny", tiny_vae, precision="bf16")
+    return exported(made_once, "bf16/tiny", tiny_vae, precision="bf16")
 
 
 @pytest.fixture(scope="session")
-def engine_bundle(once: Once) -> Bundle:
+def engine_bundle(made_once: Once) -> Bundle:
     """The tiny bundle with engines, built by TensorRT-RTX."""
     from engine_files import SIZES, write_profile
     from tiny_bundle import tiny_bundle
@@ -131,23 +131,23 @@ def engine_bundle(once: Once) -> Bundle:
         write_profile(folder, precision='"fp32"', shapes=SIZES)
         build_engines(tiny_bundle(folder / "tiny"), ["mine"], folder=folder)
 
-    return Bundle.open(once("engines", make) / "tiny")
+    return Bundle.open(made_once("engines", make) / "tiny")
 
 
 @pytest.fixture(scope="session")
-def demo_bundle(once: Once) -> Bundle:
+def demo_bundle(made_once: Once) -> Bundle:
     """A verified bundle of the demo VAE. Tests that change it take a copy."""
-    return exported(once, "fp32/demo", "demo")
+    return exported(made_once, "fp32/demo", "demo")
 
 
 @pytest.fixture(scope="session")
-def demo_fp16_bundle(once: Once) -> Bundle:
+def demo_fp16_bundle(made_once: Once) -> Bundle:
     """A verified bundle of the demo VAE in fp16."""
-    return exported(once, "fp16/demo", "demo", precision="fp16")
+    return exported(made_once, "fp16/demo", "demo", precision="fp16")
 
 
 @pytest.fixture(scope="session")
-def inflated_bundles(once: Once) -> dict[str, Bundle]:
+def inflated_bundles(made_once: Once) -> dict[str, Bundle]:
     """As above, of the demo VAE with weights that overflow there: one for each of ``INFLATIONS``."""
     from itertools import cycle
 
@@ -160,12 +160,12 @@ def inflated_bundles(once: Once) -> dict[str, Bundle]:
         vae = load_reference("demo")
         for half in (vae.encoder, vae.decoder):
             inflate(half, *map(cycle, factors))
-        made[name] = exported(once, f"inflated/{name}", vae, precision="fp16")
+        made[name] = exported(made_once, f"inflated/{name}", vae, precision="fp16")
     return made
 
 
 @pytest.fixture(scope="session")
-def small_vae(once: Once) -> Path:
+def small_vae(made_once: Once) -> Path:
     """A diffusers folder with a small VAE of factor 8."""
     import torch
     from diffusers import AutoencoderKL
@@ -182,19 +182,19 @@ def small_vae(once: Once) -> Path:
             )
         vae.save_pretrained(folder)
 
-    return once("small", make)
+    return made_once("small", make)
 
 
 @pytest.fixture(scope="session")
-def demo_mse_bundle(once: Once) -> Bundle:
+def demo_mse_bundle(made_once: Once) -> Bundle:
     """An unverified bundle of the demo VAE's second decoder: a swap to it is verified in test_swap.py."""
-    return exported(once, "fp32/demo-mse", "demo-mse", verify=False)
+    return exported(made_once, "fp32/demo-mse", "demo-mse", verify=False)
 
 
 @pytest.fixture(scope="session")
-def full_size_bundle(once: Once) -> Bundle:
+def full_size_bundle(made_once: Once) -> Bundle:
     """The architecture of the SD VAEs with seeded weights: a verified bundle with engines for one profile."""
-    return exported(once, "fp32/mse840k", "mse840k", weights="random:0", profiles=["rtx4090"])
+    return exported(made_once, "fp32/mse840k", "mse840k", weights="random:0", profiles=["rtx4090"])
 
 
 @pytest.fixture
