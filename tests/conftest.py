@@ -119,19 +119,35 @@ def tiny_bf16_bundle(tiny_vae: Reference, made_once: Once) -> Bundle:
 
 
 @pytest.fixture(scope="session")
-def engine_bundle(made_once: Once) -> Bundle:
+def engine_bundle(profile_folder: Path, made_once: Once) -> Bundle:
     """The tiny bundle with engines, built by TensorRT-RTX."""
-    from engine_files import SIZES, write_profile
     from tiny_bundle import tiny_bundle
 
     from vaedeploy.bundle import Bundle
     from vaedeploy.pipeline.build import build_engines
 
     def make(folder: Path) -> None:
-        write_profile(folder, precision='"fp32"', shapes=SIZES)
-        build_engines(tiny_bundle(folder / "tiny"), ["mine"], folder=folder)
+        build_engines(tiny_bundle(folder / "tiny"), ["mine"], folder=profile_folder)
 
     return Bundle.open(made_once("engines", make) / "tiny")
+
+
+@pytest.fixture
+def built(engine_bundle: Bundle, tmp_path: Path) -> Bundle:
+    """A copy of it, to be changed."""
+    from vaedeploy.bundle import Bundle
+
+    return Bundle.open(shutil.copytree(engine_bundle.path, tmp_path / "tiny"))
+
+
+@pytest.fixture(scope="session")
+def profile_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a profile ``mine`` for the tiny bundle."""
+    from engine_files import SIZES, write_profile
+
+    made = tmp_path_factory.mktemp("profiles")
+    write_profile(made, precision='"fp32"', shapes=SIZES)
+    return made
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""What the runtime imports, and what is told of a backend that is not installed."""
+"""Who answers: what each backend needs, which engines can run here, and what is told where they cannot."""
 
 from __future__ import annotations
 
@@ -19,8 +19,6 @@ from vaedeploy.errors import BackendError, EngineError, InputError, SizeError
 from vaedeploy.pipeline.build import build_engines
 from vaedeploy.runtime import VAE
 from vaedeploy.system.gpu import Gpu, cuda_devices
-
-# What is imported, and what is missing
 
 
 def test_import_is_light() -> None:
@@ -58,9 +56,6 @@ VAE({str(bundle.path)!r})
         "vaedeploy.errors.BackendError: ONNX Runtime cannot be imported (import of onnxruntime halted; None in "
         'sys.modules). Install it: pip install "vaedeploy[cpu]"'
     )
-
-
-# ------------------------------------------------------------------------------------------------------- behind the VAE
 
 
 def test_engines_answer_first(
@@ -176,4 +171,15 @@ def test_an_altered_engine_is_not_loaded(gpu: HostDevice, tmp_path: Path, caplog
     )
 
 
-# ------------------------------------------------------------------------------------------------------------- the gate
+def test_a_profile_whose_engines_cannot_run_here_is_told_of(
+    engine_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("vaedeploy.runtime.backends.problem_of", lambda name, _: "no GPU" if "rt-rtx" in name else None)
+    with VAE(engine_bundle.path) as vae:
+        backend = vae.backend
+    assert caplog.messages == []  # where nobody asked for engines, none is what most machines have
+    with VAE(engine_bundle.path, profile="mine") as vae:
+        assert repr(vae) == f"VAE({str(engine_bundle.path)!r}, tiny, {backend})"
+    assert caplog.messages == ["tensorrt-rtx does not answer here, so its engines of profile mine are not used: no GPU"]
+    with pytest.raises(InputError, match="profiles are for engines; onnxruntime-cpu runs graphs"):
+        VAE(engine_bundle.path, "onnxruntime-cpu", profile="mine")
