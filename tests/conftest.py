@@ -32,7 +32,21 @@ with suppress(ImportError):  # tests/gpu runs where it is not installed
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+WORKER = os.environ.get("PYTEST_XDIST_WORKER")
+"""The name of this process among pytest-xdist's workers, such as gw0; None without them."""
+
+# Each worker has its share of the cores. PyTorch and ONNX Runtime would take all of them, in every worker.
+if WORKER and hasattr(os, "sched_setaffinity"):
+    cores, workers = sorted(os.sched_getaffinity(0)), int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    os.sched_setaffinity(0, cores[int(WORKER.removeprefix("gw")) :: workers] or cores)
+
 Once = Callable[[str, Callable[[Path], object]], Path]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let one worker do what needs the full-size bundle, from the start, while the other does other things."""
+    if WORKER:
+        items.sort(key=lambda item: "full_size_bundle" not in getattr(item, "fixturenames", ()))
 
 
 @pytest.fixture(scope="session")
@@ -42,18 +56,17 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> Once:
     With pytest-xdist each worker has its own session fixtures: what takes seconds to make is shared in this way.
     """
     top = tmp_path_factory.getbasetemp()
-    workers = "PYTEST_XDIST_WORKER" in os.environ
-    if workers:
+    if WORKER:
         top = top.parent
 
     def made(name: str, make: Callable[[Path], object]) -> Path:
         folder, done = top / "once" / name, top / "once" / f"{name}.done"
         folder.parent.mkdir(exist_ok=True)
         lock = nullcontext()
-        if workers:
+        if WORKER:
             from filelock import FileLock
 
-            lock = FileLock(folder.with_suffix(".lock"))
+            lock = FileLock(top / "once" / f"{name}.lock")
         with lock:
             if not done.exists():
                 shutil.rmtree(folder, ignore_errors=True)  # what a worker left that failed
@@ -163,21 +176,18 @@ def demo_fp16_bundle(made_once: Once) -> Bundle:
 
 
 @pytest.fixture(scope="session")
-def inflated_bundles(made_once: Once) -> dict[str, Bundle]:
-    """As above, of the demo VAE with weights that overflow there: one for each of ``INFLATIONS``."""
+def inflated_bundle(made_once: Once) -> Bundle:
+    """As above, of the demo VAE with weights that overflow there."""
     from itertools import cycle
 
     from inflation import INFLATIONS, inflate
 
     from vaedeploy.source import load_reference
 
-    made = {}
-    for name, factors in INFLATIONS.items():
-        vae = load_reference("demo")
-        for half in (vae.encoder, vae.decoder):
-            inflate(half, *map(cycle, factors))
-        made[name] = exported(made_once, f"inflated/{name}", vae, precision="fp16")
-    return made
+    vae = load_reference("demo")
+    for half in (vae.encoder, vae.decoder):
+        inflate(half, *map(cycle, INFLATIONS["not powers of two"]))
+    return exported(made_once, "inflated/demo", vae, precision="fp16")
 
 
 @pytest.fixture(scope="session")

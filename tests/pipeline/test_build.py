@@ -132,9 +132,9 @@ def test_uint8_images_in_bf16(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_every_capability_of_tensorrt_rtx(demo_bundle: Bundle, tmp_path: Path) -> None:
-    """In fp16, for the VAE that the package carries."""
-    bundle = Bundle.open(shutil.copytree(demo_bundle.path, tmp_path / "demo"))
+def test_every_capability_of_tensorrt_rtx(tiny_vae_bundle: Bundle, tmp_path: Path) -> None:
+    """In fp16."""
+    bundle = Bundle.open(shutil.copytree(tiny_vae_bundle.path, tmp_path / "tiny"))
     names = [f"cc{capability.replace('.', '')}" for capability in CAPABILITIES["tensorrt-rtx"]]
     for name, capability in zip(names, CAPABILITIES["tensorrt-rtx"], strict=True):
         write_profile(tmp_path, name, compute_capability=f'"{capability}"')

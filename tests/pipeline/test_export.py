@@ -307,21 +307,22 @@ def test_unknown_precision(flat: Reference, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_an_inflated_vae_does_not_turn_black(
-    demo_fp16_bundle: Bundle, inflated_bundles: dict[str, Bundle], tmp_path: Path
+    demo_fp16_bundle: Bundle, inflated_bundle: Bundle, small_vae: Path, tmp_path: Path
 ) -> None:
-    """Real weights, multiplied so that fp16 overflows everywhere: scaled back, they are as good as they ever were."""
+    """Real weights, multiplied so that fp16 overflows everywhere: scaled back, they are as good as they ever were.
+
+    Factors that are powers of two, which lose nothing at all, are left to test_an_inflated_vae_is_repaired.
+    """
     errors = {}
-    for name, made in {"as it is": demo_fp16_bundle, **inflated_bundles}.items():
+    for name, made in {"as it is": demo_fp16_bundle, "inflated": inflated_bundle}.items():
         assert made.verified
         scaled = made.manifest.rewrites["decoder.ort.onnx"]["rescale"]
         assert bool(scaled) == (name != "as it is")
         report = json.loads((made.path / "report" / "report.json").read_text())
         emulated = [c["rel_l2"] for c in report["cases"] if "emulated" in c["form"] and c["part"] == "decoder"]
         errors[name] = max(emulated)
-    # A power of two loses nothing; other factors are a different rounding of the weights.
-    assert errors["2^17 everywhere"] <= 1.1 * errors["as it is"]
-    assert errors["not powers of two"] <= 1.5 * errors["as it is"]
-    vae = load_reference("demo")
+    assert errors["inflated"] <= 1.5 * errors["as it is"]  # a different rounding of the weights
+    vae = load_reference(small_vae)
     inflate(vae.decoder, *map(cycle, INFLATIONS["not powers of two"]))
     with pytest.raises(InputError, match="beyond float16's range"):
         export_vae(vae, out=tmp_path / "black", precision="fp16", rewrite=False, verify=False)

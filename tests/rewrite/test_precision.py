@@ -597,8 +597,9 @@ def test_decoders_of_diffusers(architecture: str, opset: int, tmp_path: Path) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("vae", ["demo_bundle", "full_size_bundle"])
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize(
+    ("precision", "vae"), [("fp16", "full_size_bundle"), *((precision, "demo_bundle") for precision in PRECISIONS)]
+)
 def test_whole_vaes_are_within_the_limits(request: pytest.FixtureRequest, vae: str, precision: Any) -> None:
     """On a photograph of 256x256 and its latent, against the float32 graph, in the form that keeps its digits."""
     bundle: Bundle = request.getfixturevalue(vae)

@@ -661,8 +661,14 @@ def test_bounds_that_contradict_each_other_are_given_up() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", ["encoder", "decoder"])
-@pytest.mark.parametrize(("size", "inflation"), [("small", "2^17 everywhere"), ("full", "not powers of two")])
+@pytest.mark.parametrize(
+    ("size", "inflation", "part"),
+    [
+        ("small", "2^17 everywhere", "encoder"),
+        ("small", "2^17 everywhere", "decoder"),
+        ("full", "not powers of two", "decoder"),
+    ],
+)
 def test_an_inflated_vae_is_repaired(part: Part, size: str, inflation: str, small_vae: Path, tmp_path: Path) -> None:
     """The same bit for bit, everything fits, nothing is left in fp32."""
     reference = load_reference(small_vae) if size == "small" else load_reference("mse840k", weights="random:0")
