@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from command_line import Ended
 
 if TYPE_CHECKING:
+    from command_line import Ended
+
     from vaedeploy.bundle import Bundle
     from vaedeploy.values.reference import Reference
 
@@ -39,6 +40,9 @@ WORKER = os.environ.get("PYTEST_XDIST_WORKER")
 if WORKER and hasattr(os, "sched_setaffinity"):
     cores, workers = sorted(os.sched_getaffinity(0)), int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
     os.sched_setaffinity(0, cores[int(WORKER.removeprefix("gw")) :: workers] or cores)
+
+# Helpers have assertions as well; pytest is to say of them what it says of those in tests.
+pytest.register_assert_rewrite(*(path.stem for path in Path(__file__).with_name("support").glob("*.py")))
 
 Once = Callable[[str, Callable[[Path], object]], Path]
 
@@ -226,6 +230,8 @@ def full_size_bundle(made_once: Once) -> Bundle:
 @pytest.fixture
 def vaedeploy(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Ended]]:
     """Run ``vaedeploy`` with these arguments in this process."""
+    from command_line import Ended
+
     from vaedeploy.cli import main
 
     root, own = logging.getLogger(), logging.getLogger("vaedeploy")

@@ -1,3 +1,5 @@
+"""The package as users get it: its public names, its README, and what each way to install it brings."""
+
 from __future__ import annotations
 
 import importlib
