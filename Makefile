@@ -5,7 +5,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 DEMO := build/demo
 
-.PHONY: help setup demo test test-page test-gpu bench-gpu lint types format check clean
+.PHONY: help setup demo test test-fast test-page test-gpu bench-gpu lint types format check clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -30,8 +30,14 @@ demo: $(READY)  ## export the VAE that the package carries, verify it, encode an
 	@echo "photo:   $(DEMO)-photo.png"
 	@echo "decoded: $(DEMO)-photo-decoded.png"
 
+# Two processes: each takes up to 4 GB where it exports a model of full size.
+TWICE := -n 2 --dist worksteal
+
 test: $(READY)  ## run every test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(TWICE)
+
+test-fast: $(READY)  ## run the tests that take no more than seconds
+	$(BIN)/python -m pytest $(TWICE) -m "not slow"
 
 # Debian's: browsers that packages of Python bring are hundreds of megabytes.
 test-page: $(READY)  ## run the tests of the report's page in headless Chromium, which is installed if it is not there

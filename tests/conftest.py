@@ -1,18 +1,24 @@
-"""What every test shares: properties without a clock, and the command line run in this process."""
+"""What every test shares: bundles that are made once for a run, Ctrl-C for child processes, properties without a clock,
+and the command line run in this process.
+"""
 
 from __future__ import annotations
 
 import logging
+import os
+import shutil
+import signal
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from command_line import Ended
 
 if TYPE_CHECKING:
+    from command_line import Ended
+
     from vaedeploy.bundle import Bundle
     from vaedeploy.values.reference import Reference
 
@@ -23,9 +29,71 @@ with suppress(ImportError):  # tests/gpu runs where it is not installed
     hypothesis.settings.register_profile("vaedeploy", deadline=None)
     hypothesis.settings.load_profile("vaedeploy")
 
+# A shell starts `pytest &` with SIGINT ignored, and child processes inherit that: Ctrl-C would not reach them.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+WORKER = os.environ.get("PYTEST_XDIST_WORKER")
+"""The name of this process among pytest-xdist's workers, such as gw0; None without them."""
+
+# Each worker has its share of the cores. PyTorch and ONNX Runtime would take all of them, in every worker.
+if WORKER and hasattr(os, "sched_setaffinity"):
+    cores, workers = sorted(os.sched_getaffinity(0)), int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    os.sched_setaffinity(0, cores[int(WORKER.removeprefix("gw")) :: workers] or cores)
+
+# Helpers have assertions as well; pytest is to say of them what it says of those in tests.
+pytest.register_assert_rewrite(*(path.stem for path in Path(__file__).with_name("support").glob("*.py")))
+
+Once = Callable[[str, Callable[[Path], object]], Path]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let one worker do what needs the full-size bundle, from the start, while the other does other things."""
+    if WORKER:
+        items.sort(key=lambda item: "full_size_bundle" not in getattr(item, "fixturenames", ()))
+
 
 @pytest.fixture(scope="session")
-def tiny_graphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Once:
+    """``made_once(name, make)``: the folder ``name``, which ``make`` filled, once for all processes of this run.
+
+    With pytest-xdist each worker has its own session fixtures: what takes seconds to make is shared in this way.
+    """
+    top = tmp_path_factory.getbasetemp()
+    if WORKER:
+        top = top.parent
+
+    def made(name: str, make: Callable[[Path], object]) -> Path:
+        folder, done = top / "once" / name, top / "once" / f"{name}.done"
+        folder.parent.mkdir(exist_ok=True)
+        lock = nullcontext()
+        if WORKER:
+            from filelock import FileLock
+
+            lock = FileLock(top / "once" / f"{name}.lock")
+        with lock:
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # what a worker left that failed
+                folder.mkdir()
+                make(folder)
+                done.touch()
+        return folder
+
+    return made
+
+
+def exported(made_once: Once, place: str, vae: str | Reference, **options: object) -> Bundle:
+    """A bundle at ``place``, a folder and the bundle's name, made once."""
+    from vaedeploy.bundle import Bundle
+    from vaedeploy.pipeline.export import export_vae
+
+    folder, _, name = place.partition("/")
+    top = made_once(f"{folder} {name}", lambda folder: export_vae(vae, out=folder / name, **options))
+    return Bundle.open(top / name)
+
+
+@pytest.fixture(scope="session")
+def tiny_graphs(made_once: Once) -> Path:
     """A folder with encoder.onnx and decoder.onnx, weights within, as ``tiny_reference()`` is traced: torch takes
     seconds for each."""
     import onnx_ir as ir
@@ -34,10 +102,11 @@ def tiny_graphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from vaedeploy.graph.trace import trace_graph
     from vaedeploy.values.kinds import PARTS
 
-    folder = tmp_path_factory.mktemp("tiny-graphs")
-    for part in PARTS:
-        ir.save(trace_graph(tiny_reference(), part).model, folder / f"{part}.onnx")
-    return folder
+    def make(folder: Path) -> None:
+        for part in PARTS:
+            ir.save(trace_graph(tiny_reference(), part).model, folder / f"{part}.onnx")
+
+    return made_once("tiny-graphs", make)
 
 
 @pytest.fixture(scope="session")
@@ -49,104 +118,120 @@ def tiny_vae() -> Reference:
 
 
 @pytest.fixture(scope="session")
-def tiny_vae_bundle(tiny_vae: Reference, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def tiny_vae_bundle(tiny_vae: Reference, made_once: Once) -> Bundle:
     """A verified bundle of it."""
-    from vaedeploy.pipeline.export import export_vae
-
-    return export_vae(tiny_vae, out=tmp_path_factory.mktemp("fp32") / "tiny")
+    return exported(made_once, "fp32/tiny", tiny_vae)
 
 
 @pytest.fixture(scope="session")
-def tiny_fp16_bundle(tiny_vae: Reference, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def tiny_fp16_bundle(tiny_vae: Reference, made_once: Once) -> Bundle:
     """As above, in fp16."""
-    from vaedeploy.pipeline.export import export_vae
-
-    return export_vae(tiny_vae, out=tmp_path_factory.mktemp("fp16") / "tiny", precision="fp16")
+    return exported(made_once, "fp16/tiny", tiny_vae, precision="fp16")
 
 
 @pytest.fixture(scope="session")
-def tiny_bf16_bundle(tiny_vae: Reference, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def tiny_bf16_bundle(tiny_vae: Reference, made_once: Once) -> Bundle:
     """As above, in bf16."""
-    from vaedeploy.pipeline.export import export_vae
-
-    return export_vae(tiny_vae, out=tmp_path_factory.mktemp("bf16") / "tiny", precision="bf16")
+    return exported(made_once, "bf16/tiny", tiny_vae, precision="bf16")
 
 
 @pytest.fixture(scope="session")
-def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """A verified bundle of the demo VAE. Tests that change it take a copy."""
-    from vaedeploy.pipeline.export import export_vae
+def engine_bundle(profile_folder: Path, made_once: Once) -> Bundle:
+    """The tiny bundle with engines, built by TensorRT-RTX."""
+    from tiny_bundle import tiny_bundle
 
-    return export_vae("demo", out=tmp_path_factory.mktemp("demo") / "demo")
+    from vaedeploy.bundle import Bundle
+    from vaedeploy.pipeline.build import build_engines
+
+    def make(folder: Path) -> None:
+        build_engines(tiny_bundle(folder / "tiny"), ["mine"], folder=profile_folder)
+
+    return Bundle.open(made_once("engines", make) / "tiny")
+
+
+@pytest.fixture
+def built(engine_bundle: Bundle, tmp_path: Path) -> Bundle:
+    """A copy of it, to be changed."""
+    from vaedeploy.bundle import Bundle
+
+    return Bundle.open(shutil.copytree(engine_bundle.path, tmp_path / "tiny"))
 
 
 @pytest.fixture(scope="session")
-def demo_fp16_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """A verified bundle of the demo VAE in fp16."""
-    from vaedeploy.pipeline.export import export_vae
+def profile_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a profile ``mine`` for the tiny bundle."""
+    from engine_files import SIZES, write_profile
 
-    return export_vae("demo", out=tmp_path_factory.mktemp("demo-fp16") / "demo", precision="fp16")
-
-
-@pytest.fixture(scope="session")
-def inflated_bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
-    """As above, of the demo VAE with weights that overflow there: one for each of ``INFLATIONS``."""
-    from itertools import cycle
-
-    from inflation import INFLATIONS, inflate
-
-    from vaedeploy.pipeline.export import export_vae
-    from vaedeploy.source import load_reference
-
-    made = {}
-    for name, factors in INFLATIONS.items():
-        vae = load_reference("demo")
-        for half in (vae.encoder, vae.decoder):
-            inflate(half, *map(cycle, factors))
-        made[name] = export_vae(vae, out=tmp_path_factory.mktemp("inflated") / "demo", precision="fp16")
+    made = tmp_path_factory.mktemp("profiles")
+    write_profile(made, precision='"fp32"', shapes=SIZES)
     return made
 
 
 @pytest.fixture(scope="session")
-def small_vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def demo_bundle(made_once: Once) -> Bundle:
+    """A verified bundle of the demo VAE. Tests that change it take a copy."""
+    return exported(made_once, "fp32/demo", "demo")
+
+
+@pytest.fixture(scope="session")
+def demo_fp16_bundle(made_once: Once) -> Bundle:
+    """A verified bundle of the demo VAE in fp16."""
+    return exported(made_once, "fp16/demo", "demo", precision="fp16")
+
+
+@pytest.fixture(scope="session")
+def inflated_bundle(made_once: Once) -> Bundle:
+    """As above, of the demo VAE with weights that overflow there."""
+    from itertools import cycle
+
+    from inflation import INFLATIONS, inflate
+
+    from vaedeploy.source import load_reference
+
+    vae = load_reference("demo")
+    for half in (vae.encoder, vae.decoder):
+        inflate(half, *map(cycle, INFLATIONS["not powers of two"]))
+    return exported(made_once, "inflated/demo", vae, precision="fp16")
+
+
+@pytest.fixture(scope="session")
+def small_vae(made_once: Once) -> Path:
     """A diffusers folder with a small VAE of factor 8."""
     import torch
     from diffusers import AutoencoderKL
 
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        vae = AutoencoderKL(
-            block_out_channels=(8,) * 4,
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            norm_num_groups=2,
-            scaling_factor=0.5,
-        )
-    path = tmp_path_factory.mktemp("weights") / "small"
-    vae.save_pretrained(path)
-    return path
+    def make(folder: Path) -> None:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            vae = AutoencoderKL(
+                block_out_channels=(8,) * 4,
+                down_block_types=("DownEncoderBlock2D",) * 4,
+                up_block_types=("UpDecoderBlock2D",) * 4,
+                norm_num_groups=2,
+                scaling_factor=0.5,
+            )
+        vae.save_pretrained(folder)
+
+    return made_once("small", make)
 
 
 @pytest.fixture(scope="session")
-def demo_mse_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def demo_mse_bundle(made_once: Once) -> Bundle:
     """An unverified bundle of the demo VAE's second decoder: a swap to it is verified in test_swap.py."""
-    from vaedeploy.pipeline.export import export_vae
-
-    return export_vae("demo-mse", out=tmp_path_factory.mktemp("demo-mse") / "demo-mse", verify=False)
+    return exported(made_once, "fp32/demo-mse", "demo-mse", verify=False)
 
 
 @pytest.fixture(scope="session")
-def full_size_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def full_size_bundle(made_once: Once) -> Bundle:
     """The architecture of the SD VAEs with seeded weights: a verified bundle with engines for one profile."""
-    from vaedeploy.pipeline.export import export_vae
-
-    out = tmp_path_factory.mktemp("full-size") / "mse840k"
-    return export_vae("mse840k", weights="random:0", out=out, profiles=["rtx4090"])
+    return exported(made_once, "fp32/mse840k", "mse840k", weights="random:0", profiles=["rtx4090"])
 
 
 @pytest.fixture
 def vaedeploy(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Ended]]:
     """Run ``vaedeploy`` with these arguments in this process."""
+    from command_line import Ended
+
     from vaedeploy.cli import main
 
     root, own = logging.getLogger(), logging.getLogger("vaedeploy")

@@ -17,7 +17,7 @@ from tiny_bundle import tiny_bundle
 import vaedeploy as vd
 from vaedeploy import errors
 from vaedeploy.bundle import Bundle, edit_bundle
-from vaedeploy.page import check_folder, write
+from vaedeploy.page import write
 from vaedeploy.verify.limits import Limit
 
 pytestmark = pytest.mark.filterwarnings("default")
@@ -36,18 +36,6 @@ def never(*arguments: Any, **options: Any) -> Any:
 
 def full(path: Path, data: bytes) -> None:
     raise errors.OutputError(f"cannot write {path}: No space left on device")
-
-
-def test_a_folder_is_tried_and_left_as_it_was(tmp_path: Path) -> None:
-    check_folder(tmp_path / "new" / "folder")
-    assert list(tmp_path.iterdir()) == []
-    (tmp_path / "there").mkdir()
-    check_folder(tmp_path / "there")
-    assert list(tmp_path.rglob("*")) == [tmp_path / "there"]
-    (tmp_path / "file").write_text("")
-    for place in ("file", "file/below"):
-        with pytest.raises(errors.OutputError, match=r"^cannot write a report to "):
-            check_folder(tmp_path / place)
 
 
 def test_a_page_that_has_no_place_is_told_before_the_work(

@@ -1,4 +1,4 @@
-"""Pictures and latents on disk, good and bad; real files, written by Pillow, safetensors or by hand."""
+"""Pictures on disk, good and bad; real files, written by Pillow."""
 
 from __future__ import annotations
 
@@ -14,17 +14,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import safetensors.numpy
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 from PIL import Image, ImageCms, ImageOps
 
-from vaedeploy.errors import ImageError, InputError, LatentError, OutputError
+from vaedeploy.errors import ImageError, InputError, OutputError
 from vaedeploy.images.files import WRITE_OPTIONS, read_image, write_image
-from vaedeploy.images.latents import LatentFile, read_latent, write_latent
+from vaedeploy.images.latents import read_latent
 from vaedeploy.system.atomic import write_file
-from vaedeploy.values.latent import LatentSpec
 
 FORMATS = "AVIF, BMP, GIF, JPEG, JPEG2000, MPO, PNG, PPM, TIFF, WEBP"
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -414,118 +409,6 @@ def test_limit_on_files_leaves_the_old_picture(tmp_path: Path, photo: np.ndarray
     )
     assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
     np.testing.assert_array_equal(read_image(tmp_path / "a.png"), photo)
-
-
-# Latents
-
-SPEC = LatentSpec(channels=2, factor=8, scale=(0.5, 0.25), shift=0.1)
-
-
-@settings(max_examples=25, deadline=None)
-@given(
-    latent=hnp.arrays(
-        np.float32, hnp.array_shapes(min_dims=4, max_dims=4, max_side=4), elements=st.floats(-100, 100, width=32)
-    ),
-    name=st.text(min_size=1, max_size=10),
-    size=st.none() | st.tuples(st.integers(1, 9999), st.integers(1, 9999)),
-)
-def test_latent_round_trip(
-    tmp_path_factory: pytest.TempPathFactory, latent: np.ndarray, name: str, size: tuple[int, int] | None
-) -> None:
-    path = tmp_path_factory.mktemp("latent") / "a.safetensors"
-    write_latent(path, LatentFile(latent, "12ab", name, SPEC, size))
-    read = read_latent(path)
-    np.testing.assert_array_equal(read.latent, latent)
-    assert read.latent.dtype == np.float32
-    assert (read.vae_identity, read.vae_name, read.spec, read.size) == ("12ab", name, SPEC, size)
-
-
-def test_latent_is_written_as_specified(tmp_path: Path) -> None:
-    latent = np.ones((1, 2, 3, 4), np.float32).transpose(0, 1, 3, 2)
-    write_latent(tmp_path / "a.safetensors", LatentFile(latent, "12ab", "tiny", SPEC, (31, 20)))
-    with safetensors.safe_open(tmp_path / "a.safetensors", "numpy") as file:
-        assert file.metadata() == {
-            "vaedeploy.identity": "12ab",
-            "vaedeploy.vae": "tiny",
-            "vaedeploy.latent": '{"channels":2,"factor":8,"scale":[0.5,0.25],"shift":0.1,"sampled":true}',
-            "vaedeploy.size": "[31,20]",
-        }
-        np.testing.assert_array_equal(file.get_tensor("latent"), latent)
-
-
-def test_latent_of_another_program_is_read(tmp_path: Path) -> None:
-    latent = np.random.default_rng(0).normal(size=(1, 4, 2, 2)).astype(np.float16)
-    safetensors.numpy.save_file({"latent": latent, "other": latent}, tmp_path / "a.safetensors")
-    read = read_latent(tmp_path / "a.safetensors")
-    np.testing.assert_array_equal(read.latent, latent.astype(np.float32))
-    assert (read.vae_identity, read.vae_name, read.spec, read.size) == (None, None, None, None)
-
-
-def _tensors(metadata: dict[str, str] | None = None, **tensors: np.ndarray) -> bytes:
-    return safetensors.numpy.save(tensors, metadata)
-
-
-ZEROS = np.zeros((1, 2, 2, 2), np.float32)
-BF16 = b'{"latent":{"dtype":"BF16","shape":[1,1,1,1],"data_offsets":[0,2]}}'
-
-
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [
-        (_tensors(z=ZEROS, y=ZEROS), "{} has no tensor 'latent'; it has y, z"),
-        (_tensors(), "{} has no tensor 'latent'; it has none"),
-        (_tensors(latent=ZEROS[0]), "{} has a latent of type F32 and shape (2, 2, 2); {wanted}"),
-        (_tensors(latent=ZEROS.astype(np.int32)), "{} has a latent of type I32 and shape (1, 2, 2, 2); {wanted}"),
-        (
-            struct.pack("<Q", len(BF16)) + BF16 + b"\0\0",
-            "{} has a latent of type BF16 and shape (1, 1, 1, 1); {wanted}",
-        ),
-        (_tensors(latent=ZEROS[:0]), "{} has a latent without elements: its shape is (0, 2, 2, 2)"),
-        (_tensors(latent=ZEROS + np.nan), "{} has NaN or infinity in its latent"),
-        (_tensors(latent=ZEROS.astype(np.float64) + 1e300), "{} has NaN or infinity in its latent"),
-        (
-            _tensors({"vaedeploy.size": "[3]"}, latent=ZEROS),
-            "{} has vaedeploy.size '[3]' in its metadata, which cannot be used: Expected `array` of length 2",
-        ),
-        (
-            _tensors({"vaedeploy.latent": '{"channels":0,"factor":8,"scale":1}'}, latent=ZEROS),
-            '{} has vaedeploy.latent \'{{"channels":0,"factor":8,"scale":1}}\' in its metadata, which cannot be used: '
-            "latent channels is 0; it must be 1 or more",
-        ),
-    ],
-)
-def test_what_is_no_latent_is_refused(tmp_path: Path, data: bytes, message: str) -> None:
-    path = tmp_path / "a.safetensors"
-    path.write_bytes(data)
-    with pytest.raises(LatentError) as caught:
-        read_latent(path)
-    assert str(caught.value) == message.format(path, wanted="it must be (B, C, h, w) of type F32, F16 or F64")
-
-
-@pytest.mark.parametrize("data", [b"", b"hello, I am text", _tensors(latent=ZEROS)[:-1], _tensors(latent=ZEROS)[:20]])
-def test_file_that_is_not_safetensors_is_refused(tmp_path: Path, data: bytes) -> None:
-    path = tmp_path / "a.safetensors"
-    path.write_bytes(data)
-    with pytest.raises(LatentError) as caught:
-        read_latent(path)
-    assert str(caught.value).startswith(f"{path} is not a safetensors file, or truncated: ")
-
-
-def test_missing_latent_and_folder(tmp_path: Path) -> None:
-    with pytest.raises(LatentError) as caught:
-        read_latent(tmp_path / "none.safetensors")
-    assert str(caught.value) == f"there is no file {tmp_path / 'none.safetensors'}"
-    with pytest.raises(LatentError) as caught:
-        read_latent(tmp_path)
-    assert str(caught.value).startswith(f"{tmp_path} cannot be read: ")
-
-
-@pytest.mark.parametrize("latent", [np.zeros((2, 2, 2), np.float32), np.zeros((1, 2, 2, 2))])
-def test_array_that_is_no_latent_is_not_written(tmp_path: Path, latent: np.ndarray) -> None:
-    with pytest.raises(LatentError) as caught:
-        write_latent(tmp_path / "a.safetensors", LatentFile(latent))
-    assert str(caught.value) == (f"latent is {latent.dtype} of shape {latent.shape}; it must be (B, C, h, w) float32")
-    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("read", [read_image, read_latent])

@@ -18,7 +18,7 @@ from places import KODAK
 from vaedeploy.errors import OutputError
 from vaedeploy.images.files import read_image
 from vaedeploy.images.photos import SAMPLES
-from vaedeploy.page import write, write_page
+from vaedeploy.page import check_folder, write, write_page
 from vaedeploy.page.charts import HEIGHT, WIDTH, spectrum_chart, tone_chart
 from vaedeploy.page.images import HEAT, at_most, error_levels, heat_map, lossless, worst_area
 from vaedeploy.quality import measure_quality
@@ -186,3 +186,15 @@ def test_documents_compare_by_identity_since_they_hold_arrays() -> None:
     made = document()
     assert made == made
     assert made != msgspec.structs.replace(made)
+
+
+def test_a_folder_is_tried_and_left_as_it_was(tmp_path: Path) -> None:
+    check_folder(tmp_path / "new" / "folder")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "there").mkdir()
+    check_folder(tmp_path / "there")
+    assert list(tmp_path.rglob("*")) == [tmp_path / "there"]
+    (tmp_path / "file").write_text("")
+    for place in ("file", "file/below"):
+        with pytest.raises(OutputError, match=r"^cannot write a report to "):
+            check_folder(tmp_path / place)

@@ -13,19 +13,16 @@ import onnx
 import pytest
 import torch
 from inflation import INFLATIONS, inflate
-from PIL import Image
-from safetensors.numpy import load_file
 from tiny_modules import flat_reference, tiny_reference
 from torch import Tensor, nn
 
-from vaedeploy.bundle import Bundle, check_bundle, create_bundle
+from vaedeploy.bundle import Bundle, check_bundle
 from vaedeploy.errors import ExportError, InputError, OutputError, UnknownPresetError, VerificationError, WeightsError
 from vaedeploy.images.photos import load_photos
 from vaedeploy.pipeline import export as pipeline
 from vaedeploy.pipeline.export import export_vae
 from vaedeploy.pipeline.verify import verify_bundle
 from vaedeploy.runtime import VAE
-from vaedeploy.runtime.vae import UnverifiedBundleWarning
 from vaedeploy.source import load_reference
 from vaedeploy.values.kinds import Form, Precision
 from vaedeploy.values.latent import LatentSpec
@@ -67,21 +64,6 @@ def test_the_bundle_holds_what_the_design_says(tiny_vae_bundle: Bundle, tiny_vae
         assert "InstanceNormalization" not in ops
 
 
-def test_the_report_covers_every_part_and_shape(tiny_vae_bundle: Bundle) -> None:
-    report = json.loads(tiny_vae_bundle.file("report/report.json").read_bytes())
-    assert report["passed"] is True
-    assert report["reference"] == "PyTorch in float64"
-    rows = {(c["form"], c["part"], c["name"]) for c in report["cases"]}
-    names = ("smallest", "square", "landscape", "portrait", "odd")
-    assert rows == {
-        *(("onnxruntime", part, name) for part in ("encoder", "decoder") for name in (*names, "large")),
-        *(("onnxruntime", "round trip", name) for name in names),
-        *(("portable", part, "odd") for part in ("encoder", "decoder", "round trip")),
-    }
-    assert tiny_vae_bundle.manifest.verification is not None
-    assert tiny_vae_bundle.manifest.verification.cases == len(report["cases"])
-
-
 def test_the_runtime_gives_what_pytorch_gives(tiny_vae_bundle: Bundle, tiny_vae: Reference) -> None:
     photo = load_photos()[0][:256, :320]
     with VAE(tiny_vae_bundle.path) as vae:
@@ -93,61 +75,6 @@ def test_the_runtime_gives_what_pytorch_gives(tiny_vae_bundle: Bundle, tiny_vae:
         expected = tiny_vae.decoder(mean).numpy()
     np.testing.assert_allclose(latent, ((mean - shift) * scale).numpy(), rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(image, expected, rtol=1e-3, atol=1e-4)
-
-
-def test_verification_can_be_made_again_from_what_was_kept(bundle: Bundle) -> None:
-    before = bundle.file("golden.safetensors").read_bytes()
-    report = verify_bundle(bundle)
-    assert report.passed
-    assert report.reference == "PyTorch in float64, computed earlier and kept in golden.safetensors"
-    assert check_bundle(bundle.path).verified
-    assert bundle.file("golden.safetensors").read_bytes() == before
-
-
-@pytest.mark.slow
-def test_a_bundle_can_be_verified_later(flat: Reference, tmp_path: Path) -> None:
-    bundle = export_vae(flat, out=tmp_path / "tiny", verify=False)
-    assert bundle.manifest.verification is None
-    assert "golden.safetensors" not in bundle.manifest.files
-    with pytest.warns(UnverifiedBundleWarning):
-        VAE(bundle.path)
-    report = verify_bundle(bundle, reference=flat)
-    assert (report.passed, report.reference) == (True, "PyTorch in float64")
-    assert check_bundle(bundle.path).verified
-    assert verify_bundle(bundle.path).passed
-
-
-def test_own_modules_must_be_given_again(tiny_vae: Reference, bundle: Bundle, tmp_path: Path) -> None:
-    Image.new("RGB", (64, 64)).save(tmp_path / "photo.png")
-    with pytest.raises(WeightsError, match=r"PyTorch modules of your own; pass them again: reference="):
-        verify_bundle(bundle, photos=tmp_path)
-    assert verify_bundle(bundle, reference=tiny_vae, photos=tmp_path).passed
-    assert (load_file(bundle.file("golden.safetensors"))["smallest.photo"] == 0).all()
-
-
-def test_another_vae_is_refused(bundle: Bundle) -> None:
-    other = tiny_reference(seed=1)
-    with pytest.raises(WeightsError) as error:
-        verify_bundle(bundle, reference=other)
-    assert str(error.value) == (
-        f"bundle {bundle.path} was made from another VAE: its identity is {bundle.manifest.vae.identity}, that of the "
-        f"given one is {other.identity}. Give the weights that it was made from, or export it again"
-    )
-
-
-def test_a_wrong_decoder_fails_and_is_marked(bundle: Bundle, tmp_path: Path) -> None:
-    """Other weights under a manifest that is whole: hashes cannot tell, verification does."""
-    with create_bundle(tmp_path / "mixed") as draft:
-        shutil.copytree(bundle.path, draft.path, dirs_exist_ok=True)
-        (draft.path / "bundle.json").unlink()
-        weights = draft.path / "decoder.onnx.data"
-        (np.fromfile(weights, np.float32) * np.float32(1.01)).tofile(weights)
-        mixed = draft.finish(bundle.manifest)
-    assert mixed.verified
-    report = verify_bundle(mixed)
-    assert not report.passed
-    assert {c.part for c in report.cases if not c.passed} == {"decoder", "round trip"}
-    assert check_bundle(mixed.path).verified is False
 
 
 class Cancelling(nn.Module):
@@ -307,21 +234,22 @@ def test_unknown_precision(flat: Reference, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_an_inflated_vae_does_not_turn_black(
-    demo_fp16_bundle: Bundle, inflated_bundles: dict[str, Bundle], tmp_path: Path
+    demo_fp16_bundle: Bundle, inflated_bundle: Bundle, small_vae: Path, tmp_path: Path
 ) -> None:
-    """Real weights, multiplied so that fp16 overflows everywhere: scaled back, they are as good as they ever were."""
+    """Real weights, multiplied so that fp16 overflows everywhere: scaled back, they are as good as they ever were.
+
+    Factors that are powers of two, which lose nothing at all, are left to test_an_inflated_vae_is_repaired.
+    """
     errors = {}
-    for name, made in {"as it is": demo_fp16_bundle, **inflated_bundles}.items():
+    for name, made in {"as it is": demo_fp16_bundle, "inflated": inflated_bundle}.items():
         assert made.verified
         scaled = made.manifest.rewrites["decoder.ort.onnx"]["rescale"]
         assert bool(scaled) == (name != "as it is")
         report = json.loads((made.path / "report" / "report.json").read_text())
         emulated = [c["rel_l2"] for c in report["cases"] if "emulated" in c["form"] and c["part"] == "decoder"]
         errors[name] = max(emulated)
-    # A power of two loses nothing; other factors are a different rounding of the weights.
-    assert errors["2^17 everywhere"] <= 1.1 * errors["as it is"]
-    assert errors["not powers of two"] <= 1.5 * errors["as it is"]
-    vae = load_reference("demo")
+    assert errors["inflated"] <= 1.5 * errors["as it is"]  # a different rounding of the weights
+    vae = load_reference(small_vae)
     inflate(vae.decoder, *map(cycle, INFLATIONS["not powers of two"]))
     with pytest.raises(InputError, match="beyond float16's range"):
         export_vae(vae, out=tmp_path / "black", precision="fp16", rewrite=False, verify=False)

@@ -33,9 +33,15 @@ def bundle(demo_bundle: Bundle, tmp_path: Path) -> Bundle:
     return Bundle.open(shutil.copytree(demo_bundle.path, tmp_path / "demo"))
 
 
+@pytest.fixture(scope="module")
+def exported_flat(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return export_vae(flat_reference(), out=tmp_path_factory.mktemp("exported") / "flat")
+
+
 @pytest.fixture
-def flat(tmp_path: Path) -> Bundle:
-    return export_vae(flat_reference(), out=tmp_path / "flat")
+def flat(exported_flat: Bundle, tmp_path: Path) -> Bundle:
+    """A copy of it, to be changed."""
+    return Bundle.open(shutil.copytree(exported_flat.path, tmp_path / "flat"))
 
 
 @pytest.mark.slow

@@ -3,66 +3,21 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
+from group_norms import EPSILON, group_norm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from vaedeploy.graph.graph import Graph, load_graph, save_form, save_graph
+from vaedeploy.graph.graph import Graph
 from vaedeploy.rewrite import rewrite_graph
 from vaedeploy.rewrite.normalization import split_means
-
-EPSILON = 1e-6
-
-
-def group_norm(
-    channels: int = 8,
-    groups: int = 4,
-    rank: int = 4,
-    *,
-    inner_scale: float = 1.0,
-    back: str = "Shape",
-    scalar_gamma: bool = False,
-    known_channels: bool = True,
-    reshaped: tuple[int, int, int] | None = None,
-) -> onnx.ModelProto:
-    """GroupNorm as torch's exporter writes it, with weights that are not the default ones."""
-    rng = np.random.default_rng(channels)
-    column = [channels] + [1] * (rank - 2)
-    tensors = {
-        "groups": np.array(reshaped or (0, groups, -1)),
-        "ones": np.full(groups, inner_scale, np.float32),
-        "zeros": np.zeros(groups, np.float32),
-        "gamma": np.float32(2) if scalar_gamma else rng.normal(1, 0.5, column).astype(np.float32),
-        "beta": rng.normal(0, 0.5, column).astype(np.float32),
-        "fixed": np.array([1, channels] + [4] * (rank - 2)),
-    }
-    nodes = [
-        helper.make_node("Reshape", ["x", "groups"], ["grouped"]),
-        helper.make_node("InstanceNormalization", ["grouped", "ones", "zeros"], ["normal"], epsilon=EPSILON),
-        helper.make_node("Shape", ["x"], ["size"], **({"start": 0} if back == "Shape" else {})),
-        helper.make_node("Reshape", ["normal", "size" if back == "Shape" else "fixed"], ["back"]),
-        helper.make_node("Mul", ["back", "gamma"], ["scaled"]),
-        helper.make_node("Add", ["scaled", "beta"], ["y"]),
-    ]
-    names = ["batch", channels if known_channels else "channels", "height", "width"][:rank]
-    graph = helper.make_graph(
-        nodes,
-        "norm",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, names)],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, names)],
-        [numpy_helper.from_array(np.asarray(v), n) for n, v in tensors.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    onnx.checker.check_model(model, full_check=True)
-    return onnx.shape_inference.infer_shapes(model)
 
 
 def rewritten(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -191,32 +146,3 @@ def test_refusals(reason: str, options: dict[str, object]) -> None:
     assert outcome.matches == 0
     assert [refusal.reason for refusal in outcome.refusals] == [reason]
     assert "InstanceNormalization" in {node.op_type for node in model.graph}
-
-
-def test_the_given_graph_is_not_changed() -> None:
-    model = ir.from_proto(group_norm())
-    before = ir.to_proto(model).SerializeToString()
-    rewrite_graph(Graph(model, "decoder"))
-    assert ir.to_proto(model).SerializeToString() == before
-
-
-def test_forms_share_the_weights_file(tmp_path: Path) -> None:
-    weight = numpy_helper.from_array(np.random.default_rng(0).normal(size=(8, 8, 3, 3)).astype(np.float32), "w")
-    model = group_norm()
-    model.graph.initializer.append(weight)
-    model.graph.node[0].input[0] = "convolved"
-    model.graph.node[2].input[0] = "convolved"
-    model.graph.node.insert(0, helper.make_node("Conv", ["x", "w"], ["convolved"], pads=[1, 1, 1, 1]))
-    model = onnx.shape_inference.infer_shapes(model)
-    save_graph(Graph(ir.from_proto(model), "decoder"), tmp_path / "decoder.onnx")
-    save_form(rewrite_graph(load_graph(tmp_path / "decoder.onnx", "decoder")).graph, tmp_path / "decoder.ort.onnx")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["decoder.onnx", "decoder.onnx.data", "decoder.ort.onnx"]
-    form = onnx.load(tmp_path / "decoder.ort.onnx", load_external_data=False)
-    (kept,) = [i for i in form.graph.initializer if i.name == "w"]
-    assert {e.key: e.value for e in kept.external_data}["location"] == "decoder.onnx.data"
-    x = np.random.default_rng(1).normal(size=(2, 8, 12, 20)).astype(np.float32)
-    found, expected = (
-        onnxruntime.InferenceSession(tmp_path / name, providers=["CPUExecutionProvider"]).run(None, {"x": x})[0]
-        for name in ("decoder.ort.onnx", "decoder.onnx")
-    )
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)

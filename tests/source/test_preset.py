@@ -1,3 +1,5 @@
+"""Presets: what each states, and what is refused."""
+
 from __future__ import annotations
 
 import re

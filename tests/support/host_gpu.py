@@ -11,13 +11,18 @@ import ctypes
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import onnxruntime
+import pytest
+from engine_files import DECODER, RTX4090
 
 from vaedeploy.bundle import Bundle
+from vaedeploy.runtime import dlpack
 from vaedeploy.runtime.device import Graphs, Memory, OnDevice, Stream
+from vaedeploy.runtime.engine import EngineSession
 from vaedeploy.runtime.lane import ALIGNMENT
 from vaedeploy.runtime.routes import Half
 from vaedeploy.values.interface import Tensor
@@ -187,3 +192,41 @@ class HostContext:
                 at(bound[output], tensor.size)[...] = result.reshape(-1).view(np.uint8)
 
         self.plan.put(stream, work)
+
+
+def stand_in(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> HostDevice:
+    """Let this machine look as if it had the GPU that the engines of ``bundle`` are for; returns that GPU."""
+    device = HostDevice()
+    version = bundle.manifest.engines[DECODER].identity.backend_version
+    backends = "vaedeploy.runtime.backends"
+    monkeypatch.setattr(f"{backends}.find_gpu", lambda number: RTX4090)
+    monkeypatch.setattr(f"{backends}.tensorrt.problem", lambda backend, number: None)
+    monkeypatch.setattr(f"{backends}.tensorrt.load_library", lambda backend: SimpleNamespace(__version__=version))
+    monkeypatch.setattr(f"{backends}.CudaDevice", lambda number: device)
+    monkeypatch.setattr("vaedeploy.runtime.vae.CudaDevice", lambda number: device)
+    monkeypatch.setattr(
+        f"{backends}.tensorrt.load_plan", lambda path, *_: HostPlan(bundle, path.relative_to(bundle.path).as_posix())
+    )
+    return device
+
+
+@dataclass
+class Elsewhere:
+    """An array in the device's memory, as another library has it."""
+
+    array: OnDevice
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return dlpack.CUDA, 0
+
+
+@dataclass
+class Opened:
+    session: EngineSession
+    device: HostDevice
+    plans: dict[str, HostPlan]
+
+    @property
+    def events(self) -> list[str]:
+        (plan,) = self.plans.values()
+        return plan.events

@@ -1,3 +1,5 @@
+"""What each half of a VAE takes and gives."""
+
 from __future__ import annotations
 
 import doctest

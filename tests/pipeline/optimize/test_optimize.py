@@ -1,103 +1,27 @@
+"""Anybody's ONNX graph, rewritten and compared with what it was."""
+
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import logging
 import math
-import os
 import warnings
 from contextlib import redirect_stdout
 from pathlib import Path
 
 import numpy as np
 import onnx
-import onnx_ir as ir
 import pytest
-import safetensors.numpy
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
-from onnx import helper, numpy_helper
+from onnx import helper
+from upsamplers import digests, interface, latents, upsampler
 
 from vaedeploy.cli.tables.optimize import MOST_REASONS, rule_rows
-from vaedeploy.errors import InputError, OutputError
-from vaedeploy.pipeline.optimize import NOT_MEASURED, files, optimize_onnx
-from vaedeploy.pipeline.optimize.inputs import choose_sizes, dimensions, parse_sizes, random_feed
+from vaedeploy.pipeline.optimize import NOT_MEASURED, optimize_onnx
 from vaedeploy.pipeline.optimize.proof import run_both
 from vaedeploy.rewrite import Outcome, Refusal
-from vaedeploy.system.lock import lock
-
-LATENT = ("batch", 4, "height", "width")
-
-
-def upsampler(
-    path: Path,
-    *,
-    gain: float = 1.0,
-    last: float = 1.0,
-    shape=LATENT,
-    opset: int = 20,
-    dtype=np.float32,
-    extra=(),
-    kept: int = 64,
-) -> Path:
-    """latent (B, 4, h, w) -> convolution -> nearest x2 -> convolution -> image (B, 3, 2h, 2w).
-
-    gain, last: factors of the first and of the second convolution's weights. extra: nodes from ``plain`` to ``image``.
-    kept: weights of fewer bytes are in the file itself, the others in its .data.
-    """
-    random = np.random.default_rng(0)
-    kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
-    weights = {
-        "first": (random.standard_normal((8, 4, 3, 3)) * 0.2 * gain).astype(dtype),
-        "second": (random.standard_normal((3, 8, 3, 3)) * 0.2 * last).astype(dtype),
-        "scales": np.array([1, 1, 2, 2], np.float32),
-    }
-    nodes = [
-        helper.make_node("Conv", ["latent", "first"], ["inner"], "conv_in", pads=[1, 1, 1, 1]),
-        helper.make_node(
-            "Resize",
-            ["inner", "", "scales"],
-            ["large"],
-            "resize",
-            mode="nearest",
-            coordinate_transformation_mode="asymmetric",
-            nearest_mode="floor",
-        ),
-        helper.make_node("Conv", ["large", "second"], ["plain" if extra else "image"], "conv_out", pads=[1, 1, 1, 1]),
-        *extra,
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "upsampler",
-        [helper.make_tensor_value_info("latent", kind, shape)],
-        [helper.make_tensor_value_info("image", kind, [shape[0], 3, None, None])],
-        [numpy_helper.from_array(array, name) for name, array in weights.items()],
-    )
-    imports = [helper.make_opsetid("", opset), helper.make_opsetid("com.example", 1)]
-    model = helper.make_model(graph, opset_imports=imports, ir_version=9)
-    onnx.save(model, path, save_as_external_data=True, location=f"{path.name}.data", size_threshold=kept)
-    return path
-
-
-def latents(path: Path, **tensors) -> Path:
-    random = np.random.default_rng(1)
-    given = tensors or {"latent": random.standard_normal((1, 4, 6, 10)).astype(np.float32)}
-    safetensors.numpy.save_file(given, path)
-    return path
-
-
-def digests(folder: Path) -> dict[str, str]:
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
-
-
-def interface(path: Path) -> list[tuple]:
-    model = onnx.load(path, load_external_data=False)
-    return [
-        (value.name, value.type.SerializeToString(deterministic=True))
-        for value in (*model.graph.input, *model.graph.output)
-    ]
-
 
 # ------------------------------------------------------------------------------------------------- what comes out
 
@@ -334,212 +258,6 @@ def test_attention_in_a_loop_is_counted(tmp_path):
         for figures in (optimized.before, optimized.after):
             assert figures.operations - figures.convolutions == 2 * tokens * tokens * (3 + 3)
             assert not figures.uncounted
-
-
-# --------------------------------------------------------------------------------------------------- sizes, inputs
-
-
-@pytest.mark.parametrize(
-    ("shape", "typical", "small"),
-    [
-        (LATENT, {"batch": 1, "height": 64, "width": 64}, {"batch": 1, "height": 8, "width": 8}),
-        (("n", "c", "h", "w"), {"n": 1, "c": 4, "h": 64, "w": 64}, {"n": 1, "c": 4, "h": 8, "w": 8}),
-        ((None, 4, "size", "size"), {"latent.0": 1, "size": 64}, {"latent.0": 1, "size": 8}),
-        (("batch size", 4, "h", 16), {"batch size": 1, "h": 64}, {"batch size": 1, "h": 8}),
-        ((1, 4, 8, 8), {}, {}),
-    ],
-)
-def test_sizes_that_are_not_given(tmp_path, shape, typical, small):
-    source = upsampler(tmp_path / "in.onnx", shape=shape)
-    model = files.read_source(source).model
-    assert choose_sizes(model, {}) == typical
-    assert choose_sizes(model, {}, "small") == small
-    assert len({(d.value, d.axis) for d in dimensions(model)}) == sum(not isinstance(dim, int) for dim in shape)
-    optimized = optimize_onnx(source, tmp_path / "out.onnx")
-    assert optimized.sizes == typical
-    assert optimized.differences
-    assert interface(tmp_path / "out.onnx") == interface(source)
-
-
-def test_a_picture_is_taken_larger_than_a_latent():
-    picture = ir.Value(name="image", shape=ir.Shape(["b", 3, "h", "w"]), type=ir.TensorType(ir.DataType.FLOAT))
-    model = ir.Model(ir.Graph([picture], [], nodes=[]), ir_version=10)
-    assert choose_sizes(model, {"w": 96}) == {"b": 1, "h": 512, "w": 96}
-    feed = random_feed(model, choose_sizes(model, {}, "small"))
-    assert feed["image"].shape == (1, 3, 64, 64)
-    assert np.abs(feed["image"]).max() <= 1
-
-
-@pytest.mark.parametrize("text", ["height", "height=", "=8", "height=0", "height=-8", "height=8.5", "height=x"])
-def test_sizes_in_another_form(text):
-    with pytest.raises(InputError, match=r"is not a size: give NAME=NUMBER, such as height=64"):
-        parse_sizes([text])
-
-
-def test_an_unknown_dimension(tmp_path):
-    with pytest.raises(
-        InputError, match=r"^there is no dimension 'depth'; the inputs' dimensions are batch, height, wid"
-    ):
-        optimize_onnx(upsampler(tmp_path / "in.onnx"), tmp_path / "out.onnx", sizes={"depth": 8})
-
-
-def numbers(*shape: int, dtype=np.float32) -> np.ndarray:
-    return np.ones(shape, dtype)
-
-
-@pytest.mark.parametrize(
-    ("tensors", "message"),
-    [
-        ({"z": numbers(1, 4, 8, 8)}, "has the tensors z; the graph's inputs are latent"),
-        (
-            {"latent": numbers(1, 4, 8, 8), "z": numbers(1)},
-            "has the tensors latent, z; the graph's inputs are latent",
-        ),
-        (
-            {"latent": numbers(1, 3, 8, 8)},
-            "has latent of shape (1, 3, 8, 8); the graph takes (batch, 4, height, width)",
-        ),
-        ({"latent": numbers(4, 8, 8)}, "has latent of shape (4, 8, 8); the graph takes (batch, 4, height, width)"),
-        ({"latent": numbers(1, 4, 8, 8, dtype=np.int64)}, "has latent as int64; the graph takes float"),
-        ({"latent": numbers(1, 4, 8, 8) * np.nan}, "has NaN or infinity in latent"),
-    ],
-)
-def test_inputs_that_do_not_fit(tmp_path, tensors, message):
-    given = latents(tmp_path / "z.safetensors", **tensors)
-    with pytest.raises(InputError) as error:
-        optimize_onnx(upsampler(tmp_path / "in.onnx"), tmp_path / "out.onnx", inputs=[given])
-    assert str(error.value) == f"{given} {message}"
-
-
-def test_inputs_that_cannot_be_read(tmp_path):
-    source = upsampler(tmp_path / "in.onnx")
-    with pytest.raises(InputError, match=r"^there is no file .*missing\.safetensors$"):
-        optimize_onnx(source, tmp_path / "out.onnx", inputs=[tmp_path / "missing.safetensors"])
-    (tmp_path / "text").write_text("no tensors")
-    with pytest.raises(InputError, match="text is not a safetensors file that can be used: "):
-        optimize_onnx(source, tmp_path / "out.onnx", inputs=[tmp_path / "text"])
-
-
-def test_inputs_of_another_float_type_are_converted(tmp_path):
-    given = latents(tmp_path / "z.safetensors", latent=numbers(1, 4, 8, 8, dtype=np.float16))
-    optimized = optimize_onnx(upsampler(tmp_path / "in.onnx"), tmp_path / "out.onnx", inputs=[given])
-    assert optimized.compared_on == "1 x --inputs"
-    assert optimized.differences
-
-
-# ------------------------------------------------------------------------------------------------------ bad graphs
-
-
-def test_files_that_are_no_graphs(tmp_path):
-    def refused(path: Path) -> str:
-        with pytest.raises(InputError) as error:
-            optimize_onnx(path, tmp_path / "out.onnx")
-        assert not list(tmp_path.glob("*out*"))
-        return str(error.value)
-
-    (tmp_path / "text.onnx").write_text("this is no graph")
-    (tmp_path / "empty.onnx").touch()
-    short = upsampler(tmp_path / "short.onnx")
-    data = tmp_path / "short.onnx.data"
-    size = data.stat().st_size
-    os.truncate(data, size - 8)
-    lost = upsampler(tmp_path / "lost.onnx")
-    (tmp_path / "lost.onnx.data").unlink()
-    broken = upsampler(tmp_path / "broken.onnx", extra=[helper.make_node("Relu", ["nowhere"], ["image"], "relu")])
-
-    assert refused(tmp_path / "none.onnx") == f"there is no file {tmp_path / 'none.onnx'}"
-    assert refused(tmp_path) == f"{tmp_path} is a folder; give the .onnx file in it"
-    assert refused(tmp_path / "text.onnx").startswith(
-        f"{tmp_path / 'text.onnx'} is not an ONNX file, or a damaged one: "
-    )
-    assert refused(tmp_path / "empty.onnx") == f"{tmp_path / 'empty.onnx'} is not an ONNX file: it holds no graph"
-    assert f"and there is no {tmp_path / 'lost.onnx.data'}. Put it there" in refused(lost)
-    assert f"is too short: it has {size - 8} bytes, and second ends at {size}" in refused(short)
-    assert refused(broken).startswith(f"{broken} is not a valid ONNX model: ")
-    old = upsampler(tmp_path / "old.onnx", opset=12)
-    assert refused(old).startswith(f"{old} has opset 12; 13 to {onnx.defs.onnx_opset_version()} are taken. Export it ")
-
-
-@pytest.mark.parametrize(
-    ("dtype", "options", "message"),
-    [
-        (np.float16, {"precision": "fp32"}, "is fp16 and cannot become fp32: what was rounded away does not come back"),
-        (np.float16, {"precision": "bf16", "target": "tensorrt"}, "is fp16 and cannot become bf16"),
-        (np.float32, {"precision": "bf16"}, "ONNX Runtime has no bfloat16 convolution: bf16 is for --target tensorrt"),
-        (np.float32, {"precision": "fp8"}, "precision is 'fp8'; it must be one of fp32, fp16, bf16"),
-        (np.float32, {"target": "tpu"}, "target is 'tpu'; it must be one of onnxruntime, tensorrt"),
-        (np.float64, {}, "computes in float64; export it in float32"),
-    ],
-)
-def test_what_cannot_be_made(tmp_path, dtype, options, message):
-    with pytest.raises(InputError) as error:
-        optimize_onnx(upsampler(tmp_path / "in.onnx", dtype=dtype), tmp_path / "out.onnx", **options)
-    assert message in str(error.value)
-
-
-# --------------------------------------------------------------------------------------------------- where it goes
-
-
-def test_what_is_there_stays_without_force(tmp_path):
-    source, out = upsampler(tmp_path / "in.onnx"), tmp_path / "out.onnx"
-    for taken in (out, tmp_path / "out.onnx.data"):
-        taken.write_text("mine")
-        with pytest.raises(OutputError) as error:
-            optimize_onnx(source, out)
-        assert (
-            str(error.value)
-            == f"{taken} is there already. Replace it with --force (force=True in Python), or give another name with -o"
-        )
-        assert taken.read_text() == "mine"
-        taken.unlink()
-    optimize_onnx(source, out)
-    first = digests(tmp_path)
-    optimize_onnx(source, out, target="tensorrt", force=True)
-    assert set(digests(tmp_path)) == set(first)
-    assert digests(tmp_path)["out.onnx"] != first["out.onnx"]
-
-
-@pytest.mark.parametrize("out", ["in.onnx", "in.onnx.data", "link.onnx", "weights"])
-def test_the_source_is_never_written_to(tmp_path, out):
-    source = upsampler(tmp_path / "in.onnx")
-    (tmp_path / "link.onnx").symlink_to("in.onnx")
-    if out == "weights":  # another graph whose weights are where ours would go
-        source = tmp_path / "renamed.onnx"
-        (tmp_path / "in.onnx").rename(source)
-        out = "in.onnx"
-    before = digests(tmp_path) if out != "in.onnx" or source.name == "in.onnx" else None
-    told = (
-        "is the graph that is read" if out in ("in.onnx", "link.onnx") and source.name == "in.onnx" else "belongs to .*"
-    )
-    with pytest.raises(OutputError, match=rf"{told}, which is never written over. Choose another name with -o"):
-        optimize_onnx(source, tmp_path / out, force=True)
-    assert before is None or digests(tmp_path) == before
-
-
-def test_places_that_cannot_be_written_to(tmp_path):
-    source = upsampler(tmp_path / "in.onnx")
-    (tmp_path / "folder.onnx").mkdir()
-    with pytest.raises(OutputError, match=r"folder\.onnx: it is there and is not a file"):
-        optimize_onnx(source, tmp_path / "folder.onnx", force=True)
-    with pytest.raises(
-        OutputError, match=r"No such file or directory\. Make its folder first, or choose another place"
-    ):
-        optimize_onnx(source, tmp_path / "nowhere" / "out.onnx")
-    with (
-        lock(tmp_path / ".out.onnx.lock"),
-        pytest.raises(OutputError, match="another process is writing it now"),
-    ):
-        optimize_onnx(source, tmp_path / "out.onnx")
-
-
-def test_nothing_half_written_is_left(tmp_path):
-    source = upsampler(tmp_path / "in.onnx", gain=1e7)
-    killed = tmp_path / ".out.onnx.0123456789ab.tmp"
-    killed.mkdir()
-    (killed / "out.onnx").touch()
-    with pytest.raises(InputError, match="beyond float16's range"):
-        optimize_onnx(source, tmp_path / "out.onnx", precision="fp16")
-    assert set(digests(tmp_path)) == {"in.onnx", "in.onnx.data"}
 
 
 # ---------------------------------------------------------------------------------------------------- what is said

@@ -1,0 +1,145 @@
+"""Bundles on the command line: inspected, exported and verified."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+
+import pytest
+from tiny_bundle import tiny_bundle
+
+from vaedeploy.bundle import Bundle
+from vaedeploy.bundle.golden import NAME as GOLDEN
+from vaedeploy.bundle.golden import decode_golden, encode_golden
+
+PROGRESS = re.compile(r"( \.\.\.|: done in [\d.]+ s)$")
+
+
+# -------------------------------------------------------------------------------------------------------- inspect
+
+
+def test_inspect_shows_the_manifest(vaedeploy, bundle):
+    ended = vaedeploy("inspect", bundle)
+    assert (ended.code, ended.err) == (0, "")
+    assert "VAE          tiny (Tiny)\n" in ended.out
+    assert "latent       2 channels at 1/4 of the size, scale 1.0, shift 0.0\n" in ended.out
+    assert "file         decoder.onnx  " in ended.out
+    assert "check" not in ended.out
+
+
+def test_inspect_as_json_is_the_manifest_and_what_speaks_against_it(vaedeploy, bundle, tmp_path):
+    manifest = json.loads((bundle / "bundle.json").read_text())
+    added = {"problems": [], "engine_states": {}, "checked": False}
+    assert json.loads(vaedeploy("inspect", bundle, "--json").out) == manifest | added
+    assert json.loads(vaedeploy("inspect", bundle, "--json", "--check").out) == manifest | added | {"checked": True}
+    made = tiny_bundle(tmp_path / "b", verification=None).path
+    told = json.loads(vaedeploy("inspect", made, "--json").out)["problems"]
+    assert told == [f"verified: no. Run: vaedeploy verify {made}"]
+
+
+def test_inspect_check(vaedeploy, tmp_path):
+    made = tiny_bundle(tmp_path / "b").path
+    assert vaedeploy("inspect", made, "--check").out.endswith("check        every file is as the manifest says\n")
+    graph = made / "encoder.onnx"
+    graph.write_bytes(graph.read_bytes()[:-1] + b"\0")
+    assert vaedeploy("inspect", made).code == 0
+    ended = vaedeploy("inspect", made, "--check")
+    assert (ended.code, ended.out) == (2, "")
+    assert f"Error: bundle {made} is damaged: encoder.onnx is altered" in ended.err
+
+
+def test_a_missing_bundle(vaedeploy, tmp_path):
+    ended = vaedeploy("inspect", tmp_path / "none")
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.err.startswith(f"Error: there is no bundle at {tmp_path / 'none'}.")
+
+
+# ----------------------------------------------------------------------------------------------- export and verify
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+def test_export_verify_and_fail(vaedeploy, small_vae, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ended = vaedeploy("export", "--vae", small_vae)
+    assert (ended.code, ended.out) == (0, "small\n"), ended.err
+    assert "Exporting to ONNX ..." in ended.err
+    assert "Error" not in ended.err
+    *lines, last = ended.err.splitlines()
+    assert all(PROGRESS.search(line) for line in lines)
+    assert last == "To see its images beside PyTorch's, run: vaedeploy verify small --report report"
+    starts = [line for line in lines if line.endswith(" ...")]
+    assert len(set(starts)) == len(starts)  # each step has a name of its own
+    assert Bundle.open("small").verified
+
+    again = vaedeploy("export", "--vae", small_vae, "--no-verify")
+    assert (again.code, again.out) == (2, "")
+    assert (
+        "Error: small exists already. Replace it with --force (force=True in Python), or choose another place with"
+        in again.err
+    )
+
+    table = vaedeploy("verify", "small").out.splitlines()
+    assert table[0].startswith("graph        part        output       size ")
+    assert table[-3].startswith("Limits of fp32: relative error at most 2e-05, largest difference at most 1 of 255")
+    assert table[-2] == "seen: no fault beside the reference's images"
+    assert table[-1].startswith(f"verified: {len(table) - 4} cases on onnxruntime-cpu against PyTorch in float64")
+
+    opened = Bundle.open("small")
+    identity = opened.manifest.vae.identity
+    cases = decode_golden(opened.file(GOLDEN).read_bytes(), identity)
+    for case in cases:
+        case.image[...] += 0.1
+    opened.update(files={GOLDEN: encode_golden(cases, identity)})
+    failed = vaedeploy("verify", "small")
+    assert failed.code == 3
+    assert failed.out.splitlines()[-1].startswith("FAILED: ")
+    assert "decoder 1x64x64, image: relative error is " in failed.out
+    assert not Bundle.open("small").verified
+
+    report = json.loads(vaedeploy("verify", "small", "--json").out)
+    assert report["passed"] is False
+    assert {case["passed"] for case in report["cases"] if case["part"] == "encoder"} == {True}
+
+    # With the weights at hand the golden cases are made anew.
+    assert vaedeploy("verify", "small", "--weights", small_vae).code == 0
+    assert Bundle.open("small").verified
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are sent in another way there")
+def test_ctrl_c_during_export_leaves_nothing(small_vae, tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "vaedeploy",
+        "-v",
+        "export",
+        "--vae",
+        str(small_vae),
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as running:
+        lines = []
+        for line in running.stderr:
+            lines.append(line)
+            if line == "Exporting to ONNX ...\n":
+                running.send_signal(signal.SIGINT)
+    assert running.returncode == 130, "".join(lines)
+    assert lines[-1] == "Interrupted; nothing half-written was left behind\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+def test_the_exporters_noise_is_for_verbose_only(vaedeploy, small_vae, tmp_path):
+    """Above there is none."""
+    noisy = vaedeploy("-v", "export", "--vae", small_vae, "--no-verify", "--out", tmp_path / "noisy")
+    assert noisy.code == 0
+    assert "Info: " in noisy.err
+    assert noisy.err.endswith(f"It is not verified yet. To verify it, run: vaedeploy verify {tmp_path / 'noisy'}\n")
+    assert not all(PROGRESS.search(line) for line in noisy.err.splitlines())

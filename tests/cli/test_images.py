@@ -1,0 +1,214 @@
+"""Pictures and latents on the command line: encoded and decoded, alone and by the folder."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_bundle import tiny_bundle
+
+from vaedeploy.images.files import read_image
+from vaedeploy.images.latents import LatentFile, read_latent, write_latent
+from vaedeploy.runtime import VAE
+from vaedeploy.values.latent import LatentSpec
+
+
+def photo(path: Path, height: int = 16, width: int = 24, seed: int = 0) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+# ----------------------------------------------------------------------------------------------- encode and decode
+
+
+def test_encode_then_decode_is_what_the_runtime_gives(vaedeploy, bundle, tmp_path):
+    picture = photo(tmp_path / "a.png")
+    latent, decoded = tmp_path / "a.safetensors", tmp_path / "decoded.png"
+    ended = vaedeploy("encode", bundle, picture, "-o", latent)
+    assert (ended.code, ended.out) == (0, f"{latent}\n")
+    assert ended.err.startswith(f"Encoding {picture} ...\nEncoding {picture}: done in ")
+    assert vaedeploy("decode", bundle, latent, "-o", decoded).out == f"{decoded}\n"
+    with VAE(bundle) as vae:
+        expected = vae.encode(read_image(picture))
+        np.testing.assert_array_equal(read_latent(latent).latent, expected)
+        np.testing.assert_array_equal(read_image(decoded), vae.decode(expected)[0])
+        assert read_latent(latent).vae_identity == vae.manifest.vae.identity
+
+
+def test_a_size_that_is_not_a_multiple_is_refused_without_pad(vaedeploy, bundle, tmp_path):
+    ended = vaedeploy("encode", bundle, photo(tmp_path / "a.png", 17, 24), "-o", tmp_path / "a.safetensors")
+    assert (ended.code, ended.out) == (2, "")
+    told = f"Error: {tmp_path / 'a.png'}: image is 17x24 (height x width), but both must be multiples of 4"
+    assert told in ended.err
+    assert not (tmp_path / "a.safetensors").exists()
+
+
+def test_padding_is_cut_off_again(vaedeploy, bundle, tmp_path):
+    picture, latent = photo(tmp_path / "a.png", 17, 23), tmp_path / "a.safetensors"
+    assert vaedeploy("encode", bundle, picture, "-o", latent, "--pad").code == 0
+    assert vaedeploy("decode", bundle, latent, "-o", tmp_path / "b.png").code == 0
+    assert read_image(tmp_path / "b.png").shape == (17, 23, 3)
+
+
+def test_a_seed_draws_the_same_again(vaedeploy, bundle, tmp_path):
+    picture = photo(tmp_path / "a.png")
+    drawn = {}
+    for name, seed in (("one", 1), ("again", 1), ("two", 2)):
+        out = tmp_path / f"{name}.safetensors"
+        assert vaedeploy("encode", bundle, picture, "-o", out, "--sample", "--seed", seed).code == 0
+        drawn[name] = read_latent(out).latent
+    np.testing.assert_array_equal(drawn["one"], drawn["again"])
+    assert not np.array_equal(drawn["one"], drawn["two"])
+
+
+def test_a_folder_goes_on_after_a_failure(vaedeploy, bundle, tmp_path):
+    pictures, latents, decoded = tmp_path / "pictures", tmp_path / "latents", tmp_path / "decoded"
+    for number, name in enumerate(("a.png", "b.PNG", "c.png")):
+        photo(pictures / name, 17 if name == "c.png" else 16, seed=number)
+    (pictures / "broken.jpg").write_bytes(b"not a picture")
+    (pictures / "notes.txt").write_text("neither")
+    ended = vaedeploy("encode", bundle, pictures, "-o", latents)
+    assert ended.code == 2
+    assert ended.out == f"{latents / 'a.safetensors'}\n{latents / 'b.safetensors'}\n"
+    told = ended.err.partition("Error: ")[2].splitlines()
+    assert told[0] == "2 of 4 files failed; the others are written:"
+    assert told[1].startswith(f"  {pictures / 'broken.jpg'} ")
+    assert told[2].startswith(f"  {pictures / 'c.png'}: image is 17x24")
+    assert sorted(p.name for p in latents.iterdir()) == ["a.safetensors", "b.safetensors"]
+    assert vaedeploy("decode", bundle, latents, "-o", decoded).code == 0
+    assert sorted(p.name for p in decoded.iterdir()) == ["a.png", "b.png"]
+
+
+def test_a_folder_of_failures_leaves_no_folder(vaedeploy, bundle, tmp_path):
+    pictures = tmp_path / "pictures"
+    photo(pictures / "a.png", 17, 23)
+    ended = vaedeploy("encode", bundle, pictures, "-o", tmp_path / "latents")
+    assert (ended.code, ended.out) == (2, "")
+    assert not (tmp_path / "latents").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["encode", "{bundle}", "empty", "-o", "out"],
+            "Error: there is nothing to convert in empty: no file there ends",
+        ),
+        (
+            ["encode", "{bundle}", "twins", "-o", "out"],
+            "Error: a.jpg and a.png would both be written to out/a.safetensors",
+        ),
+        (
+            ["encode", "{bundle}", "a.png", "-o", "empty"],
+            "Error: empty is a folder and a.png is not: name the file to write, empty/a.safetensors",
+        ),
+        (
+            ["encode", "{bundle}", "a.png", "-o", "a.png"],
+            "Error: cannot write a latent to a.png: give a name that ends",
+        ),
+        (["encode", "{bundle}", "twice", "-o", "a.png"], "Error: cannot make the folder a.png: there is a file where"),
+        (["decode", "{bundle}", "one.safetensors", "-o", "empty"], "name the file to write, empty/one.png"),
+        (
+            ["decode", "{bundle}", "one.safetensors", "-o", "a.xyz"],
+            "Error: cannot write a picture to a.xyz: give a name that ends in one of .png, ",
+        ),
+        (
+            ["encode", "{bundle}", "twice", "-o", "all.safetensors"],
+            "Error: twice is a folder, and all.safetensors is a file's name: give a folder",
+        ),
+        (["encode", "{bundle}", "none.png", "-o", "empty"], "Error: there is no file none.png"),
+        (
+            ["encode", "{bundle}", "a.png", "-o", "none/a.safetensors"],
+            "Error: cannot write none/a.safetensors: No such file or directory. Make its folder first",
+        ),
+        (["decode", "{bundle}", "one.safetensors", "-o", "none/a.png"], "Error: cannot write none/a.png: "),
+        (["decode", "{bundle}", "two.safetensors", "-o", "b.png"], "Error: two.safetensors holds 2 latents; a picture"),
+        (["decode", "{bundle}", "none.safetensors", "-o", "b.png"], "Error: there is no file none.safetensors"),
+    ],
+)
+def test_bad_places_and_files(vaedeploy, bundle, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    Path("empty").mkdir()
+    for name in ("a.png", "twins/a.png", "twins/a.jpg", "twice/a.png"):
+        photo(Path(name))
+    for name, count in (("one", 1), ("two", 2)):
+        write_latent(f"{name}.safetensors", LatentFile(np.zeros((count, 2, 4, 4), np.float32)))
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    ended = vaedeploy(*[a.format(bundle=bundle) for a in arguments])
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.err.startswith(("Error: ", "Decoding two.safetensors ..."))  # before the work, where it can be known
+    assert message.replace("/", os.sep) in ended.err
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
+@pytest.mark.filterwarnings("default")
+def test_another_vaes_latent_is_decoded_and_told_once(vaedeploy, bundle, tmp_path):
+    latents = tmp_path / "latents"
+    latents.mkdir()
+    for name in ("a", "b"):
+        write_latent(latents / f"{name}.safetensors", LatentFile(np.zeros((1, 2, 4, 4), np.float32), "2" * 64, "other"))
+    ended = vaedeploy("decode", bundle, latents, "-o", tmp_path / "pictures")
+    assert ended.code == 0
+    told = "Warning: other (222222222222) made the latent, tiny (111111111111) decodes it\n"
+    assert ended.err.count(told) == 1
+    assert len(list((tmp_path / "pictures").iterdir())) == 2
+
+
+@pytest.mark.filterwarnings("default")
+def test_another_latent_contract_is_told_with_both_values(vaedeploy, bundle, tmp_path):
+    spec = LatentSpec(channels=2, factor=4, scale=0.5, shift=0.25)
+    made = LatentFile(np.zeros((1, 2, 4, 4), np.float32), "2" * 64, "other", spec)
+    write_latent(tmp_path / "a.safetensors", made)
+    ended = vaedeploy("decode", bundle, tmp_path / "a.safetensors", "-o", tmp_path / "a.png")
+    assert ended.code == 0
+    told = "their latent contracts differ: scale is 0.5 there and 1.0 here, shift is 0.25 there and 0.0 here\n"
+    assert told in ended.err
+
+
+@pytest.mark.filterwarnings("default")
+def test_an_unverified_bundle_is_told(vaedeploy, tmp_path):
+    made = tiny_bundle(tmp_path / "b", verification=None).path
+    ended = vaedeploy("encode", made, photo(tmp_path / "a.png"), "-o", tmp_path / "a.safetensors")
+    assert ended.code == 0
+    assert (
+        f"Warning: bundle {made} was never verified; its pictures may be wrong. Run: vaedeploy verify {made}"
+        in ended.err
+    )
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no pipes of this kind")
+@pytest.mark.parametrize("arguments", [["presets"], ["presets", "--json"], ["inspect", "BUNDLE", "--json"], ["--help"]])
+def test_a_reader_that_has_gone_changes_nothing(bundle, arguments):
+    """As with ``vaedeploy presets | head -1``."""
+    ours, theirs = os.pipe()
+    os.close(ours)
+    command = [sys.executable, "-m", "vaedeploy", *(str(bundle) if a == "BUNDLE" else a for a in arguments)]
+    ended = subprocess.run(command, stdout=theirs, stderr=subprocess.PIPE, text=True)
+    os.close(theirs)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no pipes of this kind")
+def test_an_exit_code_survives_a_reader_that_has_gone():
+    script = """
+import click
+from vaedeploy.cli import terminal
+@click.command
+def command():
+    terminal.say("working")
+    terminal.show("result")
+    raise SystemExit(3)
+terminal.run(command, [])
+"""
+    ours, theirs = os.pipe()
+    os.close(ours)
+    ended = subprocess.run([sys.executable, "-c", script], stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    assert ended.returncode == 3

@@ -1,0 +1,102 @@
+"""Bundles compared with PyTorch again: what is kept, what must be given again, and what fails."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file
+from tiny_modules import flat_reference, tiny_reference
+
+from vaedeploy.bundle import Bundle, check_bundle, create_bundle
+from vaedeploy.errors import WeightsError
+from vaedeploy.pipeline.export import export_vae
+from vaedeploy.pipeline.verify import verify_bundle
+from vaedeploy.runtime import VAE
+from vaedeploy.runtime.vae import UnverifiedBundleWarning
+from vaedeploy.values.reference import Reference
+
+
+@pytest.fixture
+def bundle(tiny_vae_bundle: Bundle, tmp_path: Path) -> Bundle:
+    """A copy that a test may change."""
+    return Bundle.open(shutil.copytree(tiny_vae_bundle.path, tmp_path / "tiny"))
+
+
+@pytest.fixture
+def flat() -> Reference:
+    return flat_reference()
+
+
+def test_the_report_covers_every_part_and_shape(tiny_vae_bundle: Bundle) -> None:
+    report = json.loads(tiny_vae_bundle.file("report/report.json").read_bytes())
+    assert report["passed"] is True
+    assert report["reference"] == "PyTorch in float64"
+    rows = {(c["form"], c["part"], c["name"]) for c in report["cases"]}
+    names = ("smallest", "square", "landscape", "portrait", "odd")
+    assert rows == {
+        *(("onnxruntime", part, name) for part in ("encoder", "decoder") for name in (*names, "large")),
+        *(("onnxruntime", "round trip", name) for name in names),
+        *(("portable", part, "odd") for part in ("encoder", "decoder", "round trip")),
+    }
+    assert tiny_vae_bundle.manifest.verification is not None
+    assert tiny_vae_bundle.manifest.verification.cases == len(report["cases"])
+
+
+def test_verification_can_be_made_again_from_what_was_kept(bundle: Bundle) -> None:
+    before = bundle.file("golden.safetensors").read_bytes()
+    report = verify_bundle(bundle)
+    assert report.passed
+    assert report.reference == "PyTorch in float64, computed earlier and kept in golden.safetensors"
+    assert check_bundle(bundle.path).verified
+    assert bundle.file("golden.safetensors").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_a_bundle_can_be_verified_later(flat: Reference, tmp_path: Path) -> None:
+    bundle = export_vae(flat, out=tmp_path / "tiny", verify=False)
+    assert bundle.manifest.verification is None
+    assert "golden.safetensors" not in bundle.manifest.files
+    with pytest.warns(UnverifiedBundleWarning):
+        VAE(bundle.path)
+    report = verify_bundle(bundle, reference=flat)
+    assert (report.passed, report.reference) == (True, "PyTorch in float64")
+    assert check_bundle(bundle.path).verified
+    assert verify_bundle(bundle.path).passed
+
+
+def test_own_modules_must_be_given_again(tiny_vae: Reference, bundle: Bundle, tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64)).save(tmp_path / "photo.png")
+    with pytest.raises(WeightsError, match=r"PyTorch modules of your own; pass them again: reference="):
+        verify_bundle(bundle, photos=tmp_path)
+    assert verify_bundle(bundle, reference=tiny_vae, photos=tmp_path).passed
+    assert (load_file(bundle.file("golden.safetensors"))["smallest.photo"] == 0).all()
+
+
+def test_another_vae_is_refused(bundle: Bundle) -> None:
+    other = tiny_reference(seed=1)
+    with pytest.raises(WeightsError) as error:
+        verify_bundle(bundle, reference=other)
+    assert str(error.value) == (
+        f"bundle {bundle.path} was made from another VAE: its identity is {bundle.manifest.vae.identity}, that of the "
+        f"given one is {other.identity}. Give the weights that it was made from, or export it again"
+    )
+
+
+def test_a_wrong_decoder_fails_and_is_marked(bundle: Bundle, tmp_path: Path) -> None:
+    """Other weights under a manifest that is whole: hashes cannot tell, verification does."""
+    with create_bundle(tmp_path / "mixed") as draft:
+        shutil.copytree(bundle.path, draft.path, dirs_exist_ok=True)
+        (draft.path / "bundle.json").unlink()
+        weights = draft.path / "decoder.onnx.data"
+        (np.fromfile(weights, np.float32) * np.float32(1.01)).tofile(weights)
+        mixed = draft.finish(bundle.manifest)
+    assert mixed.verified
+    report = verify_bundle(mixed)
+    assert not report.passed
+    assert {c.part for c in report.cases if not c.passed} == {"decoder", "round trip"}
+    assert check_bundle(mixed.path).verified is False

@@ -1,0 +1,44 @@
+"""A rewritten graph beside the graph that it was made from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+from group_norms import group_norm
+from onnx import helper, numpy_helper
+
+from vaedeploy.graph.graph import Graph, load_graph, save_form, save_graph
+from vaedeploy.rewrite import rewrite_graph
+
+
+def test_the_given_graph_is_not_changed() -> None:
+    model = ir.from_proto(group_norm())
+    before = ir.to_proto(model).SerializeToString()
+    rewrite_graph(Graph(model, "decoder"))
+    assert ir.to_proto(model).SerializeToString() == before
+
+
+def test_forms_share_the_weights_file(tmp_path: Path) -> None:
+    weight = numpy_helper.from_array(np.random.default_rng(0).normal(size=(8, 8, 3, 3)).astype(np.float32), "w")
+    model = group_norm()
+    model.graph.initializer.append(weight)
+    model.graph.node[0].input[0] = "convolved"
+    model.graph.node[2].input[0] = "convolved"
+    model.graph.node.insert(0, helper.make_node("Conv", ["x", "w"], ["convolved"], pads=[1, 1, 1, 1]))
+    model = onnx.shape_inference.infer_shapes(model)
+    save_graph(Graph(ir.from_proto(model), "decoder"), tmp_path / "decoder.onnx")
+    save_form(rewrite_graph(load_graph(tmp_path / "decoder.onnx", "decoder")).graph, tmp_path / "decoder.ort.onnx")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["decoder.onnx", "decoder.onnx.data", "decoder.ort.onnx"]
+    form = onnx.load(tmp_path / "decoder.ort.onnx", load_external_data=False)
+    (kept,) = [i for i in form.graph.initializer if i.name == "w"]
+    assert {e.key: e.value for e in kept.external_data}["location"] == "decoder.onnx.data"
+    x = np.random.default_rng(1).normal(size=(2, 8, 12, 20)).astype(np.float32)
+    found, expected = (
+        onnxruntime.InferenceSession(tmp_path / name, providers=["CPUExecutionProvider"]).run(None, {"x": x})[0]
+        for name in ("decoder.ort.onnx", "decoder.onnx")
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)

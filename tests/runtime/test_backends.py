@@ -1,0 +1,185 @@
+"""Who answers: what each backend needs, which engines can run here, and what is told where they cannot."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from arrays import noise
+from engine_files import DECODER, ENCODER, SIZES, write_profile
+from host_gpu import HostDevice, HostPlan
+from tiny_bundle import tiny_bundle
+from tiny_inputs import run_python
+
+from vaedeploy.bundle import Bundle
+from vaedeploy.errors import BackendError, EngineError, InputError, SizeError
+from vaedeploy.pipeline.build import build_engines
+from vaedeploy.runtime import VAE
+from vaedeploy.system.gpu import Gpu, cuda_devices
+
+
+def test_import_is_light() -> None:
+    script = "import sys, vaedeploy.runtime; print(*sorted(sys.modules))"
+    modules = {name.split(".")[0] for name in run_python(script).stdout.split()}
+    assert "numpy" in modules
+    assert not modules & {"torch", "onnx", "onnxruntime", "onnxscript", "diffusers", "click", "rich", "PIL"}
+
+
+def test_runtime_needs_numpy_msgspec_and_one_backend_only(bundle: Bundle) -> None:
+    script = f"""
+import sys
+import numpy as np
+from vaedeploy.runtime import VAE
+with VAE({str(bundle.path)!r}) as vae:
+    vae.decode(vae.encode(np.zeros((8, 8, 3), np.uint8)))
+print(*sorted(sys.modules))
+"""
+    modules = {name.split(".")[0] for name in run_python(script).stdout.split()}
+    assert "onnxruntime" in modules
+    assert not modules & {"torch", "onnx", "onnxscript", "diffusers", "click", "rich", "PIL"}
+
+
+def test_backend_that_is_not_installed_is_told(bundle: Bundle) -> None:
+    # None in sys.modules is how Python itself marks a module that cannot be imported.
+    script = f"""
+import sys
+sys.modules["onnxruntime"] = None
+from vaedeploy.runtime import VAE
+VAE({str(bundle.path)!r})
+"""
+    done = run_python(script)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (
+        "vaedeploy.errors.BackendError: ONNX Runtime cannot be imported (import of onnxruntime halted; None in "
+        'sys.modules). Install it: pip install "vaedeploy[cpu]"'
+    )
+
+
+def test_engines_answer_first(
+    gpu: HostDevice, engine_bundle: Bundle, expected: VAE, caplog: pytest.LogCaptureFixture
+) -> None:
+    latent = noise(3, 2, 2, 2)
+    with VAE(engine_bundle.path) as vae:
+        assert vae.backend == "tensorrt-rtx"
+        image = vae.decode(latent)
+        np.testing.assert_array_equal(image, expected.decode(latent))
+        np.testing.assert_array_equal(vae.encode(image), expected.encode(image))
+    assert gpu.device_bytes > 0
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{engine_bundle.path / name} was never compared with PyTorch on its GPU; its pictures may be wrong. Run: "
+        f"vaedeploy verify {engine_bundle.path} --backend tensorrt-rtx --profile mine"
+        for name in (DECODER, ENCODER)
+    ]
+
+
+def test_an_engine_that_several_profiles_have_is_loaded_once(
+    gpu: HostDevice, engine_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_profile(tmp_path, "twin", precision='"fp32"', shapes=SIZES)
+    copied = Bundle.open(shutil.copytree(engine_bundle.path, tmp_path / "tiny"))
+    made = build_engines(copied, ["twin"], folder=tmp_path)
+    loaded: list[str] = []
+
+    def load(path: Path, *_: object) -> HostPlan:
+        loaded.append(path.parent.name)
+        return HostPlan(made, path.relative_to(made.path).as_posix())
+
+    monkeypatch.setattr("vaedeploy.runtime.backends.tensorrt.load_plan", load)
+    with VAE(made.path, "tensorrt-rtx") as vae:
+        vae.decode(noise(1, 2, 2, 2))
+    assert len(loaded) == 1
+
+
+def test_a_size_that_no_engine_takes_falls_to_the_next_backend(
+    gpu: HostDevice, engine_bundle: Bundle, expected: VAE, caplog: pytest.LogCaptureFixture
+) -> None:
+    large = noise(1, 2, 8, 8)
+    with VAE(engine_bundle.path) as vae:
+        for _ in range(2):
+            np.testing.assert_array_equal(vae.decode(large), expected.decode(large))
+        assert vae.backend == "tensorrt-rtx"  # for what it does take
+    told = [record.getMessage() for record in caplog.records if "in place of" in record.getMessage()]
+    assert len(told) == 1
+    assert told[0].startswith("onnxruntime-cpu answers in place of tensorrt-rtx: no engine takes 1x32x32 ")
+    with VAE(engine_bundle.path, "tensorrt-rtx") as vae, pytest.raises(SizeError, match="no engine takes 1x32x32"):
+        vae.decode(large)
+
+
+def test_a_profile_that_the_bundle_does_not_have(gpu: HostDevice, engine_bundle: Bundle) -> None:
+    with VAE(engine_bundle.path, "tensorrt-rtx", profile="mine") as vae:
+        assert vae.backend == "tensorrt-rtx"
+    with pytest.raises(InputError) as refused:
+        VAE(engine_bundle.path, profile="t4")
+    assert str(refused.value) == (
+        f"bundle {engine_bundle.path} has no engines of profile 't4'; it has those of: mine. Build them: "
+        f"vaedeploy build {engine_bundle.path} --profile t4"
+    )
+
+
+def test_without_a_gpu_engines_are_not_missed(engine_bundle: Bundle, caplog: pytest.LogCaptureFixture) -> None:
+    """A machine that builds for others has bundles with engines, and runs them on its CPU."""
+    if cuda_devices() > 0:
+        pytest.skip("there is a GPU here")
+    with VAE(engine_bundle.path) as vae:
+        assert vae.backend == "onnxruntime-cpu"
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+def test_another_gpu(
+    gpu: HostDevice, engine_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("vaedeploy.runtime.backends.find_gpu", lambda number: Gpu("NVIDIA T4", "7.5", 15.0))
+    with VAE(engine_bundle.path) as vae:
+        assert vae.backend == "onnxruntime-cpu"
+    (told,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert told.startswith("tensorrt-rtx does not answer here: ")
+    assert "it was built for compute capability 8.9, and NVIDIA T4 has 7.5" in told
+    with pytest.raises(BackendError, match=r"compute capability 8.9, and NVIDIA T4 has 7.5"):
+        VAE(engine_bundle.path, "tensorrt-rtx")
+
+
+def test_a_bundle_without_engines(gpu: HostDevice, tmp_path: Path) -> None:
+    made = tiny_bundle(tmp_path / "tiny")
+    with VAE(made.path) as vae:
+        assert vae.backend == "onnxruntime-cpu"
+    with pytest.raises(BackendError) as refused:
+        VAE(made.path, "tensorrt")
+    assert str(refused.value) == (
+        f"bundle {made.path} has no engines of tensorrt. Build them: vaedeploy build {made.path} --profile NAME "
+        "--backend tensorrt"
+    )
+
+
+def test_an_altered_engine_is_not_loaded(gpu: HostDevice, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_profile(tmp_path, precision='"fp32"', shapes=SIZES)
+    made = build_engines(tiny_bundle(tmp_path / "tiny"), ["mine"], folder=tmp_path)
+    data = bytearray((made.path / DECODER).read_bytes())
+    data[-1] ^= 1
+    (made.path / DECODER).write_bytes(data)
+    latent = noise(1, 2, 2, 2)
+    with VAE(made.path, "tensorrt-rtx") as vae, pytest.raises(EngineError, match="is altered: its sha256 is"):
+        vae.decode(latent)
+    with VAE(made.path) as vae, VAE(made.path, "onnxruntime-cpu") as cpu:
+        np.testing.assert_array_equal(vae.decode(latent), cpu.decode(latent))
+        assert vae.backend == "onnxruntime-cpu"
+    assert any(
+        record.getMessage().startswith("tensorrt-rtx cannot be used, so onnxruntime-cpu answers: ")
+        for record in caplog.records
+    )
+
+
+def test_a_profile_whose_engines_cannot_run_here_is_told_of(
+    engine_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("vaedeploy.runtime.backends.problem_of", lambda name, _: "no GPU" if "rt-rtx" in name else None)
+    with VAE(engine_bundle.path) as vae:
+        backend = vae.backend
+    assert caplog.messages == []  # where nobody asked for engines, none is what most machines have
+    with VAE(engine_bundle.path, profile="mine") as vae:
+        assert repr(vae) == f"VAE({str(engine_bundle.path)!r}, tiny, {backend})"
+    assert caplog.messages == ["tensorrt-rtx does not answer here, so its engines of profile mine are not used: no GPU"]
+    with pytest.raises(InputError, match="profiles are for engines; onnxruntime-cpu runs graphs"):
+        VAE(engine_bundle.path, "onnxruntime-cpu", profile="mine")

@@ -1,0 +1,80 @@
+"""Weights that do not fit the architecture that they are loaded into."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from checkpoints import (
+    DEMO,
+    FITS_NOT,
+    MORE,
+    NAMINGS,
+    changed,
+    compvis,
+    message_of,
+    write_safetensors,
+)
+from torch import Tensor
+
+from vaedeploy.errors import WeightsError
+from vaedeploy.source.autoencoder_kl.modules import tensor_shapes
+
+
+@pytest.mark.parametrize("naming", ["diffusers", "compvis"])
+def test_missing_surplus_and_misshapen_tensors_are_listed(
+    tmp_path: Path, tensors: dict[str, Tensor], naming: str
+) -> None:
+    wrong = NAMINGS[naming](tensors)
+    del wrong["quant_conv.bias"], wrong["encoder.conv_in.weight"]
+    wrong["extra.weight"] = torch.zeros(1)
+    wrong["decoder.conv_in.bias"] = torch.zeros(64)
+    file = write_safetensors(wrong, tmp_path / "vae.safetensors")
+    assert message_of(WeightsError, "demo", file) == (
+        f"{file} {FITS_NOT} 2 tensors missing (encoder.conv_in.weight, quant_conv.bias); "
+        "1 tensor surplus (extra.weight); "
+        f"1 tensor of the wrong shape (decoder.conv_in.bias: expected (128,), given (64,)). {MORE}"
+    )
+
+
+def test_weights_of_another_architecture(tmp_path: Path) -> None:
+    file = write_safetensors(changed(DEMO.config, layers_per_block=1), tmp_path / "vae.safetensors")
+    names = [
+        name
+        for name in tensor_shapes(DEMO.config)
+        if re.search(r"(down_blocks.*resnets\.1|up_blocks.*resnets\.2)", name)
+    ]
+    assert message_of(WeightsError, "demo", file) == (
+        f"{file} {FITS_NOT} {len(names)} tensors missing ({', '.join(names[:10])} and {len(names) - 10} more). {MORE}"
+    )
+
+
+def test_lone_file_of_no_known_architecture(tmp_path: Path) -> None:
+    file = write_safetensors(
+        compvis(changed(DEMO.config, use_quant_conv=False, use_post_quant_conv=False)), tmp_path / "vae.safetensors"
+    )
+    assert message_of(WeightsError, file) == (
+        f"{file} fits none of the known architectures (sd, sd-16-channels, demo). The nearest is demo: "
+        "4 tensors missing (quant_conv.weight, quant_conv.bias, post_quant_conv.weight, post_quant_conv.bias). "
+        "A VAE of another shape loads from a diffusers folder with its config.json"
+    )
+
+
+def test_compvis_resampling_without_its_bias(tmp_path: Path, tensors: dict[str, Tensor]) -> None:
+    wrong = compvis(tensors)
+    for name in ("decoder.up.3.upsample.conv.bias", "encoder.down.0.downsample.conv.bias"):
+        file = write_safetensors({n: t for n, t in wrong.items() if n != name}, tmp_path / "vae.safetensors")
+        message = message_of(WeightsError, "demo", file)
+        assert message.startswith(f"{file} {FITS_NOT} 1 tensor missing (")
+
+
+def test_three_by_three_attention_is_not_cut_down(tmp_path: Path, tensors: dict[str, Tensor]) -> None:
+    wrong = compvis(tensors)
+    wrong["encoder.mid.attn_1.q.weight"] = torch.zeros(128, 128, 3, 3)
+    file = write_safetensors(wrong, tmp_path / "vae.safetensors")
+    assert message_of(WeightsError, "demo", file) == (
+        f"{file} {FITS_NOT} 1 tensor of the wrong shape (encoder.mid.attn_1.q.weight: expected (128, 128), "
+        f"given (128, 128, 3, 3)). {MORE}"
+    )

@@ -1,0 +1,144 @@
+"""A backend of this machine against the bundle: engines on a stand-in for the device, and graphs."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from arrays import noise
+from command_line import Ended
+from engine_files import DECODER, ENCODER, SIZES, write_profile
+from host_gpu import HostPlan, stand_in
+
+from vaedeploy.bundle import Bundle, check_bundle
+from vaedeploy.errors import BundleError, InputError
+from vaedeploy.pipeline.build import build_engines
+from vaedeploy.pipeline.verify import verify_bundle
+from vaedeploy.runtime import VAE
+
+# ------------------------------------------------------------------------------------------------------------- the gate
+
+
+@pytest.fixture
+def own(engine_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
+    """A copy of the bundle that may be written to, on a machine as if with its GPU."""
+    copied = Bundle.open(shutil.copytree(engine_bundle.path, tmp_path / "tiny"))
+    stand_in(copied, monkeypatch)
+    return copied
+
+
+def test_the_gate_says_nothing_of_what_it_is_about_to_prove(own: Bundle, caplog: pytest.LogCaptureFixture) -> None:
+    verify_bundle(own, backend="tensorrt-rtx")
+    assert caplog.messages == []
+
+
+def test_engines_that_are_right_pass_the_gate(own: Bundle) -> None:
+    report = verify_bundle(own, backend="tensorrt-rtx", profile="mine")
+    assert report.passed
+    found = [(case.part, case.name, case.batch, case.height) for case in report.cases if case.output != "latent_std"]
+    assert found == [
+        (part, name, *size)
+        for part in ("encoder", "decoder")
+        for name, *size in [
+            ("small of mine", 1, 8),
+            ("any of mine", 1, 4),
+            ("any of mine", 1, 8),
+            ("any of mine", 2, 16),
+        ]
+    ]
+    made = check_bundle(own.path)
+    for name in (ENCODER, DECODER):
+        verification = made.manifest.engines[name].verification
+        assert verification is not None
+        assert (verification.passed, verification.backend) == (True, "tensorrt-rtx")
+        assert verification.cases == (8 if name == ENCODER else 4)  # the encoder has two outputs
+    assert made.manifest.verification == own.manifest.verification
+    assert (made.path / "report" / "tensorrt-rtx.json").exists()
+
+
+def test_every_optimisation_profile_runs_at_its_own_corners(own: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The optimum of the wide one is a size that the tight one takes as well."""
+    plans: list[HostPlan] = []
+
+    def load(path: Path, *_: object) -> HostPlan:
+        plans.append(HostPlan(own, path.relative_to(own.path).as_posix()))
+        return plans[-1]
+
+    monkeypatch.setattr("vaedeploy.runtime.backends.tensorrt.load_plan", load)
+    verify_bundle(own, backend="tensorrt-rtx")
+    for name in (ENCODER, DECODER):
+        events = [event for plan in plans if plan.name == name for event in plan.events if event.startswith("shape")]
+        assert events == ["shape 0 1x8x8", "shape 1 1x4x4", "shape 1 1x8x8", "shape 1 2x16x16"]
+
+
+def test_every_engine_runs_before_it_is_verified(own: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two profiles with equal sizes, one would answer for both."""
+    write_profile(tmp_path, "twin", precision='"fp32"', shapes=SIZES)
+    made = build_engines(own, ["twin"], folder=tmp_path)
+    monkeypatch.setattr(
+        "vaedeploy.runtime.backends.tensorrt.load_plan",
+        lambda path, *_: HostPlan(made, path.relative_to(made.path).as_posix()),
+    )
+    report = verify_bundle(made, backend="tensorrt-rtx")
+    forms = {case.form for case in report.cases}
+    assert forms == {"mine tensorrt-rtx fp32", "twin tensorrt-rtx fp32"}
+
+
+def test_a_verified_engine_is_used_without_a_warning(own: Bundle, caplog: pytest.LogCaptureFixture) -> None:
+    verify_bundle(own, backend="tensorrt-rtx")
+    caplog.clear()
+    with VAE(own.path) as vae:
+        vae.decode(noise(1, 2, 2, 2))
+    assert caplog.messages == []
+
+
+def test_engines_that_are_wrong_do_not_pass(
+    own: Bundle, monkeypatch: pytest.MonkeyPatch, vaedeploy: Callable[..., Ended]
+) -> None:
+    """The decoder's engine computes something else: a thousandth too bright."""
+    model = onnx.load(own.graph("decoder"))
+    (add,) = (node for node in model.graph.node if node.output[0] == "image")
+    add.output[0] = "dark"
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(1.001), "gain"))
+    model.graph.node.insert(1, onnx.helper.make_node("Mul", ["dark", "gain"], ["image"]))
+    wrong = onnxruntime.InferenceSession(model.SerializeToString())
+
+    def load(path: Path, *_: object) -> HostPlan:
+        plan = HostPlan(own, path.relative_to(own.path).as_posix())
+        if plan.half.part == "decoder":
+            plan.session = wrong
+        return plan
+
+    monkeypatch.setattr("vaedeploy.runtime.backends.tensorrt.load_plan", load)
+    ended = vaedeploy("verify", own.path, "--backend", "tensorrt-rtx", "--profile", "mine")
+    assert ended.code == 3
+    assert "relative error is 0.001; it must be at most 2e-05" in ended.out
+    engines = check_bundle(own.path).manifest.engines
+    assert not engines[DECODER].verification.passed  # type: ignore[union-attr]
+
+
+def test_the_gate_of_graphs(own: Bundle) -> None:
+    """On the backend that the reference itself runs on: not one value differs."""
+    report = verify_bundle(own, backend="onnxruntime-cpu")
+    assert report.passed
+    assert report.worst["max_abs"] == 0
+
+
+def test_the_gate_needs_something_to_compare_with(own: Bundle) -> None:
+    manifest = msgspec.structs.replace(own.manifest, verification=None)
+    with pytest.raises(BundleError, match=r"is not verified, so nothing can be compared with it. Run: vaedeploy "):
+        verify_bundle(Bundle(own.path, manifest), backend="tensorrt-rtx")
+    with pytest.raises(InputError, match="profiles are for engines; onnxruntime-cpu runs graphs"):
+        verify_bundle(own, backend="onnxruntime-cpu", profile="mine")
+
+
+def test_a_profile_without_a_backend_is_a_mistake(vaedeploy: Callable[..., Ended], engine_bundle: Bundle) -> None:
+    ended = vaedeploy("verify", engine_bundle.path, "--profile", "mine")
+    assert (ended.code, ended.out) == (2, "")
+    assert "--profile needs --backend: only engines are built for a profile." in ended.err

@@ -1,0 +1,110 @@
+"""What PyTorch in float64 gives, and references that are refused."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny_modules import TinyDecoder, tiny_reference
+from torch import Tensor, nn
+
+from vaedeploy.bundle.golden import GoldenCase, decode_golden, encode_golden
+from vaedeploy.errors import ExportError
+from vaedeploy.images.photos import Photo, load_photos
+from vaedeploy.values.latent import LatentSpec
+from vaedeploy.values.reference import Reference
+from vaedeploy.verify.reference import compute_golden
+from vaedeploy.verify.shapes import Shape, verification_shapes
+
+SHAPES = (Shape("odd", 2, 20, 12, True), Shape("square", 1, 16, 16, False))
+SCALE, SHIFT = (0.3, 2.0, -1.5, 0.01), (0.5, 0.0, -3.0, 10.0)
+SCALE, SHIFT = (0.3, 2.0, -1.5, 0.01), (0.5, 0.0, -3.0, 10.0)
+
+
+@pytest.fixture(scope="module")
+def photos() -> list[Photo]:
+    return load_photos()
+
+
+@pytest.fixture(scope="module")
+def reference() -> Reference:
+    return tiny_reference(scale=SCALE, shift=SHIFT)
+
+
+@pytest.fixture(scope="module")
+def cases(reference: Reference, photos: list[Photo]) -> tuple[GoldenCase, ...]:
+    return compute_golden(reference, photos, SHAPES)
+
+
+def test_outputs_are_those_of_a_float64_copy(reference: Reference, cases: tuple[GoldenCase, ...]) -> None:
+    encoder, decoder = (
+        tiny_reference(scale=SCALE, shift=SHIFT).encoder.double(),
+        tiny_reference(scale=SCALE, shift=SHIFT).decoder.double(),
+    )
+    scale, shift = (torch.tensor(v).double().reshape(1, 4, 1, 1) for v in (SCALE, SHIFT))
+    for case, shape in zip(cases, SHAPES, strict=True):
+        assert case.photo.shape == (shape.batch, shape.height, shape.width, 3)
+        x = torch.from_numpy(case.photo).permute(0, 3, 1, 2).float() / 127.5 - 1
+        mean, std = encoder(x.double())
+        latent = ((mean - shift) * scale).float()
+        np.testing.assert_array_equal(case.latents["latent_mean"], latent.numpy())
+        np.testing.assert_array_equal(case.latents["latent_std"], (std * scale.abs()).float().numpy())
+        image = decoder(latent.double() / scale + shift)
+        np.testing.assert_allclose(case.image, image.float().numpy(), rtol=2e-7, atol=1e-7)
+        assert case.image.dtype == case.latents["latent_mean"].dtype == np.float32
+
+
+def test_golden_cases_of_a_16_channel_vae_are_under_10_mb() -> None:
+    size = 0
+    for shape in verification_shapes(8):
+        pixels = shape.batch * shape.height * shape.width
+        size += pixels * 3 + pixels * 3 * 4 + 2 * (pixels // 64) * 16 * 4
+    assert size < 10_000_000
+
+
+class Rearranged(nn.Module):
+    """A 1x1 encoder that ends in a permutation, so that its result does not lie in memory as its shape says."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        pixels = image.permute(0, 2, 3, 1) @ torch.arange(12.0).reshape(3, 4)
+        return pixels.permute(0, 3, 1, 2)
+
+
+def test_outputs_that_lie_otherwise_in_memory_are_kept(photos: list[Photo]) -> None:
+    decoder = nn.Sequential(nn.Conv2d(4, 3, 1), nn.Upsample(scale_factor=2.0), nn.AvgPool2d(2), nn.GroupNorm(1, 3))
+    reference = Reference(Rearranged(), decoder.eval(), LatentSpec(channels=4, factor=1, scale=1.0, sampled=False))
+    (case,) = compute_golden(reference, photos, SHAPES[:1])
+    (read,) = decode_golden(encode_golden([case], "abc"), "abc")
+    np.testing.assert_array_equal(read.latents["latent"], case.latents["latent"])
+    x = torch.from_numpy(case.photo).permute(0, 3, 1, 2).double() / 127.5 - 1
+    weights = torch.arange(12.0).double().reshape(3, 4)
+    np.testing.assert_allclose(read.latents["latent"], torch.einsum("bchw,cd->bdhw", x, weights).numpy(), atol=1e-5)
+    np.testing.assert_array_equal(read.image, case.image)
+
+
+class NotANumber(nn.Module):
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, value: Tensor) -> Any:
+        return self.module(value) * torch.nan
+
+
+def test_nan_in_the_reference_is_refused(photos: list[Photo]) -> None:
+    whole = tiny_reference(sampled=False)
+    for part, name in (("encoder", "latent"), ("decoder", "image")):
+        broken = dataclasses.replace(whole, **{part: NotANumber(getattr(whole, part))})
+        with pytest.raises(ExportError) as error:
+            compute_golden(broken, photos, SHAPES[:1])
+        assert str(error.value) == f"PyTorch itself gives NaN or infinity in {name}; the weights are not usable"
+
+
+def test_another_factor_than_the_contract_says_is_refused(photos: list[Photo]) -> None:
+    reference = tiny_reference()
+    doubled = nn.Sequential(TinyDecoder(4), nn.Upsample(scale_factor=2.0))
+    with pytest.raises(ExportError, match=r"^PyTorch gives image of shape \(2, 3, 40, 24\) for an image of 20x12; "):
+        compute_golden(dataclasses.replace(reference, decoder=doubled), photos, SHAPES[:1])
