@@ -117,8 +117,8 @@ def test_surplus_file_is_found_by_check_only(bundle: Bundle) -> None:
     with pytest.raises(BundleError) as caught:
         check_bundle(bundle.path)
     assert str(caught.value) == (
-        f"bundle {bundle.path} is whole, but has files beside its own: engines/notes.txt is not in bundle.json. "
-        "Move them elsewhere"
+        f"bundle {bundle.path} is undamaged, but has files that its manifest does not name: engines/notes.txt "
+        "is not in bundle.json. Move them elsewhere"
     )
 
 

@@ -150,7 +150,7 @@ def test_manifest_that_names_a_graph_it_does_not_hold_is_not_written(tmp_path: P
 def test_places_that_cannot_be_written_to(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     cases = {
-        tmp_path / "file" / "tiny": "there is a file where a folder has to be. Choose another place",
+        tmp_path / "file" / "tiny": "a file is where a folder is needed. Choose another place",
         Path("/proc/tiny"): "No such file or directory. Make its folder first, or choose another place",
         tmp_path / ("n" * 300): "File name too long. Choose another place",
     }

@@ -60,7 +60,7 @@ def test_an_engine_in_anothers_place(built: Bundle, profile_folder: Path) -> Non
     told = {DECODER: FileInfo(hashlib.sha256(data).hexdigest(), len(data))}
     manifest = msgspec.structs.replace(built.manifest, files=built.manifest.files | told)
     faults = engine_faults(Bundle(built.path, manifest), DECODER)
-    assert faults == ["its bytes do not carry the identity that the manifest gives it"]
+    assert faults == ["it does not contain the identity that the manifest states"]
 
 
 def test_a_flipped_byte(built: Bundle) -> None:

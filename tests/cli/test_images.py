@@ -178,8 +178,7 @@ def test_an_unverified_bundle_is_told(vaedeploy, tmp_path):
     ended = vaedeploy("encode", made, photo(tmp_path / "a.png"), "-o", tmp_path / "a.safetensors")
     assert ended.code == 0
     assert (
-        f"Warning: bundle {made} was never verified; its pictures may be wrong. Run: vaedeploy verify {made}"
-        in ended.err
+        f"Warning: bundle {made} was never verified; its images may be wrong. Run: vaedeploy verify {made}" in ended.err
     )
 
 

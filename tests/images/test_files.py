@@ -253,7 +253,7 @@ def _eps() -> bytes:
     return data.getvalue()
 
 
-NO_PICTURE = f"is not a picture, or one without pixels; these are read: {FORMATS}"
+NO_PICTURE = f"is not an image, or has no pixels; formats that can be read: {FORMATS}"
 TOO_LARGE = "could be decompression bomb DOS attack. Crop it or make it smaller first"
 
 

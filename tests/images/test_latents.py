@@ -108,7 +108,7 @@ def test_file_that_is_not_safetensors_is_refused(tmp_path: Path, data: bytes) ->
     path.write_bytes(data)
     with pytest.raises(LatentError) as caught:
         read_latent(path)
-    assert str(caught.value).startswith(f"{path} is not a safetensors file, or truncated: ")
+    assert str(caught.value).startswith(f"{path} is not a safetensors file, or is truncated: ")
 
 
 def test_missing_latent_and_folder(tmp_path: Path) -> None:

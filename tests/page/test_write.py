@@ -167,9 +167,7 @@ def test_the_charts_tell_what_was_measured() -> None:
 
 def test_a_place_that_cannot_be_written_to_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(
-        OutputError, match=r"^cannot write a report to .*file: there is a file where a folder has to be"
-    ):
+    with pytest.raises(OutputError, match=r"^cannot write a report to .*file: a file is where a folder is needed"):
         write_page(document(), tmp_path / "file")
 
 

@@ -159,7 +159,7 @@ def test_a_reference_takes_no_weights(flat: Reference, tmp_path: Path) -> None:
     with pytest.raises(WeightsError) as error:
         export_vae(flat, out=tmp_path / "tiny", scale=1.0)
     assert str(error.value) == (
-        "a Reference has its weights and its latent contract already; give no weights, scale or shift"
+        "a Reference already has weights and a latent contract; leave out weights, scale and shift"
     )
 
 

@@ -114,7 +114,7 @@ def test_another_latent_contract_is_refused(bundle: Bundle) -> None:
 def test_what_is_no_vae_is_refused(bundle: Bundle) -> None:
     with pytest.raises(WeightsError, match="the VAE is of type NoneType; give a preset's name, a path, or two modules"):
         swap_vae(bundle, None)  # type: ignore[arg-type]
-    with pytest.raises(WeightsError, match="a Reference has its weights and its latent contract already"):
+    with pytest.raises(WeightsError, match="a Reference already has weights and a latent contract; leave"):
         swap_vae(bundle, load_reference("demo-mse"), weights="random:0")
 
 

@@ -113,7 +113,7 @@ def test_the_operator_becomes_the_same(batch: int, per_group: int, groups: int, 
 
 def test_an_operator_that_is_not_as_it_should_be() -> None:
     outcome = split_means(ir.from_proto(group_normalization(8, 4, 4, weights=4)))
-    assert [refusal.reason for refusal in outcome.refusals] == ["scale or bias is not one number a channel"]
+    assert [refusal.reason for refusal in outcome.refusals] == ["scale or bias is not one number per channel"]
 
 
 def test_older_opsets_and_other_types_are_left_alone() -> None:
@@ -132,9 +132,9 @@ def test_older_opsets_and_other_types_are_left_alone() -> None:
 
 REFUSALS = {
     "the input is not reshaped to (batch, groups, rest)": {"reshaped": (1, 4, -1)},
-    "InstanceNormalization has weights of its own, not 1": {"inner_scale": 2.0},
+    "InstanceNormalization's scale is not 1": {"inner_scale": 2.0},
     "the result is not reshaped back to the input's shape": {"back": "fixed"},
-    "scale or bias is not one number a channel": {"scalar_gamma": True},
+    "scale or bias is not one number per channel": {"scalar_gamma": True},
     "the number of channels is not known": {"known_channels": False},
 }
 

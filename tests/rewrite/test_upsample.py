@@ -295,7 +295,7 @@ REFUSALS: list[tuple[str, str, dict[str, Any]]] = [
     ),
     (
         "conv",
-        "sums of its weights are beyond what their type holds",
+        "sums of its weights overflow their type",
         {"dtype": np.float16, "tensors": {"w": np.full((4, 2, 3, 3), 4e4, np.float16)}},
     ),
 ]

@@ -69,7 +69,7 @@ def test_engines_answer_first(
         np.testing.assert_array_equal(vae.encode(image), expected.encode(image))
     assert gpu.device_bytes > 0
     assert [record.getMessage() for record in caplog.records] == [
-        f"{engine_bundle.path / name} was never compared with PyTorch on its GPU; its pictures may be wrong. Run: "
+        f"{engine_bundle.path / name} was never compared with PyTorch on its GPU; its images may be wrong. Run: "
         f"vaedeploy verify {engine_bundle.path} --backend tensorrt-rtx --profile mine"
         for name in (DECODER, ENCODER)
     ]
@@ -181,5 +181,5 @@ def test_a_profile_whose_engines_cannot_run_here_is_told_of(
     with VAE(engine_bundle.path, profile="mine") as vae:
         assert repr(vae) == f"VAE({str(engine_bundle.path)!r}, tiny, {backend})"
     assert caplog.messages == ["tensorrt-rtx does not answer here, so its engines of profile mine are not used: no GPU"]
-    with pytest.raises(InputError, match="profiles are for engines; onnxruntime-cpu runs graphs"):
+    with pytest.raises(InputError, match="onnxruntime-cpu runs graphs and has no profiles"):
         VAE(engine_bundle.path, "onnxruntime-cpu", profile="mine")

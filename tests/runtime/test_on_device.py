@@ -99,7 +99,8 @@ def test_no_backend_here_takes_arrays_of_the_device(device: HostDevice, engine_b
     with VAE(engine_bundle.path, "onnxruntime-cpu") as vae, pytest.raises(BackendError) as refused:
         vae.decode(Elsewhere(device.put(noise(1, 2, 2, 2))))
     assert str(refused.value) == (
-        "onnxruntime-cpu takes arrays of the host alone. Copy it there (torch: .cpu()), or install a backend that runs "
+        "onnxruntime-cpu takes only arrays in host memory. Copy the array to the host (torch: .cpu()), "
+        "or install a backend that runs "
         "on the GPU: vaedeploy doctor"
     )
 

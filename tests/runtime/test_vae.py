@@ -156,7 +156,7 @@ def test_bundle_that_is_not_verified_warns(tmp_path: Path, verification: Any) ->
         VAE(path)
     state = "was never verified" if verification is None else "failed its verification"
     assert [str(warning.message) for warning in caught] == [
-        f"bundle {path} {state}; its pictures may be wrong. Run: vaedeploy verify {path}"
+        f"bundle {path} {state}; its images may be wrong. Run: vaedeploy verify {path}"
     ]
     assert caught[0].filename == __file__
 

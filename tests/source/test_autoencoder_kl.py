@@ -49,7 +49,7 @@ def test_modules_compute_what_diffusers_does(tmp_path: Path, photo: Tensor, quan
         ),
         (
             {"_class_name": None},
-            "is the config of no class that it names; the class that can be loaded is AutoencoderKL",
+            "does not name its class (_class_name); the class that can be loaded is AutoencoderKL",
         ),
         ({"in_channels": 1}, "has 1 channels in and 3 out; both must be 3 (RGB)"),
         (

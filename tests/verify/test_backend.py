@@ -134,7 +134,7 @@ def test_the_gate_needs_something_to_compare_with(own: Bundle) -> None:
     manifest = msgspec.structs.replace(own.manifest, verification=None)
     with pytest.raises(BundleError, match=r"is not verified, so nothing can be compared with it. Run: vaedeploy "):
         verify_bundle(Bundle(own.path, manifest), backend="tensorrt-rtx")
-    with pytest.raises(InputError, match="profiles are for engines; onnxruntime-cpu runs graphs"):
+    with pytest.raises(InputError, match="onnxruntime-cpu runs graphs and has no profiles"):
         verify_bundle(own, backend="onnxruntime-cpu", profile="mine")
 
 

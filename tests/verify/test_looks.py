@@ -87,7 +87,7 @@ def test_the_page_says_the_verdict_first_and_then_what_is_seen(tmp_path: Path, s
 def test_a_page_without_pictures_says_so(tmp_path: Path) -> None:
     report, looks = verify(lambda photo: photo, golden(PHOTO[:64, :64]))
     text = write_page(verification_document("mine", report, looks.pictures), tmp_path).read_text()
-    assert "No picture was large enough to be looked at." in text
+    assert "No image was large enough to be looked at." in text
     assert "<article>" not in text
 
 

@@ -131,7 +131,7 @@ class Bundle:
             return
         listing = problems[0] if len(problems) == 1 else "\n  " + "\n  ".join(problems) + "\n"
         engines = [name for name in damages if name in self.manifest.engines]
-        state = "is damaged" if damages else "is whole, but has files beside its own"
+        state = "is damaged" if damages else "is undamaged, but has files that its manifest does not name"
         if not damages:
             remedy = "Move them elsewhere"
         elif len(engines) == len(problems):

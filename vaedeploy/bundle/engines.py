@@ -65,7 +65,7 @@ def engine_faults(bundle: Bundle, name: str, *, version: str | None = None, veri
     if version is not None and version != identity.backend_version:
         faults.append(f"it was built by {identity.backend} {identity.backend_version}, and {version} is installed")
     if not carries(bundle.path / name, identity.mark):
-        faults.append("its bytes do not carry the identity that the manifest gives it")
+        faults.append("it does not contain the identity that the manifest states")
     return faults
 
 

@@ -34,7 +34,7 @@ NO_BFLOAT16 = ("7.5",)
 # A bundle has a folder of this name, and on Windows the names of devices (con, com1, ...) cannot be folders.
 NAME = re.compile(r"(?!(con|prn|aux|nul|com\d|lpt\d)(\.|\Z))[a-z0-9][a-z0-9._-]*(?<![.])")
 
-NAME_RULE = "must have a-z, 0-9, '.', '_' and '-' alone, and be a name for a folder on any system"
+NAME_RULE = "may contain only a-z, 0-9, '.', '_' and '-', and must be a valid folder name on every system"
 
 log = logging.getLogger(__name__)
 

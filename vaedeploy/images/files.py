@@ -63,7 +63,7 @@ def read_image(path: str | Path) -> NDArray[np.uint8]:
         raise ImageError(f"there is no file {path}") from error
     except UnidentifiedImageError as error:
         raise ImageError(
-            f"{path} is not a picture, or one without pixels; these are read: {', '.join(READ_FORMATS)}"
+            f"{path} is not an image, or has no pixels; formats that can be read: {', '.join(READ_FORMATS)}"
         ) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(f"{path} is too large: {error} Crop it or make it smaller first") from error

@@ -64,7 +64,7 @@ def read_latent(path: str | Path) -> LatentFile:
     except OSError as error:
         raise LatentError(f"{path} cannot be read: {reason(error)}") from error
     except safetensors.SafetensorError as error:
-        raise LatentError(f"{path} is not a safetensors file, or truncated: {error}") from error
+        raise LatentError(f"{path} is not a safetensors file, or is truncated: {error}") from error
     if latent.size == 0:
         raise LatentError(f"{path} has a latent without elements: its shape is {latent.shape}")
     if not np.isfinite(latent).all():

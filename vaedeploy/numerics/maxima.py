@@ -69,7 +69,9 @@ def measure_maxima(
         del session  # Windows deletes no file that is open
     progress(what, total, total)
     if not maxima:
-        raise InputError("there is nothing to measure activations on: give at least one feed and a graph of floats")
+        raise InputError(
+            "there is nothing to measure activations on: give at least one feed, and a graph with floating-point tensors"
+        )
     return maxima
 
 

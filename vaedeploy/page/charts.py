@@ -67,8 +67,8 @@ def spectrum_chart(candidates: Sequence[Candidate]) -> Chart:
     marks = sorted({0, *range(0, high + 1, step), *range(0, low - 1, -step)})
     return Chart(
         "Detail by size",
-        "How much of the detail of each size is there, the finest on the left. Below 100 % it is blurred away; above, "
-        "there is more than there was.",
+        "How much detail of each size the candidate has, the finest on the left. Below 100 % it is blurred "
+        "away; above 100 % there is more than there was.",
         "size of the detail in pixels: from this to twice this",
         "energy in % of the reference",
         tuple(Tick(x(n), str(2 * 2**n)) for n in range(bands)),
@@ -93,8 +93,8 @@ def tone_chart(candidates: Sequence[Candidate]) -> Chart:
     levels = (0, 64, 128, 192, 255)
     return Chart(
         "Tones",
-        "What becomes of each brightness, black on the left. A line on the dashed one changes nothing; a flatter one "
-        "takes contrast away.",
+        "What becomes of each brightness, black on the left. A line on the dashed diagonal means no change; a "
+        "flatter line means less contrast.",
         "level in the reference (0 black, 255 white)",
         "level in the candidate",
         tuple(Tick(x(level), str(level)) for level in levels),

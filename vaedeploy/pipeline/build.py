@@ -213,7 +213,7 @@ class _Builds:
         if not carries(engine.path, identity.mark):
             raise BuildError(
                 f"{what} failed: {job.backend} {job.version} does not write the network's name into its plans, by "
-                "which engines are told from each other"
+                "which engines are identified"
             )
         return engine.path, EngineInfo(
             profile=profile.name,

@@ -127,4 +127,4 @@ def _check(path: Path) -> None:
     try:
         onnx.checker.check_model(path, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ExportError(f"a faulty graph was made, {path.name}: {error}") from error
+        raise ExportError(f"the export wrote an invalid ONNX graph, {path.name}: {error}") from error

@@ -77,8 +77,8 @@ _JUST_SEEN = "2.3 units of CIELAB are just seen (Mahy et al. 1994)"
 LIMITS: tuple[QualityLimit, ...] = (
     QualityLimit(
         "broken (NaN)", "artifacts.nonfinite", 0, True, 0, "share of values",
-        "Of the picture's values, a share of {value:.2g} are not numbers: the computation overflowed.",
-        "one such value turns into a black hole, and is never right",
+        "{value:.2%} of the image's values are NaN or infinite: the computation overflowed.",
+        "a single NaN or infinite value shows as a black hole and is always a fault",
     ),
     QualityLimit(
         "broken (constant)", "artifacts.constant", 0, True, 0, "",
@@ -132,13 +132,13 @@ LIMITS: tuple[QualityLimit, ...] = (
     ),
     QualityLimit(
         "blurred", "detail.sharpness", 0.7, False, 1, "",
-        "The picture is blurred: the size of detail that suffers most has {value:.0%} of its energy.",
+        "The image is blurred: the most weakened octave of detail keeps {value:.0%} of its energy.",
         "of the finest octave's energy a Gaussian of 0.5 pixels takes 40 % or more, and one of 0.3 no more than 3 %",
     ),
     QualityLimit(
         "over-sharpened", "detail.sharpening", 1.15, True, 1, "",
-        "The picture is over-sharpened: the size of detail that gains most is {value:.0%} as strong as it should be.",
-        "an unsharp mask of one pixel by 0.2 does that",
+        "The image is over-sharpened: the most amplified octave of detail has {value:.0%} of its strength.",
+        "an unsharp mask with a radius of 1 pixel and an amount of 0.2 reaches this bound",
     ),
     QualityLimit(
         "grid", "artifacts.grid", 0.3, True, 0, "levels",
@@ -158,7 +158,7 @@ LIMITS: tuple[QualityLimit, ...] = (
     QualityLimit(
         "fried pixels", "artifacts.fried", 5, True, 0, "per million pixels",
         "Single pixels are fried: {value:.0f} in a million stand out from all around them.",
-        "a single one in 512x512 pixels is 3.8 and may be a glint",
+        "one fried pixel in an image of 512x512 is 3.8 per million, and may be a glint",
     ),
 )
 # fmt: on

@@ -51,16 +51,16 @@ class _Instances(RewriteRuleClassBase):
             return result.fail("the input is not reshaped to (batch, groups, rest)", groups)
         if x.shape is None or not isinstance(x.shape[1], int) or len(x.shape) < 3:
             return result.fail("the number of channels is not known", x)
-        for name, number in (("ones", 1), ("zeros", 0)):
+        for name, weight, number in (("ones", "scale", 1), ("zeros", "bias", 0)):
             tensor = ir.convenience.get_const_tensor(values[name])
             if tensor is None or not np.all(tensor.numpy() == number):
-                return result.fail(f"InstanceNormalization has weights of its own, not {number}", values[name])
+                return result.fail(f"InstanceNormalization's {weight} is not {number}", values[name])
         if not _is_shape_of(back, x):
             return result.fail("the result is not reshaped back to the input's shape", back)
         per_channel = [x.shape[1]] + [1] * (len(x.shape) - 2)
         for value in (values["gamma"], values["beta"]):
             if value.shape is None or list(value.shape)[-len(per_channel) :] != per_channel:
-                return result.fail("scale or bias is not one number a channel", value)
+                return result.fail("scale or bias is not one number per channel", value)
         return result
 
     def rewrite(self, op: Any, *_: Any, **values: Any) -> Any:
@@ -84,7 +84,7 @@ class _Groups(RewriteRuleClassBase):
         if x.shape is None or not isinstance(x.shape[1], int) or len(x.shape) < 3:
             return result.fail("the number of channels is not known", x)
         if any(value.shape is None or list(value.shape) != [x.shape[1]] for value in (scale, bias)):
-            return result.fail("scale or bias is not one number a channel", node)
+            return result.fail("scale or bias is not one number per channel", node)
         return result
 
     def rewrite(self, op: Any, *_: Any, **values: Any) -> Any:

@@ -102,7 +102,7 @@ def fold_upsampling(model: ir.Model, form: UpsampleForm) -> Outcome:
             if key not in folded:
                 folded[key] = _fold_weights(model.graph, *key, form)
             if not folded[key]:
-                refusals.append(Refusal(conv.name or "", "sums of its weights are beyond what their type holds"))
+                refusals.append(Refusal(conv.name or "", "sums of its weights overflow their type"))
                 continue
             _replace(resize, between, conv, folded[key])
             matches += 1

@@ -31,7 +31,7 @@ PRECISIONS: tuple[Precision, ...] = ("fp16", "bf16", "fp32")
 BACKENDS = (*ENGINES, onnxruntime_cuda.NAME, onnxruntime_cpu.NAME)
 """All backends, in the order in which they are tried."""
 
-NO_PROFILES = "profiles are for engines; {} runs graphs. Leave the profile out"
+NO_PROFILES = "{} runs graphs and has no profiles, which belong to engines. Leave the profile out"
 
 log = logging.getLogger(__name__)
 
@@ -218,7 +218,7 @@ def _open_engines(
     for name in distinct.values():
         if not _is_verified(engines[name]):
             log.warning(
-                "%s was never compared with PyTorch on its GPU; its pictures may be wrong. Run: vaedeploy verify %s "
+                "%s was never compared with PyTorch on its GPU; its images may be wrong. Run: vaedeploy verify %s "
                 "--backend %s --profile %s",
                 bundle.path / name,
                 bundle.path,

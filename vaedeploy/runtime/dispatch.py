@@ -99,8 +99,8 @@ class Dispatch:
             remaining = [c for c in self._candidates if c not in refused and c.takes(on_device)]
             if not remaining:
                 raise BackendError(
-                    f"{self.backend} takes arrays of the host alone. Copy it there (torch: .cpu()), or install a "
-                    "backend that runs on the GPU: vaedeploy doctor"
+                    f"{self.backend} takes only arrays in host memory. Copy the array to the host (torch: .cpu()), or "
+                    "install a backend that runs on the GPU: vaedeploy doctor"
                 )
             candidate, *others = remaining
             try:
@@ -109,7 +109,7 @@ class Dispatch:
                 next_backend = next((c.backend for c in others if c.backend != candidate.backend), None)
                 if not self._may_fall_back or next_backend is None:
                     raise
-                log.warning("%s cannot be used, so %s answers: %s", candidate.backend, next_backend, error)
+                log.warning("%s cannot be used, so %s is used instead: %s", candidate.backend, next_backend, error)
                 self._candidates = [c for c in self._candidates if c.backend != candidate.backend]
                 continue
             try:
@@ -145,7 +145,7 @@ class Dispatch:
             try:
                 self._run_items(self._runner(exact, part), outputs, inputs, computed, items)
             except (BackendError, EngineError, SizeError) as error:
-                log.warning("%s cannot run them again in fp32: %s", exact.backend, error)
+                log.warning("%s cannot run these items again in fp32: %s", exact.backend, error)
             else:
                 return True
         return False

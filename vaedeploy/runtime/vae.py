@@ -97,7 +97,7 @@ class VAE:
         if not self._bundle.verified:
             state = "was never verified" if self.manifest.verification is None else "failed its verification"
             warnings.warn(
-                f"bundle {path} {state}; its pictures may be wrong. Run: vaedeploy verify {path}",
+                f"bundle {path} {state}; its images may be wrong. Run: vaedeploy verify {path}",
                 UnverifiedBundleWarning,
                 stacklevel=2,
             )
@@ -264,4 +264,4 @@ class VAE:
 
 def _refuse_stream(stream: object) -> None:
     if stream is not None:
-        raise InputError("stream is for arrays in the GPU's memory, and this one is the host's; leave it out")
+        raise InputError("stream is only for arrays in GPU memory, and this array is in host memory; leave stream out")

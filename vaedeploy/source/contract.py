@@ -63,10 +63,9 @@ def read_config(path: Path) -> ModelConfig:
     except msgspec.MsgspecError as error:
         raise WeightsError(f"{path} is not the config of a diffusers {CLASS_NAME}: {error}") from error
     if raw.get("_class_name") != CLASS_NAME:
-        raise WeightsError(
-            f"{path} is the config of {raw.get('_class_name') or 'no class that it names'}; "
-            f"the class that can be loaded is {CLASS_NAME}"
-        )
+        name = raw.get("_class_name")
+        found = f"is the config of {name}" if name else "does not name its class (_class_name)"
+        raise WeightsError(f"{path} {found}; the class that can be loaded is {CLASS_NAME}")
     if (architecture.in_channels, architecture.out_channels) != (3, 3):
         raise WeightsError(
             f"{path} has {architecture.in_channels} channels in and {architecture.out_channels} out; "

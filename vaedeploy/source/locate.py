@@ -29,7 +29,7 @@ REPOSITORY_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 FILE_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 
-LOADED = "a Reference has its weights and its latent contract already; give no weights, scale or shift"
+LOADED = "a Reference already has weights and a latent contract; leave out weights, scale and shift"
 
 WEIGHTS_TAKES = "a hub repository (owner/name), a diffusers folder, a .safetensors or .ckpt file, or random:SEED"
 

@@ -8,7 +8,7 @@ import errno
 def reason(error: OSError) -> str:
     """The operating system's words for ``error``, without its number and the name of a temporary file."""
     if isinstance(error, FileExistsError):
-        return "there is a file where a folder has to be"
+        return "a file is where a folder is needed"
     return error.strerror or str(error)
 
 

@@ -30,8 +30,8 @@ def _advise(trace: Trace, failed: Sequence[Case]) -> str:
     keep = f"keep these nodes in float32 (keep_fp32 of lower_precision): {nodes}"
     if trace.precision == "fp32":
         return (
-            f"{name}: {place} is the first that differs from the portable graph. It is not rounding: the weights or "
-            "nodes there are others. Export the bundle again with --force; if it stays, a rewrite is at fault, and "
+            f"{name}: {place} is the first that differs from the portable graph. This is not rounding: that tensor's "
+            "weights or nodes differ. Export the bundle again with --force; if it stays, a rewrite is at fault, and "
             "--no-rewrite goes without them."
         )
     if trace.precision == "fp16" and first.non_finite:

@@ -17,7 +17,7 @@ MEANINGS = {
     "rel_l2": "Length of the error over length of what PyTorch gives: 0 is equal.",
     "max_abs": "A picture spans 2, from -1 to 1.",
     "psnr": "Of 8-bit pixels. From 40 on no difference is seen.",
-    "pixels_off": "Of 8-bit values, by one level of 255 or more.",
+    "pixels_off": "Share of 8-bit values that differ by at least one level of 255.",
     "max_levels": "Of 8-bit values. One level is not seen.",
 }
 """How to read each of ``METRICS``, for the heads of the table's columns."""
@@ -70,8 +70,8 @@ def _sentences(report: Report, pictures: Sequence[Picture]) -> tuple[str, ...]:
         for failure in case.failures
     ]
     if not pictures:
-        return (*missed, "No picture was large enough to be looked at.")
-    return (*missed, *(_seen(report) or ["Nothing is seen beside PyTorch's own pictures."]))
+        return (*missed, "No image was large enough to be looked at.")
+    return (*missed, *(_seen(report) or ["No difference from PyTorch's images can be seen."]))
 
 
 def _cases(report: Report) -> Table:

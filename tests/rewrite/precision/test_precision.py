@@ -133,7 +133,7 @@ def test_bad_options(message: str, options: dict[str, Any]) -> None:
 def test_a_graph_that_is_lowered_already() -> None:
     model = between_convolutions(node("Relu", "a", "z"))
     lower_precision(model, "fp16")
-    with pytest.raises(InputError, match="is FLOAT16; only a graph that is float32 alone can be lowered"):
+    with pytest.raises(InputError, match="is FLOAT16; only a graph whose floating-point tensors are all float32 can"):
         lower_precision(model, "fp16")
 
 

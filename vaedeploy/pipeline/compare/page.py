@@ -44,8 +44,8 @@ def _overview(comparison: Comparison) -> Table:
         Column("VAE"),
         Column("Likeness", "dB PSNR", "Higher is closer."),
         *(measure.column for measure in (COLOR, CHROMA, CONTRAST, DETAIL)),
-        Column("Time to encode", "ms", "Of one call, the median of several turns."),
-        Column("Time to decode", "ms", "Of one call, the median of several turns."),
+        Column("Time to encode", "ms", "Per call, the median over several rounds."),
+        Column("Time to decode", "ms", "Per call, the median over several rounds."),
     )
     times: dict[tuple[str, str], float | None] = {(speed.bundle, speed.part): speed.ms for speed in comparison.speeds}
     rows = (
@@ -71,9 +71,9 @@ def _swaps(comparison: Comparison) -> Table:
         Column("Decoded by"),
         Column("Verdict"),
         Column("Why"),
-        Column("Likeness", "dB PSNR", "Of what the other decoder makes, to the photographs."),
-        Column("Own decoder's", "dB PSNR", "Of what the latents' own decoder makes."),
-        Column("Put right", "dB PSNR", "Once the latents are changed as the sentence says."),
+        Column("Likeness", "dB PSNR", "PSNR of the other decoder's images against the photographs."),
+        Column("Own decoder's", "dB PSNR", "PSNR of the images of the latents' own decoder."),
+        Column("Put right", "dB PSNR", "PSNR after the correction that the sentence describes."),
     )
     rows = tuple(
         (

@@ -108,7 +108,10 @@ def _check(model: ir.Model, keep: Collection[str]) -> None:
     values = [*model.graph.inputs, *model.graph.initializers.values(), *(o for n in model.graph for o in n.outputs)]
     for value in values:
         if value.dtype in (*LOWER.values(), ir.DataType.DOUBLE):
-            raise InputError(f"{value.name} is {value.dtype.name}; only a graph that is float32 alone can be lowered")
+            raise InputError(
+                f"{value.name} is {value.dtype.name}; only a graph whose floating-point tensors are all float32 can be "
+                "lowered"
+            )
     for node in model.graph:
         if any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values()):
             raise InputError(f"node {node.name} ({node.op_type}) holds a graph; graphs with control flow stay in fp32")
