@@ -70,7 +70,8 @@ def measure_maxima(
     progress(what, total, total)
     if not maxima:
         raise InputError(
-            "there is nothing to measure activations on: give at least one feed, and a graph with floating-point tensors"
+            "there is nothing to measure activations on: give at least one feed, and a graph with floating-point "
+            "tensors"
         )
     return maxima
 
