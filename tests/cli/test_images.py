@@ -113,7 +113,7 @@ def test_a_folder_of_failures_leaves_no_folder(vaedeploy, bundle, tmp_path):
             ["encode", "{bundle}", "a.png", "-o", "a.png"],
             "Error: cannot write a latent to a.png: give a name that ends",
         ),
-        (["encode", "{bundle}", "twice", "-o", "a.png"], "Error: cannot make the folder a.png: there is a file where"),
+        (["encode", "{bundle}", "twice", "-o", "a.png"], "Error: cannot make the folder a.png: a file is where a"),
         (["decode", "{bundle}", "one.safetensors", "-o", "empty"], "name the file to write, empty/one.png"),
         (
             ["decode", "{bundle}", "one.safetensors", "-o", "a.xyz"],

@@ -45,7 +45,7 @@ def test_a_page_that_has_no_place_is_told_before_the_work(
     monkeypatch.setattr("vaedeploy.pipeline.verify.verify_graphs", never)
     ended = vaedeploy("verify", bundle, "--report", tmp_path / "page.png")
     assert (ended.code, ended.out) == (2, "")
-    assert ended.err.startswith(f"Error: cannot write a report to {tmp_path / 'page.png'}: there is a file where")
+    assert ended.err.startswith(f"Error: cannot write a report to {tmp_path / 'page.png'}: a file is where a")
     with pytest.raises(AssertionError, match="work began"):
         vaedeploy("verify", bundle, "--report", tmp_path / "page")
 

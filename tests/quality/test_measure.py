@@ -262,7 +262,7 @@ GOOD = np.zeros((64, 48, 3), np.uint8)
         (
             GOOD[:31],
             GOOD[:31],
-            "the pictures are 31x48; a side must be 32 pixels or more to be measured",
+            "the images are 31x48; each side must be at least 32 pixels",
         ),
         (
             GOOD,
@@ -300,7 +300,7 @@ def test_sizes_that_are_too_small_are_refused(what: str, smallest: int) -> None:
 def test_a_picture_smaller_than_the_factor_is_refused() -> None:
     with pytest.raises(ImageError) as error:
         measure_quality(GOOD, GOOD, factor=64)
-    assert str(error.value) == "the pictures are 64x48; a side must be 64 pixels or more to be measured"
+    assert str(error.value) == "the images are 64x48; each side must be at least 64 pixels"
 
 
 @pytest.mark.parametrize("factor", [1, 2, 4, 16, 32])

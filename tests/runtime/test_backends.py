@@ -166,7 +166,7 @@ def test_an_altered_engine_is_not_loaded(gpu: HostDevice, tmp_path: Path, caplog
         np.testing.assert_array_equal(vae.decode(latent), cpu.decode(latent))
         assert vae.backend == "onnxruntime-cpu"
     assert any(
-        record.getMessage().startswith("tensorrt-rtx cannot be used, so onnxruntime-cpu answers: ")
+        record.getMessage().startswith("tensorrt-rtx cannot be used, so onnxruntime-cpu is used instead: ")
         for record in caplog.records
     )
 

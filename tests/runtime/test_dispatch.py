@@ -143,7 +143,7 @@ def test_a_backend_that_cannot_load_a_graph_hands_over_once(bundle: Bundle, capl
         assert vae.backend == "onnxruntime-cpu"
     (told,) = [record.getMessage() for record in caplog.records]
     assert told.startswith(
-        "onnxruntime-cuda cannot be used, so onnxruntime-cpu answers: ONNX Runtime's CUDA provider did "
+        "onnxruntime-cuda cannot be used, so onnxruntime-cpu is used instead: ONNX Runtime's CUDA provider did "
     )
 
 

@@ -80,7 +80,7 @@ def _checked_candidate(reference: NDArray[Any], candidate: NDArray[Any], smalles
         raise ImageError(f"reference is {reference.dtype} of shape {reference.shape}; it must be (H, W, 3) uint8")
     height, width, _ = reference.shape
     if min(height, width) < smallest:
-        raise ImageError(f"the pictures are {height}x{width}; each side must be at least {smallest} pixels")
+        raise ImageError(f"the images are {height}x{width}; each side must be at least {smallest} pixels")
     if candidate.dtype == np.uint8 and candidate.shape == reference.shape:
         pixels: NDArray[np.uint8] = candidate
         return pixels
