@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import doctest
 import importlib
 import json
 import re
@@ -117,14 +118,13 @@ WITH_PYTHON = [name for name, path in DOCUMENTS.items() if fenced(read(path), "p
 @pytest.mark.parametrize("document", WITH_PYTHON)
 def test_python_of_documents(document: str) -> None:
     for block in fenced(read(DOCUMENTS[document]), "python"):
+        if block.startswith(">>>"):
+            block = doctest.script_from_examples(block)
         compile(block, document, "exec")
         assert missing_imports(ast.parse(block)) == []
 
 
 # ------------------------------------------------------------------------------------------------- vaedeploy ...
-
-
-WITH_COMMANDS = [name for name, path in DOCUMENTS.items() if fenced(read(path), "bash")]
 
 
 def commands(text: str) -> list[str]:
@@ -134,15 +134,17 @@ def commands(text: str) -> list[str]:
     return [match[1] for match in found if match]
 
 
+WITH_COMMANDS = [name for name, path in DOCUMENTS.items() if commands(read(path))]
+
+
 @pytest.mark.parametrize("document", WITH_COMMANDS)
 def test_commands_of_documents_parse(document: str) -> None:
-    found = commands(read(DOCUMENTS[document]))
-    assert found
-    for command in found:
+    for command in commands(read(DOCUMENTS[document])):
         parse(command)
 
 
 def test_a_command_that_does_not_parse_is_found() -> None:
+    assert {"README.md", "docs/compare.md", "docs/tensorrt.md"} <= set(WITH_COMMANDS)
     (command,) = commands("```bash\n# vaedeploy\nA=1 vaedeploy build \\\n  demo --profil x   # it\n```\n")
     with pytest.raises(click.UsageError, match="No such option '--profil'"):
         parse(command)
