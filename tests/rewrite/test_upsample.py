@@ -20,8 +20,9 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
 from vaedeploy.bundle import Bundle
+from vaedeploy.rewrite.doubling import NEAREST
 from vaedeploy.rewrite.padding import fold_padding
-from vaedeploy.rewrite.upsample import NEAREST, UpsampleForm, fold_upsampling
+from vaedeploy.rewrite.upsample import UpsampleForm, fold_upsampling
 
 FORMS: list[UpsampleForm] = ["convolutions", "transposed"]
 EXACT = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}

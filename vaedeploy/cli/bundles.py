@@ -1,11 +1,11 @@
-"""Commands that create, verify, inspect, swap and compare bundles."""
+"""Commands that create, inspect, swap and compare bundles."""
 
 from __future__ import annotations
 
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -20,11 +20,6 @@ from vaedeploy.cli.group import (
     profiles_option,
     tell_page,
 )
-from vaedeploy.errors import VerificationError
-
-if TYPE_CHECKING:
-    from vaedeploy.verify.bisect import Bisection
-    from vaedeploy.verify.report import Report
 
 
 @cli.command()
@@ -105,109 +100,6 @@ def export(no_rewrite: bool, no_verify: bool, folder: Path | None, **options: An
         terminal.say(f"It is not verified yet. To verify it, run: {again}")
     else:
         terminal.say(f"To see its images beside PyTorch's, run: {again} --report report")
-
-
-@cli.command()
-@click.argument("bundle", type=PATH)
-@click.option(
-    "--weights",
-    metavar="SRC",
-    help="Compute the reference with PyTorch again, from these weights of the same VAE. [default: the outputs that the "
-    "bundle keeps; with --photos, the weights that the bundle names]",
-)
-@click.option(
-    "--backend",
-    metavar="NAME",
-    help="Check what this backend computes on this machine's GPU, instead of the graphs on the CPU.",
-)
-@click.option(
-    "--profile",
-    metavar="NAME",
-    help="With --backend: check only the engines that were built for this GPU profile.",
-)
-@photos_option
-@click.option("--bisect", is_flag=True, help="Also find the first tensors that go wrong, and what to do about them.")
-@page_option
-@json_option
-def verify(bundle: Path, weights: str | None, backend: str | None, bisect: bool, as_json: bool, **options: Any) -> None:
-    """Compare a bundle with PyTorch, and mark it verified or not.
-
-    The command runs the bundle's graphs on the CPU and compares their outputs with PyTorch's in float64. It prints each
-    case with its metrics, the faults that a person would see, and the verdict, and writes the verdict into the bundle.
-    The exit code is 3 if a case exceeds a limit.
-
-    With --backend, it runs the bundle's engines, or the graphs in ONNX Runtime, on this machine's GPU. It compares them
-    with the bundle's verified float32 graph on the CPU, or with PyTorch in float32 on the GPU if --weights is given.
-    Each engine runs at the smallest, the optimum and the largest size of each of its optimisation profiles.
-
-    With --bisect, it then compares the graphs that failed, or all graphs if none failed, with the portable float32
-    graphs tensor by tensor.
-
-    \b
-    Example:
-      vaedeploy verify mse840k
-      vaedeploy verify mse840k --json > report.json
-      vaedeploy verify mse840k --bisect
-      vaedeploy verify mse840k --report report
-      vaedeploy verify mse840k --backend tensorrt-rtx --profile rtx4090
-    """
-    from vaedeploy.pipeline.verify import verify_bundle
-
-    if backend is None and options["profile"] is not None:
-        raise click.UsageError("--profile needs --backend: only engines are built for a profile.")
-    if backend is not None and bisect:
-        raise click.UsageError("--bisect cannot be used with --backend: it compares the graphs on the CPU.")
-    if bisect:
-        import vaedeploy.verify.bisect  # noqa: F401 - a package that it needs may be missing: fail before the work
-    report, problem = keep_result(
-        lambda tell: verify_bundle(bundle, backend=backend, weights=weights, progress=tell, **options)
-    )
-    if not as_json:
-        _show_report(report)
-    elif not bisect:
-        terminal.show_json(report.to_document())
-    code = tell_page(options["page"], problem)
-    if bisect:
-        _bisect(bundle, report, as_json)
-    if not report.passed:
-        if backend is None and not bisect:
-            terminal.say(f"To find where the graphs go wrong, run: vaedeploy verify {bundle} --bisect")
-        code = VerificationError.exit_code
-    sys.exit(code)
-
-
-def _show_report(report: Report) -> None:
-    from vaedeploy.cli.tables.results import CASE_COLUMNS, case_rows, verdict_lines
-
-    terminal.show_table(CASE_COLUMNS, case_rows(report), numbers=CASE_COLUMNS[4:-1])
-    terminal.show("\n".join(verdict_lines(report)))
-
-
-def _bisect(bundle: Path, report: Report, as_json: bool) -> None:
-    """Bisect the graphs and show the result below the report. As JSON, report and bisection are one document."""
-    from vaedeploy.verify.advice import advise
-    from vaedeploy.verify.bisect import bisect_bundle
-
-    document = report.to_document()
-    try:
-        with terminal.progress_display() as progress:
-            found = bisect_bundle(bundle, report, progress=progress)
-        document["bisection"] = {"traces": found.traces, "advice": advise(found, report)}
-    finally:
-        if as_json:  # the report is shown even where the bisection fails
-            terminal.show_json(document)
-    if not as_json:
-        _show_bisection(report, found)
-
-
-def _show_bisection(report: Report, found: Bisection) -> None:
-    from vaedeploy.cli.tables.bisect import STEP_COLUMNS, step_rows
-    from vaedeploy.verify.advice import advise
-
-    terminal.show("")
-    if rows := step_rows(found):
-        terminal.show_table(STEP_COLUMNS, rows, numbers=STEP_COLUMNS[6:])
-    terminal.show("\n".join(advise(found, report)))
 
 
 @cli.command()
