@@ -47,10 +47,19 @@ pytest.register_assert_rewrite(*(path.stem for path in Path(__file__).with_name(
 Once = Callable[[str, Callable[[Path], object]], Path]
 
 
+WHOLE_VAES = {"demo_bundle", "demo_mse_bundle", "inflated_bundle", "full_size_bundle"}
+"""Fixtures that take seconds to make, or minutes."""
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let one worker do what needs the full-size bundle, from the start, while the other does other things."""
+    """What needs a whole VAE is slow. One worker begins with the full-size one, while the other does other things."""
+    needs = {item: set(getattr(item, "fixturenames", ())) & WHOLE_VAES for item in items}
+    for item in items:
+        if needs[item]:
+            item.add_marker(pytest.mark.slow)
     if WORKER:
-        items.sort(key=lambda item: "full_size_bundle" not in getattr(item, "fixturenames", ()))
+        items.sort(key=lambda item: "full_size_bundle" not in needs[item])
 
 
 @pytest.fixture(scope="session")
