@@ -26,6 +26,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return tiny_bundle(tmp_path_factory.mktemp("bench") / "tiny")
 
 
+@pytest.mark.slow
 def test_every_half_at_every_size(bundle: Bundle) -> None:
     found = bench_bundle(bundle, sizes=[(8, 12), (16, 16)], batches=[1, 2], rounds=2)
     rows = {(t.part, t.batch, t.height, t.width) for t in found.timings}

@@ -158,6 +158,7 @@ def test_full_size(full_size_bundle: Bundle) -> None:
     )  # the folded upsamplers
 
 
+@pytest.mark.slow
 def test_export_and_build_in_one_go(tiny_vae: Reference, tmp_path: Path) -> None:
     write_profile(tmp_path, "half", shapes="{ a = { height = 64, width = 64 } }")
     bundle = export_vae(tiny_vae, out=tmp_path / "tiny", verify=False, profiles=["half"], profile_folder=tmp_path)

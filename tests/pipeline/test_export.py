@@ -187,6 +187,7 @@ def test_full_size(full_size_bundle: Bundle) -> None:
     assert full_size_bundle.file("golden.safetensors").stat().st_size < 10_000_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("precision", "form", "data"), [("fp16", "onnxruntime", "FLOAT16"), ("bf16", "tensorrt", "BFLOAT16")]
 )
@@ -216,6 +217,7 @@ def test_half_precision(
         assert vae.decode(vae.encode(photo)).shape[0] == 1
 
 
+@pytest.mark.slow
 def test_graphs_are_left_alone_on_request(flat: Reference, tmp_path: Path) -> None:
     made = export_vae(flat, out=tmp_path / "plain", rewrite=False)
     assert made.manifest.rewrites == {}

@@ -87,6 +87,7 @@ def test_latents_that_stay_are_told_as_unchanged(bundle: Bundle, moved: float, t
     assert ("latents", told) in drift_rows(bundle, Drift(moved, None, 0.0, (0.0, 0.0, 0.0)))
 
 
+@pytest.mark.slow
 def test_of_several_swaps_the_first_vae_is_kept(flat: Bundle) -> None:
     first = snapshot(flat)
     for seed in (1, 2):
@@ -125,6 +126,7 @@ def test_another_architecture_is_refused(bundle: Bundle) -> None:
     assert snapshot(bundle) == before
 
 
+@pytest.mark.slow
 def test_a_vae_that_fails_its_verification(flat: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     """The limits are made impossible, since no good VAE fails them."""
     impossible = (Limit("rel_l2", 1e-12, True, "for this test"),)

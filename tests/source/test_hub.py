@@ -276,6 +276,7 @@ def test_weights_from_a_users_repository(client: Client, demo_file: bytes, tmp_p
     }
 
 
+@pytest.mark.slow
 def test_repository_whose_config_states_another_scale(client: Client, demo_file: bytes) -> None:
     with HubServer({REPOSITORY: {"config.json": demo_config(scaling_factor=0.7), WEIGHTS: demo_file}}) as hub:
         got = client.run(hub.url, LOAD, "demo", REPOSITORY)

@@ -76,6 +76,7 @@ def only(bisection: Bisection, part: Part) -> Trace:
     return trace
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", [one_percent, rounded])
 @pytest.mark.parametrize(
     ("part", "module", "operator"),
@@ -127,6 +128,7 @@ def test_modules_of_the_demo_vae(demo_bundle: Bundle, tmp_path: Path, module: st
     assert only(found, "encoder").jumps == ()
 
 
+@pytest.mark.slow
 def test_one_percent_in_a_half_precision_graph(tiny_fp16_bundle: Bundle, tmp_path: Path) -> None:
     bundle = broken(tiny_fp16_bundle, tmp_path / "tiny", "decoder", "decoder.body.4", one_percent)
     found = bisect_bundle(bundle)
@@ -230,6 +232,7 @@ def test_what_fails_as_a_whole_has_no_jump(tiny_vae_bundle: Bundle, tmp_path: Pa
         assert "what is left are ONNX Runtime's own optimisations" in line
 
 
+@pytest.mark.slow
 def test_a_bundle_of_portable_graphs_alone(tmp_path: Path) -> None:
     bundle = export_vae(tiny_reference(), out=tmp_path / "plain", rewrite=False, verify=False)
     with pytest.raises(BundleError) as refused:
@@ -264,6 +267,7 @@ def test_what_jumps(rows: list[tuple], jumps: str) -> None:
     assert [step.tensor for step in find_jumps([difference(*row) for row in rows], 1e-2)] == jumps.split()
 
 
+@pytest.mark.slow
 def test_the_command(vaedeploy: Callable[..., Ended], tiny_vae_bundle: Bundle, tmp_path: Path) -> None:
     tiny = copy(tiny_vae_bundle, tmp_path / "healthy")
     healthy = vaedeploy("verify", tiny.path, "--bisect")
