@@ -52,6 +52,10 @@ WHOLE_VAES = {"demo_bundle", "demo_mse_bundle", "inflated_bundle", "full_size_bu
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--full", action="store_true", help="verify models of full size at every shape, up to 512x512")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What needs a whole VAE is slow. One worker begins with the full-size one, while the other does other things."""
     needs = {item: set(getattr(item, "fixturenames", ())) & WHOLE_VAES for item in items}
@@ -225,10 +229,11 @@ def demo_mse_bundle(made_once: Once) -> Bundle:
 
 
 @pytest.fixture(scope="session")
-def full_size_bundle(made_once: Once) -> Bundle:
+def full_size_bundle(made_once: Once, pytestconfig: pytest.Config) -> Bundle:
     """The architecture of the SD VAEs with seeded weights, verified, with engines for one profile.
 
-    It is verified at 256x256 at most, which takes a quarter of what 512x512 does; the demo VAE is verified at 512x512.
+    Without ``--full`` it is verified at 256x256 at most, which takes a quarter of what 512x512 does; the demo VAE is
+    verified at 512x512.
     """
     from vaedeploy.bundle import Bundle, edit_bundle
     from vaedeploy.bundle.golden import NAME, encode_golden
@@ -243,7 +248,10 @@ def full_size_bundle(made_once: Once) -> Bundle:
 
     def make(folder: Path) -> None:
         reference = load_reference("mse840k", "random:0")
-        bundle = export_vae(reference, out=folder / "mse840k", verify=False, profiles=["rtx4090"])
+        full = pytestconfig.getoption("--full")
+        bundle = export_vae(reference, out=folder / "mse840k", verify=full, profiles=["rtx4090"])
+        if full:
+            return
         shapes = [Shape("odd", 3, 72, 88, True), Shape("large", 1, 256, 256, False)]
         cases = compute_golden(reference, load_photos(), shapes)
         report = verify_graphs(bundle.manifest, bundle.path, cases, FRESH, None, silent)
