@@ -182,8 +182,8 @@ def test_full_size(full_size_bundle: Bundle) -> None:
         ("encoder", 256, 256),
         ("decoder", 256, 256),
     }
-    # The goal, four times under the limit: what the two-stage normalisation is for.
-    assert max(case["rel_l2"] for case in report["cases"] if case["part"] != "round trip") < 5e-6
+    # 1.2e-6 was measured; 5.3e-6 where means are summed in one stage, which grows with the area.
+    assert max(case["rel_l2"] for case in report["cases"] if case["part"] != "round trip") < 2.5e-6
     assert full_size_bundle.file("golden.safetensors").stat().st_size < 10_000_000
 
 
