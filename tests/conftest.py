@@ -51,17 +51,20 @@ WHOLE_VAES = {"demo_bundle", "demo_mse_bundle", "inflated_bundle", "full_size_bu
 """Fixtures that take seconds to make, or minutes."""
 
 
-@pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--full", action="store_true", help="verify models of full size at every shape, up to 512x512")
+    help = "also run the tests marked full, and verify models of full size at every shape, up to 512x512"
+    parser.addoption("--full", action="store_true", help=help)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """What needs a whole VAE is slow. One worker begins with the full-size one, while the other does other things."""
     needs = {item: set(getattr(item, "fixturenames", ())) & WHOLE_VAES for item in items}
     for item in items:
         if needs[item]:
             item.add_marker(pytest.mark.slow)
+        if item.get_closest_marker("full") and not config.getoption("--full"):
+            item.add_marker(pytest.mark.skip(reason="takes long; a smaller one is run instead: make test-full"))
     if WORKER:
         items.sort(key=lambda item: "full_size_bundle" not in needs[item])
 

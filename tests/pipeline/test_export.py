@@ -174,16 +174,17 @@ def test_uint8_input_and_no_distribution(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_full_size(full_size_bundle: Bundle) -> None:
-    """The architecture of the SD VAEs, 256x256, from seeded weights."""
+def test_full_size(full_size_bundle: Bundle, pytestconfig: pytest.Config) -> None:
+    """The architecture of the SD VAEs from seeded weights, at 512x512 with ``--full``, else at 256x256."""
+    # At 256x256 1.2e-6 was measured; 5.3e-6 where means are summed in one stage, which grows with the area.
+    side, bound = (512, 5e-6) if pytestconfig.getoption("--full") else (256, 2.5e-6)
     report = json.loads(full_size_bundle.file("report/report.json").read_bytes())
     assert report["passed"]
     assert {(c["part"], c["height"], c["width"]) for c in report["cases"]} >= {
-        ("encoder", 256, 256),
-        ("decoder", 256, 256),
+        ("encoder", side, side),
+        ("decoder", side, side),
     }
-    # 1.2e-6 was measured; 5.3e-6 where means are summed in one stage, which grows with the area.
-    assert max(case["rel_l2"] for case in report["cases"] if case["part"] != "round trip") < 2.5e-6
+    assert max(case["rel_l2"] for case in report["cases"] if case["part"] != "round trip") < bound
     assert full_size_bundle.file("golden.safetensors").stat().st_size < 10_000_000
 
 

@@ -294,7 +294,14 @@ class Image(torch.nn.Module):
         return result
 
 
-@pytest.mark.parametrize("opset", [17, *(pytest.param(opset, marks=pytest.mark.slow) for opset in (18, 21))])
+@pytest.mark.parametrize(
+    "opset",
+    [
+        17,
+        *(pytest.param(opset, marks=pytest.mark.slow) for opset in (18, 21)),
+        *(pytest.param(opset, marks=(pytest.mark.slow, pytest.mark.full)) for opset in (19, 20)),
+    ],
+)
 def test_both_attentions_of_diffusers(opset: int, tmp_path: Path) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -202,9 +202,15 @@ def half(architecture: str, part: str) -> Half:
 
 
 EXPORTS = [
-    pytest.param(architecture, part, opset, dynamo, marks=pytest.mark.slow if dynamo else ())
+    pytest.param(
+        architecture,
+        part,
+        opset,
+        dynamo,
+        marks=[*([pytest.mark.slow] if dynamo else []), *([pytest.mark.full] if opset == 20 else [])],
+    )
     for architecture, part in (("kl", "decoder"), ("kl", "encoder"), ("tiny", "decoder"))
-    for opset, dynamo in ((17, False), (18, True), (21, True))
+    for opset, dynamo in ((17, False), (18, True), (20, True), (21, True))
 ]
 
 

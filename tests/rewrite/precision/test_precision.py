@@ -197,7 +197,12 @@ def test_decoders_of_diffusers(architecture: str, opset: int, tmp_path: Path) ->
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("precision", "vae"), [("fp16", "full_size_bundle"), *((precision, "demo_bundle") for precision in PRECISIONS)]
+    ("precision", "vae"),
+    [
+        ("fp16", "full_size_bundle"),
+        pytest.param("bf16", "full_size_bundle", marks=pytest.mark.full),
+        *((precision, "demo_bundle") for precision in PRECISIONS),
+    ],
 )
 def test_whole_vaes_are_within_the_limits(request: pytest.FixtureRequest, vae: str, precision: Any) -> None:
     """On a photograph of 128x128 and its latent, against the float32 graph, in the form that keeps its digits."""
