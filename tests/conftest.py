@@ -47,8 +47,8 @@ pytest.register_assert_rewrite(*(path.stem for path in Path(__file__).with_name(
 Once = Callable[[str, Callable[[Path], object]], Path]
 
 
-WHOLE_VAES = {"demo_bundle", "demo_mse_bundle", "inflated_bundle", "full_size_bundle"}
-"""Fixtures that take seconds to make, or minutes."""
+SLOW = {"demo_bundle", "demo_mse_bundle", "full_size_bundle", "inflated_bundle", "tiny_bf16_bundle", "tiny_fp16_bundle"}
+"""Fixtures that take many seconds to make."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -58,8 +58,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """What needs a whole VAE is slow. One worker begins with the full-size one, while the other does other things."""
-    needs = {item: set(getattr(item, "fixturenames", ())) & WHOLE_VAES for item in items}
+    """What needs a slow fixture is slow. One worker begins with full size, while the other does other things."""
+    needs = {item: set(getattr(item, "fixturenames", ())) & SLOW for item in items}
     for item in items:
         if needs[item]:
             item.add_marker(pytest.mark.slow)

@@ -50,6 +50,7 @@ def test_a_page_that_has_no_place_is_told_before_the_work(
         vaedeploy("verify", bundle, "--report", tmp_path / "page")
 
 
+@pytest.mark.slow
 def test_a_page_that_fails_after_the_work_leaves_the_result(
     vaedeploy: Callable[..., Any], bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -125,6 +126,7 @@ def test_what_a_bisection_needs_is_missed_before_the_work(
     assert 'Run: pip install "vaedeploy[' in ended.err
 
 
+@pytest.mark.slow
 def test_what_is_found_before_a_bisection_fails_is_told(
     vaedeploy: Callable[..., Any], bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -117,6 +117,7 @@ def test_the_graph_does_not_tell_of_the_machine(paths: dict[str, Path]) -> None:
         assert b".py" not in text
 
 
+@pytest.mark.slow
 def test_exporting_again_gives_the_same_bytes_and_prints_nothing(
     paths: dict[str, Path], reference: Reference, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -184,6 +184,7 @@ def test_a_traced_graph_and_its_forms(tiny_graphs: Path, part: Part) -> None:
     assert max(d.rel_l2 for d in measure_differences(traced.model, scaled, feed)) > 0.9
 
 
+@pytest.mark.slow
 def test_a_tensor_inside_is_what_the_reference_evaluator_gives(tiny_graphs: Path) -> None:
     traced = load_graph(tiny_graphs / "decoder.onnx", "decoder")
     other = trace_graph(tiny_reference(seed=1), "decoder")

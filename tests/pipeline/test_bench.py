@@ -135,6 +135,7 @@ def test_nothing_there(vaedeploy: Callable[..., Ended], tmp_path: Path) -> None:
     assert vaedeploy("bench", tmp_path / "none").code == 2
 
 
+@pytest.mark.slow
 def test_noise_is_timed_where_there_are_no_photographs(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     """With [cpu] and [build] alone there is no scikit-image."""
     monkeypatch.setitem(sys.modules, "skimage.data", None)

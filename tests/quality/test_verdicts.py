@@ -142,6 +142,7 @@ def test_gradients_and_periodic_textures_are_clean(name: str) -> None:
     check_clean(faults.synthetic_pictures()[name])
 
 
+@pytest.mark.slow
 def test_photographs_are_clean() -> None:
     for photo in load_photos():
         check_clean(photo)
