@@ -60,8 +60,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """What needs a slow fixture is slow. One worker begins with full size, while the other does other things."""
     needs = {item: set(getattr(item, "fixturenames", ())) & SLOW for item in items}
-    """What needs a slow fixture is slow. One worker begins with full size, while the other does other things."""
-    needs = {item: set(getattr(item, "fixturenames", ())) & SLOW for item in items}
     for item in items:
         if needs[item]:
             item.add_marker(pytest.mark.slow)
