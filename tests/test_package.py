@@ -97,6 +97,7 @@ def test_doctor_knows_the_extras_of_pyproject():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("verified_smaller")
 def test_the_readmes_python_runs(small_vae, tmp_path, monkeypatch):
     """With a smaller VAE of the same factor in the place of "demo", which other tests export."""
     monkeypatch.chdir(tmp_path)

@@ -15,6 +15,8 @@ from vaedeploy.bundle import Bundle
 from vaedeploy.bundle.golden import NAME as GOLDEN
 from vaedeploy.bundle.golden import decode_golden, encode_golden
 
+pytestmark = pytest.mark.usefixtures("verified_smaller")
+
 PROGRESS = re.compile(r"( \.\.\.|: done in [\d.]+ s)$")
 
 

@@ -20,7 +20,7 @@ from vaedeploy.bundle import Bundle, edit_bundle
 from vaedeploy.page import write
 from vaedeploy.verify.limits import Limit
 
-pytestmark = pytest.mark.filterwarnings("default")
+pytestmark = [pytest.mark.filterwarnings("default"), pytest.mark.usefixtures("verified_smaller")]
 
 IMPOSSIBLE = Limit("rel_l2", -1, True, "a test")
 

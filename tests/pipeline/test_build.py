@@ -23,6 +23,8 @@ from vaedeploy.runtime import VAE
 from vaedeploy.system.lock import lock
 from vaedeploy.values.reference import Reference
 
+pytestmark = pytest.mark.usefixtures("verified_smaller")
+
 # ---------------------------------------------------------------------------------------------- what a build leaves
 
 

@@ -28,6 +28,8 @@ from vaedeploy.values.kinds import Form, Precision
 from vaedeploy.values.latent import LatentSpec
 from vaedeploy.values.reference import Reference
 
+pytestmark = pytest.mark.usefixtures("verified_smaller")
+
 STAGES = ("Exporting to ONNX", "Computing the float64 reference", "Verifying")
 
 

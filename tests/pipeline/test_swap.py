@@ -25,6 +25,8 @@ from vaedeploy.runtime import VAE
 from vaedeploy.source import get_preset, load_reference
 from vaedeploy.verify.limits import LIMITS, Limit
 
+pytestmark = pytest.mark.usefixtures("verified_smaller")
+
 ENGINE = "engines/mine/decoder.tensorrt-rtx.engine"
 
 

@@ -20,6 +20,8 @@ from vaedeploy.runtime import VAE
 from vaedeploy.runtime.vae import UnverifiedBundleWarning
 from vaedeploy.values.reference import Reference
 
+pytestmark = pytest.mark.usefixtures("verified_smaller")
+
 
 @pytest.fixture
 def bundle(tiny_vae_bundle: Bundle, tmp_path: Path) -> Bundle:
