@@ -4,32 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tiny_modules import tiny_reference
+from golden_cases import golden_cases
 
 from vaedeploy.bundle.golden import GoldenCase, decode_golden, encode_golden
 from vaedeploy.errors import BundleError
-from vaedeploy.images.photos import Photo, load_photos
-from vaedeploy.values.reference import Reference
-from vaedeploy.verify.reference import compute_golden
-from vaedeploy.verify.shapes import Shape
-
-SHAPES = (Shape("odd", 2, 20, 12, True), Shape("square", 1, 16, 16, False))
-SCALE, SHIFT = (0.3, 2.0, -1.5, 0.01), (0.5, 0.0, -3.0, 10.0)
 
 
 @pytest.fixture(scope="module")
-def photos() -> list[Photo]:
-    return load_photos()
-
-
-@pytest.fixture(scope="module")
-def reference() -> Reference:
-    return tiny_reference(scale=SCALE, shift=SHIFT)
-
-
-@pytest.fixture(scope="module")
-def cases(reference: Reference, photos: list[Photo]) -> tuple[GoldenCase, ...]:
-    return compute_golden(reference, photos, SHAPES)
+def cases() -> tuple[GoldenCase, ...]:
+    return golden_cases()
 
 
 def test_the_file_keeps_everything(cases: tuple[GoldenCase, ...]) -> None:

@@ -9,46 +9,15 @@ import faults
 import msgspec
 import numpy as np
 import pytest
-from places import KODAK
+from photographs import words
 from skimage.color import lab2rgb, rgb2lab
 
 from vaedeploy.errors import ImageError, InputError
-from vaedeploy.images.files import read_image
-from vaedeploy.images.photos import load_photos
-from vaedeploy.quality import Quality, find_faults, measure_batch, measure_quality
+from vaedeploy.quality import find_faults, measure_batch, measure_quality
 
 TILE = faults.TILE
 
-needs_kodak = pytest.mark.skipif(not KODAK.is_dir(), reason="the Kodak photographs are not beside this checkout")
-
 Picture = faults.Picture
-
-
-def kodak(*numbers: int) -> list[Picture]:
-    return [read_image(KODAK / f"kodim{number:02}.png") for number in numbers]
-
-
-def quarter(photo: Picture) -> Picture:
-    """Its middle: half of its height and of its width."""
-    height, width, _ = photo.shape
-    return np.ascontiguousarray(photo[height // 4 : -height // 4, width // 4 : -width // 4])
-
-
-@pytest.fixture(scope="module")
-def photo() -> Picture:
-    """Half of scikit-image's astronaut: (256, 384, 3)."""
-    return np.ascontiguousarray(load_photos()[0][:256, :384])
-
-
-@pytest.fixture(scope="module")
-def crops() -> list[Picture]:
-    """Of scikit-image's photographs; only the first two have smooth areas."""
-    astronaut, coffee, chelsea = load_photos()
-    return [np.ascontiguousarray(p[:256, :320]) for p in (astronaut, coffee, chelsea)]
-
-
-def words(quality: Quality) -> list[str]:
-    return [finding.name for finding in find_faults(quality)]
 
 
 def test_a_picture_beside_itself_differs_in_nothing(photo: Picture) -> None:

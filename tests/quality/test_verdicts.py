@@ -7,13 +7,13 @@ from operator import attrgetter
 import faults
 import numpy as np
 import pytest
-from places import KODAK, ROOT
+from photographs import kodak, needs_kodak, quarter, words
+from places import ROOT
 
 from vaedeploy.bundle import Bundle
-from vaedeploy.images.files import read_image
 from vaedeploy.images.photos import load_photos
 from vaedeploy.images.pixels import to_levels
-from vaedeploy.quality import LIMITS, Quality, QualityLimit, find_faults, measure_quality
+from vaedeploy.quality import LIMITS, QualityLimit, find_faults, measure_quality
 from vaedeploy.runtime import VAE
 from vaedeploy.source import load_reference
 from vaedeploy.verify.reference import compute_golden
@@ -21,36 +21,7 @@ from vaedeploy.verify.shapes import Shape
 
 TILE = faults.TILE
 
-needs_kodak = pytest.mark.skipif(not KODAK.is_dir(), reason="the Kodak photographs are not beside this checkout")
-
 Picture = faults.Picture
-
-
-def kodak(*numbers: int) -> list[Picture]:
-    return [read_image(KODAK / f"kodim{number:02}.png") for number in numbers]
-
-
-def quarter(photo: Picture) -> Picture:
-    """Its middle: half of its height and of its width."""
-    height, width, _ = photo.shape
-    return np.ascontiguousarray(photo[height // 4 : -height // 4, width // 4 : -width // 4])
-
-
-@pytest.fixture(scope="module")
-def photo() -> Picture:
-    """Half of scikit-image's astronaut: (256, 384, 3)."""
-    return np.ascontiguousarray(load_photos()[0][:256, :384])
-
-
-@pytest.fixture(scope="module")
-def crops() -> list[Picture]:
-    """Of scikit-image's photographs; only the first two have smooth areas."""
-    astronaut, coffee, chelsea = load_photos()
-    return [np.ascontiguousarray(p[:256, :320]) for p in (astronaut, coffee, chelsea)]
-
-
-def words(quality: Quality) -> list[str]:
-    return [finding.name for finding in find_faults(quality)]
 
 
 def test_every_limit_has_a_metric_and_a_reason(photo: Picture) -> None:

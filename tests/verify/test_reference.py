@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from golden_cases import SCALE, SHAPES, SHIFT, scaled_reference
 from tiny_modules import TinyDecoder, tiny_reference
 from torch import Tensor, nn
 
@@ -17,11 +18,7 @@ from vaedeploy.images.photos import Photo, load_photos
 from vaedeploy.values.latent import LatentSpec
 from vaedeploy.values.reference import Reference
 from vaedeploy.verify.reference import compute_golden
-from vaedeploy.verify.shapes import Shape, verification_shapes
-
-SHAPES = (Shape("odd", 2, 20, 12, True), Shape("square", 1, 16, 16, False))
-SCALE, SHIFT = (0.3, 2.0, -1.5, 0.01), (0.5, 0.0, -3.0, 10.0)
-SCALE, SHIFT = (0.3, 2.0, -1.5, 0.01), (0.5, 0.0, -3.0, 10.0)
+from vaedeploy.verify.shapes import verification_shapes
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +28,7 @@ def photos() -> list[Photo]:
 
 @pytest.fixture(scope="module")
 def reference() -> Reference:
-    return tiny_reference(scale=SCALE, shift=SHIFT)
+    return scaled_reference()
 
 
 @pytest.fixture(scope="module")
