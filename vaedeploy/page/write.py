@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 import re
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from operator import itemgetter
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from vaedeploy.page.images import HEAT, Area, at_most, error_levels, heat_map, l
 from vaedeploy.page.measures import FURTHER, MEASURES, metric_table
 from vaedeploy.quality import Finding, Quality
 from vaedeploy.quality.candidates import Candidate, Picture, Pixels
-from vaedeploy.system.atomic import check_place, write_file
+from vaedeploy.system.atomic import check_place, transient_folder, write_file
 from vaedeploy.system.oserrors import advice, reason
 from vaedeploy.version import __version__
 
@@ -78,14 +79,10 @@ def check_folder(folder: str | Path) -> None:
     It tries to make the folder and to write into it, and leaves nothing behind.
     """
     folder = Path(folder)
-    missing = [place for place in (folder, *folder.parents) if not place.exists()]
-    try:
-        _make_folder(folder)
+    with ExitStack() as stack:
+        with _naming_page(folder):
+            stack.enter_context(transient_folder(folder))
         check_place(folder / NAME)
-    finally:
-        for place in missing:
-            with suppress(OSError):
-                place.rmdir()
 
 
 def write_page(document: Document, folder: str | Path, result: object = None) -> Path:
@@ -191,7 +188,14 @@ def _slug(name: str) -> str:
 
 
 def _make_folder(folder: Path) -> None:
-    try:
+    with _naming_page(folder):
         folder.mkdir(parents=True, exist_ok=True)
+
+
+@contextmanager
+def _naming_page(folder: Path) -> Iterator[None]:
+    """Context in which an error of the operating system becomes one that names the page's folder."""
+    try:
+        yield
     except OSError as error:
         raise OutputError(f"cannot write a report to {folder}: {reason(error)}. {advice(error)}") from error

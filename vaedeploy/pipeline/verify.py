@@ -16,7 +16,7 @@ from vaedeploy.bundle.golden import GoldenCase, decode_golden, encode_golden
 from vaedeploy.errors import InputError, OutputError, WeightsError
 from vaedeploy.images.photos import load_photos
 from vaedeploy.pipeline.export import FRESH, REPORT
-from vaedeploy.runtime.backends import ENGINES, NO_PROFILES, find_candidates
+from vaedeploy.runtime.backends import ENGINES, find_candidates
 from vaedeploy.system.progress import Progress, silent
 from vaedeploy.verify.backend import CasesAtSizes, GraphTruth, TorchTruth, Truth, verify_engine, verify_runners
 from vaedeploy.verify.graphs import verify_graphs
@@ -126,8 +126,6 @@ def _verify_backend(
     looks: Looks | None,
     progress: Progress,
 ) -> Report:
-    if backend not in ENGINES and profile is not None:
-        raise InputError(NO_PROFILES.format(backend))
     candidates = find_candidates(bundle, backend, device, profile=profile)
     source: Truth
     if reference is None and weights is None:

@@ -31,8 +31,6 @@ PRECISIONS: tuple[Precision, ...] = ("fp16", "bf16", "fp32")
 BACKENDS = (*ENGINES, onnxruntime_cuda.NAME, onnxruntime_cpu.NAME)
 """All backends, in the order in which they are tried."""
 
-NO_PROFILES = "{} runs graphs and has no profiles, which belong to engines. Leave the profile out"
-
 log = logging.getLogger(__name__)
 
 
@@ -99,14 +97,14 @@ def find_candidates(
     """
     if backend is not None and backend not in BACKENDS:
         raise InputError(f"there is no backend {backend!r}; there is: {', '.join(BACKENDS)}")
+    if profile is not None and backend is not None and backend not in ENGINES:
+        raise InputError(f"{backend} runs graphs and has no profiles, which belong to engines. Leave the profile out")
     built = dict.fromkeys(info.profile for info in bundle.manifest.engines.values())
     if profile is not None and profile not in built:
         raise InputError(
             f"bundle {bundle.path} has no engines of profile {profile!r}; it has those of: "
             f"{', '.join(built) or 'none'}. Build them: vaedeploy build {bundle.path} --profile {profile}"
         )
-    if profile is not None and backend is not None and backend not in ENGINES:
-        raise InputError(NO_PROFILES.format(backend))
     candidates: list[Candidate] = []
     reasons: dict[str, str] = {}
     for name in BACKENDS if backend is None else (backend,):
