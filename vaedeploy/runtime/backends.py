@@ -148,15 +148,20 @@ def _graph_candidates(
     """Candidates that run the graphs on the ONNX Runtime backend ``name``. Raises BackendError if it cannot be used."""
     if problem := problem_of(name, device):
         raise BackendError(problem)
-    make_session: Callable[[Path], Runner]
-    if name == onnxruntime_cuda.NAME:
-        make_session = partial(onnxruntime_cuda.Session, device=device, threads=threads, options=options)
-    else:
-        make_session = partial(onnxruntime_cpu.Session, threads=threads)
-    precision = precision_of(bundle)
-    candidates = [Candidate(name, precision, _graph_opener(bundle, "onnxruntime", make_session))]
-    if precision != "fp32":
-        candidates.append(Candidate(name, "fp32", _graph_opener(bundle, float32_form(bundle), make_session)))
+
+    def candidate(precision: Precision, form: Form) -> Candidate:
+        make_session: Callable[[Path], Runner]
+        if name == onnxruntime_cuda.NAME:
+            make_session = partial(
+                onnxruntime_cuda.Session, device=device, threads=threads, options=options, precision=precision
+            )
+        else:
+            make_session = partial(onnxruntime_cpu.Session, threads=threads)
+        return Candidate(name, precision, _graph_opener(bundle, form, make_session))
+
+    candidates = [candidate(precision_of(bundle), "onnxruntime")]
+    if candidates[0].precision != "fp32":
+        candidates.append(candidate("fp32", float32_form(bundle)))
     return candidates
 
 

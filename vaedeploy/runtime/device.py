@@ -70,6 +70,10 @@ class Device(Protocol):
     def device_memory(self, size: int) -> Memory: ...
     def host_memory(self, size: int) -> HostMemory: ...
 
+    def array(self, tensor: Tensor) -> OnDevice:
+        """An array that is not initialised, aligned, in memory that the caller of the runtime may get."""
+        ...
+
 
 class Context(Protocol):
     """An execution context of an engine, in memory that its user provides."""
@@ -122,6 +126,14 @@ class OnDevice:
         stream = self.device.stream_of_thread()
         for other in streams:
             stream.wait_for(other)
+        stream.synchronize()
+
+    def copy_from(self, other: OnDevice) -> None:
+        """Fill the array with another of the same shape and dtype, and wait until that is done. The device must be
+        active.
+        """
+        stream = self.device.stream_of_thread()
+        stream.copy_within(other.address, self.address, self.tensor.size)
         stream.synchronize()
 
     def on_host(self) -> NDArray[Any]:

@@ -118,5 +118,6 @@ def usable_cores() -> int:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    words = ("allocate memory", "bad_alloc", "out of memory", "smaller than requested bytes")
+    # ALLOC_FAILED is a status of cuBLAS and cuDNN.
+    words = ("allocate memory", "bad_alloc", "out of memory", "smaller than requested bytes", "ALLOC_FAILED")
     return isinstance(error, MemoryError) or any(word in str(error) for word in words)

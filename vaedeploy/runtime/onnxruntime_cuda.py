@@ -14,10 +14,16 @@ from vaedeploy.runtime import onnxruntime_cpu
 from vaedeploy.runtime.device import Array, OnDevice
 from vaedeploy.system.gpu import FORKED, cuda_devices, was_forked
 from vaedeploy.system.installs import install_command
+from vaedeploy.values.kinds import Precision
 
 NAME = "onnxruntime-cuda"
 
 PROVIDER = "CUDAExecutionProvider"
+
+ALIGNMENT = 16
+"""Bytes. cuDNN is told that tensors begin at multiples of this, and the widest loads of kernels are of as many: what is
+not aligned ends the process's CUDA context with "misaligned address".
+"""
 
 INSTALL = f"In an environment without onnxruntime, run: {install_command('cuda')}"
 
@@ -25,14 +31,20 @@ INSTALL = f"In an environment without onnxruntime, run: {install_command('cuda')
 class Session(onnxruntime_cpu.Session):
     """One graph on one GPU. Several threads may call it at the same time, but not a process that was forked from the
     one that made it.
+
+    precision: of the graph. options: see ``provider_options``.
     """
 
     def __init__(
-        self, graph: Path, device: int = 0, threads: int | None = None, options: Mapping[str, str] | None = None
+        self,
+        graph: Path,
+        device: int = 0,
+        threads: int | None = None,
+        options: Mapping[str, str] | None = None,
+        precision: Precision = "fp32",
     ) -> None:
         _load_libraries()
-        # TF32 rounds the inputs of float32 convolutions to 10 bits, and float32 bundles are verified without it.
-        chosen = {"device_id": str(device), "use_tf32": "0", **(options or {})}
+        chosen = provider_options(device, precision, options)
         super().__init__(graph, threads, [(PROVIDER, chosen), "CPUExecutionProvider"])
         if PROVIDER not in self._session.get_providers():  # ONNX Runtime falls back to the CPU without an error
             raise BackendError(
@@ -62,23 +74,47 @@ class Session(onnxruntime_cpu.Session):
         binding = self._session.io_binding()
         for name, array in inputs.items():
             if isinstance(array, OnDevice):
-                self._bind(binding.bind_input, name, array)
+                self._bind(binding.bind_input, name, aligned(array))
             else:
                 binding.bind_cpu_input(name, array)
         targets = results or {}
+        places = {name: aligned_place(array) for name, array in targets.items()}
         for name in outputs:
             if name in targets:
-                self._bind(binding.bind_output, name, targets[name])
+                self._bind(binding.bind_output, name, places[name])
             else:
                 binding.bind_output(name)
         with self._failures_explained(inputs):
-            self._session.run_with_iobinding(binding)
+            self._session.run_with_iobinding(binding)  # it returns when the results are there
+        for name, place in places.items():
+            if place is not targets[name]:
+                targets[name].copy_from(place)
         values = dict(zip(outputs, binding.get_outputs(), strict=True))
         return [targets[name] if name in targets else value.numpy() for name, value in values.items()]
 
     def _bind(self, bind: Callable[..., None], name: str, array: OnDevice) -> None:
         tensor = array.tensor
         bind(name, "cuda", self._device, tensor.dtype.type, tensor.shape, array.address)
+
+
+def provider_options(device: int, precision: Precision, given: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The CUDA provider's options for a graph in ``precision``. given: what the caller chose, which comes first."""
+    # TF32 rounds what float32 convolutions read to 10 bits, and float32 bundles are verified without it. Half precision
+    # has no more than 10 bits; there, ONNX Runtime without TF32 leaves the tensor cores unused for half precision too.
+    return {"device_id": str(device), "use_tf32": "0" if precision == "fp32" else "1", **(given or {})}
+
+
+def aligned(array: OnDevice) -> OnDevice:
+    """The array, or a copy of it that is aligned. Its device must be active."""
+    place = aligned_place(array)
+    if place is not array:
+        place.copy_from(array)
+    return place
+
+
+def aligned_place(array: OnDevice) -> OnDevice:
+    """The array if it is aligned, else memory for one like it. Its device must be active."""
+    return array if array.address % ALIGNMENT == 0 else array.device.array(array.tensor)
 
 
 def _load_libraries() -> None:
