@@ -72,9 +72,11 @@ class Session(onnxruntime_cpu.Session):
         for device_array in on_device.values():
             device_array.wait(after)  # ONNX Runtime runs in a stream of its own, which waits for no other stream
         binding = self._session.io_binding()
-        for name, array in inputs.items():
+        # A binding keeps no array alive: these do, until the run is over.
+        given = {name: aligned(array) if isinstance(array, OnDevice) else array for name, array in inputs.items()}
+        for name, array in given.items():
             if isinstance(array, OnDevice):
-                self._bind(binding.bind_input, name, aligned(array))
+                self._bind(binding.bind_input, name, array)
             else:
                 binding.bind_cpu_input(name, array)
         targets = results or {}
