@@ -274,3 +274,18 @@ def test_every_make_target_is_known_to_make_itself() -> None:
     assert phony == make_targets()
     described = set(re.findall(r"^([\w-]+):.*## ", text, re.MULTILINE))
     assert described == make_targets()
+
+
+# -------------------------------------------------------------------------------- what only a GPU can settle, and where
+
+
+def test_assumptions_name_tests_that_exist() -> None:
+    folder = ROOT / "tests" / "gpu"
+    tests = {
+        letter: set(re.findall(r"^def (test_\w+)", read(folder / name), re.MULTILINE))
+        for letter, name in (("C", "test_onnxruntime_cuda.py"), ("E", "test_gpu_engines.py"))
+    }
+    named = re.findall(r"\b([CE](?:, [CE])*)::(test_\w+)", read(folder / "ASSUMPTIONS.md"))
+    assert len(named) > 20
+    missing = [(letter, test) for letters, test in named for letter in letters.split(", ") if test not in tests[letter]]
+    assert not missing
