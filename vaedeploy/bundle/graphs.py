@@ -12,7 +12,12 @@ if TYPE_CHECKING:
     from vaedeploy.values.kinds import Target
 
 
-SUFFIXES: Mapping[Form, str] = {"portable": ".onnx", "onnxruntime": ".ort.onnx", "tensorrt": ".trt.onnx"}
+SUFFIXES: Mapping[Form, str] = {
+    "portable": ".onnx",
+    "onnxruntime": ".ort.onnx",
+    "onnxruntime-cuda": ".cuda.onnx",
+    "tensorrt": ".trt.onnx",
+}
 """Form -> the suffix of its file name."""
 
 FORMS: Mapping[Precision, Mapping[Target, Precision]] = {
@@ -20,9 +25,15 @@ FORMS: Mapping[Precision, Mapping[Target, Precision]] = {
     "fp16": {"onnxruntime": "fp16"},
     "bf16": {"onnxruntime": "fp32", "tensorrt": "bf16"},
 }
-"""Precision of a bundle -> each form that it has besides the portable one -> the precision of that form.
+"""Precision of a bundle -> each form that it always has besides the portable one -> the precision of that form.
 
 ONNX Runtime has no bfloat16 convolution, so its form of a bf16 bundle stays in float32.
+"""
+
+
+EXTRA_FORMS: Mapping[Form, Precision] = {"onnxruntime-cuda": "fp16"}
+"""Each form that a bundle has only where it was asked for -> the precision that the bundle must have, and the form has.
+None of them runs on a CPU, so none is among those that are verified when the bundle is made.
 """
 
 

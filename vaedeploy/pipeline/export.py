@@ -11,7 +11,7 @@ import msgspec
 from vaedeploy.bundle import Bundle, create_bundle
 from vaedeploy.bundle.golden import NAME as GOLDEN_NAME
 from vaedeploy.bundle.golden import GoldenCase, encode_golden
-from vaedeploy.bundle.graphs import graph_names
+from vaedeploy.bundle.graphs import EXTRA_FORMS, graph_names
 from vaedeploy.bundle.manifest import Manifest, VaeInfo
 from vaedeploy.errors import InputError, VerificationError
 from vaedeploy.images.photos import load_photos
@@ -21,7 +21,7 @@ from vaedeploy.source import find_source, load_source
 from vaedeploy.system.arguments import as_list
 from vaedeploy.system.heap import collect_garbage
 from vaedeploy.system.progress import Progress, silent
-from vaedeploy.values.kinds import ImageInput, Part, Precision
+from vaedeploy.values.kinds import ImageInput, Part, Precision, Target
 from vaedeploy.verify.graphs import verify_graphs
 from vaedeploy.verify.looks import make_looks
 from vaedeploy.verify.reference import compute_golden
@@ -47,6 +47,7 @@ def export_vae(
     precision: Precision = "fp32",
     image_input: ImageInput = "float",
     rewrite: bool = True,
+    forms: Sequence[Target] = (),
     scale: float | None = None,
     shift: float | None = None,
     force: bool = False,
@@ -67,6 +68,8 @@ def export_vae(
     precision: what the graphs that are run compute in: "fp32", "fp16" or "bf16". The portable graphs are always fp32.
     image_input: what the encoder takes: "float" for (B, 3, H, W) float32 in [-1, 1], "uint8" for (B, H, W, 3) uint8.
     rewrite: apply the exact rewrites, which save work and avoid overflow, and change results by rounding at most.
+    forms: further forms of the graphs. "onnxruntime-cuda", in fp16 alone, has the fused operators of ONNX Runtime's CUDA
+        provider, which no CPU runs: compare it on a GPU with ``verify_bundle(bundle, backend="onnxruntime-cuda")``.
     force: replace a bundle that is at ``out``.
     verify: compare the graphs with PyTorch in float64. Without that, the bundle is marked unverified.
     photos: a folder of photographs to verify on, instead of those that scikit-image carries.
@@ -77,12 +80,13 @@ def export_vae(
     Raises VerificationError, which holds the report, where a limit is missed; the bundle is at ``out`` then, marked
     unverified. Raises BuildError where an engine cannot be built; the bundle is at ``out`` then, with the engines that
     could be. Whatever else is raised, nothing is left behind and what was at ``out`` is unchanged: InputError for an
-    unknown precision, OutputError for an ``out`` that exists (without ``force``) or cannot be written to, ImageError
+    unknown precision or form, OutputError for an ``out`` that exists (without ``force``) or cannot be written to, ImageError
     for ``photos`` that cannot be read, BackendError where ONNX Runtime is not installed, ExportError where the modules
     cannot be traced, and what ``load_reference`` and ``build_engines`` raise before they begin.
     """
     if precision not in get_args(Precision):
         raise InputError(f"precision is {precision!r}; it must be one of {', '.join(get_args(Precision))}")
+    _check_forms(forms, precision, rewrite)
     source = find_source(vae, weights)  # refuses bad weights before PyTorch is loaded, which takes seconds
     jobs = _plan_builds(profiles, profile_folder)
     precisions = {precision if rewrite else "fp32", *(job.profile.precision for job in jobs)}
@@ -110,7 +114,7 @@ def export_vae(
         calibration = None
         if calibrated:
             calibration = calibrate(draft.path, photographs, manifest.latent.factor, image_input, progress)
-        applied = write_forms(draft.path, precision, calibration, rewrite)
+        applied = write_forms(draft.path, precision, calibration, rewrite, tuple(forms))
         manifest = msgspec.structs.replace(manifest, graphs=graph_names(draft.path), rewrites=applied)
         report = None
         if verify:
@@ -127,6 +131,17 @@ def export_vae(
 
         return build_planned(bundle, jobs, progress=progress)
     return bundle
+
+
+def _check_forms(forms: Sequence[Target], precision: Precision, rewrite: bool) -> None:
+    for form in as_list("forms", forms):
+        if form not in EXTRA_FORMS:
+            raise InputError(f"forms has {form!r}; what can be added is: {', '.join(EXTRA_FORMS)}")
+        if precision != EXTRA_FORMS[form] or not rewrite:
+            raise InputError(
+                f"the form {form} is made by rewrites, in {EXTRA_FORMS[form]}: give precision={EXTRA_FORMS[form]!r}, and "
+                "do not turn the rewrites off"
+            )
 
 
 def _plan_builds(profiles: Sequence[str], folder: str | Path | None) -> tuple[Job, ...]:

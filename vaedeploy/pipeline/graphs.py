@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from vaedeploy.images.photos import Photo, crop_batch
 from vaedeploy.images.pixels import to_float
 from vaedeploy.runtime import onnxruntime_cpu
 from vaedeploy.system.progress import Progress
-from vaedeploy.values.kinds import PARTS, ImageInput, Part, Precision
+from vaedeploy.values.kinds import PARTS, ImageInput, Part, Precision, Target
 
 if TYPE_CHECKING:
     from vaedeploy.bundle.calibration import Calibration
@@ -85,9 +86,11 @@ def calibrate(
 
 
 def write_forms(
-    folder: Path, precision: Precision, calibration: Calibration | None, rules: bool
+    folder: Path, precision: Precision, calibration: Calibration | None, rules: bool, extra: Sequence[Target] = ()
 ) -> dict[str, dict[str, int]]:
-    """Write the forms of ``precision`` beside the portable graphs; returns file -> rule -> matches.
+    """Write the forms of ``precision``, and those of EXTRA_FORMS that ``extra`` names, beside the portable graphs.
+
+    Returns file -> rule -> matches.
 
     rules: False leaves out the exact rewrites, so that a half-precision form is only lowered and a float32 form, which
         would equal the portable graph, is not written.
@@ -98,7 +101,7 @@ def write_forms(
     applied: dict[str, dict[str, int]] = {}
     for part in PARTS:
         portable = load_graph(folder / file_name(part, "portable"), part)
-        for form, form_precision in FORMS[precision].items():
+        for form, form_precision in (*FORMS[precision].items(), *((form, precision) for form in extra)):
             if not rules and form_precision == "fp32":
                 continue
             maxima = calibration.of(part) if calibration else None

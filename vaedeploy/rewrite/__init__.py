@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
+from vaedeploy.errors import InputError
 from vaedeploy.graph.graph import Graph
 from vaedeploy.rewrite.attention import chunk_attention
+from vaedeploy.rewrite.cuda import fuse_for_cuda
 from vaedeploy.rewrite.normalization import split_means
 from vaedeploy.rewrite.outcome import Outcome, Refusal
 from vaedeploy.rewrite.padding import fold_padding
@@ -61,8 +63,14 @@ def rewrite_graph(
     maxima: tensor name -> largest magnitude (see ``calibrate``), for fp16; without them nothing is rescaled. rules:
     False to lower the precision and apply no other rule.
 
-    Raises InputError where the graph cannot be lowered, for the reasons that ``lower_precision`` lists.
+    Raises InputError where the graph cannot be lowered, for the reasons that ``lower_precision`` lists, and for the
+    target onnxruntime-cuda in another precision than fp16 or without rules: that form is made by rules alone.
     """
+    if target == "onnxruntime-cuda" and (precision != "fp16" or not rules):
+        raise InputError(
+            "the form for ONNX Runtime's CUDA provider is one of fused operators in fp16; for other precisions, the "
+            "form for onnxruntime runs on that provider too"
+        )
     model = graph.model.clone()
     outcomes: list[Outcome] = []
     keep_fp32: frozenset[str] = frozenset()
@@ -73,7 +81,11 @@ def rewrite_graph(
         outcomes, keep_fp32 = [scaled.outcome], scaled.keep_fp32
     if rules:
         outcomes.append(fold_padding(model))
-        if target == "tensorrt" and (precision == "bf16" or _has_bfloat16(model)):
+        if target == "onnxruntime-cuda":
+            kept = set(keep_fp32)
+            outcomes += fuse_for_cuda(model, kept)
+            keep_fp32 = frozenset(kept)
+        elif target == "tensorrt" and (precision == "bf16" or _has_bfloat16(model)):
             outcomes.append(Outcome("fold_upsampling", 0, (Refusal("", NOT_IN_BFLOAT16),)))
         else:
             outcomes.append(fold_upsampling(model, UPSAMPLING[target]))

@@ -28,7 +28,7 @@ import onnx_ir as ir
 
 from vaedeploy.rewrite.outcome import Outcome, Refusal
 
-__all__ = ["SCORES_BYTES", "chunk_attention"]
+__all__ = ["SCORES_BYTES", "attention_path", "chunk_attention"]
 
 SCORES_BYTES = 64 * 2**20
 """Most bytes that one block's scores may take: in float32, all scores of 4,096 tokens, or 256 rows of 65,536 tokens.
@@ -72,11 +72,11 @@ def chunk_attention(model: ir.Model, *, scores_bytes: int = SCORES_BYTES) -> Out
 
 def _find_attention(softmax: ir.Node, opset: int, scores_bytes: int) -> list[ir.Node] | str:
     """The nodes of the attention around ``softmax``, or why it is left alone."""
-    path = _path(softmax)
+    path = attention_path(softmax)
     return path if isinstance(path, str) else _why_not(path, softmax, opset, scores_bytes) or path
 
 
-def _path(softmax: ir.Node) -> list[ir.Node] | str:
+def attention_path(softmax: ir.Node) -> list[ir.Node] | str:
     """The nodes from the product of queries and keys to the product with the values, or why there is no such path."""
     path = [softmax]
     while path[0].op_type != "MatMul":

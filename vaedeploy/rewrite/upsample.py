@@ -31,7 +31,7 @@ from vaedeploy.graph.edit import free_name
 from vaedeploy.rewrite.doubling import why_not_double
 from vaedeploy.rewrite.outcome import Outcome, Refusal
 
-__all__ = ["UpsampleForm", "fold_upsampling"]
+__all__ = ["PHASES", "UpsampleForm", "fold_upsampling", "fold_weights", "why_not_foldable"]
 
 UpsampleForm = Literal["convolutions", "transposed"]
 
@@ -65,7 +65,7 @@ def fold_upsampling(model: ir.Model, form: UpsampleForm) -> Outcome:
             refusals.append(Refusal(resize.name or "", reason))
             continue
         for *between, conv in convolutions:
-            reason = _why_not_foldable(conv)
+            reason = why_not_foldable(conv)
             if reason is not None:
                 refusals.append(Refusal(conv.name or "", reason))
                 continue
@@ -73,7 +73,7 @@ def fold_upsampling(model: ir.Model, form: UpsampleForm) -> Outcome:
             assert weight is not None
             key = weight, conv.attributes.get_int("group", 1)
             if key not in folded:
-                folded[key] = _fold_weights(model.graph, *key, form)
+                folded[key] = fold_weights(model.graph, *key, form)
             if not folded[key]:
                 refusals.append(Refusal(conv.name or "", "sums of its weights overflow their type"))
                 continue
@@ -93,7 +93,7 @@ def _paths(value: ir.Value, passed: tuple[ir.Node, ...] = ()) -> Iterator[tuple[
             yield (*passed, node)
 
 
-def _why_not_foldable(conv: ir.Node) -> str | None:
+def why_not_foldable(conv: ir.Node) -> str | None:
     weight, attributes = conv.inputs[1], conv.attributes
     tensor = None if weight is None else _constant(weight)
     if tensor is None:
@@ -121,7 +121,7 @@ def _constant(value: ir.Value) -> ir.TensorProtocol | None:
     return None if value.is_graph_input() else ir.convenience.get_const_tensor(value)
 
 
-def _fold_weights(graph: ir.Graph, weight: ir.Value, groups: int, form: UpsampleForm) -> list[ir.Value]:
+def fold_weights(graph: ir.Graph, weight: ir.Value, groups: int, form: UpsampleForm) -> list[ir.Value]:
     """New initializers in the weight's dtype: (O, I/g, 2, 2) for each phase, or one (I, O/g, 4, 4).
 
     The list is empty where a sum of taps overflows.

@@ -11,7 +11,7 @@ Part = Literal["encoder", "decoder"]
 
 PARTS: tuple[Part, ...] = ("encoder", "decoder")
 
-Form = Literal["portable", "onnxruntime", "tensorrt"]
+Form = Literal["portable", "onnxruntime", "onnxruntime-cuda", "tensorrt"]
 """A form of a part's graph in a bundle; ``docs/bundle-format.md`` describes each."""
 
 ImageInput = Literal["float", "uint8"]
@@ -24,5 +24,5 @@ Backend = Literal["tensorrt", "tensorrt-rtx"]
 
 Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 
-Target = Literal["onnxruntime", "tensorrt"]
-"""The library that a graph is rewritten for."""
+Target = Literal["onnxruntime", "onnxruntime-cuda", "tensorrt"]
+"""The library that a graph is rewritten for: any provider of ONNX Runtime, its CUDA provider alone, or TensorRT."""

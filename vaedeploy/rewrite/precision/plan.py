@@ -8,11 +8,16 @@ from typing import cast
 import onnx_ir as ir
 from onnx import defs
 
-from vaedeploy.graph.edit import NORMALIZATIONS
+from vaedeploy.graph.edit import NORMALIZATIONS as STANDARD_NORMALIZATIONS
+from vaedeploy.rewrite.cuda import operators as cuda
 from vaedeploy.rewrite.outcome import Refusal
 from vaedeploy.rewrite.precision.weights import FLOAT, is_lost
 
-LINEAR = frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm", "Einsum", "Attention"})
+NORMALIZATIONS = STANDARD_NORMALIZATIONS | {"GroupNorm"}
+
+LINEAR = frozenset(
+    {"Conv", "ConvTranspose", "MatMul", "Gemm", "Einsum", "Attention"} | {"NhwcConv", "MultiHeadAttention"}
+)
 
 SUMS = frozenset(
     {"ReduceMean", "ReduceSum", "ReduceSumSquare", "ReduceL1", "ReduceL2", "ReduceLogSumExp", "GlobalAveragePool"}
@@ -73,6 +78,9 @@ class Plan:
 
     def _type_variable(self, node: ir.Node, index: int) -> tuple[str, frozenset[str]]:
         """The type variable of an input in the operator's schema, and the types that it allows."""
+        if node.domain == cuda.DOMAIN:
+            variable = cuda.INPUTS[node.op_type][index]
+            return variable, cuda.FLOATS if variable == "T" else frozenset({variable})
         schema = defs.get_schema(node.op_type, self.opset, "")
         variable = schema.inputs[min(index, len(schema.inputs) - 1)].type_str
         allowed = {c.type_param_str: c.allowed_type_strs for c in schema.type_constraints}
@@ -83,7 +91,7 @@ class Plan:
 
     def _is_tied(self, node: ir.Node, output: ir.Value) -> bool:
         """Whether an output has an input's type, not a fixed one. A Cast counts, since its type can be set."""
-        if node.op_type == "Cast":
+        if node.op_type == "Cast" or node.domain == cuda.DOMAIN:
             return True
         schema = defs.get_schema(node.op_type, self.opset, "")
         variable = schema.outputs[min(cast(int, output.index()), len(schema.outputs) - 1)].type_str
@@ -91,7 +99,7 @@ class Plan:
 
     def _unsupported(self, node: ir.Node) -> str | None:
         """Why ``node`` cannot compute in the lower type; None where it can."""
-        if node.domain not in ("", "ai.onnx"):
+        if node.domain not in ("", "ai.onnx") and (node.domain != cuda.DOMAIN or node.op_type not in cuda.INPUTS):
             return f"{node.domain}.{node.op_type} is not a standard operator"
         if any(output.type is not None and not isinstance(output.type, ir.TensorType) for output in node.outputs):
             return f"{node.op_type} gives a sequence"

@@ -1,0 +1,91 @@
+"""Reference implementations of ONNX Runtime's own operators that its CUDA provider has kernels for, and its CPU has not.
+
+They compute in float32 and round once to the type of the first input, as those kernels do. Sources: the operators'
+schemas in ONNX Runtime (``contrib_defs``), and its CUDA kernels where these say nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx.reference import ReferenceEvaluator
+from onnx.reference.op_run import OpRun
+from onnx.reference.ops.op_conv import Conv
+
+Array = NDArray[Any]
+
+
+def _wide(array: Array) -> Array:
+    return array.astype(np.float32)
+
+
+class NhwcConv(OpRun):
+    """Conv of x (B, H, W, C) with kernels (O, kH, kW, C / group)."""
+
+    op_domain = "com.microsoft"
+
+    def _run(self, x: Array, w: Array, b: Array | None = None, **attributes: Any) -> tuple[Array]:
+        first = Conv.eval(
+            _wide(x.transpose(0, 3, 1, 2)),
+            _wide(w.transpose(0, 3, 1, 2)),
+            None if b is None else _wide(b),
+            **{name: value for name, value in attributes.items() if value is not None},
+        )
+        return (np.ascontiguousarray(first.transpose(0, 2, 3, 1)).astype(x.dtype),)
+
+
+def _group_norm(
+    x: Array, gamma: Array, beta: Array, groups: int, epsilon: float, activation: int, channels_last: int
+) -> Array:
+    """Group normalisation of x (B, H, W, C), whose variance is the mean of the squares less the square of the mean."""
+    assert channels_last == 1
+    assert gamma.dtype == beta.dtype == np.float32
+    batch, *sizes, channels = x.shape
+    wide = _wide(x).reshape(batch, -1, groups, channels // groups)
+    mean = wide.mean(axis=(1, 3), keepdims=True, dtype=np.float32)
+    variance = (wide * wide).mean(axis=(1, 3), keepdims=True, dtype=np.float32) - mean * mean
+    normal = ((wide - mean) / np.sqrt(variance + np.float32(epsilon))).reshape(batch, *sizes, channels) * gamma + beta
+    return (normal / (1 + np.exp(-normal)) if activation else normal).astype(x.dtype)
+
+
+class GroupNorm(OpRun):
+    op_domain = "com.microsoft"
+
+    def _run(self, x: Array, gamma: Array, beta: Array, **attributes: Any) -> tuple[Array]:
+        return (_group_norm(x, gamma, beta, **attributes),)
+
+
+class SkipGroupNorm(OpRun):
+    """The sum is rounded to the type of x before it is normalised. skip: (B, H, W, C), (B, 1, 1, C) or (B, C)."""
+
+    op_domain = "com.microsoft"
+
+    def _run(
+        self, x: Array, gamma: Array, beta: Array, skip: Array, bias: Array | None = None, **attributes: Any
+    ) -> tuple[Array, ...]:
+        total = x if bias is None else x + bias
+        total = total + (skip[:, None, None, :] if skip.ndim == 2 else skip)
+        results = _group_norm(total, gamma, beta, **attributes), total
+        return results[: len(self.onnx_node.output)]
+
+
+class MultiHeadAttention(OpRun):
+    """Attention of query (B, N, H * D), key (B, M, H * D) and value (B, M, H * E)."""
+
+    op_domain = "com.microsoft"
+
+    def _run(self, query: Array, key: Array, value: Array, num_heads: int, scale: float) -> tuple[Array]:
+        def heads(array: Array) -> Array:
+            return _wide(array).reshape(*array.shape[:2], num_heads, -1).transpose(0, 2, 1, 3)
+
+        scores = heads(query) @ heads(key).transpose(0, 1, 3, 2) * np.float32(scale)
+        weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        mixed = (weights / weights.sum(axis=-1, keepdims=True)) @ heads(value)
+        return (mixed.transpose(0, 2, 1, 3).reshape(*query.shape[:2], -1).astype(query.dtype),)
+
+
+def evaluator(model: Any) -> ReferenceEvaluator:
+    """Runs ``model``, an ONNX model or the path of one, on the CPU."""
+    return ReferenceEvaluator(model, new_ops=[NhwcConv, GroupNorm, SkipGroupNorm, MultiHeadAttention])

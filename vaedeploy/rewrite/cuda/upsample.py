@@ -1,0 +1,100 @@
+"""Folds nearest x2 upsampling and the 3x3 convolution after it into channels-last convolutions of the small image.
+
+``rewrite/upsample.py`` has the equations. The four phases y_ab, (B, h, w, O) each, lie in the result as
+
+    y[:, 2i + a, 2j + b] = y_ab[:, i, j]:        (B, h, 2, w, 2, O)   read as   (B, 2h, 2w, O),
+
+so that channels-last they are joined by Concats of whole rows of channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from vaedeploy.rewrite.cuda.operators import DOMAIN
+from vaedeploy.rewrite.doubling import why_not_double
+from vaedeploy.rewrite.outcome import Outcome, Refusal
+from vaedeploy.rewrite.upsample import PHASES, fold_weights, why_not_foldable
+
+__all__ = ["fold_upsampling_last"]
+
+
+def fold_upsampling_last(model: ir.Model, keep: set[str]) -> Outcome:
+    """Fold each nearest x2 Resize of a float32 ``model``'s main graph into the convolution that alone reads it, in
+    place. keep: see ``fuse_group_norm``.
+    """
+    matches, refusals = 0, []
+    for resize in [node for node in model.graph if node.op_type == "Resize" and node.domain == ""]:
+        readers = [use.node for use in resize.outputs[0].uses()]
+        reason = why_not_double(resize, model.graph.opset_imports.get("", 0))
+        if reason is None and [node.op_identifier() for node in readers] != [("", "Conv", "")]:
+            reason = "one convolution alone does not read it"
+        reason = reason or why_not_foldable(readers[0])
+        phases = [] if reason else fold_weights(model.graph, readers[0].inputs[1], 1, "convolutions")  # type: ignore[arg-type]
+        if reason is not None or not phases:
+            refusals.append(Refusal(resize.name or "", reason or "sums of its weights overflow their type"))
+            continue
+        new = _replace(model.graph, resize, readers[0], phases)
+        if not keep.isdisjoint((str(resize.name), str(readers[0].name))):
+            keep.update(str(node.name) for node in new)
+        matches += 1
+    if matches:
+        model.opset_imports[DOMAIN] = 1
+        RemoveUnusedNodesPass()(model)
+    return Outcome("fold_upsampling_last", matches, tuple(refusals))
+
+
+def _replace(graph: ir.Graph, resize: ir.Node, conv: ir.Node, weights: Sequence[ir.Value]) -> list[ir.Node]:
+    """Replace both nodes; returns the new ones."""
+    x, output, name = resize.inputs[0], conv.outputs[0], f"{conv.name}.phases"
+    assert x is not None and x.shape is not None and output.shape is not None
+    batch, _, height, width = x.shape.dims
+    _, channels, tall, wide = output.shape.dims
+    nodes: list[ir.Node] = []
+
+    def add(
+        op_type: str, inputs: Sequence[ir.Value | None], shape: Sequence[Any], domain: str = "", **attributes: Any
+    ) -> ir.Value:
+        node = ir.node(op_type, inputs, attributes, domain=domain, name=f"{name}.{len(nodes)}")
+        node.outputs[0].name, node.outputs[0].type = f"{name}.{len(nodes)}", output.type
+        node.outputs[0].shape = ir.Shape(shape)
+        nodes.append(node)
+        return node.outputs[0]
+
+    def constant(suffix: str, array: Any) -> ir.Value:
+        value = ir.val(f"{name}.{suffix}", const_value=ir.tensor(array, name=f"{name}.{suffix}"))
+        graph.register_initializer(value)
+        return value
+
+    last = add("Transpose", [x], [batch, height, width, x.shape[1]], perm=(0, 2, 3, 1))
+    phases = []
+    for weight, (a, b) in zip(weights, PHASES, strict=True):
+        array = np.ascontiguousarray(weight.const_value.numpy().transpose(0, 2, 3, 1))  # type: ignore[union-attr]
+        kernel = constant(f"kernel_{a}{b}", array)
+        pads = {"pads": (1 - a, 1 - b, a, b), "kernel_shape": (2, 2), "strides": (1, 1), "dilations": (1, 1), "group": 1}
+        phases.append(
+            add("NhwcConv", [last, kernel, *conv.inputs[2:]], [batch, height, width, channels], DOMAIN, **pads)
+        )
+    rows = []
+    row = constant("row", np.array([0, 0, 1, -1]))
+    for a in (0, 1):
+        pair = add("Concat", phases[2 * a : 2 * a + 2], [batch, height, width, 2 * channels], axis=3)
+        rows.append(add("Reshape", [pair, row], [batch, height, 1, None]))
+    both = add("Concat", rows, [batch, height, 2, None], axis=2)
+    # The sizes are those of the small image, doubled, and the channels: what is left follows from -1.
+    small = ir.node("Shape", [last], {"start": 0, "end": 3}, name=f"{name}.small")
+    doubled = ir.node("Mul", [small.outputs[0], constant("two", np.array([1, 2, 2]))], name=f"{name}.doubled")
+    sizes = ir.node("Concat", [doubled.outputs[0], constant("channels", np.array([channels]))], {"axis": 0}, name=f"{name}.sizes")
+    for node, count in ((small, 3), (doubled, 3), (sizes, 4)):
+        node.outputs[0].name, node.outputs[0].type = node.name, ir.TensorType(ir.DataType.INT64)
+        node.outputs[0].shape = ir.Shape([count])
+        nodes.append(node)
+    joined = add("Reshape", [both, sizes.outputs[0]], [batch, tall, wide, channels])
+    add("Transpose", [joined], output.shape.dims, perm=(0, 3, 1, 2))
+    ir.convenience.replace_nodes_and_values(graph, conv, [conv], nodes, [output], [nodes[-1].outputs[0]])
+    return nodes
