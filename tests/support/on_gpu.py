@@ -159,7 +159,7 @@ def check_memory_of_results_comes_back(vae: VAE, latent: np.ndarray) -> None:
 
 
 def check_out_of_memory_and_then_another_call(
-    open_vae: Callable[[], VAE], small: np.ndarray, large: np.ndarray, said: str = ""
+    open_vae: Callable[[], VAE], small: np.ndarray, large: np.ndarray, said: str | None = None
 ) -> None:
     """With the GPU full, ``large`` is refused from either memory; the same VAE computes it when there is room again.
 
