@@ -4,11 +4,11 @@
 
 floor: the rates of a large matrix product and a large copy. A decoder cannot be faster than its operations at the
     former.
-speed: PyTorch eager, ONNX Runtime's CUDA provider with plain and rewritten graphs, and the package's runtime with
+speed: PyTorch eager, ONNX Runtime's CUDA provider with plain, rewritten and fused graphs, and the package's runtime with
     engines of TensorRT-RTX and TensorRT where they run. They take turns on the same photographs and latents in device
     memory, timed with CUDA events. The results also have the device memory that each takes, and how far its output is
-    from PyTorch in float64. torch.compile comes last, in a process of its own, where it takes turns with eager. That
-    process is stopped if tuning takes too long.
+    from PyTorch in float64. torch.compile comes last, in a process of its own, where it takes turns with eager and the
+    fused graph. That process is stopped if tuning takes too long.
 bundle: ``vaedeploy bench`` on the bundle with those engines: whole calls, with arrays in the host's memory.
 overflow: a VAE whose residual stream was inflated by 2^17, in half precision, without and with the rescale rule.
 
@@ -30,6 +30,7 @@ from typing import Any
 import torch
 
 from benchmarks.gpu.measuring import DEVICE, floor, machine
+from benchmarks.gpu.onnxruntime import FUSED, form_path, sessions
 from benchmarks.gpu.overflow import overflow
 from benchmarks.gpu.pytorch import compiled
 from benchmarks.gpu.speed import CASES, speed, whole_calls
@@ -42,7 +43,7 @@ def main() -> None:
     )
     parts = ("floor", "speed", "bundle", "overflow")
     parser.add_argument("parts", nargs="*", help=", ".join(parts))
-    parser.add_argument("--work", type=Path, help="the folder to write graphs to: several GB")
+    parser.add_argument("--work", type=Path, required=True, help="the folder to write graphs to: several GB")
     parser.add_argument(
         "--json", type=Path, help="the file for the figures [default: benchmarks/results/GPU-NAME.json]"
     )
@@ -61,10 +62,14 @@ def main() -> None:
     reference = load_reference(args.vae, weights)
     if args.compiled:
         part, size, batch = args.compiled
-        print(json.dumps(compiled(reference, part, int(size), int(batch), args.rounds)))
+        path = form_path(args.work, part, FUSED)
+
+        def fused(x: Any, shape: tuple[int, ...]) -> Any:
+            return sessions({FUSED: path}, x, shape, {})[0]
+
+        with own_stream():
+            print(json.dumps(compiled(reference, part, int(size), int(batch), args.rounds, fused)))
         return
-    if args.work is None:
-        parser.error("--work is missing")
     args.work.mkdir(parents=True, exist_ok=True)
     if args.json is None and DEVICE == "cuda":
         name = torch.cuda.get_device_name().replace(" ", "-")
@@ -72,7 +77,15 @@ def main() -> None:
     cases = [case for case in CASES if not args.sizes or case[1] in args.sizes]
     if DEVICE == "cpu":
         cases = [("decoder", 64, 1), ("encoder", 64, 2)]
-    again = ["--vae", args.vae, *(["--weights", weights] if weights else []), "--rounds", str(args.rounds)]
+    again = [
+        "--work",
+        str(args.work),
+        "--vae",
+        args.vae,
+        *(["--weights", weights] if weights else []),
+        "--rounds",
+        str(args.rounds),
+    ]
     chosen = args.parts or parts
     result: dict[str, Any] = {"machine": machine()}
     if args.json and args.json.exists():
@@ -94,16 +107,21 @@ def main() -> None:
         "speed": lambda: speed(
             reference, args.work, cases, args.rounds, deadline, again, result.get("floor"), keep_rows
         ),
-        "bundle": lambda: whole_calls(args.work / "bundle", args.rounds, deadline),
+        "bundle": lambda: whole_calls(reference, args.work, args.rounds, deadline),
         "overflow": lambda: overflow(reference, args.work),
     }
     for part in chosen:
         started = time.perf_counter()
-        with torch.cuda.stream(torch.cuda.Stream()) if DEVICE == "cuda" else contextlib.nullcontext():
+        with own_stream():
             result[part] = work[part]()
         print(f"{part}: {time.perf_counter() - started:.0f} s", flush=True)
         result.get("before", {}).pop(part, None)
         keep()
+
+
+def own_stream() -> contextlib.AbstractContextManager[Any]:
+    """Context in which PyTorch works in a stream of its own, which ONNX Runtime can share, as it cannot the default."""
+    return torch.cuda.stream(torch.cuda.Stream()) if DEVICE == "cuda" else contextlib.nullcontext()
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from vaedeploy.errors import BackendError, VaedeployError
 from vaedeploy.pipeline.build import build_engines
 from vaedeploy.pipeline.export import export_vae
 from vaedeploy.runtime import VAE
-from vaedeploy.runtime.backends import ENGINES
+from vaedeploy.runtime.backends import ENGINES, problem_of
 from vaedeploy.system.gpu import find_gpu
 from vaedeploy.values.reference import Reference
 
@@ -40,11 +40,19 @@ for which TensorRT takes minutes.
 """
 
 
-def build_bundle(reference: Reference, folder: Path, deadline: float) -> tuple[Path, dict[str, str]]:
-    """Build engines for this GPU until the deadline. Returns the bundle, and {engine: why it was not built}."""
-    place, failed = folder / "bundle", {}
-    made = export_vae(reference, out=place, precision="fp16", verify=False, force=True)
+def bundle_at(reference: Reference, folder: Path) -> Path:
+    """The bundle of the benchmark, which is exported if it is not there."""
+    place = folder / "bundle"
+    if not place.exists():
+        export_vae(reference, out=place, precision="fp16", forms=["onnxruntime-cuda"], verify=False)
+    return place
+
+
+def build_engines_until(deadline: float, reference: Reference, folder: Path) -> tuple[Path | None, dict[str, str]]:
+    """Build engines for this GPU. Returns the bundle, or None without any, and {engine: why it was not built}."""
+    failed: dict[str, str] = {}
     gpu = find_gpu()
+    built: Path | None = None
     for backend in ENGINES:
         for precision, sizes in BUILT[backend]:
             name = f"{precision}-{backend}"
@@ -54,12 +62,15 @@ def build_bundle(reference: Reference, folder: Path, deadline: float) -> tuple[P
                     raise BackendError("no time was left")
                 if gpu is None or gpu.compute_capability not in CAPABILITIES[backend]:
                     raise BackendError(f"{backend} builds nothing for {gpu}")
+                if problem := problem_of(backend):
+                    raise BackendError(problem)
                 text = PROFILE.format(gpu=gpu, backend=backend, precision=precision, shapes="\n".join(shapes))
                 (folder / f"{name}.toml").write_text(text)
-                made = build_engines(made, [name], folder=folder)
+                build_engines(bundle_at(reference, folder), [name], folder=folder)
+                built = bundle_at(reference, folder)
             except VaedeployError as error:
                 failed[name] = str(error)[:400]
-    return place, failed
+    return built, failed
 
 
 def engines(

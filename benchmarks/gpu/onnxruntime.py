@@ -10,14 +10,21 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.measuring import DEVICE, PROVIDER, Run, used_gb
-from vaedeploy.graph.graph import Graph, load_graph, save_graph
+from vaedeploy.graph.graph import load_graph, save_form, save_graph
 from vaedeploy.graph.trace import trace_graph
-from vaedeploy.rewrite.normalization import split_means
-from vaedeploy.rewrite.precision import lower_precision
-from vaedeploy.rewrite.upsample import fold_upsampling
+from vaedeploy.rewrite import rewrite_graph
+from vaedeploy.runtime.onnxruntime_cuda import FUSED_OPTIONS
+from vaedeploy.values.kinds import Target
 from vaedeploy.values.reference import Reference
 
-FP16_FORMS = {"fp16, plain": (), "fp16, rewritten": ("two-stage", "convolutions")}
+FUSED = "fp16, fused"
+
+FP16_FORMS: dict[str, tuple[Target, bool]] = {
+    "fp16, plain": ("onnxruntime", False),
+    "fp16, rewritten": ("onnxruntime", True),
+    FUSED: ("onnxruntime-cuda", True),
+}
+"""Name -> the target of the rewrites, and whether more is done than lowering the precision."""
 
 
 class Session:
@@ -50,21 +57,15 @@ def write_forms(reference: Reference, folder: Path) -> dict[str, dict[str, Path]
     for part, paths in forms.items():
         plain = folder / f"{part}.onnx"
         save_graph(trace_graph(reference, part), plain)
-        for name, steps in FP16_FORMS.items():
-            graph = rewritten(load_graph(plain, part), steps)
-            lower_precision(graph.model, "fp16")
-            paths[name] = folder / f"{part}.{'.'.join(('fp16', *steps))}.onnx"
-            save_graph(graph, paths[name])
+        graph = load_graph(plain, part)
+        for name, (target, rules) in FP16_FORMS.items():
+            paths[name] = form_path(folder, part, name)
+            save_form(rewrite_graph(graph, target, "fp16", rules=rules).graph, paths[name], shared=False)
     return forms
 
 
-def rewritten(graph: Graph, steps: tuple[str, ...]) -> Graph:
-    for step in steps:
-        if step == "two-stage":
-            split_means(graph.model)
-        else:
-            fold_upsampling(graph.model, step)  # an encoder has nothing to fold
-    return graph
+def form_path(folder: Path, part: str, name: str) -> Path:
+    return folder / f"{part}.{name.replace(', ', '.')}.onnx"
 
 
 def sessions(
@@ -76,7 +77,8 @@ def sessions(
     for name, path in paths.items():
         before = used_gb()
         try:
-            calls[f"onnxruntime {name}"] = call = Session(path, x, shape)
+            options = FUSED_OPTIONS if name == FUSED else {}
+            calls[f"onnxruntime {name}"] = call = Session(path, x, shape, **options)
             call()
             memory[f"onnxruntime {name}"] = used_gb() - before
         except Exception as error:  # a failure is a result too

@@ -6,6 +6,7 @@ import copy
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from benchmarks.gpu.measuring import BASE, DEVICE, Run, errors, row_of, take_tur
 from vaedeploy.images.photos import crop_batch, load_photos
 from vaedeploy.values.reference import Reference
 
-COMPILED = (("decoder", 512, 1), ("encoder", 512, 1), ("decoder", 1024, 1))
+COMPILED = (("decoder", 512, 1), ("decoder", 512, 4), ("encoder", 512, 1), ("decoder", 1024, 1))
 
 ROOT = Path(__file__).parents[2]
 """The top folder of the repository, in which ``python -m benchmarks.gpu`` runs."""
@@ -26,7 +27,8 @@ COMPILE_SECONDS = 120
 """The time limit of one case of torch.compile, in seconds: its tuning takes minutes for some."""
 
 
-TOLD = "torch.compile fp16, channels-last, max-autotune"
+TOLD = "torch.compile fp16, channels-last"
+"""In the default mode."""
 
 
 class Half(nn.Module):
@@ -66,18 +68,25 @@ def modules(reference: Reference, part: str, x: Tensor) -> dict[str, Run]:
     }
 
 
-def compiled(reference: Reference, part: str, size: int, batch: int, rounds: int) -> dict[str, Any]:
-    """Time torch.compile and eager in turns, as a row of ``speed``."""
+def compiled(
+    reference: Reference, part: str, size: int, batch: int, rounds: int, fused: Callable[..., dict[str, Run]]
+) -> list[dict[str, Any]]:
+    """Time torch.compile, eager and what ``fused`` gives in turns, as rows of ``speed``.
+
+    fused: takes the input and the output's shape, and returns calls by name.
+    """
     x = inputs(reference, size, batch)[part]
     last = torch.channels_last
-    tuned = torch.compile(Half(reference, part, torch.float16, last), mode="max-autotune", fullgraph=True)
+    tuned = torch.compile(Half(reference, part, torch.float16, last), fullgraph=True, dynamic=False)
+    expected = exact(reference, part, x)
     calls = {BASE: eager(Half(reference, part, torch.float16, torch.contiguous_format), x), TOLD: eager(tuned, x, last)}
-    far = errors(calls[TOLD](), exact(reference, part, x))
+    calls |= fused(x, tuple(expected.shape))
+    far = {name: errors(call(), expected) for name, call in calls.items()}
     times = take_turns(calls, rounds)
-    return row_of(part, size, batch, TOLD, times, far)
+    return [row_of(part, size, batch, name, times, far[name]) | {"with": TOLD} for name in times]
 
 
-def compiled_elsewhere(case: tuple[str, int, int], seconds: float, arguments: list[str]) -> dict[str, Any]:
+def compiled_elsewhere(case: tuple[str, int, int], seconds: float, arguments: list[str]) -> list[dict[str, Any]]:
     """Run ``compiled`` in a process that is stopped after ``seconds``."""
     part, size, batch = case
     row = {"part": part, "size": size, "batch": batch, "name": TOLD}
@@ -85,9 +94,9 @@ def compiled_elsewhere(case: tuple[str, int, int], seconds: float, arguments: li
     try:
         ended = subprocess.run(command, capture_output=True, text=True, timeout=seconds, cwd=ROOT)
     except subprocess.TimeoutExpired:
-        return row | {"failed": f"its tuning was not done after {seconds:.0f} s"}
+        return [row | {"failed": f"its tuning was not done after {seconds:.0f} s"}]
     if ended.returncode:
-        return row | {"failed": ended.stderr.strip()[-400:]}
+        return [row | {"failed": ended.stderr.strip()[-400:]}]
     return json.loads(ended.stdout.splitlines()[-1])
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import torch
 
-from benchmarks.gpu.engines import build_bundle, engines
+from benchmarks.gpu.engines import build_engines_until, bundle_at, engines
 from benchmarks.gpu.measuring import DEVICE, errors, peak_gb, row_of, take_turns
 from benchmarks.gpu.onnxruntime import sessions, write_forms
 from benchmarks.gpu.pytorch import COMPILE_SECONDS, COMPILED, TOLD, compiled_elsewhere, exact, inputs, modules
@@ -48,7 +48,7 @@ def tell(row: dict[str, Any], ceilings: dict[str, float] | None) -> None:
 
 
 def contest(
-    reference: Reference, forms: dict[str, Path], bundle: Path, case: tuple[str, int, int], rounds: int
+    reference: Reference, forms: dict[str, Path], bundle: Path | None, case: tuple[str, int, int], rounds: int
 ) -> list[dict[str, Any]]:
     """Time the contestants of one case, and return a row for each."""
     part, size, batch = case
@@ -57,7 +57,8 @@ def contest(
     calls = modules(reference, part, x)
     memory = {name: peak_gb(call) for name, call in calls.items()}
     shape, rows = tuple(expected.shape), []
-    for found, lost in (sessions(forms, x, shape, memory), engines(bundle, part, x, shape, memory)):
+    built = engines(bundle, part, x, shape, memory) if bundle else ({}, {})
+    for found, lost in (sessions(forms, x, shape, memory), built):
         calls |= found
         rows += [{"part": part, "size": size, "batch": batch, "name": n, "failed": why} for n, why in lost.items()]
     far = {name: errors(call(), expected) for name, call in calls.items()}
@@ -88,11 +89,14 @@ def speed(
 
     forms = write_forms(reference, folder)
     # Builds start only in the first third of the time, so that time is left to run the engines against the others.
-    bundle, failed = build_bundle(reference, folder, time.monotonic() + (deadline - time.monotonic()) / 3)
+    bundle, failed = build_engines_until(time.monotonic() + (deadline - time.monotonic()) / 3, reference, folder)
     for name, why in failed.items():
         add({"part": "both", "size": 0, "batch": 0, "name": name, "failed": why})
+    # Of what is left, half goes to torch.compile at most.
+    half = (time.monotonic() + deadline) / 2
+    enough = max(half, deadline - len(COMPILED) * COMPILE_SECONDS)
     for part, size, batch in cases:
-        if time.monotonic() > deadline:
+        if time.monotonic() > enough:
             add({"part": part, "size": size, "batch": batch, "name": "everything", "failed": "no time was left"})
             continue
         try:
@@ -108,14 +112,16 @@ def speed(
         if left < 30:
             add(dict(zip(("part", "size", "batch"), case, strict=True), name=TOLD, failed="no time was left"))
         else:
-            add(compiled_elsewhere(case, min(left, COMPILE_SECONDS), arguments))
+            for row in compiled_elsewhere(case, min(left, COMPILE_SECONDS), arguments):
+                add(row)
     return rows
 
 
-def whole_calls(bundle: Path, rounds: int, deadline: float) -> Any:
-    """Run ``vaedeploy bench`` on the bundle of ``speed``. If there is a GPU, the CPU is left out: it takes minutes."""
+def whole_calls(reference: Reference, folder: Path, rounds: int, deadline: float) -> Any:
+    """Run ``vaedeploy bench`` on the bundle with the engines of ``speed``. If there is a GPU, the CPU is left out: it takes minutes."""
     if time.monotonic() > deadline:
         return "no time was left"
+    bundle = bundle_at(reference, folder)
     sizes = [(512, 512), (1024, 1024)] if DEVICE == "cuda" else [(64, 64)]
     possible = BACKENDS[:-1] if DEVICE == "cuda" else BACKENDS[-1:]
     built = {info.identity.backend for info in Bundle.open(bundle).manifest.engines.values()}

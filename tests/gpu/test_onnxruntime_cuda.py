@@ -39,14 +39,21 @@ SHAPES_ONLY = 1024
 """Bytes. What works on shapes gives less; the smallest tensor with values of an image, the latent, is larger."""
 
 
-@pytest.fixture(scope="module", params=["fp16", "fp32"])
+@pytest.fixture(scope="module", params=["fp16", "fused", "fp32"])
 def bundle(request: pytest.FixtureRequest, made_once: Callable[..., Path]) -> Bundle:
-    """The demo VAE, not verified."""
+    """The demo VAE, not verified. fused: fp16 with the form of the provider's own operators."""
 
     def make(folder: Path) -> None:
-        export_vae("demo", out=folder / "demo", precision=request.param, verify=False)
+        fused = request.param == "fused"
+        precision = "fp16" if fused else request.param
+        forms = ["onnxruntime-cuda"] if fused else []
+        export_vae("demo", out=folder / "demo", precision=precision, forms=forms, verify=False)
 
     return Bundle.open(made_once(f"gpu {request.param}", make) / "demo")
+
+
+def form_of(bundle: Bundle) -> str:
+    return "onnxruntime-cuda" if "onnxruntime-cuda" in bundle.manifest.graphs["decoder"] else "onnxruntime"
 
 
 def opened(bundle: Bundle, backend: str | None = "onnxruntime-cuda", **options: Any) -> VAE:
@@ -98,7 +105,7 @@ def test_a_sample_is_the_one_of_the_cpu(bundle: Bundle, vae: VAE, cpu: VAE) -> N
 def test_tf32_is_off_in_float32_alone(bundle: Bundle) -> None:
     """Without it, ONNX Runtime computes convolutions of half precision without tensor cores."""
     precision = bundle.manifest.precision
-    session = onnxruntime_cuda.Session(bundle.graph("decoder", "onnxruntime"), precision=precision)
+    session = onnxruntime_cuda.Session(bundle.graph("decoder", form_of(bundle)), precision=precision)
     taken = session._session.get_provider_options()["CUDAExecutionProvider"]["use_tf32"]
     assert taken == ("0" if precision == "fp32" else "1")
 
@@ -112,13 +119,14 @@ def test_nothing_large_is_computed_on_the_cpu_or_copied(bundle: Bundle, part: st
     options.enable_profiling, options.profile_file_prefix = True, str(tmp_path / "profile")
     options.log_severity_level = 3
     providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
-    session = onnxruntime.InferenceSession(bundle.graph(part, "onnxruntime"), options, providers=providers)
+    session = onnxruntime.InferenceSession(bundle.graph(part, form_of(bundle)), options, providers=providers)
     given = latents(bundle, 2, 8, 8) if part == "decoder" else np.zeros((2, 3, 64, 64), np.float32)
     session.run(None, {session.get_inputs()[0].name: given})
     events = json.loads(Path(session.end_profiling()).read_text())
     ran = [event["args"] for event in events if event.get("cat") == "Node" and "output_size" in event["args"]]
     # Softmax is in the body of attention's loop.
-    assert {"Conv", "Softmax"} <= {node["op_name"] for node in ran}, "the profile lacks nodes"
+    layers = {"NhwcConv", "MultiHeadAttention"} if form_of(bundle) == "onnxruntime-cuda" else {"Conv", "Softmax"}
+    assert layers <= {node["op_name"] for node in ran}, "the profile lacks nodes"
     travels = {
         (node["op_name"], node["provider"], node["output_size"])
         for node in ran
@@ -187,6 +195,19 @@ def test_a_view_into_the_middle_of_a_tensor(tmp_path: Path, offset: int) -> None
 
 def test_many_threads(bundle: Bundle, vae: VAE) -> None:
     on_gpu.check_many_threads(vae, [latents(bundle, 1, 8 + n, 8) for n in range(3)])
+
+
+def test_sizes_in_turns(bundle: Bundle) -> None:
+    """Each of the sizes used last has a session of its own, so that nothing is planned again."""
+    given = [latents(bundle, 1, 8 + n, 8) for n in range(onnxruntime_cuda.SIZES_AT_ONCE + 1)]
+    with opened(bundle) as vae:
+        first = [vae.decode(latent) for latent in given]
+        (runner,) = vae._dispatch._runners.values()
+        assert len(runner._by_size._sessions) == onnxruntime_cuda.SIZES_AT_ONCE
+        kept = dict(runner._by_size._sessions)
+        for latent, expected in zip(given[1:] * 2, first[1:] * 2, strict=True):
+            assert on_gpu.near(vae.decode(latent), expected)
+        assert dict(runner._by_size._sessions) == kept
 
 
 def test_another_gpu_or_stream_is_refused(bundle: Bundle, vae: VAE) -> None:
@@ -260,7 +281,7 @@ def test_out_of_memory_and_then_a_smaller_call(bundle: Bundle) -> None:
 
 
 def test_a_full_gpu_and_then_another_call(bundle: Bundle) -> None:
-    small, large = latents(bundle, 1, 8, 8), latents(bundle, 2, 64, 64)
+    small, large = latents(bundle, 1, 8, 8), latents(bundle, 4, 96, 96)
     said = "not enough memory: give a smaller batch or size|left on the GPU|for a result cannot be had"
     on_gpu.check_out_of_memory_and_then_another_call(lambda: opened(bundle), small, large, said)
 

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+from pathlib import Path
+
 import numpy as np
 import pytest
-from arrays import noise
 from host_gpu import HostDevice
+from tiny_bundle import tiny_bundle
+from tiny_inputs import CHANNELS, noise
 
-from vaedeploy.runtime.onnxruntime_cuda import aligned, aligned_place, provider_options
+from vaedeploy.errors import BackendError
+from vaedeploy.runtime import onnxruntime_cpu, onnxruntime_cuda
+from vaedeploy.runtime.onnxruntime_cuda import BySize, aligned, aligned_place, provider_options
 
 
 def test_half_precision_keeps_the_tensor_cores() -> None:
@@ -41,3 +48,54 @@ def test_an_array_is_filled() -> None:
     target = device.put(np.zeros_like(values), 4)
     target.copy_from(device.put(values))
     np.testing.assert_array_equal(target.on_host(), values)
+
+
+def test_each_of_the_sizes_used_last_has_a_session() -> None:
+    opened = iter("bcdefg")
+    sessions = BySize("a", limit=3)
+    assert [sessions.take(size, lambda: next(opened)) for size in (1, 2, 3, 1, 2)] == ["a", "b", "c", "a", "b"]
+    assert sessions.take(4, lambda: next(opened)) == "c", "the size used longest ago gives its session"
+    assert [sessions.take(size, lambda: next(opened)) for size in (1, 2, 4)] == ["a", "b", "c"]
+
+
+def test_a_lack_of_memory_leaves_one_session() -> None:
+    opened = iter("bcd")
+    sessions = BySize("a", limit=2)
+    first = sessions.take(1, lambda: next(opened))
+    assert not sessions.drop_others(first), "there is no other to let go of"
+    assert sessions.drop_others(sessions.take(2, lambda: next(opened)))
+    assert [sessions.take(size, lambda: next(opened)) for size in (2, 1, 2)] == ["b", "c", "b"]
+
+
+def test_where_no_session_can_be_opened_another_size_gives_its() -> None:
+    def no_room() -> str:
+        raise BackendError("ONNX Runtime cannot load decoder.onnx: CUBLAS failure 3: the resource allocation failed")
+
+    sessions = BySize("a", limit=4)
+    assert [sessions.take(size, no_room) for size in (1, 2, 1)] == ["a", "a", "a"]
+
+
+def test_with_a_limit_of_one_all_sizes_share_a_session() -> None:
+    sessions = BySize("a", limit=1)
+    assert [sessions.take(size, lambda: pytest.fail("a second was opened")) for size in (1, 2, 1)] == ["a", "a", "a"]
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate provider:UserWarning")
+def test_sizes_in_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the CPU's provider, which stands for CUDA's: results are right, and memory is freed with the last reference.
+
+    It would be memory of the GPU, which must not wait until garbage is collected.
+    """
+    monkeypatch.setattr(onnxruntime_cuda, "PROVIDER", onnxruntime_cpu.PROVIDER)
+    graph = tiny_bundle(tmp_path / "tiny").graph("decoder")
+    session, plain = onnxruntime_cuda.Session(graph), onnxruntime_cpu.Session(graph)
+    given = [{"latent": noise(1, CHANNELS, rows, 4)} for rows in (2, 3, 4, 2, 3, 4)]
+    for inputs in given:
+        np.testing.assert_array_equal(session.run(["image"], inputs), plain.run(["image"], inputs))
+    gc.disable()
+    try:
+        gone = weakref.ref(session)
+        del session
+        assert gone() is None
+    finally:
+        gc.enable()

@@ -31,7 +31,7 @@ ONNX Runtime has no bfloat16 convolution, so its form of a bf16 bundle stays in 
 """
 
 
-EXTRA_FORMS: Mapping[Form, Precision] = {"onnxruntime-cuda": "fp16"}
+EXTRA_FORMS: Mapping[Target, Precision] = {"onnxruntime-cuda": "fp16"}
 """Each form that a bundle has only where it was asked for -> the precision that the bundle must have, and the form has.
 None of them runs on a CPU, so none is among those that are verified when the bundle is made.
 """

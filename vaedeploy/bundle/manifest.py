@@ -11,6 +11,7 @@ from typing import Annotated
 
 import msgspec
 
+from vaedeploy.bundle.graphs import EXTRA_FORMS
 from vaedeploy.errors import BundleError, ContractError
 from vaedeploy.values.interface import Interface
 from vaedeploy.values.kinds import Backend, Form, ImageInput, Part, Precision, Sha256
@@ -180,6 +181,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             words += ["--precision", self.precision]
         if self.image_input != "float":
             words += ["--image-input", self.image_input]
+        for form in EXTRA_FORMS:
+            words += ["--form", form] if form in self.graphs["decoder"] else []
         return shlex.join([*words, "--out", str(out), "--force"])
 
     def build_command(self, bundle: Path, engine: str) -> str:

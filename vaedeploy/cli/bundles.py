@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from vaedeploy.bundle.graphs import EXTRA_FORMS
 from vaedeploy.cli import terminal
 from vaedeploy.cli.group import (
     PATH,
@@ -61,6 +62,13 @@ from vaedeploy.cli.group import (
     type=float,
     metavar="X",
     help="The shift of the latents. Needed where nothing states it, or where two statements of it differ.",
+)
+@click.option(
+    "--form",
+    "forms",
+    type=click.Choice(list(EXTRA_FORMS)),
+    multiple=True,
+    help="Also write the graphs with the fused operators of ONNX Runtime's CUDA provider; needs --precision fp16.",
 )
 @photos_option
 @click.option(

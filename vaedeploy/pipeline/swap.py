@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 
 from vaedeploy.bundle import PREVIOUS, Bundle, BundleEdit, as_bundle, check_bundle, edit_bundle, naming_bundle
-from vaedeploy.bundle.graphs import extra_forms
+from vaedeploy.bundle.graphs import EXTRA_FORMS
 from vaedeploy.bundle.manifest import NAME
 from vaedeploy.engines.plan import plan_rebuilds
 from vaedeploy.errors import InputError, VerificationError
@@ -90,7 +90,7 @@ def swap_vae(
                 precision=manifest.precision,
                 image_input=manifest.image_input,
                 rewrite=bool(manifest.rewrites),
-                forms=extra_forms(manifest),
+                forms=[form for form in EXTRA_FORMS if form in manifest.graphs["decoder"]],
                 progress=progress,
             )
         except VerificationError as error:

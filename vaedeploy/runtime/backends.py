@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -150,19 +151,47 @@ def _graph_candidates(
         raise BackendError(problem)
 
     def candidate(precision: Precision, form: Form) -> Candidate:
-        make_session: Callable[[Path], Runner]
-        if name == onnxruntime_cuda.NAME:
-            make_session = partial(
-                onnxruntime_cuda.Session, device=device, threads=threads, options=options, precision=precision
-            )
-        else:
-            make_session = partial(onnxruntime_cpu.Session, threads=threads)
-        return Candidate(name, precision, _graph_opener(bundle, form, make_session))
+        def open_half(part: Part) -> Runner:
+            if name != onnxruntime_cuda.NAME:
+                return onnxruntime_cpu.Session(bundle.graph(part, form), threads)
+            session = partial(onnxruntime_cuda.Session, device=device, threads=threads, precision=precision)
+            if precision == "fp16" and onnxruntime_cuda.FUSED_FORM in bundle.manifest.graphs[part]:
+                return _open_fused(bundle, part, session, options)
+            return session(bundle.graph(part, form), options=options)
+
+        return Candidate(name, precision, open_half)
 
     candidates = [candidate(precision_of(bundle), "onnxruntime")]
     if candidates[0].precision != "fp32":
         candidates.append(candidate("fp32", float32_form(bundle)))
     return candidates
+
+
+def _open_fused(
+    bundle: Bundle, part: Part, session: Callable[..., Runner], options: Mapping[str, str] | None
+) -> Runner:
+    """Open the form with fused operators, or the one for any provider where this ONNX Runtime lacks an operator."""
+    try:
+        graph = bundle.graph(part, onnxruntime_cuda.FUSED_FORM)
+        runner = session(graph, options={**onnxruntime_cuda.FUSED_OPTIONS, **(options or {})})
+    except BackendError as error:
+        log.warning("the %s runs without fused operators: %s", part, error)
+        return session(bundle.graph(part, "onnxruntime"), options=options)
+    if not _passed(bundle, onnxruntime_cuda.NAME):
+        log.warning(
+            "%s was never compared with PyTorch on a GPU; its images may be wrong. Run: vaedeploy verify %s "
+            "--backend %s",
+            graph,
+            bundle.path,
+            onnxruntime_cuda.NAME,
+        )
+    return runner
+
+
+def _passed(bundle: Bundle, backend: str) -> bool:
+    """Whether ``vaedeploy verify --backend`` passed for a backend that runs graphs, on any machine."""
+    name = f"report/{backend}.json"
+    return name in bundle.manifest.files and bool(json.loads(bundle.file(name).read_bytes())["passed"])
 
 
 def _engine_candidates(
@@ -244,7 +273,3 @@ def open_engines(half: Half, device: int = 0, verify_hashes: bool = True) -> Eng
         return tensorrt.load_plan(half.bundle.path / name, half.backend, sha256, gpu, graphs)
 
     return EngineSession(half, gpu, load, verify_hashes)
-
-
-def _graph_opener(bundle: Bundle, form: Form, make_session: Callable[[Path], Runner]) -> Callable[[Part], Runner]:
-    return lambda part: make_session(bundle.graph(part, form))

@@ -24,9 +24,14 @@ class Session:
     def __init__(self, graph: Path, threads: int | None = None, providers: Sequence[Any] = (PROVIDER,)) -> None:
         self.graph = graph
         # The default of ONNX Runtime is one thread for each core of the machine.
-        self._session = _open(graph, _options(threads or usable_cores()), providers)
+        self._threads, self._providers = threads, providers
+        self._session = self._open_again()
         self.inputs = [value.name for value in self._session.get_inputs()]
         self.outputs = [value.name for value in self._session.get_outputs()]
+
+    def _open_again(self) -> Any:
+        """One more session of ONNX Runtime for the same graph."""
+        return _open(self.graph, _options(self._threads or usable_cores()), self._providers)
 
     def run(
         self,
@@ -49,7 +54,7 @@ class Session:
             yield
         except Exception as error:
             shapes = ", ".join(f"{name} {shape_of(array)}" for name, array in inputs.items())
-            advice = ". There is not enough memory: give a smaller batch or size" if _is_out_of_memory(error) else ""
+            advice = ". There is not enough memory: give a smaller batch or size" if is_out_of_memory(error) else ""
             raise BackendError(f"ONNX Runtime failed in {self.graph} on {shapes}: {error}{advice}") from error
 
 
@@ -117,7 +122,15 @@ def usable_cores() -> int:
         return cores
 
 
-def _is_out_of_memory(error: Exception) -> bool:
-    # ALLOC_FAILED is a status of cuBLAS and cuDNN.
-    words = ("allocate memory", "bad_alloc", "out of memory", "smaller than requested bytes", "ALLOC_FAILED")
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether an exception of ONNX Runtime says that memory was lacking, the host's or a device's."""
+    # ALLOC_FAILED is a status of cuBLAS and cuDNN, and the resource is memory of the GPU.
+    words = (
+        "resource allocation failed",
+        "allocate memory",
+        "bad_alloc",
+        "out of memory",
+        "smaller than requested bytes",
+        "ALLOC_FAILED",
+    )
     return isinstance(error, MemoryError) or any(word in str(error) for word in words)

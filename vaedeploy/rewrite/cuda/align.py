@@ -59,7 +59,9 @@ def _fill(graph: ir.Graph, node: ir.Node, kernel: Any, more_outputs: int, more_i
     )
     if more_inputs:
         shape = x.shape
-        pad = new("Pad", [x, constant("pads", np.array([0, 0, 0, 0, 0, 0, 0, more_inputs]))], kernel.shape[3] + more_inputs)
+        pad = new(
+            "Pad", [x, constant("pads", np.array([0, 0, 0, 0, 0, 0, 0, more_inputs]))], kernel.shape[3] + more_inputs
+        )
         graph.insert_before(node, pad)
         node.replace_input_with(0, pad.outputs[0])
     if more_outputs:
@@ -68,7 +70,10 @@ def _fill(graph: ir.Graph, node: ir.Node, kernel: Any, more_outputs: int, more_i
             bias = ir.convenience.get_const_tensor(node.inputs[2])
             assert bias is not None
             node.replace_input_with(2, constant("bias", np.pad(bias.numpy(), (0, more_outputs))))
-        limits = [constant(suffix, np.array([number])) for suffix, number in (("start", 0), ("end", kernel.shape[0]), ("axis", 3))]
+        limits = [
+            constant(suffix, np.array([number]))
+            for suffix, number in (("start", 0), ("end", kernel.shape[0]), ("axis", 3))
+        ]
         cut = new("Slice", [output, *limits], kernel.shape[0])
         graph.insert_after(node, cut)
         result = cut.outputs[0]

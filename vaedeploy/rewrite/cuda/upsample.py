@@ -76,7 +76,13 @@ def _replace(graph: ir.Graph, resize: ir.Node, conv: ir.Node, weights: Sequence[
     for weight, (a, b) in zip(weights, PHASES, strict=True):
         array = np.ascontiguousarray(weight.const_value.numpy().transpose(0, 2, 3, 1))  # type: ignore[union-attr]
         kernel = constant(f"kernel_{a}{b}", array)
-        pads = {"pads": (1 - a, 1 - b, a, b), "kernel_shape": (2, 2), "strides": (1, 1), "dilations": (1, 1), "group": 1}
+        pads = {
+            "pads": (1 - a, 1 - b, a, b),
+            "kernel_shape": (2, 2),
+            "strides": (1, 1),
+            "dilations": (1, 1),
+            "group": 1,
+        }
         phases.append(
             add("NhwcConv", [last, kernel, *conv.inputs[2:]], [batch, height, width, channels], DOMAIN, **pads)
         )
@@ -89,7 +95,9 @@ def _replace(graph: ir.Graph, resize: ir.Node, conv: ir.Node, weights: Sequence[
     # The sizes are those of the small image, doubled, and the channels: what is left follows from -1.
     small = ir.node("Shape", [last], {"start": 0, "end": 3}, name=f"{name}.small")
     doubled = ir.node("Mul", [small.outputs[0], constant("two", np.array([1, 2, 2]))], name=f"{name}.doubled")
-    sizes = ir.node("Concat", [doubled.outputs[0], constant("channels", np.array([channels]))], {"axis": 0}, name=f"{name}.sizes")
+    sizes = ir.node(
+        "Concat", [doubled.outputs[0], constant("channels", np.array([channels]))], {"axis": 0}, name=f"{name}.sizes"
+    )
     for node, count in ((small, 3), (doubled, 3), (sizes, 4)):
         node.outputs[0].name, node.outputs[0].type = node.name, ir.TensorType(ir.DataType.INT64)
         node.outputs[0].shape = ir.Shape([count])
