@@ -118,7 +118,10 @@ def speed(
 
 
 def whole_calls(reference: Reference, folder: Path, rounds: int, deadline: float) -> Any:
-    """Run ``vaedeploy bench`` on the bundle with the engines of ``speed``. If there is a GPU, the CPU is left out: it takes minutes."""
+    """Run ``vaedeploy bench`` on the bundle with the engines of ``speed``.
+
+    Beside a GPU, the CPU is left out: it takes minutes.
+    """
     if time.monotonic() > deadline:
         return "no time was left"
     bundle = bundle_at(reference, folder)

@@ -1,4 +1,4 @@
-"""Reference implementations of ONNX Runtime's own operators that its CUDA provider has kernels for, and its CPU has not.
+"""Reference implementations of those of ONNX Runtime's own operators that have CUDA kernels and no CPU kernels.
 
 They compute in float32 and round once to the type of the first input, as those kernels do. Sources: the operators'
 schemas in ONNX Runtime (``contrib_defs``), and its CUDA kernels where these say nothing.
@@ -57,20 +57,6 @@ class GroupNorm(OpRun):
         return (_group_norm(x, gamma, beta, **attributes),)
 
 
-class SkipGroupNorm(OpRun):
-    """The sum is rounded to the type of x before it is normalised. skip: (B, H, W, C), (B, 1, 1, C) or (B, C)."""
-
-    op_domain = "com.microsoft"
-
-    def _run(
-        self, x: Array, gamma: Array, beta: Array, skip: Array, bias: Array | None = None, **attributes: Any
-    ) -> tuple[Array, ...]:
-        total = x if bias is None else x + bias
-        total = total + (skip[:, None, None, :] if skip.ndim == 2 else skip)
-        results = _group_norm(total, gamma, beta, **attributes), total
-        return results[: len(self.onnx_node.output)]
-
-
 class MultiHeadAttention(OpRun):
     """Attention of query (B, N, H * D), key (B, M, H * D) and value (B, M, H * E)."""
 
@@ -88,4 +74,4 @@ class MultiHeadAttention(OpRun):
 
 def evaluator(model: Any) -> ReferenceEvaluator:
     """Runs ``model``, an ONNX model or the path of one, on the CPU."""
-    return ReferenceEvaluator(model, new_ops=[NhwcConv, GroupNorm, SkipGroupNorm, MultiHeadAttention])
+    return ReferenceEvaluator(model, new_ops=[NhwcConv, GroupNorm, MultiHeadAttention])

@@ -28,6 +28,13 @@ def free_name(name: str, taken: Collection[str | None]) -> str:
     return name
 
 
+def add_constant(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
+    """A new initializer of ``graph``. name: one that no initializer has."""
+    value = ir.val(name, const_value=ir.tensor(array, name=name))
+    graph.register_initializer(value)
+    return value
+
+
 def lazy_tensor(
     tensor: ir.TensorProtocol, function: Callable[[NDArray[Any]], NDArray[Any]], dtype: ir.DataType, name: str | None
 ) -> ir.LazyTensor:

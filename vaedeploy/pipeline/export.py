@@ -68,8 +68,8 @@ def export_vae(
     precision: what the graphs that are run compute in: "fp32", "fp16" or "bf16". The portable graphs are always fp32.
     image_input: what the encoder takes: "float" for (B, 3, H, W) float32 in [-1, 1], "uint8" for (B, H, W, 3) uint8.
     rewrite: apply the exact rewrites, which save work and avoid overflow, and change results by rounding at most.
-    forms: further forms of the graphs. "onnxruntime-cuda", in fp16 alone, has the fused operators of ONNX Runtime's CUDA
-        provider, which no CPU runs: compare it on a GPU with ``verify_bundle(bundle, backend="onnxruntime-cuda")``.
+    forms: more forms of the graphs. "onnxruntime-cuda", in fp16 alone, has the fused operators of ONNX Runtime's CUDA
+        provider. No CPU runs it: verify it on a GPU, ``verify_bundle(bundle, backend="onnxruntime-cuda")``.
     force: replace a bundle that is at ``out``.
     verify: compare the graphs with PyTorch in float64. Without that, the bundle is marked unverified.
     photos: a folder of photographs to verify on, instead of those that scikit-image carries.
@@ -80,9 +80,9 @@ def export_vae(
     Raises VerificationError, which holds the report, where a limit is missed; the bundle is at ``out`` then, marked
     unverified. Raises BuildError where an engine cannot be built; the bundle is at ``out`` then, with the engines that
     could be. Whatever else is raised, nothing is left behind and what was at ``out`` is unchanged: InputError for an
-    unknown precision or form, OutputError for an ``out`` that exists (without ``force``) or cannot be written to, ImageError
-    for ``photos`` that cannot be read, BackendError where ONNX Runtime is not installed, ExportError where the modules
-    cannot be traced, and what ``load_reference`` and ``build_engines`` raise before they begin.
+    unknown precision or form, OutputError for an ``out`` that exists (without ``force``) or cannot be written to,
+    ImageError for ``photos`` that cannot be read, BackendError where ONNX Runtime is not installed, ExportError where
+    the modules cannot be traced, and what ``load_reference`` and ``build_engines`` raise before they begin.
     """
     if precision not in get_args(Precision):
         raise InputError(f"precision is {precision!r}; it must be one of {', '.join(get_args(Precision))}")
@@ -139,8 +139,8 @@ def _check_forms(forms: Sequence[Target], precision: Precision, rewrite: bool) -
             raise InputError(f"forms has {form!r}; what can be added is: {', '.join(EXTRA_FORMS)}")
         if precision != EXTRA_FORMS[form] or not rewrite:
             raise InputError(
-                f"the form {form} is made by rewrites, in {EXTRA_FORMS[form]}: give precision={EXTRA_FORMS[form]!r}, and "
-                "do not turn the rewrites off"
+                f"the form {form} is made by rewrites, in {EXTRA_FORMS[form]}: give "
+                f"precision={EXTRA_FORMS[form]!r}, and do not turn the rewrites off"
             )
 
 

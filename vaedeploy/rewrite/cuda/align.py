@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from vaedeploy.graph.edit import add_constant
 from vaedeploy.rewrite.cuda.operators import DOMAIN
 from vaedeploy.rewrite.outcome import Outcome
 
@@ -40,13 +41,13 @@ def align_channels(model: ir.Model) -> Outcome:
 
 def _fill(graph: ir.Graph, node: ir.Node, kernel: Any, more_outputs: int, more_inputs: int) -> None:
     x, output = node.inputs[0], node.outputs[0]
-    assert x is not None and x.shape is not None and output.shape is not None
+    assert x is not None
+    assert x.shape is not None
+    assert output.shape is not None
     name = f"{node.name}.aligned"
 
     def constant(suffix: str, array: Any) -> ir.Value:
-        value = ir.val(f"{name}.{suffix}", const_value=ir.tensor(array, name=f"{name}.{suffix}"))
-        graph.register_initializer(value)
-        return value
+        return add_constant(graph, f"{name}.{suffix}", array)
 
     def new(op_type: str, inputs: Sequence[ir.Value], channels: int) -> ir.Node:
         made = ir.node(op_type, inputs, name=f"{name}.{op_type}")

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from vaedeploy.graph.edit import add_constant
 from vaedeploy.rewrite.attention import attention_path
 from vaedeploy.rewrite.cuda.operators import DOMAIN
 from vaedeploy.rewrite.outcome import Outcome, Refusal
@@ -54,7 +55,8 @@ def _why_not(path: Sequence[ir.Node], softmax: ir.Node) -> str | None:
 
 def _operands(path: Sequence[ir.Node]) -> tuple[ir.Value, ir.Value, ir.Value]:
     q, k, v = *path[0].inputs, path[-1].inputs[1]
-    assert q is not None and k is not None and v is not None
+    if q is None or k is None or v is None:
+        raise ValueError(f"{path[0].name} or {path[-1].name} is a MatMul with an operand left out")
     return q, k, v
 
 
@@ -73,7 +75,8 @@ def _scale(path: Sequence[ir.Node]) -> float:
 def _replace(graph: ir.Graph, path: Sequence[ir.Node], keep: set[str]) -> None:
     q, k, v = _operands(path)
     result, name = path[-1].outputs[0], f"{path[-1].name}.attention"
-    heads = 1 if q.shape is None or len(q.shape) == 3 else int(q.shape[1])  # type: ignore[call-overload]
+    heads = q.shape[1] if q.shape is not None and len(q.shape) == 4 else 1
+    assert isinstance(heads, int)  # see ``_why_not``
     nodes: list[ir.Node] = []
 
     def add(op_type: str, inputs: Sequence[ir.Value], domain: str = "", **attributes: Any) -> ir.Value:
@@ -84,11 +87,9 @@ def _replace(graph: ir.Graph, path: Sequence[ir.Node], keep: set[str]) -> None:
         return output
 
     def numbers(suffix: str, *values: int) -> ir.Value:
-        value = ir.val(f"{name}.{suffix}", const_value=ir.tensor(np.array(values, np.int64), name=f"{name}.{suffix}"))
-        graph.register_initializer(value)
-        return value
+        return add_constant(graph, f"{name}.{suffix}", np.array(values, np.int64))
 
-    if heads == 1 and q.shape is not None and len(q.shape) == 3:
+    if q.shape is not None and len(q.shape) == 3:
         rows = q, add("Transpose", [k], perm=(0, 2, 1)), v
     else:
         joined = numbers("joined", 0, 0, -1)

@@ -11,13 +11,13 @@ Sequences (B, C, L), as the middle of a VAE has them, become (B, L, C).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from vaedeploy.graph.edit import free_name, lazy_tensor
+from vaedeploy.graph.edit import add_constant, free_name
 from vaedeploy.rewrite.cuda.operators import DOMAIN
 from vaedeploy.rewrite.outcome import Outcome
 
@@ -55,7 +55,7 @@ class _Turn:
         self.graph, self.keep = graph, keep
         self.last: dict[ir.Value, ir.Value] = {}
         self.turned: list[ir.Node] = []
-        self.handlers: dict[tuple[str, str], Callable[[ir.Node], ir.Value | None]] = {
+        self.handlers: Mapping[tuple[str, str], Callable[[ir.Node], ir.Value | None]] = {
             ("", "Conv"): self._convolution,
             (DOMAIN, "GroupNorm"): self._group_norm,
             ("", "Resize"): self._resize,
@@ -86,7 +86,12 @@ class _Turn:
             self.graph.remove(node, safe=False)
 
     def _add(
-        self, before: ir.Node, op_type: str, inputs: Sequence[ir.Value | None], domain: str = "", **attributes: Any
+        self,
+        before: ir.Node,
+        op_type: str,
+        inputs: Sequence[ir.Value | None],
+        attributes: Mapping[str, Any] | None = None,
+        domain: str = "",
     ) -> ir.Value:
         """The output of a new node, in front of ``before``."""
         node = ir.node(op_type, inputs, attributes, domain=domain, name=self._free(f"{before.name}.last"))
@@ -105,14 +110,11 @@ class _Turn:
         return name
 
     def _constant(self, name: str, array: Any) -> ir.Value:
-        name = self._free(name)
-        value = ir.val(name, const_value=ir.tensor(array, name=name))
-        self.graph.register_initializer(value)
-        return value
+        return add_constant(self.graph, self._free(name), array)
 
     def _transposed(self, before: ir.Node, value: ir.Value, permutations: dict[int, tuple[int, ...]]) -> ir.Value:
         perm = permutations[len(_known(value.shape))]
-        output = self._add(before, "Transpose", [value], perm=perm)
+        output = self._add(before, "Transpose", [value], {"perm": perm})
         output.type, output.shape = value.type, ir.Shape([_known(value.shape)[axis] for axis in perm])
         return output
 
@@ -134,25 +136,23 @@ class _Turn:
             return None
         if node.attributes.get_string("auto_pad", "NOTSET") != "NOTSET" or node.outputs[0].shape is None:
             return None
-        name = self._free(f"{weight.name}.last")
-        turned = ir.Tensor(np.ascontiguousarray(tensor.numpy().transpose(LAST[4])), name=name)
-        kernel = ir.Value(name=name, type=weight.type, shape=turned.shape, const_value=turned)
-        self.graph.register_initializer(kernel)
+        kernel = self._constant(f"{weight.name}.last", np.ascontiguousarray(tensor.numpy().transpose(LAST[4])))
         attributes = {k: a for k, a in node.attributes.items() if k != "auto_pad"}
         inputs = [self._last(node, x), kernel, *node.inputs[2:]]
-        return self._like(self._add(node, "NhwcConv", inputs, DOMAIN, **attributes), node.outputs[0])
+        return self._like(self._add(node, "NhwcConv", inputs, attributes, DOMAIN), node.outputs[0])
 
     def _group_norm(self, node: ir.Node) -> ir.Value | None:
         x = node.inputs[0]
-        assert x is not None and x.shape is not None
+        assert x is not None
+        assert x.shape is not None
         source = self._last(node, x)
         attributes = dict(node.attributes) | {"channels_last": ir.AttrInt64("channels_last", 1)}
         if len(x.shape) == 4:
-            return self._like(self._add(node, "GroupNorm", [source, *node.inputs[1:]], DOMAIN, **attributes), x)
+            return self._like(self._add(node, "GroupNorm", [source, *node.inputs[1:]], attributes, DOMAIN), x)
         axis = self._constant(f"{node.name}.axis", np.array([2]))
         batch, length, channels = _known(source.shape)
         row = self._add(node, "Unsqueeze", [source, axis])
-        normal = self._add(node, "GroupNorm", [row, *node.inputs[1:]], DOMAIN, **attributes)
+        normal = self._add(node, "GroupNorm", [row, *node.inputs[1:]], attributes, DOMAIN)
         for value in (row, normal):
             value.shape = ir.Shape([batch, length, 1, channels])
         return self._like(self._add(node, "Squeeze", [normal, axis]), x)
@@ -178,7 +178,7 @@ class _Turn:
                 if array is None:
                     return None
                 inputs.append(self._constant(f"{value.name}.last", array))
-        return self._like(self._add(node, node.op_type, inputs, **node.attributes), output)
+        return self._like(self._add(node, node.op_type, inputs, node.attributes), output)
 
     def _resize(self, node: ir.Node) -> ir.Value | None:
         x, output = node.inputs[0], node.outputs[0]
@@ -186,9 +186,9 @@ class _Turn:
             return None
         inputs: list[ir.Value | None] = [self.last[x], *node.inputs[1:2]]
         for value in node.inputs[2:]:
-            empty = value is None or (value.shape is not None and value.shape.numpy() == (0,))
+            empty = value is None or (value.shape is not None and list(value.shape) == [0])
             inputs.append(None if empty or value is None else self._reordered(node, value))
-        return self._like(self._add(node, "Resize", inputs, **node.attributes), output)
+        return self._like(self._add(node, "Resize", inputs, node.attributes), output)
 
     def _reordered(self, before: ir.Node, value: ir.Value) -> ir.Value:
         """Four numbers, one for each axis, in the order of a channels-last image."""
@@ -244,7 +244,7 @@ class _Turn:
         if output.shape is None or len(output.shape) != 4 or not all(v in self.last for v in node.inputs):
             return None
         axis = LAST[4].index(node.attributes.get_int("axis", 0) % 4)
-        return self._like(self._add(node, "Concat", [self.last[v] for v in node.inputs if v], axis=axis), output)
+        return self._like(self._add(node, "Concat", [self.last[v] for v in node.inputs if v], {"axis": axis}), output)
 
 
 def _known(shape: ir.Shape | None) -> Sequence[Any]:

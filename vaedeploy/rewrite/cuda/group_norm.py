@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from vaedeploy.graph.edit import add_constant
 from vaedeploy.rewrite.cuda.operators import DOMAIN
 from vaedeploy.rewrite.outcome import Outcome, Refusal
 
@@ -109,11 +110,7 @@ def _array(value: ir.Value | None) -> Any:
 
 def _replace(graph: ir.Graph, nodes: list[ir.Node], found: dict[str, Any], keep: set[str]) -> None:
     result, name = nodes[-1].outputs[0], str(nodes[1].name)
-    weights = []
-    for kind in ("gamma", "beta"):
-        value = ir.val(f"{name}.{kind}", const_value=ir.tensor(_array(found[kind]).reshape(-1), name=f"{name}.{kind}"))
-        graph.register_initializer(value)
-        weights.append(value)
+    weights = [add_constant(graph, f"{name}.{kind}", _array(found[kind]).reshape(-1)) for kind in ("gamma", "beta")]
     attributes = {k: found[k] for k in ("groups", "epsilon", "activation")} | {"channels_last": 0}
     output = ir.Value(name=f"{name}.fused", type=result.type, shape=found["x"].shape)
     fused = ir.node(

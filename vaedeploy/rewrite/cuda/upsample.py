@@ -16,6 +16,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from vaedeploy.graph.edit import add_constant
 from vaedeploy.rewrite.cuda.operators import DOMAIN
 from vaedeploy.rewrite.doubling import why_not_double
 from vaedeploy.rewrite.outcome import Outcome, Refusal
@@ -52,7 +53,9 @@ def fold_upsampling_last(model: ir.Model, keep: set[str]) -> Outcome:
 def _replace(graph: ir.Graph, resize: ir.Node, conv: ir.Node, weights: Sequence[ir.Value]) -> list[ir.Node]:
     """Replace both nodes; returns the new ones."""
     x, output, name = resize.inputs[0], conv.outputs[0], f"{conv.name}.phases"
-    assert x is not None and x.shape is not None and output.shape is not None
+    assert x is not None
+    assert x.shape is not None
+    assert output.shape is not None
     batch, _, height, width = x.shape.dims
     _, channels, tall, wide = output.shape.dims
     nodes: list[ir.Node] = []
@@ -67,9 +70,7 @@ def _replace(graph: ir.Graph, resize: ir.Node, conv: ir.Node, weights: Sequence[
         return node.outputs[0]
 
     def constant(suffix: str, array: Any) -> ir.Value:
-        value = ir.val(f"{name}.{suffix}", const_value=ir.tensor(array, name=f"{name}.{suffix}"))
-        graph.register_initializer(value)
-        return value
+        return add_constant(graph, f"{name}.{suffix}", array)
 
     last = add("Transpose", [x], [batch, height, width, x.shape[1]], perm=(0, 2, 3, 1))
     phases = []
