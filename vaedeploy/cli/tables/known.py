@@ -28,7 +28,7 @@ shape set, as the builder reports it.
 """
 
 NEVER_RUN = dict.fromkeys(
-    ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda"),
+    ("tensorrt", "tensorrt-rtx"),
     "; vaedeploy's tests of it (make test-gpu) have never been run on a GPU yet",
 )
 """What ``doctor`` adds to backends that were written without the hardware that they need."""
