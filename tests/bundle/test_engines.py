@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 
 import msgspec
 import pytest
+from bundle_folders import edit
 from engine_files import DECODER, ENCODER, RTX4090
 
 from vaedeploy.bundle import Bundle, check_bundle
@@ -34,9 +34,7 @@ def test_another_gpu_version_or_graph(built: Bundle, profile_folder: Path) -> No
     assert refusal(version="9.9") == (
         f"{built.path / DECODER} cannot be used: it was built by tensorrt-rtx {version}, and 9.9 is installed. {again}"
     )
-    manifest = json.loads((built.path / "bundle.json").read_bytes())
-    manifest["contents"]["decoder"] = "0" * 64
-    (built.path / "bundle.json").write_text(json.dumps(manifest))
+    edit(built, lambda told: told["contents"].update(decoder="0" * 64))
     built = Bundle.open(built.path)
     assert "it was built from another graph than the decoder that is in the bundle" in refusal()
 

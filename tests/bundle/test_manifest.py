@@ -178,7 +178,8 @@ def test_manifest_round_trip_keeps_every_field(bundle: Bundle) -> None:
         latent=LatentSpec(channels=2, factor=4, scale=(0.1, 1 / 3), shift=(0.5, -1.5)),
         verification=FAILED,
     )
-    assert decode_manifest(encode_manifest(manifest), bundle.path) == manifest
+    read = decode_manifest(encode_manifest(manifest), bundle.path)
+    assert read == msgspec.structs.replace(manifest, seal=read.seal)
 
 
 def test_worst_value_that_is_not_finite_is_null(bundle: Bundle) -> None:

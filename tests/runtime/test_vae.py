@@ -15,7 +15,7 @@ from tiny_bundle import FAILED, tiny_bundle
 from tiny_inputs import CHANNELS, FACTOR, noise, photo
 
 from vaedeploy.bundle import Bundle
-from vaedeploy.errors import BackendError, BundleError, InputError
+from vaedeploy.errors import BackendError, BundleError, BundleError, InputError
 from vaedeploy.images.pixels import to_float
 from vaedeploy.runtime import VAE, Limits, UnverifiedBundleWarning
 from vaedeploy.runtime.onnxruntime_cpu import Session
@@ -176,7 +176,15 @@ def test_graph_is_loaded_when_it_is_needed(tmp_path: Path) -> None:
     vae = VAE(bundle.path)
     bundle.graph("encoder").write_bytes(b"no graph")
     assert vae.decode(noise(1, CHANNELS, 2, 2)).shape == (1, 8, 8, 3)
-    with pytest.raises(BackendError) as caught:
+    with pytest.raises(BundleError, match=r"is damaged: encoder\.onnx has 8 bytes where bundle\.json says"):
+        vae.encode(photo(8, 8))
+
+
+def test_what_is_no_graph_is_told(tmp_path: Path) -> None:
+    bundle = tiny_bundle(tmp_path / "tiny")
+    size = bundle.graph("encoder").stat().st_size
+    bundle.graph("encoder").write_bytes(b"n" * size)
+    with VAE(bundle.path, verify_hashes=False) as vae, pytest.raises(BackendError) as caught:
         vae.encode(photo(8, 8))
     assert str(caught.value).startswith(f"ONNX Runtime cannot load {bundle.path / 'encoder.onnx'}: ")
 

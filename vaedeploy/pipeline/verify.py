@@ -104,7 +104,7 @@ def _verify_graphs(
     cases: tuple[GoldenCase, ...] = ()
     compared_with, files = KEPT, {}
     if reference is None and weights is None and photos is None and GOLDEN in manifest.files:
-        cases = decode_golden(bundle.file(GOLDEN).read_bytes(), manifest.vae.identity)
+        cases = decode_golden(bundle.read(GOLDEN), manifest.vae.identity)
     if {case.name for case in cases} != {shape.name for shape in shapes}:
         reference = _checked_reference(bundle, reference, weights, progress)
         cases, compared_with = compute_golden(reference, load_photos(photos), shapes, progress), FRESH

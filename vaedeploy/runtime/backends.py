@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from vaedeploy.bundle import Bundle
-from vaedeploy.bundle.engines import check_engine
+from vaedeploy.bundle.engines import check_engine, read_engine
 from vaedeploy.bundle.manifest import EngineInfo
 from vaedeploy.errors import BackendError, InputError, VaedeployError
 from vaedeploy.runtime import onnxruntime_cpu, onnxruntime_cuda, tensorrt
@@ -114,7 +114,7 @@ def find_candidates(
             if name in ENGINES:
                 candidates += _engine_candidates(bundle, name, device, profile, verify_hashes)
             else:
-                candidates += _graph_candidates(bundle, name, device, threads, provider_options)
+                candidates += _graph_candidates(bundle, name, device, threads, provider_options, verify_hashes)
         except VaedeployError as error:
             reasons[name] = str(error)
     if not candidates:
@@ -143,20 +143,33 @@ def float32_form(bundle: Bundle) -> Form:
 
 
 def _graph_candidates(
-    bundle: Bundle, name: str, device: int, threads: int | None, options: Mapping[str, str] | None
+    bundle: Bundle,
+    name: str,
+    device: int,
+    threads: int | None,
+    options: Mapping[str, str] | None,
+    verify_hashes: bool,
 ) -> list[Candidate]:
     """Candidates that run the graphs on the ONNX Runtime backend ``name``. Raises BackendError if it cannot be used."""
     if problem := problem_of(name, device):
         raise BackendError(problem)
-    make_session: Callable[[Path], Runner]
+    make_session: Callable[..., Runner]
     if name == onnxruntime_cuda.NAME:
         make_session = partial(onnxruntime_cuda.Session, device=device, threads=threads, options=options)
     else:
         make_session = partial(onnxruntime_cpu.Session, threads=threads)
+
+    def opener(form: Form) -> Callable[[Part], Runner]:
+        def open_graph(part: Part) -> Runner:
+            with bundle.read_graph(part, form, verify_hashes) as content:
+                return make_session(bundle.graph(part, form), content=content)
+
+        return open_graph
+
     precision = precision_of(bundle)
-    candidates = [Candidate(name, precision, _graph_opener(bundle, "onnxruntime", make_session))]
+    candidates = [Candidate(name, precision, opener("onnxruntime"))]
     if precision != "fp32":
-        candidates.append(Candidate(name, "fp32", _graph_opener(bundle, float32_form(bundle), make_session)))
+        candidates.append(Candidate(name, "fp32", opener(float32_form(bundle))))
     return candidates
 
 
@@ -236,10 +249,7 @@ def open_engines(half: Half, device: int = 0, verify_hashes: bool = True) -> Eng
 
     def load(name: str) -> tensorrt.EnginePlan:
         graphs, sha256 = manifest.engines[name].cuda_graphs, manifest.files[name].sha256
-        return tensorrt.load_plan(half.bundle.path / name, half.backend, sha256, gpu, graphs)
+        plan = read_engine(half.bundle, name, verify_hashes)
+        return tensorrt.load_plan(half.bundle.path / name, plan, half.backend, sha256, gpu, graphs)
 
-    return EngineSession(half, gpu, load, verify_hashes)
-
-
-def _graph_opener(bundle: Bundle, form: Form, make_session: Callable[[Path], Runner]) -> Callable[[Part], Runner]:
-    return lambda part: make_session(bundle.graph(part, form))
+    return EngineSession(half, gpu, load)

@@ -9,6 +9,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from vaedeploy.bundle import GraphContent
 from vaedeploy.errors import BackendError
 from vaedeploy.runtime import onnxruntime_cpu
 from vaedeploy.runtime.device import Array, OnDevice
@@ -28,12 +29,17 @@ class Session(onnxruntime_cpu.Session):
     """
 
     def __init__(
-        self, graph: Path, device: int = 0, threads: int | None = None, options: Mapping[str, str] | None = None
+        self,
+        graph: Path,
+        device: int = 0,
+        threads: int | None = None,
+        options: Mapping[str, str] | None = None,
+        content: GraphContent | None = None,
     ) -> None:
         _load_libraries()
         # TF32 rounds the inputs of float32 convolutions to 10 bits, and float32 bundles are verified without it.
         chosen = {"device_id": str(device), "use_tf32": "0", **(options or {})}
-        super().__init__(graph, threads, [(PROVIDER, chosen), "CPUExecutionProvider"])
+        super().__init__(graph, threads, [(PROVIDER, chosen), "CPUExecutionProvider"], content)
         if PROVIDER not in self._session.get_providers():  # ONNX Runtime falls back to the CPU without an error
             raise BackendError(
                 f"ONNX Runtime's CUDA provider did not start on device {device} for {graph}, most often because the "

@@ -134,7 +134,9 @@ class GraphTruth:
 
     def _session(self, part: Part) -> Session:
         if part not in self._sessions:  # both are kept open: every size needs them
-            self._sessions[part] = Session(self._bundle.graph(part, float32_form(self._bundle)))
+            form = float32_form(self._bundle)
+            with self._bundle.read_graph(part, form) as content:
+                self._sessions[part] = Session(self._bundle.graph(part, form), content=content)
         return self._sessions[part]
 
     def encode(self, photo: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:

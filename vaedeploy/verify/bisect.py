@@ -126,7 +126,7 @@ def bisect_bundle(
     manifest = bundle.manifest
     if GOLDEN_NAME not in manifest.files:
         raise BundleError(f"bundle {bundle.path} has no {GOLDEN_NAME} to run on. Run: vaedeploy verify {bundle.path}")
-    goldens = decode_golden(bundle.file(GOLDEN_NAME).read_bytes(), manifest.vae.identity)
+    goldens = decode_golden(bundle.read(GOLDEN_NAME), manifest.vae.identity)
     cases = {case.name: case for case in goldens}
     failed = [case for case in report.cases if not case.passed] if report else []
     chosen = list(_choose(bundle, failed, next((name for name in PORTABLE_CASES if name in cases), goldens[0].name)))
@@ -213,7 +213,7 @@ def _exponents(bundle: Bundle, part: Part, file: str, portable: ir.Model) -> dic
     components = bundle.manifest.rewrites.get(file, {}).get("rescale", 0)
     if not components:
         return {}
-    calibration = decode_calibration(bundle.file(CALIBRATE_NAME).read_bytes())
+    calibration = decode_calibration(bundle.read(CALIBRATE_NAME))
     again = rescale(portable.clone(), calibration.of(part))
     if again.outcome.matches != components:
         raise BundleError(
