@@ -135,9 +135,9 @@ def edit_bundle(bundle: Bundle) -> Iterator[BundleEdit]:
 
 
 def _graphs(manifest: Manifest) -> object:
-    """What makes a bundle another one: its VAE, and the bytes of its graphs."""
-    names = sorted(name for forms in manifest.graphs.values() for name in forms.values())
-    return manifest.vae.identity, [(name, manifest.files[name].sha256) for name in names]
+    """What makes a bundle another one: its VAE, its graphs, and their weights, whose files' names begin alike."""
+    graphs = tuple(name for forms in manifest.graphs.values() for name in forms.values())
+    return manifest.vae.identity, {n: info.sha256 for n, info in manifest.files.items() if n.startswith(graphs)}
 
 
 def _finish(path: Path, manifest: Manifest) -> Manifest:

@@ -7,6 +7,7 @@ import mmap
 from vaedeploy.bundle.bundle import Bundle
 from vaedeploy.bundle.manifest import EngineIdentity
 from vaedeploy.errors import BundleError, EngineError
+from vaedeploy.system.files import handle_size
 from vaedeploy.system.gpu import Gpu
 from vaedeploy.values.kinds import Part
 
@@ -140,5 +141,7 @@ def _is_marked(bundle: Bundle, name: str) -> bool:
 
 def carries(handle: int, mark: bytes) -> bool:
     """Whether the engine file with this handle contains ``mark``, an ``EngineIdentity.mark``."""
+    if not handle_size(handle):
+        return False
     with mmap.mmap(handle, 0, access=mmap.ACCESS_READ) as content:
         return content.find(mark) >= 0
