@@ -18,11 +18,12 @@ from pathlib import Path
 import msgspec
 
 from vaedeploy.bundle.bundle import Bundle, file_info
-from vaedeploy.bundle.edit import naming_bundle, writing
+from vaedeploy.bundle.edit import check_replaceable, naming_bundle, writing
 from vaedeploy.bundle.manifest import Manifest, check_manifest
 from vaedeploy.bundle.stored import is_bundle, write_manifest
 from vaedeploy.errors import OutputError
 from vaedeploy.system.atomic import clear_leftovers, draft_name, replace_directory, share, transient_folder
+from vaedeploy.system.interrupts import stop_if_interrupted
 from vaedeploy.system.oserrors import shortage
 
 __all__ = ["BundleDraft", "create_bundle"]
@@ -56,6 +57,7 @@ class BundleDraft:
         check_manifest(manifest, self.out)
         manifest = write_manifest(self.path, manifest)
         _check_free(self.place, self.out, self.force)
+        stop_if_interrupted()
         with naming_bundle(self.out):
             replace_directory(self.path, self.place)
         return Bundle(self.out, manifest)
@@ -75,6 +77,7 @@ def create_bundle(out: str | Path, force: bool = False) -> Iterator[BundleDraft]
     place = out.resolve()
     if not place.name:
         raise OutputError(f"{out} cannot be a bundle. Choose another place with --out")
+    check_replaceable(place, out)
     with ExitStack() as stack:
         with naming_bundle(out):
             stack.enter_context(transient_folder(place.parent))

@@ -29,10 +29,11 @@ from vaedeploy.system.atomic import (
     sync_directory,
 )
 from vaedeploy.system.lock import lock
+from vaedeploy.system.mounts import is_mount
 from vaedeploy.system.oserrors import advice, reason
 from vaedeploy.values.kinds import Part
 
-__all__ = ["BundleEdit", "edit_bundle", "naming_bundle", "writing"]
+__all__ = ["BundleEdit", "check_replaceable", "edit_bundle", "naming_bundle", "writing"]
 
 
 @dataclass
@@ -109,13 +110,15 @@ class BundleEdit:
 
 
 @contextmanager
-def edit_bundle(bundle: Bundle) -> Iterator[BundleEdit]:
+def edit_bundle(bundle: Bundle, replace: bool = False) -> Iterator[BundleEdit]:
     """Context that holds the lock of a bundle, and gives the right to write to it. What killed writers left is removed.
 
-    Raises OutputError if another process holds the lock, if it has put another bundle there since ``bundle`` was
-    opened, or if the bundle cannot be written to.
+    replace: whether the whole bundle is to be replaced. Raises OutputError if another process holds the lock, if it has
+    put another bundle there since ``bundle`` was opened, or if the bundle cannot be written to, or not be replaced.
     """
     place = bundle.path.resolve()
+    if replace:
+        check_replaceable(place, bundle.path)
     with writing(place, bundle.path, "Wait until it is done"):
         with naming_bundle(bundle.path):
             clear_leftovers(place)
@@ -150,6 +153,15 @@ def _finish(path: Path, manifest: Manifest) -> Manifest:
         if name not in manifest.files and not link_fault(path, name):
             (path / name).unlink(missing_ok=True)
     return write_manifest(path, msgspec.structs.replace(manifest, unfinished=()))
+
+
+def check_replaceable(place: Path, out: Path) -> None:
+    """Raise OutputError if ``place`` is a mount point, which cannot be renamed. out: the path for the message."""
+    if is_mount(place):
+        raise OutputError(
+            f"cannot replace {out}: it is a mount point, which no system can rename. Put the bundle into a folder in "
+            f"it, such as {out / 'vae'}, or mount the folder above it"
+        )
 
 
 @contextmanager

@@ -140,7 +140,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
     format: the version of the bundle format.
     vaedeploy: the version of vaedeploy that wrote the bundle.
-    vae: the VAE. latent: its latent contract.
+    vae: the VAE. latent: its latent contract. contract_given: whether the caller of the export stated scale or shift.
     image_input: whether the encoder takes float or uint8 images.
     precision: of the graphs, except the portable ones (always fp32) and some of a bf16 bundle (see ``graphs.FORMS``).
     graphs: part -> form -> file name. Every part has the form ``portable``.
@@ -160,6 +160,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     vaedeploy: str
     vae: VaeInfo
     latent: LatentSpec
+    contract_given: bool = False
     image_input: ImageInput
     precision: Precision
     graphs: dict[Part, dict[Form, str]]
@@ -170,6 +171,11 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     verification: Verification | None = None
     unfinished: tuple[str, ...] = ()
     seal: Sha256 | None = None
+
+    @property
+    def rewritten(self) -> bool:
+        """Whether the graphs were made with the exact rewrites: rules other than the one that lowers the precision."""
+        return any(not rule.startswith("lower_precision") for rules in self.rewrites.values() for rule in rules)
 
     def interface(self, part: Part) -> Interface:
         """The names, shapes and dtypes of the inputs and outputs of one half."""
@@ -183,12 +189,14 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         words = ["vaedeploy", "export", "--vae", origin.preset or origin.location]
         if origin.preset and origin.kind != "package" and origin.location != origin.preset:
             words += ["--weights", origin.location]
-        if origin.preset is None and not isinstance(self.latent.scale, tuple):
+        if (origin.preset is None or self.contract_given) and not isinstance(self.latent.scale, tuple):
             words += ["--scale", str(self.latent.scale), "--shift", str(self.latent.shift)]
         if self.precision != "fp32":
             words += ["--precision", self.precision]
         if self.image_input != "float":
             words += ["--image-input", self.image_input]
+        if not self.rewritten:
+            words.append("--no-rewrite")
         return shlex.join([*words, "--out", str(out), "--force"])
 
     def build_command(self, bundle: Path, engine: str) -> str:

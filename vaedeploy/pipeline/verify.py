@@ -148,7 +148,8 @@ def _verify_backend(
         for name, verdict in verdicts.items()
     }
     with warn_if_not_noted(), edit_bundle(bundle) as edit:
-        edit.put(files={f"report/{backend}.json": report.to_json()}, engines=noted)
+        name = backend if profile is None else f"{backend}.{profile}"  # each profile's report is kept
+        edit.put(files={f"report/{name}.json": report.to_json()}, engines=noted)
     return report
 
 
