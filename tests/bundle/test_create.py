@@ -310,6 +310,20 @@ def test_bundle_is_waited_for_while_another_process_replaces_it(bundle: Bundle) 
         writer.join()
 
 
+def test_bundle_that_was_set_aside_and_cannot_be_put_back_is_told(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a folder that may only be read."""
+    monkeypatch.setattr("vaedeploy.bundle.stored.PATIENCE", 0.0)
+    bundle.path.rename(bundle.path.with_name(ASIDE))
+    with pytest.raises(BundleError) as caught:
+        Bundle.open(bundle.path)
+    assert str(caught.value) == (
+        f"there is no bundle at {bundle.path}. A process that was killed while it replaced it left it as "
+        f"{bundle.path.with_name(ASIDE)}; rename that to tiny"
+    )
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems rename twice")
 def test_there_is_a_bundle_at_every_moment(bundle: Bundle) -> None:
     missing, done = [], threading.Event()

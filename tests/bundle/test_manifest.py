@@ -214,6 +214,18 @@ def test_what_to_run_names_the_same_weights(bundle: Bundle, origin: Origin, word
     assert uint8.export_command(Path("out")) == (f"vaedeploy export {words} --image-input uint8 --out out --force")
 
 
+def test_what_to_run_has_the_options_of_the_export(bundle: Bundle) -> None:
+    given = msgspec.structs.replace(bundle.manifest, contract_given=True)
+    start, end = "vaedeploy export --vae sd15 --weights random:0", "--out out --force"
+    assert given.export_command(Path("out")) == f"{start} --scale 1.0 --shift 0.0 {end}"
+    for rewrites in ({}, {"decoder.ort.onnx": {"lower_precision(fp16)": 7}}):
+        plain = msgspec.structs.replace(bundle.manifest, rewrites=rewrites)
+        assert plain.export_command(Path("out")) == f"{start} --no-rewrite {end}"
+        assert not plain.rewritten
+    both = {"decoder.ort.onnx": {"fold_padding": 0, "lower_precision(fp16)": 7}}
+    assert msgspec.structs.replace(bundle.manifest, rewrites=both).rewritten
+
+
 def test_what_to_run_for_modules_is_python(bundle: Bundle) -> None:
     vae = msgspec.structs.replace(bundle.manifest.vae, origin=Origin("modules", "", None, None))
     assert msgspec.structs.replace(bundle.manifest, vae=vae).export_command(Path("out")) == (

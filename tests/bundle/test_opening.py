@@ -10,14 +10,15 @@ from pathlib import Path
 
 import pytest
 from bit_flips import flip, flipped, some_bits
-from bundle_folders import FILES, contents, edit, script
+from bundle_folders import FILES, contents, edit, names, script
 from command_line import Ended
 from tiny_bundle import FAILED, tiny_bundle
 
 from vaedeploy.bundle import Bundle, check_bundle
+from vaedeploy.bundle.engines import check_engine
 from vaedeploy.bundle.manifest import decode_manifest
 from vaedeploy.bundle.stored import LARGEST
-from vaedeploy.errors import BundleError, InputError, OutputError
+from vaedeploy.errors import BundleError, EngineError, InputError, OutputError
 from vaedeploy.runtime import VAE
 from vaedeploy.system.files import HOLDS
 
@@ -41,15 +42,22 @@ def test_every_bit_of_a_manifest_is_sealed(bundle: Bundle) -> None:
             decode_manifest(bytes(altered), bundle.path)
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_flipped_bits_are_found(bundle: Bundle, name: str) -> None:
-    """``make test-faults`` flips more of them, in a bundle with engines."""
-    for bit in some_bits(bundle.path / name, 50, seed=0):
-        with flipped(bundle.path / name, bit):
-            for find in (Bundle.open, check_bundle):
+def test_flipped_bits_are_found(built: Bundle, pytestconfig: pytest.Config) -> None:
+    """In every file of a bundle with engines and a report: 200 in ``make test-faults``."""
+    built.update(files={"report/report.json": b"{}", "previous/notes": b"abc"})
+    count = 200 if pytestconfig.getoption("--full") else 10
+    for name in names(built.path):
+        for bit in some_bits(built.path / name, count, seed=0):
+            with flipped(built.path / name, bit):
                 with pytest.raises(BundleError, match=rf"{name}|has format \d; this vaedeploy knows format 1"):
-                    find(bundle.path)
-    check_bundle(bundle.path)
+                    check_bundle(built.path)
+                if name.startswith("engines/"):
+                    with pytest.raises(EngineError, match="it is altered: its sha256 is "):
+                        check_engine(Bundle.open(built.path), name)
+                elif not name.startswith("previous/"):
+                    with pytest.raises(BundleError, match=rf"{name}|has format \d; this vaedeploy knows format 1"):
+                        Bundle.open(built.path)
+    check_bundle(built.path)
 
 
 def test_manifest_without_a_seal_is_one_of_before(bundle: Bundle, vaedeploy: Callable[..., Ended]) -> None:
@@ -168,7 +176,7 @@ while True:
 
 @held
 def test_readers_under_a_writer_see_one_bundle_or_the_other(bundle: Bundle, tmp_path: Path) -> None:
-    """``benchmarks/faults.py readers`` opens a hundred and compares pictures."""
+    """``tests/runtime/test_replaced.py`` compares pictures."""
     other = tiny_bundle(tmp_path / "other", seed=5)
     whole = [{name: data for name, data in contents(b.path).items() if name != "bundle.json"} for b in (bundle, other)]
     wrong: list[object] = []

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vaedeploy.bundle.manifest import NAME, Manifest, decode_manifest, encode_manifest
 from vaedeploy.errors import BundleError
-from vaedeploy.system.atomic import is_set_aside, put_back, write_file
+from vaedeploy.system.atomic import put_back, set_aside, write_file
 from vaedeploy.system.files import HeldFolder, handle_bytes, open_regular
 from vaedeploy.system.oserrors import reason
 
@@ -27,6 +27,8 @@ def read_manifest(path: Path, folder: HeldFolder | None = None) -> Manifest:
     """
     remedy = f"Make a bundle with: vaedeploy export --vae NAME --out {path}"
     if not path.exists() and not _wait_for(path):
+        if (old := set_aside(path.resolve())) is not None:
+            remedy = f"A process that was killed while it replaced it left it as {old}; rename that to {path.name}"
         raise BundleError(f"there is no bundle at {path}. {remedy}")
     if not path.is_dir():
         raise BundleError(f"{path} is a file; a bundle is a folder with a {NAME} in it. Give the folder")
@@ -48,7 +50,7 @@ def _wait_for(path: Path) -> bool:
     """Whether there is something at ``path`` after all: a bundle that was set aside there while it was replaced."""
     place = path.resolve()
     end = time.monotonic() + PATIENCE
-    while is_set_aside(place) and not place.exists() and time.monotonic() < end:
+    while set_aside(place) is not None and time.monotonic() < end:
         if not put_back(place):
             time.sleep(0.01)  # another process is at it
     return place.exists()

@@ -157,12 +157,12 @@ def _rename_twice(draft: Path, place: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def is_set_aside(place: Path) -> bool:
-    """Whether there is a directory that ``replace_directory`` took away from ``place``, and nothing at ``place``."""
+def set_aside(place: Path) -> Path | None:
+    """The directory that ``replace_directory`` took away from ``place``, if there is nothing at ``place``."""
     try:
-        return not place.exists() and bool(_leftovers(place, "old"))
+        return None if place.exists() else next(iter(_leftovers(place, "old")), None)
     except OSError:
-        return False
+        return None
 
 
 def put_back(place: Path) -> bool:
