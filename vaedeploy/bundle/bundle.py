@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vaedeploy.bundle.manifest import NAME, FileInfo, Manifest, Verification
+from vaedeploy.bundle.stored import read_manifest
 from vaedeploy.errors import BundleError, InputError
 from vaedeploy.system.files import HeldFolder, handle_bytes, handle_sha256, handle_size, open_regular
 from vaedeploy.system.hashing import file_sha256
@@ -85,6 +86,10 @@ class Bundle:
         """Let go of the files that are held. ``read`` raises InputError from now on."""
         if self.held is not None:
             self.held.close()
+
+    def current(self) -> Bundle:
+        """The bundle as it is on disk now: what was written to it since it was opened does not show here."""
+        return Bundle(self.path, read_manifest(self.path))
 
     @property
     def verified(self) -> bool:

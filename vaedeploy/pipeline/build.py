@@ -62,7 +62,7 @@ def build_engines(
     is not installed, all before anything is built. Raises BuildError where engines could not be built; the others are
     in the bundle then.
     """
-    bundle = as_bundle(bundle)
+    bundle = as_bundle(bundle).current()
     return build_planned(bundle, plan_builds(profiles, backend=backend, folder=folder), force, progress)
 
 

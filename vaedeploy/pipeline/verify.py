@@ -78,7 +78,7 @@ def verify_bundle(
         check_folder(page)
     if profile is not None and backend is None:
         raise InputError("a profile chooses engines, which are verified on their backend; give backend= too")
-    bundle = as_bundle(bundle)
+    bundle = as_bundle(bundle).current()
     looks = make_looks(bundle.manifest.latent.factor)
     if backend is None:
         report = _verify_graphs(bundle, reference, weights, photos, looks, progress)
