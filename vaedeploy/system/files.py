@@ -81,7 +81,8 @@ class _Handles:
     def __init__(self, folder: int | None) -> None:
         self.folder = folder
         self.files: dict[str, int] = {}
-        weakref.finalize(self, _close_all, folder, self.files)
+        # Not at the end of the process, which closes them itself: threads may still be reading.
+        weakref.finalize(self, _close_all, folder, self.files).atexit = False
 
 
 def _close_all(folder: int | None, files: dict[str, int]) -> None:
