@@ -16,11 +16,11 @@ from tiny_bundle import FAILED, tiny_bundle
 
 from vaedeploy.bundle import Bundle, check_bundle
 from vaedeploy.bundle.engines import check_engine
-from vaedeploy.bundle.manifest import decode_manifest
-from vaedeploy.bundle.stored import LARGEST
+from vaedeploy.bundle.manifest import Manifest, decode_manifest
+from vaedeploy.bundle.stored import LARGEST, read_manifest
 from vaedeploy.errors import BundleError, EngineError, InputError, OutputError
 from vaedeploy.runtime import VAE
-from vaedeploy.system.files import HOLDS
+from vaedeploy.system.files import HOLDS, HeldFolder
 
 held = pytest.mark.skipif(not HOLDS, reason="files cannot be held open here")
 
@@ -161,6 +161,19 @@ def test_edit_of_a_bundle_that_was_replaced_is_refused(bundle: Bundle) -> None:
     with pytest.raises(OutputError, match="another process has replaced it since it was opened"):
         bundle.update(verification=FAILED)
     assert check_bundle(bundle.path) == new
+
+
+def test_bundle_that_is_replaced_while_it_is_opened(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its folder is open already, and empty by now: the one that took its place is opened."""
+    new: list[Bundle] = []
+
+    def late(path: Path, folder: HeldFolder | None = None) -> Manifest:
+        if not new:
+            new.append(swapped(bundle))
+        return read_manifest(path, folder)
+
+    monkeypatch.setattr("vaedeploy.bundle.opening.read_manifest", late)
+    assert [Bundle.open(bundle.path)] == new
 
 
 WRITER = """

@@ -5,6 +5,7 @@ Its files are opened before any is looked at, so that all are of one bundle, wha
 
 from __future__ import annotations
 
+import errno
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -72,10 +73,17 @@ def _open(path: Path, find_faults: Callable[[Bundle], Faults]) -> Bundle:
 
 
 def _hold(path: Path) -> Bundle:
+    """The bundle at ``path``, nothing of it checked. Raises OSError if it was replaced or removed meanwhile."""
     if not path.is_dir():
         read_manifest(path)  # says what is there instead, or waits for it
     folder = HeldFolder(path)
-    bundle = Bundle(path, read_manifest(path, folder), folder)
+    try:
+        manifest = read_manifest(path, folder)
+    except BundleError as error:
+        if folder.is_at(path):
+            raise
+        raise OSError(errno.ESTALE, "another bundle took its place") from error
+    bundle = Bundle(path, manifest, folder)
     for name in bundle.manifest.files:
         with suppress(OSError):  # what cannot be opened is told by ``damage``
             if not link_fault(path, name):
