@@ -5,7 +5,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 DEMO := build/demo
 
-.PHONY: help setup demo test test-fast test-full test-page test-gpu bench-gpu lint types format check clean
+.PHONY: help setup demo test test-fast test-full test-faults test-page test-gpu bench-gpu lint types format check clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -41,6 +41,11 @@ test-fast: $(READY)  ## run the tests that take no more than seconds
 
 test-full: $(READY)  ## run every test, and verify models of full size at every shape, up to 512x512
 	$(BIN)/python -m pytest $(TWICE) --full
+
+FAULTS := tests/bundle/test_crashes.py tests/bundle/test_opening.py tests/runtime/test_replaced.py
+
+test-faults: $(READY)  ## look for faults at every point, and not at some: see docs/reliability.md
+	$(BIN)/python -m pytest --full $(FAULTS)
 
 # Debian's: browsers that packages of Python bring are hundreds of megabytes.
 test-page: $(READY)  ## run the tests of the report's page in headless Chromium, which is installed if it is not there

@@ -174,7 +174,8 @@ def of_engine(bundle: Bundle, latent: np.ndarray, rounds: int) -> dict[str, Any]
     """The overhead on the first decoder engine of the bundle."""
     name, info = next((n, i) for n, i in bundle.manifest.engines.items() if i.part == "decoder")
     backend, device = info.identity.backend, cuda.CudaDevice(0)
-    plan = tensorrt.load_plan(bundle.path / name, backend, bundle.manifest.files[name].sha256, device, True)
+    data, sha256 = bundle.read(name), bundle.manifest.files[name].sha256
+    plan = tensorrt.load_plan(bundle.path / name, data, backend, sha256, device, True)
     alone = EngineAlone(device, plan, Half(bundle, "decoder", backend, (name,)), latent)
     return measure(VAE(bundle.path, backend, on_nan="warn", profile=info.profile), alone, latent, rounds)
 

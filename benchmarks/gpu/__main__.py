@@ -6,9 +6,9 @@ floor: the rates of a large matrix product and a large copy. A decoder cannot be
     former.
 speed: PyTorch eager, ONNX Runtime's CUDA provider with plain, rewritten and fused graphs, and the package's runtime
     with engines of TensorRT-RTX and TensorRT where they run. They take turns on the same photographs and latents in
-    device memory, timed with CUDA events. The results also have the device memory that each takes, and how far its output is
-    from PyTorch in float64. torch.compile comes last, in a process of its own, where it takes turns with eager and the
-    fused graph. That process is stopped if tuning takes too long.
+    device memory, timed with CUDA events. The results also have the device memory that each takes, and how far its
+    output is from PyTorch in float64. torch.compile comes last, in a process of its own, where it takes turns with
+    eager and the fused graph. That process is stopped if tuning takes too long.
 bundle: ``vaedeploy bench`` on the bundle with those engines: whole calls, with arrays in the host's memory.
 overflow: a VAE whose residual stream was inflated by 2^17, in half precision, without and with the rescale rule.
 

@@ -6,6 +6,9 @@ import errno
 import os
 import shutil
 import signal
+import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,7 +17,9 @@ from tiny_bundle import tiny_bundle, tiny_manifest
 
 from vaedeploy.bundle import Bundle, check_bundle, create_bundle
 from vaedeploy.errors import BundleError, OutputError
+from vaedeploy.runtime import VAE
 from vaedeploy.system.atomic import replace_directory
+from vaedeploy.system.lock import lock
 
 
 def test_rights_are_what_the_umask_leaves(tmp_path: Path) -> None:
@@ -285,9 +290,61 @@ def test_interrupted_export_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+ASIDE = ".tiny.0123456789ab.old"
+
+
+@pytest.mark.parametrize("find", [Bundle.open, check_bundle, VAE])
+def test_bundle_that_was_set_aside_is_found(bundle: Bundle, find: Callable[[Path], object]) -> None:
+    before = contents(bundle.path)
+    bundle.path.rename(bundle.path.with_name(ASIDE))
+    find(bundle.path)
+    assert contents(bundle.path.parent) == {f"tiny/{name}": data for name, data in before.items()}
+
+
+def test_bundle_is_waited_for_while_another_process_replaces_it(bundle: Bundle) -> None:
+    bundle.path.rename(bundle.path.with_name(ASIDE))
+    with lock(bundle.path.with_name(".tiny.lock")):
+        writer = threading.Timer(0.05, lambda: bundle.path.with_name(ASIDE).rename(bundle.path))
+        writer.start()
+        assert Bundle.open(bundle.path) == bundle
+        writer.join()
+
+
+def test_bundle_that_was_set_aside_and_cannot_be_put_back_is_told(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a folder that may only be read."""
+    monkeypatch.setattr("vaedeploy.bundle.stored.PATIENCE", 0.0)
+    bundle.path.rename(bundle.path.with_name(ASIDE))
+    with pytest.raises(BundleError) as caught:
+        Bundle.open(bundle.path)
+    assert str(caught.value) == (
+        f"there is no bundle at {bundle.path}. A process that was killed while it replaced it left it as "
+        f"{bundle.path.with_name(ASIDE)}; rename that to tiny"
+    )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems rename twice")
+def test_there_is_a_bundle_at_every_moment(bundle: Bundle) -> None:
+    missing, done = [], threading.Event()
+
+    def look() -> None:
+        while not done.is_set():
+            if not (bundle.path / "bundle.json").exists():
+                missing.append("gone")
+
+    watcher = threading.Thread(target=look)
+    watcher.start()
+    for seed in range(20):
+        tiny_bundle(bundle.path, seed=seed, force=True)
+    done.set()
+    watcher.join()
+    assert missing == []
+
+
 def test_bundle_that_a_killed_run_had_set_aside_comes_back(bundle: Bundle) -> None:
     before = contents(bundle.path)
-    bundle.path.rename(bundle.path.with_name(".tiny.0123456789ab.old"))
+    bundle.path.rename(bundle.path.with_name(ASIDE))
     with pytest.raises(OutputError, match="exists already"):
         tiny_bundle(bundle.path)
     assert contents(bundle.path) == before
@@ -302,6 +359,14 @@ def test_leftovers_of_other_bundles_are_not_touched(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
     tiny_bundle(tmp_path / "tiny")
     assert {p.name for p in tmp_path.iterdir()} == {*others, "tiny"}
+
+
+def test_bundles_are_replaced_where_no_two_can_change_places(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other systems than Linux, and some of its file systems."""
+    monkeypatch.setattr("vaedeploy.system.atomic.exchange", lambda one, other: False)
+    new = tiny_bundle(bundle.path, seed=5, force=True)
+    assert check_bundle(bundle.path) == new
+    assert [p.name for p in bundle.path.parent.iterdir()] == ["tiny"]
 
 
 def test_old_bundle_is_put_back_where_the_new_one_cannot_be(bundle: Bundle) -> None:

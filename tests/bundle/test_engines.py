@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 
 import msgspec
 import pytest
+from bit_flips import flip
+from bundle_folders import edit
 from engine_files import DECODER, ENCODER, RTX4090
 
 from vaedeploy.bundle import Bundle, check_bundle
-from vaedeploy.bundle.engines import check_engine, engine_faults, gpu_fault
+from vaedeploy.bundle.engines import check_engine, engine_faults, gpu_fault, read_engine
 from vaedeploy.bundle.manifest import FileInfo
 from vaedeploy.errors import BundleError, EngineError
+from vaedeploy.system.files import HOLDS
 from vaedeploy.system.gpu import Gpu
 
 # ------------------------------------------------------------------------------------------------ what is told of it
@@ -34,9 +36,7 @@ def test_another_gpu_version_or_graph(built: Bundle, profile_folder: Path) -> No
     assert refusal(version="9.9") == (
         f"{built.path / DECODER} cannot be used: it was built by tensorrt-rtx {version}, and 9.9 is installed. {again}"
     )
-    manifest = json.loads((built.path / "bundle.json").read_bytes())
-    manifest["contents"]["decoder"] = "0" * 64
-    (built.path / "bundle.json").write_text(json.dumps(manifest))
+    edit(built, lambda told: told["contents"].update(decoder="0" * 64))
     built = Bundle.open(built.path)
     assert "it was built from another graph than the decoder that is in the bundle" in refusal()
 
@@ -72,3 +72,25 @@ def test_a_flipped_byte(built: Bundle) -> None:
         check_bundle(built.path)
     with pytest.raises(EngineError, match=f"cannot be used: it is altered: its sha256 is .*again: {advice}"):
         check_engine(Bundle.open(built.path), DECODER)
+
+
+@pytest.mark.skipif(not HOLDS, reason="files cannot be held open here")
+def test_engine_of_an_open_bundle_stays_what_it_was(built: Bundle) -> None:
+    before = (built.path / DECODER).read_bytes()
+    opened = Bundle.hold(built.path)
+    (built.path / DECODER).unlink()
+    (built.path / DECODER).write_bytes(bytes(len(before)))
+    assert engine_faults(opened, DECODER) == []
+    assert read_engine(opened, DECODER) == before
+    again = Bundle.hold(built.path)
+    with pytest.raises(EngineError, match=f"{DECODER} cannot be used: it is altered: its sha256 is .*Build it again: "):
+        read_engine(again, DECODER)
+    with pytest.raises(EngineError, match=f"{DECODER} cannot be used: it does not contain the identity that the"):
+        read_engine(again, DECODER, verify_hash=False)
+
+
+def test_engine_that_is_changed_in_place_is_not_read(built: Bundle) -> None:
+    opened = Bundle.hold(built.path)
+    flip(built.path / DECODER, 8)
+    with pytest.raises(EngineError, match=f"{DECODER} cannot be used: it is altered: its sha256 is "):
+        read_engine(opened, DECODER)

@@ -178,7 +178,8 @@ def test_manifest_round_trip_keeps_every_field(bundle: Bundle) -> None:
         latent=LatentSpec(channels=2, factor=4, scale=(0.1, 1 / 3), shift=(0.5, -1.5)),
         verification=FAILED,
     )
-    assert decode_manifest(encode_manifest(manifest), bundle.path) == manifest
+    read = decode_manifest(encode_manifest(manifest), bundle.path)
+    assert read == msgspec.structs.replace(manifest, seal=read.seal)
 
 
 def test_worst_value_that_is_not_finite_is_null(bundle: Bundle) -> None:
@@ -211,6 +212,18 @@ def test_what_to_run_names_the_same_weights(bundle: Bundle, origin: Origin, word
     assert manifest.export_command(Path("out")) == f"vaedeploy export {words} --out out --force"
     uint8 = msgspec.structs.replace(manifest, image_input="uint8")
     assert uint8.export_command(Path("out")) == (f"vaedeploy export {words} --image-input uint8 --out out --force")
+
+
+def test_what_to_run_has_the_options_of_the_export(bundle: Bundle) -> None:
+    given = msgspec.structs.replace(bundle.manifest, contract_given=True)
+    start, end = "vaedeploy export --vae sd15 --weights random:0", "--out out --force"
+    assert given.export_command(Path("out")) == f"{start} --scale 1.0 --shift 0.0 {end}"
+    for rewrites in ({}, {"decoder.ort.onnx": {"lower_precision(fp16)": 7}}):
+        plain = msgspec.structs.replace(bundle.manifest, rewrites=rewrites)
+        assert plain.export_command(Path("out")) == f"{start} --no-rewrite {end}"
+        assert not plain.rewritten
+    both = {"decoder.ort.onnx": {"fold_padding": 0, "lower_precision(fp16)": 7}}
+    assert msgspec.structs.replace(bundle.manifest, rewrites=both).rewritten
 
 
 def test_what_to_run_for_modules_is_python(bundle: Bundle) -> None:

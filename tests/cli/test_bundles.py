@@ -66,7 +66,7 @@ def test_a_missing_bundle(vaedeploy, tmp_path):
 @pytest.mark.filterwarnings("default")
 def test_export_verify_and_fail(vaedeploy, small_vae, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    ended = vaedeploy("export", "--vae", small_vae)
+    ended = vaedeploy("export", "--vae", small_vae, "--scale", "0.5")
     assert (ended.code, ended.out) == (0, "small\n"), ended.err
     assert "Exporting to ONNX ..." in ended.err
     assert "Error" not in ended.err
@@ -76,6 +76,7 @@ def test_export_verify_and_fail(vaedeploy, small_vae, tmp_path, monkeypatch):
     starts = [line for line in lines if line.endswith(" ...")]
     assert len(set(starts)) == len(starts)  # each step has a name of its own
     assert Bundle.open("small").verified
+    assert Bundle.open("small").manifest.contract_given
 
     again = vaedeploy("export", "--vae", small_vae, "--no-verify")
     assert (again.code, again.out) == (2, "")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from builds import corrupt
+from bundle_folders import edit
 from command_line import Ended
 from engine_files import DECODER, ENCODER
 from tiny_bundle import tiny_bundle
@@ -42,9 +43,7 @@ def test_inspect_shows_engines_and_what_speaks_against_them(vaedeploy: Callable[
     assert "unverified (it has not been run on its GPU)" in shown
     assert "tensors: latent float32 (-1, 2, -1, -1), " in shown
     assert "STALE" not in shown
-    manifest = json.loads((built.path / "bundle.json").read_bytes())
-    manifest["engines"][DECODER]["identity"]["backend_version"] = "1.0"
-    (built.path / "bundle.json").write_text(json.dumps(manifest))
+    edit(built, lambda told: told["engines"][DECODER]["identity"].update(backend_version="1.0"))
     shown = vaedeploy("inspect", built.path).out
     assert "STALE: it was built by tensorrt-rtx 1.0, and 1." in shown
     assert f"Build it again: vaedeploy build {built.path} --profile mine --backend tensorrt-rtx" in shown

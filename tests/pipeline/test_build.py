@@ -234,3 +234,15 @@ def test_a_build_holds_the_bundle(built: Bundle, profile_folder: Path) -> None:
     build_engines(built, ["mine"], folder=profile_folder, force=True, progress=progress)
     assert len(failed) == 1
     assert "notes" not in check_bundle(built.path).manifest.files
+
+
+def test_a_copy_of_hard_links_is_built(built: Bundle, tmp_path: Path) -> None:
+    """As ``cp -al`` and many backups make them; the other copy stays as it is."""
+    shutil.copytree(built.path, tmp_path / "copy", copy_function=os.link)
+    write_profile(tmp_path, "mine", precision='"fp32"', shapes=SIZES)
+    write_profile(tmp_path, "twin", precision='"fp32"', shapes=SIZES)
+    before = snapshot(built)
+    made = build_engines(tmp_path / "copy", ["twin", "mine"], folder=tmp_path)
+    assert {info.profile for info in made.manifest.engines.values()} == {"twin", "mine"}
+    check_bundle(made.path)
+    assert snapshot(built) == before

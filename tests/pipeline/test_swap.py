@@ -101,6 +101,15 @@ def test_of_several_swaps_the_first_vae_is_kept(flat: Bundle) -> None:
     assert snapshot(restore_vae(flat.path)) == first
 
 
+@pytest.mark.slow
+def test_a_bundle_without_rewrites_stays_without(tmp_path: Path) -> None:
+    plain = export_vae(flat_reference(), out=tmp_path / "flat", precision="fp16", rewrite=False)
+    swapped, _ = swap_vae(plain, flat_reference(1))
+    assert swapped.manifest.rewrites.keys() == plain.manifest.rewrites.keys()
+    assert not swapped.manifest.rewritten
+    assert swapped.manifest.vae.identity == flat_reference(1).identity
+
+
 def test_another_latent_contract_is_refused(bundle: Bundle) -> None:
     before = snapshot(bundle)
     demo = load_reference("demo")

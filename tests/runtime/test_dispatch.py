@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import onnx
 import pytest
+from bundle_folders import edit
 from engine_files import DECODER
 from host_gpu import HostDevice, HostPlan
 from tiny_bundle import tiny_bundle
@@ -47,8 +48,7 @@ def test_overflow_is_raised_if_asked(bundle: Bundle, overflowing: np.ndarray, tm
         vae.decode(overflowing, output="float")
     assert str(caught.value) == f"decode gave NaN or infinity in item 1 of a batch of 3 (bundle {bundle.path})"
     shutil.copytree(bundle.path, tmp_path / "half")
-    manifest = tmp_path / "half" / "bundle.json"
-    manifest.write_text(manifest.read_text().replace('"fp32"', '"fp16"'))
+    edit(Bundle(tmp_path / "half", bundle.manifest), lambda told: told.update(precision="fp16"))
     with VAE(tmp_path / "half", on_nan="raise") as vae, pytest.raises(BackendError) as caught:
         vae.decode(overflowing)
     assert str(caught.value).endswith(". It was computed in fp16: on_nan='rerun' runs such items again in fp32")
@@ -68,8 +68,7 @@ def weak(tmp_path: Path) -> Bundle:
     model.graph.node.insert(0, square)
     onnx.save(model, path)
     reopened(bundle).close()
-    manifest = bundle.path / "bundle.json"
-    manifest.write_text(manifest.read_text().replace('"precision": "fp32"', '"precision": "fp16"'))
+    edit(bundle, lambda told: told.update(precision="fp16"))
     return Bundle.open(bundle.path)
 
 

@@ -28,7 +28,8 @@ from host_gpu import HostDevice
 from vaedeploy.errors import BackendError
 from vaedeploy.runtime import tensorrt
 try:
-    tensorrt.load_plan(Path(sys.argv[1]), "tensorrt-rtx", "0" * 64, HostDevice(), True)
+    engine = Path(sys.argv[1])
+    tensorrt.load_plan(engine, engine.read_bytes(), "tensorrt-rtx", "0" * 64, HostDevice(), True)
 except BackendError as error:
     print(error)
 """

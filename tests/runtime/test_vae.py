@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from bit_flips import flip
+from bundle_folders import edit
 from onnx import numpy_helper
 from tiny_bundle import FAILED, tiny_bundle
 from tiny_inputs import CHANNELS, FACTOR, noise, photo
@@ -19,6 +21,7 @@ from vaedeploy.errors import BackendError, BundleError, InputError
 from vaedeploy.images.pixels import to_float
 from vaedeploy.runtime import VAE, Limits, UnverifiedBundleWarning
 from vaedeploy.runtime.onnxruntime_cpu import Session
+from vaedeploy.system.files import HOLDS
 from vaedeploy.values.latent import SizeRule
 
 FORMS = "(H, W, 3) or (B, H, W, 3) uint8, or (B, 3, H, W) float in [-1, 1]"
@@ -176,7 +179,43 @@ def test_graph_is_loaded_when_it_is_needed(tmp_path: Path) -> None:
     vae = VAE(bundle.path)
     bundle.graph("encoder").write_bytes(b"no graph")
     assert vae.decode(noise(1, CHANNELS, 2, 2)).shape == (1, 8, 8, 3)
-    with pytest.raises(BackendError) as caught:
+    with pytest.raises(BundleError, match=r"is damaged: encoder\.onnx has 8 bytes where bundle\.json says"):
+        vae.encode(photo(8, 8))
+
+
+@pytest.mark.skipif(not HOLDS, reason="files cannot be held open here")
+def test_open_vae_keeps_its_weights_while_another_takes_its_place(tmp_path: Path) -> None:
+    bundle, latent = tiny_bundle(tmp_path / "tiny"), noise(1, CHANNELS, 2, 2)
+    with VAE(tiny_bundle(tmp_path / "other", seed=5).path) as other, VAE(bundle.path) as vae:
+        expected = VAE(bundle.path).decode(latent)
+        tiny_bundle(bundle.path, seed=5, force=True)
+        np.testing.assert_array_equal(vae.decode(latent), expected)
+        np.testing.assert_array_equal(VAE(bundle.path).decode(latent), other.decode(latent))
+        assert not np.array_equal(vae.decode(latent), other.decode(latent))
+
+
+@pytest.mark.parametrize("name", ["decoder.onnx", "decoder.onnx.data"])
+def test_bit_that_flips_after_the_opening_gives_no_image(tmp_path: Path, name: str) -> None:
+    with VAE(tiny_bundle(tmp_path / "tiny").path) as vae:
+        flip(vae.path / name, 200)
+        with pytest.raises(BundleError, match=rf"is damaged: {name} is altered: its sha256 is "):
+            vae.decode(noise(1, CHANNELS, 2, 2))
+
+
+def test_weights_elsewhere_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime would take a file of that name from the current directory."""
+    bundle = tiny_bundle(tmp_path / "tiny")
+    monkeypatch.chdir(bundle.path)
+    edit(bundle, lambda told: told["files"].pop("decoder.onnx.data"))
+    with VAE(bundle.path) as vae, pytest.raises(BackendError, match=r"decoder\.onnx\.data not found from the table"):
+        vae.decode(noise(1, CHANNELS, 2, 2))
+
+
+def test_what_is_no_graph_is_told(tmp_path: Path) -> None:
+    bundle = tiny_bundle(tmp_path / "tiny")
+    size = bundle.graph("encoder").stat().st_size
+    bundle.graph("encoder").write_bytes(b"n" * size)
+    with VAE(bundle.path, verify_hashes=False) as vae, pytest.raises(BackendError) as caught:
         vae.encode(photo(8, 8))
     assert str(caught.value).startswith(f"ONNX Runtime cannot load {bundle.path / 'encoder.onnx'}: ")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import subprocess
 import sys
 import time
@@ -12,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import onnx
+from bundle_folders import edit
 from onnx import helper
 
 from vaedeploy.bundle import Bundle
@@ -55,9 +55,7 @@ def corrupt(bundle: Bundle, operator: str) -> Bundle:
     scopes.key, scopes.value = "pkg.torch.onnx.name_scopes", "['', 'decoder', 'decoder.up.0.odd', 'odd']"
     model.graph.node.insert(1, foreign)
     onnx.save(model, path)
-    manifest = json.loads((bundle.path / "bundle.json").read_bytes())
     data = path.read_bytes()
-    manifest["files"]["decoder.onnx"] = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
-    manifest["contents"] = {}
-    (bundle.path / "bundle.json").write_text(json.dumps(manifest))
+    info = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+    edit(bundle, lambda told: told.update(contents={}, files={**told["files"], "decoder.onnx": info}))
     return Bundle.open(bundle.path)

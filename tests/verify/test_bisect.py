@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 import onnx_ir as ir
 import pytest
+from bundle_folders import edit
 from command_line import Ended
 from inflation import inflate
 from tiny_modules import tiny_reference
@@ -65,9 +66,9 @@ def broken(source: Bundle, out: Path, part: Part, module: str, fault: Fault) -> 
         value = node.inputs[1]
         value.const_value = ir.tensor(fault(value.const_value.numpy()), name=value.name)
     save_form(Graph(model, part), path, shared=True)
-    data, manifest = path.read_bytes(), json.loads((out / "bundle.json").read_text())
-    manifest["files"][path.name] = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
-    (out / "bundle.json").write_text(json.dumps(manifest))
+    data = path.read_bytes()
+    info = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+    edit(bundle, lambda told: told["files"].update({path.name: info}))
     return Bundle.open(out)
 
 

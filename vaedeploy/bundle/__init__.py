@@ -6,15 +6,17 @@ here.
 
 from __future__ import annotations
 
-from vaedeploy.bundle.bundle import PREVIOUS, Bundle, as_bundle, check_bundle
+from vaedeploy.bundle.bundle import PREVIOUS, Bundle, GraphContent, as_bundle
 from vaedeploy.bundle.create import create_bundle
 from vaedeploy.bundle.edit import BundleEdit, edit_bundle, naming_bundle
 from vaedeploy.bundle.manifest import Manifest
+from vaedeploy.bundle.opening import check_bundle
 
 __all__ = [
     "PREVIOUS",
     "Bundle",
     "BundleEdit",
+    "GraphContent",
     "Manifest",
     "as_bundle",
     "check_bundle",

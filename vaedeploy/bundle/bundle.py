@@ -10,27 +10,35 @@ that names a path outside the bundle is refused. ``create.create_bundle`` makes 
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from vaedeploy.bundle.manifest import (
-    NAME,
-    FileInfo,
-    Manifest,
-    Verification,
-    decode_manifest,
-)
-from vaedeploy.errors import BundleError
+from vaedeploy.bundle.manifest import NAME, FileInfo, Manifest, Verification
+from vaedeploy.bundle.stored import read_manifest
+from vaedeploy.errors import BundleError, InputError
+from vaedeploy.system.files import HeldFolder, handle_bytes, handle_sha256, handle_size, open_regular
 from vaedeploy.system.hashing import file_sha256
 from vaedeploy.system.oserrors import reason
 from vaedeploy.values.kinds import Form, Part
 
-__all__ = ["PREVIOUS", "Bundle", "as_bundle", "check_bundle", "file_info", "link_fault", "read_manifest"]
+__all__ = ["PREVIOUS", "Bundle", "GraphContent", "as_bundle", "file_info", "link_fault"]
 
 PREVIOUS = "previous"
 """The folder in which a bundle whose VAE was swapped keeps the bundle that it was first."""
+
+
+@dataclass(frozen=True)
+class GraphContent:
+    """A graph as bytes: the ONNX model, and the files with its weights, by the path that the model has for them."""
+
+    model: bytes
+    weights: Mapping[str, bytes]
 
 
 @dataclass(frozen=True)
@@ -38,10 +46,12 @@ class Bundle:
     """A bundle on disk, as it was when it was opened. This class reads and checks it; ``VAE`` runs it.
 
     path: its folder. manifest: the contents of ``bundle.json``: VAE, latent contract, files, engines, verification.
+    held: its files, held open, so that ``read`` gives them as they were; None to open each by its path.
     """
 
     path: Path
     manifest: Manifest
+    held: HeldFolder | None = field(default=None, compare=False, repr=False)
 
     def __repr__(self) -> str:
         state = "verified" if self.verified else "unverified"
@@ -57,12 +67,29 @@ class Bundle:
 
         Raises BundleError, which lists everything that is wrong.
         """
+        held = cls.hold(path, verify_hashes)
+        held.release()
+        return cls(held.path, held.manifest)
+
+    @classmethod
+    def hold(cls, path: str | Path, verify_hashes: bool = True) -> Bundle:
+        """``open``, with every file held open: ``read`` gives what was checked here, even if another process puts
+        another bundle at ``path``. ``release`` lets go of the files.
+        """
+        from vaedeploy.bundle.opening import open_whole  # which imports this module
+
         if not isinstance(path, str | os.PathLike):
             raise BundleError(f"the bundle is of type {type(path).__name__}; give its folder (of a Bundle, .path)")
-        bundle = cls(Path(path), read_manifest(Path(path)))
-        needed = (name for name in bundle.manifest.files if not bundle._is_optional(name))
-        bundle._refuse(bundle._damages(needed, verify_hashes))
-        return bundle
+        return open_whole(Path(path), verify_hashes)
+
+    def release(self) -> None:
+        """Let go of the files that are held. ``read`` raises InputError from now on."""
+        if self.held is not None:
+            self.held.close()
+
+    def current(self) -> Bundle:
+        """The bundle as it is on disk now: what was written to it since it was opened does not show here."""
+        return Bundle(self.path, read_manifest(self.path))
 
     @property
     def verified(self) -> bool:
@@ -71,26 +98,92 @@ class Bundle:
 
     def check(self) -> None:
         """Raise BundleError, which lists everything wrong, if any file is missing, altered or not in the manifest."""
-        self._refuse(self._damages(self.manifest.files), _surplus(self))
+        from vaedeploy.bundle.opening import check_bundle  # which imports this module
+
+        check_bundle(self.path)
 
     def damage(self, name: str, verify_hash: bool = True) -> str | None:
         """How a file differs from what the manifest states, as words that follow the file's name: ``is missing``.
 
         None if it does not differ. verify_hash: False to skip the sha256.
         """
-        path, expected = self.path / name, self.manifest.files[name]
         try:
-            if fault := link_fault(self.path, name):
+            if fault := self._link_fault(name):
                 return fault
-            if not path.is_file():
-                return "is missing"
-            if (size := path.stat().st_size) != expected.bytes:
-                return f"has {size:,} bytes where {NAME} says {expected.bytes:,}"
-            if verify_hash and (sha256 := file_info(path).sha256) != expected.sha256:
-                return f"is altered: its sha256 is {sha256} where {NAME} says {expected.sha256}"
+            with self.handle(name) as handle:
+                fault = self._size_fault(name, handle_size(handle))
+                return fault or (self._hash_fault(name, handle_sha256(handle)) if verify_hash else None)
         except OSError as error:
-            return f"cannot be read: {reason(error)}"
-        return None
+            return _unreadable(error)
+
+    def read(self, name: str, verify_hash: bool = True) -> bytes:
+        """The bytes of a file, which are those that the manifest states: they are hashed once they are in memory.
+
+        verify_hash: False to check their number only. Raises BundleError if they differ, or the manifest does not name
+        the file, and InputError after ``release``.
+        """
+        data = self._read(name)
+        if verify_hash:
+            self.refuse(self._altered({name: data}))
+        return data
+
+    @contextmanager
+    def read_graph(self, part: Part, form: Form = "portable", verify_hash: bool = True) -> Iterator[GraphContent]:
+        """Context with what the graph that ``graph`` gives consists of; ``read`` says what is checked and raised.
+
+        Full-size weights take a fifth of a second to hash. That is done beside what is done in the context, whose
+        result must not be used unless the context ends without an error.
+        """
+        graphs = {name for forms in self.manifest.graphs.values() for name in forms.values()}
+        graph = self.graph(part, form).relative_to(self.path).as_posix()
+        model = self._read(graph)
+        # A model has the names of its weights' files in it. One that happens to be in it besides does no harm.
+        used = [n for n in self.manifest.files if "/" not in n and n not in graphs and n.encode() in model]
+        weights = {name: self._read(name) for name in used}
+        if not verify_hash:
+            yield GraphContent(model, weights)
+            return
+        with ThreadPoolExecutor(1) as pool:
+            altered = pool.submit(self._altered, {graph: model, **weights})
+            try:
+                yield GraphContent(model, weights)
+            finally:  # altered bytes are the better reason for whatever was raised
+                self.refuse(altered.result())
+
+    def _read(self, name: str) -> bytes:
+        """The bytes of a file, as many as the manifest states. Raises as ``read`` does."""
+        self.file(name)
+        data = b""
+        try:
+            if not (fault := self._link_fault(name)):
+                with self.handle(name) as handle:
+                    if not (fault := self._size_fault(name, handle_size(handle))):
+                        data = handle_bytes(handle, self.manifest.files[name].bytes)
+                        fault = self._size_fault(name, len(data))
+        except OSError as error:
+            if error.errno == errno.EBADF:
+                raise InputError(f"bundle {self.path} was released; open it again") from error
+            fault = _unreadable(error)
+        self.refuse({name: fault} if fault else {})
+        return data
+
+    def _altered(self, contents: Mapping[str, bytes]) -> dict[str, str]:
+        """Name -> damage, for each file whose bytes do not have the sha256 that the manifest states."""
+        hashes = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
+        return {name: fault for name, sha256 in hashes.items() if (fault := self._hash_fault(name, sha256))}
+
+    @contextmanager
+    def handle(self, name: str) -> Iterator[int]:
+        """Context with a handle for reading the file ``name``, whatever its content. Raises OSError."""
+        if self.held is not None:
+            with self.held.handle(name) as handle:
+                yield handle
+            return
+        handle = open_regular(self.path / name)
+        try:
+            yield handle
+        finally:
+            os.close(handle)
 
     def graph(self, part: Part, form: Form = "portable") -> Path:
         """The path of a part's graph in ``form``, or in the portable form if the bundle does not have ``form``."""
@@ -115,16 +208,28 @@ class Bundle:
         with edit_bundle(self) as edit:
             return edit.put(verification=verification, files=files)
 
-    def _is_optional(self, name: str) -> bool:
+    def _link_fault(self, name: str) -> str | None:
+        # What is held was looked at when it was opened, and its path may be another file's by now.
+        return None if self.held is not None and self.held.holds(name) else link_fault(self.path, name)
+
+    def _size_fault(self, name: str, size: int) -> str | None:
+        expected = self.manifest.files[name].bytes
+        return None if size == expected else f"has {size:,} bytes where {NAME} says {expected:,}"
+
+    def _hash_fault(self, name: str, sha256: str) -> str | None:
+        expected = self.manifest.files[name].sha256
+        return None if sha256 == expected else f"is altered: its sha256 is {sha256} where {NAME} says {expected}"
+
+    def is_optional(self, name: str) -> bool:
         """Whether the bundle can be run without the file: engines, and the files that a swap kept."""
         return name in self.manifest.engines or name.startswith(f"{PREVIOUS}/")
 
-    def _damages(self, names: Iterable[str], verify_hashes: bool = True) -> dict[str, str]:
+    def damages(self, names: Iterable[str], verify_hashes: bool = True) -> dict[str, str]:
         """Name -> ``damage``, for each file in ``names`` that is damaged."""
         pairs = ((name, self.damage(name, verify_hashes)) for name in names)
         return {name: damage for name, damage in pairs if damage is not None}
 
-    def _refuse(self, damages: Mapping[str, str], surplus: Sequence[str] = ()) -> None:
+    def refuse(self, damages: Mapping[str, str], surplus: Sequence[str] = ()) -> None:
         """Raise BundleError if there is any damage or surplus file. The message advises the smallest repair."""
         problems = [f"{name} {damage}" for name, damage in damages.items()] + [*surplus]
         if not problems:
@@ -147,44 +252,17 @@ def as_bundle(bundle: Bundle | str | Path) -> Bundle:
     return bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
 
 
-def check_bundle(path: str | Path) -> Bundle:
-    """Open a bundle and check every file in it, with sha256. A file that the manifest does not name is a fault, too.
-
-    Raises BundleError, which lists everything that is wrong.
-    """
-    bundle = Bundle(Path(path), read_manifest(Path(path)))
-    bundle.check()
-    return bundle
-
-
-def read_manifest(path: Path) -> Manifest:
-    """The manifest of the bundle at ``path``. Raises BundleError if there is no bundle or its manifest is not valid."""
-    remedy = f"Make a bundle with: vaedeploy export --vae NAME --out {path}"
-    if not path.exists():
-        raise BundleError(f"there is no bundle at {path}. {remedy}")
-    if not path.is_dir():
-        raise BundleError(f"{path} is a file; a bundle is a folder with a {NAME} in it. Give the folder")
-    try:
-        data = (path / NAME).read_bytes()
-    except FileNotFoundError as error:
-        if any(path.iterdir()):  # a bundle can be made in an empty folder, but not in this one
-            remedy = "Give a bundle's folder, or make one in another place: vaedeploy export --vae NAME --out PLACE"
-        raise BundleError(f"{path} is not a bundle: it has no {NAME}. {remedy}") from error
-    except OSError as error:
-        raise BundleError(f"bundle {path}: {NAME} cannot be read: {reason(error)}") from error
-    return decode_manifest(data, path)
-
-
-def _surplus(bundle: Bundle) -> list[str]:
-    """A phrase for each file in the bundle's folder that the manifest does not name."""
-    known = {NAME, *bundle.manifest.files}
-    names = sorted(p.relative_to(bundle.path).as_posix() for p in bundle.path.rglob("*") if not p.is_dir())
-    return [f"{name} is not in {NAME}" for name in names if name not in known]
+def _unreadable(error: OSError) -> str:
+    missing = isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError)
+    return "is missing" if missing else f"cannot be read: {reason(error)}"
 
 
 def link_fault(bundle: Path, name: str) -> str | None:
     """What is wrong if a symbolic link on the way to the file ``name`` leads out of the bundle; otherwise None."""
-    inside = (bundle / name).resolve().is_relative_to(bundle.resolve())
+    try:
+        inside = (bundle / name).resolve().is_relative_to(bundle.resolve())
+    except RuntimeError:
+        return "is a link that leads to itself"
     return None if inside else "leaves the bundle through a link"
 
 

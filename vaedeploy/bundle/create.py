@@ -18,10 +18,12 @@ from pathlib import Path
 import msgspec
 
 from vaedeploy.bundle.bundle import Bundle, file_info
-from vaedeploy.bundle.edit import naming_bundle, writing
-from vaedeploy.bundle.manifest import NAME, Manifest, check_manifest, encode_manifest
+from vaedeploy.bundle.edit import check_replaceable, naming_bundle, writing
+from vaedeploy.bundle.manifest import Manifest, check_manifest
+from vaedeploy.bundle.stored import is_bundle, write_manifest
 from vaedeploy.errors import OutputError
-from vaedeploy.system.atomic import clear_leftovers, draft_name, replace_directory, share, transient_folder, write_file
+from vaedeploy.system.atomic import clear_leftovers, draft_name, replace_directory, share, transient_folder
+from vaedeploy.system.interrupts import stop_if_interrupted
 from vaedeploy.system.oserrors import shortage
 
 __all__ = ["BundleDraft", "create_bundle"]
@@ -53,8 +55,9 @@ class BundleDraft:
             files[file.relative_to(self.path).as_posix()] = file_info(file, sync=True)
         manifest = msgspec.structs.replace(manifest, files=files)
         check_manifest(manifest, self.out)
-        write_file(self.path / NAME, encode_manifest(manifest))
+        manifest = write_manifest(self.path, manifest)
         _check_free(self.place, self.out, self.force)
+        stop_if_interrupted()
         with naming_bundle(self.out):
             replace_directory(self.path, self.place)
         return Bundle(self.out, manifest)
@@ -74,6 +77,7 @@ def create_bundle(out: str | Path, force: bool = False) -> Iterator[BundleDraft]
     place = out.resolve()
     if not place.name:
         raise OutputError(f"{out} cannot be a bundle. Choose another place with --out")
+    check_replaceable(place, out)
     with ExitStack() as stack:
         with naming_bundle(out):
             stack.enter_context(transient_folder(place.parent))
@@ -101,23 +105,10 @@ def _check_free(place: Path, out: Path, force: bool) -> None:
     """Raise OutputError if something is at ``place`` that may not be replaced. An empty folder may."""
     if not place.exists() or (place.is_dir() and not any(place.iterdir())):
         return
-    if not _is_bundle(place):
+    if not is_bundle(place):
         raise OutputError(f"{out} exists and is not a bundle; it is left as it is. Choose another place with --out")
     if not force:
         raise OutputError(
             f"{out} exists already. Replace it with --force (force=True in Python), or choose another place with --out "
             "(out=)"
         )
-
-
-def _is_bundle(place: Path) -> bool:
-    """Whether ``place`` is a bundle, even a damaged one.
-
-    A ``bundle.json`` alone does not make it one, since other programs have files of that name.
-    """
-    try:
-        with (place / NAME).open("rb") as file:
-            head = file.read(4096)
-    except OSError:
-        return False
-    return b'"format"' in head and b'"vaedeploy"' in head

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import mmap
-from pathlib import Path
 
 from vaedeploy.bundle.bundle import Bundle
 from vaedeploy.bundle.manifest import EngineIdentity
-from vaedeploy.errors import EngineError
+from vaedeploy.errors import BundleError, EngineError
+from vaedeploy.system.files import handle_size
 from vaedeploy.system.gpu import Gpu
 from vaedeploy.values.kinds import Part
 
-__all__ = ["carries", "check_engine", "differences", "engine_faults", "engine_name", "gpu_fault", "rebuild"]
+__all__ = [
+    "carries",
+    "check_engine",
+    "differences",
+    "engine_faults",
+    "engine_name",
+    "gpu_fault",
+    "read_engine",
+    "rebuild",
+]
 
 FIELD_WORDS = {
     "graph": "the portable graph",
@@ -25,6 +34,8 @@ FIELD_WORDS = {
     "options": "the builder's options were",
 }
 """Field of ``EngineIdentity`` -> the words for it in ``differences``."""
+
+UNMARKED = "it does not contain the identity that the manifest states"
 
 
 def engine_name(profile: str, part: Part, backend: str) -> str:
@@ -64,9 +75,24 @@ def engine_faults(bundle: Bundle, name: str, *, version: str | None = None, veri
         faults.append(f"it was built from another graph than the {info.part} that is in the bundle")
     if version is not None and version != identity.backend_version:
         faults.append(f"it was built by {identity.backend} {identity.backend_version}, and {version} is installed")
-    if not carries(bundle.path / name, identity.mark):
-        faults.append("it does not contain the identity that the manifest states")
+    if not _is_marked(bundle, name):
+        faults.append(UNMARKED)
     return faults
+
+
+def read_engine(bundle: Bundle, name: str, verify_hash: bool = True) -> bytes:
+    """The bytes of the engine in the file ``name``, for TensorRT. Raises EngineError where they are not what the
+    manifest states. verify_hash: False to skip their sha256.
+    """
+    identity = bundle.manifest.engines[name].identity
+    try:
+        data = bundle.read(name, verify_hash)
+    except BundleError:
+        check_engine(bundle, name, verify_hash=verify_hash)
+        raise
+    if identity.mark not in data:
+        raise _refusal(bundle, name, [UNMARKED], rebuild(bundle, name))
+    return data
 
 
 def gpu_fault(identity: EngineIdentity, gpu: Gpu) -> str | None:
@@ -96,7 +122,11 @@ def check_engine(
         advice = f"Build for this GPU, with a profile of its own: vaedeploy build {bundle.path} --profile NAME"
     else:
         return
-    raise EngineError(f"{bundle.path / name} cannot be used: {'; '.join(faults)}. {advice}")
+    raise _refusal(bundle, name, faults, advice)
+
+
+def _refusal(bundle: Bundle, name: str, faults: list[str], advice: str) -> EngineError:
+    return EngineError(f"{bundle.path / name} cannot be used: {'; '.join(faults)}. {advice}")
 
 
 def rebuild(bundle: Bundle, name: str) -> str:
@@ -104,10 +134,14 @@ def rebuild(bundle: Bundle, name: str) -> str:
     return f"Build it again: {bundle.manifest.build_command(bundle.path, name)}"
 
 
-def carries(plan: Path, mark: bytes) -> bool:
-    """Whether the engine file ``plan`` contains ``mark``, an ``EngineIdentity.mark``."""
-    with (
-        plan.open("rb") as file,
-        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
-    ):
+def _is_marked(bundle: Bundle, name: str) -> bool:
+    with bundle.handle(name) as handle:
+        return carries(handle, bundle.manifest.engines[name].identity.mark)
+
+
+def carries(handle: int, mark: bytes) -> bool:
+    """Whether the engine file with this handle contains ``mark``, an ``EngineIdentity.mark``."""
+    if not handle_size(handle):
+        return False
+    with mmap.mmap(handle, 0, access=mmap.ACCESS_READ) as content:
         return content.find(mark) >= 0

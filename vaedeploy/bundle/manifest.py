@@ -25,6 +25,9 @@ FORMAT = 1
 NAME = "bundle.json"
 """The path of the manifest in a bundle."""
 
+BLANK = "0" * 64
+"""What stands for the seal while its sha256 is computed."""
+
 
 class VaeInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The VAE that a bundle holds.
@@ -138,7 +141,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
     format: the version of the bundle format.
     vaedeploy: the version of vaedeploy that wrote the bundle.
-    vae: the VAE. latent: its latent contract.
+    vae: the VAE. latent: its latent contract. contract_given: whether the caller of the export stated scale or shift.
     image_input: whether the encoder takes float or uint8 images.
     precision: of the graphs, except the portable ones (always fp32) and some of a bf16 bundle (see ``graphs.FORMS``).
     graphs: part -> form -> file name. Every part has the form ``portable``.
@@ -148,12 +151,17 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         values compute the same.
     engines: path of an engine -> its description.
     verification: the last one; None if none was run since the graphs were made.
+    unfinished: paths of files that a writer is putting into the bundle. One that is not in ``files`` too is not part of
+        the bundle: the writer was killed, or is at work.
+    seal: sha256 over the bytes of ``bundle.json`` itself, in which zeros stand for the seal. None in a bundle that was
+        written before manifests were sealed.
     """
 
     format: int = FORMAT
     vaedeploy: str
     vae: VaeInfo
     latent: LatentSpec
+    contract_given: bool = False
     image_input: ImageInput
     precision: Precision
     graphs: dict[Part, dict[Form, str]]
@@ -162,6 +170,13 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     contents: dict[Part, Sha256] = {}
     engines: dict[str, EngineInfo] = {}
     verification: Verification | None = None
+    unfinished: tuple[str, ...] = ()
+    seal: Sha256 | None = None
+
+    @property
+    def rewritten(self) -> bool:
+        """Whether the graphs were made with the exact rewrites: rules other than the one that lowers the precision."""
+        return any(not rule.startswith("lower_precision") for rules in self.rewrites.values() for rule in rules)
 
     def interface(self, part: Part) -> Interface:
         """The names, shapes and dtypes of the inputs and outputs of one half."""
@@ -175,7 +190,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         words = ["vaedeploy", "export", "--vae", origin.preset or origin.location]
         if origin.preset and origin.kind != "package" and origin.location != origin.preset:
             words += ["--weights", origin.location]
-        if origin.preset is None and not isinstance(self.latent.scale, tuple):
+        if (origin.preset is None or self.contract_given) and not isinstance(self.latent.scale, tuple):
             words += ["--scale", str(self.latent.scale), "--shift", str(self.latent.shift)]
         if self.precision != "fp32":
             words += ["--precision", self.precision]
@@ -183,6 +198,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             words += ["--image-input", self.image_input]
         for form in EXTRA_FORMS:
             words += ["--form", form] if form in self.graphs["decoder"] else []
+        if not self.rewritten:
+            words.append("--no-rewrite")
         return shlex.join([*words, "--out", str(out), "--force"])
 
     def build_command(self, bundle: Path, engine: str) -> str:
@@ -199,15 +216,23 @@ class _Head(msgspec.Struct):
 
 
 def encode_manifest(manifest: Manifest) -> bytes:
-    """The bytes of ``bundle.json``."""
-    return msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
+    """The bytes of ``bundle.json``, with their seal."""
+    blank = msgspec.structs.replace(manifest, seal=BLANK)
+    data = msgspec.json.format(msgspec.json.encode(blank), indent=2) + b"\n"
+    return _with_seal(data, BLANK, hashlib.sha256(data).hexdigest())
+
+
+def _with_seal(data: bytes, seal: str, new: str) -> bytes:
+    """The bytes of a manifest with another seal: it is the last field, so it is where ``seal`` occurs last."""
+    before, found, after = data.rpartition(seal.encode())
+    return before + new.encode() + after if found else data
 
 
 def decode_manifest(data: bytes, bundle: Path) -> Manifest:
     """Read the bytes of ``bundle.json``. bundle: the path that errors name.
 
     Raises BundleError for bytes that are not JSON, another format version, unknown or missing fields, values of a wrong
-    type, paths that leave the bundle, and graphs or engines that are not among the files.
+    type, a seal that is not theirs, paths that leave the bundle, and graphs or engines that are not among the files.
     """
     advice = f"Export it again: vaedeploy export --vae NAME --out {shlex.quote(str(bundle))} --force"
     try:
@@ -220,6 +245,13 @@ def decode_manifest(data: bytes, bundle: Path) -> Manifest:
         manifest = msgspec.json.decode(data, type=Manifest)
     except (msgspec.MsgspecError, UnicodeDecodeError, ContractError) as error:
         raise BundleError(f"bundle {bundle}: {NAME} cannot be used: {error}. {advice}") from error
+    if manifest.seal is not None:
+        found = hashlib.sha256(_with_seal(data, manifest.seal, BLANK)).hexdigest()
+        if found != manifest.seal:
+            raise BundleError(
+                f"bundle {bundle}: {NAME} is altered: its sha256 is {found} where its seal says {manifest.seal}. "
+                + advice
+            )
     check_manifest(manifest, bundle)
     return manifest
 
@@ -227,7 +259,7 @@ def decode_manifest(data: bytes, bundle: Path) -> Manifest:
 def check_manifest(manifest: Manifest, bundle: Path) -> None:
     """Raise BundleError if the manifest contradicts itself or names a path that a file in a bundle cannot have."""
     graphs = [name for forms in manifest.graphs.values() for name in forms.values()]
-    for name in (*manifest.files, *graphs, *manifest.engines):
+    for name in (*manifest.files, *graphs, *manifest.engines, *manifest.unfinished):
         if fault := path_fault(name):
             raise BundleError(f"bundle {bundle}: {NAME} names the path {name!r}, which {fault}; it is refused")
     for part in ("encoder", "decoder"):

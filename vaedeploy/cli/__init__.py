@@ -20,6 +20,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     arguments: the words after ``vaedeploy``; those of this process unless given.
 
-    Exit codes: 0 done, 1 a stage failed, 2 bad input, 3 verification failed, 130 interrupted.
+    Exit codes: 0 done, 1 a stage failed, 2 bad input, 3 verification failed, 130 interrupted, 143 terminated.
     """
     sys.exit(terminal.run(cli, arguments))

@@ -114,7 +114,7 @@ def cli(verbose: bool) -> None:
 
     Results go to stdout; progress, warnings and errors go to stderr.
 
-    Exit codes: 0 done, 1 a stage failed, 2 bad input, 3 verification failed, 130 interrupted. They stay the same where
-    the reader of a pipe stops early, as head does.
+    Exit codes: 0 done, 1 a stage failed, 2 bad input, 3 verification failed, 130 interrupted, 143 terminated. They stay
+    the same where the reader of a pipe stops early, as head does.
     """
     terminal.configure(verbose)

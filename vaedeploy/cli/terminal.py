@@ -10,6 +10,7 @@ import io
 import logging
 import os
 import shutil
+import signal
 import sys
 import textwrap
 import time
@@ -22,10 +23,11 @@ from typing import TextIO
 import click
 
 from vaedeploy.errors import OutputError, VaedeployError
+from vaedeploy.system.interrupts import Stopped, remembering
 from vaedeploy.system.progress import Progress
 
-INTERRUPTED = 130
-"""The exit code after Ctrl-C: 128 + SIGINT, which is the convention of shells."""
+SIGNALLED = 128
+"""Added to a signal's number, this is the exit code after it, by the convention of shells: 130 after Ctrl-C."""
 
 
 def run(command: click.Command, arguments: Sequence[str] | None) -> int:
@@ -35,7 +37,8 @@ def run(command: click.Command, arguments: Sequence[str] | None) -> int:
     """
     stdout = sys.stdout
     try:
-        result = command.main(arguments, prog_name="vaedeploy", standalone_mode=False)
+        with remembering():
+            result = command.main(arguments, prog_name="vaedeploy", standalone_mode=False)
     except click.ClickException as error:
         error.show()
         return error.exit_code
@@ -44,9 +47,11 @@ def run(command: click.Command, arguments: Sequence[str] | None) -> int:
             raise
         _silence(stdout)  # the reader of --help has gone: click wraps stdout then, and exits
         return 0
-    except click.Abort:
-        say("Interrupted; nothing half-written was left behind")
-        return INTERRUPTED
+    except click.Abort as error:
+        number = error.__cause__.number if isinstance(error.__cause__, Stopped) else signal.SIGINT
+        what = "Interrupted" if number == signal.SIGINT else f"Stopped by {signal.Signals(number).name}"
+        say(f"{what}; nothing half-written was left behind")
+        return SIGNALLED + number
     except VaedeployError as error:
         logging.getLogger("vaedeploy").debug("where it was raised", exc_info=error)
         say(f"Error: {error}")

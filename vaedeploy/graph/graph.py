@@ -6,7 +6,9 @@ import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from vaedeploy.values.kinds import Part
@@ -74,7 +76,44 @@ def save_form(graph: Graph, path: Path, *, shared: bool = True) -> None:
 
 def load_graph(path: Path, part: Part) -> Graph:
     """Read a graph from ``path``; its weights stay on disk until they are used."""
-    return Graph(ir.load(path), part)
+    return Graph(load_model(path), part)
+
+
+def load_model(path: Path) -> ir.Model:
+    """Read any ONNX model from ``path``; its weights stay on disk until they are used. Raises OSError."""
+    model = ir.load(path)
+    map_linked_weights(model)
+    return model
+
+
+def map_linked_weights(model: ir.Model) -> None:
+    """Let weights be read from files that have several names (hard links), as in a copy by ``cp -al`` and in backups.
+
+    onnx_ir refuses them, since a name in the model's folder might be one of a secret file. Who may read a file under
+    one name may read it under another, so nothing is gained by that here.
+    """
+    whole: dict[str, np.memmap[Any, Any]] = {}
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            tensor = value.const_value
+            if isinstance(tensor, ir.ExternalTensor) and _has_links(tensor):
+                if (path := str(tensor.path)) not in whole:
+                    whole[path] = np.memmap(path, np.uint8, mode="r")
+                value.const_value = _mapped(tensor, whole[path])
+
+
+def _has_links(tensor: ir.ExternalTensor) -> bool:
+    """Whether a tensor is in a file of several names, in its model's folder, and as whole bytes."""
+    file = Path(tensor.path)
+    inside = file.resolve().is_relative_to(Path(tensor.base_dir).resolve())
+    return inside and bool(tensor.nbytes) and tensor.dtype.bitwidth >= 8 and file.stat().st_nlink > 1
+
+
+def _mapped(tensor: ir.ExternalTensor, file: np.memmap[Any, Any]) -> ir.TensorProtocol:
+    """``tensor`` as a view of the memory that its file is mapped to."""
+    start = tensor.offset or 0
+    data = file[start : start + tensor.nbytes].view(tensor.dtype.numpy()).reshape(tensor.shape.numpy())
+    return ir.Tensor(data, dtype=tensor.dtype, name=tensor.name)
 
 
 def module_path(node: ir.Node) -> str:

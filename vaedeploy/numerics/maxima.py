@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from vaedeploy.errors import BackendError, InputError
 from vaedeploy.graph.edit import LOWER_TYPES, free_name
+from vaedeploy.graph.graph import load_model
 from vaedeploy.runtime.onnxruntime_cpu import measuring_session
 from vaedeploy.system.progress import Progress, silent
 
@@ -48,7 +49,7 @@ def measure_maxima(
     Raises InputError where there is no feed or no floating-point tensor, BackendError with what ONNX Runtime said.
     """
     # A clone shares the weights, whose bytes are not read before the probe is saved.
-    probe = ir.load(model) if isinstance(model, str | Path) else model.clone()
+    probe = load_model(Path(model)) if isinstance(model, str | Path) else model.clone()
     names = _add_reductions(probe)
     maxima: dict[str, float] = {}
     with tempfile.TemporaryDirectory(prefix="vaedeploy-") as folder:

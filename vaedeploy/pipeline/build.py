@@ -62,7 +62,7 @@ def build_engines(
     is not installed, all before anything is built. Raises BuildError where engines could not be built; the others are
     in the bundle then.
     """
-    bundle = as_bundle(bundle)
+    bundle = as_bundle(bundle).current()
     return build_planned(bundle, plan_builds(profiles, backend=backend, folder=folder), force, progress)
 
 
@@ -164,7 +164,7 @@ class _Builds:
                 f"profile {profile.name} is of fp16, and bundle {bundle.path} has no {CALIBRATE_NAME}, without which "
                 f"that might overflow. Export it again, verified: {bundle.manifest.export_command(bundle.path)}"
             )
-        return decode_calibration(bundle.file(CALIBRATE_NAME).read_bytes()).of(part)
+        return decode_calibration(bundle.read(CALIBRATE_NAME)).of(part)
 
     def _find_equal(self, name: str, identity: EngineIdentity) -> str | None:
         """An undamaged engine of that identity, preferably ``name`` itself; None where one must be built."""
@@ -210,7 +210,9 @@ class _Builds:
         )
         what = f"Building {profile.name} {part} with {job.backend}"
         engine = build_engine(request, what, self.progress)
-        if not carries(engine.path, identity.mark):
+        with engine.path.open("rb") as plan:
+            marked = carries(plan.fileno(), identity.mark)
+        if not marked:
             raise BuildError(
                 f"{what} failed: {job.backend} {job.version} does not write the network's name into its plans, by "
                 "which engines are identified"

@@ -12,7 +12,7 @@ from vaedeploy.errors import InputError, LatentError, OutputError, SizeError, Va
 from vaedeploy.images.files import WRITE_OPTIONS, check_image_name, image_suffixes, read_image, write_image
 from vaedeploy.images.latents import LatentFile, read_latent, write_latent
 from vaedeploy.runtime import VAE
-from vaedeploy.system.atomic import check_place, transient_folder
+from vaedeploy.system.atomic import check_place, clear_drafts, transient_folder
 from vaedeploy.system.oserrors import reason
 from vaedeploy.system.progress import Progress, silent
 from vaedeploy.values.latent import LatentSpec
@@ -200,10 +200,13 @@ def _is_source(file: Path, suffixes: tuple[str, ...]) -> bool:
 
 @contextmanager
 def _output_folder(out: Path) -> Iterator[None]:
-    """Context that makes the folder ``out``, and removes it again if nothing was written to it."""
+    """Context that makes the folder ``out``, and removes it again if nothing was written to it. Files that killed
+    processes left half-written there are removed.
+    """
     with ExitStack() as stack:
         try:
             stack.enter_context(transient_folder(out))
         except OSError as error:
             raise OutputError(f"cannot make the folder {out}: {reason(error)}. Choose another place with -o") from error
+        clear_drafts(out)
         yield

@@ -105,6 +105,7 @@ def export_vae(
         contents = write_portable(reference, draft.path, image_input, progress)
         collect_garbage()
         manifest = _manifest(reference, precision, image_input, contents)
+        manifest = msgspec.structs.replace(manifest, contract_given=scale is not None or shift is not None)
         cases: tuple[GoldenCase, ...] = ()
         if verify:
             cases = compute_golden(reference, photographs, verification_shapes(reference.latent.factor), progress)

@@ -21,6 +21,7 @@ from vaedeploy.pipeline.export import export_vae
 from vaedeploy.runtime import VAE
 from vaedeploy.source import find_source, load_source
 from vaedeploy.system.atomic import link_or_copy, replace_directory
+from vaedeploy.system.interrupts import stop_if_interrupted
 from vaedeploy.system.progress import Progress, silent
 from vaedeploy.values.kinds import PARTS, Part
 
@@ -76,12 +77,13 @@ def swap_vae(
     has files in it that are not its own, BackendError where its engines cannot be built again here, VerificationError,
     BuildError, and whatever else ``export_vae`` raises. The bundle is unchanged then.
     """
-    # Every file is checked: restore_vae needs them whole, and a file that is not the bundle's would be lost.
-    old = check_bundle(bundle.path if isinstance(bundle, Bundle) else bundle)
-    jobs = plan_rebuilds(old)  # to fail before the long work, and not after it
-    reference = load_source(find_source(vae, weights), progress=progress)
-    _check_contract(old, reference)
-    with edit_bundle(old) as edit:
+    found = Bundle.open(bundle.path if isinstance(bundle, Bundle) else bundle, verify_hashes=False)
+    with edit_bundle(found, replace=True) as edit:
+        # Every file is checked: restore_vae needs them whole, and a file that is not the bundle's would be lost.
+        old = check_bundle(found.path)
+        jobs = plan_rebuilds(old)  # to fail before the long work, and not after it
+        reference = load_source(find_source(vae, weights), progress=progress)
+        _check_contract(old, reference)
         manifest = old.manifest
         try:
             new = export_vae(
@@ -89,7 +91,7 @@ def swap_vae(
                 out=edit.draft / "bundle",
                 precision=manifest.precision,
                 image_input=manifest.image_input,
-                rewrite=bool(manifest.rewrites),
+                rewrite=manifest.rewritten,
                 forms=[form for form in EXTRA_FORMS if form in manifest.graphs["decoder"]],
                 progress=progress,
             )
@@ -114,11 +116,12 @@ def restore_vae(bundle: Bundle | str | Path) -> Bundle:
 
     Raises InputError where no VAE was swapped, and BundleError where the bundle that was kept is damaged.
     """
-    bundle = as_bundle(bundle)
-    if f"{PREVIOUS}/{NAME}" not in bundle.manifest.files:
-        raise InputError(f"bundle {bundle.path} holds the VAE that it was made with: there is nothing to restore")
-    kept = check_bundle(bundle.path / PREVIOUS)
-    with edit_bundle(bundle) as edit:
+    with edit_bundle(as_bundle(bundle), replace=True) as edit:
+        if f"{PREVIOUS}/{NAME}" not in edit.bundle.manifest.files:
+            raise InputError(
+                f"bundle {edit.bundle.path} holds the VAE that it was made with: there is nothing to restore"
+            )
+        kept = check_bundle(edit.bundle.path / PREVIOUS)
         return _put_in_place(edit, _copy(kept, edit.draft / "bundle"))
 
 
@@ -196,6 +199,7 @@ def _copy(bundle: Bundle, folder: Path) -> Path:
 
 
 def _put_in_place(edit: BundleEdit, made: Path) -> Bundle:
+    stop_if_interrupted()
     with naming_bundle(edit.bundle.path):
         replace_directory(made, edit.bundle.path.resolve())
     return Bundle.open(edit.bundle.path, verify_hashes=False)

@@ -78,7 +78,7 @@ def verify_bundle(
         check_folder(page)
     if profile is not None and backend is None:
         raise InputError("a profile chooses engines, which are verified on their backend; give backend= too")
-    bundle = as_bundle(bundle)
+    bundle = as_bundle(bundle).current()
     looks = make_looks(bundle.manifest.latent.factor)
     if backend is None:
         report = _verify_graphs(bundle, reference, weights, photos, looks, progress)
@@ -104,7 +104,7 @@ def _verify_graphs(
     cases: tuple[GoldenCase, ...] = ()
     compared_with, files = KEPT, {}
     if reference is None and weights is None and photos is None and GOLDEN in manifest.files:
-        cases = decode_golden(bundle.file(GOLDEN).read_bytes(), manifest.vae.identity)
+        cases = decode_golden(bundle.read(GOLDEN), manifest.vae.identity)
     if {case.name for case in cases} != {shape.name for shape in shapes}:
         reference = _checked_reference(bundle, reference, weights, progress)
         cases, compared_with = compute_golden(reference, load_photos(photos), shapes, progress), FRESH
@@ -148,7 +148,8 @@ def _verify_backend(
         for name, verdict in verdicts.items()
     }
     with warn_if_not_noted(), edit_bundle(bundle) as edit:
-        edit.put(files={f"report/{backend}.json": report.to_json()}, engines=noted)
+        name = backend if profile is None else f"{backend}.{profile}"  # each profile's report is kept
+        edit.put(files={f"report/{name}.json": report.to_json()}, engines=noted)
     return report
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from vaedeploy.bundle import Bundle
-from vaedeploy.bundle.engines import check_engine
+from vaedeploy.bundle.engines import check_engine, read_engine
 from vaedeploy.bundle.manifest import EngineInfo
 from vaedeploy.errors import BackendError, InputError, VaedeployError
 from vaedeploy.runtime import onnxruntime_cpu, onnxruntime_cuda, tensorrt
@@ -115,7 +115,7 @@ def find_candidates(
             if name in ENGINES:
                 candidates += _engine_candidates(bundle, name, device, profile, verify_hashes)
             else:
-                candidates += _graph_candidates(bundle, name, device, threads, provider_options)
+                candidates += _graph_candidates(bundle, name, device, threads, provider_options, verify_hashes)
         except VaedeployError as error:
             reasons[name] = str(error)
     if not candidates:
@@ -144,7 +144,12 @@ def float32_form(bundle: Bundle) -> Form:
 
 
 def _graph_candidates(
-    bundle: Bundle, name: str, device: int, threads: int | None, options: Mapping[str, str] | None
+    bundle: Bundle,
+    name: str,
+    device: int,
+    threads: int | None,
+    options: Mapping[str, str] | None,
+    verify_hashes: bool,
 ) -> list[Candidate]:
     """Candidates that run the graphs on the ONNX Runtime backend ``name``. Raises BackendError if it cannot be used."""
     if problem := problem_of(name, device):
@@ -152,12 +157,16 @@ def _graph_candidates(
 
     def candidate(precision: Precision, form: Form) -> Candidate:
         def open_half(part: Part) -> Runner:
-            if name != onnxruntime_cuda.NAME:
-                return onnxruntime_cpu.Session(bundle.graph(part, form), threads)
-            session = partial(onnxruntime_cuda.Session, device=device, threads=threads, precision=precision)
-            if precision == "fp16" and onnxruntime_cuda.FUSED_FORM in bundle.manifest.graphs[part]:
-                return _open_fused(bundle, part, session, options)
-            return session(bundle.graph(part, form), options=options)
+            def open_form(form: Form, options: Mapping[str, str] | None) -> Runner:
+                graph, read = bundle.graph(part, form), partial(bundle.read_graph, part, form, verify_hashes)
+                if name == onnxruntime_cuda.NAME:
+                    return onnxruntime_cuda.Session(graph, device, threads, options, precision, read)
+                return onnxruntime_cpu.Session(graph, threads, read=read)
+
+            fused = name == onnxruntime_cuda.NAME and precision == "fp16"
+            if fused and onnxruntime_cuda.FUSED_FORM in bundle.manifest.graphs[part]:
+                return _open_fused(bundle, part, open_form, options)
+            return open_form(form, options)
 
         return Candidate(name, precision, open_half)
 
@@ -168,20 +177,19 @@ def _graph_candidates(
 
 
 def _open_fused(
-    bundle: Bundle, part: Part, session: Callable[..., Runner], options: Mapping[str, str] | None
+    bundle: Bundle, part: Part, open_form: Callable[..., Runner], options: Mapping[str, str] | None
 ) -> Runner:
     """Open the form with fused operators, or the one for any provider where this ONNX Runtime lacks an operator."""
     try:
-        graph = bundle.graph(part, onnxruntime_cuda.FUSED_FORM)
-        runner = session(graph, options={**onnxruntime_cuda.FUSED_OPTIONS, **(options or {})})
+        runner = open_form(onnxruntime_cuda.FUSED_FORM, {**onnxruntime_cuda.FUSED_OPTIONS, **(options or {})})
     except BackendError as error:
         log.warning("the %s runs without fused operators: %s", part, error)
-        return session(bundle.graph(part, "onnxruntime"), options=options)
+        return open_form("onnxruntime", options)
     if not _passed(bundle, onnxruntime_cuda.NAME):
         log.warning(
             "%s was never compared with PyTorch on a GPU; its images may be wrong. Run: vaedeploy verify %s "
             "--backend %s",
-            graph,
+            bundle.graph(part, onnxruntime_cuda.FUSED_FORM),
             bundle.path,
             onnxruntime_cuda.NAME,
         )
@@ -191,7 +199,7 @@ def _open_fused(
 def _passed(bundle: Bundle, backend: str) -> bool:
     """Whether ``vaedeploy verify --backend`` passed for a backend that runs graphs, on any machine."""
     name = f"report/{backend}.json"
-    return name in bundle.manifest.files and bool(json.loads(bundle.file(name).read_bytes())["passed"])
+    return name in bundle.manifest.files and bool(json.loads(bundle.read(name))["passed"])
 
 
 def _engine_candidates(
@@ -270,6 +278,7 @@ def open_engines(half: Half, device: int = 0, verify_hashes: bool = True) -> Eng
 
     def load(name: str) -> tensorrt.EnginePlan:
         graphs, sha256 = manifest.engines[name].cuda_graphs, manifest.files[name].sha256
-        return tensorrt.load_plan(half.bundle.path / name, half.backend, sha256, gpu, graphs)
+        plan = read_engine(half.bundle, name, verify_hashes)
+        return tensorrt.load_plan(half.bundle.path / name, plan, half.backend, sha256, gpu, graphs)
 
-    return EngineSession(half, gpu, load, verify_hashes)
+    return EngineSession(half, gpu, load)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vaedeploy.bundle.engines import check_engine
 from vaedeploy.errors import BackendError, SizeError
 from vaedeploy.runtime.device import Array, Device, OnDevice, Plan, shape_of
 from vaedeploy.runtime.lane import Lane, Work
@@ -30,11 +29,11 @@ class EngineSession:
     """The engines of one half, ready to run. Several threads may call it at the same time, but not a process that was
     forked from the one that made it.
 
-    load: opens an engine, given its file in the bundle, on ``device``. verify_hashes: whether the file's sha256 is
-    checked first. Raises EngineError if a file is not what the manifest says, BackendError if it cannot be loaded.
+    load: checks an engine, given its file in the bundle, and opens it on ``device``. Raises EngineError if a file is
+    not what the manifest says, BackendError if it cannot be loaded.
     """
 
-    def __init__(self, half: Half, device: Device, load: Callable[[str], Plan], verify_hashes: bool = True) -> None:
+    def __init__(self, half: Half, device: Device, load: Callable[[str], Plan]) -> None:
         self.graph = half.bundle.path / half.engines[0]
         self.inputs = [half.interface.input]
         self.outputs = list(half.interface.outputs)
@@ -42,7 +41,6 @@ class EngineSession:
         self._pixels = half.interface.pixels
         self._device = device
         self._load = load
-        self._verify_hashes = verify_hashes
         self._route = lru_cache(KEPT_ROUTES)(partial(find_route, half, half.slots))
         self._pools: dict[str, Pool[Lane]] = {}
         self._lock = threading.Lock()
@@ -96,7 +94,6 @@ class EngineSession:
         """The lanes of an engine, which is checked and loaded at the first call."""
         with self._lock:
             if name not in self._pools:
-                check_engine(self._half.bundle, name, verify_hash=self._verify_hashes)
                 plan, device = self._load(name), self._device
                 # The lambda must not refer to ``self``: that cycle would hold gigabytes until garbage is collected.
                 self._pools[name] = Pool(lambda: Lane(device, plan), CONTEXTS)

@@ -4,34 +4,49 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from vaedeploy.bundle import GraphContent
 from vaedeploy.errors import BackendError
 from vaedeploy.runtime.device import Array, OnDevice, shape_of
+from vaedeploy.system.heap import trim_heap
 from vaedeploy.system.installs import install_command
 
 NAME = "onnxruntime-cpu"
 
 PROVIDER = "CPUExecutionProvider"
 
+Read = Callable[[], AbstractContextManager[GraphContent | None]]
+
 
 class Session:
-    """One graph, ready to run. Several threads may call it at the same time."""
+    """One graph, ready to run. Several threads may call it at the same time.
 
-    def __init__(self, graph: Path, threads: int | None = None, providers: Sequence[Any] = (PROVIDER,)) -> None:
+    graph: its file. read: gives a context with the graph's content, for each session of ONNX Runtime that is opened;
+    the file is then only its name in errors. None in the context has the file read.
+    """
+
+    def __init__(
+        self,
+        graph: Path,
+        threads: int | None = None,
+        providers: Sequence[Any] = (PROVIDER,),
+        read: Read = nullcontext,
+    ) -> None:
         self.graph = graph
         # The default of ONNX Runtime is one thread for each core of the machine.
-        self._threads, self._providers = threads, providers
+        self._threads, self._providers, self._read = threads, providers, read
         self._session = self._open_again()
         self.inputs = [value.name for value in self._session.get_inputs()]
         self.outputs = [value.name for value in self._session.get_outputs()]
 
     def _open_again(self) -> Any:
         """One more session of ONNX Runtime for the same graph."""
-        return _open(self.graph, _options(self._threads or usable_cores()), self._providers)
+        with self._read() as content:
+            return _open(self.graph, _options(self._threads or usable_cores()), self._providers, content)
 
     def run(
         self,
@@ -83,13 +98,25 @@ def _options(threads: int) -> Any:
     return options
 
 
-def _open(graph: Path, options: Any, providers: Sequence[Any] = (PROVIDER,)) -> Any:
+def _open(
+    graph: Path, options: Any, providers: Sequence[Any] = (PROVIDER,), content: GraphContent | None = None
+) -> Any:
     ort = load_library()
     try:
+        if content is not None:
+            # Never an empty table: without one, ONNX Runtime looks for weights in the current directory.
+            files = dict(content.weights) or {"-": bytes(1)}
+            options.add_external_initializers_from_files_in_memory(
+                list(files), list(files.values()), [len(data) for data in files.values()]
+            )
+        source = graph if content is None else content.model
         # ONNX Runtime's own fallback would go on with the CPU after a failure, and print that to stdout.
-        return ort.InferenceSession(graph, options, providers=list(providers), enable_fallback=False)
+        session = ort.InferenceSession(source, options, providers=list(providers), enable_fallback=False)
     except Exception as error:
         raise BackendError(f"ONNX Runtime cannot load {graph}: {error}") from error
+    if content is not None:
+        trim_heap()  # it copied the weights, and the copies of a full-size decoder would keep 0.3 GB
+    return session
 
 
 def load_library() -> Any:

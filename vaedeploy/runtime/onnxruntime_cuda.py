@@ -7,7 +7,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from contextlib import redirect_stdout
+from contextlib import nullcontext, redirect_stdout
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,7 @@ class Session(onnxruntime_cpu.Session):
     """One graph on one GPU. Several threads may call it at the same time, but not a process that was forked from the
     one that made it.
 
-    precision: of the graph. options: see ``provider_options``.
+    precision: of the graph. options: see ``provider_options``. read: as for the CPU's session.
     """
 
     def __init__(
@@ -62,10 +62,11 @@ class Session(onnxruntime_cpu.Session):
         threads: int | None = None,
         options: Mapping[str, str] | None = None,
         precision: Precision = "fp32",
+        read: onnxruntime_cpu.Read = nullcontext,
     ) -> None:
         _load_libraries()
         chosen = provider_options(device, precision, options)
-        super().__init__(graph, threads, [(PROVIDER, chosen), "CPUExecutionProvider"])
+        super().__init__(graph, threads, [(PROVIDER, chosen), "CPUExecutionProvider"], read)
         if PROVIDER not in self._session.get_providers():  # ONNX Runtime falls back to the CPU without an error
             raise BackendError(
                 f"ONNX Runtime's CUDA provider did not start on device {device} for {graph}, most often because the "

@@ -45,16 +45,19 @@ def load_library(backend: Backend) -> ModuleType:
         ) from error
 
 
-def load_plan(path: Path, backend: Backend, sha256: str, device: CudaDevice, cuda_graphs: bool) -> EnginePlan:
-    """Load the engine in the file ``path`` onto ``device``. Raises BackendError with TensorRT's last messages.
+def load_plan(
+    path: Path, data: bytes, backend: Backend, sha256: str, device: CudaDevice, cuda_graphs: bool
+) -> EnginePlan:
+    """Load the engine ``data`` onto ``device``. Raises BackendError with TensorRT's last messages.
 
-    sha256: the file's hash, which is not checked here. cuda_graphs: whether the engine runs as CUDA graphs.
+    path: its file, for errors. sha256: of ``data``; it is not checked here. cuda_graphs: whether the engine runs as
+    CUDA graphs.
     """
     module = load_library(backend)
     log = _make_log(module)
     with device.active():
         runtime = module.Runtime(log)
-        engine = runtime.deserialize_cuda_engine(path.read_bytes())
+        engine = runtime.deserialize_cuda_engine(data)
         if engine is None:
             raise BackendError(f"{backend} cannot load {path}{log.messages.quote()}")
         cache = None

@@ -89,7 +89,7 @@ class VAE:
             raise InputError(f"device is {device!r}; it must be the number of a CUDA device, 0 or more")
         if threads is not None and (not isinstance(threads, int) or threads < 1):
             raise InputError(f"threads is {threads!r}; it must be 1 or more, or None for all cores")
-        self._bundle = Bundle.open(path, verify_hashes)
+        self._bundle = Bundle.hold(path, verify_hashes)
         candidates = find_candidates(self._bundle, backend, device, threads, provider_options, profile, verify_hashes)
         self._dispatch = Dispatch(self._bundle, candidates, backend is None, on_nan)
         self._device = device
@@ -243,6 +243,7 @@ class VAE:
     def close(self) -> None:
         """Release the graphs. Calls in progress finish; later calls raise InputError."""
         self._dispatch.close()
+        self._bundle.release()
 
     def __enter__(self) -> VAE:
         return self

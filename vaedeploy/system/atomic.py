@@ -19,6 +19,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from vaedeploy.errors import OutputError
+from vaedeploy.system.exchange import exchange
+from vaedeploy.system.lock import hold_file, lock
 from vaedeploy.system.oserrors import advice, reason
 
 
@@ -30,19 +32,36 @@ def write_file(path: Path, data: bytes) -> None:
     place = path.resolve()
     try:
         _check_kind(path, place)
-        # Not tempfile: its files are for their owner only, and this one is for everyone whom the umask allows.
-        draft = draft_name(place)
-        try:
-            with draft.open("xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            draft.replace(place)
-        finally:
-            draft.unlink(missing_ok=True)
+        while not _write_draft(draft_name(place), place, data):
+            pass
         sync_directory(place.parent)
     except OSError as error:
         raise OutputError(f"cannot write {path}: {reason(error)}. {advice(error)}") from error
+
+
+def _write_draft(draft: Path, place: Path, data: bytes) -> bool:
+    """Write ``draft`` and rename it. False if ``clear_drafts`` of another process removed it first."""
+    # Not tempfile: its files are for their owner only, and this one is for everyone whom the umask allows.
+    try:
+        with hold_file(draft) as handle:
+            if handle is None:
+                return False
+            _write_all(handle, data)
+            os.fsync(handle)
+            if sys.platform != "win32":
+                draft.replace(place)
+        if sys.platform == "win32":  # which renames no file that is open
+            draft.replace(place)
+        return True
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _write_all(handle: int, data: bytes) -> None:
+    with memoryview(data) as view:
+        done = 0
+        while done < len(view):
+            done += os.write(handle, view[done:])
 
 
 @contextmanager
@@ -65,10 +84,11 @@ def transient_folder(folder: Path) -> Iterator[None]:
 def check_place(path: Path) -> None:
     """Raise OutputError if ``write_file`` could not write ``path``, so that long work fails before it and not after it.
 
-    The check makes an empty file beside ``path`` and removes it.
+    The check makes an empty file beside ``path`` and removes it, and those that killed processes left there.
     """
     place = path.resolve()
     draft = draft_name(place)
+    clear_drafts(place.parent, place.name)
     try:
         _check_kind(path, place)
         draft.touch(exist_ok=False)
@@ -86,7 +106,7 @@ def link_or_copy(file: Path, place: Path) -> None:
     """Make ``place`` a hard link to ``file``, or a copy of it if the disk does not allow a link."""
     try:
         os.link(file, place)
-    except FileNotFoundError:
+    except (FileNotFoundError, FileExistsError):
         raise
     except OSError:
         shutil.copy2(file, place)
@@ -108,15 +128,23 @@ def move_file(draft: Path, place: Path) -> None:
             copy.replace(place)
         finally:
             copy.unlink(missing_ok=True)
-        draft.unlink()
+    draft.unlink(missing_ok=True)  # it is still there where both are links to one file: renaming does nothing then
 
 
 def replace_directory(draft: Path, place: Path) -> None:
     """Rename the directory ``draft`` to ``place``, replacing any directory there.
 
-    No system can rename a directory over one that is not empty, so the old directory is renamed first, and removed at
-    the end. If the second rename fails, the old directory is put back.
+    Where the system can exchange two directories, that is one step. Elsewhere the old directory is renamed first, to a
+    name from which ``put_back`` and ``clear_leftovers`` bring it back if this process is killed in between; if the
+    second rename fails, it is put back here.
     """
+    if not exchange(draft, place):
+        _rename_twice(draft, place)
+    shutil.rmtree(draft, ignore_errors=True)
+    sync_directory(place.parent)
+
+
+def _rename_twice(draft: Path, place: Path) -> None:
     old = _beside(place, "old")
     try:
         if place.exists():
@@ -127,22 +155,75 @@ def replace_directory(draft: Path, place: Path) -> None:
             old.rename(place)
         raise
     shutil.rmtree(old, ignore_errors=True)
-    sync_directory(place.parent)
 
 
-def clear_leftovers(place: Path) -> None:
-    """Remove the temporary directories that killed processes left beside ``place``.
+def set_aside(place: Path) -> Path | None:
+    """The directory that ``replace_directory`` took away from ``place``, if there is nothing at ``place``."""
+    try:
+        return None if place.exists() else next(iter(_leftovers(place, "old")), None)
+    except OSError:
+        return None
 
-    If the process was killed within ``replace_directory``, ``place`` gets its old directory back. Call this only while
-    holding the lock of ``place``: otherwise the directories may be those of a process that is still at work.
+
+def put_back(place: Path) -> bool:
+    """Put a directory back that a killed process had set aside from ``place``. False if another process holds the lock
+    of ``place``, and so is at work there, or if the directory cannot be put back.
     """
+    try:
+        with lock(lock_name(place)) as free:
+            if free:
+                _put_back(place)
+        return place.exists()
+    except OSError:
+        return False
+
+
+def _put_back(place: Path) -> None:
     for old in _leftovers(place, "old"):
         if place.exists():
             shutil.rmtree(old, ignore_errors=True)
         else:
             old.rename(place)
+
+
+def lock_name(place: Path) -> Path:
+    """The lock file of a directory that only one process may write at a time."""
+    return place.with_name(f".{place.name}.lock")
+
+
+def clear_leftovers(place: Path) -> None:
+    """Remove the temporary files and directories that killed processes left beside ``place``.
+
+    If the process was killed within ``replace_directory``, ``place`` gets its old directory back. Call this only while
+    holding the lock of ``place``: otherwise the directories may be those of a process that is still at work.
+    """
+    _put_back(place)
     for draft in _leftovers(place, "tmp"):
-        shutil.rmtree(draft, ignore_errors=True)
+        if draft.is_dir() and not draft.is_symlink():
+            shutil.rmtree(draft, ignore_errors=True)
+    clear_drafts(place.parent, place.name)
+
+
+def clear_drafts(folder: Path, name: str | None = None) -> None:
+    """Remove the temporary files of ``write_file`` that killed processes left in ``folder``: those of every file, or of
+    the file ``name``. What another process is writing now stays. What cannot be removed stays too.
+    """
+    with suppress(OSError):
+        for draft in [path for path in folder.iterdir() if is_draft(path, name)]:
+            with suppress(OSError):
+                _remove_abandoned(draft)
+
+
+def _remove_abandoned(draft: Path) -> None:
+    if draft.is_file() and not draft.is_symlink():
+        with lock(draft):  # which removes the file that it locks, and leaves alone one that another process holds
+            pass
+
+
+def is_draft(path: Path, name: str | None = None) -> bool:
+    """Whether a path is that of a draft, of any file or directory or of ``name``."""
+    stem = r".+" if name is None else re.escape(name)
+    return re.fullmatch(rf"\.{stem}\.[0-9a-f]{{12}}\.tmp", path.name) is not None
 
 
 def draft_name(place: Path) -> Path:

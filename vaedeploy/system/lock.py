@@ -14,6 +14,9 @@ if sys.platform == "win32":
 else:
     import fcntl
 
+BUSY = (errno.EAGAIN, errno.EACCES, errno.EDEADLK)
+"""Errors of locking a file that another process or thread has locked."""
+
 
 @contextmanager
 def lock(path: Path) -> Iterator[bool]:
@@ -33,17 +36,41 @@ def lock(path: Path) -> Iterator[bool]:
         _release(path, handle)
 
 
+@contextmanager
+def hold_file(path: Path) -> Iterator[int | None]:
+    """Context with a handle for writing the new file ``path``, which is locked: ``lock`` of that path gives False.
+
+    It gives None if another process took the file for an abandoned one before it was locked: take another path then.
+    The file stays at exit. Raises OSError, also if there is a file already.
+    """
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+    try:
+        try:
+            _lock(handle)
+            ours = path.exists()
+        except OSError as error:
+            ours = error.errno not in BUSY  # other errors are of file systems without locks
+        yield handle if ours else None
+    finally:
+        os.close(handle)
+
+
+def _lock(handle: int) -> None:
+    """Lock an open file. Raises OSError at once if another handle has it."""
+    if sys.platform == "win32":
+        msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
+    else:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
 def _acquire(path: Path) -> int | None:
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            if sys.platform == "win32":
-                msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
-            else:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(handle)
         except OSError as error:
             os.close(handle)
-            if error.errno in (errno.EAGAIN, errno.EACCES, errno.EDEADLK):
+            if error.errno in BUSY:
                 return None
             raise
         # The last holder may have removed the file between open and lock: then nobody else can see this lock.

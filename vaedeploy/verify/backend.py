@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -134,7 +135,9 @@ class GraphTruth:
 
     def _session(self, part: Part) -> Session:
         if part not in self._sessions:  # both are kept open: every size needs them
-            self._sessions[part] = Session(self._bundle.graph(part, float32_form(self._bundle)))
+            form = float32_form(self._bundle)
+            read = partial(self._bundle.read_graph, part, form)
+            self._sessions[part] = Session(self._bundle.graph(part, form), read=read)
         return self._sessions[part]
 
     def encode(self, photo: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:

@@ -28,6 +28,7 @@ from vaedeploy.bundle.golden import NAME as GOLDEN_NAME
 from vaedeploy.bundle.golden import GoldenCase, decode_golden
 from vaedeploy.bundle.graphs import FORMS
 from vaedeploy.errors import BundleError
+from vaedeploy.graph.graph import load_model
 from vaedeploy.numerics.divergence import Difference, measure_differences
 from vaedeploy.rewrite.rescale import FP16_MAX, rescale
 from vaedeploy.system.progress import Progress, silent
@@ -126,7 +127,7 @@ def bisect_bundle(
     manifest = bundle.manifest
     if GOLDEN_NAME not in manifest.files:
         raise BundleError(f"bundle {bundle.path} has no {GOLDEN_NAME} to run on. Run: vaedeploy verify {bundle.path}")
-    goldens = decode_golden(bundle.file(GOLDEN_NAME).read_bytes(), manifest.vae.identity)
+    goldens = decode_golden(bundle.current().read(GOLDEN_NAME), manifest.vae.identity)
     cases = {case.name: case for case in goldens}
     failed = [case for case in report.cases if not case.passed] if report else []
     chosen = list(_choose(bundle, failed, next((name for name in PORTABLE_CASES if name in cases), goldens[0].name)))
@@ -179,7 +180,7 @@ def _choose(bundle: Bundle, failed: Sequence[Case], healthy: str) -> Iterator[tu
 
 def _trace(bundle: Bundle, part: Part, form: Form, precision: Precision, case: GoldenCase) -> Trace:
     graphs = bundle.manifest.graphs[part]
-    reference, candidate = ir.load(bundle.path / graphs["portable"]), ir.load(bundle.path / graphs[form])
+    reference, candidate = load_model(bundle.path / graphs["portable"]), load_model(bundle.path / graphs[form])
     exponents = _exponents(bundle, part, graphs[form], reference)
     value: NDArray[Any] = next(iter(case.latents.values()))
     if part == "encoder":
@@ -213,7 +214,7 @@ def _exponents(bundle: Bundle, part: Part, file: str, portable: ir.Model) -> dic
     components = bundle.manifest.rewrites.get(file, {}).get("rescale", 0)
     if not components:
         return {}
-    calibration = decode_calibration(bundle.file(CALIBRATE_NAME).read_bytes())
+    calibration = decode_calibration(bundle.read(CALIBRATE_NAME))
     again = rescale(portable.clone(), calibration.of(part))
     if again.outcome.matches != components:
         raise BundleError(

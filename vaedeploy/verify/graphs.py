@@ -104,12 +104,11 @@ def _check_emulation() -> None:
 
 def _write_emulated(graph: Path, folder: Path) -> Path:
     """Write the float32 graph that emulates the half-precision ``graph`` into ``folder``; returns its path."""
-    import onnx_ir as ir
-
+    from vaedeploy.graph.graph import load_model
     from vaedeploy.numerics.emulation import save_emulating
 
     path = folder / graph.name
-    save_emulating(ir.load(graph), path)
+    save_emulating(load_model(graph), path)
     return path
 
 

@@ -128,6 +128,12 @@ def _engine_text(bundle: Bundle, name: str, problems: Iterable[str], layers: boo
     return "\n".join([*lines, *problems])
 
 
+UNSEALED = (
+    "bundle.json itself cannot be proved: it is older than seals. Whatever changes the bundle next seals it, such as "
+    "vaedeploy verify"
+)
+
+
 def bundle_document(bundle: Bundle, checked: bool) -> dict[str, Any]:
     """The manifest as builtins, with three fields more.
 
@@ -179,7 +185,11 @@ def bundle_rows(bundle: Bundle, checked: bool, layers: bool = False) -> list[Row
         ("engine", _engine_text(bundle, name, problems, layers)) for name, problems in _engine_problems(bundle).items()
     ]
     rows += [("file", f"{name}  {_size(info.bytes)}") for name, info in sorted(files.items())]
-    return [*rows, ("check", "every file is as the manifest says")] if checked else rows
+    if checked:
+        rows.append(("check", "every file is as the manifest says"))
+        if bundle.manifest.seal is None:
+            rows.append(("", UNSEALED))
+    return rows
 
 
 def diagnosis_rows(diagnosis: Diagnosis) -> list[Row]:

@@ -14,6 +14,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass, ShapeInferencePass
 
 from vaedeploy.errors import ExportError, InputError, OutputError
+from vaedeploy.graph.graph import map_linked_weights
 from vaedeploy.graph.sizes import LARGEST_SIZES
 from vaedeploy.system.atomic import clear_leftovers, draft_name, sync_directory
 from vaedeploy.system.lock import lock
@@ -57,6 +58,7 @@ def read_source(path: Path) -> Source:
     if not model.ir_version or not model.graph.outputs:
         raise InputError(f"{path} is not an ONNX file: it holds no graph")
     files = {path.resolve(), *_check_weights(path, model)}
+    map_linked_weights(model)
     _check_opset(path, model)
     try:
         onnx.checker.check_model(path)

@@ -12,6 +12,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from vaedeploy.graph.edit import LOWER_TYPES
+from vaedeploy.graph.graph import load_model
 from vaedeploy.numerics.emulation import emulate_each
 from vaedeploy.pipeline.optimize.inputs import Feed
 from vaedeploy.runtime import onnxruntime_cpu
@@ -50,7 +51,7 @@ def drawing_node(model: ir.Model) -> ir.Node | None:
 
 
 def _run(path: Path, feeds: Sequence[Feed]) -> Sequence[Mapping[str, NDArray[Any]]]:
-    model = ir.load(path)
+    model = load_model(path)
     values = [*model.graph.initializers.values(), *(value for node in model.graph for value in node.outputs)]
     if any(value.dtype in LOWER_TYPES for value in values):
         return emulate_each(model, feeds)

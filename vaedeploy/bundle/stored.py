@@ -1,0 +1,84 @@
+"""``bundle.json`` on disk: read without trust in what is there, and written in one step."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+from vaedeploy.bundle.manifest import NAME, Manifest, decode_manifest, encode_manifest
+from vaedeploy.errors import BundleError
+from vaedeploy.system.atomic import put_back, set_aside, write_file
+from vaedeploy.system.files import HeldFolder, handle_bytes, open_regular
+from vaedeploy.system.oserrors import reason
+
+LARGEST = 1 << 24
+"""Bytes that a manifest may have: a hundred times what one with a hundred engines has."""
+
+PATIENCE = 2.0
+"""Seconds that a bundle may be gone while another process replaces it, where that takes two renames."""
+
+
+def read_manifest(path: Path, folder: HeldFolder | None = None) -> Manifest:
+    """The manifest of the bundle at ``path``, read from ``folder`` if that holds it.
+
+    Raises BundleError if there is no bundle or its manifest is not valid. A bundle that a killed process had set aside
+    is put back first.
+    """
+    remedy = f"Make a bundle with: vaedeploy export --vae NAME --out {path}"
+    if not path.exists() and not _wait_for(path):
+        if (old := set_aside(path.resolve())) is not None:
+            remedy = f"A process that was killed while it replaced it left it as {old}; rename that to {path.name}"
+        raise BundleError(f"there is no bundle at {path}. {remedy}")
+    if not path.is_dir():
+        raise BundleError(f"{path} is a file; a bundle is a folder with a {NAME} in it. Give the folder")
+    try:
+        with (folder or HeldFolder(path)).handle(NAME) as handle:
+            data = handle_bytes(handle, LARGEST + 1)
+    except FileNotFoundError as error:
+        if any(path.iterdir()):  # a bundle can be made in an empty folder, but not in this one
+            remedy = "Give a bundle's folder, or make one in another place: vaedeploy export --vae NAME --out PLACE"
+        raise BundleError(f"{path} is not a bundle: it has no {NAME}. {remedy}") from error
+    except OSError as error:
+        raise BundleError(f"bundle {path}: {NAME} cannot be read: {reason(error)}") from error
+    if len(data) > LARGEST:
+        raise BundleError(f"bundle {path}: {NAME} has more than {LARGEST:,} bytes; it is no manifest")
+    return decode_manifest(data, path)
+
+
+def _wait_for(path: Path) -> bool:
+    """Whether there is something at ``path`` after all: a bundle that was set aside there while it was replaced."""
+    place = path.resolve()
+    end = time.monotonic() + PATIENCE
+    while set_aside(place) is not None and time.monotonic() < end:
+        if not put_back(place):
+            time.sleep(0.01)  # another process is at it
+    return place.exists()
+
+
+def write_manifest(path: Path, manifest: Manifest) -> Manifest:
+    """Write the manifest of the bundle at ``path``, with its seal. Returns it as it can be read from there.
+
+    Raises OutputError if it cannot be written.
+    """
+    data = encode_manifest(manifest)
+    write_file(path / NAME, data)
+    return decode_manifest(data, path)
+
+
+def is_bundle(place: Path) -> bool:
+    """Whether ``place`` is a bundle, even a damaged one.
+
+    A ``bundle.json`` alone does not make it one, since other programs have files of that name.
+    """
+    try:
+        handle = open_regular(place / NAME)
+    except OSError:
+        return False
+    try:
+        head = handle_bytes(handle, 4096)
+    except OSError:
+        return False
+    finally:
+        os.close(handle)
+    return b'"format"' in head and b'"vaedeploy"' in head
