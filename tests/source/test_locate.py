@@ -167,7 +167,7 @@ def test_weights_in_parts(tmp_path: Path, tensors: dict[str, Tensor], expected: 
     [
         (
             '{"weight_map": {"a": "../../etc/passwd"}}',
-            "names '../../etc/passwd' as a part of the weights, which is not",
+            "names '../../etc/passwd' as a part of the weights, which is",
         ),
         ('{"weight_map": {"a": "/etc/passwd"}}', "names '/etc/passwd' as a part of the weights, which is not a file"),
         ('{"weight_map": {}}', "lists no parts of weights"),
@@ -202,8 +202,9 @@ def test_of_several_variants_the_most_precise_is_taken(tmp_path: Path, tensors: 
             other = path / "diffusion_pytorch_model.ema.safetensors"
             other.touch()
             assert message_of(WeightsError, path) == (
-                f"{path} holds several variants of the weights: {other.name}, diffusion_pytorch_model.non_ema.safetensors"
-                ", diffusion_pytorch_model.non_ema.bin. Give the one that you mean: its file"
+                f"{path} holds several variants of the weights: {other.name}, "
+                "diffusion_pytorch_model.non_ema.safetensors, diffusion_pytorch_model.non_ema.bin. "
+                "Give the one that you mean: its file"
             )
             other.unlink()
 

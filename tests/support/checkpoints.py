@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import datetime
+import datetime as dt
 import json
 import re
 import zipfile
@@ -88,7 +88,7 @@ def compvis(tensors: dict[str, Tensor], blocks: int = 4) -> dict[str, Tensor]:
 
 
 def exported_compvis(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """CompVis' names as diffusers' own export script wrote them in 2023: attentions keep diffusers' names and shapes."""
+    """CompVis' names as diffusers' own script wrote them in 2023: attentions keep diffusers' names and shapes."""
     new = {".q.": ".to_q.", ".k.": ".to_k.", ".v.": ".to_v.", ".proj_out.": ".to_out.0."}
     exported = {}
     for name, tensor in compvis(tensors).items():
@@ -185,7 +185,7 @@ class ModelCheckpoint:
 def write_lightning(tensors: dict[str, Tensor], path: Path) -> Path:
     """As PyTorch Lightning 1.x does: classes and objects of its own, numpy scalars, and what Python can pickle."""
     callbacks = {ModelCheckpoint: {"best_model_score": torch.tensor(0.5), "best": np.float64(0.25), "dir": Path("a")}}
-    settings = argparse.Namespace(lr=np.float32(1e-4), when=datetime.datetime(2023, 1, 1), betas={0.9, 0.99})
+    settings = argparse.Namespace(lr=np.float32(1e-4), when=dt.datetime(2023, 1, 1), betas={0.9, 0.99})
     optimizer = {"state": {0: {"step": 3, "exp_avg": torch.ones(3)}}, "param_groups": [{"params": [0]}]}
     content = {"state_dict": OrderedDict(tensors), "callbacks": callbacks, "hyper_parameters": settings}
     torch.save({**content, "optimizer_states": [optimizer], "lr_schedulers": [ModelCheckpoint()]}, path)

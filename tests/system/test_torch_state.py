@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
@@ -26,15 +27,19 @@ from vaedeploy.verify.reference import compute_golden
 @contextmanager
 def default_dtype() -> Iterator[None]:
     torch.set_default_dtype(torch.float16)
-    yield
-    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 @contextmanager
 def default_device() -> Iterator[None]:
     torch.set_default_device("meta")  # it has no numbers, and a GPU need not be here
-    yield
-    torch.set_default_device(None)
+    try:
+        yield
+    finally:
+        torch.set_default_device(None)
 
 
 SETTINGS: dict[str, Callable[[], tuple[AbstractContextManager[object], ...]]] = {
@@ -89,9 +94,9 @@ def test_weights_that_were_loaded_in_inference_mode_can_be_trained(file: Any) ->
 
 def test_settings_are_the_callers_again() -> None:
     with default_dtype(), torch.autocast("cpu", torch.bfloat16), torch.inference_mode():
-        with pytest.raises(RuntimeError, match="within"), plain_torch():
+        with contextlib.suppress(KeyError), plain_torch():
             assert (torch.get_default_dtype(), torch.is_autocast_enabled("cpu")) == (torch.float32, False)
             assert not torch.is_inference_mode_enabled()
-            raise RuntimeError("within")
+            raise KeyError
         assert (torch.get_default_dtype(), torch.is_autocast_enabled("cpu")) == (torch.float16, True)
         assert torch.is_inference_mode_enabled()

@@ -17,7 +17,7 @@ AXES = 4
 
 
 class OneHead(TorchFunctionMode):
-    """Context in which attention of fewer than 4 axes is computed with 4, of which those that are added have length 1."""
+    """Context in which attention of fewer than 4 axes is computed with 4. Those that are added have length 1."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

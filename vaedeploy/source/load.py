@@ -236,7 +236,10 @@ def _misfit(found: Found, plan: _Plan, tensors: Mapping[str, Stored], matched: F
             f", or the preset that they belong to: {known}" if known else ""
         )
     elif found.preset is not None:
-        advice = "They fit no preset. A VAE of another shape loads from a diffusers folder with its config.json: --vae FOLDER"
+        advice = (
+            "They fit no preset. A VAE of another shape loads from a diffusers folder with its config.json: "
+            "--vae FOLDER"
+        )
     else:
         advice = "Give the config.json that belongs to these weights, or the weights that belong to it"
     return f"{found.where} does not fit {plan.title}: {matched.complaint()}. {advice}"
