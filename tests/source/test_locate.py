@@ -82,7 +82,9 @@ def test_vae_that_is_not_there(tmp_path: Path) -> None:
         assert message_of(WeightsError, vae) == f"there is no file or folder {vae}{takes}"
 
 
-@pytest.mark.parametrize("given", ["none.safetensors", "models/none.safetensors", "a/b/c", "none", "../none", ""])
+@pytest.mark.parametrize(
+    "given", ["none.safetensors", "models/none.safetensors", "a/b/c", "none", "../none", "", "x" * 5000]
+)
 def test_weights_that_are_not_there(given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     given = given or str(tmp_path / "none")

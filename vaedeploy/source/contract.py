@@ -13,6 +13,7 @@ import msgspec
 from vaedeploy.errors import ContractError, WeightsError
 from vaedeploy.source.autoencoder_kl.config import Architecture
 from vaedeploy.source.preset import Preset, presets
+from vaedeploy.source.stored import shown
 from vaedeploy.system.documents import read_document
 from vaedeploy.values.latent import LatentSpec, as_numbers, numbers_text
 
@@ -70,7 +71,7 @@ def read_config(path: Path) -> ModelConfig:
         raise WeightsError(f"{path} is not the config of a diffusers {CLASS_NAME}: {error}") from error
     if raw.get("_class_name") != CLASS_NAME:
         name = raw.get("_class_name")
-        found = f"is the config of {name}" if name else "does not name its class (_class_name)"
+        found = f"is the config of {shown(str(name))}" if name else "does not name its class (_class_name)"
         raise WeightsError(f"{path} {found}; the class that can be loaded is {CLASS_NAME}")
     if (architecture.in_channels, architecture.out_channels) != (3, 3):
         raise WeightsError(
@@ -152,7 +153,7 @@ def _number(raw: dict[str, Any], key: str, path: Path) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ContractError(f"{path}: {key} is {value!r}; it must be a number")
+        raise ContractError(f"{path}: {key} is {shown(repr(value))}; it must be a number")
     return float(value)
 
 
@@ -163,7 +164,7 @@ def _vector(raw: dict[str, Any], key: str, path: Path) -> tuple[float, ...] | No
     try:
         return msgspec.convert(value, tuple[float, ...])
     except msgspec.ValidationError as error:
-        raise ContractError(f"{path}: {key} is {value!r}; it must be a list of numbers") from error
+        raise ContractError(f"{path}: {key} is {shown(repr(value))}; it must be a list of numbers") from error
 
 
 def _agreed(

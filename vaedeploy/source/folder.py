@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 
 from vaedeploy.errors import WeightsError
+from vaedeploy.source.stored import shown
 from vaedeploy.system.documents import read_document
 
 STEM = "diffusion_pytorch_model"
@@ -98,10 +99,12 @@ def _parts(index: Path) -> tuple[Path, ...]:
         raise WeightsError(f"{index} cannot be read: {error.strerror or error}") from error
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise WeightsError(f"{index} does not list the parts of weights: {error}") from error
-    outside = sorted(name for name in names if not re.fullmatch(r"[\w-][\w.-]*", name))
+    # 255 bytes is the most that a file's name may have, nearly everywhere.
+    outside = sorted(name for name in names if not re.fullmatch(r"[\w-][\w.-]{0,254}", name, re.ASCII))
     if outside or not names:
         raise WeightsError(
-            f"{index} names {outside[0]!r} as a part of the weights, which is not a file beside it; it is refused"
+            f"{index} names {shown(repr(outside[0]))} as a part of the weights, which is not a file beside it; "
+            "it is refused"
             if outside
             else f"{index} lists no parts of weights"
         )

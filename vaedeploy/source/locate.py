@@ -106,7 +106,7 @@ def find_source(vae: str | Path | Reference, weights: str | Path | None = None) 
     given = str(weights)
     if given.startswith(RANDOM):
         return Seed(preset, given, _seed(given))
-    if Path(weights).exists():
+    if _is_there(weights):
         return _find_path(Path(weights), preset)
     if isinstance(weights, str) and REPOSITORY_NAME.fullmatch(given) and not given.endswith(FILE_SUFFIXES):
         return OnHub(preset, given)
@@ -137,7 +137,7 @@ def _preset_named(vae: str | Path) -> Preset | None:
         )
     if isinstance(vae, str) and vae in presets():
         return get_preset(vae)
-    if Path(vae).exists():
+    if _is_there(vae):
         return None
     if isinstance(vae, Path) or "/" in vae or "\\" in vae or vae.endswith(FILE_SUFFIXES):
         raise WeightsError(
@@ -145,6 +145,13 @@ def _preset_named(vae: str | Path) -> Preset | None:
             "a hub repository goes with a preset: --vae PRESET --weights owner/name"
         )
     return get_preset(vae)  # raises UnknownPresetError, which names the nearest presets
+
+
+def _is_there(path: str | Path) -> bool:
+    try:
+        return Path(path).exists()
+    except OSError:  # a name that is too long, or a folder that may not be read
+        return False
 
 
 def _seed(given: str) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import pickletools
 import re
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import IO, Any
@@ -98,10 +99,9 @@ def read_pickle(file: IO[bytes]) -> tuple[Any, dict[str, Storage]]:
     """
     machine = _Machine()
     try:
-        for step, (opcode, argument, _) in enumerate(pickletools.genops(file)):
-            if step >= MAX_STEPS:
-                raise PickleError(f"its pickle has more than {MAX_STEPS} instructions")
-            machine.step(opcode.name, argument)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of Python's, about escape sequences in strings that no Python wrote
+            machine.run(file)
         return machine.stack[-1], machine.storages
     except (ValueError, IndexError, KeyError, TypeError, OverflowError) as error:
         raise PickleError(f"its pickle cannot be read: {error}") from error
@@ -115,6 +115,13 @@ class _Machine:
         self.below: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
         self.storages: dict[str, Storage] = {}
+
+    def run(self, file: IO[bytes]) -> None:
+        """Carry out the instructions of a pickle."""
+        for step, (opcode, argument, _) in enumerate(pickletools.genops(file)):
+            if step >= MAX_STEPS:
+                raise PickleError(f"its pickle has more than {MAX_STEPS} instructions")
+            self.step(opcode.name, argument)
 
     def step(self, name: str, argument: Any) -> None:
         """Carry out one instruction."""

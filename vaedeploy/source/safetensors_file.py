@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from vaedeploy.errors import WeightsError
-from vaedeploy.source.stored import Contents, Stored
+from vaedeploy.source.stored import Contents, Stored, shown
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -81,4 +81,4 @@ def _read(path: Path, opened: Any, name: str) -> Tensor:
 
 
 def _damaged(path: Path, error: BaseException) -> WeightsError:
-    return WeightsError(f"{path} is a damaged safetensors file: {error}. Download or copy it again")
+    return WeightsError(f"{path} is a damaged safetensors file: {shown(str(error))}. Download or copy it again")

@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-LONGEST = 100
-"""Length of a name, in characters, from which a message shortens it."""
+LONGEST = 200
+"""Length of a text, in characters, from which a message shortens it."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Contents:
     metadata: Mapping[str, str] = field(default_factory=dict)
 
 
-def shown(name: str) -> str:
-    """A name from a file as a message shows it: not too long, and without what would steer a terminal."""
-    cut = name if len(name) <= LONGEST else f"{name[:LONGEST]}..."
+def shown(text: str) -> str:
+    """A text from a file as a message shows it: not too long, and without what would steer a terminal."""
+    cut = text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut)

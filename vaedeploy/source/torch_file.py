@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import io
 import lzma
-import math
 import mmap
 import zipfile
 import zlib
@@ -176,12 +175,11 @@ def _stored(path: Path, name: str, view: View, locate: Locate) -> Stored:
     """Raises WeightsError where the view is not within its storage."""
     storage, size, strides = view.storage, view.size, view.strides
     numbers = (storage.count, storage.start, view.offset, *size, *strides)
-    last = view.offset
-    if len(size) == len(strides) and all(type(n) is int and 0 <= n < 2**62 for n in numbers):
-        last += sum((n - 1) * step for n, step in zip(size, strides, strict=True))
-    else:
-        last = storage.count
-    if math.prod(size) and last >= storage.count:
+    possible = len(size) == len(strides) and all(type(n) is int and 0 <= n < 2**62 for n in numbers)
+    if possible and 0 not in size:
+        last = view.offset + sum((n - 1) * step for n, step in zip(size, strides, strict=True))
+        possible = last < storage.count
+    if not possible:
         raise WeightsError(f"{path} is damaged: its tensor {shown(name)} is not within its storage")
     return Stored(size, functools.partial(_read, path, name, view, locate))
 
