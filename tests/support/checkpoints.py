@@ -71,9 +71,12 @@ def compvis(tensors: dict[str, Tensor], blocks: int = 4) -> dict[str, Tensor]:
         (r"decoder\.up_blocks\.(\d)\.resnets\.(\d)", lambda m: f"decoder.up.{blocks - 1 - int(m[1])}.block.{m[2]}"),
         (r"decoder\.up_blocks\.(\d)\.upsamplers\.0", lambda m: f"decoder.up.{blocks - 1 - int(m[1])}.upsample"),
         (r"mid_block\.resnets\.(\d)", lambda m: f"mid.block_{int(m[1]) + 1}"),
-        (r"mid_block\.attentions\.0\.group_norm", "mid.attn_1.norm"),
-        (r"mid_block\.attentions\.0\.to_out\.0", "mid.attn_1.proj_out"),
-        (r"mid_block\.attentions\.0\.to_([qkv])", r"mid.attn_1.\1"),
+        (r"mid_block\.attentions\.0", "mid.attn_1"),
+        (r"encoder\.down_blocks\.(\d)\.attentions\.(\d)", r"encoder.down.\1.attn.\2"),
+        (r"decoder\.up_blocks\.(\d)\.attentions\.(\d)", lambda m: f"decoder.up.{blocks - 1 - int(m[1])}.attn.{m[2]}"),
+        (r"(attn[_.]\d)\.group_norm", r"\1.norm"),
+        (r"(attn[_.]\d)\.to_out\.0", r"\1.proj_out"),
+        (r"(attn[_.]\d)\.to_([qkv])", r"\1.\2"),
         ("conv_norm_out", "norm_out"),
         ("conv_shortcut", "nin_shortcut"),
     ]
@@ -87,13 +90,13 @@ def compvis(tensors: dict[str, Tensor], blocks: int = 4) -> dict[str, Tensor]:
     return renamed
 
 
-def exported_compvis(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def exported_compvis(tensors: dict[str, Tensor], blocks: int = 4) -> dict[str, Tensor]:
     """CompVis' names as diffusers' own script wrote them in 2023: attentions keep diffusers' names and shapes."""
     new = {".q.": ".to_q.", ".k.": ".to_k.", ".v.": ".to_v.", ".proj_out.": ".to_out.0."}
     exported = {}
-    for name, tensor in compvis(tensors).items():
-        is_matrix = ".attn_1." in name and tensor.ndim == 4
-        for old, renamed in new.items() if ".attn_1." in name else ():
+    for name, tensor in compvis(tensors, blocks).items():
+        is_matrix = ".attn" in name and tensor.ndim == 4
+        for old, renamed in new.items() if ".attn" in name else ():
             name = name.replace(old, renamed)
         exported[name] = tensor[:, :, 0, 0].contiguous() if is_matrix else tensor
     return exported
