@@ -20,6 +20,7 @@ from checkpoints import (
     full_checkpoint,
     message_of,
     write_ckpt,
+    write_compressed,
     write_legacy_ckpt,
     write_safetensors,
 )
@@ -150,6 +151,22 @@ def test_tensors_named_by_nobody_are_not_read(tmp_path: Path, tensors: dict[str,
                 archive.writestr(name, content)
     loaded = load_reference("demo", file, **CONTRACT).decoder.state_dict()
     assert torch.equal(loaded["decoder.conv_in.weight"], tensors["decoder.conv_in.weight"])
+
+
+def test_tensors_that_somebody_compressed(tmp_path: Path, tensors: dict[str, Tensor]) -> None:
+    file = write_compressed(tensors, tmp_path / "vae.ckpt")
+    assert message_of(WeightsError, "demo", file) == (
+        f"{file} is damaged: its tensor encoder.conv_in.weight cannot be read: data/0 is compressed. "
+        "Unpack the archive and pack it with zip -0"
+    )
+
+
+def test_tensors_beside_objects_of_the_names_that_they_often_lie_under(
+    tmp_path: Path, tensors: dict[str, Tensor], expected: str
+) -> None:
+    file = tmp_path / "vae.pt"
+    torch.save({**tensors, "model": Fraction(1, 2), "module": {}, "vae": None}, file)
+    assert load_reference("demo", file, **CONTRACT).identity == expected
 
 
 def test_storages_of_which_a_part_was_written() -> None:

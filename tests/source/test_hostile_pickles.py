@@ -20,7 +20,7 @@ from watched import memory_limit, what_runs
 
 from vaedeploy.errors import WeightsError
 from vaedeploy.source.checkpoint import read_contents
-from vaedeploy.source.pickles import read_pickle
+from vaedeploy.source.pickles import PickleError, read_pickle
 
 
 @pytest.mark.parametrize("way", [way for way in WAYS if way not in ("NEWOBJ", "tensor", "storage")])
@@ -72,12 +72,26 @@ def test_numbers_of_the_memo_take_no_memory(tmp_path: Path) -> None:
     assert content == []
 
 
+COPIES = {
+    # A list of 100,000 pairs, and calls that make a dict of it, or a state of 100,000 entries that objects are given.
+    "OrderedDict": b"](" + b"X\1\0\0\0aN\x86" * 100_000 + b"e\x94" + b"ccollections\nOrderedDict\nh\0\x85R" * 100_000,
+    "BUILD": b"}(" + b"".join(b"X\6\0\0\0%06dN" % n for n in range(100_000)) + b"u\x94" + b"ca\nb\n)Rh\0b" * 100_000,
+}
+
+
+@pytest.mark.parametrize("how", COPIES)
+def test_what_is_copied_again_and_again_takes_little_memory(how: str) -> None:
+    with memory_limit(1 << 30), pytest.raises(PickleError, match="takes more than 2000000 steps"):
+        read_pickle(io.BytesIO(b"\x80\x02" + COPIES[how] + b"."))
+
+
 def test_what_is_nested_deep_does_not_overflow() -> None:
     """As a value, as a key of a dict, which is hashed, and as calls within the arguments of calls."""
-    deep = b")" + b"\x85" * 200_000
+    deep = b")" + b"\x85" * 100_000
     rebuild = b"ctorch._tensor\n_rebuild_from_type_v2\n"
-    calls = rebuild + (b"(" + rebuild + b"N") * 100_000 + b")" + b"t" * 100_000 + b"R"
-    for pickled in (deep, b"}" + deep + b"Ns", b"}(" + deep + b"Nu", b"(" + deep + b"Nd", calls):
+    calls = rebuild + (b"(" + rebuild + b"N") * 20_000 + b")" + b"t" * 20_000 + b"R"
+    name = deep + b"X\1\0\0\0a\x93"
+    for pickled in (name, deep, b"}" + deep + b"Ns", b"}(" + deep + b"Nu", b"(" + deep + b"Nd", calls):
         read_pickle(io.BytesIO(b"\x80\x02" + pickled + b"."))
 
 

@@ -219,7 +219,6 @@ WRITERS: dict[str, tuple[Callable[[dict[str, Tensor], Path], Path], str]] = {
     "legacy-parameters": (write_legacy_parameters, "vae.pt"),
     "wrapped": (write_wrapped, "vae.pt"),
     "views": (write_views, "vae.pt"),
-    "compressed": (write_compressed, "vae.ckpt"),
     "lightning": (write_lightning, "vae.ckpt"),
     "safetensors-named-ckpt": (write_safetensors, "vae.ckpt"),
     "ckpt-named-safetensors": (write_ckpt, "vae.safetensors"),

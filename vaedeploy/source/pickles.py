@@ -14,8 +14,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import IO, Any
 
-MAX_STEPS = 5_000_000
-"""Most instructions of a pickle: each can make an object of 100 bytes or so. A checkpoint needs 30 for a tensor."""
+MAX_STEPS = 2_000_000
+"""Most instructions of a pickle, and entries that they copy: each can make an object of 100 bytes or so. A checkpoint
+needs 30 for a tensor.
+"""
 
 PUSHED = frozenset(
     opcode.name
@@ -115,13 +117,18 @@ class _Machine:
         self.below: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
         self.storages: dict[str, Storage] = {}
+        self.spent = 0
 
     def run(self, file: IO[bytes]) -> None:
         """Carry out the instructions of a pickle."""
-        for step, (opcode, argument, _) in enumerate(pickletools.genops(file)):
-            if step >= MAX_STEPS:
-                raise PickleError(f"its pickle has more than {MAX_STEPS} instructions")
+        for opcode, argument, _ in pickletools.genops(file):
+            self._spend(1)
             self.step(opcode.name, argument)
+
+    def _spend(self, steps: int) -> None:
+        self.spent += steps
+        if self.spent > MAX_STEPS:
+            raise PickleError(f"its pickle takes more than {MAX_STEPS} steps to read")
 
     def step(self, name: str, argument: Any) -> None:
         """Carry out one instruction."""
@@ -183,21 +190,55 @@ class _Machine:
             stack.append(Name(*argument.split(" ", 1)))
         elif name == "STACK_GLOBAL":
             module, attribute = _last(stack, 2)
-            stack[-2:] = [Name(str(module), str(attribute)) if isinstance(attribute, str) else Inert(None)]
+            known = isinstance(module, str) and isinstance(attribute, str)
+            stack[-2:] = [Name(module, attribute) if known else Inert(None)]
         elif name == "BUILD":
             state = stack.pop()
             if isinstance(stack[-1], Inert) and isinstance(state, dict):
+                self._spend(len(state))
                 stack[-1].items.update(state)
         elif name == "INST":
             items = self._above_mark()
-            self.stack.append(_made(Name(*argument.split(" ", 1)), tuple(items)))
+            self.stack.append(self._made(Name(*argument.split(" ", 1)), tuple(items)))
         elif name == "OBJ":
             maker, *items = self._above_mark()
-            self.stack.append(_made(maker, tuple(items)))
+            self.stack.append(self._made(maker, tuple(items)))
         else:
             count = 3 if name == "NEWOBJ_EX" else 2
             maker, arguments = _last(stack, count)[:2]
-            stack[-count:] = [_made(maker, arguments)]
+            stack[-count:] = [self._made(maker, arguments)]
+
+    def _made(self, maker: object, arguments: object) -> Any:
+        """What a call gives: a tensor, a dict or a tuple where ``maker`` is known to make one, or an inert object."""
+        while True:
+            match str(maker) if isinstance(maker, Name) else None, arguments:
+                case "torch._tensor._rebuild_from_type_v2", (Name() as maker, _, tuple() as arguments, *_):
+                    continue  # a subclass, or a tensor with attributes of its own: (function, type, arguments, state)
+                case made_by, (Storage() as storage, int(offset), tuple(size), tuple(strides), *_) if (
+                    made_by in REBUILT
+                ):
+                    return View(storage, offset, size, strides)
+                case "torch._utils._rebuild_tensor_v3", (
+                    Storage() as storage,
+                    int(offset),
+                    tuple(size),
+                    tuple(strides),
+                    _,
+                    _,
+                    Name() as dtype,
+                    *_,
+                ):
+                    return View(storage, offset, size, strides, dtype)
+                case name, (View() as view, *_) if name in PARAMETERS:
+                    return view
+                case "torch.Size", (tuple(size),):
+                    return size
+                case "collections.OrderedDict", (list(pairs),):
+                    self._spend(len(pairs))
+                    return {pair[0]: pair[1] for pair in pairs if _names_something(pair)}
+                case "collections.OrderedDict", ():
+                    return {}
+            return Inert(maker)
 
     def _above_mark(self) -> list[Any]:
         items, self.stack = self.stack, self.below.pop()
@@ -217,38 +258,8 @@ def _put(target: object, items: list[Any]) -> None:
         into.update((key, value) for key, value in zip(items[::2], items[1::2], strict=True) if isinstance(key, str))
 
 
-def _made(maker: object, arguments: object) -> Any:
-    """What a call gives: a tensor, a dict or a tuple where ``maker`` is known to make one, or an inert object."""
-    while True:
-        match str(maker) if isinstance(maker, Name) else None, arguments:
-            case "torch._tensor._rebuild_from_type_v2", (Name() as maker, _, tuple() as arguments, *_):
-                continue  # a subclass, or a tensor with attributes of its own: (function, type, arguments, state)
-            case made_by, (Storage() as storage, int(offset), tuple(size), tuple(strides), *_) if made_by in REBUILT:
-                return View(storage, offset, size, strides)
-            case "torch._utils._rebuild_tensor_v3", (
-                Storage() as storage,
-                int(offset),
-                tuple(size),
-                tuple(strides),
-                _,
-                _,
-                Name() as dtype,
-                *_,
-            ):
-                return View(storage, offset, size, strides, dtype)
-            case made_by, (View() as view, *_) if made_by in PARAMETERS:
-                return view
-            case "torch.Size", (tuple(size),):
-                return size
-            case "collections.OrderedDict", (list(pairs),) if all(_is_pair(pair) for pair in pairs):
-                return {key: value for key, value in pairs if isinstance(key, str)}
-            case "collections.OrderedDict", ():
-                return {}
-        return Inert(maker)
-
-
-def _is_pair(value: object) -> bool:
-    return isinstance(value, list | tuple) and len(value) == 2
+def _names_something(pair: object) -> bool:
+    return isinstance(pair, list | tuple) and len(pair) == 2 and isinstance(pair[0], str)
 
 
 def _elsewhere(identifier: object) -> Storage | Inert:

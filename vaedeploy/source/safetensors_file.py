@@ -65,16 +65,18 @@ def read_safetensors(path: Path) -> Contents:
     except (SafetensorError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError, OSError, OverflowError) as error:
         raise _damaged(path, error) from error
     return Contents(
-        {name: Stored(entry.shape, functools.partial(_read, path, opened, name)) for name, entry in tensors.items()},
+        {name: Stored(e.shape, functools.partial(_read, path, opened, name, e.shape)) for name, e in tensors.items()},
         metadata,
     )
 
 
-def _read(path: Path, opened: Any, name: str) -> Tensor:
+def _read(path: Path, opened: Any, name: str, shape: tuple[int, ...]) -> Tensor:
     from safetensors import SafetensorError
 
     try:
         tensor: Tensor = opened.get_tensor(name)
+        if tuple(tensor.shape) != shape:
+            raise ValueError(f"its header says two things of {shown(name)}")
         return tensor
     except (SafetensorError, RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise _damaged(path, error) from error

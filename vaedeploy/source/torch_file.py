@@ -14,7 +14,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vaedeploy.errors import WeightsError
 from vaedeploy.source.pickles import Inert, Name, PickleError, View, read_pickle
@@ -49,8 +49,15 @@ STORAGE_TYPES = {
 }
 """PyTorch's class of storage -> the type of its numbers."""
 
-Locate = Callable[[str, int], tuple[Any, int]]
-"""(key of a storage, number of bytes) -> a buffer that holds them, and where in it they begin."""
+Locate = Callable[[str], tuple[int, int]]
+"""Key of a storage -> where in the file its bytes begin and end."""
+
+
+LOCAL_HEADER = 30
+"""Length, in bytes, of what stands before a member of a zip archive, without its name and its extra fields."""
+
+ENCRYPTED = 1
+"""The flag of a member of a zip archive that cannot be read without a password."""
 
 
 class DamagedError(Exception):
@@ -63,16 +70,15 @@ def read_torch_file(path: Path, is_zip: bool) -> Contents:
         with path.open("rb") as file:
             # Copy-on-write, because PyTorch wants memory that it may write to.
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        content, locate = (_open_zip if is_zip else _open_legacy)(path, mapped)
+        content, locate = _open_zip(path, mapped) if is_zip else _open_legacy(mapped)
     except (DamagedError, PickleError, zipfile.BadZipFile, OSError, ValueError) as error:
         raise WeightsError(f"{path} is not a PyTorch checkpoint, or is damaged: {_reason(error)}") from error
     views = _state_dict(path, content)
-    return Contents({name: _stored(path, name, view, locate) for name, view in views.items()})
+    return Contents({name: _stored(path, name, view, mapped, locate) for name, view in views.items()})
 
 
 def _open_zip(path: Path, mapped: mmap.mmap) -> tuple[object, Locate]:
-    # Another open file, since a map is no file to zipfile. It stays open while the archive does.
-    archive = zipfile.ZipFile(path)
+    archive = zipfile.ZipFile(path)  # it keeps a file of its own open; a map is none to it
     root = next((n.removesuffix("data.pkl") for n in archive.namelist() if n.endswith("/data.pkl")), None)
     if root is None:
         raise DamagedError("it is a zip archive without data.pkl")
@@ -84,18 +90,18 @@ def _open_zip(path: Path, mapped: mmap.mmap) -> tuple[object, Locate]:
         raise DamagedError(f"its data.pkl is of {pickled.file_size} bytes, more than {MAX_PICKLE}")
     content, _ = read_pickle(io.BytesIO(_unpacked(archive, pickled, MAX_PICKLE)))
 
-    def locate(key: str, length: int) -> tuple[Any, int]:
+    def locate(key: str) -> tuple[int, int]:
         try:
             info = archive.getinfo(f"{root}data/{key}")
         except KeyError as error:
             raise DamagedError(f"its archive has no data/{shown(key)}") from error
-        if info.file_size < length:
-            raise DamagedError(f"data/{shown(key)} has {info.file_size} bytes of {length}")
-        if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
-            return bytearray(_unpacked(archive, info, length)), 0
-        head = mapped[info.header_offset : info.header_offset + 30]
+        if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & ENCRYPTED:
+            # PyTorch compresses nothing. To unpack what somebody else did would take memory that no bound is known for.
+            raise DamagedError(f"data/{shown(key)} is compressed. Unpack the archive and pack it with zip -0")
+        head = mapped[info.header_offset : info.header_offset + LOCAL_HEADER]
         names = int.from_bytes(head[26:28], "little") + int.from_bytes(head[28:30], "little")
-        return mapped, info.header_offset + 30 + names
+        start = info.header_offset + LOCAL_HEADER + names
+        return start, start + info.file_size
 
     return content, locate
 
@@ -109,7 +115,7 @@ def _unpacked(archive: zipfile.ZipFile, info: zipfile.ZipInfo, length: int) -> b
         raise DamagedError(f"{shown(info.filename)} cannot be unpacked: {error}") from error
 
 
-def _open_legacy(path: Path, mapped: mmap.mmap) -> tuple[object, Locate]:
+def _open_legacy(mapped: mmap.mmap) -> tuple[object, Locate]:
     file = io.BytesIO(mapped[:MAX_PICKLE])
     if read_pickle(file)[0] != MAGIC or read_pickle(file)[0] != PROTOCOL:
         raise DamagedError("it is a pickle that torch.save did not write")
@@ -121,43 +127,46 @@ def _open_legacy(path: Path, mapped: mmap.mmap) -> tuple[object, Locate]:
     if not isinstance(keys, list):
         raise DamagedError("it does not list its storages")
     # Each storage follows: its number of elements, in 8 bytes, and its bytes. Only its type says how many these are.
-    starts: dict[str, int] = {}
+    places: dict[str, tuple[int, int]] = {}
     position = file.tell()
     for key in keys:
         storage = storages.get(key) if isinstance(key, str) else None
         if storage is None:
-            raise DamagedError(f"no tensor says what its storage {shown(str(key))} holds")
+            raise DamagedError("it has a storage of which no tensor says what it holds")
         if int.from_bytes(mapped[position : position + 8], "little") != storage.count:
             raise DamagedError(f"its storage {shown(key)} is not where it should be")
-        starts[storage.key] = position + 8
-        position += 8 + storage.count * _dtype(storage.type).itemsize
+        end = position + 8 + storage.count * _dtype(storage.type).itemsize
+        places[storage.key] = position + 8, end
+        position = end
     if position > len(mapped):
         raise DamagedError(f"it is truncated: it has {len(mapped)} bytes of {position}")
 
-    def locate(key: str, length: int) -> tuple[Any, int]:
-        if key not in starts:
+    def locate(key: str) -> tuple[int, int]:
+        if key not in places:
             raise DamagedError(f"it has no storage {shown(key)}")
-        return mapped, starts[key]
+        return places[key]
 
     return content, locate
 
 
 def _state_dict(path: Path, content: object) -> dict[str, View]:
-    """The tensors by name in what a checkpoint holds: at its top, or under one of ``WRAPPERS`` within each other."""
-    for _ in range(3):
-        items = content.items if isinstance(content, Inert) else content
-        if not isinstance(items, dict):
-            break
-        views = {name: value for name, value in items.items() if isinstance(value, View)}
-        inner = next((items[name] for name in WRAPPERS if isinstance(items.get(name), dict | Inert)), None)
-        if inner is None and views:
-            return views
-        if inner is None and isinstance(content, Inert):
-            break
-        if inner is None:
-            raise WeightsError(f"{path} holds no tensors by their names, but {_listed(items)}. Give a state_dict")
-        content = inner
+    """The tensors by name in what a checkpoint holds. Raises WeightsError where there are none."""
+    if views := _views(content, 3):
+        return views
+    if isinstance(content, dict):
+        raise WeightsError(f"{path} holds no tensors by their names, but {_listed(content)}. Give a state_dict")
     raise WeightsError(f"{path} holds {_kind(content)}, not tensors by their names (a state_dict)")
+
+
+def _views(content: object, depth: int) -> dict[str, View]:
+    """The tensors at the top of ``content``, or under one of ``WRAPPERS``, which may lie in each other."""
+    items = content.items if isinstance(content, Inert) else content
+    if not isinstance(items, dict) or not depth:
+        return {}
+    for name in WRAPPERS:
+        if views := _views(items.get(name), depth - 1):
+            return views
+    return {name: value for name, value in items.items() if isinstance(value, View)}
 
 
 def _kind(content: object) -> str:
@@ -171,20 +180,20 @@ def _listed(items: Mapping[str, object]) -> str:
     return ", ".join(names) + (f" and {len(items) - 10} more" if len(items) > 10 else "") if names else "nothing"
 
 
-def _stored(path: Path, name: str, view: View, locate: Locate) -> Stored:
+def _stored(path: Path, name: str, view: View, mapped: mmap.mmap, locate: Locate) -> Stored:
     """Raises WeightsError where the view is not within its storage."""
     storage, size, strides = view.storage, view.size, view.strides
     numbers = (storage.count, storage.start, view.offset, *size, *strides)
     possible = len(size) == len(strides) and all(type(n) is int and 0 <= n < 2**62 for n in numbers)
     if possible and 0 not in size:
-        last = view.offset + sum((n - 1) * step for n, step in zip(size, strides, strict=True))
+        last = storage.start + view.offset + sum((n - 1) * step for n, step in zip(size, strides, strict=True))
         possible = last < storage.count
     if not possible:
         raise WeightsError(f"{path} is damaged: its tensor {shown(name)} is not within its storage")
-    return Stored(size, functools.partial(_read, path, name, view, locate))
+    return Stored(size, functools.partial(_read, path, name, view, mapped, locate))
 
 
-def _read(path: Path, name: str, view: View, locate: Locate) -> Tensor:
+def _read(path: Path, name: str, view: View, mapped: mmap.mmap, locate: Locate) -> Tensor:
     import torch
 
     try:
@@ -193,12 +202,11 @@ def _read(path: Path, name: str, view: View, locate: Locate) -> Tensor:
             return torch.empty(view.size, dtype=dtype)
         # Where the type is the view's own, its storage is one of bytes.
         count = view.storage.count if view.dtype is None else view.storage.count // dtype.itemsize
-        buffer, start = locate(view.storage.key, count * dtype.itemsize)
-        start += view.storage.start * dtype.itemsize
-        if start + count * dtype.itemsize > len(buffer):
+        start, end = locate(view.storage.key)
+        if start + count * dtype.itemsize > min(end, len(mapped)):
             raise DamagedError("its bytes are not all there")
-        flat = torch.frombuffer(buffer, dtype=dtype, count=count, offset=start)
-        return flat.as_strided(view.size, view.strides, view.offset)
+        flat = torch.frombuffer(mapped, dtype=dtype, count=count, offset=start)
+        return flat.as_strided(view.size, view.strides, view.storage.start + view.offset)
     except (DamagedError, RuntimeError, ValueError, OverflowError) as error:
         raise WeightsError(f"{path} is damaged: its tensor {shown(name)} cannot be read: {_reason(error)}") from error
 
