@@ -226,6 +226,15 @@ def test_what_to_run_has_the_options_of_the_export(bundle: Bundle) -> None:
     assert msgspec.structs.replace(bundle.manifest, rewrites=both).rewritten
 
 
+def test_what_to_run_gives_a_number_for_each_channel(bundle: Bundle) -> None:
+    manifest = bundle.manifest
+    latent = LatentSpec(2, 8, (0.5, 0.25), (0.0, -1.0))
+    vae = msgspec.structs.replace(manifest.vae, origin=Origin("file", "/a.ckpt", "0" * 64, None))
+    assert msgspec.structs.replace(manifest, vae=vae, latent=latent).export_command(Path("out")) == (
+        "vaedeploy export --vae /a.ckpt --scale 0.5,0.25 --shift 0.0,-1.0 --out out --force"
+    )
+
+
 def test_what_to_run_for_modules_is_python(bundle: Bundle) -> None:
     vae = msgspec.structs.replace(bundle.manifest.vae, origin=Origin("modules", "", None, None))
     assert msgspec.structs.replace(bundle.manifest, vae=vae).export_command(Path("out")) == (

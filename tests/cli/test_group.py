@@ -6,15 +6,16 @@ import re
 import runpy
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import click
 import pytest
-from command_line import parse
+from command_line import Ended, parse
 from places import ROOT
 
 from vaedeploy.cli import terminal
-from vaedeploy.cli.group import cli
+from vaedeploy.cli.group import cli, numbers
 from vaedeploy.errors import BackendError
 from vaedeploy.system.installs import advice_for
 from vaedeploy.version import __version__
@@ -188,4 +189,18 @@ def test_a_result_that_cannot_be_written(arguments):
     assert (ended.returncode, ended.stderr) == (
         2,
         "Error: cannot write the result to stdout: No space left on device\n",
+    )
+
+
+@pytest.mark.parametrize(("text", "value"), [("0.5", 0.5), ("-1", -1.0), ("1,2.5", (1.0, 2.5)), ("-1, 2", (-1.0, 2.0))])
+def test_one_number_or_several(text: str, value: object) -> None:
+    assert numbers(text) == value
+
+
+@pytest.mark.parametrize("text", ["", "one", "1,", "1;2"])
+def test_what_is_not_numbers(vaedeploy: Callable[..., Ended], text: str) -> None:
+    ended = vaedeploy("export", "--vae", "demo", "--scale", text)
+    assert ended.code == 2
+    assert ended.err.endswith(
+        f"Error: Invalid value for '--scale': {text!r} is neither a number nor numbers that are separated by commas.\n"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -12,6 +13,8 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from checkpoints import TINY, config_of
+from checkpoints import folder as write_folder
 from inflation import INFLATIONS, inflate
 from tiny_modules import flat_reference, tiny_reference
 from torch import Tensor, nn
@@ -23,7 +26,8 @@ from vaedeploy.pipeline import export as pipeline
 from vaedeploy.pipeline.export import export_vae
 from vaedeploy.pipeline.verify import verify_bundle
 from vaedeploy.runtime import VAE
-from vaedeploy.source import load_reference
+from vaedeploy.source import load_reference, reload_reference
+from vaedeploy.source.autoencoder_kl.modules import random_tensors
 from vaedeploy.values.kinds import Form, Precision
 from vaedeploy.values.latent import LatentSpec
 from vaedeploy.values.reference import Reference
@@ -221,6 +225,23 @@ def test_half_precision(
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+def test_private_bundle_does_not_say_where_the_weights_were(tmp_path: Path) -> None:
+    weights = random_tensors(TINY, 0)
+    folder = write_folder(tmp_path / "home of anna" / "my-vae", config_of(TINY, scaling_factor=0.5), weights)
+    bundle = export_vae(folder, out=tmp_path / "out", private=True, verify=False, rewrite=False)
+    origin = bundle.manifest.vae.origin
+    assert (origin.kind, origin.location) == ("folder", "my-vae")
+    assert origin.sha256 == hashlib.sha256((folder / "diffusion_pytorch_model.safetensors").read_bytes()).hexdigest()
+    for file in bundle.path.rglob("*"):
+        assert file.is_dir() or b"home of anna" not in file.read_bytes()
+    with pytest.raises(WeightsError) as error:
+        reload_reference(origin, bundle.manifest.latent)
+    assert str(error.value) == "the weights of this VAE, my-vae, are not there. Say where they are: --weights PATH"
+    found = reload_reference(origin, bundle.manifest.latent, folder)
+    assert found.identity == bundle.manifest.vae.identity
+
+
 def test_graphs_are_left_alone_on_request(flat: Reference, tmp_path: Path) -> None:
     made = export_vae(flat, out=tmp_path / "plain", rewrite=False)
     assert made.manifest.rewrites == {}

@@ -71,6 +71,18 @@ def test_config_that_is_not_json(own: Any) -> None:
     )
 
 
+def test_config_that_is_no_config(own: Any) -> None:
+    path = own(scaling_factor=1.0)
+    config = path / "config.json"
+    config.write_text('{"a": ' + "[" * 100_000)
+    assert message_of(WeightsError, path).startswith(f"{config} is not the config of a diffusers AutoencoderKL: ")
+    config.write_text(" " * 1_000_001)
+    assert message_of(WeightsError, path) == f"{config} cannot be read: it has more than 1000000 bytes"
+    config.unlink()
+    config.symlink_to("/dev/zero")
+    assert message_of(WeightsError, path) == f"{config} cannot be read: it is not a file"
+
+
 @pytest.mark.parametrize(
     "changes",
     [{"norm_num_groups": 5}, {"block_out_channels": [8]}, {"down_block_types": ["NoSuchBlock"] * 2}, {"act_fn": "no"}],

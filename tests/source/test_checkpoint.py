@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
+import zipfile
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +17,10 @@ from checkpoints import (
     NAMINGS,
     WRITERS,
     compvis,
+    full_checkpoint,
     message_of,
     write_ckpt,
+    write_compressed,
     write_legacy_ckpt,
     write_safetensors,
 )
@@ -24,6 +29,7 @@ from torch import Tensor
 
 from vaedeploy.errors import WeightsError
 from vaedeploy.source import load_reference
+from vaedeploy.source.pickles import read_pickle
 
 
 @pytest.mark.parametrize(
@@ -103,6 +109,79 @@ def test_truncated_safetensors(tmp_path: Path, tensors: dict[str, Tensor]) -> No
     assert message_of(WeightsError, file) == message
 
 
+@pytest.mark.parametrize("last", [0x80, 0x50])
+def test_safetensors_whose_header_has_the_first_byte_of_another_kind(
+    tmp_path: Path, tensors: dict[str, Tensor], last: int
+) -> None:
+    """The length of the header comes first, its lowest byte before the others."""
+    whole = save(tensors)
+    length = int.from_bytes(whole[:8], "little")
+    longer = length + (last - length) % 256
+    file = tmp_path / "vae.safetensors"
+    header = whole[8 : 8 + length] + b" " * (longer - length)
+    file.write_bytes(longer.to_bytes(8, "little") + header + whole[8 + length :])
+    assert load_reference("demo", file).origin.kind == "file"
+
+
+def test_header_of_hundreds_of_megabytes(tmp_path: Path) -> None:
+    file = tmp_path / "vae.safetensors"
+    file.write_bytes((2**30).to_bytes(8, "little") + b"{")
+    assert message_of(WeightsError, "demo", file) == (
+        f"{file} has a header of 1073741824 bytes; those of real files are below 25000000. Download or copy it again"
+    )
+
+
+def test_pipe_in_the_place_of_weights(tmp_path: Path) -> None:
+    pipe = tmp_path / "vae.safetensors"
+    os.mkfifo(pipe)
+    assert message_of(WeightsError, "demo", pipe) == (
+        f"{pipe} is neither a file nor a folder, but a device or a pipe. Give a weights file"
+    )
+
+
+def test_tensors_named_by_nobody_are_not_read(tmp_path: Path, tensors: dict[str, Tensor]) -> None:
+    """Nothing of a checkpoint but the VAE is read: here the rest of it is not even there."""
+    file = write_ckpt(full_checkpoint(compvis(tensors)), tmp_path / "vae.ckpt")
+    with zipfile.ZipFile(file) as archive:
+        kept = {info.filename: archive.read(info) for info in archive.infolist()}
+    # Storages are numbered in the order of the state_dict, which begins with two of the rest.
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, content in kept.items():
+            if not name.endswith(("/data/0", "/data/1")):
+                archive.writestr(name, content)
+    loaded = load_reference("demo", file, **CONTRACT).decoder.state_dict()
+    assert torch.equal(loaded["decoder.conv_in.weight"], tensors["decoder.conv_in.weight"])
+
+
+def test_tensors_that_somebody_compressed(tmp_path: Path, tensors: dict[str, Tensor]) -> None:
+    file = write_compressed(tensors, tmp_path / "vae.ckpt")
+    assert message_of(WeightsError, "demo", file) == (
+        f"{file} is damaged: its tensor encoder.conv_in.weight cannot be read: data/0 is compressed. "
+        "Unpack the archive and pack it with zip -0"
+    )
+
+
+def test_tensors_beside_objects_of_the_names_that_they_often_lie_under(
+    tmp_path: Path, tensors: dict[str, Tensor], expected: str
+) -> None:
+    file = tmp_path / "vae.pt"
+    torch.save({**tensors, "model": Fraction(1, 2), "module": {}, "vae": None}, file)
+    assert load_reference("demo", file, **CONTRACT).identity == expected
+
+
+def test_storages_of_which_a_part_was_written() -> None:
+    """PyTorch before version 0.5 wrote views of storages as such: (key of the view, offset, size) in the identifier."""
+    written = io.BytesIO()
+    pickler = pickle.Pickler(written, protocol=2)
+    pickler.persistent_id = lambda value: (
+        ("storage", torch.FloatStorage, "7", "cpu", 12, ("8", 4, 8)) if value == "here" else None
+    )
+    pickler.dump(["here"])
+    (storage,), storages = read_pickle(io.BytesIO(written.getvalue()))
+    assert storages == {"7": storage}
+    assert (str(storage.type), storage.count, storage.start) == ("torch.FloatStorage", 12, 4)
+
+
 def test_damaged_safetensors(tmp_path: Path, tensors: dict[str, Tensor]) -> None:
     file = tmp_path / "vae.safetensors"
     for content in (
@@ -135,17 +214,15 @@ class RunsCode:
 
 @pytest.mark.parametrize("name", ["vae.ckpt", "vae.safetensors"])
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
-def test_pickle_with_code_is_refused_and_not_run(tmp_path: Path, name: str, zipped: bool) -> None:
+def test_pickle_with_code_is_read_and_not_run(
+    tmp_path: Path, tensors: dict[str, Tensor], expected: str, name: str, zipped: bool
+) -> None:
     marker, file = tmp_path / "marker", tmp_path / name
     pickle.loads(pickle.dumps(RunsCode(marker)))
     marker.rmdir()  # so it would be there, had the code been run
-    content = {"state_dict": {"a": torch.zeros(2)}, "more": RunsCode(marker)}
+    content = {"state_dict": tensors, "more": RunsCode(marker)}
     torch.save(content, file, _use_new_zipfile_serialization=zipped)
-    assert message_of(WeightsError, "demo", file) == (
-        f"{file} is a pickle that holds more than plain tensors (it wants {os.mkdir.__module__ or os.name}.mkdir). "
-        "It is not opened, since that could run its author's code. "
-        "Convert it to safetensors where you trust it, and give that file"
-    )
+    assert load_reference("demo", file, **CONTRACT).identity == expected
     assert not marker.exists()
 
 
@@ -161,7 +238,14 @@ def test_bare_pickle_with_code_is_not_run(tmp_path: Path, protocol: int) -> None
     ("content", "message"),
     [
         ([1, 2], "holds a list, not tensors by their names (a state_dict)"),
-        ({"a": 1, "b": torch.zeros(1), "c": "x"}, "holds 2 tensors not tensors: a, c. Give a plain state_dict"),
+        (torch.zeros(1), "holds a tensor, not tensors by their names (a state_dict)"),
+        (Fraction(1, 2), "holds an object of fractions.Fraction, not tensors by their names (a state_dict)"),
+        ({"a": 1, "c\x1b": "x"}, "holds no tensors by their names, but a, c\\x1b. Give a state_dict"),
+        (
+            {"a": 1, "b": torch.zeros(1), "c": "x"},
+            "holds no VAE that can be loaded: its tensors are named b. Give the VAE's own weights (AutoencoderKL), or "
+            "a checkpoint with them in it",
+        ),
     ],
 )
 def test_checkpoints_of_other_things(tmp_path: Path, content: Any, message: str) -> None:

@@ -145,9 +145,42 @@ def test_contract_of_the_wrong_type(own: Any, changes: dict[str, Any], problem: 
 )
 def test_contract_of_vectors_that_cannot_hold(own: Any, changes: dict[str, Any]) -> None:
     path = own(scaling_factor=1.0, **changes)
-    assert message_of(ContractError, path) == (
+    message = message_of(ContractError, path)
+    assert message.startswith(
         f"{path / 'config.json'} states its latents' mean and deviation in a way that cannot hold: latents_mean and "
-        "latents_std belong together, without a shift_factor and without zeros in latents_std"
+        "latents_std belong together, without a shift_factor and without zeros in latents_std. "
+    )
+    assert message.endswith(
+        ". Say what holds, with both of --scale and --shift (scale= and shift= in Python): one number, or one for each "
+        "channel, separated by commas"
+    )
+    for half in ({"scale": 0.5}, {"shift": 0.5}):
+        assert message_of(ContractError, path, **half) == message
+    assert load_reference(path, scale=0.5, shift=(1, 2, 3, 4)).latent == LatentSpec(4, 2, 0.5, (1.0, 2.0, 3.0, 4.0))
+
+
+def test_config_with_everything_at_once_says_both_of_its_meanings(own: Any) -> None:
+    path = own(scaling_factor=0.5, shift_factor=0.25, latents_mean=[0, 1, 2, 3], latents_std=[1, 2, 4, 8])
+    assert (
+        ". Its means and deviations say --scale 0.5,0.25,0.125,0.0625 --shift 0.0,1.0,2.0,3.0, and its factors say "
+        "--scale 0.5 --shift 0.25. Say what holds"
+    ) in message_of(ContractError, path)
+
+
+def test_one_number_for_each_channel(own: Any) -> None:
+    numbers: Any = {"scale": [0.5, 1.0, 2.0, 4.0], "shift": (0, 0, 0, 1)}
+    assert load_reference(own(), **numbers).latent == LatentSpec(4, 2, (0.5, 1.0, 2.0, 4.0), (0.0, 0.0, 0.0, 1.0))
+    assert message_of(ContractError, own(), scale=(1, 2, 3)) == "latent scale has 3 numbers for 4 channels"
+    assert message_of(ContractError, own(scaling_factor=1), scale=(1, 2, 3, 4)).startswith(
+        f"the latent scale is stated already: {own(scaling_factor=1) / 'config.json'} says 1.0, and "
+        "(1.0, 2.0, 3.0, 4.0) was given"
+    )
+
+
+@pytest.mark.parametrize("given", ["one", [1, "two", 3, 4], object()])
+def test_given_contract_that_is_not_numbers(own: Any, given: Any) -> None:
+    assert message_of(ContractError, own(), scale=given) == (
+        f"latent scale is {given!r}; it must be one number, or one number per channel"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from checkpoints import (
     NAMINGS,
     changed,
     compvis,
+    exported_compvis,
     message_of,
     write_safetensors,
 )
@@ -21,6 +23,9 @@ from torch import Tensor
 
 from vaedeploy.errors import WeightsError
 from vaedeploy.source.autoencoder_kl.modules import tensor_shapes
+from vaedeploy.source.fit import fit
+from vaedeploy.source.preset import architectures
+from vaedeploy.source.stored import Stored
 
 
 @pytest.mark.parametrize("naming", ["diffusers", "compvis"])
@@ -56,10 +61,43 @@ def test_lone_file_of_no_known_architecture(tmp_path: Path) -> None:
         compvis(changed(DEMO.config, use_quant_conv=False, use_post_quant_conv=False)), tmp_path / "vae.safetensors"
     )
     assert message_of(WeightsError, file) == (
-        f"{file} fits none of the known architectures (sd, sd-16-channels, demo). The nearest is demo: "
-        "4 tensors missing (quant_conv.weight, quant_conv.bias, post_quant_conv.weight, post_quant_conv.bias). "
+        f"{file} fits none of the known architectures (sd, sd-16-channels, kl-f4, kl-f16, kl-f32, demo). "
+        "The nearest is demo: 4 tensors missing (quant_conv.weight, quant_conv.bias, post_quant_conv.weight, "
+        "post_quant_conv.bias). "
         "A VAE of another shape loads from a diffusers folder with its config.json"
     )
+
+
+@pytest.mark.parametrize(
+    ("architecture", "some"),
+    [
+        ("sd", ["encoder.mid.attn_1.q.weight", "decoder.up.0.block.0.nin_shortcut.bias"]),
+        ("kl-f4", ["decoder.up.2.upsample.conv.bias"]),
+        ("kl-f16", ["encoder.down.4.attn.1.proj_out.weight", "decoder.up.4.attn.2.norm.bias"]),
+        ("kl-f32", ["encoder.down.5.attn.0.k.weight", "decoder.up.4.attn.0.v.weight"]),
+    ],
+)
+def test_compvis_names_of_each_architecture(architecture: str, some: list[str]) -> None:
+    """Files of full size without a number in them: names and shapes are all that is looked at."""
+    shapes = tensor_shapes(architectures()[architecture])
+    meta = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    for names in (compvis, exported_compvis):
+        stored = {
+            name: Stored(tuple(t.shape), unread) for name, t in names(meta, blocks=decoder_blocks(shapes)).items()
+        }
+        assert names is exported_compvis or stored.keys() >= set(some)
+        matched = fit(stored, architectures()[architecture])
+        assert (matched.faults, matched.found) == (0, len(shapes))
+        others = [name for name, other in architectures().items() if not fit(stored, other).faults]
+        assert others == [architecture]
+
+
+def unread() -> Tensor:
+    raise AssertionError("a tensor was read")
+
+
+def decoder_blocks(names: Iterable[str]) -> int:
+    return 1 + max(int(match[1]) for name in names if (match := re.match(r"decoder\.up_blocks\.(\d)", name)))
 
 
 def test_compvis_resampling_without_its_bias(tmp_path: Path, tensors: dict[str, Tensor]) -> None:

@@ -43,6 +43,16 @@ result = {
 }
 """
 
+RELOAD = """
+from vaedeploy.source import load_reference, reload_reference
+from vaedeploy.values.origin import Origin
+vae, weights, *known = arguments
+got = load_reference(vae, weights) if not known else reload_reference(
+    Origin("hub", weights, known[1], vae, known[0]), load_reference(vae, "random:0").latent
+)
+result = {"identity": got.identity, "sha256": got.origin.sha256}
+"""
+
 CLIENT = """
 import json, sys, time
 time.sleep = lambda seconds: None  # or the hub's client waits between its own attempts, 15 s in all
@@ -131,6 +141,39 @@ def test_second_download_comes_from_the_cache_without_the_hub(client: Client, no
     for variables in ({"HF_HUB_OFFLINE": "1"}, {}):
         again = client.run(hub.url, FETCH, REPOSITORY, [WEIGHTS], **variables)
         assert again == first | {"steps": []}
+
+
+@pytest.mark.parametrize("name", ["snapshots", "snapshots/x"])
+def test_cache_in_a_folder_of_the_name_that_it_uses_itself(tmp_path: Path, name: str) -> None:
+    with HubServer({REPOSITORY: {"snapshots/b/" + WEIGHTS: b"weights"}}) as hub:
+        got = Client(tmp_path / name).run(hub.url, FETCH, REPOSITORY, ["snapshots/b/" + WEIGHTS])
+    assert (got["file"], got["revision"]) == ("snapshots/b/" + WEIGHTS, COMMIT)
+
+
+@pytest.mark.slow
+def test_weights_are_found_again_at_their_commit_when_the_branch_has_moved(client: Client, demo_file: bytes) -> None:
+    moved = save(random_tensors(get_preset("demo").config, seed=2))
+    with HubServer({REPOSITORY: {WEIGHTS: demo_file}}) as hub:
+        first = client.run(hub.url, RELOAD, "demo", REPOSITORY)
+    with HubServer({REPOSITORY: {WEIGHTS: moved}}, commit="f" * 40) as hub:
+        again = client.run(hub.url, RELOAD, "demo", REPOSITORY, COMMIT, sha256(demo_file))
+        assert client.run(hub.url, FETCH, REPOSITORY, [WEIGHTS])["revision"] == "f" * 40
+    assert again == first
+
+
+def test_password_in_the_hubs_address_is_not_shown(client: Client) -> None:
+    """As company mirrors have it: https://NAME:PASSWORD@HOST."""
+    with HubServer({REPOSITORY: {"README.md": b"#"}}) as hub:
+        address = hub.url.replace("://", "://anna:p@ss@")
+        told = [client.run(address, FETCH, name, [WEIGHTS])["message"] for name in (REPOSITORY, "someone/else")]
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        endpoint = f"http://anna:p%40ss@127.0.0.1:{closed.getsockname()[1]}"
+        told.append(client.run(endpoint, FETCH, REPOSITORY, [WEIGHTS])["message"])
+    for message in told:
+        assert "anna" not in message
+        assert "ss@" not in message
+        assert "http://127.0.0.1:" in message
 
 
 def test_first_file_that_the_repository_has_is_taken(client: Client) -> None:

@@ -7,9 +7,10 @@ import re
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
-from checkpoints import CONTRACT, DEMO, DEMO_CONFIG, config_of, folder, message_of, write_safetensors
+from checkpoints import CONTRACT, DEMO, DEMO_CONFIG, TINY, compvis, config_of, folder, message_of, write_safetensors
 from torch import Tensor, nn
 
 from vaedeploy.errors import InputError, WeightsError
@@ -142,6 +143,21 @@ def test_reload_refuses_weights_that_have_changed(tmp_path: Path, tensors: dict[
         "this VAE was made of PyTorch modules of your own, which no weights (random:0) can stand for; pass them again: "
         "reference= of vaedeploy.verify_bundle, in Python"
     )
+
+
+def test_compvis_file_with_attention_in_its_blocks(tmp_path: Path, photo: Tensor) -> None:
+    """As kl-f16 has it, in small: the same numbers come out under both names."""
+    architecture = msgspec.structs.replace(
+        TINY,
+        down_block_types=("DownEncoderBlock2D", "AttnDownEncoderBlock2D"),
+        up_block_types=("AttnUpDecoderBlock2D", "UpDecoderBlock2D"),
+    )
+    weights = random_tensors(architecture, 0)
+    config = config_of(architecture, scaling_factor=0.5)
+    plain = load_reference(folder(tmp_path / "plain", config, weights))
+    theirs = {name: tensor.contiguous() for name, tensor in compvis(weights, blocks=2).items()}
+    assert "decoder.up.1.attn.0.q.weight" in theirs
+    assert load_reference(folder(tmp_path / "theirs", config, theirs)).identity == plain.identity
 
 
 def test_progress_starts_at_nothing_and_ends_at_all(tmp_path: Path, tensors: dict[str, Tensor]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,8 @@ from checkpoints import (
 from torch import Tensor, nn
 
 from vaedeploy.errors import UnknownPresetError, WeightsError
-from vaedeploy.source import load_reference
+from vaedeploy.source import load_reference, reload_reference
+from vaedeploy.source.folder import find_weights
 
 
 @pytest.mark.parametrize("given", [None, nn.Identity()])
@@ -79,7 +82,9 @@ def test_vae_that_is_not_there(tmp_path: Path) -> None:
         assert message_of(WeightsError, vae) == f"there is no file or folder {vae}{takes}"
 
 
-@pytest.mark.parametrize("given", ["none.safetensors", "models/none.safetensors", "a/b/c", "none", "../none", ""])
+@pytest.mark.parametrize(
+    "given", ["none.safetensors", "models/none.safetensors", "a/b/c", "none", "../none", "", "x" * 5000]
+)
 def test_weights_that_are_not_there(given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     given = given or str(tmp_path / "none")
@@ -123,6 +128,97 @@ def test_folder_of_another_architecture_than_the_preset(tmp_path: Path, tensors:
         f"{path / 'diffusion_pytorch_model.safetensors'} is of another architecture than preset demo (architecture "
         "demo): its config.json has act_fn relu, not silu; norm_num_groups 8, not 4. "
         "Give the preset that it belongs to (vaedeploy presets), or the folder itself: --vae PATH"
+    )
+
+
+SHARDS = (
+    "diffusion_pytorch_model{}-00001-of-00002.safetensors",
+    "diffusion_pytorch_model{}-00002-of-00002.safetensors",
+)
+
+
+def in_shards(path: Path, tensors: dict[str, Tensor], variant: str = "") -> Path:
+    """A folder as diffusers writes it where the weights are larger than one file may be."""
+    names = [name.format(variant) for name in SHARDS]
+    halves = [dict(list(tensors.items())[start::2]) for start in range(2)]
+    for name, half in zip(names, halves, strict=True):
+        folder(path, config_of(DEMO.config, **DEMO_CONFIG), half, name)
+    index = {"weight_map": {tensor: name for name, half in zip(names, halves, strict=True) for tensor in half}}
+    (path / f"diffusion_pytorch_model.safetensors.index{variant}.json").write_text(json.dumps(index))
+    return path
+
+
+@pytest.mark.parametrize("variant", ["", ".fp16"])
+def test_weights_in_parts(tmp_path: Path, tensors: dict[str, Tensor], expected: str, variant: str) -> None:
+    path = in_shards(tmp_path / "own", tensors, variant)
+    reference = load_reference(path)
+    parts = [hashlib.sha256((path / name.format(variant)).read_bytes()).hexdigest() for name in SHARDS]
+    assert reference.identity == expected
+    assert reference.origin.sha256 == hashlib.sha256("".join(f"{part}\n" for part in parts).encode()).hexdigest()
+    assert reload_reference(reference.origin, reference.latent).identity == expected
+    (path / SHARDS[1].format(variant)).unlink()
+    index = f"diffusion_pytorch_model.safetensors.index{variant}.json"
+    assert message_of(WeightsError, path) == (
+        f"{path / SHARDS[1].format(variant)}, a part of the weights that {index} lists, is not there. "
+        "Download the repository again"
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (
+            '{"weight_map": {"a": "../../etc/passwd"}}',
+            "names '../../etc/passwd' as a part of the weights, which is",
+        ),
+        ('{"weight_map": {"a": "/etc/passwd"}}', "names '/etc/passwd' as a part of the weights, which is not a file"),
+        ('{"weight_map": {}}', "lists no parts of weights"),
+        ('{"weight_map": 1}', "does not list the parts of weights: Expected `object`, got `int`"),
+        ('{"weight_map": {}, "x": ' + "[" * 100_000, "does not list the parts of weights: "),
+    ],
+    ids=["outside", "absolute", "none", "number", "deep"],
+)
+def test_lists_of_parts_that_cannot_be_used(tmp_path: Path, content: str, problem: str) -> None:
+    path = tmp_path / "own"
+    path.mkdir()
+    index = path / "diffusion_pytorch_model.safetensors.index.json"
+    index.write_text(content)
+    assert message_of(WeightsError, path).startswith(f"{index} {problem}")
+
+
+@pytest.mark.parametrize("variant", ["non_ema", "bf16", "fp16"])
+def test_variants(tmp_path: Path, tensors: dict[str, Tensor], expected: str, variant: str) -> None:
+    config = config_of(DEMO.config, **DEMO_CONFIG)
+    path = folder(tmp_path / "own", config, tensors, f"diffusion_pytorch_model.{variant}.safetensors")
+    assert load_reference(path).identity == expected
+
+
+def test_of_several_variants_the_most_precise_is_taken(tmp_path: Path, tensors: dict[str, Tensor]) -> None:
+    path = tmp_path / "own"
+    # Each is better than those before it.
+    names = ["bf16.bin", "bf16.safetensors", "fp16.safetensors", "non_ema.bin", "non_ema.safetensors", "safetensors"]
+    for name in names:
+        folder(path, config_of(DEMO.config, **DEMO_CONFIG), tensors, f"diffusion_pytorch_model.{name}")
+        assert find_weights(path)[0].name == f"diffusion_pytorch_model.{name}"
+        if name == "non_ema.safetensors":
+            other = path / "diffusion_pytorch_model.ema.safetensors"
+            other.touch()
+            assert message_of(WeightsError, path) == (
+                f"{path} holds several variants of the weights: {other.name}, "
+                "diffusion_pytorch_model.non_ema.safetensors, diffusion_pytorch_model.non_ema.bin. "
+                "Give the one that you mean: its file"
+            )
+            other.unlink()
+
+
+def test_link_that_leads_nowhere(tmp_path: Path, tensors: dict[str, Tensor]) -> None:
+    path = folder(tmp_path / "own", config_of(DEMO.config, **DEMO_CONFIG), tensors)
+    file = path / "diffusion_pytorch_model.safetensors"
+    file.unlink()
+    file.symlink_to(tmp_path / "blobs" / "abc")
+    folder(path, None, tensors, "diffusion_pytorch_model.fp16.safetensors")
+    assert message_of(WeightsError, path) == (
+        f"{file} is a link to {tmp_path / 'blobs' / 'abc'}, which is not there. Download the repository again"
     )
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
+import datetime as dt
 import json
 import re
+import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -34,7 +38,7 @@ TINY = Architecture(
     norm_num_groups=4,
     latent_channels=4,
 )
-MORE = "Give weights of this architecture, or the preset that they belong to: vaedeploy presets"
+MORE = "They fit no preset. A VAE of another shape loads from a diffusers folder with its config.json: --vae FOLDER"
 FITS_NOT = "does not fit preset demo (architecture demo):"
 
 
@@ -67,9 +71,12 @@ def compvis(tensors: dict[str, Tensor], blocks: int = 4) -> dict[str, Tensor]:
         (r"decoder\.up_blocks\.(\d)\.resnets\.(\d)", lambda m: f"decoder.up.{blocks - 1 - int(m[1])}.block.{m[2]}"),
         (r"decoder\.up_blocks\.(\d)\.upsamplers\.0", lambda m: f"decoder.up.{blocks - 1 - int(m[1])}.upsample"),
         (r"mid_block\.resnets\.(\d)", lambda m: f"mid.block_{int(m[1]) + 1}"),
-        (r"mid_block\.attentions\.0\.group_norm", "mid.attn_1.norm"),
-        (r"mid_block\.attentions\.0\.to_out\.0", "mid.attn_1.proj_out"),
-        (r"mid_block\.attentions\.0\.to_([qkv])", r"mid.attn_1.\1"),
+        (r"mid_block\.attentions\.0", "mid.attn_1"),
+        (r"encoder\.down_blocks\.(\d)\.attentions\.(\d)", r"encoder.down.\1.attn.\2"),
+        (r"decoder\.up_blocks\.(\d)\.attentions\.(\d)", lambda m: f"decoder.up.{blocks - 1 - int(m[1])}.attn.{m[2]}"),
+        (r"(attn[_.]\d)\.group_norm", r"\1.norm"),
+        (r"(attn[_.]\d)\.to_out\.0", r"\1.proj_out"),
+        (r"(attn[_.]\d)\.to_([qkv])", r"\1.\2"),
         ("conv_norm_out", "norm_out"),
         ("conv_shortcut", "nin_shortcut"),
     ]
@@ -81,6 +88,18 @@ def compvis(tensors: dict[str, Tensor], blocks: int = 4) -> dict[str, Tensor]:
         renamed[name] = tensor[:, :, None, None] if is_matrix else tensor
     assert len(renamed) == len(tensors)
     return renamed
+
+
+def exported_compvis(tensors: dict[str, Tensor], blocks: int = 4) -> dict[str, Tensor]:
+    """CompVis' names as diffusers' own script wrote them in 2023: attentions keep diffusers' names and shapes."""
+    new = {".q.": ".to_q.", ".k.": ".to_k.", ".v.": ".to_v.", ".proj_out.": ".to_out.0."}
+    exported = {}
+    for name, tensor in compvis(tensors, blocks).items():
+        is_matrix = ".attn" in name and tensor.ndim == 4
+        for old, renamed in new.items() if ".attn" in name else ():
+            name = name.replace(old, renamed)
+        exported[name] = tensor[:, :, 0, 0].contiguous() if is_matrix else tensor
+    return exported
 
 
 def old_attention(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -115,6 +134,67 @@ def write_flat_ckpt(tensors: dict[str, Tensor], path: Path) -> Path:
     return path
 
 
+def write_parameters(tensors: dict[str, Tensor], path: Path) -> Path:
+    """As ``torch.save(dict(module.named_parameters()))`` does."""
+    torch.save({name: torch.nn.Parameter(tensor) for name, tensor in tensors.items()}, path)
+    return path
+
+
+def write_requiring_grad(tensors: dict[str, Tensor], path: Path) -> Path:
+    torch.save({name: tensor.clone().requires_grad_() for name, tensor in tensors.items()}, path)
+    return path
+
+
+def write_legacy_parameters(tensors: dict[str, Tensor], path: Path) -> Path:
+    parameters = {name: torch.nn.Parameter(tensor) for name, tensor in tensors.items()}
+    optimizer = {"state": {0: {"exp_avg": torch.ones(3)}}, "param_groups": [{"params": [0]}]}
+    torch.save({"optimizer": optimizer, "model": parameters}, path, _use_new_zipfile_serialization=False)
+    return path
+
+
+def write_wrapped(tensors: dict[str, Tensor], path: Path) -> Path:
+    """As a trainer with DistributedDataParallel does."""
+    torch.save({"model": {"state_dict": {f"module.{n}": t for n, t in tensors.items()}}, "epoch": 3}, path)
+    return path
+
+
+def write_views(tensors: dict[str, Tensor], path: Path) -> Path:
+    """Every tensor a part of one storage, and transposed in it."""
+    flat = torch.cat([tensor.transpose(0, -1).reshape(-1) for tensor in tensors.values()])
+    parts = flat.split([tensor.numel() for tensor in tensors.values()])
+    views = {
+        name: part.view(tensor.transpose(0, -1).shape).transpose(0, -1)
+        for (name, tensor), part in zip(tensors.items(), parts, strict=True)
+    }
+    torch.save(views, path)
+    return path
+
+
+def write_compressed(tensors: dict[str, Tensor], path: Path) -> Path:
+    """An archive that was unpacked and packed again, by another program than PyTorch."""
+    torch.save(tensors, path)
+    with zipfile.ZipFile(path) as archive:
+        members = {info.filename: archive.read(info) for info in archive.infolist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return path
+
+
+class ModelCheckpoint:
+    """Stands for Lightning's class of that name, which its checkpoints name as a key."""
+
+
+def write_lightning(tensors: dict[str, Tensor], path: Path) -> Path:
+    """As PyTorch Lightning 1.x does: classes and objects of its own, numpy scalars, and what Python can pickle."""
+    callbacks = {ModelCheckpoint: {"best_model_score": torch.tensor(0.5), "best": np.float64(0.25), "dir": Path("a")}}
+    settings = argparse.Namespace(lr=np.float32(1e-4), when=dt.datetime(2023, 1, 1), betas={0.9, 0.99})
+    optimizer = {"state": {0: {"step": 3, "exp_avg": torch.ones(3)}}, "param_groups": [{"params": [0]}]}
+    content = {"state_dict": OrderedDict(tensors), "callbacks": callbacks, "hyper_parameters": settings}
+    torch.save({**content, "optimizer_states": [optimizer], "lr_schedulers": [ModelCheckpoint()]}, path)
+    return path
+
+
 def write_legacy_ckpt(tensors: dict[str, Tensor], path: Path) -> Path:
     torch.save({"state_dict": tensors}, path, _use_new_zipfile_serialization=False)
     return path
@@ -124,6 +204,7 @@ NAMINGS: dict[str, Callable[[dict[str, Tensor]], dict[str, Tensor]]] = {
     "diffusers": dict,
     "old-diffusers": old_attention,
     "compvis": compvis,
+    "compvis-exported": exported_compvis,
     "compvis-training": lambda tensors: training_leftovers(compvis(tensors)),
     "compvis-full": lambda tensors: full_checkpoint(training_leftovers(compvis(tensors))),
     "diffusers-full": full_checkpoint,
@@ -133,6 +214,12 @@ WRITERS: dict[str, tuple[Callable[[dict[str, Tensor], Path], Path], str]] = {
     "ckpt": (write_ckpt, "vae.ckpt"),
     "flat-ckpt": (write_flat_ckpt, "vae.pt"),
     "legacy-ckpt": (write_legacy_ckpt, "vae.ckpt"),
+    "parameters": (write_parameters, "vae.bin"),
+    "requiring-grad": (write_requiring_grad, "vae.pth"),
+    "legacy-parameters": (write_legacy_parameters, "vae.pt"),
+    "wrapped": (write_wrapped, "vae.pt"),
+    "views": (write_views, "vae.pt"),
+    "lightning": (write_lightning, "vae.ckpt"),
     "safetensors-named-ckpt": (write_safetensors, "vae.ckpt"),
     "ckpt-named-safetensors": (write_ckpt, "vae.safetensors"),
 }

@@ -38,7 +38,7 @@ class HubServer:
     """``repositories``: name -> path -> contents. ``tokens``: the token that a gated repository wants.
 
     drops: one is used up by each transfer of a stored file. drop_all: used by every transfer after those.
-    requests: what was asked, as "METHOD /path RANGE".
+    requests: what was asked, as "METHOD /path RANGE". commit: that of the main branch.
     """
 
     repositories: Mapping[str, Mapping[str, bytes | Path]]
@@ -46,6 +46,7 @@ class HubServer:
     drops: list[Drop] = field(default_factory=list)
     drop_all: Drop | None = None
     requests: list[str] = field(default_factory=list)
+    commit: str = COMMIT
 
     def __enter__(self) -> HubServer:
         self.stored: dict[str, bytes | Path] = {}
@@ -104,7 +105,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(404 if "Authorization" in self.headers else 401, "RepoNotFound")
         elif repository in self.hub.tokens and not self._admitted(repository):
             self._refuse(401, "GatedRepo")
-        elif revision not in ("main", COMMIT):
+        elif revision not in ("main", COMMIT, self.hub.commit):
             self._refuse(404, "RevisionNotFound")
         elif file not in self.hub.repositories[repository]:
             self._refuse(404, "EntryNotFound")
@@ -117,7 +118,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _refuse(self, status: int, code: str) -> None:
         self.send_response(status)
         self.send_header("X-Error-Code", code)
-        self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header("X-Repo-Commit", self.hub.commit)
         self.send_header("Content-Length", "0")
         self.end_headers()
 
@@ -126,11 +127,11 @@ class _Handler(BaseHTTPRequestHandler):
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
         size = _size(contents)
         if not file.endswith(STORED_ELSEWHERE):
-            self._send(contents, {"ETag": f'"{digest[:40]}"', "X-Repo-Commit": COMMIT})
+            self._send(contents, {"ETag": f'"{digest[:40]}"', "X-Repo-Commit": self.hub.commit})
             return
         self.hub.stored[digest] = contents
         self.send_response(302)
-        self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header("X-Repo-Commit", self.hub.commit)
         self.send_header("X-Linked-ETag", f'"{digest}"')
         self.send_header("X-Linked-Size", str(size))
         self.send_header("Location", f"{self.hub.storage_url}/{digest}")

@@ -15,7 +15,7 @@ from vaedeploy.bundle.graphs import EXTRA_FORMS
 from vaedeploy.errors import BundleError, ContractError
 from vaedeploy.values.interface import Interface
 from vaedeploy.values.kinds import Backend, Form, ImageInput, Part, Precision, Sha256
-from vaedeploy.values.latent import LatentSpec
+from vaedeploy.values.latent import LatentSpec, numbers_text
 from vaedeploy.values.origin import Origin
 from vaedeploy.values.shapes import ShapeSet
 
@@ -190,8 +190,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         words = ["vaedeploy", "export", "--vae", origin.preset or origin.location]
         if origin.preset and origin.kind != "package" and origin.location != origin.preset:
             words += ["--weights", origin.location]
-        if (origin.preset is None or self.contract_given) and not isinstance(self.latent.scale, tuple):
-            words += ["--scale", str(self.latent.scale), "--shift", str(self.latent.shift)]
+        if origin.preset is None or self.contract_given:
+            words += ["--scale", numbers_text(self.latent.scale), "--shift", numbers_text(self.latent.shift)]
         if self.precision != "fp32":
             words += ["--precision", self.precision]
         if self.image_input != "float":

@@ -16,6 +16,7 @@ from vaedeploy.cli.group import (
     cli,
     json_option,
     keep_result,
+    numbers,
     page_option,
     photos_option,
     profiles_option,
@@ -53,15 +54,17 @@ from vaedeploy.cli.group import (
 )
 @click.option(
     "--scale",
-    type=float,
-    metavar="X",
-    help="The scale of the latents. Needed where nothing states it, or where two statements of it differ.",
+    type=numbers,
+    metavar="X[,X...]",
+    help="The scale of the latents: one number, or one for each channel, as in 0.5,0.25. Needed where nothing states "
+    "it, or where two statements of it differ.",
 )
 @click.option(
     "--shift",
-    type=float,
-    metavar="X",
-    help="The shift of the latents. Needed where nothing states it, or where two statements of it differ.",
+    type=numbers,
+    metavar="X[,X...]",
+    help="The shift of the latents: one number, or one for each channel, as in 0.5,0.25. Needed where nothing states "
+    "it, or where two statements of it differ.",
 )
 @click.option(
     "--form",
@@ -79,6 +82,9 @@ from vaedeploy.cli.group import (
     help="Also build TensorRT engines for this GPU kind; vaedeploy profiles lists them. Repeatable.",
 )
 @profiles_option
+@click.option(
+    "--private", is_flag=True, help="Leave out of the bundle where the weights are on this disk; it keeps their name."
+)
 @click.option("--no-rewrite", is_flag=True, help="Leave the graphs as PyTorch exports them: no exact rewrites.")
 @click.option("--no-verify", is_flag=True, help="Do not verify the bundle; it is marked unverified.")
 @click.option("--force", is_flag=True, help="Replace a bundle that --out already holds.")

@@ -22,6 +22,16 @@ Result = TypeVar("Result")
 
 PATH = click.Path(path_type=Path)
 
+
+def numbers(text: str) -> float | tuple[float, ...]:
+    """The type of an option that takes one number, or several that are separated by commas."""
+    try:
+        several = tuple(map(float, text.split(",")))
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is neither a number nor numbers that are separated by commas.") from None
+    return several if len(several) > 1 else several[0]
+
+
 ORDER = (
     "export",
     "build",

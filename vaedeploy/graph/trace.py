@@ -18,7 +18,9 @@ from torch import Tensor, nn
 
 from vaedeploy.errors import ExportError, InputError
 from vaedeploy.graph.graph import Graph
+from vaedeploy.graph.heads import OneHead
 from vaedeploy.graph.probe import probe_part
+from vaedeploy.system.torch_state import plain_torch
 from vaedeploy.values import interface as interfaces
 from vaedeploy.values.interface import Interface, spatial_axes
 from vaedeploy.values.kinds import ImageInput, Part
@@ -99,13 +101,14 @@ def trace_graph(reference: Reference, part: Part, *, image_input: ImageInput = "
         raise InputError(f"image_input is {image_input!r}; it must be 'float' or 'uint8'")
     interface = Interface(part, reference.latent, image_input)
     height, width = (n * reference.latent.factor for n in TRACE_LATENT)
-    probe_part(reference, part, TRACE_BATCH, height, width)
     module: nn.Module
-    if part == "encoder":
-        module = EncoderGraph(reference.encoder, reference.latent, image_input)
-    else:
-        module = DecoderGraph(reference.decoder, reference.latent)
-    model = _trace(module.eval(), interface, interface.takes(TRACE_BATCH, height, width))
+    with plain_torch():
+        probe_part(reference, part, TRACE_BATCH, height, width)
+        if part == "encoder":
+            module = EncoderGraph(reference.encoder, reference.latent, image_input)
+        else:
+            module = DecoderGraph(reference.decoder, reference.latent)
+        model = _trace(module.eval(), interface, interface.takes(TRACE_BATCH, height, width))
     _name_sizes(model, part)
     _check_sizes(model, part)
     _describe(model, part, reference)
@@ -116,7 +119,7 @@ def _trace(module: nn.Module, interface: Interface, example: interfaces.Tensor) 
     dynamic = dict.fromkeys((0, *spatial_axes(interface.input)), torch.export.Dim.DYNAMIC)
     part = interface.part
     try:
-        with _quiet(), torch.no_grad():
+        with _quiet(), OneHead():
             program = torch.onnx.export(
                 module,
                 (torch.from_numpy(np.zeros(example.shape, example.dtype)),),

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_map_only
 
 from vaedeploy.numerics.winograd import STRIP_ELEMENTS, Rows, convolve
 from vaedeploy.system.heap import trim_heap
+from vaedeploy.system.torch_state import plain_torch
 
 LARGE = 2**24
 """Results of more elements than this are rounded to float32 between operations, which still compute in float64.
@@ -34,7 +35,7 @@ def call_in_float64(module: Callable[[Tensor], Any], x: Tensor) -> tuple[Tensor,
     Each float32 tensor is widened before an operation reads it, which is exact, so the module is neither copied nor
     changed. A module that changes tensors in place is copied after all, and runs PyTorch's own operations.
     """
-    with torch.no_grad():
+    with plain_torch():
         try:
             with _Float64Arithmetic():
                 result = module(x.double())

@@ -48,11 +48,12 @@ def export_vae(
     image_input: ImageInput = "float",
     rewrite: bool = True,
     forms: Sequence[Target] = (),
-    scale: float | None = None,
-    shift: float | None = None,
+    scale: float | Sequence[float] | None = None,
+    shift: float | Sequence[float] | None = None,
     force: bool = False,
     verify: bool = True,
     photos: str | Path | None = None,
+    private: bool = False,
     profiles: Sequence[str] = (),
     profile_folder: str | Path | None = None,
     progress: Progress = silent,
@@ -73,6 +74,7 @@ def export_vae(
     force: replace a bundle that is at ``out``.
     verify: compare the graphs with PyTorch in float64. Without that, the bundle is marked unverified.
     photos: a folder of photographs to verify on, instead of those that scikit-image carries.
+    private: keep only the name of the weights' file or folder in the bundle, and not where it is.
     profiles: GPU profiles to build engines for once the bundle is verified. profile_folder: where profiles of your own
         are, see ``build_engines``.
     progress: is told how far each stage is, see ``Progress``.
@@ -104,7 +106,7 @@ def export_vae(
             job.profile.check_factor(reference.latent.factor)
         contents = write_portable(reference, draft.path, image_input, progress)
         collect_garbage()
-        manifest = _manifest(reference, precision, image_input, contents)
+        manifest = _manifest(reference, precision, image_input, contents, private)
         manifest = msgspec.structs.replace(manifest, contract_given=scale is not None or shift is not None)
         cases: tuple[GoldenCase, ...] = ()
         if verify:
@@ -155,12 +157,13 @@ def _plan_builds(profiles: Sequence[str], folder: str | Path | None) -> tuple[Jo
 
 
 def _manifest(
-    reference: Reference, precision: Precision, image_input: ImageInput, contents: dict[Part, str]
+    reference: Reference, precision: Precision, image_input: ImageInput, contents: dict[Part, str], private: bool
 ) -> Manifest:
     """The manifest, as far as it is known before the graphs are rewritten and verified."""
+    origin = reference.origin.private() if private else reference.origin
     return Manifest(
         vaedeploy=__version__,
-        vae=VaeInfo(reference.name, reference.identity, reference.architecture, reference.licence, reference.origin),
+        vae=VaeInfo(reference.name, reference.identity, reference.architecture, reference.licence, origin),
         latent=reference.latent,
         image_input=image_input,
         precision=precision,

@@ -10,8 +10,9 @@ import numpy as np
 
 from vaedeploy.errors import WeightsError
 from vaedeploy.source.autoencoder_kl.config import Architecture
-from vaedeploy.source.autoencoder_kl.names import COMPVIS_NAME, comparable_shape, current_name, names_from_compvis
+from vaedeploy.source.autoencoder_kl.names import comparable_shape, diffusers_name
 from vaedeploy.source.checkpoint import count_of, listed
+from vaedeploy.source.stored import Stored
 from vaedeploy.system.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -22,10 +23,12 @@ if TYPE_CHECKING:
 class Fit:
     """How well a file's tensors match those of an architecture.
 
-    sources: diffusers' name -> name in the file. missing: tensors that the file lacks. surplus: tensors that the
-    architecture does not have, by their name in the file. misshapen: name in the file -> both shapes, in words.
+    found: number of the architecture's tensors that the file has. sources: diffusers' name -> name in the file.
+    missing: tensors that the file lacks. surplus: tensors that the architecture does not have, by their name in the
+    file. misshapen: name in the file -> both shapes, in words.
     """
 
+    found: int
     sources: Mapping[str, str]
     missing: Collection[str]
     surplus: Collection[str]
@@ -42,7 +45,7 @@ class Fit:
         return "; ".join(f"{count_of(names)} {fault} ({listed(names)})" for fault, names in parts if names)
 
 
-def fit(tensors: Mapping[str, Tensor], architecture: Architecture) -> Fit:
+def fit(tensors: Mapping[str, Stored], architecture: Architecture) -> Fit:
     """Match a VAE's tensors, under diffusers' or CompVis' names, with those of ``architecture``.
 
     Raises WeightsError for an architecture that cannot be built.
@@ -50,22 +53,18 @@ def fit(tensors: Mapping[str, Tensor], architecture: Architecture) -> Fit:
     from vaedeploy.source.autoencoder_kl.modules import tensor_shapes
 
     expected = tensor_shapes(architecture)
-    if any(COMPVIS_NAME.match(name) for name in tensors):
-        try:
-            sources = names_from_compvis(tensors, architecture)
-        except KeyError as error:
-            # diffusers' conversion expects a bias wherever a resampling layer has a weight, and raises without one.
-            return Fit(sources={}, missing=[str(error.args[0])], surplus=[], misshapen={})
-    else:
-        sources = {current_name(name): name for name in tensors}
+    blocks = len(architecture.block_out_channels)
+    sources = {diffusers_name(name, blocks): name for name in tensors}
     used = {sources[name] for name in sources if name in expected}
-    shapes = {name: comparable_shape(tensors[sources[name]], expected[name]) for name in expected if name in sources}
+    given = {name: tensors[sources[name]].shape for name in expected if name in sources}
+    shapes = {name: comparable_shape(shape, expected[name]) for name, shape in given.items()}
     return Fit(
+        found=len(shapes),
         sources=sources,
         missing=[name for name in expected if name not in sources],
         surplus=[name for name in tensors if name not in used],
         misshapen={
-            sources[name]: f"expected {expected[name]}, given {tuple(tensors[sources[name]].shape)}"
+            sources[name]: f"expected {expected[name]}, given {given[name]}"
             for name, shape in shapes.items()
             if shape != expected[name]
         },
@@ -73,7 +72,7 @@ def fit(tensors: Mapping[str, Tensor], architecture: Architecture) -> Fit:
 
 
 def load(
-    tensors: Mapping[str, Tensor], matched: Fit, architecture: Architecture, where: str, progress: Progress = silent
+    tensors: Mapping[str, Stored], matched: Fit, architecture: Architecture, where: str, progress: Progress = silent
 ) -> dict[str, Tensor]:
     """Copy a file's tensors as float32, under diffusers' names and in diffusers' shapes.
 
@@ -89,7 +88,7 @@ def load(
     loaded, integers, broken = {}, [], []
     for done, (name, shape) in enumerate(expected.items()):
         progress("Loading weights", float(done), float(len(expected)))
-        tensor = tensors[matched.sources[name]]
+        tensor = tensors[matched.sources[name]].read()
         if not tensor.is_floating_point():
             integers.append(f"{matched.sources[name]} {tensor.dtype}")
             continue

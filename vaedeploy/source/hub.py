@@ -5,9 +5,10 @@ The client's cache, its token and its ``HF_*`` environment variables apply.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from vaedeploy.errors import DownloadError
@@ -50,7 +51,7 @@ def fetch(
             progress(f"Asking the hub for {repository}/{file}", 0, 1)
             path = _download(repository, file, revision, progress)
             progress(f"Asking the hub for {repository}/{file}", 1, 1)
-            return Fetched(path, file, _commit(path))
+            return Fetched(path, file, _commit(path, file))
         except RemoteEntryNotFoundError:
             continue
         except LocalEntryNotFoundError as error:
@@ -96,10 +97,11 @@ def _download(repository: str, file: str, revision: str | None, progress: Progre
     raise AssertionError("unreachable: the last attempt returns or raises")
 
 
-def _commit(path: Path) -> str | None:
-    # The cache lays files out as .../snapshots/COMMIT/path/in/the/repository.
-    parts = path.parts
-    return parts[parts.index("snapshots") + 1] if "snapshots" in parts else None
+def _commit(path: Path, file: str) -> str | None:
+    """The commit of ``file``, which the cache keeps at .../snapshots/COMMIT/FILE."""
+    # From the end, since the cache itself may lie in a folder of that name.
+    *_, kind, commit = path.parts[: -len(PurePosixPath(file).parts)]
+    return commit if kind == "snapshots" else None
 
 
 def _reporting_bar(what: str, progress: Progress) -> type[Any]:
@@ -140,9 +142,18 @@ def _client_errors() -> tuple[type[Exception], ...]:
 
 
 def _page(repository: str) -> str:
+    return f"{_endpoint()}/{repository}"
+
+
+def _endpoint() -> str:
     from huggingface_hub import constants
 
-    return f"{constants.ENDPOINT}/{repository}"
+    return _without_password(constants.ENDPOINT)
+
+
+def _without_password(text: str) -> str:
+    """``text`` with every address in it as https://HOST, where it was https://NAME:PASSWORD@HOST."""
+    return re.sub(r"(?<=://)[^/\s@]*(?:@[^/\s@]*)*@", "", text)
 
 
 def _explain(error: Exception, repository: str, file: str, revision: str | None) -> str:
@@ -161,7 +172,7 @@ def _explain(error: Exception, repository: str, file: str, revision: str | None)
         (errors.GatedRepoError, lambda: _gated(repository, wanted)),
         (errors.RepositoryNotFoundError, lambda: _no_repository(repository)),
         (errors.RevisionNotFoundError, lambda: _no_revision(repository, revision)),
-        (errors.HFValidationError, lambda: f"{repository!r} is not the name of a hub repository: {error}"),
+        (errors.HFValidationError, lambda: f"{repository!r} is not the name of a hub repository: {_one_line(error)}"),
         (errors.LocalEntryNotFoundError, lambda: _unreachable(wanted, cause)),
     ]
     for kind, explain in explanations:
@@ -192,14 +203,12 @@ def _no_repository(repository: str) -> str:
 
 
 def _unreachable(wanted: str, cause: BaseException) -> str:
-    from huggingface_hub import constants
-
     return (
-        f"cannot download {wanted}: {constants.ENDPOINT} does not answer as a hub ({_one_line(cause)}). "
+        f"cannot download {wanted}: {_endpoint()} does not answer as a hub ({_one_line(cause)}). "
         f"Check the network and HF_ENDPOINT, {LOCAL_COPY}"
     )
 
 
 def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split()).rstrip(".")
+    text = _without_password(" ".join(str(error).split())).rstrip(".")
     return text or type(error).__name__

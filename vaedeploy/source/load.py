@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -16,14 +16,14 @@ from vaedeploy.source.autoencoder_kl.config import Architecture
 from vaedeploy.source.contract import CLASS_NAME, Statement, agree, preset_statement, read_config
 from vaedeploy.source.fit import Fit, fit, load
 from vaedeploy.source.locate import LOADED, Found, OnHub, Seed, Source, download, find_source
-from vaedeploy.source.preset import Preset, architectures, get_preset, preset_of_file
+from vaedeploy.source.preset import Preset, architectures, get_preset, preset_of_file, presets
+from vaedeploy.source.recognise import kind_of, stated_model
+from vaedeploy.source.stored import Stored
 from vaedeploy.system.progress import Progress, silent
+from vaedeploy.system.torch_state import plain_torch
 from vaedeploy.values.latent import LatentSpec
 from vaedeploy.values.origin import Origin
 from vaedeploy.values.reference import Reference
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 __all__ = ["find_source", "load_reference", "load_source", "reload_reference"]
 
@@ -47,8 +47,8 @@ def load_reference(
     vae: str | Path,
     weights: str | Path | None = None,
     *,
-    scale: float | None = None,
-    shift: float | None = None,
+    scale: float | Sequence[float] | None = None,
+    shift: float | Sequence[float] | None = None,
     progress: Progress = silent,
 ) -> Reference:
     """Load a VAE as PyTorch modules: float32, eval mode, no gradients.
@@ -56,7 +56,8 @@ def load_reference(
     vae: a preset's name, or the path of a VAE: a diffusers folder, or a weights file of a known architecture.
     weights: other weights for a preset's architecture: a hub repository, a diffusers folder, a file, or
     ``random:SEED``.
-    scale, shift: the latent contract where nothing states it; where two statements differ, the one that holds.
+    scale, shift: the latent contract where nothing states it; where two statements differ, the one that holds. One
+        number, or one for each channel.
     progress: called as loading advances, see ``Progress``.
 
     Raises UnknownPresetError, WeightsError, ContractError (also for a scale or shift other than the one that the preset
@@ -66,7 +67,11 @@ def load_reference(
 
 
 def load_source(
-    source: Source, *, scale: float | None = None, shift: float | None = None, progress: Progress = silent
+    source: Source,
+    *,
+    scale: float | Sequence[float] | None = None,
+    shift: float | Sequence[float] | None = None,
+    progress: Progress = silent,
 ) -> Reference:
     """Load what ``find_source`` found; see ``load_reference``. Raises WeightsError, ContractError and DownloadError."""
     if isinstance(source, Reference) and (scale, shift) != (None, None):
@@ -101,7 +106,14 @@ def reload_reference(
     implied = (
         origin.preset is None or origin.kind == "package" or origin.location == get_preset(origin.preset).repository
     )
-    source = find_source(origin.preset or origin.location, None if implied else origin.location)
+    if origin.kind in ("file", "folder") and not Path(origin.location).exists():
+        raise WeightsError(
+            f"the weights of this VAE, {origin.location}, are not there. Say where they are: --weights PATH"
+        )
+    source = find_source(origin.preset or Path(origin.location), None if implied else origin.location)
+    if isinstance(source, OnHub):
+        # Not the newest: a branch of the repository may have moved on since.
+        source = dataclasses.replace(source, revision=origin.revision)
     reference = _load(source, exported_contract, progress)
     if reference.origin.sha256 != origin.sha256:
         raise WeightsError(
@@ -118,9 +130,9 @@ Contract = Callable[[Sequence[Statement], Architecture, str], LatentSpec]
 def _load(source: Source, contract: Contract, progress: Progress) -> Reference:
     if isinstance(source, Reference):
         return source
-    if isinstance(source, Seed):
-        return _draw(source, contract)
-    return _read(download(source, progress) if isinstance(source, OnHub) else source, contract, progress)
+    found = download(source, progress) if isinstance(source, OnHub) else source
+    with plain_torch():
+        return _draw(found, contract) if isinstance(found, Seed) else _read(found, contract, progress)
 
 
 def _draw(source: Seed, contract: Contract) -> Reference:
@@ -142,26 +154,28 @@ def _draw(source: Seed, contract: Contract) -> Reference:
 
 def _read(found: Found, contract: Contract, progress: Progress) -> Reference:
     plan = _preset_plan(found.preset, found) if found.preset else _folder_plan(found) if found.folder else None
-    sha256 = checkpoint.sha256_of(found.file)
+    sha256 = checkpoint.sha256_of(found.files)
     if found.own:
         _check_sha256(found.preset, found, sha256)
-    tensors = checkpoint.select_vae(checkpoint.read_tensors(found.file))
+    contents = checkpoint.read_contents(found.files)
+    tensors = checkpoint.select_vae(contents.tensors)
     if plan is None:
         plan, matched = _file_plan(found, tensors)
     else:
         matched = fit(tensors, plan.architecture)
+    if matched.faults:
+        raise WeightsError(_misfit(found, plan, tensors, matched))
     known_preset = preset_of_file(sha256)
     statements = list(plan.statements)
     if known_preset is not None and known_preset != found.preset:
         statements.append(
             preset_statement(known_preset, f"{found.where} (by its sha256 the file of preset {known_preset.name})")
         )
+    stated = stated_model(contents.tensors, contents.metadata)
+    # It contradicts a preset or a config, and never stands for one: VAEs are put into checkpoints of other models.
+    if stated is not None and statements and not plan.architecture.differences(stated[0].config):
+        statements.append(preset_statement(stated[0], f"{found.where} ({stated[1]})"))
     latent = contract(statements, plan.architecture, found.where)
-    if matched.faults:
-        raise WeightsError(
-            f"{found.where} does not fit {plan.title}: {matched.complaint()}. "
-            "Give weights of this architecture, or the preset that they belong to: vaedeploy presets"
-        )
 
     from vaedeploy.source.autoencoder_kl.modules import build
 
@@ -211,13 +225,45 @@ def _folder_plan(found: Found) -> _Plan:
     return _Plan(name or "vae", config.architecture, str(found.config), (config.statement,))
 
 
-def _file_plan(found: Found, tensors: Mapping[str, Tensor]) -> tuple[_Plan, Fit]:
+def _misfit(found: Found, plan: _Plan, tensors: Mapping[str, Stored], matched: Fit) -> str:
+    """What is wrong with tensors that do not fit, and what would: a message."""
+    if not matched.found:
+        return _no_vae(found, tensors)
+    fitting = [name for name, architecture in architectures().items() if not fit(tensors, architecture).faults]
+    if fitting:
+        known = ", ".join(preset.name for preset in presets().values() if preset.architecture == fitting[0])
+        advice = f"They are of architecture {fitting[0]}: give the weights alone (--vae PATH)" + (
+            f", or the preset that they belong to: {known}" if known else ""
+        )
+    elif found.preset is not None:
+        advice = (
+            "They fit no preset. A VAE of another shape loads from a diffusers folder with its config.json: "
+            "--vae FOLDER"
+        )
+    else:
+        advice = "Give the config.json that belongs to these weights, or the weights that belong to it"
+    return f"{found.where} does not fit {plan.title}: {matched.complaint()}. {advice}"
+
+
+def _no_vae(found: Found, tensors: Mapping[str, Stored]) -> str:
+    kind = kind_of(tensors)
+    names = f"its tensors are named {checkpoint.listed(tensors)}" if tensors else "it holds no tensors"
+    return (
+        f"{found.where} holds no VAE that can be loaded: "
+        + (f"it looks like {kind}; " if kind else "")
+        + f"{names}. Give the VAE's own weights ({CLASS_NAME}), or a checkpoint with them in it"
+    )
+
+
+def _file_plan(found: Found, tensors: Mapping[str, Stored]) -> tuple[_Plan, Fit]:
     """The plan for a file without a config, and its fit: the known architecture that its tensors match.
 
     Raises WeightsError where they match none.
     """
     fits = {name: fit(tensors, architecture) for name, architecture in architectures().items()}
     nearest = min(fits, key=lambda name: fits[name].faults)
+    if not fits[nearest].found:
+        raise WeightsError(_no_vae(found, tensors))
     if fits[nearest].faults:
         raise WeightsError(
             f"{found.where} fits none of the known architectures ({', '.join(fits)}). "

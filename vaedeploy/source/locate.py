@@ -12,17 +12,16 @@ from pathlib import Path
 
 from vaedeploy.errors import WeightsError
 from vaedeploy.source import checkpoint, hub
+from vaedeploy.source.folder import find_weights
 from vaedeploy.source.preset import Preset, get_preset, presets
 from vaedeploy.system.progress import Progress
 from vaedeploy.values.origin import Origin
 from vaedeploy.values.reference import Reference
 
-FOLDER_FILES = tuple(
-    f"diffusion_pytorch_model{variant}" for variant in (".safetensors", ".bin", ".fp16.safetensors", ".fp16.bin")
-)
-"""Names of the weights file in a diffusers folder, the most precise first."""
+FOLDER_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+"""Names of the weights file in a diffusers folder or repository, as long as it is of no variant and in one part."""
 
-REPOSITORY_FILES = tuple(folder + name for folder in ("", "vae/") for name in FOLDER_FILES[:2])
+REPOSITORY_FILES = tuple(folder + name for folder in ("", "vae/") for name in FOLDER_FILES)
 """Paths of a VAE's weights in a hub repository, which holds either a VAE or a pipeline with a VAE in it."""
 
 REPOSITORY_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -41,6 +40,7 @@ class Found:
     """Weights on this disk that have not been read yet.
 
     where: what messages call them.
+    files: the weights file, or its parts.
     preset: the preset whose architecture they are loaded into; None where they determine the architecture themselves.
     folder: the diffusers folder, as the user gave it.
     config: the config.json beside the weights, if there is one.
@@ -49,19 +49,25 @@ class Found:
 
     origin: Origin
     where: str
-    file: Path
+    files: tuple[Path, ...]
     preset: Preset | None = None
     folder: Path | None = None
     config: Path | None = None
     own: bool = False
 
+    @property
+    def file(self) -> Path:
+        """The weights file, or its first part."""
+        return self.files[0]
+
 
 @dataclass(frozen=True)
 class OnHub:
-    """Weights in a hub repository that have not been downloaded yet."""
+    """Weights in a hub repository that have not been downloaded yet. revision: None for the preset's, or the newest."""
 
     preset: Preset
     repository: str
+    revision: str | None = None
 
 
 @dataclass(frozen=True)
@@ -100,7 +106,7 @@ def find_source(vae: str | Path | Reference, weights: str | Path | None = None) 
     given = str(weights)
     if given.startswith(RANDOM):
         return Seed(preset, given, _seed(given))
-    if Path(weights).exists():
+    if _is_there(weights):
         return _find_path(Path(weights), preset)
     if isinstance(weights, str) and REPOSITORY_NAME.fullmatch(given) and not given.endswith(FILE_SUFFIXES):
         return OnHub(preset, given)
@@ -112,13 +118,14 @@ def download(source: OnHub, progress: Progress) -> Found:
     preset, repository = source.preset, source.repository
     is_own = repository == preset.repository
     files = (preset.file,) if is_own else REPOSITORY_FILES
-    fetched = hub.fetch(repository, files, revision=preset.revision if is_own else None, progress=progress)
+    revision = source.revision or (preset.revision if is_own else None)
+    fetched = hub.fetch(repository, files, revision=revision, progress=progress)
     # A known sha256 identifies weights better than a config does. Only diffusers' own file names have a config beside
     # them.
     has_config = not (is_own and preset.sha256) and Path(fetched.file).name in FOLDER_FILES
     config = hub.fetch_beside(fetched, repository, "config.json") if has_config else None
     origin = Origin(kind="hub", location=repository, sha256=None, preset=preset.name, revision=fetched.revision)
-    return Found(origin, f"{repository}/{fetched.file}", fetched.path, preset, config=config, own=is_own)
+    return Found(origin, f"{repository}/{fetched.file}", (fetched.path,), preset, config=config, own=is_own)
 
 
 def _preset_named(vae: str | Path) -> Preset | None:
@@ -130,7 +137,7 @@ def _preset_named(vae: str | Path) -> Preset | None:
         )
     if isinstance(vae, str) and vae in presets():
         return get_preset(vae)
-    if Path(vae).exists():
+    if _is_there(vae):
         return None
     if isinstance(vae, Path) or "/" in vae or "\\" in vae or vae.endswith(FILE_SUFFIXES):
         raise WeightsError(
@@ -138,6 +145,13 @@ def _preset_named(vae: str | Path) -> Preset | None:
             "a hub repository goes with a preset: --vae PRESET --weights owner/name"
         )
     return get_preset(vae)  # raises UnknownPresetError, which names the nearest presets
+
+
+def _is_there(path: str | Path) -> bool:
+    try:
+        return Path(path).exists()
+    except OSError:  # a name that is too long, or a folder that may not be read
+        return False
 
 
 def _seed(given: str) -> int:
@@ -157,7 +171,7 @@ def _find_packaged(preset: Preset) -> Found:
             "Install vaedeploy again, or give other weights: --weights PATH"
         )
     origin = Origin(kind="package", location=preset.name, sha256=None, preset=preset.name)
-    return Found(origin, f"preset {preset.name}", file, preset, own=True)
+    return Found(origin, f"preset {preset.name}", (file,), preset, own=True)
 
 
 def _find_path(path: Path, preset: Preset | None) -> Found:
@@ -166,14 +180,11 @@ def _find_path(path: Path, preset: Preset | None) -> Found:
     if not path.is_dir():
         checkpoint.check_kind(path)
         origin = Origin(kind="file", location=location, sha256=None, preset=preset_name)
-        return Found(origin, str(path), path, preset)
+        return Found(origin, str(path), (path,), preset)
     folder = path / "vae" if not (path / "config.json").exists() and (path / "vae").is_dir() else path
-    file = next((folder / name for name in FOLDER_FILES if (folder / name).exists()), None)
-    if file is None:
-        raise WeightsError(
-            f"{folder} holds no {' or '.join(FOLDER_FILES[:2])}. Give a diffusers folder, or the weights file itself"
-        )
-    checkpoint.check_kind(file)
+    where, files = find_weights(folder)
+    for file in files:
+        checkpoint.check_kind(file)
     config = folder / "config.json"
     origin = Origin(kind="folder", location=location, sha256=None, preset=preset_name)
-    return Found(origin, str(file), file, preset, path, config if config.exists() else None)
+    return Found(origin, str(where), files, preset, path, config if config.exists() else None)

@@ -47,7 +47,7 @@ class LatentSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 raise ContractError(f"latent {name} is {count}; it must be 1 or more")
         for name in ("scale", "shift"):
             # 1 and 1.0 state the same contract, and must give the same ``Reference.identity``.
-            value = _floats(name, getattr(self, name))
+            value = as_numbers(name, getattr(self, name))
             msgspec.structs.force_setattr(self, name, value)
             numbers = value if isinstance(value, tuple) else (value,)
             if isinstance(value, tuple) and len(value) != self.channels:
@@ -63,14 +63,22 @@ class LatentSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return SizeRule(self.factor)
 
 
-def _floats(name: str, value: Any) -> float | tuple[float, ...]:
-    """``value``, a number or a sequence or array of numbers, as a float or a tuple of floats."""
+def numbers_text(value: float | tuple[float, ...]) -> str:
+    """A scale or shift as the command line takes it: ``0.5``, or ``0.5,0.25`` for one number a channel."""
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def as_numbers(name: str, value: Any) -> float | tuple[float, ...]:
+    """``value``, a number or a sequence or array of numbers, as a float or a tuple of floats.
+
+    name: "scale" or "shift". Raises ContractError for anything else.
+    """
     try:
         if isinstance(value, str | bytes):
             raise TypeError
         # Arrays have both attributes, and an array with ndim 0 has __iter__ but cannot be iterated over.
         return tuple(float(n) for n in value) if getattr(value, "ndim", hasattr(value, "__iter__")) else float(value)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ContractError(f"latent {name} is {value!r}; it must be one number, or one number per channel") from error
 
 

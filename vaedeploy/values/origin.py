@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 import msgspec
@@ -11,7 +12,8 @@ class Origin(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where a VAE's weights came from, in enough detail to find them again.
 
     kind: where they are, such as "package" (carried by vaedeploy), "random" (seeded weights) or "modules" (the user's).
-    location: a preset's name, a hub repository, an absolute path, ``random:SEED``, or "" for the user's modules.
+    location: a preset's name, a hub repository, an absolute path (or the last of its names, see ``private``),
+        ``random:SEED``, or "" for the user's modules.
     sha256: sha256 of the weights file as it was read; None if there was no file.
     preset: the preset whose architecture and latent contract were used, if any.
     revision: the commit in the hub, if known.
@@ -22,3 +24,9 @@ class Origin(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sha256: str | None
     preset: str | None
     revision: str | None = None
+
+    def private(self) -> Origin:
+        """The same without the folders that lead to a file or folder, in which people's names are."""
+        if self.kind not in ("file", "folder"):
+            return self
+        return msgspec.structs.replace(self, location=Path(self.location).name)

@@ -19,6 +19,7 @@ from vaedeploy.runtime.backends import Candidate, Runner, float32_form, open_eng
 from vaedeploy.runtime.onnxruntime_cpu import Session
 from vaedeploy.runtime.routes import Half
 from vaedeploy.system.progress import Progress
+from vaedeploy.system.torch_state import plain_torch
 from vaedeploy.values.kinds import PARTS, Part, Precision
 from vaedeploy.values.shapes import CORNERS
 from vaedeploy.verify.cases import verify_cases
@@ -178,7 +179,7 @@ class TorchTruth:
         for setting in settings:
             setting.fp32_precision = "ieee"
         try:
-            with torch.no_grad():
+            with plain_torch():
                 module.to(self._device)
                 items = [self._outputs(module, torch.from_numpy(value[n : n + 1])) for n in range(len(value))]
             return tuple(np.concatenate(parts) for parts in zip(*items, strict=True))

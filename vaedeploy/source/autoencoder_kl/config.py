@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
+
+Channels = Annotated[int, msgspec.Meta(ge=1, le=65536)]
+
+Layers = Annotated[int, msgspec.Meta(ge=1, le=64)]
+"""A bound far from all that is published: building what a damaged config asks for could take for ever."""
+
+Blocks = Annotated[tuple[str, ...], msgspec.Meta(max_length=16)]
 
 
 class Architecture(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -13,13 +22,13 @@ class Architecture(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     in_channels: int = 3
     out_channels: int = 3
-    down_block_types: tuple[str, ...] = ("DownEncoderBlock2D",)
-    up_block_types: tuple[str, ...] = ("UpDecoderBlock2D",)
-    block_out_channels: tuple[int, ...] = (64,)
-    layers_per_block: int = 1
+    down_block_types: Blocks = ("DownEncoderBlock2D",)
+    up_block_types: Blocks = ("UpDecoderBlock2D",)
+    block_out_channels: Annotated[tuple[Channels, ...], msgspec.Meta(min_length=1, max_length=16)] = (64,)
+    layers_per_block: Layers = 1
     act_fn: str = "silu"
-    latent_channels: int = 4
-    norm_num_groups: int = 32
+    latent_channels: Channels = 4
+    norm_num_groups: Channels = 32
     sample_size: int | tuple[int, ...] = 32
     use_quant_conv: bool = True
     use_post_quant_conv: bool = True

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from vaedeploy.errors import WeightsError
 from vaedeploy.source.autoencoder_kl.config import Architecture
+from vaedeploy.source.stored import shown
 
 LOGVAR_RANGE = (-30.0, 20.0)
 """Bounds to which diffusers' DiagonalGaussianDistribution clamps a log variance."""
@@ -94,5 +95,5 @@ def _blank(architecture: Architecture) -> AutoencoderKL:
         with torch.device("meta"):
             vae: AutoencoderKL = AutoencoderKL(**msgspec.structs.asdict(architecture))
     except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        raise WeightsError(f"diffusers cannot build an AutoencoderKL of this config: {error}") from error
+        raise WeightsError(f"diffusers cannot build an AutoencoderKL of this config: {shown(str(error))}") from error
     return vae

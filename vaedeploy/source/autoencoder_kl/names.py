@@ -3,51 +3,63 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
-
-from vaedeploy.source.autoencoder_kl.config import Architecture
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-
-COMPVIS_NAME = re.compile(r"(encoder\.(down|mid)|decoder\.(up|mid))\.")
-"""Beginning of a tensor's name that only CompVis' checkpoints have."""
+from collections.abc import Sequence
 
 OLD_ATTENTION = re.compile(r"(\.attentions\.\d+\.)(query|key|value|proj_attn)(\.(?:weight|bias))$")
 """Name of an attention's tensor in diffusers before version 0.14."""
 
 NEW_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
+COMPVIS_ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
+"""CompVis' name for a layer of an attention -> diffusers'. Files that diffusers' own export script wrote in 2023 have
+diffusers' names for some of them within CompVis' for the rest.
+"""
 
-def names_from_compvis(tensors: Mapping[str, Tensor], architecture: Architecture) -> dict[str, str]:
-    """CompVis' name for each of diffusers' names, from diffusers' own conversion.
+BLOCK = re.compile(r"(encoder\.down|decoder\.up)\.(\d+)\.(block|attn|downsample|upsample)\.(.+)")
 
-    The conversion silently drops tensors that it does not know. So it is given stand-ins: each has the shape of a
-    tensor and is filled with the tensor's number. The numbers that come out say which tensors it took, and for what.
+MIDDLE = re.compile(r"(encoder|decoder)\.mid\.(block|attn)_(\d+)\.(.+)")
+
+LAST_NORM = re.compile(r"(encoder|decoder)\.norm_out\.")
+
+
+def diffusers_name(name: str, blocks: int) -> str:
+    """The name that today's diffusers has for a tensor, whichever of the three it is named by.
+
+    blocks: number of blocks of the decoder, which CompVis counts from the image and diffusers from the latent.
     """
-    import torch
-    from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
-
-    names = list(tensors)
-    stand_ins = {n: torch.tensor(float(i)).expand(tensors[n].shape) for i, n in enumerate(names)}
-    blocks = {"down_block_types": architecture.down_block_types, "up_block_types": architecture.up_block_types}
-    converted = convert_ldm_vae_checkpoint(stand_ins, blocks)  # type: ignore[no-untyped-call]
-    return {new: names[int(v[(0,) * v.ndim])] for new, v in converted.items() if v is not None and v.numel()}
-
-
-def current_name(name: str) -> str:
-    """The name that today's diffusers has for a tensor. Those of attentions were different before version 0.14."""
+    if match := BLOCK.fullmatch(name):
+        stack, number, kind, layer = match[1], int(match[2]), match[3], match[4]
+        if stack == "decoder.up":
+            number = blocks - 1 - number
+        if number < 0:
+            return name
+        place = f"{stack}_blocks.{number}."
+        if kind in ("downsample", "upsample"):
+            return f"{place}{kind}rs.0.{layer}"
+        index, _, layer = layer.partition(".")
+        return f"{place}resnets.{index}.{_resnet(layer)}" if kind == "block" else f"{place}{_attention(index, layer)}"
+    if match := MIDDLE.fullmatch(name):
+        place, number, layer = f"{match[1]}.mid_block.", int(match[3]) - 1, match[4]
+        return place + (f"resnets.{number}.{_resnet(layer)}" if match[2] == "block" else _attention(number, layer))
+    name = LAST_NORM.sub(r"\1.conv_norm_out.", name)
     return OLD_ATTENTION.sub(lambda match: match[1] + NEW_ATTENTION[match[2]] + match[3], name)
 
 
-def comparable_shape(tensor: Tensor, expected: tuple[int, ...]) -> tuple[int, ...]:
-    """The tensor's shape, less axes of length 1 at its end, down to as many axes as ``expected`` has.
+def _resnet(layer: str) -> str:
+    return re.sub(r"^nin_shortcut\b", "conv_shortcut", layer)
+
+
+def _attention(number: int | str, layer: str) -> str:
+    first, _, rest = layer.partition(".")
+    return f"attentions.{number}.{COMPVIS_ATTENTION.get(first, NEW_ATTENTION.get(first, first))}.{rest}"
+
+
+def comparable_shape(shape: Sequence[int], expected: tuple[int, ...]) -> tuple[int, ...]:
+    """A tensor's shape, less axes of length 1 at its end, down to as many axes as ``expected`` has.
 
     Attentions are matrices today, but were 1x1 convolutions in old checkpoints.
     """
-    shape = tuple(tensor.shape)
+    shape = tuple(shape)
     while len(shape) > len(expected) and shape[-1] == 1:
         shape = shape[:-1]
     return shape

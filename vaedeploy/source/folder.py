@@ -1,0 +1,111 @@
+"""The weights in a diffusers folder, under every name that diffusers gives them: variants, and files in parts."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from vaedeploy.errors import WeightsError
+from vaedeploy.source.stored import shown
+from vaedeploy.system.documents import read_document
+
+STEM = "diffusion_pytorch_model"
+
+SINGLE = re.compile(rf"{STEM}(?:\.(?P<variant>\w+))?\.(?P<kind>safetensors|bin)")
+
+INDEX = re.compile(rf"{STEM}\.(?P<kind>safetensors|bin)\.index(?:\.(?P<variant>\w+))?\.json")
+"""The list of the parts of a file. diffusers puts the variant at its end, and into the names of the parts."""
+
+HALF = ("fp16", "bf16")
+"""Variants with fewer digits than the others have, the most precise first."""
+
+MAX_INDEX = 25_000_000
+"""Largest list of parts that is read, in bytes."""
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """Weights that a folder may hold. variant: "" for none."""
+
+    path: Path
+    variant: str
+    is_bin: bool
+    is_index: bool
+
+    @property
+    def rank(self) -> tuple[int, bool, bool]:
+        """The smaller, the better: full precision, then safetensors, then a file in one part."""
+        digits = 2 + HALF.index(self.variant) if self.variant in HALF else min(len(self.variant), 1)
+        return digits, self.is_bin, self.is_index
+
+
+class _Index(msgspec.Struct):
+    """What a list of parts says: name of a tensor -> file."""
+
+    weight_map: dict[str, str]
+
+
+def find_weights(folder: Path) -> tuple[Path, tuple[Path, ...]]:
+    """(what messages call them, the weights file or its parts): of several variants, the most precise.
+
+    Raises WeightsError where the folder has no weights, where a part or what a link leads to is not there, and where
+    two variants are equally precise.
+    """
+    candidates = _candidates(folder)
+    if not candidates:
+        raise WeightsError(
+            f"{folder} holds no {STEM}.safetensors or {STEM}.bin. Give a diffusers folder, or the weights file itself"
+        )
+    best = candidates[0]
+    equal = [c.path for c in candidates if c.rank[0] == best.rank[0] and c.variant != best.variant]
+    if equal:
+        raise WeightsError(
+            f"{folder} holds several variants of the weights: {', '.join(p.name for p in (best.path, *equal))}. "
+            "Give the one that you mean: its file"
+        )
+    files = _parts(best.path) if best.is_index else (best.path,)
+    for file in files:
+        if not file.exists():
+            raise WeightsError(
+                f"{file} is a link to {file.readlink()}, which is not there. Download the repository again"
+                if file.is_symlink()
+                else f"{file}, a part of the weights that {best.path.name} lists, is not there. "
+                "Download the repository again"
+            )
+    return best.path, files
+
+
+def _candidates(folder: Path) -> list[_Candidate]:
+    found = []
+    try:
+        names = sorted(path.name for path in folder.iterdir())
+    except OSError as error:
+        raise WeightsError(f"{folder} cannot be read: {error.strerror or error}") from error
+    for name in names:
+        match = SINGLE.fullmatch(name) or INDEX.fullmatch(name)
+        if match is not None:
+            is_bin, is_index = match["kind"] == "bin", match.re is INDEX
+            found.append(_Candidate(folder / name, match["variant"] or "", is_bin, is_index))
+    return sorted(found, key=lambda candidate: candidate.rank)
+
+
+def _parts(index: Path) -> tuple[Path, ...]:
+    try:
+        names = set(msgspec.json.decode(read_document(index, MAX_INDEX), type=_Index).weight_map.values())
+    except OSError as error:
+        raise WeightsError(f"{index} cannot be read: {error.strerror or error}") from error
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise WeightsError(f"{index} does not list the parts of weights: {error}") from error
+    # 255 bytes is the most that a file's name may have, nearly everywhere.
+    outside = sorted(name for name in names if not re.fullmatch(r"[\w-][\w.-]{0,254}", name, re.ASCII))
+    if outside or not names:
+        raise WeightsError(
+            f"{index} names {shown(repr(outside[0]))} as a part of the weights, which is not a file beside it; "
+            "it is refused"
+            if outside
+            else f"{index} lists no parts of weights"
+        )
+    return tuple(index.with_name(name) for name in sorted(names))

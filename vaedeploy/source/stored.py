@@ -1,0 +1,40 @@
+"""What a weights file holds, before its tensors are read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+LONGEST = 200
+"""Length of a text, in characters, from which a message shortens it."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor in a weights file.
+
+    shape: as the file states it. read: reads it; a view of the mapped file where it can be mapped. It raises
+    WeightsError where the bytes do not give such a tensor.
+    """
+
+    shape: tuple[int, ...]
+    read: Callable[[], Tensor]
+
+
+@dataclass(frozen=True)
+class Contents:
+    """The tensors of a weights file by their names, and what the file states about itself."""
+
+    tensors: Mapping[str, Stored]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+def shown(text: str) -> str:
+    """A text from a file as a message shows it: not too long, and without what would steer a terminal."""
+    cut = text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut)
