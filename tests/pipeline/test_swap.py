@@ -16,6 +16,7 @@ from engine_files import snapshot, write_profile
 from tiny_modules import flat_reference, tiny_reference
 
 from vaedeploy.bundle import Bundle, check_bundle
+from vaedeploy.bundle.manifest import NAME
 from vaedeploy.cli.tables.results import drift_rows
 from vaedeploy.errors import InputError, VerificationError, WeightsError
 from vaedeploy.pipeline.build import build_engines
@@ -23,6 +24,7 @@ from vaedeploy.pipeline.export import export_vae
 from vaedeploy.pipeline.swap import Drift, restore_vae, swap_vae
 from vaedeploy.runtime import VAE
 from vaedeploy.source import get_preset, load_reference
+from vaedeploy.values.origin import Origin
 from vaedeploy.verify.limits import LIMITS, Limit
 
 pytestmark = pytest.mark.usefixtures("verified_smaller")
@@ -108,6 +110,17 @@ def test_a_bundle_without_rewrites_stays_without(tmp_path: Path) -> None:
     assert swapped.manifest.rewrites.keys() == plain.manifest.rewrites.keys()
     assert not swapped.manifest.rewritten
     assert swapped.manifest.vae.identity == flat_reference(1).identity
+
+
+def test_a_private_bundle_stays_private(tmp_path: Path) -> None:
+    first, second = (
+        dataclasses.replace(flat_reference(seed), origin=Origin("file", f"/home/me/{seed}.ckpt", "0" * 64, None))
+        for seed in (0, 1)
+    )
+    made = export_vae(first, out=tmp_path / "flat", private=True)
+    swapped, _ = swap_vae(made, second)
+    assert swapped.manifest.vae.origin.location == "1.ckpt"
+    assert not any(b"/home/me" in (swapped.path / name).read_bytes() for name in (NAME, *swapped.manifest.files))
 
 
 def test_another_latent_contract_is_refused(bundle: Bundle) -> None:

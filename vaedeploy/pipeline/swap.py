@@ -67,7 +67,7 @@ def swap_vae(
 
     Returns the new bundle, and how far the new VAE moves latents and images.
 
-    bundle: keeps its path, precision and kind of encoder input. vae, weights: the new VAE, as for ``export_vae``.
+    bundle: keeps its path, precision, forms and kind of encoder input; one that was made ``private`` stays so. vae, weights: the new VAE, as for ``export_vae``.
     progress: is told how far each stage is, see ``Progress``.
 
     The new graphs are verified, and every engine is built again, before anything is replaced. The new bundle keeps the
@@ -92,6 +92,7 @@ def swap_vae(
                 precision=manifest.precision,
                 image_input=manifest.image_input,
                 rewrite=manifest.rewritten,
+                private=manifest.vae.origin.is_private,
                 forms=[form for form in EXTRA_FORMS if form in manifest.graphs["decoder"]],
                 progress=progress,
             )

@@ -25,6 +25,11 @@ class Origin(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     preset: str | None
     revision: str | None = None
 
+    @property
+    def is_private(self) -> bool:
+        """Whether it is a file or folder of which only the last name is kept."""
+        return self.kind in ("file", "folder") and not Path(self.location).is_absolute()
+
     def private(self) -> Origin:
         """The same without the folders that lead to a file or folder, in which people's names are."""
         if self.kind not in ("file", "folder"):
