@@ -12,6 +12,7 @@ from typing import Any
 from vaedeploy.errors import BackendError
 from vaedeploy.runtime.device import Array, OnDevice, shape_of
 from vaedeploy.system.installs import install_command
+from vaedeploy.system.processes import native_call, never_destroyed_in_child
 
 NAME = "onnxruntime-cpu"
 
@@ -23,8 +24,7 @@ class Session:
 
     def __init__(self, graph: Path, threads: int | None = None, providers: Sequence[Any] = (PROVIDER,)) -> None:
         self.graph = graph
-        # The default of ONNX Runtime is one thread for each core of the machine.
-        self._session = _open(graph, _options(threads or usable_cores()), providers)
+        self._session = _open(graph, _options(threads), providers)
         self.inputs = [value.name for value in self._session.get_inputs()]
         self.outputs = [value.name for value in self._session.get_outputs()]
 
@@ -39,7 +39,7 @@ class Session:
 
         results, after: not used; ``EngineSession.run`` describes them.
         """
-        with self._failures_explained(inputs):
+        with self._failures_explained(inputs), native_call():
             return self._session.run(outputs, inputs)  # type: ignore[no-any-return]
 
     @contextmanager
@@ -53,12 +53,12 @@ class Session:
             raise BackendError(f"ONNX Runtime failed in {self.graph} on {shapes}: {error}{advice}") from error
 
 
-def measuring_session(graph: Path, threads: int = 0) -> Any:
+def measuring_session(graph: Path) -> Any:
     """A session of ONNX Runtime that computes the nodes of a graph as they are, one by one, in their order.
 
-    threads: 0 for as many as ONNX Runtime chooses. Raises BackendError with ONNX Runtime's message.
+    Its calls belong into ``native_call``. Raises BackendError with ONNX Runtime's message.
     """
-    options, ort = _options(threads), load_library()
+    options, ort = _options(None), load_library()
     # Without fusion, every tensor is computed as the graph has it.
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     # In the graph's order, each tensor is reduced as soon as it is computed; the default order leaves reductions for
@@ -67,9 +67,10 @@ def measuring_session(graph: Path, threads: int = 0) -> Any:
     return _open(graph, options)
 
 
-def _options(threads: int) -> Any:
+def _options(threads: int | None) -> Any:
     options = load_library().SessionOptions()
-    options.intra_op_num_threads = threads
+    # The default of ONNX Runtime is one thread for each core of the machine.
+    options.intra_op_num_threads = threads or usable_cores()
     # The arena keeps the largest memory that any size ever took: a full-size decoder held 2.2 GB after one call at
     # 512x512, and 0.3 GB without the arena, with a lower peak (1.5 GB against 2.1) in the same time.
     options.enable_cpu_mem_arena = False
@@ -82,13 +83,20 @@ def _open(graph: Path, options: Any, providers: Sequence[Any] = (PROVIDER,)) -> 
     ort = load_library()
     try:
         # ONNX Runtime's own fallback would go on with the CPU after a failure, and print that to stdout.
-        return ort.InferenceSession(graph, options, providers=list(providers), enable_fallback=False)
+        with native_call():
+            session = ort.InferenceSession(graph, options, providers=list(providers), enable_fallback=False)
+        return never_destroyed_in_child(session)
     except Exception as error:
         raise BackendError(f"ONNX Runtime cannot load {graph}: {error}") from error
 
 
 def load_library() -> Any:
-    """The ``onnxruntime`` module. Raises BackendError, naming what to install, if it cannot be imported."""
+    """The ``onnxruntime`` module. Raises BackendError, naming what to install, if it cannot be imported.
+
+    Since version 1.29 the module sends the names and hashes of the graphs that it opens to its makers, from a thread
+    that hangs the exit of forked processes, unless this variable is set before the module is imported.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         import onnxruntime
     except ImportError as error:

@@ -14,6 +14,7 @@ from vaedeploy.runtime import onnxruntime_cpu
 from vaedeploy.runtime.device import Array, OnDevice
 from vaedeploy.system.gpu import FORKED, cuda_devices, was_forked
 from vaedeploy.system.installs import install_command
+from vaedeploy.system.processes import native_call
 
 NAME = "onnxruntime-cuda"
 
@@ -71,7 +72,7 @@ class Session(onnxruntime_cpu.Session):
                 self._bind(binding.bind_output, name, targets[name])
             else:
                 binding.bind_output(name)
-        with self._failures_explained(inputs):
+        with self._failures_explained(inputs), native_call():
             self._session.run_with_iobinding(binding)
         values = dict(zip(outputs, binding.get_outputs(), strict=True))
         return [targets[name] if name in targets else value.numpy() for name, value in values.items()]
