@@ -25,6 +25,7 @@ from vaedeploy.quality import Finding, Quality
 from vaedeploy.quality.candidates import Candidate, Picture, Pixels
 from vaedeploy.system.atomic import check_place, transient_folder, write_file
 from vaedeploy.system.oserrors import advice, reason
+from vaedeploy.system.text import encodable
 from vaedeploy.version import __version__
 
 NAME = "index.html"
@@ -135,7 +136,7 @@ def _render(document: Document, side: int, shown: int) -> bytes:
         chart_height=HEIGHT,
         version=__version__,
     )
-    return page.strip().encode()
+    return encodable(page.strip()).encode()
 
 
 def _likeness(picture: Picture) -> float:
