@@ -106,6 +106,8 @@ def rebuild(bundle: Bundle, name: str) -> str:
 
 def carries(plan: Path, mark: bytes) -> bool:
     """Whether the engine file ``plan`` contains ``mark``, an ``EngineIdentity.mark``."""
+    if not plan.stat().st_size:  # which mmap refuses
+        return False
     with (
         plan.open("rb") as file,
         mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,

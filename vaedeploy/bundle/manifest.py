@@ -13,7 +13,7 @@ import msgspec
 
 from vaedeploy.errors import BundleError, ContractError
 from vaedeploy.values.interface import Interface
-from vaedeploy.values.kinds import Backend, Form, ImageInput, Part, Precision, Sha256
+from vaedeploy.values.kinds import Backend, ComputeCapability, Form, ImageInput, Part, Precision, Sha256
 from vaedeploy.values.latent import LatentSpec
 from vaedeploy.values.origin import Origin
 from vaedeploy.values.shapes import ShapeSet
@@ -23,6 +23,9 @@ FORMAT = 1
 
 NAME = "bundle.json"
 """The path of the manifest in a bundle."""
+
+
+Count = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class VaeInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -46,7 +49,7 @@ class FileInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The sha256 of a file in the bundle, in lower-case hexadecimal, and its size in bytes."""
 
     sha256: Sha256
-    bytes: Annotated[int, msgspec.Meta(ge=0)]
+    bytes: Count
 
 
 class Verification(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -90,9 +93,9 @@ class EngineIdentity(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     precision: Precision
     backend: Backend
     backend_version: str
-    compute_capability: str
+    compute_capability: ComputeCapability
     gpu: str | None
-    shapes: dict[str, ShapeSet]
+    shapes: Annotated[dict[str, ShapeSet], msgspec.Meta(min_length=1)]
     options: dict[str, bool | int | str]
 
     @property
@@ -124,12 +127,16 @@ class EngineInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     profile: str
     part: Part
     identity: EngineIdentity
-    activation_bytes: dict[str, int]
-    weights_bytes: int
+    activation_bytes: dict[str, Count]
+    weights_bytes: Count
     tensors: dict[str, str]
-    layers: dict[str, int]
+    layers: dict[str, Count]
     cuda_graphs: bool = True
     verification: Verification | None = None
+
+    def __post_init__(self) -> None:
+        if self.activation_bytes.keys() != self.identity.shapes.keys():
+            raise ValueError("activation_bytes and identity.shapes have other names")
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -215,7 +222,7 @@ def decode_manifest(data: bytes, bundle: Path) -> Manifest:
                 + ("Upgrade: pip install --upgrade vaedeploy" if version > FORMAT else advice)
             )
         manifest = msgspec.json.decode(data, type=Manifest)
-    except (msgspec.MsgspecError, UnicodeDecodeError, ContractError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, ContractError, RecursionError) as error:
         raise BundleError(f"bundle {bundle}: {NAME} cannot be used: {error}. {advice}") from error
     check_manifest(manifest, bundle)
     return manifest

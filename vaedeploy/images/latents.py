@@ -104,7 +104,7 @@ def _read_json(path: Path, metadata: dict[str, str], key: str, kind: Any) -> Any
         return None
     try:
         return msgspec.json.decode(metadata[key], type=kind)
-    except (msgspec.MsgspecError, ContractError) as error:
+    except (msgspec.MsgspecError, ContractError, RecursionError) as error:
         raise LatentError(
             f"{path} has {key} {metadata[key]!r} in its metadata, which cannot be used: {error}"
         ) from error

@@ -70,7 +70,7 @@ def _floats(name: str, value: Any) -> float | tuple[float, ...]:
             raise TypeError
         # Arrays have both attributes, and an array with ndim 0 has __iter__ but cannot be iterated over.
         return tuple(float(n) for n in value) if getattr(value, "ndim", hasattr(value, "__iter__")) else float(value)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ContractError(f"latent {name} is {value!r}; it must be one number, or one number per channel") from error
 
 

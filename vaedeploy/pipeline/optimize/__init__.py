@@ -17,6 +17,7 @@ from vaedeploy.graph.operations import count_operations
 from vaedeploy.pipeline.optimize import files
 from vaedeploy.pipeline.optimize.inputs import Feed, choose_sizes, fix_unnamed, random_feed, read_feed
 from vaedeploy.pipeline.optimize.proof import OutputDifference, drawing_node, run_both
+from vaedeploy.pipeline.optimize.source import Source, read_source
 from vaedeploy.rewrite import Outcome, Refusal, Rewritten, Underflow, rewrite_graph
 from vaedeploy.system.arguments import as_list
 from vaedeploy.system.progress import Progress, silent
@@ -105,7 +106,7 @@ def optimize_onnx(
     written to, and BackendError where activations cannot be measured. Nothing is left behind then.
     """
     _check_choice("target", target, get_args(Target))
-    original = files.read_source(Path(source))
+    original = read_source(Path(source))
     current = _precision_of(original)
     wanted = _check_precision(original.path, current, precision or current, target)
     out = Path(out)
@@ -145,7 +146,7 @@ def _check_choice(name: str, choice: str, valid: Sequence[str]) -> None:
         raise InputError(f"{name} is {choice!r}; it must be one of {', '.join(valid)}")
 
 
-def _precision_of(source: files.Source) -> Precision:
+def _precision_of(source: Source) -> Precision:
     """A graph's precision: half where any tensor has it, since lowering leaves some tensors in float32."""
     graph = source.model.graph
     values = [*graph.inputs, *graph.initializers.values(), *(value for node in graph for value in node.outputs)]
@@ -201,7 +202,7 @@ def _figures(model: ir.Model, sizes: Mapping[str, int]) -> Figures:
 
 
 def _compare(
-    source: files.Source, draft: Path, feeds: Sequence[Feed], progress: Progress
+    source: Source, draft: Path, feeds: Sequence[Feed], progress: Progress
 ) -> tuple[str, tuple[OutputDifference, ...], str | None]:
     """What both graphs ran on, in words, how their outputs differ, and, where they could not be compared, why."""
     node = drawing_node(source.model)
