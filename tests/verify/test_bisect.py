@@ -138,7 +138,7 @@ def test_one_percent_in_a_half_precision_graph(tiny_fp16_bundle: Bundle, tmp_pat
     report = verify_bundle(bundle)
     assert advise(bisect_bundle(bundle, report), report)[-1] == (
         f"decoder, onnxruntime: {first.tensor} (Conv of decoder.body.4) is the first that loses digits. In this order: "
-        f"keep these nodes in float32 (keep_fp32 of lower_precision): {first.node}; or export with --precision bf16, "
+        f"keep these nodes in float32 (--keep-fp32, once for each): {first.node}; or export with --precision bf16, "
         "if it is range that is missing, or fp32."
     )
 
@@ -193,7 +193,7 @@ def test_the_first_tensor_that_overflows(small_vae: Path, tmp_path: Path) -> Non
     (advice,) = advise(found, report)
     assert f"{first.tensor} ({first.operator} of {first.module}) overflows: it reaches {first.largest:.3g}" in advice
     assert "export it again without --no-rewrite" in advice
-    assert f"(keep_fp32 of lower_precision): {first.node}" in advice
+    assert f"(--keep-fp32, once for each): {first.node}" in advice
     assert "--precision bf16" in advice
 
 

@@ -149,6 +149,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     precision: of the graphs, except the portable ones (always fp32) and some of a bf16 bundle (see ``graphs.FORMS``).
     graphs: part -> form -> file name. Every part has the form ``portable``.
     rewrites: file name of a graph -> rule -> number of places that the rule changed in the portable graph to make it.
+    keep_fp32: names of nodes of the portable graphs that stay in float32 where the others are lowered.
     files: path with forward slashes -> sha256 and size, for every file of the bundle except ``bundle.json``.
     contents: part -> sha256 of the portable graph, over what it computes and not over who made it. Graphs with equal
         values compute the same.
@@ -164,6 +165,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     precision: Precision
     graphs: dict[Part, dict[Form, str]]
     rewrites: dict[str, dict[str, int]] = {}
+    keep_fp32: tuple[str, ...] = ()
     files: dict[str, FileInfo] = {}
     contents: dict[Part, Sha256] = {}
     engines: dict[str, EngineInfo] = {}
@@ -185,6 +187,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             words += ["--scale", str(self.latent.scale), "--shift", str(self.latent.shift)]
         if self.precision != "fp32":
             words += ["--precision", self.precision]
+        for name in self.keep_fp32:
+            words += ["--keep-fp32", name]
         if self.image_input != "float":
             words += ["--image-input", self.image_input]
         return shlex.join([*words, "--out", str(out), "--force"])

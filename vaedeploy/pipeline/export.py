@@ -47,6 +47,7 @@ def export_vae(
     precision: Precision = "fp32",
     image_input: ImageInput = "float",
     rewrite: bool = True,
+    keep_fp32: Sequence[str] = (),
     scale: float | None = None,
     shift: float | None = None,
     force: bool = False,
@@ -67,6 +68,8 @@ def export_vae(
     precision: what the graphs that are run compute in: "fp32", "fp16" or "bf16". The portable graphs are always fp32.
     image_input: what the encoder takes: "float" for (B, 3, H, W) float32 in [-1, 1], "uint8" for (B, H, W, 3) uint8.
     rewrite: apply the exact rewrites, which save work and avoid overflow, and change results by rounding at most.
+    keep_fp32: names of nodes of the portable graphs that stay in float32 in half precision, as ``bisect_bundle`` finds
+        them. Engines are built with them, too.
     force: replace a bundle that is at ``out``.
     verify: compare the graphs with PyTorch in float64. Without that, the bundle is marked unverified.
     photos: a folder of photographs to verify on, instead of those that scikit-image carries.
@@ -77,7 +80,7 @@ def export_vae(
     Raises VerificationError, which holds the report, where a limit is missed; the bundle is at ``out`` then, marked
     unverified. Raises BuildError where an engine cannot be built; the bundle is at ``out`` then, with the engines that
     could be. Whatever else is raised, nothing is left behind and what was at ``out`` is unchanged: InputError for an
-    unknown precision, OutputError for an ``out`` that exists (without ``force``) or cannot be written to, ImageError
+    unknown precision or node, OutputError for an ``out`` that exists (without ``force``) or cannot be written to, ImageError
     for ``photos`` that cannot be read, BackendError where ONNX Runtime is not installed, ExportError where the modules
     cannot be traced, and what ``load_reference`` and ``build_engines`` raise before they begin.
     """
@@ -85,6 +88,9 @@ def export_vae(
         raise InputError(f"precision is {precision!r}; it must be one of {', '.join(get_args(Precision))}")
     source = find_source(vae, weights)  # refuses bad weights before PyTorch is loaded, which takes seconds
     jobs = _plan_builds(profiles, profile_folder)
+    kept = tuple(as_list("keep_fp32", keep_fp32))
+    if kept and {precision, *(job.profile.precision for job in jobs)} == {"fp32"}:
+        raise InputError("keep_fp32 is for half precision, and everything here is fp32; leave it out")
     precisions = {precision if rewrite else "fp32", *(job.profile.precision for job in jobs)}
     calibrated = verify or "fp16" in precisions
     if calibrated:
@@ -100,7 +106,7 @@ def export_vae(
             job.profile.check_factor(reference.latent.factor)
         contents = write_portable(reference, draft.path, image_input, progress)
         collect_garbage()
-        manifest = _manifest(reference, precision, image_input, contents)
+        manifest = _manifest(reference, precision, image_input, contents, kept)
         cases: tuple[GoldenCase, ...] = ()
         if verify:
             cases = compute_golden(reference, photographs, verification_shapes(reference.latent.factor), progress)
@@ -110,7 +116,7 @@ def export_vae(
         calibration = None
         if calibrated:
             calibration = calibrate(draft.path, photographs, manifest.latent.factor, image_input, progress)
-        applied = write_forms(draft.path, precision, calibration, rewrite)
+        applied = write_forms(draft.path, precision, calibration, rewrite, kept)
         manifest = msgspec.structs.replace(manifest, graphs=graph_names(draft.path), rewrites=applied)
         report = None
         if verify:
@@ -139,7 +145,11 @@ def _plan_builds(profiles: Sequence[str], folder: str | Path | None) -> tuple[Jo
 
 
 def _manifest(
-    reference: Reference, precision: Precision, image_input: ImageInput, contents: dict[Part, str]
+    reference: Reference,
+    precision: Precision,
+    image_input: ImageInput,
+    contents: dict[Part, str],
+    keep_fp32: tuple[str, ...],
 ) -> Manifest:
     """The manifest, as far as it is known before the graphs are rewritten and verified."""
     return Manifest(
@@ -150,6 +160,7 @@ def _manifest(
         precision=precision,
         graphs={},
         contents=contents,
+        keep_fp32=keep_fp32,
     )
 
 

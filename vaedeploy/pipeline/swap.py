@@ -89,6 +89,7 @@ def swap_vae(
                 precision=manifest.precision,
                 image_input=manifest.image_input,
                 rewrite=bool(manifest.rewrites),
+                keep_fp32=manifest.keep_fp32,
                 progress=progress,
             )
         except VerificationError as error:

@@ -75,8 +75,8 @@ class Dispatch:
     ) -> list[Array]:
         """Run a half, and run the items again in float32 whose result in half precision has NaN or infinity.
 
-        outputs: names of outputs. For the decoder the last one is ``finite``; for the encoder the first one, the
-        latent, is checked itself. inputs, results, after: see ``EngineSession.run``.
+        outputs: names of outputs. For the decoder the last one is ``finite``; those of the encoder, which are
+        latents, are checked themselves. inputs, results, after: see ``EngineSession.run``.
         """
         on_device = any(isinstance(value, OnDevice) for value in inputs.values())
         candidate, computed = self._run_first(part, outputs, inputs, results, after, on_device)
@@ -188,8 +188,9 @@ class Dispatch:
         last = computed[-1]
         if not isinstance(last, OnDevice) and last.dtype == np.bool_:
             return np.asarray(last)
-        latent = computed[0] if not isinstance(computed[0], OnDevice) else computed[0].on_host()
-        return np.asarray(np.isfinite(latent).all(axis=tuple(range(1, latent.ndim))))
+        latents = [array.on_host() if isinstance(array, OnDevice) else array for array in computed]
+        finite = [np.isfinite(latent).all(axis=tuple(range(1, latent.ndim))) for latent in latents]
+        return np.asarray(np.all(finite, axis=0))
 
     def _runner(self, candidate: Candidate, part: Part) -> Runner:
         key = candidate, part

@@ -27,7 +27,7 @@ def _advise(trace: Trace, failed: Sequence[Case]) -> str:
     first = trace.jumps[0]
     place = f"{first.tensor} ({first.operator}{f' of {first.module}' if first.module else ''})"
     nodes = ", ".join(dict.fromkeys(step.node for step in trace.jumps))
-    keep = f"keep these nodes in float32 (keep_fp32 of lower_precision): {nodes}"
+    keep = f"keep these nodes in float32 (--keep-fp32, once for each): {nodes}"
     if trace.precision == "fp32":
         return (
             f"{name}: {place} is the first that differs from the portable graph. This is not rounding: that tensor's "
