@@ -7,7 +7,8 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from examples import at_most
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -30,7 +31,7 @@ def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
     return ((found - expected).norm() / expected.norm()).item()
 
 
-@settings(max_examples=30)
+@at_most(30)
 @given(
     batch=st.integers(1, 3),
     channels=st.integers(1, 9),

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from itertools import repeat
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import msgspec
@@ -34,8 +35,8 @@ from vaedeploy.pipeline.verify import verify_bundle
 from vaedeploy.source import load_reference
 from vaedeploy.values.kinds import Part
 from vaedeploy.verify.advice import advise
-from vaedeploy.verify.bisect import FLOORS, Bisection, Trace, bisect_bundle, find_jumps
-from vaedeploy.verify.report import Report
+from vaedeploy.verify.bisect import FLOORS, Bisection, Step, Trace, bisect_bundle, find_jumps
+from vaedeploy.verify.report import Case, Report
 
 Fault = Callable[[np.ndarray], np.ndarray]
 
@@ -296,6 +297,7 @@ def test_the_command(vaedeploy: Callable[..., Ended], tiny_vae_bundle: Bundle, t
 PEAK = """
 import sys
 from pathlib import Path
+from typing import Any
 from vaedeploy.verify.bisect import bisect_bundle
 bisection = bisect_bundle(sys.argv[1])
 # Not what getrusage tells: that counts the memory of the process that started this one as well.
@@ -314,3 +316,26 @@ def test_full_size(full_size_bundle: Bundle, tmp_path: Path) -> None:
     peak, modules = done.stdout.splitlines()
     assert modules == module
     assert int(peak) * 1024 < 1.5e9
+
+
+def sunk(largest: float, **more: Any) -> Bisection:
+    step = Step("h", "conv", "Conv", "mid_block", 1e-4, 2e-2, largest, 30.0, 0.0)
+    return Bisection((Trace("decoder", "onnxruntime", "fp16", "small", 1, 64, 64, 9, True, (step,), step),))
+
+
+def case(*failures: str) -> Case:
+    return Case("decoder", "small", "image", "onnxruntime", 1, 64, 64, 0.0, 0.0, 0.0, failures=failures)
+
+
+def test_a_tensor_that_sinks_below_the_normal_numbers_is_told_as_that() -> None:
+    place = "decoder, onnxruntime: h (Conv of mid_block) loses digits: no number there is larger than 1e-06, and below"
+    (told,) = advise(sunk(1e-6), Report("fp16", "", "", (case("it is off"),)))
+    assert told.startswith(
+        f"{place} 6.1e-05 float16 has fewer the smaller a number is. In this order: keep these nodes"
+    )
+
+
+@pytest.mark.parametrize("largest", [1e-6, 1.0])
+def test_nothing_is_advised_where_every_case_passes(largest: float) -> None:
+    (told,) = advise(sunk(largest), Report("fp16", "", "", (case(),)))
+    assert told.endswith(". Every case keeps its limits all the same. There is nothing to do.")
