@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -11,12 +12,15 @@ from typing import Any
 import msgspec
 import pytest
 from bundle_folders import edit
+from engine_files import ENCODER, claim_engine
 from hypothesis import given
 from hypothesis import strategies as st
 from places import ROOT
 from tiny_bundle import FAILED
 
 from vaedeploy.bundle import Bundle
+from vaedeploy.bundle.engines import engine_faults
+from vaedeploy.bundle.golden import decode_golden
 from vaedeploy.bundle.manifest import (
     EngineIdentity,
     EngineInfo,
@@ -264,3 +268,54 @@ def test_every_field_is_specified(kind: type[msgspec.Struct]) -> None:
             assert f"| {json.dumps(field.default)} |" in row
         else:
             assert row
+
+
+# From strangers
+
+
+def test_nesting_that_is_too_deep_is_told(bundle: Bundle) -> None:
+    (bundle.path / "bundle.json").write_text('{"format": 1, "more": ' + "[" * 50_000 + "]" * 50_000 + "}")
+    with pytest.raises(BundleError, match=r"bundle\.json cannot be used: maximum recursion depth exceeded"):
+        Bundle.open(bundle.path)
+    header = b'{"__metadata__": {"vae_identity": "", "cases": "' + b"[" * 50_000 + b'"}}'
+    with pytest.raises(BundleError, match="RecursionError"):
+        decode_golden(len(header).to_bytes(8, "little") + header, "")
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (
+            lambda info: info["activation_bytes"].pop("any"),
+            "activation_bytes and identity.shapes have other names - at `$.engines[...]`",
+        ),
+        (
+            lambda info: info.update(activation_bytes={}, identity={**info["identity"], "shapes": {}}),
+            "Expected `object` of length >= 1 - at `$.engines[...].identity.shapes`",
+        ),
+        (
+            lambda info: info["identity"].update(compute_capability="new"),
+            r"Expected `str` matching regex '^[1-9][0-9]*\\.[0-9]\\Z' - at `$.engines[...].identity.compute_capability`",
+        ),
+        (lambda info: info.update(weights_bytes=-1), "Expected `int` >= 0 - at `$.engines[...].weights_bytes`"),
+    ],
+)
+def test_engines_that_contradict_themselves_are_refused(
+    bundle: Bundle, change: Callable[[dict[str, Any]], object], why: str
+) -> None:
+    told = claim_engine(bundle)
+    change(told["engines"][ENCODER])
+    (bundle.path / "bundle.json").write_text(json.dumps(told))
+    with pytest.raises(BundleError) as caught:
+        Bundle.open(bundle.path)
+    assert str(caught.value) == cannot_be_used(bundle, why)
+
+
+def test_an_engine_without_a_byte_is_none(bundle: Bundle) -> None:
+    told = claim_engine(bundle)
+    (bundle.path / ENCODER).write_bytes(b"")
+    told["files"][ENCODER] = {"sha256": hashlib.sha256().hexdigest(), "bytes": 0}
+    (bundle.path / "bundle.json").write_text(json.dumps(told))
+    assert "it does not contain the identity that the manifest states" in engine_faults(
+        Bundle.open(bundle.path), ENCODER
+    )

@@ -86,11 +86,45 @@ def test_a_folder_goes_on_after_a_failure(vaedeploy, bundle, tmp_path):
     assert sorted(p.name for p in decoded.iterdir()) == ["a.png", "b.png"]
 
 
+def test_names_from_strangers_are_shown_and_not_obeyed(vaedeploy, bundle, tmp_path):
+    """One that is not UTF-8 used to end a whole folder with a traceback; an escape sequence reached the terminal."""
+    pictures = tmp_path / "pictures"
+    for name in (b"\xff\xfe.png", b"\x1b[31m.png"):
+        photo(pictures / os.fsdecode(name))
+    (pictures / os.fsdecode(b"\xff.txt")).touch()
+    ended = vaedeploy("encode", bundle, pictures, "-o", tmp_path / "latents")
+    assert (ended.code, ended.out.splitlines()) == (
+        0,
+        [str(tmp_path / "latents" / name) for name in ("\\x1b[31m.safetensors", "\\xff\\xfe.safetensors")],
+    )
+    assert f"Warning: left out of {pictures}: 1 .txt file (\\xff.txt)\n" in ended.err
+
+
+@pytest.mark.filterwarnings("default")
+def test_words_of_a_latent_s_metadata_are_shown_and_not_obeyed(vaedeploy, bundle, tmp_path):
+    latent = tmp_path / "a.safetensors"
+    spec = LatentSpec(channels=2, factor=4, scale=1.0)
+    write_latent(latent, LatentFile(np.zeros((1, 2, 2, 2), np.float32), "\x1b[31m", "\x1b]0;title\x07", spec))
+    ended = vaedeploy("decode", bundle, latent, "-o", tmp_path / "a.png")
+    assert ended.code == 0
+    assert "Warning: \\x1b]0;title\\x07 (\\x1b[31m) made the latent" in ended.err
+
+
+def test_names_that_are_not_utf8_in_a_comparison(vaedeploy, bundle, tmp_path):
+    other = tiny_bundle(tmp_path / "other", seed=1).path
+    photo(tmp_path / "pictures" / os.fsdecode(b"\xff.png"), 32, 32)
+    ended = vaedeploy("compare", bundle, other, "--images", tmp_path / "pictures", "-o", tmp_path / "page", "--json")
+    assert ended.code == 0
+    assert '"\\\\xff"' in ended.out
+    assert "\\xff" in (tmp_path / "page" / "index.html").read_text()
+
+
 def test_a_folder_of_failures_leaves_no_folder(vaedeploy, bundle, tmp_path):
     pictures = tmp_path / "pictures"
     photo(pictures / "a.png", 17, 23)
     ended = vaedeploy("encode", bundle, pictures, "-o", tmp_path / "latents")
     assert (ended.code, ended.out) == (2, "")
+    assert "Error: 1 of 1 files failed:\n" in ended.err
     assert not (tmp_path / "latents").exists()
 
 

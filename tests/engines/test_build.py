@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from engine_files import RTX4090, SIZES, write_profile
 from tiny_bundle import tiny_bundle
 
 from vaedeploy.bundle import Bundle, check_bundle
+from vaedeploy.engines.build import _death
 from vaedeploy.errors import BackendError
 from vaedeploy.pipeline.build import build_engines
 from vaedeploy.system.gpu import Gpu
@@ -75,3 +77,8 @@ def test_tensorrt_builds_on_its_gpu_alone(tensorrt: Path, built: Bundle, monkeyp
     )
     with pytest.raises(BackendError, match=r"wants compute capability 9.0, .* NVIDIA T4 .*there \(pip install .*\)$"):
         build_engines(built, ["h100"])
+
+
+def test_a_signal_without_a_name() -> None:
+    assert _death(-signal.SIGRTMIN - 5) == f"was killed by signal {signal.SIGRTMIN + 5}"
+    assert _death(-signal.SIGSEGV) == "was killed by SIGSEGV"

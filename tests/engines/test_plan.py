@@ -2,21 +2,50 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
-from engine_files import DECODER, ENCODER, SIZES, snapshot, write_profile
+from engine_files import DECODER, ENCODER, SIZES, claim_engine, snapshot, write_profile
+from tiny_bundle import tiny_bundle
 
 from vaedeploy.bundle import Bundle, check_bundle
 from vaedeploy.bundle.engines import differences
-from vaedeploy.errors import BackendError, BuildError, ProfileError
+from vaedeploy.bundle.manifest import Manifest
+from vaedeploy.engines.plan import plan_rebuilds
+from vaedeploy.errors import BackendError, BuildError, BundleError, ProfileError
 from vaedeploy.graph.graph import Inputs, load_graph
 from vaedeploy.pipeline.build import build_engines
 from vaedeploy.system.gpu import Gpu
 from vaedeploy.values.kinds import PARTS
 from vaedeploy.values.shapes import ShapeSet
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (
+            lambda info: info.update(profile="../../elsewhere"),
+            "its profile is '../../elsewhere'; the name of one may contain",
+        ),
+        (lambda info: info["identity"].update(options={"tf32": "yes"}), "Expected `bool`, got `str` - at `$.tf32`"),
+        (lambda info: info["identity"].update(options={"speed": 9}), "Object contains unknown field `speed`"),
+        (lambda info: info["identity"].update(compute_capability="9.0"), "backend tensorrt-rtx does not build for"),
+    ],
+)
+def test_what_a_stranger_s_engine_says_is_not_built(
+    tmp_path: Path, change: Callable[[dict[str, Any]], object], why: str
+) -> None:
+    bundle = tiny_bundle(tmp_path / "tiny")
+    told = claim_engine(bundle)
+    change(told["engines"][ENCODER])
+    manifest = msgspec.convert(told, Manifest)
+    with pytest.raises(BundleError) as refused:
+        plan_rebuilds(Bundle(bundle.path, manifest))
+    assert str(refused.value).startswith(f"{ENCODER} of bundle {bundle.path} cannot be built again: {why}")
 
 
 def test_profiles_with_equal_identities_share_one_build(built: Bundle, profile_folder: Path, tmp_path: Path) -> None:

@@ -109,6 +109,12 @@ def test_a_contradiction_is_refused(tmp_path: Path, changes: dict[str, str | Non
     assert str(refused.value).endswith(f"Its file: {path}")
 
 
+def test_nesting_that_is_too_deep_is_told(tmp_path: Path) -> None:
+    write_profile(tmp_path, shapes="[" * 50_000 + "]" * 50_000)
+    with pytest.raises(ProfileError, match="^profile mine cannot be used: maximum recursion depth exceeded"):
+        get_profile("mine", tmp_path)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="no file can have that name there")
 def test_a_name_that_cannot_be_a_folder_in_a_bundle(tmp_path: Path) -> None:
     write_profile(tmp_path, "a:b")

@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageOps
 
-from vaedeploy.errors import ImageError, InputError, OutputError
-from vaedeploy.images.files import WRITE_OPTIONS, read_image, write_image
+from vaedeploy.errors import ImageError, InputError, LatentError, OutputError
+from vaedeploy.images import files
+from vaedeploy.images.files import WRITE_OPTIONS, files_in, image_suffixes, read_image, write_image
 from vaedeploy.images.latents import read_latent
 from vaedeploy.system.atomic import write_file
 
@@ -415,3 +416,47 @@ def test_limit_on_files_leaves_the_old_picture(tmp_path: Path, photo: np.ndarray
 def test_readers_refuse_by_the_common_tree(tmp_path: Path, read: Callable[[Path], object]) -> None:
     with pytest.raises(InputError):
         read(tmp_path / "none")
+
+
+# Folders
+
+
+def test_every_suffix_that_pillow_has_for_a_format_is_found(tmp_path: Path) -> None:
+    """In one list, for ``encode``, ``--photos`` and ``compare``."""
+    for suffix in (".jfif", ".jpe", ".pgm", ".mpo", ".apng", ".j2k", ".JPG", ".webp", ".tif"):
+        (tmp_path / f"a{suffix}").touch()
+    assert [place.name for place in files_in(tmp_path, image_suffixes())] == sorted(os.listdir(tmp_path))
+
+
+def test_what_is_left_out_of_a_folder_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("a.png", "b.txt", "c.TXT", "d.heic", "plain", ".hidden"):
+        (tmp_path / name).touch()
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "gone.png").symlink_to("nowhere")
+    assert files_in(tmp_path, image_suffixes()) == [tmp_path / "a.png"]
+    assert caplog.messages == [
+        f"left out of {tmp_path}: 1 .heic file (d.heic), 1 .png device, pipe or broken link (gone.png), "
+        "2 .txt files (b.txt, ...), 1 file (plain), 1 folder (folder.png)"
+    ]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes")
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(ImageError, match=r"a\.png is a device or a pipe, and no file; give an image file$"):
+        read_image(tmp_path / "a.png")
+    with pytest.raises(LatentError, match=r"a\.png is a device or a pipe, and no file; give a latent file$"):
+        read_latent(tmp_path / "a.png")
+
+
+def test_too_many_pixels_are_refused_before_they_are_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("RGB", (20, 10)).save(tmp_path / "a.png")
+    monkeypatch.setattr(files, "MOST_PIXELS", 199)
+    with pytest.raises(ImageError) as caught:
+        read_image(tmp_path / "a.png")
+    assert str(caught.value) == (
+        f"{tmp_path / 'a.png'} is too large: it has 200 pixels, and at most 199 are read. Crop it or make it smaller "
+        "first"
+    )
+    monkeypatch.setattr(files, "MOST_PIXELS", 200)
+    assert read_image(tmp_path / "a.png").shape == (10, 20, 3)

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.numpy
-from hypothesis import given, settings
+from examples import at_most
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -21,7 +22,7 @@ from vaedeploy.values.latent import LatentSpec
 SPEC = LatentSpec(channels=2, factor=8, scale=(0.5, 0.25), shift=0.1)
 
 
-@settings(max_examples=25, deadline=None)
+@at_most(25)
 @given(
     latent=hnp.arrays(
         np.float32, hnp.array_shapes(min_dims=4, max_dims=4, max_side=4), elements=st.floats(-100, 100, width=32)

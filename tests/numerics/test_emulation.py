@@ -12,7 +12,8 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
-from hypothesis import given, settings
+from examples import at_most
+from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
@@ -115,7 +116,7 @@ def test_rounding_survives_every_optimisation(precision: str, level: str) -> Non
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize(("operator", "function"), [("Add", torch.add), ("Mul", torch.mul), ("Sub", torch.sub)])
-@settings(max_examples=15)
+@at_most(15)
 @given(seed=st.integers(0, 2**31), size=st.sampled_from([1e-6, 1.0, 300.0, 4e4]))
 def test_arithmetic_is_torchs_bit_for_bit(
     operator: str, function: Callable[..., torch.Tensor], precision: str, seed: int, size: float
@@ -139,7 +140,7 @@ def test_sigmoid(precision: str) -> None:
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-@settings(max_examples=15)
+@at_most(15)
 @given(
     seed=st.integers(0, 2**31),
     channels=st.integers(1, 8),

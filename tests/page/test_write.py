@@ -109,6 +109,23 @@ def test_lossless_is_lossless_and_large_pictures_are_shrunk() -> None:
     assert opened(at_most(pixels, 70)).size == (70, 50)
 
 
+def test_a_page_that_cannot_be_small_enough_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_page(document(picture("a", scene(40, 40), names=("x",))), tmp_path / "small")
+    assert not caplog.messages
+    monkeypatch.setattr(write, "MOST_BYTES", 1000)
+    page = write_page(document(picture("a", scene(40, 40), names=("x",))), tmp_path / "page")
+    size = f"{len(page.read_bytes()) / 1e6:.1f}"
+    assert caplog.messages == [f"the page in {tmp_path / 'page'} has {size} MB, more than the 0 that are aimed at"]
+
+
+def test_the_page_gives_units_in_words(tmp_path: Path) -> None:
+    page = write_page(document(picture("a", scene(40, 40), names=("x",))), tmp_path).read_text()
+    assert " Unit: " in page
+    assert not re.search(r"\. In (of|%)", page)
+
+
 def test_a_page_that_would_be_too_large_shows_shrunk_pictures_and_links_full_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

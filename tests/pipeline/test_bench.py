@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from command_line import Ended
+from host_gpu import stand_in
 from tiny_bundle import tiny_bundle
 
 from vaedeploy.bundle import Bundle
@@ -106,7 +107,14 @@ def test_no_share_without_figures() -> None:
         ),
     ],
 )
-def test_bad_input(bundle: Bundle, options: dict[str, object], error: type[Exception], reason: str) -> None:
+def test_bad_input(
+    bundle: Bundle,
+    options: dict[str, object],
+    error: type[Exception],
+    reason: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(measured, "_of_cpu", lambda: pytest.fail("measured for seconds before"))
     with pytest.raises(error) as refused:
         bench_bundle(bundle, **options)  # type: ignore[arg-type]
     assert str(refused.value).startswith(reason)
@@ -141,3 +149,31 @@ def test_noise_is_timed_where_there_are_no_photographs(bundle: Bundle, monkeypat
     monkeypatch.setitem(sys.modules, "skimage.data", None)
     found = bench_bundle(bundle, sizes=[(8, 12)], rounds=1)
     assert [(t.part, t.problem) for t in found.timings] == [("encoder", None), ("decoder", None)]
+
+
+def test_a_size_that_no_backend_takes_is_told_in_its_rows(built: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of engines alone, the latent to decode cannot be made by encoding; 24x24 exceeds all of their ranges."""
+    stand_in(built, monkeypatch)
+    monkeypatch.setattr("vaedeploy.pipeline.bench.measure_ceilings", lambda *_: None)
+    monkeypatch.setattr("vaedeploy.pipeline.bench.problem_of", lambda *_: None)
+    found = bench_bundle(built, backends=["tensorrt-rtx"], sizes=[(24, 24)], rounds=1)
+    assert [(t.part, t.ms) for t in found.timings] == [("encoder", None), ("decoder", None)]
+    assert all(str(t.problem).startswith("no engine takes 1x24x24") for t in found.timings)
+    both = bench_bundle(built, backends=["onnxruntime-cpu", "tensorrt-rtx"], sizes=[(24, 24)], rounds=1)
+    assert [t.backend for t in both.timings if t.problem] == ["tensorrt-rtx"] * 2
+
+
+def test_ceilings_leave_pytorch_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
+    setting = torch.backends.cuda.matmul
+    before = setting.fp32_precision
+    during = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(measured, "_rates", lambda *_: during.append(setting.fp32_precision))
+    try:
+        setting.fp32_precision = "tf32"
+        measured.measure_ceilings("tensorrt", 0)
+        assert (during, setting.fp32_precision) == (["ieee"], "tf32")
+    finally:
+        setting.fp32_precision = before

@@ -22,6 +22,7 @@ from tiny_bundle import tiny_bundle
 
 from vaedeploy.bundle import Bundle
 from vaedeploy.errors import ImageError, InputError
+from vaedeploy.images.files import write_image
 from vaedeploy.images.photos import SAMPLES, crop_middle
 from vaedeploy.pipeline.compare import Summary, Swap, Transform, compare_bundles
 from vaedeploy.pipeline.compare.result import truest
@@ -336,3 +337,10 @@ def test_the_demo_vaes_are_compatible_and_a_wrong_scale_is_estimated(
         assert (told[pair].verdict, told[pair].cause) == ("compatible with a shift", "wrong scale")
         assert told[pair].transform.scale == pytest.approx(scale, rel=0.05)
         assert fault in {finding.name for finding in told[pair].findings}
+
+
+def test_opened_bundles_can_be_compared(tmp_path: Path) -> None:
+    bundles = [tiny_bundle(tmp_path / name, seed=seed) for seed, name in enumerate(("a", "b"))]
+    (tmp_path / "photos").mkdir()
+    write_image(tmp_path / "photos" / "a.png", np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8))
+    assert compare_bundles(bundles, tmp_path / "photos").bundles == ("a", "b")

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from safetensors.numpy import load_file
 from tiny_modules import flat_reference, tiny_reference
 
 from vaedeploy.bundle import Bundle, check_bundle, create_bundle
-from vaedeploy.errors import WeightsError
+from vaedeploy.errors import BackendError, InputError, WeightsError
 from vaedeploy.pipeline.export import export_vae
 from vaedeploy.pipeline.verify import verify_bundle
 from vaedeploy.runtime import VAE
@@ -102,3 +103,19 @@ def test_a_wrong_decoder_fails_and_is_marked(bundle: Bundle, tmp_path: Path) -> 
     assert not report.passed
     assert {c.part for c in report.cases if not c.passed} == {"decoder", "round trip"}
     assert check_bundle(mixed.path).verified is False
+
+
+def test_what_to_compare_with_is_said_once(bundle: Bundle, tiny_vae: Reference) -> None:
+    with pytest.raises(InputError) as refused:
+        verify_bundle(bundle, reference=tiny_vae, weights="/nowhere")
+    assert str(refused.value) == "reference and weights both say what to compare with; give one of them"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="PyTorch can compute on this GPU")
+def test_pytorch_for_cpus_is_no_reference_on_the_gpu(
+    bundle: Bundle, tiny_vae: Reference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vaedeploy.pipeline.verify.find_candidates", lambda *_, **__: [])
+    with pytest.raises(BackendError) as refused:
+        verify_bundle(bundle, backend="tensorrt-rtx", reference=tiny_vae)
+    assert str(refused.value).startswith(f"PyTorch {torch.__version__} has 0 CUDA devices here, and a backend is ")

@@ -18,7 +18,8 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
-from hypothesis import given, settings
+from examples import at_most
+from hypothesis import given
 from hypothesis import strategies as st
 from onnx.reference import ReferenceEvaluator
 from onnx_ir.passes.common import RemoveUnusedNodesPass, ShapeInferencePass
@@ -83,7 +84,7 @@ FORMS = {
 }
 
 
-@settings(max_examples=30)
+@at_most(30)
 @given(
     form=st.sampled_from(list(FORMS)),
     batch=st.integers(1, 3),
@@ -104,7 +105,7 @@ def test_equation_holds_in_float64(
     np.testing.assert_allclose(found, expected, rtol=1e-13, atol=1e-13)
 
 
-@settings(max_examples=30)
+@at_most(30)
 @given(
     batch=st.integers(1, 3),
     queries=st.integers(1, 70),

@@ -9,8 +9,9 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
+from examples import at_most
 from group_norms import EPSILON, group_norm
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
@@ -51,7 +52,7 @@ def exact(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
     return normal * tensors["gamma"] + tensors["beta"]
 
 
-@settings(max_examples=40)
+@at_most(40)
 @given(
     batch=st.integers(1, 3),
     per_group=st.integers(1, 4),
@@ -101,7 +102,7 @@ def group_normalization(channels: int, groups: int, rank: int, weights: int | No
     return model if weights else onnx.shape_inference.infer_shapes(model)
 
 
-@settings(max_examples=20)
+@at_most(20)
 @given(st.integers(1, 3), st.integers(1, 4), st.integers(1, 5), st.sampled_from([3, 4]), st.integers(0, 2**31))
 def test_the_operator_becomes_the_same(batch: int, per_group: int, groups: int, rank: int, seed: int) -> None:
     new = rewritten(group_normalization(per_group * groups, groups, rank))

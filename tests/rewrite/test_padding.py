@@ -8,7 +8,8 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from hypothesis import given, settings
+from examples import at_most
+from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
@@ -70,7 +71,7 @@ def operators(model: onnx.ModelProto) -> list[str]:
 counts = st.lists(st.integers(0, 3), min_size=4, max_size=4)
 
 
-@settings(max_examples=30)
+@at_most(30)
 @given(
     pad=counts,
     own=counts,

@@ -10,9 +10,10 @@ import onnx_ir as ir
 import onnxruntime
 from group_norms import group_norm
 from onnx import helper, numpy_helper
+from upsamplers import upsampler
 
 from vaedeploy.graph.graph import Graph, load_graph, save_form, save_graph
-from vaedeploy.rewrite import rewrite_graph
+from vaedeploy.rewrite import names_in, rewrite_graph
 
 
 def test_the_given_graph_is_not_changed() -> None:
@@ -42,3 +43,14 @@ def test_forms_share_the_weights_file(tmp_path: Path) -> None:
         for name in ("decoder.ort.onnx", "decoder.onnx")
     )
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_nodes_stay_in_float32_with_all_that_is_made_of_them(tmp_path: Path) -> None:
+    model = ir.load(upsampler(tmp_path / "in.onnx"))
+    assert names_in(model, ["conv_out", "conv_out.phase.1", "conv_o", "nowhere"]) == {"conv_out", "conv_out.phase.1"}
+    lowered = rewrite_graph(Graph(model, "decoder"), precision="fp16", keep_fp32=["conv_out"]).graph.model
+    types = {node.name: node.inputs[1].dtype for node in lowered.graph if node.op_type == "Conv"}
+    made = {name for name in types if name != "conv_in"}
+    assert len(made) == 4  # the folded upsampling's
+    assert {types[name] for name in made} == {ir.DataType.FLOAT}
+    assert types["conv_in"] == ir.DataType.FLOAT16

@@ -12,8 +12,9 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
+from examples import at_most
 from exporters import Decoder, export_decoder
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
@@ -141,7 +142,7 @@ def layer(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
     return y + bias[:, None, None]
 
 
-@settings(max_examples=30)
+@at_most(30)
 @given(
     form=st.sampled_from(FORMS),
     batch=st.integers(1, 2),

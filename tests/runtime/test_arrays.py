@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from examples import at_most
+from hypothesis import given
 from hypothesis import strategies as st
 from tiny_inputs import CHANNELS, FACTOR, noise, photo
 
@@ -251,7 +252,7 @@ def mirrored(index: int, length: int) -> int:
     return min(index, 2 * (length - 1) - index)
 
 
-@settings(max_examples=50, deadline=None)
+@at_most(50)
 @given(height=st.integers(1, 20), width=st.integers(1, 20), factor=st.sampled_from([1, 2, 4, 8, 32]))
 def test_padding_mirrors_at_the_bottom_and_right(height: int, width: int, factor: int) -> None:
     sizes = SizeRule(factor)
@@ -263,7 +264,7 @@ def test_padding_mirrors_at_the_bottom_and_right(height: int, width: int, factor
     np.testing.assert_array_equal(pad_image(to_float(image), sizes), to_float(padded))
 
 
-@settings(max_examples=30, deadline=None)
+@at_most(30)
 @given(height=st.integers(1, 20), width=st.integers(1, 20), batch=st.integers(1, 3))
 def test_padded_round_trip_has_the_image_s_size(vae: VAE, height: int, width: int, batch: int) -> None:
     image = photo(batch, height, width)

@@ -193,3 +193,16 @@ def test_items_on_the_device_are_run_again_in_place(device: HostDevice, engine_b
     with VAE(engine_bundle.path, "onnxruntime-cpu") as cpu:
         np.testing.assert_array_equal(place.on_host(), cpu.decode(latent, output="float"))
     assert [event for event in engines["fp32"].events if event.startswith("shape")] == ["shape 0 1x8x8"]
+
+
+def test_a_deviation_that_is_not_finite_is_noticed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """With sample=True the latent is made of mean and deviation; exp(100) is finite in no float32."""
+    bundle = tiny_bundle(tmp_path / "tiny", gain=1e4)
+    image = photo(2, 8, 8)
+    image[0] = 127
+    with VAE(bundle.path) as vae, caplog.at_level(logging.WARNING, "vaedeploy"):
+        assert np.isfinite(vae.encode(image)).all()
+        assert not caplog.records
+        sampled = vae.encode(image, sample=True, seed=0)
+    assert not np.isfinite(sampled[1]).all()
+    assert "encode gave NaN or infinity in item 1 of a batch of 2" in caplog.text

@@ -23,6 +23,7 @@ from safetensors.torch import save, save_file
 
 from vaedeploy.source import get_preset, load_reference
 from vaedeploy.source.autoencoder_kl.modules import random_tensors
+from vaedeploy.source.hub import _reporting_bar
 
 MEGABYTE = 1_000_000
 REPOSITORY = "someone/a-vae"
@@ -352,3 +353,13 @@ def test_full_architecture_from_the_hub(client: Client, tmp_path: Path) -> None:
     assert own["scale"] == other["scale"] == 0.18215
     kernel = expected.decoder.get_parameter("decoder.conv_in.weight")
     torch.testing.assert_close(kernel, weights["decoder.conv_in.weight"].half().float(), rtol=0, atol=0)
+
+
+def test_a_bar_is_full_once_the_file_is_there() -> None:
+    """The client does not report what it takes from a cache of its own."""
+    steps = []
+    bar = _reporting_bar("what", lambda *step: steps.append(step))
+    bar(total=10).update(2)
+    bar.finish()
+    bar.finish()
+    assert steps[-1] == ("what", 10.0, 10.0)

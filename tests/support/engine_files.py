@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
+
+import msgspec
 
 from vaedeploy.bundle import Bundle
+from vaedeploy.bundle.manifest import EngineIdentity, EngineInfo, FileInfo
 from vaedeploy.system.gpu import Gpu
+from vaedeploy.system.hashing import file_sha256
+from vaedeploy.values.shapes import ShapeSet
 
 GOOD_PROFILE = {
     "gpu": '"A GPU"',
@@ -33,3 +39,34 @@ def write_profile(folder: Path, stem: str = "mine", /, **changes: str | None) ->
 def snapshot(bundle: Bundle) -> dict[str, bytes]:
     """Every file of a bundle by its path in it."""
     return {str(p.relative_to(bundle.path)): p.read_bytes() for p in bundle.path.rglob("*") if p.is_file()}
+
+
+def claim_engine(bundle: Bundle) -> dict[str, Any]:
+    """Write a file that carries an engine's mark and is none, and return the manifest that names it, as plain JSON."""
+    identity = EngineIdentity(
+        graph="0" * 64,
+        rewritten="1" * 64,
+        precision="fp32",
+        backend="tensorrt-rtx",
+        backend_version="1.7.1.116",
+        compute_capability="8.9",
+        gpu=None,
+        shapes={"small": ShapeSet(height=8, width=8), "any": ShapeSet(batch=(1, 1, 2), height=(4, 8, 16), width=8)},
+        options={"tf32": False},
+    )
+    info = EngineInfo(
+        profile="mine",
+        part="encoder",
+        identity=identity,
+        activation_bytes={"small": 10, "any": 20},
+        weights_bytes=30,
+        tensors={"image": "float32 (-1, 3, -1, -1)"},
+        layers={"convolution float32": 1},
+    )
+    path = bundle.path / ENCODER
+    path.parent.mkdir(parents=True)
+    path.write_bytes(identity.mark)
+    told: dict[str, Any] = msgspec.to_builtins(bundle.manifest)
+    told["files"][ENCODER] = msgspec.to_builtins(FileInfo(file_sha256(path), path.stat().st_size))
+    told["engines"] = {ENCODER: msgspec.to_builtins(info)}
+    return told

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from itertools import repeat
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import msgspec
@@ -35,8 +36,8 @@ from vaedeploy.pipeline.verify import verify_bundle
 from vaedeploy.source import load_reference
 from vaedeploy.values.kinds import Part
 from vaedeploy.verify.advice import advise
-from vaedeploy.verify.bisect import FLOORS, Bisection, Trace, bisect_bundle, find_jumps
-from vaedeploy.verify.report import Report
+from vaedeploy.verify.bisect import FLOORS, Bisection, Step, Trace, bisect_bundle, find_jumps
+from vaedeploy.verify.report import Case, Report
 
 Fault = Callable[[np.ndarray], np.ndarray]
 
@@ -139,7 +140,7 @@ def test_one_percent_in_a_half_precision_graph(tiny_fp16_bundle: Bundle, tmp_pat
     report = verify_bundle(bundle)
     assert advise(bisect_bundle(bundle, report), report)[-1] == (
         f"decoder, onnxruntime: {first.tensor} (Conv of decoder.body.4) is the first that loses digits. In this order: "
-        f"keep these nodes in float32 (keep_fp32 of lower_precision): {first.node}; or export with --precision bf16, "
+        f"keep these nodes in float32 (--keep-fp32, once for each): {first.node}; or export with --precision bf16, "
         "if it is range that is missing, or fp32."
     )
 
@@ -194,7 +195,7 @@ def test_the_first_tensor_that_overflows(small_vae: Path, tmp_path: Path) -> Non
     (advice,) = advise(found, report)
     assert f"{first.tensor} ({first.operator} of {first.module}) overflows: it reaches {first.largest:.3g}" in advice
     assert "export it again without --no-rewrite" in advice
-    assert f"(keep_fp32 of lower_precision): {first.node}" in advice
+    assert f"(--keep-fp32, once for each): {first.node}" in advice
     assert "--precision bf16" in advice
 
 
@@ -297,6 +298,7 @@ def test_the_command(vaedeploy: Callable[..., Ended], tiny_vae_bundle: Bundle, t
 PEAK = """
 import sys
 from pathlib import Path
+from typing import Any
 from vaedeploy.verify.bisect import bisect_bundle
 bisection = bisect_bundle(sys.argv[1])
 # Not what getrusage tells: that counts the memory of the process that started this one as well.
@@ -315,3 +317,26 @@ def test_full_size(full_size_bundle: Bundle, tmp_path: Path) -> None:
     peak, modules = done.stdout.splitlines()
     assert modules == module
     assert int(peak) * 1024 < 1.5e9
+
+
+def sunk(largest: float, **more: Any) -> Bisection:
+    step = Step("h", "conv", "Conv", "mid_block", 1e-4, 2e-2, largest, 30.0, 0.0)
+    return Bisection((Trace("decoder", "onnxruntime", "fp16", "small", 1, 64, 64, 9, True, (step,), step),))
+
+
+def case(*failures: str) -> Case:
+    return Case("decoder", "small", "image", "onnxruntime", 1, 64, 64, 0.0, 0.0, 0.0, failures=failures)
+
+
+def test_a_tensor_that_sinks_below_the_normal_numbers_is_told_as_that() -> None:
+    place = "decoder, onnxruntime: h (Conv of mid_block) loses digits: no number there is larger than 1e-06, and below"
+    (told,) = advise(sunk(1e-6), Report("fp16", "", "", (case("it is off"),)))
+    assert told.startswith(
+        f"{place} 6.1e-05 float16 has fewer the smaller a number is. In this order: keep these nodes"
+    )
+
+
+@pytest.mark.parametrize("largest", [1e-6, 1.0])
+def test_nothing_is_advised_where_every_case_passes(largest: float) -> None:
+    (told,) = advise(sunk(largest), Report("fp16", "", "", (case(),)))
+    assert told.endswith(". Every case keeps its limits all the same. There is nothing to do.")

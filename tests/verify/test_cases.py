@@ -108,6 +108,7 @@ def test_a_metric_is_told_with_its_unit() -> None:
         "no difference",
         "no difference",
     )
+    assert (amount("psnr", math.nan), amount("mean_abs", math.nan)) == ("not finite", "not finite")
     assert (amount("rel_l2", 2e-5), amount("rel_l2", None)) == ("2e-05", "not finite")
 
 

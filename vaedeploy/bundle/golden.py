@@ -63,7 +63,7 @@ def decode_golden(data: bytes, identity: str) -> tuple[GoldenCase, ...]:
             )
             for row in json.loads(header["cases"])
         )
-    except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
+    except (safetensors.SafetensorError, AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise BundleError(f"{NAME} cannot be read: {error!r}. Run: vaedeploy verify BUNDLE --photos DIR") from error
     if header.get("vae_identity") != identity:
         raise BundleError(f"{NAME} is of another VAE: {header.get('vae_identity')}, not {identity}")

@@ -14,7 +14,7 @@ import msgspec
 from vaedeploy.bundle.graphs import EXTRA_FORMS
 from vaedeploy.errors import BundleError, ContractError
 from vaedeploy.values.interface import Interface
-from vaedeploy.values.kinds import Backend, Form, ImageInput, Part, Precision, Sha256
+from vaedeploy.values.kinds import Backend, ComputeCapability, Form, ImageInput, Part, Precision, Sha256
 from vaedeploy.values.latent import LatentSpec, numbers_text
 from vaedeploy.values.origin import Origin
 from vaedeploy.values.shapes import ShapeSet
@@ -27,6 +27,9 @@ NAME = "bundle.json"
 
 BLANK = "0" * 64
 """What stands for the seal while its sha256 is computed."""
+
+
+Count = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class VaeInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -50,7 +53,7 @@ class FileInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The sha256 of a file in the bundle, in lower-case hexadecimal, and its size in bytes."""
 
     sha256: Sha256
-    bytes: Annotated[int, msgspec.Meta(ge=0)]
+    bytes: Count
 
 
 class Verification(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -94,9 +97,9 @@ class EngineIdentity(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     precision: Precision
     backend: Backend
     backend_version: str
-    compute_capability: str
+    compute_capability: ComputeCapability
     gpu: str | None
-    shapes: dict[str, ShapeSet]
+    shapes: Annotated[dict[str, ShapeSet], msgspec.Meta(min_length=1)]
     options: dict[str, bool | int | str]
 
     @property
@@ -128,12 +131,16 @@ class EngineInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     profile: str
     part: Part
     identity: EngineIdentity
-    activation_bytes: dict[str, int]
-    weights_bytes: int
+    activation_bytes: dict[str, Count]
+    weights_bytes: Count
     tensors: dict[str, str]
-    layers: dict[str, int]
+    layers: dict[str, Count]
     cuda_graphs: bool = True
     verification: Verification | None = None
+
+    def __post_init__(self) -> None:
+        if self.activation_bytes.keys() != self.identity.shapes.keys():
+            raise ValueError("activation_bytes and identity.shapes have other names")
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -146,6 +153,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     precision: of the graphs, except the portable ones (always fp32) and some of a bf16 bundle (see ``graphs.FORMS``).
     graphs: part -> form -> file name. Every part has the form ``portable``.
     rewrites: file name of a graph -> rule -> number of places that the rule changed in the portable graph to make it.
+    keep_fp32: names of nodes of the portable graphs that stay in float32 where the others are lowered.
     files: path with forward slashes -> sha256 and size, for every file of the bundle except ``bundle.json``.
     contents: part -> sha256 of the portable graph, over what it computes and not over who made it. Graphs with equal
         values compute the same.
@@ -166,6 +174,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     precision: Precision
     graphs: dict[Part, dict[Form, str]]
     rewrites: dict[str, dict[str, int]] = {}
+    keep_fp32: tuple[str, ...] = ()
     files: dict[str, FileInfo] = {}
     contents: dict[Part, Sha256] = {}
     engines: dict[str, EngineInfo] = {}
@@ -194,6 +203,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             words += ["--scale", numbers_text(self.latent.scale), "--shift", numbers_text(self.latent.shift)]
         if self.precision != "fp32":
             words += ["--precision", self.precision]
+        for name in self.keep_fp32:
+            words += ["--keep-fp32", name]
         if self.image_input != "float":
             words += ["--image-input", self.image_input]
         for form in EXTRA_FORMS:
@@ -243,7 +254,7 @@ def decode_manifest(data: bytes, bundle: Path) -> Manifest:
                 + ("Upgrade: pip install --upgrade vaedeploy" if version > FORMAT else advice)
             )
         manifest = msgspec.json.decode(data, type=Manifest)
-    except (msgspec.MsgspecError, UnicodeDecodeError, ContractError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, ContractError, RecursionError) as error:
         raise BundleError(f"bundle {bundle}: {NAME} cannot be used: {error}. {advice}") from error
     if manifest.seal is not None:
         found = hashlib.sha256(_with_seal(data, manifest.seal, BLANK)).hexdigest()

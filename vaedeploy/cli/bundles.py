@@ -46,6 +46,12 @@ from vaedeploy.cli.group import (
     help="The precision that the graphs compute in. Their inputs and outputs stay float32.",
 )
 @click.option(
+    "--keep-fp32",
+    multiple=True,
+    metavar="NODE",
+    help="With fp16 or bf16: leave this node of the graph in float32, by its name, which vaedeploy verify --bisect gives. Repeatable.",
+)
+@click.option(
     "--image-input",
     type=click.Choice(["float", "uint8"]),
     default="float",
@@ -73,7 +79,7 @@ from vaedeploy.cli.group import (
     multiple=True,
     help="Also write the graphs with the fused operators of ONNX Runtime's CUDA provider; needs --precision fp16.",
 )
-@photos_option
+@photos_option("Measure activations, and verify,")
 @click.option(
     "--profile",
     "profiles",

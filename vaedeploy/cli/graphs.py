@@ -35,6 +35,12 @@ from vaedeploy.cli.group import PATH, cli, json_option
     help="The precision that the graph computes in; inputs and outputs keep their types. [default: that of IN.onnx]",
 )
 @click.option(
+    "--keep-fp32",
+    multiple=True,
+    metavar="NODE",
+    help="With fp16 or bf16: leave this node of the graph in float32, by its name. Repeatable.",
+)
+@click.option(
     "--inputs",
     type=PATH,
     multiple=True,

@@ -91,13 +91,14 @@ def tell_page(page: Path | None, problem: PageError | None) -> int:
     return 0
 
 
-def photos_option(command: Command) -> Command:
+def photos_option(purpose: str) -> Callable[[Command], Command]:
+    """--photos, whose help begins with ``purpose``: what the photographs are for."""
     return click.option(
         "--photos",
         type=PATH,
         metavar="DIR",
-        help="Verify on the first nine photographs of this folder, instead of the three that scikit-image carries.",
-    )(command)
+        help=f"{purpose} on the first nine photographs of this folder, instead of the three that scikit-image carries.",
+    )
 
 
 def profiles_option(command: Command) -> Command:

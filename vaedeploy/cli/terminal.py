@@ -25,6 +25,7 @@ import click
 from vaedeploy.errors import OutputError, VaedeployError
 from vaedeploy.system.interrupts import Stopped, remembering
 from vaedeploy.system.progress import Progress
+from vaedeploy.system.text import encodable, printable
 
 SIGNALLED = 128
 """Added to a signal's number, this is the exit code after it, by the convention of shells: 130 after Ctrl-C."""
@@ -69,19 +70,23 @@ def run(command: click.Command, arguments: Sequence[str] | None) -> int:
 
 
 def say(message: str) -> None:
-    """Write a line for people to stderr."""
+    """Write a line for people to stderr. What a terminal would obey, such as escape sequences, is shown and not sent."""
     try:
-        click.echo(message, err=True)
+        click.echo(printable(message), err=True)
     except BrokenPipeError:
         _silence(sys.stderr)
 
 
 def show(line: str) -> None:
-    """Write a line of the result to stdout.
+    """Write a line of the result to stdout. What a terminal would obey, such as escape sequences, is shown and not sent.
 
     Raises OutputError where stdout cannot be written to, such as a file on a full disk. A reader that has gone is no
     error, see ``run``.
     """
+    _write(printable(line))
+
+
+def _write(line: str) -> None:
     if sys.stdout is None:  # it was closed before Python started
         raise OutputError("cannot write the result to stdout: it is closed")
     try:
@@ -99,10 +104,24 @@ def _silence(stream: TextIO) -> None:
 
 
 def show_json(value: object) -> None:
-    """Write ``value`` (builtins, dataclasses, msgspec Structs) to stdout as JSON. Infinity and NaN become null."""
+    """Write ``value`` (builtins, dataclasses, msgspec Structs) to stdout as JSON. Infinity and NaN become null; bytes of
+    names of files that are not UTF-8 are written as Python writes them.
+    """
     import msgspec
 
-    show(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+    plain = _encodable(msgspec.to_builtins(value))
+    show(msgspec.json.format(msgspec.json.encode(plain), indent=2).decode())
+
+
+def _encodable(value: object) -> object:
+    match value:
+        case str():
+            return encodable(value)
+        case dict():
+            return {_encodable(key): _encodable(item) for key, item in value.items()}
+        case list() | tuple():
+            return [_encodable(item) for item in value]
+    return value
 
 
 def show_table(headers: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[str] = ()) -> None:
@@ -117,13 +136,14 @@ def show_table(headers: Sequence[str], rows: Sequence[Sequence[str]], numbers: S
     terminal = sys.stdout is not None and sys.stdout.isatty()
     # Other programs read a pipe by lines, so a row must stay one line there.
     width = shutil.get_terminal_size().columns if terminal else 10_000
+    rows = [[printable(cell) for cell in row] for row in rows]
     lines: Iterable[str]
     if headers and sum(_least_widths(headers, rows)) + 2 * len(headers) > width:
         lines = _paragraphs(headers, rows, width)
     else:
         lines = _table(headers, rows, numbers, width, terminal)
     for line in lines:
-        show(line.rstrip())
+        _write(line.rstrip())
 
 
 def _least_widths(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> list[int]:
@@ -207,7 +227,7 @@ def progress_display() -> Iterator[Progress]:
 
         def draw(what: str, done: float, total: float) -> None:
             if what not in tasks:
-                tasks[what] = bars.add_task(escape(what), total=total)
+                tasks[what] = bars.add_task(escape(printable(what)), total=total)
             bars.update(tasks[what], completed=done, total=total)
             if done >= total:
                 del tasks[what]

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     metavar="NAME",
     help="With --backend: check only the engines that were built for this GPU profile.",
 )
-@photos_option
+@photos_option("Compute the reference with PyTorch again, and verify,")
 @click.option("--bisect", is_flag=True, help="Also find the first tensors that go wrong, and what to do about them.")
 @page_option
 @json_option

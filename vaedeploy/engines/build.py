@@ -175,7 +175,10 @@ def _death(code: int) -> str:
     """How a process of this exit code ended, as the end of a sentence."""
     if code >= 0:
         return f"ended with exit code {code} before the engine was built"
-    name = signal.Signals(-code).name
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:  # the kernel has signals without a name, such as those for real time
+        name = f"signal {-code}"
     advice = ", as the system does when memory runs out: lower the profile's largest size, or free memory"
     return f"was killed by {name}{advice if name == 'SIGKILL' else ''}"
 

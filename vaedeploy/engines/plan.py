@@ -11,8 +11,8 @@ import msgspec
 
 from vaedeploy.bundle import Bundle
 from vaedeploy.engines.build import backend_version
-from vaedeploy.engines.profile import CAPABILITIES, Options, Profile, get_profile
-from vaedeploy.errors import BackendError, InputError, ProfileError
+from vaedeploy.engines.profile import CAPABILITIES, NAME, NAME_RULE, Options, Profile, get_profile
+from vaedeploy.errors import BackendError, BundleError, InputError, ProfileError
 from vaedeploy.system.arguments import as_list
 from vaedeploy.system.gpu import Gpu, find_gpu
 from vaedeploy.system.installs import install_command
@@ -60,22 +60,30 @@ def plan_builds(
 
 def plan_rebuilds(bundle: Bundle) -> tuple[Job, ...]:
     """The jobs that build the engines of ``bundle`` again, with what their identities record. Raises BackendError as
-    ``plan_builds`` does.
+    ``plan_builds`` does, and BundleError for an engine that no profile gives.
     """
     pairs = {}
-    for info in bundle.manifest.engines.values():
+    for name, info in bundle.manifest.engines.items():
         identity = info.identity
-        profile = Profile(
-            name=info.profile,
-            gpu=identity.gpu or info.profile,
-            compute_capability=identity.compute_capability,
-            memory_gib=math.inf,  # the engine was built, so it fitted
-            backend=identity.backend,
-            precision=identity.precision,
-            shapes=identity.shapes,
-            options=msgspec.convert(identity.options, Options),
-            cuda_graphs=info.cuda_graphs,
-        )
+        try:
+            if not NAME.fullmatch(info.profile):
+                raise ValueError(f"its profile is {info.profile!r}; the name of one {NAME_RULE}")
+            profile = Profile(
+                name=info.profile,
+                gpu=identity.gpu or info.profile,
+                compute_capability=identity.compute_capability,
+                memory_gib=math.inf,  # the engine was built, so it fitted
+                backend=identity.backend,
+                precision=identity.precision,
+                shapes=identity.shapes,
+                options=msgspec.convert(identity.options, Options),
+                cuda_graphs=info.cuda_graphs,
+            )
+        except (msgspec.MsgspecError, ValueError) as error:
+            raise BundleError(
+                f"{name} of bundle {bundle.path} cannot be built again: {error}. Export the bundle again: "
+                f"{bundle.manifest.export_command(bundle.path)}"
+            ) from error
         pairs[info.profile, identity.backend] = profile, identity.backend
     return _jobs(list(pairs.values()))
 

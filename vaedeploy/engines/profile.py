@@ -15,7 +15,7 @@ import msgspec
 from vaedeploy.errors import ProfileError
 from vaedeploy.system.atomic import write_file
 from vaedeploy.system.gpu import Gpu, find_gpu
-from vaedeploy.values.kinds import Backend, Precision
+from vaedeploy.values.kinds import Backend, ComputeCapability, Precision
 from vaedeploy.values.latent import SizeRule
 from vaedeploy.values.shapes import ShapeSet
 
@@ -76,7 +76,7 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
     name: str
     gpu: str
-    compute_capability: Annotated[str, msgspec.Meta(pattern=r"^[1-9][0-9]*\.[0-9]\Z")]
+    compute_capability: ComputeCapability
     memory_gib: Annotated[float, msgspec.Meta(gt=0, le=65536)]
     backend: Backend
     precision: Precision
@@ -175,7 +175,7 @@ def read_profile(path: Path) -> Profile:
         if "name" in table:
             raise ValueError("it has a field name; a profile is named by its file")
         return msgspec.convert({**table, "name": path.stem}, Profile)
-    except (OSError, msgspec.MsgspecError, ValueError) as error:
+    except (OSError, msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise ProfileError(f"profile {path.stem} cannot be used: {error}. Its file: {path}") from error
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -52,7 +54,7 @@ def _check_names(model: ir.Model, shapes: Mapping[str, int]) -> None:
                     raise InputError(
                         f"input {value.name} has a dimension without a name; give it one to count at a size"
                     )
-                names |= dim.free_symbols()
+                names |= symbols_of(dim)
     if names != set(shapes):
         raise InputError(
             f"sizes are given for {', '.join(sorted(shapes)) or 'nothing'}; "
@@ -99,8 +101,53 @@ def _evaluate_dim(dim: int | ir.SymbolicDim, sizes: Mapping[str, int]) -> int | 
     if isinstance(dim, int):
         return dim
     try:
-        size = dim.evaluate(sizes)
+        return evaluate_expression(dim, sizes)
     except ValueError:  # an exporter's own notation, such as torch's TruncToInt(2.0*ToFloat(s53))
+        return None
+
+
+SIMPLE = re.compile(r"(?!.*(\*\*|[0-9]{10}))(?=[^(]*(\([^(]*){0,8}\Z)[\w .,()+*/%-]{1,100}")
+"""Expressions that are evaluated. onnx_ir computes them by sympy, which takes a power of powers, or a text of many
+brackets, for hours; exporters write sums and products of a few names.
+"""
+
+
+def symbols_of(dim: ir.SymbolicDim) -> frozenset[str]:
+    """The names in a dimension's expression. Raises ValueError for a text that is none, or is not ``SIMPLE``."""
+    return _parsed(dim.value or "")[1]
+
+
+def evaluate_expression(dim: ir.SymbolicDim, sizes: Mapping[str, int]) -> int | None:
+    """The size of a dimension for these sizes of its symbols; None where that is no whole number, or a symbol has no
+    size. Raises ValueError as ``symbols_of`` does.
+    """
+    _, symbols = _parsed(dim.value or "")
+    if not symbols <= sizes.keys():
+        return None
+    return _computed(dim.value or "", tuple(sorted((name, sizes[name]) for name in symbols)))
+
+
+@lru_cache(4096)
+def _parsed(text: str) -> tuple[ir.SymbolicDim, frozenset[str]]:
+    if text.isidentifier():
+        return ir.SymbolicDim(text), frozenset((text,))
+    if not SIMPLE.fullmatch(text):
+        raise ValueError(f"{text!r} is no expression that is evaluated")
+    dim = ir.SymbolicDim(text)
+    try:
+        return dim, dim.free_symbols()
+    except (ArithmeticError, AttributeError, TypeError) as error:  # sympy's, such as for max() and for 1 % 0
+        raise ValueError(f"{text!r} is no expression") from error
+
+
+@lru_cache(4096)
+def _computed(text: str, sizes: tuple[tuple[str, int], ...]) -> int | None:
+    dim, symbols = _parsed(text)
+    if text in symbols:
+        return dict(sizes)[text]
+    try:
+        size = dim.evaluate(dict(sizes))
+    except (ArithmeticError, AttributeError, TypeError):
         return None
     return size if isinstance(size, int) else None
 
@@ -122,32 +169,35 @@ def evaluate(
     known: dict[str, NDArray[Any]] = {}
     nodes: list[Any] = []
     seen: set[ir.Node] = set()
-
-    def collect(value: ir.Value) -> bool:
-        """Gather the nodes and constants that ``value`` is computed from; False where it cannot be computed."""
-        node, name = value.producer(), value.name or ""
+    # Not a recursion: a chain of a thousand nodes would be too deep for it. A node comes with its
+    # value once its sources have been gathered.
+    waiting: list[tuple[ir.Value, ir.Node | None]] = [(value, None)]
+    while waiting:
+        wanted, ready = waiting.pop()
+        if ready is not None:
+            nodes.append(ir.to_proto(ready))  # after its sources, and so in order of computation
+            continue
+        node, name = wanted.producer(), wanted.name or ""
         if name in known or node in seen:
-            return True
-        constant = None if value.is_graph_input() else ir.convenience.get_const_tensor(value)
+            continue
+        constant = None if wanted.is_graph_input() else ir.convenience.get_const_tensor(wanted)
         if constant is not None:
-            if constant.size <= LARGEST_SIZES:
-                known[name] = constant.numpy()
-            return name in known
+            if constant.size > LARGEST_SIZES:
+                return None
+            known[name] = constant.numpy()
+            continue
         if node is None or node.domain != "" or node.op_type not in SIZE_OPERATORS:
-            return False
+            return None
         if node.op_type == "Shape":
             dims = _shape(node, sizes or {}, shapes or {})
-            if dims is not None:
-                known[name] = np.array(dims, np.int64)
-            return dims is not None
+            if dims is None:
+                return None
+            known[name] = np.array(dims, np.int64)
+            continue
         seen.add(node)
-        if not all(collect(source) for source in node.inputs if source is not None):
-            return False
-        nodes.append(ir.to_proto(node))  # after its sources, and so in order of computation
-        return True
+        waiting.append((wanted, node))
+        waiting += [(source, None) for source in reversed(node.inputs) if source is not None]
 
-    if not collect(value):
-        return None
     tensors = [numpy_helper.from_array(array, name) for name, array in known.items()]
     output = helper.make_tensor_value_info(value.name or "", TensorProto.UNDEFINED, None)
     graph = helper.make_graph(nodes, "sizes", [], [output], tensors)

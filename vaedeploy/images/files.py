@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import logging
+from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +15,19 @@ from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 
 from vaedeploy.errors import ImageError, OutputError
 from vaedeploy.system.atomic import write_file
-from vaedeploy.system.oserrors import reason
+from vaedeploy.system.oserrors import reason, special
 
 READ_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 """Pillow's names of the formats that are read. Pillow reads more formats, some of them by starting other programs,
 which a file from a stranger should not be able to do.
 """
+
+MOST_PIXELS = 2**27
+"""An image with more pixels is not read (134 million: 11,585 x 11,585). A file of kilobytes can state as many as it
+likes, and each takes up to 20 bytes of memory while it is converted.
+"""
+
+log = logging.getLogger(__name__)
 
 WRITE_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     ".png": ("PNG", {}),
@@ -36,6 +46,30 @@ def image_suffixes() -> tuple[str, ...]:
     return tuple(sorted(suffix for suffix, form in Image.registered_extensions().items() if form in READ_FORMATS))
 
 
+def files_in(folder: Path, suffixes: Sequence[str]) -> list[Path]:
+    """The files in ``folder`` whose names end in one of ``suffixes``, in the order of their names.
+
+    Other files and folders are left out with a warning in the log that counts them; hidden ones without a word. Raises
+    OSError if the folder cannot be read.
+    """
+    places = sorted(place for place in folder.iterdir() if not place.name.startswith("."))
+    files = [place for place in places if place.suffix.lower() in suffixes and place.is_file()]
+    if others := sorted((_kind(place), place.name) for place in places if place not in set(files)):
+        kinds = []
+        for kind, group in groupby(others, key=lambda other: other[0]):
+            names = [name for _, name in group]
+            several = len(names) > 1
+            kinds.append(f"{len(names)} {kind}{'s' if several else ''} ({names[0]}{', ...' if several else ''})")
+        log.warning("left out of %s: %s", folder, ", ".join(kinds))
+    return files
+
+
+def _kind(place: Path) -> str:
+    if place.is_dir():
+        return "folder"
+    return " ".join((place.suffix.lower(), "file" if place.is_file() else "device, pipe or broken link")).strip()
+
+
 def read_image(path: str | Path) -> NDArray[np.uint8]:
     """Read an image file as (H, W, 3) uint8 RGB in sRGB.
 
@@ -47,14 +81,21 @@ def read_image(path: str | Path) -> NDArray[np.uint8]:
     - An alpha channel is dropped if it is opaque everywhere.
 
     Raises ImageError if the file is missing, empty, truncated or not an image, if it has no pixels or more than
-    Pillow's limit, if it has transparent pixels or a broken colour profile, and for 32-bit and Lab images.
+    ``MOST_PIXELS``, if it has transparent pixels or a broken colour profile, and for 32-bit and Lab images.
     """
     path = Path(path)
     try:
+        if fault := special(path):
+            raise ImageError(f"{path} {fault}; give an image file")
         if path.is_file() and path.stat().st_size == 0:
             raise ImageError(f"{path} is empty (0 bytes)")
         Image.init()
         with Image.open(path, formats=[name for name in READ_FORMATS if name in Image.OPEN]) as image:
+            if image.width * image.height > MOST_PIXELS:
+                raise ImageError(
+                    f"{path} is too large: it has {image.width * image.height:,} pixels, and at most {MOST_PIXELS:,} "
+                    "are read. Crop it or make it smaller first"
+                )
             image.load()
             return _upright(np.array(_to_srgb(image, path)), image.getexif().get(ExifTags.Base.Orientation, 1))
     except ImageError:

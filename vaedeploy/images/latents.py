@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from vaedeploy.errors import ContractError, LatentError
 from vaedeploy.system.atomic import write_file
-from vaedeploy.system.oserrors import reason
+from vaedeploy.system.oserrors import reason, special
 from vaedeploy.system.tensors import safetensors_bytes
 from vaedeploy.values.latent import LatentSpec
 
@@ -45,6 +45,8 @@ def read_latent(path: str | Path) -> LatentFile:
     has another rank or type, no elements, NaN or infinity, and if the metadata cannot be used.
     """
     path = Path(path)
+    if fault := special(path):
+        raise LatentError(f"{path} {fault}; give a latent file")
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             names = list(file.keys())
@@ -102,7 +104,7 @@ def _read_json(path: Path, metadata: dict[str, str], key: str, kind: Any) -> Any
         return None
     try:
         return msgspec.json.decode(metadata[key], type=kind)
-    except (msgspec.MsgspecError, ContractError) as error:
+    except (msgspec.MsgspecError, ContractError, RecursionError) as error:
         raise LatentError(
             f"{path} has {key} {metadata[key]!r} in its metadata, which cannot be used: {error}"
         ) from error

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vaedeploy.errors import ImageError
-from vaedeploy.images.files import image_suffixes, read_image
+from vaedeploy.images.files import files_in, image_suffixes, read_image
+from vaedeploy.system.oserrors import reason
 
 Photo = NDArray[np.uint8]
 """A photograph (H, W, 3), or a batch of photographs (B, H, W, 3), uint8 RGB."""
@@ -42,8 +43,10 @@ def photo_files(folder: str | Path) -> list[Path]:
         raise ImageError(f"{folder} is a file; give the folder that it is in")
     if not Path(folder).is_dir():
         raise ImageError(f"there is no folder {folder}; give a folder with PNG, JPEG or other pictures in it")
-    suffixes = image_suffixes()
-    files = sorted(p for p in Path(folder).glob("*") if p.suffix.lower() in suffixes and not p.name.startswith("."))
+    try:
+        files = files_in(Path(folder), image_suffixes())
+    except OSError as error:
+        raise ImageError(f"{folder} cannot be read: {reason(error)}") from error
     if not files:
         raise ImageError(f"there is no picture in {folder}; give a folder with PNG, JPEG or other pictures in it")
     return files

@@ -34,6 +34,7 @@ from vaedeploy.numerics.emulation import save_emulating
 from vaedeploy.rewrite.normalization import split_means
 from vaedeploy.rewrite.precision.plan import LINEAR
 from vaedeploy.runtime.onnxruntime_cpu import measuring_session
+from vaedeploy.system.processes import native_call
 
 __all__ = ["Difference", "measure_differences"]
 
@@ -118,7 +119,8 @@ def measure_differences(
         save_emulating(model, path)
         session = measuring_session(path)
         try:
-            numbers = iter([float(number) for number in session.run(None, dict(feeds))])
+            with native_call():
+                numbers = iter([float(number) for number in session.run(None, dict(feeds))])
         except Exception as error:  # ONNX Runtime's errors have no common type
             raise BackendError(f"ONNX Runtime failed to compare the graphs: {error}") from error
         del session  # Windows deletes no file that is open

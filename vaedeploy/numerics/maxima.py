@@ -22,6 +22,7 @@ from vaedeploy.errors import BackendError, InputError
 from vaedeploy.graph.edit import LOWER_TYPES, free_name
 from vaedeploy.graph.graph import load_model
 from vaedeploy.runtime.onnxruntime_cpu import measuring_session
+from vaedeploy.system.processes import native_call
 from vaedeploy.system.progress import Progress, silent
 
 WHAT = "Measuring activations"
@@ -35,16 +36,14 @@ def measure_maxima(
     model: ir.Model | str | Path,
     feeds: Iterable[Mapping[str, NDArray[Any]]],
     *,
-    threads: int = 0,
     what: str = WHAT,
     progress: Progress = silent,
 ) -> dict[str, float]:
     """The largest magnitude over all ``feeds``, by name, of each floating-point graph input and node output.
 
     model: a graph, which is not changed, or the path of one. feeds: each has an array for every graph input, by name.
-    threads: 0 for as many as ONNX Runtime chooses. what: the text that ``progress`` gets. A tensor that held an
-    infinity or a NaN has the maximum ``inf``; one that was always empty has 0.0. Tensors inside the subgraphs of
-    control flow are not measured.
+    what: the text that ``progress`` gets. A tensor that held an infinity or a NaN has the maximum ``inf``; one that was
+    always empty has 0.0. Tensors inside the subgraphs of control flow are not measured.
 
     Raises InputError where there is no feed or no floating-point tensor, BackendError with what ONNX Runtime said.
     """
@@ -56,12 +55,13 @@ def measure_maxima(
         path = Path(folder) / "probe.onnx"
         ir.save(probe, path, external_data="probe.onnx.data")
         del probe
-        session = measuring_session(path, threads)
+        session = measuring_session(path)
         total = len(feeds) if isinstance(feeds, Sized) else 1
         for done, feed in enumerate(feeds):
             progress(what, min(done, total - 1), total)
             try:
-                numbers = iter(session.run(None, dict(feed)))
+                with native_call():
+                    numbers = iter(session.run(None, dict(feed)))
             except Exception as error:
                 shapes = ", ".join(f"{name} {np.shape(array)}" for name, array in feed.items())
                 raise BackendError(f"ONNX Runtime failed to measure the graph on {shapes}: {error}") from error

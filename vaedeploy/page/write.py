@@ -5,6 +5,7 @@ Where that file cannot hold every image at full size, the full-size images are w
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from vaedeploy.errors import OutputError, PageError
 from vaedeploy.images.files import write_image
-from vaedeploy.page.charts import HEIGHT, WIDTH, Chart, spectrum_chart, tone_chart
+from vaedeploy.page.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Chart, spectrum_chart, tone_chart
 from vaedeploy.page.document import Document
 from vaedeploy.page.images import HEAT, Area, at_most, error_levels, heat_map, lossless, worst_area
 from vaedeploy.page.measures import FURTHER, MEASURES, metric_table
@@ -25,7 +26,10 @@ from vaedeploy.quality import Finding, Quality
 from vaedeploy.quality.candidates import Candidate, Picture, Pixels
 from vaedeploy.system.atomic import check_place, transient_folder, write_file
 from vaedeploy.system.oserrors import advice, reason
+from vaedeploy.system.text import encodable
 from vaedeploy.version import __version__
+
+log = logging.getLogger(__name__)
 
 NAME = "index.html"
 
@@ -88,7 +92,7 @@ def check_folder(folder: str | Path) -> None:
 def write_page(document: Document, folder: str | Path, result: object = None) -> Path:
     """Write ``index.html`` into ``folder``, which is created if it is missing. Returns the path of the file.
 
-    The page is to stay under 5 MB. Where it cannot hold every image at full size, all images are also written as PNG
+    The page is to stay under 5 MB; if it cannot, a warning is logged. Where it cannot hold every image at full size, all images are also written as PNG
     into ``pictures`` beside it, and linked; where there are very many, it shows those that are furthest from their
     reference. Raises PageError, which carries ``result``, where ``folder`` cannot be written to.
     """
@@ -97,6 +101,12 @@ def write_page(document: Document, folder: str | Path, result: object = None) ->
         page = _render(document, side, shown)
         if len(page) <= MOST_BYTES:
             break
+    else:
+        log.warning(
+            "the page in %s has %.1f MB, more than the %.0f that are aimed at",
+            folder,
+            *(n / 1e6 for n in (len(page), MOST_BYTES)),
+        )
     try:
         _make_folder(folder)
         if _has_files(document, side, shown):
@@ -133,9 +143,13 @@ def _render(document: Document, side: int, shown: int) -> bytes:
         heat=HEAT,
         chart_width=WIDTH,
         chart_height=HEIGHT,
+        left=LEFT,
+        right=RIGHT,
+        top=TOP,
+        bottom=BOTTOM,
         version=__version__,
     )
-    return page.strip().encode()
+    return encodable(page.strip()).encode()
 
 
 def _likeness(picture: Picture) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -94,11 +94,11 @@ def bench_bundle(
     bundle = as_bundle(bundle)
     _check(bundle, sizes, batches, rounds)
     chosen = _choose_backends(bundle, as_list("backends", backends), device)
-    ceilings = {name: measure_ceilings(name, device) for name in chosen}
     photos, timings = _photos(), []
     total, done = len(sizes) * len(batches) * len(PARTS), 0
     with ExitStack() as stack:
         vaes, problems = _open(bundle, chosen, device, stack)
+        ceilings = {name: measure_ceilings(name, device) for name in chosen}
         timings += [
             Timing(name, _precision(bundle, name), part, 0, 0, 0, problem=why)
             for name, why in problems.items()
@@ -107,7 +107,7 @@ def bench_bundle(
         for height, width in sizes:
             for batch in batches:
                 photo = crop_batch(photos, batch, height, width)
-                latent = _widest(vaes).encode(photo)
+                latent = _latent(vaes, photo)
                 for part in PARTS:
                     progress("Timing", done, total)
                     calls = {n: _call(vae, part, photo if part == "encoder" else latent) for n, vae in vaes.items()}
@@ -151,7 +151,9 @@ def _choose_backends(bundle: Bundle, backends: Sequence[str], device: int) -> li
     """``backends``, or by default all that work here and, if they run engines, have some in the bundle."""
     built = {info.identity.backend for info in bundle.manifest.engines.values()}
     possible = [name for name in BACKENDS if name not in ENGINES or name in built]
-    chosen = list(backends) or [name for name in possible if problem_of(name, device) is None]
+    if unknown := [name for name in backends if name not in BACKENDS]:
+        raise InputError(f"there is no backend {unknown[0]!r}; there is: {', '.join(BACKENDS)}")
+    chosen = list(dict.fromkeys(backends)) or [name for name in possible if problem_of(name, device) is None]
     if not chosen:
         raise BackendError(". ".join(str(problem_of(name, device)) for name in possible))
     return chosen
@@ -173,9 +175,14 @@ def _open(
     return vaes, problems
 
 
-def _widest(vaes: Mapping[str, VAE]) -> VAE:
-    """The VAE of the last backend: ONNX Runtime, where it was opened, takes every size."""
-    return list(vaes.values())[-1]
+def _latent(vaes: Mapping[str, VAE], photo: Photo) -> Any:
+    """The latent of a batch of photographs, or noise of its shape where none of ``vaes`` takes their size."""
+    for vae in vaes.values():
+        with suppress(BackendError, EngineError, SizeError):
+            return vae.encode(photo)
+    latent = next(iter(vaes.values())).latent
+    shape = len(photo), latent.channels, photo.shape[1] // latent.factor, photo.shape[2] // latent.factor
+    return np.random.default_rng(0).standard_normal(shape, np.float32)
 
 
 def _call(vae: VAE, part: Part, value: Any) -> Callable[[], Any]:

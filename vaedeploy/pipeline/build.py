@@ -147,7 +147,13 @@ class _Builds:
             portable = load_graph(self.edit.bundle.graph(part), part)
             if part not in self.edit.bundle.manifest.contents:
                 self.edit.put(contents={part: content_sha256(portable)})
-            rewritten = rewrite_graph(portable, "tensorrt", precision, maxima=self._maxima(profile, part)).graph
+            rewritten = rewrite_graph(
+                portable,
+                "tensorrt",
+                precision,
+                maxima=self._maxima(profile, part),
+                keep_fp32=self.edit.bundle.manifest.keep_fp32,
+            ).graph
             path = self.edit.draft / f"{part}.{precision}.onnx"
             save_form(rewritten, path, shared=False)
             # The digest is of the file, since weights are only lowered while they are written.

@@ -51,11 +51,13 @@ def _of_gpu(device: int) -> Ceilings | None:
         return None
     if not torch.cuda.is_available():
         return None
-    torch.backends.cuda.matmul.fp32_precision = "ieee"
-    gpu = torch.device("cuda", device)
+    gpu, setting = torch.device("cuda", device), torch.backends.cuda.matmul
+    before = setting.fp32_precision
+    setting.fp32_precision = "ieee"
     try:
         return _rates(torch, gpu)
     finally:
+        setting.fp32_precision = before
         torch.cuda.empty_cache()  # PyTorch would keep the memory, and engines need it
 
 

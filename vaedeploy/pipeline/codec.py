@@ -9,7 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vaedeploy.errors import InputError, LatentError, OutputError, SizeError, VaedeployError
-from vaedeploy.images.files import WRITE_OPTIONS, check_image_name, image_suffixes, read_image, write_image
+from vaedeploy.images.files import (
+    WRITE_OPTIONS,
+    check_image_name,
+    files_in,
+    image_suffixes,
+    read_image,
+    write_image,
+)
 from vaedeploy.images.latents import LatentFile, read_latent, write_latent
 from vaedeploy.runtime import VAE
 from vaedeploy.system.atomic import check_place, clear_drafts, transient_folder
@@ -36,7 +43,9 @@ class Converted:
         if self.failures:
             total = len(self.failures) + len(self.written)
             lines = "".join(f"\n  {failure}" for failure in self.failures)
-            raise InputError(f"{len(self.failures)} of {total} files failed; the others are written:{lines}")
+            raise InputError(
+                f"{len(self.failures)} of {total} files failed{'; the others are written' if self.written else ''}:{lines}"
+            )
 
 
 def encode_files(
@@ -182,7 +191,10 @@ def _convert_all(
 
 def _pairs(source: Path, out: Path, suffixes: tuple[str, ...], suffix: str) -> list[tuple[Path, Path]]:
     """The files in the folder ``source`` that have one of ``suffixes``, each with the file to write for it."""
-    files = sorted(f for f in source.iterdir() if _is_source(f, suffixes))
+    try:
+        files = files_in(source, suffixes)
+    except OSError as error:
+        raise InputError(f"{source} cannot be read: {reason(error)}") from error
     if not files:
         raise InputError(f"there is nothing to convert in {source}: no file there ends in {', '.join(suffixes)}")
     taken: dict[Path, Path] = {}
@@ -192,10 +204,6 @@ def _pairs(source: Path, out: Path, suffixes: tuple[str, ...], suffix: str) -> l
             raise InputError(f"{taken[target].name} and {file.name} would both be written to {target}; rename one")
         taken[target] = file
     return [(file, target) for target, file in taken.items()]
-
-
-def _is_source(file: Path, suffixes: tuple[str, ...]) -> bool:
-    return file.suffix.lower() in suffixes and not file.name.startswith(".") and file.is_file()
 
 
 @contextmanager

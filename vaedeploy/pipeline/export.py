@@ -48,6 +48,7 @@ def export_vae(
     image_input: ImageInput = "float",
     rewrite: bool = True,
     forms: Sequence[Target] = (),
+    keep_fp32: Sequence[str] = (),
     scale: float | Sequence[float] | None = None,
     shift: float | Sequence[float] | None = None,
     force: bool = False,
@@ -71,6 +72,8 @@ def export_vae(
     rewrite: apply the exact rewrites, which save work and avoid overflow, and change results by rounding at most.
     forms: more forms of the graphs. "onnxruntime-cuda", in fp16 alone, has the fused operators of ONNX Runtime's CUDA
         provider. No CPU runs it: verify it on a GPU, ``verify_bundle(bundle, backend="onnxruntime-cuda")``.
+    keep_fp32: names of nodes of the portable graphs that stay in float32 in half precision, as ``bisect_bundle`` finds
+        them. Engines are built with them, too.
     force: replace a bundle that is at ``out``.
     verify: compare the graphs with PyTorch in float64. Without that, the bundle is marked unverified.
     photos: a folder of photographs to verify on, instead of those that scikit-image carries.
@@ -82,7 +85,7 @@ def export_vae(
     Raises VerificationError, which holds the report, where a limit is missed; the bundle is at ``out`` then, marked
     unverified. Raises BuildError where an engine cannot be built; the bundle is at ``out`` then, with the engines that
     could be. Whatever else is raised, nothing is left behind and what was at ``out`` is unchanged: InputError for an
-    unknown precision or form, OutputError for an ``out`` that exists (without ``force``) or cannot be written to,
+    unknown precision, form or node, OutputError for an ``out`` that exists (without ``force``) or cannot be written to,
     ImageError for ``photos`` that cannot be read, BackendError where ONNX Runtime is not installed, ExportError where
     the modules cannot be traced, and what ``load_reference`` and ``build_engines`` raise before they begin.
     """
@@ -91,6 +94,9 @@ def export_vae(
     _check_forms(forms, precision, rewrite)
     source = find_source(vae, weights)  # refuses bad weights before PyTorch is loaded, which takes seconds
     jobs = _plan_builds(profiles, profile_folder)
+    kept = tuple(as_list("keep_fp32", keep_fp32))
+    if kept and {precision, *(job.profile.precision for job in jobs)} == {"fp32"}:
+        raise InputError("keep_fp32 is for half precision, and everything here is fp32; leave it out")
     precisions = {precision if rewrite else "fp32", *(job.profile.precision for job in jobs)}
     calibrated = verify or "fp16" in precisions
     if calibrated:
@@ -106,8 +112,12 @@ def export_vae(
             job.profile.check_factor(reference.latent.factor)
         contents = write_portable(reference, draft.path, image_input, progress)
         collect_garbage()
-        manifest = _manifest(reference, precision, image_input, contents, private)
-        manifest = msgspec.structs.replace(manifest, contract_given=scale is not None or shift is not None)
+        manifest = _manifest(reference, precision, image_input, contents)
+        if private:
+            info = msgspec.structs.replace(manifest.vae, origin=manifest.vae.origin.private())
+            manifest = msgspec.structs.replace(manifest, vae=info)
+        given = scale is not None or shift is not None
+        manifest = msgspec.structs.replace(manifest, contract_given=given, keep_fp32=kept)
         cases: tuple[GoldenCase, ...] = ()
         if verify:
             cases = compute_golden(reference, photographs, verification_shapes(reference.latent.factor), progress)
@@ -117,7 +127,7 @@ def export_vae(
         calibration = None
         if calibrated:
             calibration = calibrate(draft.path, photographs, manifest.latent.factor, image_input, progress)
-        applied = write_forms(draft.path, precision, calibration, rewrite, tuple(forms))
+        applied = write_forms(draft.path, precision, calibration, rewrite, kept, tuple(forms))
         manifest = msgspec.structs.replace(manifest, graphs=graph_names(draft.path), rewrites=applied)
         report = None
         if verify:
@@ -157,13 +167,12 @@ def _plan_builds(profiles: Sequence[str], folder: str | Path | None) -> tuple[Jo
 
 
 def _manifest(
-    reference: Reference, precision: Precision, image_input: ImageInput, contents: dict[Part, str], private: bool
+    reference: Reference, precision: Precision, image_input: ImageInput, contents: dict[Part, str]
 ) -> Manifest:
     """The manifest, as far as it is known before the graphs are rewritten and verified."""
-    origin = reference.origin.private() if private else reference.origin
     return Manifest(
         vaedeploy=__version__,
-        vae=VaeInfo(reference.name, reference.identity, reference.architecture, reference.licence, origin),
+        vae=VaeInfo(reference.name, reference.identity, reference.architecture, reference.licence, reference.origin),
         latent=reference.latent,
         image_input=image_input,
         precision=precision,

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
 from vaedeploy.bundle.graphs import FORMS, file_name
-from vaedeploy.errors import ExportError
+from vaedeploy.errors import ExportError, InputError
 from vaedeploy.images.photos import Photo, crop_batch
 from vaedeploy.images.pixels import to_float
 from vaedeploy.runtime import onnxruntime_cpu
@@ -86,26 +86,36 @@ def calibrate(
 
 
 def write_forms(
-    folder: Path, precision: Precision, calibration: Calibration | None, rules: bool, extra: Sequence[Target] = ()
+    folder: Path,
+    precision: Precision,
+    calibration: Calibration | None,
+    rules: bool,
+    keep_fp32: Collection[str] = (),
+    extra: Sequence[Target] = (),
 ) -> dict[str, dict[str, int]]:
     """Write the forms of ``precision``, and those of EXTRA_FORMS that ``extra`` names, beside the portable graphs.
 
     Returns file -> rule -> matches.
 
     rules: False leaves out the exact rewrites, so that a half-precision form is only lowered and a float32 form, which
-        would equal the portable graph, is not written.
+        would equal the portable graph, is not written. keep_fp32: names of nodes of either half, see ``rewrite_graph``.
+
+    Raises InputError for a name that no node has.
     """
     from vaedeploy.graph.graph import load_graph, save_form
-    from vaedeploy.rewrite import rewrite_graph
+    from vaedeploy.rewrite import names_in, rewrite_graph
 
     applied: dict[str, dict[str, int]] = {}
-    for part in PARTS:
-        portable = load_graph(folder / file_name(part, "portable"), part)
+    graphs = {part: load_graph(folder / file_name(part, "portable"), part) for part in PARTS}
+    known = frozenset[str]().union(*(names_in(graph.model, keep_fp32) for graph in graphs.values()))
+    if missing := sorted(set(keep_fp32) - known):
+        raise InputError(f"keep_fp32 names {missing[0]!r}, and no graph has a node of that name")
+    for part, portable in graphs.items():
         for form, form_precision in (*FORMS[precision].items(), *((form, precision) for form in extra)):
             if not rules and form_precision == "fp32":
                 continue
             maxima = calibration.of(part) if calibration else None
-            rewritten = rewrite_graph(portable, form, form_precision, maxima=maxima, rules=rules)
+            rewritten = rewrite_graph(portable, form, form_precision, maxima=maxima, rules=rules, keep_fp32=keep_fp32)
             path = folder / file_name(part, form)
             save_form(rewritten.graph, path, shared=form_precision == "fp32")
             _check(path)

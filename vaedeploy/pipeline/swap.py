@@ -94,6 +94,7 @@ def swap_vae(
                 rewrite=manifest.rewritten,
                 private=manifest.vae.origin.is_private,
                 forms=[form for form in EXTRA_FORMS if form in manifest.graphs["decoder"]],
+                keep_fp32=manifest.keep_fp32,
                 progress=progress,
             )
         except VerificationError as error:

@@ -18,7 +18,15 @@ from vaedeploy.images.photos import load_photos
 from vaedeploy.pipeline.export import FRESH, REPORT
 from vaedeploy.runtime.backends import ENGINES, find_candidates
 from vaedeploy.system.progress import Progress, silent
-from vaedeploy.verify.backend import CasesAtSizes, GraphTruth, TorchTruth, Truth, verify_engine, verify_runners
+from vaedeploy.verify.backend import (
+    CasesAtSizes,
+    GraphTruth,
+    TorchTruth,
+    Truth,
+    check_torch,
+    verify_engine,
+    verify_runners,
+)
 from vaedeploy.verify.graphs import verify_graphs
 from vaedeploy.verify.looks import Looks, make_looks
 from vaedeploy.verify.reference import compute_golden
@@ -68,7 +76,7 @@ def verify_bundle(
     ``report.passed`` is the verdict, and ``report.reference`` says what was compared with.
 
     Warns (UnnotedVerdictWarning) where the bundle cannot be written to. Raises InputError for an unknown backend or
-    profile, BackendError and EngineError where the backend does not work here, WeightsError where the weights are not
+    profile and for ``reference`` with ``weights``, BackendError and EngineError where the backend does not work here, WeightsError where the weights are not
     those that the bundle was made from, BundleError where the bundle is damaged or nothing is left to compare with, and
     PageError, which holds the report, where the page cannot be written once the verdict is there.
     """
@@ -76,6 +84,8 @@ def verify_bundle(
         from vaedeploy.page import check_folder
 
         check_folder(page)
+    if reference is not None and weights is not None:
+        raise InputError("reference and weights both say what to compare with; give one of them")
     if profile is not None and backend is None:
         raise InputError("a profile chooses engines, which are verified on their backend; give backend= too")
     bundle = as_bundle(bundle).current()
@@ -131,6 +141,7 @@ def _verify_backend(
     if reference is None and weights is None:
         source = GraphTruth(bundle)
     else:
+        check_torch(device)
         source = TorchTruth(_checked_reference(bundle, reference, weights, progress), device)
     truth = CasesAtSizes(source, load_photos(photos))
     verdicts: dict[str, Report] = {}

@@ -5,7 +5,7 @@ May import ``graph`` and what is below it; knows nothing of the other stages.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from vaedeploy.values.kinds import Target
 
 
-__all__ = ["Outcome", "Refusal", "Rewritten", "Underflow", "rewrite_graph"]
+__all__ = ["Outcome", "Refusal", "Rewritten", "Underflow", "names_in", "rewrite_graph"]
 
 UPSAMPLING: dict[Target, UpsampleForm] = {"onnxruntime": "convolutions", "tensorrt": "transposed"}
 """Target -> the form in which upsampling is folded: the faster one in ONNX Runtime on the CPU, and the one for which
@@ -57,11 +57,13 @@ def rewrite_graph(
     *,
     maxima: Mapping[str, float] | None = None,
     rules: bool = True,
+    keep_fp32: Collection[str] = (),
 ) -> Rewritten:
     """The form of a float32 ``graph`` that ``target`` runs best, in ``precision``. ``graph`` is not changed.
 
     maxima: tensor name -> largest magnitude (see ``calibrate``), for fp16; without them nothing is rescaled. rules:
-    False to lower the precision and apply no other rule.
+    False to lower the precision and apply no other rule. keep_fp32: names of nodes that stay in float32, with all nodes
+    that the rules make of them; see ``names_in``.
 
     Raises InputError where the graph cannot be lowered, for the reasons that ``lower_precision`` lists, and for the
     target onnxruntime-cuda in another precision than fp16 or without rules: that form is made by rules alone.
@@ -73,18 +75,18 @@ def rewrite_graph(
         )
     model = graph.model.clone()
     outcomes: list[Outcome] = []
-    keep_fp32: frozenset[str] = frozenset()
+    kept: frozenset[str] = frozenset()
     underflows: tuple[Underflow, ...] = ()
     if rules and precision == "fp16" and maxima is not None:
         # This rule is first, since the maxima are those of the tensors of the graph as it came.
         scaled = rescale(model, maxima)
-        outcomes, keep_fp32 = [scaled.outcome], scaled.keep_fp32
+        outcomes, kept = [scaled.outcome], scaled.keep_fp32
     if rules:
         outcomes.append(fold_padding(model))
         if target == "onnxruntime-cuda":
-            kept = set(keep_fp32)
-            outcomes += fuse_for_cuda(model, kept)
-            keep_fp32 = frozenset(kept)
+            names = {*kept, *keep_fp32}
+            outcomes += fuse_for_cuda(model, names)
+            kept = frozenset(names)
         elif target == "tensorrt" and (precision == "bf16" or _has_bfloat16(model)):
             outcomes.append(Outcome("fold_upsampling", 0, (Refusal("", NOT_IN_BFLOAT16),)))
         else:
@@ -92,9 +94,10 @@ def rewrite_graph(
         if target == "onnxruntime":
             outcomes.append(split_means(model))
     if precision == "bf16" and target == "tensorrt":
-        keep_fp32 |= _named_transposed_convolutions(model)
+        kept |= _named_transposed_convolutions(model)
     if precision != "fp32":
-        lowering = lower_precision(model, precision, keep_fp32=_present(model, keep_fp32))
+        kept = _present(model, kept) | _made_of(model, frozenset(keep_fp32))
+        lowering = lower_precision(model, precision, keep_fp32=kept)
         outcomes, underflows = [*outcomes, lowering.outcome], lowering.underflows
     if rules and target == "onnxruntime":
         # This rule is last, since it moves nodes into a loop, where the other rules do not look.
@@ -121,6 +124,25 @@ def _has_bfloat16(model: ir.Model) -> bool:
 def _present(model: ir.Model, names: frozenset[str]) -> frozenset[str]:
     """Those of ``names`` whose nodes the rules have not removed."""
     return names & {str(node.name) for node in model.graph}
+
+
+def _made_of(model: ir.Model, names: frozenset[str]) -> frozenset[str]:
+    """The nodes of these names, and those that the rules made of them."""
+    return frozenset(str(node.name) for node in model.graph if not names.isdisjoint(_origins(str(node.name))))
+
+
+def names_in(model: ir.Model, names: Collection[str]) -> frozenset[str]:
+    """Those of ``names`` that are names of nodes of ``model``, or of nodes that the rules make of one: ``conv_out``
+    becomes ``conv_out.interleaved.1`` and others.
+    """
+    known = {str(node.name) for node in model.graph}
+    return frozenset(name for name in names if not known.isdisjoint(_origins(name)))
+
+
+def _origins(name: str) -> list[str]:
+    """The name of a node, and those that a node had of which the rules made it."""
+    parts = name.split(".")
+    return [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
 
 
 def _remove_unused(model: ir.Model) -> None:

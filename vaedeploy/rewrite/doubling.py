@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from vaedeploy.graph.sizes import evaluate, evaluate_shape
+from vaedeploy.graph.sizes import evaluate, evaluate_shape, symbols_of
 
 NEAREST = {
     ("asymmetric", "floor"),
@@ -85,6 +85,6 @@ def _is_scaled(
 
 def _symbols(dim: ir.SymbolicDim) -> frozenset[str]:
     try:
-        return dim.free_symbols()
+        return symbols_of(dim)
     except ValueError:  # notation that only the exporter knows, such as torch's TruncToInt(2.0*ToFloat(s53))
         return frozenset()

@@ -66,9 +66,14 @@ class Candidate:
     open: Callable[[Part], Runner]
     engines: tuple[str, ...] = ()
 
+    @property
+    def on_gpu(self) -> bool:
+        """Whether it computes on a GPU."""
+        return self.backend != onnxruntime_cpu.NAME
+
     def takes(self, on_device: bool) -> bool:
         """Whether it takes arrays in device memory (``on_device``) or in host memory, which all backends take."""
-        return not on_device or self.backend != onnxruntime_cpu.NAME
+        return not on_device or self.on_gpu
 
 
 def problem_of(backend: str, device: int = 0) -> str | None:

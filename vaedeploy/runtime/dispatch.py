@@ -14,6 +14,8 @@ from vaedeploy.bundle import Bundle
 from vaedeploy.errors import BackendError, BundleError, EngineError, InputError, SizeError
 from vaedeploy.runtime.backends import Candidate, Runner
 from vaedeploy.runtime.device import Array, OnDevice
+from vaedeploy.system.gpu import FORKED, was_forked
+from vaedeploy.system.processes import tell_of_fork
 from vaedeploy.values.kinds import Part
 
 OnNan = Literal["rerun", "warn", "raise"]
@@ -36,8 +38,9 @@ class Dispatch:
         self._on_nan = on_nan
         self._runners: dict[tuple[Candidate, Part], Runner] = {}
         self._logged: set[str] = set()
-        self._lock = threading.Lock()
         self._closed = False
+        self._make_locks()
+        tell_of_fork(self)
 
     @property
     def backend(self) -> str:
@@ -50,6 +53,18 @@ class Dispatch:
             self._closed = True
             self._runners = {}
 
+    def forked(self) -> None:
+        """In a forked process: graphs on the CPU are loaded again when they are needed, and what used the GPU stays, to
+        say why it cannot run.
+        """
+        self._make_locks()
+        self._runners = {key: runner for key, runner in self._runners.items() if key[0].on_gpu}
+
+    def _make_locks(self) -> None:
+        self._lock = threading.Lock()
+        # One for each half of a candidate: opening one does not hold up calls of the others.
+        self._opening: dict[tuple[Candidate, Part], threading.Lock] = {}
+
     def run(
         self,
         part: Part,
@@ -60,8 +75,8 @@ class Dispatch:
     ) -> list[Array]:
         """Run a half, and run the items again in float32 whose result in half precision has NaN or infinity.
 
-        outputs: names of outputs. For the decoder the last one is ``finite``; for the encoder the first one, the
-        latent, is checked itself. inputs, results, after: see ``EngineSession.run``.
+        outputs: names of outputs. For the decoder the last one is ``finite``; those of the encoder, which are
+        latents, are checked themselves. inputs, results, after: see ``EngineSession.run``.
         """
         on_device = any(isinstance(value, OnDevice) for value in inputs.values())
         candidate, computed = self._run_first(part, outputs, inputs, results, after, on_device)
@@ -103,6 +118,8 @@ class Dispatch:
                     "install a backend that runs on the GPU: vaedeploy doctor"
                 )
             candidate, *others = remaining
+            if candidate.on_gpu and was_forked():
+                raise BackendError(FORKED)
             try:
                 runner = self._runner(candidate, part)
             except (BackendError, EngineError) as error:
@@ -171,19 +188,31 @@ class Dispatch:
         last = computed[-1]
         if not isinstance(last, OnDevice) and last.dtype == np.bool_:
             return np.asarray(last)
-        latent = computed[0] if not isinstance(computed[0], OnDevice) else computed[0].on_host()
-        return np.asarray(np.isfinite(latent).all(axis=tuple(range(1, latent.ndim))))
+        latents = [array.on_host() if isinstance(array, OnDevice) else array for array in computed]
+        finite = [np.isfinite(latent).all(axis=tuple(range(1, latent.ndim))) for latent in latents]
+        return np.asarray(np.all(finite, axis=0))
 
     def _runner(self, candidate: Candidate, part: Part) -> Runner:
+        key = candidate, part
         with self._lock:
-            if self._closed:
-                raise InputError(f"this VAE is closed; open it again: VAE({str(self._bundle.path)!r})")
-            key = candidate, part
-            if key not in self._runners:
-                runner = candidate.open(part)
-                self._check_contract(part, runner)
+            if runner := self._opened(key):
+                return runner
+            opening = self._opening.setdefault(key, threading.Lock())
+        with opening:
+            with self._lock:
+                if runner := self._opened(key):
+                    return runner
+            runner = candidate.open(part)
+            self._check_contract(part, runner)
+            with self._lock:
+                self._opened(key)  # it may have been closed meanwhile
                 self._runners[key] = runner
-            return self._runners[key]
+            return runner
+
+    def _opened(self, key: tuple[Candidate, Part]) -> Runner | None:
+        if self._closed:
+            raise InputError(f"this VAE is closed; open it again: VAE({str(self._bundle.path)!r})")
+        return self._runners.get(key)
 
     def _check_contract(self, part: Part, runner: Runner) -> None:
         """Raise BundleError unless ``runner`` takes and gives what the bundle's ``part`` must."""

@@ -16,6 +16,7 @@ from vaedeploy.runtime.lane import Lane, Work
 from vaedeploy.runtime.pool import Pool
 from vaedeploy.runtime.routes import KEPT_ROUTES, find_route
 from vaedeploy.system.gpu import FORKED
+from vaedeploy.system.processes import native_call, never_destroyed_in_child
 
 if TYPE_CHECKING:
     from vaedeploy.runtime.routes import Half
@@ -45,6 +46,7 @@ class EngineSession:
         self._pools: dict[str, Pool[Lane]] = {}
         self._lock = threading.Lock()
         self._process = os.getpid()
+        never_destroyed_in_child(self)
         with device.active():
             for name in half.engines:
                 self._pool(name)  # an engine that cannot be loaded fails now, when another backend can still be taken
@@ -86,7 +88,8 @@ class EngineSession:
                 results={output: array[items] for output, array in arrays.items()},
             )
             pool = self._pool(piece.slot.engine)
-            with self._device.active(), pool.borrow((work.index, shape_of(work.given))) as lane:
+            key = work.index, shape_of(work.given)
+            with native_call(), self._device.active(), pool.borrow(key) as lane:
                 lane.run(work, after)
         return [arrays[output] for output in outputs]
 

@@ -14,6 +14,7 @@ from vaedeploy.errors import BackendError
 from vaedeploy.runtime.device import Array, OnDevice, shape_of
 from vaedeploy.system.heap import trim_heap
 from vaedeploy.system.installs import install_command
+from vaedeploy.system.processes import native_call, never_destroyed_in_child
 
 NAME = "onnxruntime-cpu"
 
@@ -37,7 +38,6 @@ class Session:
         read: Read = nullcontext,
     ) -> None:
         self.graph = graph
-        # The default of ONNX Runtime is one thread for each core of the machine.
         self._threads, self._providers, self._read = threads, providers, read
         self._session = self._open_again()
         self.inputs = [value.name for value in self._session.get_inputs()]
@@ -46,7 +46,7 @@ class Session:
     def _open_again(self) -> Any:
         """One more session of ONNX Runtime for the same graph."""
         with self._read() as content:
-            return _open(self.graph, _options(self._threads or usable_cores()), self._providers, content)
+            return _open(self.graph, _options(self._threads), self._providers, content)
 
     def run(
         self,
@@ -59,7 +59,7 @@ class Session:
 
         results, after: not used; ``EngineSession.run`` describes them.
         """
-        with self._failures_explained(inputs):
+        with self._failures_explained(inputs), native_call():
             return self._session.run(outputs, inputs)  # type: ignore[no-any-return]
 
     @contextmanager
@@ -73,12 +73,12 @@ class Session:
             raise BackendError(f"ONNX Runtime failed in {self.graph} on {shapes}: {error}{advice}") from error
 
 
-def measuring_session(graph: Path, threads: int = 0) -> Any:
+def measuring_session(graph: Path) -> Any:
     """A session of ONNX Runtime that computes the nodes of a graph as they are, one by one, in their order.
 
-    threads: 0 for as many as ONNX Runtime chooses. Raises BackendError with ONNX Runtime's message.
+    Its calls belong into ``native_call``. Raises BackendError with ONNX Runtime's message.
     """
-    options, ort = _options(threads), load_library()
+    options, ort = _options(None), load_library()
     # Without fusion, every tensor is computed as the graph has it.
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     # In the graph's order, each tensor is reduced as soon as it is computed; the default order leaves reductions for
@@ -87,9 +87,10 @@ def measuring_session(graph: Path, threads: int = 0) -> Any:
     return _open(graph, options)
 
 
-def _options(threads: int) -> Any:
+def _options(threads: int | None) -> Any:
     options = load_library().SessionOptions()
-    options.intra_op_num_threads = threads
+    # The default of ONNX Runtime is one thread for each core of the machine.
+    options.intra_op_num_threads = threads or usable_cores()
     # The arena keeps the largest memory that any size ever took: a full-size decoder held 2.2 GB after one call at
     # 512x512, and 0.3 GB without the arena, with a lower peak (1.5 GB against 2.1) in the same time.
     options.enable_cpu_mem_arena = False
@@ -111,16 +112,22 @@ def _open(
             )
         source = graph if content is None else content.model
         # ONNX Runtime's own fallback would go on with the CPU after a failure, and print that to stdout.
-        session = ort.InferenceSession(source, options, providers=list(providers), enable_fallback=False)
+        with native_call():
+            session = ort.InferenceSession(source, options, providers=list(providers), enable_fallback=False)
     except Exception as error:
         raise BackendError(f"ONNX Runtime cannot load {graph}: {error}") from error
     if content is not None:
         trim_heap()  # it copied the weights, and the copies of a full-size decoder would keep 0.3 GB
-    return session
+    return never_destroyed_in_child(session)
 
 
 def load_library() -> Any:
-    """The ``onnxruntime`` module. Raises BackendError, naming what to install, if it cannot be imported."""
+    """The ``onnxruntime`` module. Raises BackendError, naming what to install, if it cannot be imported.
+
+    Since version 1.29 the module sends the names and hashes of the graphs that it opens to its makers, from a thread
+    that hangs the exit of forked processes, unless this variable is set before the module is imported.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         import onnxruntime
     except ImportError as error:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -14,7 +16,7 @@ from numpy.typing import NDArray
 
 from vaedeploy.bundle import Bundle
 from vaedeploy.bundle.manifest import Manifest
-from vaedeploy.errors import ImageError, InputError, LatentError
+from vaedeploy.errors import BackendError, ImageError, InputError, LatentError
 from vaedeploy.images.pixels import to_float
 from vaedeploy.runtime import on_device
 from vaedeploy.runtime.arrays import as_numpy, check_image, check_latent, check_out, check_seed, pad_image
@@ -22,6 +24,7 @@ from vaedeploy.runtime.backends import find_candidates
 from vaedeploy.runtime.cuda import CudaDevice
 from vaedeploy.runtime.dispatch import Dispatch
 from vaedeploy.runtime.dlpack import is_on_device
+from vaedeploy.system.gpu import FORKED, was_forked
 from vaedeploy.values.kinds import Part
 from vaedeploy.values.latent import LatentSpec, SizeRule
 
@@ -48,7 +51,8 @@ class VAE:
         ...     latent = vae.encode(photo)  # (512, 768, 3) uint8 -> (1, 4, 64, 96) float32
         ...     image = vae.decode(latent)  # -> (1, 512, 768, 3) uint8
 
-    Any number of threads may use one VAE at the same time. A graph is loaded when it is first needed.
+    Any number of threads may use one VAE at the same time. A graph is loaded when it is first needed. A VAE is pickled
+    by its path and these arguments; ``docs/processes.md`` says more of processes.
 
     path: the bundle's folder.
     backend: the only backend to use: "tensorrt", "tensorrt-rtx", "onnxruntime-cuda" or "onnxruntime-cpu". None uses the
@@ -94,6 +98,17 @@ class VAE:
         self._dispatch = Dispatch(self._bundle, candidates, backend is None, on_nan)
         self._device = device
         self._opened: CudaDevice | None = None
+        self._opening = threading.Lock()
+        self._open_again = partial(
+            VAE,
+            backend=backend,
+            device=device,
+            threads=threads,
+            on_nan=on_nan,
+            verify_hashes=verify_hashes,
+            provider_options=provider_options,
+            profile=profile,
+        )
         if not self._bundle.verified:
             state = "was never verified" if self.manifest.verification is None else "failed its verification"
             warnings.warn(
@@ -240,6 +255,10 @@ class VAE:
     def __repr__(self) -> str:
         return f"VAE({str(self.path)!r}, {self.manifest.vae.name}, {self.backend})"
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The process that unpickles it may be in another folder.
+        return self._open_again, (self.path.absolute(),)
+
     def close(self) -> None:
         """Release the graphs. Calls in progress finish; later calls raise InputError."""
         self._dispatch.close()
@@ -254,10 +273,15 @@ class VAE:
         self.close()
 
     def _gpu(self) -> CudaDevice:
-        """The CUDA device, which is opened for the first array in its memory."""
-        if self._opened is None:
-            self._opened = CudaDevice(self._device)
-        return self._opened
+        """The CUDA device, which is opened for the first array in its memory. Raises BackendError in a process that was
+        forked after CUDA was used.
+        """
+        if was_forked():
+            raise BackendError(FORKED)
+        with self._opening:
+            if self._opened is None:
+                self._opened = CudaDevice(self._device)
+            return self._opened
 
     def _run(self, part: Part, outputs: Sequence[str], inputs: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
         return self._dispatch.run(part, outputs, inputs)  # type: ignore[return-value]  # host arrays in, host arrays out

@@ -88,7 +88,9 @@ def _download(repository: str, file: str, revision: str | None, progress: Progre
     bar = _reporting_bar(f"Downloading {repository}/{file}", progress)
     for attempt in range(1, ATTEMPTS + 1):
         try:
-            return Path(hf_hub_download(repository, file, revision=revision, library_name="vaedeploy", tqdm_class=bar))
+            path = hf_hub_download(repository, file, revision=revision, library_name="vaedeploy", tqdm_class=bar)
+            bar.finish()
+            return Path(path)
         except HfHubHTTPError:
             raise
         except _transport_error():
@@ -109,6 +111,15 @@ def _reporting_bar(what: str, progress: Progress) -> type[Any]:
     from tqdm.std import tqdm  # type: ignore[import-untyped]
 
     class ReportingBar(tqdm):  # type: ignore[misc]
+        told: tuple[float, float] = (0.0, 0.0)
+
+        @classmethod
+        def finish(cls) -> None:
+            """Report that all is there: the client does not report what it had from another place, such as a cache."""
+            done, total = cls.told
+            if done < total:
+                progress(what, total, total)
+
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             kwargs.pop("name", None)
             super().__init__(*args, **{**kwargs, "disable": True})
@@ -125,7 +136,8 @@ def _reporting_bar(what: str, progress: Progress) -> type[Any]:
 
         def _report(self) -> None:
             if self.total:
-                progress(what, float(self.n), float(self.total))
+                type(self).told = float(self.n), float(self.total)
+                progress(what, *self.told)
 
     return ReportingBar
 

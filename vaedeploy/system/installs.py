@@ -11,6 +11,9 @@ BASE = ("click", "msgspec", "numpy", "pillow", "rich", "safetensors")
 CUDA = {"cuda-bindings": "cuda.bindings", "cuda-core": "cuda.core"}
 """The packages that every backend on a GPU needs -> the names that they are imported by."""
 
+BUILD = {"onnx": "onnx", "onnx_ir": "onnx_ir", "onnxscript": "onnxscript", "polygraphy": "polygraphy"}
+"""The packages that every builder of engines needs -> the names that they are imported by."""
+
 EXTRAS = {
     "cpu": {"onnxruntime": "onnxruntime"},
     "cuda": {"onnxruntime-gpu": "onnxruntime", **CUDA},
@@ -25,14 +28,11 @@ EXTRAS = {
         "scipy": "scipy",
         "torch": "torch",
     },
-    "build": {"onnx": "onnx", "onnx_ir": "onnx_ir", "onnxscript": "onnxscript", "polygraphy": "polygraphy"},
-    "rtx": {"tensorrt-rtx": "tensorrt_rtx", **CUDA},
-    "tensorrt": {"tensorrt": "tensorrt", **CUDA},
+    "build": BUILD,
+    "rtx": {"tensorrt-rtx": "tensorrt_rtx", **CUDA, **BUILD},
+    "tensorrt": {"tensorrt": "tensorrt", **CUDA, **BUILD},
 }
-"""Extra -> each package that it installs -> the name that the package is imported by.
-
-The extras rtx and tensorrt also install everything in build.
-"""
+"""Extra -> each package that it installs -> the name that the package is imported by."""
 
 PURPOSES = {
     "cpu": "encode, decode, verify",
@@ -70,8 +70,7 @@ def advice_for(module: str, command: str | None = None) -> str | None:
     if not sources:
         return None
     package = next(package for package, name in EXTRAS[sources[0]].items() if name == root)
-    # The extras rtx and tensorrt install everything in build.
-    suitable = [extra for extra in COMMANDS.get(command or "", ()) if extra in sources or "build" in sources]
+    suitable = [extra for extra in COMMANDS.get(command or "", ()) if extra in sources]
     first, *others = suitable or sources[:1]
     also = "".join(f" (or [{extra}] for: {PURPOSES[extra]})" for extra in others)
     smaller = ". Without a GPU, install PyTorch's build for CPUs first: it saves gigabytes" if first == "export" else ""

@@ -22,6 +22,9 @@ Precision = Literal["fp32", "fp16", "bf16"]
 Backend = Literal["tensorrt", "tensorrt-rtx"]
 """The library that builds and runs engines."""
 
+ComputeCapability = Annotated[str, msgspec.Meta(pattern=r"^[1-9][0-9]*\.[0-9]\Z")]
+"""Of a GPU, such as "8.9"."""
+
 Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 
 Target = Literal["onnxruntime", "onnxruntime-cuda", "tensorrt"]

@@ -9,6 +9,9 @@ from vaedeploy.verify.report import Case, Report
 
 __all__ = ["advise"]
 
+SMALLEST_NORMAL = 2.0**-14
+"""The smallest float16 that has all of its 11 digits."""
+
 
 def advise(bisection: Bisection, report: Report) -> tuple[str, ...]:
     """What to do about each graph that was bisected, a line each. report: the one that the bisection was made with."""
@@ -26,8 +29,17 @@ def _advise(trace: Trace, failed: Sequence[Case]) -> str:
         return f"{name}: {_explain_growth(trace, failed)}"
     first = trace.jumps[0]
     place = f"{first.tensor} ({first.operator}{f' of {first.module}' if first.module else ''})"
+    if trace.precision == "fp16" and 0 < first.largest < SMALLEST_NORMAL and not first.non_finite:
+        cause = (
+            f"{place} loses digits: no number there is larger than {first.largest:.3g}, and below {SMALLEST_NORMAL:.3g} "
+            "float16 has fewer the smaller a number is"
+        )
+    else:
+        cause = f"{place} is the first that loses digits"
+    if not failed and trace.precision != "fp32" and not first.non_finite:
+        return f"{name}: {cause}. Every case keeps its limits all the same. There is nothing to do."
     nodes = ", ".join(dict.fromkeys(step.node for step in trace.jumps))
-    keep = f"keep these nodes in float32 (keep_fp32 of lower_precision): {nodes}"
+    keep = f"keep these nodes in float32 (--keep-fp32, once for each): {nodes}"
     if trace.precision == "fp32":
         return (
             f"{name}: {place} is the first that differs from the portable graph. This is not rounding: that tensor's "
@@ -46,7 +58,7 @@ def _advise(trace: Trace, failed: Sequence[Case]) -> str:
         )
         return f"{name}: {cause}. {rescaling}; or {keep}; or --precision bf16, which has float32's range."
     other = "--precision bf16, if it is range that is missing, or fp32" if trace.precision == "fp16" else "fp16 or fp32"
-    return f"{name}: {place} is the first that loses digits. In this order: {keep}; or export with {other}."
+    return f"{name}: {cause}. In this order: {keep}; or export with {other}."
 
 
 def _explain_growth(trace: Trace, failed: Sequence[Case]) -> str:

@@ -152,6 +152,19 @@ class GraphTruth:
         return image
 
 
+def check_torch(device: int) -> None:
+    """Raise BackendError where PyTorch cannot compute on the CUDA device of that number."""
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device >= count:
+        raise BackendError(
+            f"PyTorch {torch.__version__} has {count} CUDA devices here, and a backend is compared with it on device "
+            f"{device}. Install PyTorch's build for CUDA, or leave the weights out: the reference is the bundle's "
+            "verified graph on the CPU then"
+        )
+
+
 class TorchTruth:
     """The PyTorch modules on the GPU, in float32 that is not rounded to TF32."""
 

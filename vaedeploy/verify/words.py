@@ -26,8 +26,10 @@ METRICS = ("rel_l2", "max_abs", "psnr", "pixels_off", "max_levels")
 
 def amount(metric: str, value: float | None) -> str:
     """A metric's value with its unit, for a sentence. value: as a manifest has it, None for one that is not finite."""
-    if value is None or math.isinf(value):
-        return "no difference" if metric == "psnr" else "not finite"
+    if metric == "psnr" and (value is None or math.isinf(value)):
+        return "no difference"
+    if value is None or not math.isfinite(value):
+        return "not finite"
     unit = METRIC_WORDS[metric][1]
     if unit.startswith("%"):
         return f"{100 * value:.4g}{unit}"

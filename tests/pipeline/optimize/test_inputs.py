@@ -8,8 +8,9 @@ import pytest
 from upsamplers import LATENT, interface, latents, upsampler
 
 from vaedeploy.errors import InputError
-from vaedeploy.pipeline.optimize import files, optimize_onnx
+from vaedeploy.pipeline.optimize import optimize_onnx
 from vaedeploy.pipeline.optimize.inputs import choose_sizes, dimensions, parse_sizes, random_feed
+from vaedeploy.pipeline.optimize.source import read_source
 
 # --------------------------------------------------------------------------------------------------- sizes, inputs
 
@@ -26,7 +27,7 @@ from vaedeploy.pipeline.optimize.inputs import choose_sizes, dimensions, parse_s
 )
 def test_sizes_that_are_not_given(tmp_path, shape, typical, small):
     source = upsampler(tmp_path / "in.onnx", shape=shape)
-    model = files.read_source(source).model
+    model = read_source(source).model
     assert choose_sizes(model, {}) == typical
     assert choose_sizes(model, {}, "small") == small
     assert len({(d.value, d.axis) for d in dimensions(model)}) == sum(not isinstance(dim, int) for dim in shape)

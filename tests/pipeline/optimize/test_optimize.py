@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
@@ -19,6 +20,7 @@ from onnx import helper
 from upsamplers import digests, interface, latents, upsampler
 
 from vaedeploy.cli.tables.optimize import MOST_REASONS, rule_rows
+from vaedeploy.errors import InputError
 from vaedeploy.pipeline.optimize import NOT_MEASURED, optimize_onnx
 from vaedeploy.pipeline.optimize.proof import run_both
 from vaedeploy.rewrite import Outcome, Refusal
@@ -312,3 +314,22 @@ def test_bad_input_on_the_command_line(vaedeploy, tmp_path):
     ended = vaedeploy("optimize", tmp_path / "none.onnx", "-o", tmp_path / "out.onnx")
     assert (ended.code, ended.out) == (2, "")
     assert ended.err == f"Error: there is no file {tmp_path / 'none.onnx'}\n"
+
+
+def test_nodes_that_stay_in_float32(tmp_path, vaedeploy):
+    source, out = upsampler(tmp_path / "in.onnx"), tmp_path / "out.onnx"
+    assert vaedeploy("optimize", source, "-o", out, "--precision", "fp16", "--keep-fp32", "conv_in").code == 0
+    types = {node.name: node.inputs[1].dtype.name for node in ir.load(out).graph if node.op_type == "Conv"}
+    assert types.pop("conv_in") == "FLOAT"
+    assert set(types.values()) == {"FLOAT16"}
+    for options, why in (
+        (
+            {"precision": "fp16", "keep_fp32": ["nowhere"]},
+            f"keep_fp32 names 'nowhere', and {source} has no node of that",
+        ),
+        ({"keep_fp32": ["conv_in"]}, "keep_fp32 is for half precision, and this graph is not lowered; leave it out"),
+        ({"precision": "fp16", "keep_fp32": "conv_in"}, "keep_fp32 is a string; give a list: ['conv_in']"),
+    ):
+        with pytest.raises(InputError) as refused:
+            optimize_onnx(source, tmp_path / "other.onnx", **options)
+        assert str(refused.value).startswith(why)

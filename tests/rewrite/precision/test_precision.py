@@ -11,8 +11,9 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
+from examples import at_most
 from exporters import Decoder, export_decoder
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from lowered import (
     DTYPE,
@@ -83,7 +84,7 @@ def test_half_precision_interface(tiny_graphs: Path, part: Any, precision: str) 
         np.testing.assert_array_equal(found[name], rounded)
 
 
-@settings(max_examples=20)
+@at_most(20)
 @given(
     precision=st.sampled_from(PRECISIONS),
     batch=st.integers(1, 3),

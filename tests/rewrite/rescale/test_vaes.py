@@ -13,8 +13,9 @@ import onnx
 import onnx_ir as ir
 import pytest
 import torch
+from examples import at_most
 from exporters import Decoder, export_decoder
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from inflation import INFLATIONS, inflate
 from scaled import (
@@ -37,7 +38,7 @@ from vaedeploy.source import load_reference
 from vaedeploy.values.kinds import Part
 
 
-@settings(max_examples=30)
+@at_most(30)
 @given(data=st.data(), shape=st.tuples(st.integers(1, 2), st.just(4), st.integers(2, 7), st.integers(2, 7)))
 def test_any_residual_network(data: st.DataObject, shape: tuple[int, ...]) -> None:
     model = residual(data, data.draw(st.sampled_from([20, 21]), "opset"))

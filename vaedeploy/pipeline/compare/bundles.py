@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from vaedeploy.bundle import Bundle
 from vaedeploy.errors import ImageError, InputError
 from vaedeploy.images.files import read_image
 from vaedeploy.images.photos import Photo, crop_batch, crop_middle, photo_files
@@ -49,7 +50,7 @@ ROUNDS = 5
 
 
 def compare_bundles(
-    bundles: Sequence[str | Path],
+    bundles: Sequence[Bundle | str | Path],
     images: str | Path,
     *,
     page: str | Path | None = None,
@@ -75,7 +76,8 @@ def compare_bundles(
     under 32 pixels a side, OutputError for a ``page`` that cannot be written to, before any work, PageError, which
     holds the comparison, where writing it fails afterwards, and whatever ``VAE`` raises.
     """
-    names = _names([Path(bundle) for bundle in as_list("bundles", bundles)])
+    given = as_list("bundles", bundles)
+    names = _names([bundle.path if isinstance(bundle, Bundle) else Path(bundle) for bundle in given])
     files = photo_files(images)
     if page is not None:
         check_folder(page)

@@ -17,7 +17,8 @@ from vaedeploy.graph.operations import count_operations
 from vaedeploy.pipeline.optimize import files
 from vaedeploy.pipeline.optimize.inputs import Feed, choose_sizes, fix_unnamed, random_feed, read_feed
 from vaedeploy.pipeline.optimize.proof import OutputDifference, drawing_node, run_both
-from vaedeploy.rewrite import Outcome, Refusal, Rewritten, Underflow, rewrite_graph
+from vaedeploy.pipeline.optimize.source import Source, read_source
+from vaedeploy.rewrite import Outcome, Refusal, Rewritten, Underflow, names_in, rewrite_graph
 from vaedeploy.system.arguments import as_list
 from vaedeploy.system.progress import Progress, silent
 from vaedeploy.values.kinds import Precision, Target
@@ -79,6 +80,7 @@ def optimize_onnx(
     *,
     target: Target = "onnxruntime",
     precision: Precision | None = None,
+    keep_fp32: Sequence[str] = (),
     inputs: Sequence[str | Path] = (),
     sizes: Mapping[str, int] | None = None,
     force: bool = False,
@@ -92,6 +94,7 @@ def optimize_onnx(
     source: the ONNX file, which is not changed. out: the file to write; its weights go to ``out`` + ``.data``.
     target: what will run the graph: "onnxruntime" or "tensorrt".
     precision: "fp32", "fp16" or "bf16"; by default, that of the graph. Only a float32 graph can be lowered.
+    keep_fp32: names of nodes that stay in float32 where the graph is lowered.
     inputs: safetensors files, each with a tensor for every input of the graph, by its name. Activations are measured on
         them (for fp16), and both graphs are compared on them. Without any, the graphs are compared on small random
         inputs from a fixed seed.
@@ -105,19 +108,20 @@ def optimize_onnx(
     written to, and BackendError where activations cannot be measured. Nothing is left behind then.
     """
     _check_choice("target", target, get_args(Target))
-    original = files.read_source(Path(source))
+    original = read_source(Path(source))
     current = _precision_of(original)
     wanted = _check_precision(original.path, current, precision or current, target)
     out = Path(out)
     files.check_place(out, original, force)
     chosen = choose_sizes(original.model, sizes or {})
+    lowered: Precision = "fp32" if wanted == current else wanted  # "fp32": the rules alone, in the graph's own type
+    kept = _check_kept(original, as_list("keep_fp32", keep_fp32), lowered)
     feeds = [read_feed(Path(path), original.model) for path in as_list("inputs", inputs)]
     with files.writing(out) as draft:
-        lowered: Precision = "fp32" if wanted == current else wanted  # "fp32": the rules alone, in the graph's own type
         maxima = _measure(original.model, feeds, progress) if lowered == "fp16" and feeds else None
         progress(REWRITING, 0, 1)
         # The rules do not look at the part, and this graph need not be half of a VAE.
-        rewritten = rewrite_graph(Graph(original.model, "decoder"), target, lowered, maxima=maxima)
+        rewritten = rewrite_graph(Graph(original.model, "decoder"), target, lowered, maxima=maxima, keep_fp32=kept)
         files.write_draft(rewritten.graph.model, draft, original)
         progress(REWRITING, 1, 1)
         before, after = _count(original.model, rewritten, chosen)
@@ -145,7 +149,7 @@ def _check_choice(name: str, choice: str, valid: Sequence[str]) -> None:
         raise InputError(f"{name} is {choice!r}; it must be one of {', '.join(valid)}")
 
 
-def _precision_of(source: files.Source) -> Precision:
+def _precision_of(source: Source) -> Precision:
     """A graph's precision: half where any tensor has it, since lowering leaves some tensors in float32."""
     graph = source.model.graph
     values = [*graph.inputs, *graph.initializers.values(), *(value for node in graph for value in node.outputs)]
@@ -165,6 +169,14 @@ def _check_precision(path: Path, current: Precision, wanted: Precision, target: 
     if wanted == "bf16" and target == "onnxruntime":
         raise InputError("ONNX Runtime has no bfloat16 convolution: bf16 is for --target tensorrt")
     return wanted
+
+
+def _check_kept(source: Source, names: Sequence[str], lowered: Precision) -> Sequence[str]:
+    if names and lowered == "fp32":
+        raise InputError("keep_fp32 is for half precision, and this graph is not lowered; leave it out")
+    if missing := sorted(set(names) - names_in(source.model, names)):
+        raise InputError(f"keep_fp32 names {missing[0]!r}, and {source.path} has no node of that name")
+    return names
 
 
 def _measure(model: ir.Model, feeds: Sequence[Feed], progress: Progress) -> dict[str, float]:
@@ -201,7 +213,7 @@ def _figures(model: ir.Model, sizes: Mapping[str, int]) -> Figures:
 
 
 def _compare(
-    source: files.Source, draft: Path, feeds: Sequence[Feed], progress: Progress
+    source: Source, draft: Path, feeds: Sequence[Feed], progress: Progress
 ) -> tuple[str, tuple[OutputDifference, ...], str | None]:
     """What both graphs ran on, in words, how their outputs differ, and, where they could not be compared, why."""
     node = drawing_node(source.model)

@@ -1,4 +1,4 @@
-"""Reading ONNX files of any origin, and writing them so that no reader ever sees half of one."""
+"""Writing ONNX files so that no reader ever sees half of one."""
 
 from __future__ import annotations
 
@@ -6,118 +6,16 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
 import onnx_ir as ir
-from onnx_ir.passes.common import InlinePass, ShapeInferencePass
 
-from vaedeploy.errors import ExportError, InputError, OutputError
-from vaedeploy.graph.graph import map_linked_weights
-from vaedeploy.graph.sizes import LARGEST_SIZES
+from vaedeploy.errors import ExportError, OutputError
+from vaedeploy.pipeline.optimize.source import FAULTS, Source, first_line
 from vaedeploy.system.atomic import clear_leftovers, draft_name, sync_directory
 from vaedeploy.system.lock import lock
 from vaedeploy.system.oserrors import advice, reason
-
-OLDEST_OPSET = 13
-"""The oldest opset that is taken: from 13 on, Squeeze, Unsqueeze and ReduceSum take their axes as an input, which is
-how the rules write and read them.
-"""
-
-FAULTS = (onnx.checker.ValidationError, onnx.shape_inference.InferenceError)
-
-
-@dataclass(frozen=True)
-class Source:
-    """A graph that was read.
-
-    files: the resolved paths of its file and of those that its weights are in. They must not be written to.
-    """
-
-    path: Path
-    model: ir.Model
-    files: frozenset[Path]
-
-
-def read_source(path: Path) -> Source:
-    """Read any ONNX file; its weights stay on disk. Functions are inlined, and shapes are inferred.
-
-    Raises InputError for a file that is missing, not ONNX or not valid, misses its weights, or has an opset below 13.
-    """
-    if path.is_dir():
-        raise InputError(f"{path} is a folder; give the .onnx file in it")
-    if not path.exists():
-        raise InputError(f"there is no file {path}")
-    try:
-        model = ir.load(path)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {reason(error)}") from error
-    except Exception as error:  # protobuf's errors, and whatever onnx_ir raises for a damaged graph
-        raise InputError(f"{path} is not an ONNX file, or a damaged one: {error}") from error
-    if not model.ir_version or not model.graph.outputs:
-        raise InputError(f"{path} is not an ONNX file: it holds no graph")
-    files = {path.resolve(), *_check_weights(path, model)}
-    map_linked_weights(model)
-    _check_opset(path, model)
-    try:
-        onnx.checker.check_model(path)
-    except FAULTS as error:
-        raise InputError(f"{path} is not a valid ONNX model: {_first_line(error)}") from error
-    _load_sizes(model)
-    if model.functions:
-        InlinePass()(model)
-    outputs = [(value, value.shape) for value in model.graph.outputs]
-    ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
-    for value, shape in outputs:  # the interface must not change
-        value.shape = shape
-    return Source(path, model, frozenset(files))
-
-
-def _check_weights(path: Path, model: ir.Model) -> set[Path]:
-    """The files that the graph's weights are in. Raises InputError where one is missing or too short."""
-    files = set()
-    for graph in model.graphs():
-        for value in graph.initializers.values():
-            tensor = value.const_value
-            if not isinstance(tensor, ir.ExternalTensor):
-                continue
-            place, end = Path(tensor.path), (tensor.offset or 0) + (tensor.length or tensor.nbytes)
-            if not place.is_file():
-                raise InputError(
-                    f"{path} has its weights in another file, {tensor.location}, and there is no {place}. "
-                    "Put it there: the two belong together"
-                )
-            if place.stat().st_size < end:
-                raise InputError(
-                    f"{place}, where {path} has its weights, is too short: it has {place.stat().st_size} bytes, and "
-                    f"{value.name} ends at {end}. Copy it again"
-                )
-            files.add(place.resolve())
-    return files
-
-
-def _load_sizes(model: ir.Model) -> None:
-    """Read into memory every tensor that is small enough to be a Resize's scales or a Reshape's shape: shape inference
-    needs those, and does not read them from other files.
-    """
-    for value in model.graph.initializers.values():
-        tensor = value.const_value
-        if isinstance(tensor, ir.ExternalTensor) and tensor.size <= LARGEST_SIZES:
-            value.const_value = ir.tensor(tensor.numpy().copy(), name=tensor.name)
-
-
-def _check_opset(path: Path, model: ir.Model) -> None:
-    """Raise InputError for an opset that is too old or too new, and for a graph without standard operators."""
-    opset = model.opset_imports.get("")
-    newest = onnx.defs.onnx_opset_version()
-    if opset is None:
-        raise InputError(f"{path} uses no standard ONNX operators, only those of {', '.join(model.opset_imports)}")
-    if not OLDEST_OPSET <= opset <= newest:
-        raise InputError(
-            f"{path} has opset {opset}; {OLDEST_OPSET} to {newest} are taken. Export it again, with opset 17 or later "
-            "in PyTorch, or convert it: onnx.version_converter.convert_version"
-        )
 
 
 def data_file(out: Path) -> Path:
@@ -172,7 +70,7 @@ def write_draft(model: ir.Model, draft: Path, source: Source) -> None:
         if _is_strict(source.path):  # else the source may have had the fault already
             raise ExportError(
                 f"optimizing {source.path} made a faulty graph; it was not written. This is a fault of vaedeploy: "
-                f"{_first_line(error)}"
+                f"{first_line(error)}"
             ) from error
 
 
@@ -201,7 +99,3 @@ def publish(draft: Path, out: Path) -> None:
         data_file(out).unlink(missing_ok=True)
     draft.replace(out)
     sync_directory(out.resolve().parent)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n", maxsplit=1)[0].rstrip(".")

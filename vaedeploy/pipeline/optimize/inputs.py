@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ import safetensors
 from numpy.typing import NDArray
 
 from vaedeploy.errors import InputError
+from vaedeploy.graph.sizes import evaluate_expression, symbols_of
 from vaedeploy.system.oserrors import reason
 
 Feed = dict[str, NDArray[Any]]
@@ -24,6 +26,10 @@ PICTURE: dict[Scale, int] = {"typical": 512, "small": 64}
 
 LATENT: dict[Scale, int] = {"typical": 64, "small": 8}
 """Height and width of an input with another number of channels: an eighth of an image's."""
+
+
+MOST_NUMBERS = 2**27
+"""An input of more numbers is not made up (in float32 it would take half a gigabyte, and its graph many times that)."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +46,14 @@ class Dimension:
     expression: ir.SymbolicDim | None
 
     def size(self, sizes: Mapping[str, int]) -> int:
-        """The size for those sizes of the symbols. Raises InputError where that is no whole number."""
-        size = sizes[self.symbols[0]] if self.expression is None else self.expression.evaluate(dict(sizes))
-        if not isinstance(size, int):
-            raise InputError(f"dimension {self.axis} of input {self.value.name}, {self.expression}, comes to {size}")
+        """The size for those sizes of the symbols. Raises InputError where that is no whole number of 1 or more."""
+        size = sizes[self.symbols[0]] if self.expression is None else evaluate_expression(self.expression, sizes)
+        if size is None or size < 1:
+            given = ", ".join(f"{name}={sizes[name]}" for name in self.symbols)
+            raise InputError(
+                f"dimension {self.axis} of input {self.value.name} is {self.expression}, which for {given} comes to "
+                f"{'no whole number' if size is None else size}. Give other --sizes"
+            )
         return size
 
 
@@ -60,7 +70,7 @@ def dimensions(model: ir.Model) -> Iterator[Dimension]:
         for axis, dim in enumerate(value.shape or ()):
             if isinstance(dim, ir.SymbolicDim):
                 try:
-                    symbols = tuple(sorted(dim.free_symbols())) if dim.value else ()
+                    symbols = tuple(sorted(symbols_of(dim))) if dim.value else ()
                 except ValueError:  # such as a name with a space in it
                     symbols = ()
                 name = dim.value or f"{value.name}.{axis}"
@@ -82,12 +92,16 @@ def choose_sizes(model: ir.Model, given: Mapping[str, int], scale: Scale = "typi
     """A size for each symbol: the one in ``given``, or else a usual one. Usual are batch 1, the height and width of an
     image or a latent, and the number of channels that the first convolution takes.
 
-    Raises InputError where ``given`` names a dimension that no input has.
+    Raises InputError where ``given`` names a dimension that no input has, or a size in it is no whole number of 1 or
+    more.
     """
+    for name, size in given.items():
+        if not isinstance(size, int) or size < 1:
+            raise InputError(f"sizes has {name}={size!r}; a size is a whole number, 1 or more")
     sizes: dict[str, int] = {}
     for dimension in dimensions(model):
         for symbol in dimension.symbols:
-            sizes.setdefault(symbol, given.get(symbol) or _usual(dimension, scale))
+            sizes.setdefault(symbol, given.get(symbol, 0) or _usual(dimension, scale))
     if unknown := sorted(set(given) - set(sizes)):
         raise InputError(
             f"there is no dimension {unknown[0]!r}; the inputs' dimensions are {', '.join(sizes) or 'all fixed'}"
@@ -151,6 +165,8 @@ def random_feed(model: ir.Model, sizes: Mapping[str, int], seed: int = 0) -> Fee
         if value.shape is None or value.dtype is None:
             raise InputError(f"the shape of input {value.name} is not known")
         dims = [dim if isinstance(dim, int) else symbolic[value, axis] for axis, dim in enumerate(value.shape)]
+        if min(dims, default=1) < 1 or math.prod(dims) > MOST_NUMBERS:
+            raise InputError(f"input {value.name} takes {' x '.join(map(str, dims))} numbers, which are not made up")
         if value.dtype == ir.DataType.UINT8:
             feed[str(value.name)] = draw.integers(0, 256, dims, dtype=np.uint8)
         elif value.dtype.is_floating_point():

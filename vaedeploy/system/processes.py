@@ -1,0 +1,87 @@
+"""What libraries with threads of their own do not survive by themselves: a fork, and the end of the process.
+
+ONNX Runtime, TensorRT and CUDA keep threads, and memory of a GPU, behind their objects. A forked process has copies of
+the objects and none of the threads: destroying a copy hangs or crashes. And when Python ends while a daemon thread is
+inside such a library, that thread is unwound through C++ code that does not allow it, which aborts the process.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol, TypeVar
+from weakref import WeakSet
+
+
+class Forking(Protocol):
+    """Something that has to know that it is in a forked process now."""
+
+    def forked(self) -> None:
+        """Called in the new process, before anything else runs there: make new locks, since the thread that held one
+        is not here.
+        """
+        ...
+
+
+T = TypeVar("T")
+
+_kept: WeakSet[object] = WeakSet()
+_told: WeakSet[Forking] = WeakSet()
+
+_change = threading.Condition()
+_calls = 0
+_ending = False
+
+
+def never_destroyed_in_child(thing: T) -> T:
+    """``thing``, which is never destroyed in a process that is forked from this one, whoever drops it there."""
+    _kept.add(thing)
+    return thing
+
+
+def tell_of_fork(thing: Forking) -> None:
+    """Call ``thing.forked()`` in every process that is forked from this one while ``thing`` is in use."""
+    _told.add(thing)
+
+
+@contextmanager
+def native_call() -> Iterator[None]:
+    """Context of a call into such a library. The end of the process waits for the calls that are in progress; a daemon
+    thread that comes later waits here, where it ends without harm.
+    """
+    global _calls
+    with _change:
+        while _ending and threading.current_thread().daemon:
+            _change.wait()
+        _calls += 1
+    try:
+        yield
+    finally:
+        with _change:
+            _calls -= 1
+            _change.notify_all()
+
+
+@atexit.register
+def _wait_for_calls() -> None:
+    global _ending
+    with _change:
+        _ending = True
+        _change.wait_for(lambda: _calls == 0)
+
+
+def _forked() -> None:
+    global _change, _calls
+    _change, _calls = threading.Condition(), 0
+    for kept in list(_kept):
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(kept))  # a reference that nobody gives back
+    for told in list(_told):
+        told.forked()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)

@@ -1,0 +1,30 @@
+"""Text from strangers, such as names of files and licences, as a terminal and UTF-8 can take it."""
+
+from __future__ import annotations
+
+import re
+
+NOT_UTF8 = re.compile("[\ud800-\udfff]")
+"""Surrogates: Python's stand-ins for bytes of file names that are not UTF-8."""
+
+NOT_PRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""What a terminal obeys and does not show (all control characters but tab and line feed, and marks that change the
+direction of writing), and what is not UTF-8.
+"""
+
+
+def encodable(text: str) -> str:
+    r"""``text``, with what is not UTF-8 in it as Python writes it: ``\xff``."""
+    return NOT_UTF8.sub(_escaped, text)
+
+
+def printable(text: str) -> str:
+    r"""``text``, with what a terminal would obey, or cannot show, as Python writes it: ``\x1b``."""
+    return NOT_PRINTABLE.sub(_escaped, text)
+
+
+def _escaped(found: re.Match[str]) -> str:
+    number = ord(found[0])
+    if 0xDC80 <= number <= 0xDCFF:  # the byte that the surrogate stands for
+        number -= 0xDC00
+    return f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}"
