@@ -6,12 +6,12 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 from arrays import noise
+from bundle_folders import edit
 from command_line import Ended
 from engine_files import DECODER, ENCODER, SIZES, write_profile
 from host_gpu import HostPlan, stand_in
@@ -131,9 +131,9 @@ def test_the_gate_of_graphs(own: Bundle) -> None:
 
 
 def test_the_gate_needs_something_to_compare_with(own: Bundle) -> None:
-    manifest = msgspec.structs.replace(own.manifest, verification=None)
+    edit(own, lambda told: told.update(verification=None))
     with pytest.raises(BundleError, match=r"is not verified, so nothing can be compared with it. Run: vaedeploy "):
-        verify_bundle(Bundle(own.path, manifest), backend="tensorrt-rtx")
+        verify_bundle(own, backend="tensorrt-rtx")
     with pytest.raises(InputError, match="onnxruntime-cpu runs graphs and has no profiles"):
         verify_bundle(own, backend="onnxruntime-cpu", profile="mine")
 
