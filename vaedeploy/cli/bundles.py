@@ -9,7 +9,6 @@ from typing import Any
 
 import click
 
-from vaedeploy.bundle.graphs import EXTRA_FORMS
 from vaedeploy.cli import terminal
 from vaedeploy.cli.group import (
     PATH,
@@ -75,7 +74,7 @@ from vaedeploy.cli.group import (
 @click.option(
     "--form",
     "forms",
-    type=click.Choice(list(EXTRA_FORMS)),
+    type=click.Choice(["onnxruntime-cuda"]),
     multiple=True,
     help="Also write the graphs with the fused operators of ONNX Runtime's CUDA provider; needs --precision fp16.",
 )

@@ -24,7 +24,7 @@ from vaedeploy.cli.group import PATH, cli, json_option
 )
 @click.option(
     "--target",
-    type=click.Choice(["onnxruntime", "tensorrt"]),
+    type=click.Choice(["onnxruntime", "onnxruntime-cuda", "tensorrt"]),
     default="onnxruntime",
     show_default=True,
     help="Rewrite the graph for this runtime.",
