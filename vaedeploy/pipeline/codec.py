@@ -43,9 +43,8 @@ class Converted:
         if self.failures:
             total = len(self.failures) + len(self.written)
             lines = "".join(f"\n  {failure}" for failure in self.failures)
-            raise InputError(
-                f"{len(self.failures)} of {total} files failed{'; the others are written' if self.written else ''}:{lines}"
-            )
+            others = "; the others are written" if self.written else ""
+            raise InputError(f"{len(self.failures)} of {total} files failed{others}:{lines}")
 
 
 def encode_files(

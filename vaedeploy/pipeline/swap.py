@@ -67,7 +67,8 @@ def swap_vae(
 
     Returns the new bundle, and how far the new VAE moves latents and images.
 
-    bundle: keeps its path, precision, forms and kind of encoder input; one that was made ``private`` stays so. vae, weights: the new VAE, as for ``export_vae``.
+    bundle: keeps its path, precision, forms and kind of encoder input; one that was made ``private`` stays so.
+    vae, weights: the new VAE, as for ``export_vae``.
     progress: is told how far each stage is, see ``Progress``.
 
     The new graphs are verified, and every engine is built again, before anything is replaced. The new bundle keeps the
