@@ -273,7 +273,8 @@ def test_nesting_that_is_too_deep_is_told(bundle: Bundle) -> None:
         ),
         (
             lambda info: info["identity"].update(compute_capability="new"),
-            r"Expected `str` matching regex '^[1-9][0-9]*\\.[0-9]\\Z' - at `$.engines[...].identity.compute_capability`",
+            r"Expected `str` matching regex '^[1-9][0-9]*\\.[0-9]\\Z' - at "
+            "`$.engines[...].identity.compute_capability`",
         ),
         (lambda info: info.update(weights_bytes=-1), "Expected `int` >= 0 - at `$.engines[...].weights_bytes`"),
     ],

@@ -111,7 +111,7 @@ def test_a_contradiction_is_refused(tmp_path: Path, changes: dict[str, str | Non
 
 def test_nesting_that_is_too_deep_is_told(tmp_path: Path) -> None:
     write_profile(tmp_path, shapes="[" * 50_000 + "]" * 50_000)
-    with pytest.raises(ProfileError, match="^profile mine cannot be used: maximum recursion depth exceeded"):
+    with pytest.raises(ProfileError, match=r"^profile mine cannot be used: maximum recursion depth exceeded"):
         get_profile("mine", tmp_path)
 
 

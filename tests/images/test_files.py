@@ -423,9 +423,13 @@ def test_readers_refuse_by_the_common_tree(tmp_path: Path, read: Callable[[Path]
 
 def test_every_suffix_that_pillow_has_for_a_format_is_found(tmp_path: Path) -> None:
     """In one list, for ``encode``, ``--photos`` and ``compare``."""
-    for suffix in (".jfif", ".jpe", ".pgm", ".mpo", ".apng", ".j2k", ".JPG", ".webp", ".tif"):
-        (tmp_path / f"a{suffix}").touch()
-    assert [place.name for place in files_in(tmp_path, image_suffixes())] == sorted(os.listdir(tmp_path))
+    places = [
+        tmp_path / f"a{suffix}"
+        for suffix in (".jfif", ".jpe", ".pgm", ".mpo", ".apng", ".j2k", ".JPG", ".webp", ".tif")
+    ]
+    for place in places:
+        place.touch()
+    assert files_in(tmp_path, image_suffixes()) == sorted(places)
 
 
 def test_what_is_left_out_of_a_folder_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -297,10 +297,10 @@ def test_nodes_that_stay_in_float32(tiny_graphs: Path, tmp_path: Path) -> None:
     lowered = {node.name: node.inputs[1].dtype for node in convolutions}
     assert lowered[convolution] == ir.DataType.FLOAT
     assert ir.DataType.FLOAT16 in lowered.values()
-    with pytest.raises(InputError, match="^keep_fp32 names 'nowhere', and no graph has a node of that name$"):
+    with pytest.raises(InputError, match=r"^keep_fp32 names 'nowhere', and no graph has a node of that name$"):
         write_forms(folder, "fp16", None, rules=False, keep_fp32=[convolution, "nowhere"])
     with pytest.raises(
-        InputError, match="^keep_fp32 is for half precision, and everything here is fp32; leave it out$"
+        InputError, match=r"^keep_fp32 is for half precision, and everything here is fp32; leave it out$"
     ):
         export_vae("demo", out=tmp_path / "out", keep_fp32=["a"])
     manifest = msgspec.structs.replace(

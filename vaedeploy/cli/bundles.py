@@ -47,7 +47,8 @@ from vaedeploy.cli.group import (
     "--keep-fp32",
     multiple=True,
     metavar="NODE",
-    help="With fp16 or bf16: leave this node of the graph in float32, by its name, which vaedeploy verify --bisect gives. Repeatable.",
+    help="With fp16 or bf16: leave this node of the graph in float32, by its name, which vaedeploy verify --bisect "
+    "gives. Repeatable.",
 )
 @click.option(
     "--image-input",

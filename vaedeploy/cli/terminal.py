@@ -65,7 +65,7 @@ def run(command: click.Command, arguments: Sequence[str] | None) -> int:
 
 
 def say(message: str) -> None:
-    """Write a line for people to stderr. What a terminal would obey, such as escape sequences, is shown and not sent."""
+    """Write a line for people to stderr. What a terminal would obey, an escape sequence say, is shown and not sent."""
     try:
         click.echo(printable(message), err=True)
     except BrokenPipeError:
@@ -73,7 +73,7 @@ def say(message: str) -> None:
 
 
 def show(line: str) -> None:
-    """Write a line of the result to stdout. What a terminal would obey, such as escape sequences, is shown and not sent.
+    """Write a line of the result to stdout. What a terminal would obey, an escape sequence say, is shown and not sent.
 
     Raises OutputError where stdout cannot be written to, such as a file on a full disk. A reader that has gone is no
     error, see ``run``.
@@ -99,8 +99,8 @@ def _silence(stream: TextIO) -> None:
 
 
 def show_json(value: object) -> None:
-    """Write ``value`` (builtins, dataclasses, msgspec Structs) to stdout as JSON. Infinity and NaN become null; bytes of
-    names of files that are not UTF-8 are written as Python writes them.
+    """Write ``value`` (builtins, dataclasses, msgspec Structs) to stdout as JSON. Infinity and NaN become null;
+    bytes of names of files that are not UTF-8 are written as Python writes them.
     """
     import msgspec
 

@@ -92,9 +92,10 @@ def check_folder(folder: str | Path) -> None:
 def write_page(document: Document, folder: str | Path, result: object = None) -> Path:
     """Write ``index.html`` into ``folder``, which is created if it is missing. Returns the path of the file.
 
-    The page is to stay under 5 MB; if it cannot, a warning is logged. Where it cannot hold every image at full size, all images are also written as PNG
-    into ``pictures`` beside it, and linked; where there are very many, it shows those that are furthest from their
-    reference. Raises PageError, which carries ``result``, where ``folder`` cannot be written to.
+    The page is to stay under 5 MB; if it cannot, a warning is logged. Where it cannot hold every image at full size,
+    all images are also written as PNG into ``pictures`` beside it, and linked; where there are very many, it shows
+    those that are furthest from their reference. Raises PageError, which carries ``result``, where ``folder`` cannot be
+    written to.
     """
     folder = Path(folder)
     for side, shown in LAYOUTS:

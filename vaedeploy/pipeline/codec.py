@@ -44,7 +44,8 @@ class Converted:
             total = len(self.failures) + len(self.written)
             lines = "".join(f"\n  {failure}" for failure in self.failures)
             raise InputError(
-                f"{len(self.failures)} of {total} files failed{'; the others are written' if self.written else ''}:{lines}"
+                f"{len(self.failures)} of {total} files failed"
+                f"{'; the others are written' if self.written else ''}:{lines}"
             )
 
 

@@ -80,9 +80,9 @@ def export_vae(
     Raises VerificationError, which holds the report, where a limit is missed; the bundle is at ``out`` then, marked
     unverified. Raises BuildError where an engine cannot be built; the bundle is at ``out`` then, with the engines that
     could be. Whatever else is raised, nothing is left behind and what was at ``out`` is unchanged: InputError for an
-    unknown precision or node, OutputError for an ``out`` that exists (without ``force``) or cannot be written to, ImageError
-    for ``photos`` that cannot be read, BackendError where ONNX Runtime is not installed, ExportError where the modules
-    cannot be traced, and what ``load_reference`` and ``build_engines`` raise before they begin.
+    unknown precision or node, OutputError for an ``out`` that exists (without ``force``) or cannot be written to,
+    ImageError for ``photos`` that cannot be read, BackendError where ONNX Runtime is not installed, ExportError where
+    the modules cannot be traced, and what ``load_reference`` and ``build_engines`` raise before they begin.
     """
     if precision not in get_args(Precision):
         raise InputError(f"precision is {precision!r}; it must be one of {', '.join(get_args(Precision))}")

@@ -76,9 +76,10 @@ def verify_bundle(
     ``report.passed`` is the verdict, and ``report.reference`` says what was compared with.
 
     Warns (UnnotedVerdictWarning) where the bundle cannot be written to. Raises InputError for an unknown backend or
-    profile and for ``reference`` with ``weights``, BackendError and EngineError where the backend does not work here, WeightsError where the weights are not
-    those that the bundle was made from, BundleError where the bundle is damaged or nothing is left to compare with, and
-    PageError, which holds the report, where the page cannot be written once the verdict is there.
+    profile and for ``reference`` with ``weights``, BackendError and EngineError where the backend does not work here,
+    WeightsError where the weights are not those that the bundle was made from, BundleError where the bundle is damaged
+    or nothing is left to compare with, and PageError, which holds the report, where the page cannot be written once the
+    verdict is there.
     """
     if page is not None:
         from vaedeploy.page import check_folder

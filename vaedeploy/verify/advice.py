@@ -31,8 +31,8 @@ def _advise(trace: Trace, failed: Sequence[Case]) -> str:
     place = f"{first.tensor} ({first.operator}{f' of {first.module}' if first.module else ''})"
     if trace.precision == "fp16" and 0 < first.largest < SMALLEST_NORMAL and not first.non_finite:
         cause = (
-            f"{place} loses digits: no number there is larger than {first.largest:.3g}, and below {SMALLEST_NORMAL:.3g} "
-            "float16 has fewer the smaller a number is"
+            f"{place} loses digits: no number there is larger than {first.largest:.3g}, and below "
+            f"{SMALLEST_NORMAL:.3g} float16 has fewer the smaller a number is"
         )
     else:
         cause = f"{place} is the first that loses digits"

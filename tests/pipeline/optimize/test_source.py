@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -100,7 +101,7 @@ def test_functions_that_double(tmp_path: Path) -> None:
 def test_a_chain_is_refused_by_its_length(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(source, "MOST_NODES", 100)
     names = ["x", *(f"v{index}" for index in range(100)), "y"]
-    nodes = [helper.make_node("Relu", [a], [b]) for a, b in zip(names, names[1:], strict=False)]
+    nodes = [helper.make_node("Relu", [a], [b]) for a, b in pairwise(names)]
     assert "has 101 nodes in 0 calls of functions; 100 nodes" in refused(saved(tmp_path / "in.onnx", nodes))
 
 

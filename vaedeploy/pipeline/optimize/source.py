@@ -190,7 +190,8 @@ def _check_inputs(path: Path, model: ir.Model) -> None:
     for value in model.graph.inputs:
         if any(isinstance(side, int) and side < 0 for side in value.shape or ()):
             raise InputError(
-                f"{path} has the input {value.name} of shape {value.shape}; a dimension of any size has a name, or no value"
+                f"{path} has the input {value.name} of shape {value.shape}; a dimension of any size has a name, or no "
+                "value"
             )
 
 
