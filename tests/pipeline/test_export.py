@@ -9,13 +9,16 @@ import shutil
 from itertools import cycle
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 import torch
 from checkpoints import TINY, config_of
 from checkpoints import folder as write_folder
 from inflation import INFLATIONS, inflate
+from tiny_bundle import tiny_manifest
 from tiny_modules import flat_reference, tiny_reference
 from torch import Tensor, nn
 
@@ -24,6 +27,7 @@ from vaedeploy.errors import ExportError, InputError, OutputError, UnknownPreset
 from vaedeploy.images.photos import load_photos
 from vaedeploy.pipeline import export as pipeline
 from vaedeploy.pipeline.export import export_vae
+from vaedeploy.pipeline.graphs import write_forms
 from vaedeploy.pipeline.verify import verify_bundle
 from vaedeploy.runtime import VAE
 from vaedeploy.source import load_reference, reload_reference
@@ -303,3 +307,24 @@ def test_weights_that_cannot_be_loaded_are_refused_at_once(
     monkeypatch.setattr(pipeline.onnxruntime_cpu, "load_library", late)
     with pytest.raises((WeightsError, UnknownPresetError), match=re.escape(told)):
         export_vae(vae.format(text=text), weights=weights and weights.format(text=text), out=tmp_path / "out")
+
+
+def test_nodes_that_stay_in_float32(tiny_graphs: Path, tmp_path: Path) -> None:
+    """A name may be of either half; one of none is refused, as is any where nothing is lowered."""
+    folder = shutil.copytree(tiny_graphs, tmp_path / "graphs")
+    convolution = next(node.name for node in ir.load(folder / "decoder.onnx").graph if node.op_type == "Conv")
+    write_forms(folder, "fp16", None, rules=False, keep_fp32=[convolution])
+    convolutions = [node for node in ir.load(folder / "decoder.ort.onnx").graph if node.op_type == "Conv"]
+    lowered = {node.name: node.inputs[1].dtype for node in convolutions}
+    assert lowered[convolution] == ir.DataType.FLOAT
+    assert ir.DataType.FLOAT16 in lowered.values()
+    with pytest.raises(InputError, match=r"^keep_fp32 names 'nowhere', and no graph has a node of that name$"):
+        write_forms(folder, "fp16", None, rules=False, keep_fp32=[convolution, "nowhere"])
+    with pytest.raises(
+        InputError, match=r"^keep_fp32 is for half precision, and everything here is fp32; leave it out$"
+    ):
+        export_vae("demo", out=tmp_path / "out", keep_fp32=["a"])
+    manifest = msgspec.structs.replace(
+        tiny_manifest(LatentSpec(channels=2, factor=4, scale=1.0)), keep_fp32=("a b", "c")
+    )
+    assert "--keep-fp32 'a b' --keep-fp32 c" in manifest.export_command(Path("out"))
