@@ -78,6 +78,7 @@ def manifests(folder: Path) -> Case:
     """Bundles whose ``bundle.json`` is changed, and what a bundle keeps for verification and calibration."""
     bundle = tiny_bundle(folder / "bundle")
     told = claim_engine(bundle)
+    told.pop("seal", None)  # which would refuse every change before it is read
     known = {*told["files"], "bundle.json"}
     calibration = {"largest_side": 512, "maxima": {"encoder": {"image": 1.0, "latent": None}}}
     golden = {

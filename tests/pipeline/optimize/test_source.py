@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
