@@ -35,7 +35,10 @@ def fold_upsampling_last(model: ir.Model, keep: set[str]) -> Outcome:
         reason = why_not_double(resize, model.graph.opset_imports.get("", 0))
         if reason is None and [node.op_identifier() for node in readers] != [("", "Conv", "")]:
             reason = "one convolution alone does not read it"
+        if reason is None and (resize.inputs[0].shape is None or readers[0].outputs[0].shape is None):  # type: ignore[union-attr]
+            reason = "its shape is not known"
         reason = reason or why_not_foldable(readers[0])
+        # The number of groups is of no concern to this form of the weights.
         phases = [] if reason else fold_weights(model.graph, readers[0].inputs[1], 1, "convolutions")  # type: ignore[arg-type]
         if reason is not None or not phases:
             refusals.append(Refusal(resize.name or "", reason or "sums of its weights overflow their type"))
@@ -52,12 +55,13 @@ def fold_upsampling_last(model: ir.Model, keep: set[str]) -> Outcome:
 
 def _replace(graph: ir.Graph, resize: ir.Node, conv: ir.Node, weights: Sequence[ir.Value]) -> list[ir.Node]:
     """Replace both nodes; returns the new ones."""
-    x, output, name = resize.inputs[0], conv.outputs[0], f"{conv.name}.phases"
+    x, output, name = resize.inputs[0], conv.outputs[0], f"{conv.outputs[0].name}.phases"
     assert x is not None
     assert x.shape is not None
     assert output.shape is not None
-    batch, _, height, width = x.shape.dims
-    _, channels, tall, wide = output.shape.dims
+    batch, _, height, width = x.shape
+    _, _, tall, wide = output.shape
+    channels = weights[0].shape[0]  # type: ignore[index]
     nodes: list[ir.Node] = []
 
     def add(
@@ -82,7 +86,7 @@ def _replace(graph: ir.Graph, resize: ir.Node, conv: ir.Node, weights: Sequence[
             "kernel_shape": (2, 2),
             "strides": (1, 1),
             "dilations": (1, 1),
-            "group": 1,
+            "group": conv.attributes.get_int("group", 1),
         }
         phases.append(
             add("NhwcConv", [last, kernel, *conv.inputs[2:]], [batch, height, width, channels], DOMAIN, **pads)
