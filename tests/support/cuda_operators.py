@@ -46,7 +46,9 @@ def _group_norm(
     wide = _wide(x).reshape(batch, -1, groups, channels // groups)
     mean = wide.mean(axis=(1, 3), keepdims=True, dtype=np.float32)
     variance = (wide * wide).mean(axis=(1, 3), keepdims=True, dtype=np.float32) - mean * mean
-    normal = ((wide - mean) / np.sqrt(variance + np.float32(epsilon))).reshape(batch, *sizes, channels) * gamma + beta
+    with np.errstate(invalid="ignore"):  # what has no deviation may have a variance below zero: the result is NaN
+        deviation = np.sqrt(variance + np.float32(epsilon))
+    normal = ((wide - mean) / deviation).reshape(batch, *sizes, channels) * gamma + beta
     return (normal / (1 + np.exp(-normal)) if activation else normal).astype(x.dtype)
 
 

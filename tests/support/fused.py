@@ -32,14 +32,18 @@ def graph(
     opset: int = 20,
     inferred: bool = True,
 ) -> onnx.ModelProto:
-    """``nodes`` in float32, from the inputs ``shapes`` (by default x, an image of 8 channels) to ``outputs``."""
+    """``nodes`` in float32 with those of ``tensors`` that they read, from ``shapes`` to ``outputs``.
+
+    shapes: of the inputs; by default x, an image of 8 channels.
+    """
+    constants = {name: array for name, array in (tensors or {}).items() if any(name in n.input for n in nodes)}
     model = helper.make_model(
         helper.make_graph(
             nodes,
             "graph",
             [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in (shapes or {"x": IMAGE}).items()],
             [onnx.ValueInfoProto(name=name) for name in outputs],
-            [numpy_helper.from_array(np.asarray(array), name) for name, array in (tensors or {}).items()],
+            [numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items()],
         ),
         opset_imports=[helper.make_opsetid("", opset), helper.make_opsetid("other", 1)],
         ir_version=10,
@@ -89,6 +93,8 @@ def rewritten(
 def refusals(model: onnx.ModelProto, rule: Rule) -> list[Refusal]:
     """What a rule says that leaves the graph as it is."""
     new = ir.from_proto(model)
+    for each in new.graph:
+        ir.convenience.get_const_tensor(each.outputs[0])  # reading a Constant gives its tensor a name
     before = ir.to_proto(new).SerializeToString()
     outcome = rule(new, set())
     assert outcome.matches == 0

@@ -27,7 +27,6 @@ def fuse_for_cuda(model: ir.Model, keep: set[str]) -> list[Outcome]:
     """
     outcomes = [fuse_group_norm(model, keep), fuse_attention(model, keep), fold_upsampling_last(model, keep)]
     RemoveUnusedNodesPass()(model)  # what only dead nodes read needs no Transpose
-    outcomes.append(turn_channels_last(model, keep))
-    RemoveUnusedNodesPass()(model)
-    outcomes.append(align_channels(model))
+    outcomes += [turn_channels_last(model, keep), align_channels(model)]
+    RemoveUnusedNodesPass()(model)  # the weights that have another form now
     return outcomes

@@ -151,7 +151,7 @@ def _replace(graph: ir.Graph, found: _Found, keep: set[str]) -> None:
         add_constant(graph, f"{name}.{kind}", array) for kind, array in (("gamma", found.gamma), ("beta", found.beta))
     ]
     attributes = {"groups": found.groups, "epsilon": found.epsilon, "activation": int(bool(silu)), "channels_last": 0}
-    output = ir.Value(name=name, type=result.type, shape=found.x.shape)
+    output = ir.Value(name=name, type=found.x.type, shape=found.x.shape)
     fused = ir.node("GroupNorm", [found.x, *weights], attributes, domain=DOMAIN, outputs=[output], name=name)
     if not keep.isdisjoint(str(node.name) for node in nodes):
         keep.add(name)
