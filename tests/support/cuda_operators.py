@@ -6,9 +6,11 @@ schemas in ONNX Runtime (``contrib_defs``), and its CUDA kernels where these say
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
@@ -76,4 +78,5 @@ class MultiHeadAttention(OpRun):
 
 def evaluator(model: Any) -> ReferenceEvaluator:
     """Runs ``model``, an ONNX model or the path of one, on the CPU."""
-    return ReferenceEvaluator(model, new_ops=[NhwcConv, GroupNorm, MultiHeadAttention])
+    given = onnx.load(model) if isinstance(model, Path) else model
+    return ReferenceEvaluator(given, new_ops=[NhwcConv, GroupNorm, MultiHeadAttention])

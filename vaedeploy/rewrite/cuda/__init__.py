@@ -25,7 +25,8 @@ def fuse_for_cuda(model: ir.Model, keep: set[str]) -> list[Outcome]:
 
     keep: names of nodes that have to stay in float32. Those of the fused nodes that stand for such nodes are added.
     """
-    outcomes = [fuse_group_norm(model, keep), fuse_attention(model, keep), fold_upsampling_last(model, keep)]
+    # Attention is first: it asks what sizes are computed, and nothing computes those of the others' operators.
+    outcomes = [fuse_attention(model, keep), fuse_group_norm(model, keep), fold_upsampling_last(model, keep)]
     RemoveUnusedNodesPass()(model)  # what only dead nodes read needs no Transpose
     outcomes += [turn_channels_last(model, keep), align_channels(model)]
     RemoveUnusedNodesPass()(model)  # the weights that have another form now

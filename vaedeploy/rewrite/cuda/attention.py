@@ -22,7 +22,7 @@ import onnx_ir as ir
 
 from vaedeploy.errors import InputError
 from vaedeploy.graph.edit import add_constant, constant_of
-from vaedeploy.graph.sizes import static_shape, with_sizes
+from vaedeploy.graph.sizes import with_sizes
 from vaedeploy.rewrite.attention import attention_path, operands
 from vaedeploy.rewrite.cuda.operators import DOMAIN
 from vaedeploy.rewrite.doubling import PROBES
@@ -30,7 +30,8 @@ from vaedeploy.rewrite.outcome import Outcome, Refusal
 
 __all__ = ["fuse_attention"]
 
-Shapes = Mapping[str, Sequence[int] | None]
+Shapes = Mapping[str, Sequence[int | ir.SymbolicDim] | None]
+"""Name of a value -> its shape, None where not even the rank is known."""
 
 
 def fuse_attention(model: ir.Model, keep: set[str]) -> Outcome:
@@ -59,23 +60,22 @@ def _probed(model: ir.Model, sizes: Sequence[int]) -> Shapes:
     except (InputError, ValueError):  # a size without a name, or with a name that only its exporter knows
         sized = model
     values = [*sized.graph.inputs, *(output for node in sized.graph for output in node.outputs)]
-    return {str(value.name): static_shape(value) for value in values}
+    return {str(value.name): None if value.shape is None else list(value.shape) for value in values}
 
 
 def _why_not(path: Sequence[ir.Node], softmax: ir.Node, first: Shapes, second: Shapes) -> str | None:
     """first, second: shapes at two choices of sizes. What is equal at large primes is equal always."""
     names = [str(value.name) for value in (*operands(path), path[-1].outputs[0])]
-    known = [shape for name in names if (shape := first.get(name)) is not None]
-    if len(known) < len(names):
-        return "the sizes of queries, keys or values are not known"
-    if {len(shape) for shape in known} not in ({3}, {4}):
-        return "queries, keys and values are not all (B, N, D) or all (B, H, N, D)"
-    if len({tuple(shape[:-2]) for shape in known}) > 1:
-        return "queries, keys and values have not the same batch and heads"
-    other = second[names[0]]
-    if len(known[0]) == 4 and (other is None or other[1] != known[0][1]):
+    shapes = [first.get(name) or () for name in names]
+    rank = len(shapes[0])
+    if rank not in (3, 4) or any(len(shape) != rank for shape in shapes):
+        return "queries, keys and values are not known to be all (B, N, D) or all (B, H, N, D)"
+    around = {dim if isinstance(dim, int) else None for shape in shapes for dim in shape[:-2]}
+    if None in around or len({tuple(shape[:-2]) for shape in shapes}) > 1:
+        return "queries, keys and values are not known to have the same batch and heads"
+    if rank == 4 and (second[names[0]] or ())[1:2] != shapes[0][1:2]:
         return "the number of heads is not fixed"
-    if softmax.attributes.get_int("axis", -1) not in (-1, len(known[0]) - 1):
+    if softmax.attributes.get_int("axis", -1) not in (-1, rank - 1):
         return "the softmax is not along the keys"
     return None if _scale(path) is not None else "the factor of the scores is not constant"
 
@@ -115,7 +115,7 @@ def _replace(graph: ir.Graph, path: Sequence[ir.Node], shapes: Shapes, keep: set
     if len(shape) == 3:
         heads, rows = 1, [q, add("Transpose", [k], perm=(0, 2, 1)), v]
     else:
-        heads, joined = shape[1], numbers("joined", 0, 0, -1)
+        heads, joined = int(shape[1]), numbers("joined", 0, 0, -1)  # type: ignore[arg-type]
         orders = ((q, (0, 2, 1, 3)), (k, (0, 3, 1, 2)), (v, (0, 2, 1, 3)))
         rows = [add("Reshape", [add("Transpose", [value], perm=perm), joined]) for value, perm in orders]
     y = add("MultiHeadAttention", rows, DOMAIN, num_heads=heads, scale=scale)
