@@ -213,6 +213,15 @@ def test_what_to_run_names_the_same_weights(bundle: Bundle, origin: Origin, word
     assert uint8.export_command(Path("out")) == (f"vaedeploy export {words} --image-input uint8 --out out --force")
 
 
+def test_what_to_run_names_the_forms_that_were_asked_for(bundle: Bundle) -> None:
+    graphs = {
+        part: {**forms, "onnxruntime-cuda": f"{part}.cuda.onnx"} for part, forms in bundle.manifest.graphs.items()
+    }
+    manifest = msgspec.structs.replace(bundle.manifest, graphs=graphs, precision="fp16")
+    assert " --precision fp16 --form onnxruntime-cuda --out out " in manifest.export_command(Path("out"))
+    assert "--form" not in bundle.manifest.export_command(Path("out"))
+
+
 def test_what_to_run_for_modules_is_python(bundle: Bundle) -> None:
     vae = msgspec.structs.replace(bundle.manifest.vae, origin=Origin("modules", "", None, None))
     assert msgspec.structs.replace(bundle.manifest, vae=vae).export_command(Path("out")) == (
