@@ -129,7 +129,6 @@ def test_another_architecture_is_refused(bundle: Bundle) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_a_form_that_was_asked_for_is_kept(tmp_path: Path) -> None:
     made = export_vae(
         flat_reference(), out=tmp_path / "flat", precision="fp16", forms=["onnxruntime-cuda"], verify=False
@@ -140,6 +139,7 @@ def test_a_form_that_was_asked_for_is_kept(tmp_path: Path) -> None:
     assert swapped.file("decoder.cuda.onnx").read_bytes() != made.file("decoder.cuda.onnx").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_vae_that_fails_its_verification(flat: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     """The limits are made impossible, since no good VAE fails them."""
     impossible = (Limit("rel_l2", 1e-12, True, "for this test"),)

@@ -126,7 +126,7 @@ def test_full_size(part: Part, full_size_bundle: Bundle) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("part", [pytest.param("encoder", marks=pytest.mark.full), "decoder"])
 def test_what_overflows_is_scaled_first(part: Part, small_vae: Path) -> None:
     """Weights for the same function that leave fp16's range: only with measured maxima are they within it."""
     reference = load_reference(small_vae)
@@ -139,7 +139,8 @@ def test_what_overflows_is_scaled_first(part: Part, small_vae: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "opset", [17, pytest.param(18, marks=pytest.mark.slow), pytest.param(21, marks=pytest.mark.slow)]
+    "opset",
+    [17, pytest.param(18, marks=(pytest.mark.slow, pytest.mark.full)), pytest.param(21, marks=pytest.mark.slow)],
 )
 def test_decoders_of_diffusers(opset: int, tmp_path: Path) -> None:
     """As torch's two exporters write them, attention included."""
