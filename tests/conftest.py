@@ -179,6 +179,12 @@ def tiny_bf16_bundle(tiny_vae: Reference, made_once: Once) -> Bundle:
 
 
 @pytest.fixture(scope="session")
+def fused_bundle(tiny_vae: Reference, made_once: Once) -> Bundle:
+    """As above, with the form for ONNX Runtime's CUDA provider, and not verified."""
+    return exported(made_once, "fused/tiny", tiny_vae, precision="fp16", forms=["onnxruntime-cuda"], verify=False)
+
+
+@pytest.fixture(scope="session")
 def engine_bundle(profile_folder: Path, made_once: Once) -> Bundle:
     """The tiny bundle with engines, built by TensorRT-RTX."""
     from tiny_bundle import tiny_bundle

@@ -239,6 +239,15 @@ def test_what_to_run_gives_a_number_for_each_channel(bundle: Bundle) -> None:
     )
 
 
+def test_what_to_run_names_the_forms_that_were_asked_for(bundle: Bundle) -> None:
+    graphs = {
+        part: {**forms, "onnxruntime-cuda": f"{part}.cuda.onnx"} for part, forms in bundle.manifest.graphs.items()
+    }
+    manifest = msgspec.structs.replace(bundle.manifest, graphs=graphs, precision="fp16")
+    assert " --precision fp16 --form onnxruntime-cuda --out out " in manifest.export_command(Path("out"))
+    assert "--form" not in bundle.manifest.export_command(Path("out"))
+
+
 def test_what_to_run_for_modules_is_python(bundle: Bundle) -> None:
     vae = msgspec.structs.replace(bundle.manifest.vae, origin=Origin("modules", "", None, None))
     assert msgspec.structs.replace(bundle.manifest, vae=vae).export_command(Path("out")) == (

@@ -6,8 +6,10 @@ import hashlib
 import json
 import re
 import shutil
+from collections.abc import Callable
 from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -17,6 +19,7 @@ import pytest
 import torch
 from checkpoints import TINY, config_of
 from checkpoints import folder as write_folder
+from command_line import Ended
 from inflation import INFLATIONS, inflate
 from tiny_bundle import tiny_manifest
 from tiny_modules import flat_reference, tiny_reference
@@ -24,6 +27,7 @@ from torch import Tensor, nn
 
 from vaedeploy.bundle import Bundle, check_bundle
 from vaedeploy.errors import ExportError, InputError, OutputError, UnknownPresetError, VerificationError, WeightsError
+from vaedeploy.graph.operations import count_operations
 from vaedeploy.images.photos import load_photos
 from vaedeploy.pipeline import export as pipeline
 from vaedeploy.pipeline.export import export_vae
@@ -32,7 +36,7 @@ from vaedeploy.pipeline.verify import verify_bundle
 from vaedeploy.runtime import VAE
 from vaedeploy.source import load_reference, reload_reference
 from vaedeploy.source.autoencoder_kl.modules import random_tensors
-from vaedeploy.values.kinds import Form, Precision
+from vaedeploy.values.kinds import PARTS, Form, Precision
 from vaedeploy.values.latent import LatentSpec
 from vaedeploy.values.reference import Reference
 
@@ -328,3 +332,71 @@ def test_nodes_that_stay_in_float32(tiny_graphs: Path, tmp_path: Path) -> None:
         tiny_manifest(LatentSpec(channels=2, factor=4, scale=1.0)), keep_fp32=("a b", "c")
     )
     assert "--keep-fp32 'a b' --keep-fp32 c" in manifest.export_command(Path("out"))
+
+
+# ------------------------------------------------------------- the form for ONNX Runtime's CUDA provider
+
+
+def test_the_fused_form_is_beside_the_others(
+    vaedeploy: Callable[..., Ended], fused_bundle: Bundle, tiny_vae: Reference
+) -> None:
+    manifest = check_bundle(fused_bundle.path).manifest
+    for part in PARTS:
+        name = f"{part}.cuda.onnx"
+        assert manifest.graphs[part] == {
+            "portable": f"{part}.onnx",
+            "onnxruntime": f"{part}.ort.onnx",
+            "onnxruntime-cuda": name,
+        }
+        assert {name, f"{name}.data"} & set(manifest.files) >= {name}
+        assert manifest.rewrites[name]["fuse_group_norm"] == 2
+        assert manifest.rewrites[name]["fold_upsampling_last"] == (2 if part == "decoder" else 0)
+        onnx.checker.check_model(fused_bundle.graph(part, "onnxruntime-cuda"), full_check=True)
+        sizes = ["latent_height", "latent_width"] if part == "decoder" else ["height", "width"]
+        counted = count_operations(
+            ir.load(fused_bundle.graph(part, "onnxruntime-cuda")), {"batch": 1, **dict.fromkeys(sizes, 16)}
+        )
+        assert ([each.operator for each in counted.operators], counted.uncounted) == (["NhwcConv"], ())
+    ended = vaedeploy("inspect", fused_bundle.path, "--check")
+    assert (ended.code, ended.err) == (0, "")
+    assert "decoder.cuda.onnx" in ended.out
+    with VAE(fused_bundle.path, "onnxruntime-cpu") as vae, pytest.warns(UserWarning, match="was never verified"):
+        image = vae.decode(np.zeros((1, 4, 4, 4), np.float32))
+    assert image.shape == (1, 16, 16, 3)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"forms": ["onnxruntime-cuda"]},
+            "the form onnxruntime-cuda is made by rewrites, in fp16: choose that precision",
+        ),
+        (
+            {"forms": ["onnxruntime-cuda"], "precision": "bf16"},
+            "choose that precision, and leave the rewrites on",
+        ),
+        (
+            {"forms": ["onnxruntime-cuda"], "precision": "fp16", "rewrite": False},
+            "choose that precision, and leave the rewrites on",
+        ),
+        ({"forms": ["tensorrt"], "precision": "fp16"}, "forms has 'tensorrt'; what can be added is: onnxruntime-cuda"),
+        ({"forms": "onnxruntime-cuda", "precision": "fp16"}, "forms"),
+    ],
+)
+def test_forms_that_cannot_be_made(flat: Reference, tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=re.escape(message)):
+        export_vae(flat, out=tmp_path / "flat", **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_forms_on_the_command_line(vaedeploy: Callable[..., Ended], tmp_path: Path) -> None:
+    export = ("export", "--vae", "demo", "--out", tmp_path / "demo", "--form")
+    ended = vaedeploy(*export, "onnxruntime-cuda")
+    assert (ended.code, ended.out) == (2, "")
+    assert "the form onnxruntime-cuda is made by rewrites, in fp16" in ended.err
+    assert vaedeploy(*export, "onnxruntime-cuda", "--precision", "fp16", "--no-rewrite").code == 2
+    ended = vaedeploy(*export, "other")
+    assert ended.code == 2
+    assert "onnxruntime-cuda" in ended.err
+    assert list(tmp_path.iterdir()) == []

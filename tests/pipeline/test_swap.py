@@ -151,6 +151,17 @@ def test_another_architecture_is_refused(bundle: Bundle) -> None:
 
 
 @pytest.mark.slow
+def test_a_form_that_was_asked_for_is_kept(tmp_path: Path) -> None:
+    made = export_vae(
+        flat_reference(), out=tmp_path / "flat", precision="fp16", forms=["onnxruntime-cuda"], verify=False
+    )
+    swapped, _ = swap_vae(made, flat_reference(1))
+    assert swapped.manifest.graphs == made.manifest.graphs
+    assert swapped.manifest.graphs["decoder"]["onnxruntime-cuda"] == "decoder.cuda.onnx"
+    assert swapped.file("decoder.cuda.onnx").read_bytes() != made.file("decoder.cuda.onnx").read_bytes()
+
+
+@pytest.mark.slow
 def test_a_vae_that_fails_its_verification(flat: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     """The limits are made impossible, since no good VAE fails them."""
     impossible = (Limit("rel_l2", 1e-12, True, "for this test"),)

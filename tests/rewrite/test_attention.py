@@ -18,6 +18,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
+from attentions import HEADS, ONE_HEAD, PLAIN, attention
 from examples import at_most
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,31 +26,6 @@ from onnx.reference import ReferenceEvaluator
 from onnx_ir.passes.common import RemoveUnusedNodesPass, ShapeInferencePass
 
 from vaedeploy.rewrite.attention import SCORES_BYTES, chunk_attention
-
-PLAIN = "s = MatMul(q, k) p = Softmax<axis=-1>(s) y = MatMul(p, v)"
-ONE_HEAD = {"q": "b,n,8", "k": "b,8,m", "v": "b,m,6", "y": "b,n,6"}
-HEADS = {"q": "b,h,n,8", "k": "b,h,8,m", "v": "b,h,m,6", "y": "b,h,n,6"}
-
-
-def attention(
-    nodes: str = PLAIN,
-    *,
-    shapes: dict[str, str] = HEADS,
-    type: str = "double",
-    opset: int = 20,
-    more: str = "",
-    outputs: str = "",
-    inferred: bool = True,
-) -> onnx.ModelProto:
-    """q (..., N, D), k (..., D, M), v (..., M, E) -> y (..., N, E). more, outputs: other inputs and outputs."""
-    q, k, v, y = (f"{type}[{shapes[name]}] {name}" for name in "qkvy")
-    model = onnx.parser.parse_model(
-        f'<ir_version: 8, opset_import: ["" : {opset}, "other" : 1]> '
-        f"attention ({q}, {k}, {v}{more}) => ({y}{outputs}) {{ {nodes} }}"
-    )
-    for node in model.graph.node:
-        node.name = node.output[0]
-    return onnx.shape_inference.infer_shapes(model, data_prop=True) if inferred else model
 
 
 def chunked(model: onnx.ModelProto, scores_bytes: int) -> onnx.ModelProto:

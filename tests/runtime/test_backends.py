@@ -17,7 +17,8 @@ from tiny_inputs import run_python
 from vaedeploy.bundle import Bundle
 from vaedeploy.errors import BackendError, EngineError, InputError, SizeError
 from vaedeploy.pipeline.build import build_engines
-from vaedeploy.runtime import VAE
+from vaedeploy.runtime import VAE, onnxruntime_cpu, onnxruntime_cuda
+from vaedeploy.runtime.backends import find_candidates
 from vaedeploy.system.gpu import Gpu, cuda_devices
 
 
@@ -32,7 +33,8 @@ def test_runtime_needs_numpy_msgspec_and_one_backend_only(bundle: Bundle) -> Non
     script = f"""
 import sys
 import numpy as np
-from vaedeploy.runtime import VAE
+from vaedeploy.runtime import VAE, onnxruntime_cpu, onnxruntime_cuda
+from vaedeploy.runtime.backends import find_candidates
 with VAE({str(bundle.path)!r}) as vae:
     vae.decode(vae.encode(np.zeros((8, 8, 3), np.uint8)))
 print(*sorted(sys.modules))
@@ -47,7 +49,8 @@ def test_backend_that_is_not_installed_is_told(bundle: Bundle) -> None:
     script = f"""
 import sys
 sys.modules["onnxruntime"] = None
-from vaedeploy.runtime import VAE
+from vaedeploy.runtime import VAE, onnxruntime_cpu, onnxruntime_cuda
+from vaedeploy.runtime.backends import find_candidates
 VAE({str(bundle.path)!r})
 """
     done = run_python(script)
@@ -183,3 +186,47 @@ def test_a_profile_whose_engines_cannot_run_here_is_told_of(
     assert caplog.messages == ["tensorrt-rtx does not answer here, so its engines of profile mine are not used: no GPU"]
     with pytest.raises(InputError, match="onnxruntime-cpu runs graphs and has no profiles"):
         VAE(engine_bundle.path, "onnxruntime-cpu", profile="mine")
+
+
+@pytest.fixture
+def cuda_stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CPU's provider, which stands for CUDA's."""
+    monkeypatch.setattr(onnxruntime_cuda, "PROVIDER", onnxruntime_cpu.PROVIDER)
+    monkeypatch.setattr(onnxruntime_cuda, "problem", lambda device: None)
+
+
+def images(bundle: Bundle, backend: str) -> list[np.ndarray]:
+    """What each candidate of the backend decodes, the preferred one first."""
+    latent = noise(2, 2, 3, 4)
+    found = find_candidates(bundle, backend)
+    return [candidate.open("decoder").run(["image"], {"latent": latent})[0] for candidate in found]
+
+
+@pytest.mark.usefixtures("cuda_stand_in")
+@pytest.mark.filterwarnings("ignore:Duplicate provider:UserWarning")
+@pytest.mark.parametrize("report", [None, b'{"passed": false}', b'{"passed": true}'])
+def test_the_fused_form_is_run_and_told_of_unless_it_was_verified(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, report: bytes | None
+) -> None:
+    made = tiny_bundle(tmp_path / "tiny", fused_form="runs here", report=report)
+    plain, in_float32 = images(made, "onnxruntime-cpu")
+    fused, after_nan = images(made, "onnxruntime-cuda")
+    np.testing.assert_array_equal(fused, -plain)
+    np.testing.assert_array_equal(after_nan, in_float32)
+    warning = (
+        f"{made.path / 'decoder.cuda.onnx'} was never compared with PyTorch on a GPU; its images may be wrong. Run: "
+        f"vaedeploy verify {made.path} --backend onnxruntime-cuda"
+    )
+    told = [] if report == b'{"passed": true}' else [warning]
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == told
+
+
+@pytest.mark.usefixtures("cuda_stand_in")
+@pytest.mark.filterwarnings("ignore:Duplicate provider:UserWarning")
+def test_without_an_operator_the_form_for_any_provider_runs(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    made = tiny_bundle(tmp_path / "tiny", fused_form="has no kernel")
+    plain, _ = images(made, "onnxruntime-cpu")
+    np.testing.assert_array_equal(images(made, "onnxruntime-cuda")[0], plain)
+    (told,) = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert told.startswith("the decoder runs without fused operators: ")
+    assert "NhwcConv" in told

@@ -6,9 +6,11 @@ schemas in ONNX Runtime (``contrib_defs``), and its CUDA kernels where these say
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
@@ -46,7 +48,9 @@ def _group_norm(
     wide = _wide(x).reshape(batch, -1, groups, channels // groups)
     mean = wide.mean(axis=(1, 3), keepdims=True, dtype=np.float32)
     variance = (wide * wide).mean(axis=(1, 3), keepdims=True, dtype=np.float32) - mean * mean
-    normal = ((wide - mean) / np.sqrt(variance + np.float32(epsilon))).reshape(batch, *sizes, channels) * gamma + beta
+    with np.errstate(invalid="ignore"):  # what has no deviation may have a variance below zero: the result is NaN
+        deviation = np.sqrt(variance + np.float32(epsilon))
+    normal = ((wide - mean) / deviation).reshape(batch, *sizes, channels) * gamma + beta
     return (normal / (1 + np.exp(-normal)) if activation else normal).astype(x.dtype)
 
 
@@ -74,4 +78,5 @@ class MultiHeadAttention(OpRun):
 
 def evaluator(model: Any) -> ReferenceEvaluator:
     """Runs ``model``, an ONNX model or the path of one, on the CPU."""
-    return ReferenceEvaluator(model, new_ops=[NhwcConv, GroupNorm, MultiHeadAttention])
+    given = onnx.load(model) if isinstance(model, Path) else model
+    return ReferenceEvaluator(given, new_ops=[NhwcConv, GroupNorm, MultiHeadAttention])

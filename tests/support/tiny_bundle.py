@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+import msgspec
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
@@ -29,6 +30,8 @@ def tiny_bundle(
     image_input: Literal["float", "uint8"] = "float",
     verification: Verification | None = PASSED,
     onnxruntime_form: bool = False,
+    fused_form: Literal["none", "runs here", "has no kernel"] = "none",
+    report: bytes | None = None,
     seed: int = 0,
     gain: float = 1.0,
     force: bool = False,
@@ -37,6 +40,9 @@ def tiny_bundle(
 
     ``gain`` multiplies the encoder's weights.
     ``onnxruntime_form``: the decoder has a second form, whose image is the portable one's negative.
+    ``fused_form``: the decoder has a form for ONNX Runtime's CUDA provider, whose image is the negative too, or which
+    has an operator that no CPU has. The manifest says that the graphs are fp16 then.
+    ``report``: the content of ``report/onnxruntime-cuda.json``.
     """
     latent = LatentSpec(channels=channels, factor=factor, scale=1.0, sampled=sampled)
     manifest = tiny_manifest(latent, image_input, verification)
@@ -46,6 +52,17 @@ def tiny_bundle(
         if onnxruntime_form:
             _save(_decoder(latent, seed, sign=-1.0), draft.path / "decoder.ort.onnx")
             manifest.graphs["decoder"]["onnxruntime"] = "decoder.ort.onnx"
+        if fused_form != "none":
+            fused = _decoder(latent, seed, sign=-1.0)
+            if fused_form == "has no kernel":
+                fused.graph.node[0].op_type, fused.graph.node[0].domain = "NhwcConv", "com.microsoft"
+                fused.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+            _save(fused, draft.path / "decoder.cuda.onnx")
+            manifest.graphs["decoder"]["onnxruntime-cuda"] = "decoder.cuda.onnx"
+            manifest = msgspec.structs.replace(manifest, precision="fp16")
+        if report is not None:
+            (draft.path / "report").mkdir()
+            (draft.path / "report" / "onnxruntime-cuda.json").write_bytes(report)
         return draft.finish(manifest)
 
 

@@ -27,7 +27,8 @@ from vaedeploy.cli.group import PATH, cli, json_option
     type=click.Choice(["onnxruntime", "onnxruntime-cuda", "tensorrt"]),
     default="onnxruntime",
     show_default=True,
-    help="Rewrite the graph for this runtime.",
+    help="Rewrite the graph for this runtime. onnxruntime-cuda has operators that ONNX Runtime's CUDA provider alone "
+    "runs, and needs --precision fp16.",
 )
 @click.option(
     "--precision",

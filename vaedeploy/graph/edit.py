@@ -28,8 +28,23 @@ def free_name(name: str, taken: Collection[str | None]) -> str:
     return name
 
 
+def constant_of(value: ir.Value | None) -> ir.TensorProtocol | None:
+    """The tensor that ``value`` is in every run, or None.
+
+    TorchScript's exporter shares equal weights through Identities, so what they give is constant too. An initializer
+    that is an input of the graph as well is not: a caller may give another.
+    """
+    if value is None or value.is_graph_input():
+        return None
+    node = value.producer()
+    if node is not None and node.op_type == "Identity" and node.domain == "":
+        return constant_of(node.inputs[0])
+    return ir.convenience.get_const_tensor(value)
+
+
 def add_constant(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
-    """A new initializer of ``graph``. name: one that no initializer has."""
+    """A new initializer of ``graph``. name: underscores are appended to one that an initializer has."""
+    name = free_name(name, graph.initializers)
     value = ir.val(name, const_value=ir.tensor(array, name=name))
     graph.register_initializer(value)
     return value

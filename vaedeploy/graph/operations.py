@@ -3,7 +3,7 @@
 A multiplication whose product is added to a sum counts as two operations (2 x MAC), at padded and cropped positions
 too:
 
-    Conv            2 * outputs * (input channels / groups) * kernel area
+    Conv, NhwcConv  2 * outputs * (input channels / groups) * kernel area
     ConvTranspose   2 * inputs * (output channels / groups) * kernel area
     MatMul, Gemm    2 * outputs * length of the sums
     Attention, MultiHeadAttention    their two products: 2 * batch * queries * keys * (width of queries + of values)
@@ -24,7 +24,9 @@ from vaedeploy.graph.sizes import static_shape, with_sizes
 
 __all__ = ["GraphOperations", "OperatorCount", "count_operations", "weight_bytes"]
 
-COUNTED = ("Conv", "ConvTranspose", "MatMul", "Gemm", "Attention", "MultiHeadAttention")
+CONVOLUTIONS = ("Conv", "NhwcConv", "ConvTranspose")
+
+COUNTED = (*CONVOLUTIONS, "MatMul", "Gemm", "Attention", "MultiHeadAttention")
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,8 @@ class GraphOperations:
 
     @property
     def convolutions(self) -> int:
-        """Floating-point operations of Conv and ConvTranspose alone."""
-        return sum(o.operations for o in self.operators if o.operator in ("Conv", "ConvTranspose"))
+        """Floating-point operations of convolutions, transposed ones included, alone."""
+        return sum(o.operations for o in self.operators if o.operator in CONVOLUTIONS)
 
 
 def count_operations(model: ir.Model, shapes: Mapping[str, int]) -> GraphOperations:
@@ -107,7 +109,7 @@ def _operations(node: ir.Node) -> int | None:
     if None in shapes[:2] or shapes[-1] is None:
         return None
     first, second, *_, output = (shape or () for shape in shapes)
-    if node.op_type == "Conv":
+    if node.op_type in ("Conv", "NhwcConv"):
         return 2 * math.prod(output) * math.prod(second[1:])
     if node.op_type == "ConvTranspose":
         return 2 * math.prod(first) * math.prod(second[1:])

@@ -152,8 +152,8 @@ def _check_forms(forms: Sequence[Target], precision: Precision, rewrite: bool) -
             raise InputError(f"forms has {form!r}; what can be added is: {', '.join(EXTRA_FORMS)}")
         if precision != EXTRA_FORMS[form] or not rewrite:
             raise InputError(
-                f"the form {form} is made by rewrites, in {EXTRA_FORMS[form]}: give "
-                f"precision={EXTRA_FORMS[form]!r}, and do not turn the rewrites off"
+                f"the form {form} is made by rewrites, in {EXTRA_FORMS[form]}: choose that precision, and leave the "
+                "rewrites on"
             )
 
 

@@ -28,7 +28,7 @@ import onnx_ir as ir
 
 from vaedeploy.rewrite.outcome import Outcome, Refusal
 
-__all__ = ["SCORES_BYTES", "attention_path", "chunk_attention"]
+__all__ = ["SCORES_BYTES", "attention_path", "chunk_attention", "operands"]
 
 SCORES_BYTES = 64 * 2**20
 """Most bytes that one block's scores may take: in float32, all scores of 4,096 tokens, or 256 rows of 65,536 tokens.
@@ -123,7 +123,7 @@ def _why_not(path: Sequence[ir.Node], softmax: ir.Node, opset: int, scores_bytes
     """Why blocks of rows may not be computed apart, or why they need not be; None where blocks serve."""
     if opset < FIRST_OPSET:
         return f"opset {opset} is older than {FIRST_OPSET}"
-    q, k, v = (value.shape for value in _operands(path))
+    q, k, v = (value.shape for value in operands(path))
     scores = softmax.outputs[0].shape
     if q is None or k is None or v is None or scores is None or any(node.outputs[0].dtype is None for node in path):
         return "the rank or the type of queries, keys or values is not known; infer shapes first"
@@ -138,7 +138,7 @@ def _why_not(path: Sequence[ir.Node], softmax: ir.Node, opset: int, scores_bytes
     return None
 
 
-def _operands(path: Sequence[ir.Node]) -> tuple[ir.Value, ir.Value, ir.Value]:
+def operands(path: Sequence[ir.Node]) -> tuple[ir.Value, ir.Value, ir.Value]:
     """Queries (..., N, D), keys (..., D, M) and values (..., M, E)."""
     q, k, v = *path[0].inputs, path[-1].inputs[1]
     if q is None or k is None or v is None:
@@ -182,7 +182,7 @@ class _Nodes(list[ir.Node]):
 
 def _replace(graph: ir.Graph, path: Sequence[ir.Node], block_scores: int) -> None:
     """Replace ``path`` by the loop. block_scores: how many scores a block may have."""
-    q, k, _ = _operands(path)
+    q, k, _ = operands(path)
     result = path[-1].outputs[0]
     assert result.dtype is not None
     nodes = _Nodes(f"{result.name}.blocks")
@@ -204,7 +204,7 @@ def _replace(graph: ir.Graph, path: Sequence[ir.Node], block_scores: int) -> Non
 
 def _body(path: Sequence[ir.Node], block: ir.Value, blocks: ir.SequenceType, nodes: _Nodes) -> ir.Graph:
     """The loop's body: (index of a block, condition, results before it) -> (condition, results with this block's)."""
-    q, _, _ = _operands(path)
+    q, _, _ = operands(path)
     index = ir.Value(name=f"{nodes.prefix}.index", type=INDEX, shape=ir.Shape([]))
     condition = ir.Value(name=f"{nodes.prefix}.going", type=FLAG, shape=ir.Shape([]))
     before = ir.Value(name=f"{nodes.prefix}.before", type=blocks)

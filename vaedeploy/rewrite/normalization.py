@@ -55,7 +55,7 @@ class _Instances(RewriteRuleClassBase):
             tensor = ir.convenience.get_const_tensor(values[name])
             if tensor is None or not np.all(tensor.numpy() == number):
                 return result.fail(f"InstanceNormalization's {weight} is not {number}", values[name])
-        if not _is_shape_of(back, x):
+        if not is_shape_of(back, x):
             return result.fail("the result is not reshaped back to the input's shape", back)
         per_channel = [x.shape[1]] + [1] * (len(x.shape) - 2)
         for value in (values["gamma"], values["beta"]):
@@ -119,7 +119,8 @@ def _two_stages(op: Any, x: Any, groups: int, epsilon: float, gamma: Any, beta: 
     return op.Add(op.Mul(centred, op.Div(gamma, per_channel(deviation))), beta)
 
 
-def _is_shape_of(shape: ir.Value, x: ir.Value) -> bool:
+def is_shape_of(shape: ir.Value, x: ir.Value) -> bool:
+    """Whether ``shape`` is computed as all sizes of ``x``."""
     node = shape.producer()
     if node is None or node.op_type != "Shape" or node.inputs[0] is not x:
         return False

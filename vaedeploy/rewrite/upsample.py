@@ -27,7 +27,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from vaedeploy.graph.edit import free_name
+from vaedeploy.graph.edit import constant_of, free_name
 from vaedeploy.rewrite.doubling import why_not_double
 from vaedeploy.rewrite.outcome import Outcome, Refusal
 
@@ -95,7 +95,7 @@ def _paths(value: ir.Value, passed: tuple[ir.Node, ...] = ()) -> Iterator[tuple[
 
 def why_not_foldable(conv: ir.Node) -> str | None:
     weight, attributes = conv.inputs[1], conv.attributes
-    tensor = None if weight is None else _constant(weight)
+    tensor = constant_of(weight)
     if tensor is None:
         return "its weights are not constant"
     shape = tuple(tensor.shape)
@@ -113,20 +113,12 @@ def why_not_foldable(conv: ir.Node) -> str | None:
     return None
 
 
-def _constant(value: ir.Value) -> ir.TensorProtocol | None:
-    """The constant that ``value`` holds, or None. TorchScript's exporter shares equal weights through Identities."""
-    node = value.producer()
-    if node is not None and node.op_type == "Identity" and node.inputs[0] is not None:
-        return _constant(node.inputs[0])
-    return None if value.is_graph_input() else ir.convenience.get_const_tensor(value)
-
-
 def fold_weights(graph: ir.Graph, weight: ir.Value, groups: int, form: UpsampleForm) -> list[ir.Value]:
     """New initializers in the weight's dtype: (O, I/g, 2, 2) for each phase, or one (I, O/g, 4, 4).
 
     The list is empty where a sum of taps overflows.
     """
-    tensor = _constant(weight)
+    tensor = constant_of(weight)
     assert tensor is not None
     kernel = tensor.numpy().astype(np.float64)
     if form == "convolutions":

@@ -114,6 +114,42 @@ def test_operators_of_others_are_kept(tmp_path):
     assert not optimized.differences
 
 
+def test_a_graph_that_no_cpu_runs_is_not_compared(tmp_path):
+    source = upsampler(tmp_path / "in.onnx", shape=(1, 4, 6, 10))
+    given = latents(tmp_path / "latent.safetensors")
+    optimized = optimize_onnx(
+        source, tmp_path / "out.onnx", target="onnxruntime-cuda", precision="fp16", inputs=[given]
+    )
+    assert optimized.not_compared == (
+        "no CPU runs its fused operators: compare both graphs with ONNX Runtime's CUDA provider, on a GPU"
+    )
+    assert (optimized.differences, optimized.warnings) == ((), ())
+    assert interface(tmp_path / "out.onnx") == interface(source)
+    rules = {o.rule: o.matches for o in optimized.outcomes}
+    assert (rules["fold_upsampling_last"], rules["turn_channels_last"], rules["align_channels"]) == (1, 1, 5)
+    # Channels are filled up to 8: the first convolution has 8 inputs and not 4, each phase 8 outputs and not 3.
+    first, phases = 2 * 6 * 10 * 8 * 8 * 9, 4 * (2 * 6 * 10 * 8 * 8 * 4)
+    assert (optimized.after.operations, optimized.after.uncounted) == (first + phases, ())
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype", "reason"),
+    [
+        (None, np.float32, "give --precision fp16"),
+        ("fp32", np.float32, "give --precision fp16"),
+        ("bf16", np.float32, "give --precision fp16"),
+        ("fp16", np.float16, "and {source} is fp16 already"),
+    ],
+)
+def test_the_fused_form_is_fp16_of_fp32(tmp_path, precision, dtype, reason):
+    source = upsampler(tmp_path / "in.onnx", dtype=dtype)
+    with pytest.raises(InputError) as refused:
+        optimize_onnx(source, tmp_path / "out.onnx", target="onnxruntime-cuda", precision=precision)
+    start = "--target onnxruntime-cuda makes an fp16 graph of an fp32 one: "
+    assert str(refused.value) == start + reason.format(source=source)
+    assert not list(tmp_path.glob("out*"))
+
+
 def test_a_graph_that_draws_is_not_compared(tmp_path):
     noise = [
         helper.make_node("RandomNormalLike", ["plain"], ["noise"], "noise"),

@@ -19,6 +19,7 @@ from vaedeploy.pipeline.optimize.inputs import Feed, choose_sizes, fix_unnamed, 
 from vaedeploy.pipeline.optimize.proof import OutputDifference, drawing_node, run_both
 from vaedeploy.pipeline.optimize.source import Source, read_source
 from vaedeploy.rewrite import Outcome, Refusal, Rewritten, Underflow, names_in, rewrite_graph
+from vaedeploy.rewrite.cuda.operators import DOMAIN
 from vaedeploy.system.arguments import as_list
 from vaedeploy.system.progress import Progress, silent
 from vaedeploy.values.kinds import Precision, Target
@@ -31,6 +32,9 @@ REWRITING = "Rewriting"
 COMPARING = "Comparing"
 
 NOT_MEASURED = "not measured: give --inputs, so that activations which fp16 cannot hold are scaled"
+
+
+ONLY_ON_CUDA = "no CPU runs its fused operators: compare both graphs with ONNX Runtime's CUDA provider, on a GPU"
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,8 @@ def optimize_onnx(
     >>> [(d.output, d.relative_l2) for d in optimized.differences]
 
     source: the ONNX file, which is not changed. out: the file to write; its weights go to ``out`` + ``.data``.
-    target: what will run the graph: "onnxruntime" or "tensorrt".
+    target: what will run the graph: "onnxruntime", "tensorrt", or, from fp32 to fp16 alone, "onnxruntime-cuda": ONNX
+        Runtime's CUDA provider, with its fused operators. No CPU runs that graph, so it is not compared.
     precision: "fp32", "fp16" or "bf16"; by default, that of the graph. Only a float32 graph can be lowered.
     keep_fp32: names of nodes that stay in float32 where the graph is lowered.
     inputs: safetensors files, each with a tensor for every input of the graph, by its name. Activations are measured on
@@ -125,7 +130,7 @@ def optimize_onnx(
         files.write_draft(rewritten.graph.model, draft, original)
         progress(REWRITING, 1, 1)
         before, after = _count(original.model, rewritten, chosen)
-        compared_on, differences, why_not = _compare(original, draft, feeds, progress)
+        compared_on, differences, why_not = _compare(original, draft, rewritten.graph.model, feeds, progress)
         files.publish(draft, out)
     return Optimized(
         str(source),
@@ -166,6 +171,9 @@ def _check_precision(path: Path, current: Precision, wanted: Precision, target: 
             f"{path} is {current} and cannot become {wanted}: what was rounded away does not come back. "
             f"Give the fp32 graph that it was made from, or leave out --precision"
         )
+    if target == "onnxruntime-cuda" and (current, wanted) != ("fp32", "fp16"):
+        given = f"and {path} is {current} already" if current != "fp32" else "give --precision fp16"
+        raise InputError(f"--target onnxruntime-cuda makes an fp16 graph of an fp32 one: {given}")
     if wanted == "bf16" and target == "onnxruntime":
         raise InputError("ONNX Runtime has no bfloat16 convolution: bf16 is for --target tensorrt")
     return wanted
@@ -213,12 +221,14 @@ def _figures(model: ir.Model, sizes: Mapping[str, int]) -> Figures:
 
 
 def _compare(
-    source: Source, draft: Path, feeds: Sequence[Feed], progress: Progress
+    source: Source, draft: Path, new: ir.Model, feeds: Sequence[Feed], progress: Progress
 ) -> tuple[str, tuple[OutputDifference, ...], str | None]:
     """What both graphs ran on, in words, how their outputs differ, and, where they could not be compared, why."""
     node = drawing_node(source.model)
     if node is not None:
         return "", (), f"the graph draws random numbers ({node.op_type}), so that no two runs give the same"
+    if any(domain == DOMAIN for domain, _ in _operators(new) - _operators(source.model)):
+        return "", (), ONLY_ON_CUDA
     progress(COMPARING, 0, 1)
     try:
         if feeds:
@@ -230,6 +240,10 @@ def _compare(
         return "", (), str(error) if feeds else f"{error}. Give --inputs to compare on those"
     finally:
         progress(COMPARING, 1, 1)
+
+
+def _operators(model: ir.Model) -> set[tuple[str, str]]:
+    return {(node.domain, node.op_type) for node in model.graph}
 
 
 def _warnings(differences: Sequence[OutputDifference], precision: Precision) -> list[str]:

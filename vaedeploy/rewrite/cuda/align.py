@@ -7,15 +7,14 @@ for O output channels: products with zero add nothing. Images of 3 channels and 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from vaedeploy.graph.edit import add_constant
+from vaedeploy.graph.edit import add_constant, constant_of
 from vaedeploy.rewrite.cuda.operators import DOMAIN
-from vaedeploy.rewrite.outcome import Outcome
+from vaedeploy.rewrite.outcome import Outcome, Refusal
 
 __all__ = ["align_channels"]
 
@@ -25,64 +24,78 @@ MULTIPLE = 8
 
 def align_channels(model: ir.Model) -> Outcome:
     """Fill the channels of each NhwcConv of a float32 ``model``'s main graph, in place."""
-    matches = 0
+    matches, refusals = 0, []
     for node in [n for n in model.graph if n.domain == DOMAIN and n.op_type == "NhwcConv"]:
-        weight = node.inputs[1]
-        tensor = None if weight is None else ir.convenience.get_const_tensor(weight)
-        if tensor is None or node.attributes.get_int("group", 1) != 1:
+        kernel = constant_of(node.inputs[1])
+        if kernel is not None and not any(size % MULTIPLE for size in kernel.shape.numpy()[::3]):
             continue
-        outputs, *_, inputs = tensor.numpy().shape
-        more_outputs, more_inputs = -outputs % MULTIPLE, -inputs % MULTIPLE
-        if more_outputs or more_inputs:
-            _fill(model.graph, node, tensor.numpy(), more_outputs, more_inputs)
-            matches += 1
-    return Outcome("align_channels", matches)
+        reason = _why_not(node)
+        if reason is not None:
+            refusals.append(Refusal(node.name or "", reason))
+            continue
+        _fill(model.graph, node)
+        matches += 1
+    return Outcome("align_channels", matches, tuple(refusals))
 
 
-def _fill(graph: ir.Graph, node: ir.Node, kernel: Any, more_outputs: int, more_inputs: int) -> None:
+def _why_not(node: ir.Node) -> str | None:
+    if any(value is not None and constant_of(value) is None for value in node.inputs[1:]):
+        return "its weights or its bias are not constant"
+    if node.attributes.get_int("group", 1) != 1:
+        return "its channels are in groups"
+    if any(value is None or value.shape is None for value in (node.inputs[0], node.outputs[0])):
+        return "its shape is not known"
+    return None
+
+
+def _fill(graph: ir.Graph, node: ir.Node) -> None:
+    kernel, bias = _array(node.inputs[1]), _array(node.inputs[2] if len(node.inputs) > 2 else None)
+    outputs, *_, inputs = kernel.shape
+    more_outputs, more_inputs = -outputs % MULTIPLE, -inputs % MULTIPLE
     x, output = node.inputs[0], node.outputs[0]
     assert x is not None
-    assert x.shape is not None
-    assert output.shape is not None
-    name = f"{node.name}.aligned"
+    name = f"{output.name}.aligned"
 
     def constant(suffix: str, array: Any) -> ir.Value:
         return add_constant(graph, f"{name}.{suffix}", array)
 
-    def new(op_type: str, inputs: Sequence[ir.Value], channels: int) -> ir.Node:
-        made = ir.node(op_type, inputs, name=f"{name}.{op_type}")
-        made.outputs[0].name, made.outputs[0].type = f"{name}.{op_type}", output.type
-        made.outputs[0].shape = ir.Shape([*shape.dims[:3], channels])
-        return made
+    def new(op_type: str, like: ir.Value, channels: int, *others: ir.Value) -> ir.Node:
+        """A node on ``like`` whose output has as many channels."""
+        value = ir.Value(name=f"{name}.{op_type}", type=output.type, shape=_with_channels(like, channels))
+        return ir.node(op_type, [like, *others], outputs=[value], name=f"{name}.{op_type}")
 
     node.replace_input_with(
         1, constant("weight", np.pad(kernel, ((0, more_outputs), (0, 0), (0, 0), (0, more_inputs))))
     )
     if more_inputs:
-        shape = x.shape
-        pad = new(
-            "Pad", [x, constant("pads", np.array([0, 0, 0, 0, 0, 0, 0, more_inputs]))], kernel.shape[3] + more_inputs
-        )
+        pads = np.array([0, 0, 0, 0, 0, 0, 0, more_inputs], np.int64)
+        pad = new("Pad", x, inputs + more_inputs, constant("pads", pads))
         graph.insert_before(node, pad)
         node.replace_input_with(0, pad.outputs[0])
     if more_outputs:
-        shape = output.shape
-        if len(node.inputs) > 2 and node.inputs[2] is not None:
-            bias = ir.convenience.get_const_tensor(node.inputs[2])
-            assert bias is not None
-            node.replace_input_with(2, constant("bias", np.pad(bias.numpy(), (0, more_outputs))))
-        limits = [
-            constant(suffix, np.array([number]))
-            for suffix, number in (("start", 0), ("end", kernel.shape[0]), ("axis", 3))
-        ]
-        cut = new("Slice", [output, *limits], kernel.shape[0])
-        graph.insert_after(node, cut)
-        result = cut.outputs[0]
-        for use in list(output.uses()):
-            if use.node is not cut:
-                use.node.replace_input_with(use.idx, result)
-        for index, value in enumerate(graph.outputs):
-            if value is output:
-                graph.outputs[index] = result
-        result.name, output.name = output.name, f"{name}.filled"
-        output.shape = ir.Shape([*shape.dims[:3], kernel.shape[0] + more_outputs])
+        if bias is not None:
+            node.replace_input_with(2, constant("bias", np.pad(bias, (0, more_outputs))))
+        limits = {"start": 0, "end": outputs, "axis": 3}
+        ends = [constant(suffix, np.array([number], np.int64)) for suffix, number in limits.items()]
+        filled = ir.Value(name=f"{name}.filled", type=output.type, shape=_with_channels(output, outputs + more_outputs))
+        wide = ir.node(
+            "NhwcConv",
+            node.inputs,
+            node.attributes,
+            domain=DOMAIN,
+            outputs=[filled],
+            name=node.name,
+            metadata_props=node.metadata_props,
+        )
+        cut = new("Slice", filled, outputs, *ends)
+        ir.convenience.replace_nodes_and_values(graph, node, [node], [wide, cut], [output], cut.outputs)
+
+
+def _array(value: ir.Value | None) -> Any:
+    tensor = constant_of(value)
+    return None if tensor is None else tensor.numpy()
+
+
+def _with_channels(image: ir.Value, channels: int) -> ir.Shape:
+    assert image.shape is not None
+    return ir.Shape([*image.shape[:3], channels])

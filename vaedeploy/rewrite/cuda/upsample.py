@@ -35,14 +35,17 @@ def fold_upsampling_last(model: ir.Model, keep: set[str]) -> Outcome:
         reason = why_not_double(resize, model.graph.opset_imports.get("", 0))
         if reason is None and [node.op_identifier() for node in readers] != [("", "Conv", "")]:
             reason = "one convolution alone does not read it"
+        if reason is None and (resize.inputs[0].shape is None or readers[0].outputs[0].shape is None):  # type: ignore[union-attr]
+            reason = "its shape is not known"
         reason = reason or why_not_foldable(readers[0])
+        # The number of groups is of no concern to this form of the weights.
         phases = [] if reason else fold_weights(model.graph, readers[0].inputs[1], 1, "convolutions")  # type: ignore[arg-type]
         if reason is not None or not phases:
             refusals.append(Refusal(resize.name or "", reason or "sums of its weights overflow their type"))
             continue
-        new = _replace(model.graph, resize, readers[0], phases)
+        convolutions = _replace(model.graph, resize, readers[0], phases)
         if not keep.isdisjoint((str(resize.name), str(readers[0].name))):
-            keep.update(str(node.name) for node in new)
+            keep.update(convolutions)
         matches += 1
     if matches:
         model.opset_imports[DOMAIN] = 1
@@ -50,14 +53,15 @@ def fold_upsampling_last(model: ir.Model, keep: set[str]) -> Outcome:
     return Outcome("fold_upsampling_last", matches, tuple(refusals))
 
 
-def _replace(graph: ir.Graph, resize: ir.Node, conv: ir.Node, weights: Sequence[ir.Value]) -> list[ir.Node]:
-    """Replace both nodes; returns the new ones."""
-    x, output, name = resize.inputs[0], conv.outputs[0], f"{conv.name}.phases"
+def _replace(graph: ir.Graph, resize: ir.Node, conv: ir.Node, weights: Sequence[ir.Value]) -> list[str]:
+    """Replace both nodes; returns the names of the new convolutions."""
+    x, output, name = resize.inputs[0], conv.outputs[0], f"{conv.outputs[0].name}.phases"
     assert x is not None
     assert x.shape is not None
     assert output.shape is not None
-    batch, _, height, width = x.shape.dims
-    _, channels, tall, wide = output.shape.dims
+    batch, _, height, width = x.shape
+    _, _, tall, wide = output.shape
+    channels = weights[0].shape[0]  # type: ignore[index]
     nodes: list[ir.Node] = []
 
     def add(
@@ -74,36 +78,22 @@ def _replace(graph: ir.Graph, resize: ir.Node, conv: ir.Node, weights: Sequence[
 
     last = add("Transpose", [x], [batch, height, width, x.shape[1]], perm=(0, 2, 3, 1))
     phases = []
+    shared = {"kernel_shape": (2, 2), "strides": (1, 1), "dilations": (1, 1)}
     for weight, (a, b) in zip(weights, PHASES, strict=True):
         array = np.ascontiguousarray(weight.const_value.numpy().transpose(0, 2, 3, 1))  # type: ignore[union-attr]
-        kernel = constant(f"kernel_{a}{b}", array)
-        pads = {
-            "pads": (1 - a, 1 - b, a, b),
-            "kernel_shape": (2, 2),
-            "strides": (1, 1),
-            "dilations": (1, 1),
-            "group": 1,
-        }
-        phases.append(
-            add("NhwcConv", [last, kernel, *conv.inputs[2:]], [batch, height, width, channels], DOMAIN, **pads)
-        )
+        inputs = [last, constant(f"kernel_{a}{b}", array), *conv.inputs[2:]]
+        attributes = {**shared, "pads": (1 - a, 1 - b, a, b), "group": conv.attributes.get_int("group", 1)}
+        phases.append(add("NhwcConv", inputs, [batch, height, width, channels], DOMAIN, **attributes))
     rows = []
-    row = constant("row", np.array([0, 0, 1, -1]))
+    row = constant("row", np.array([0, 0, 1, -1], np.int64))
     for a in (0, 1):
         pair = add("Concat", phases[2 * a : 2 * a + 2], [batch, height, width, 2 * channels], axis=3)
         rows.append(add("Reshape", [pair, row], [batch, height, 1, None]))
     both = add("Concat", rows, [batch, height, 2, None], axis=2)
-    # The sizes are those of the small image, doubled, and the channels: what is left follows from -1.
-    small = ir.node("Shape", [last], {"start": 0, "end": 3}, name=f"{name}.small")
-    doubled = ir.node("Mul", [small.outputs[0], constant("two", np.array([1, 2, 2]))], name=f"{name}.doubled")
-    sizes = ir.node(
-        "Concat", [doubled.outputs[0], constant("channels", np.array([channels]))], {"axis": 0}, name=f"{name}.sizes"
-    )
-    for node, count in ((small, 3), (doubled, 3), (sizes, 4)):
-        node.outputs[0].name, node.outputs[0].type = node.name, ir.TensorType(ir.DataType.INT64)
-        node.outputs[0].shape = ir.Shape([count])
-        nodes.append(node)
-    joined = add("Reshape", [both, sizes.outputs[0]], [batch, tall, wide, channels])
+    small = add("Shape", phases[:1], [4])
+    sizes = add("Mul", [small, constant("twice", np.array([1, 2, 2, 1], np.int64))], [4])
+    small.type = sizes.type = ir.TensorType(ir.DataType.INT64)
+    joined = add("Reshape", [both, sizes], [batch, tall, wide, channels])
     add("Transpose", [joined], output.shape.dims, perm=(0, 3, 1, 2))
     ir.convenience.replace_nodes_and_values(graph, conv, [conv], nodes, [output], [nodes[-1].outputs[0]])
-    return nodes
+    return [str(node.name) for node in nodes if node.op_type == "NhwcConv"]
