@@ -360,7 +360,7 @@ def test_the_fused_form_is_beside_the_others(
     ended = vaedeploy("inspect", fused_bundle.path, "--check")
     assert (ended.code, ended.err) == (0, "")
     assert "decoder.cuda.onnx" in ended.out
-    with VAE(fused_bundle.path, "onnxruntime-cpu") as vae, pytest.warns(UserWarning, match="was never verified"):
+    with pytest.warns(UserWarning, match="was never verified"), VAE(fused_bundle.path, "onnxruntime-cpu") as vae:
         image = vae.decode(np.zeros((1, 4, 4, 4), np.float32))
     assert image.shape == (1, 16, 16, 3)
 
