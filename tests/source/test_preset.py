@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from vaedeploy.errors import UnknownPresetError
-from vaedeploy.source.autoencoder_kl.modules import tensor_shapes
+from vaedeploy.source.network import tensor_shapes
 from vaedeploy.source.preset import Preset, architectures, get_preset, preset_of_file, presets
 from vaedeploy.values.latent import LatentSpec
 
@@ -109,6 +109,6 @@ def test_no_file_is_claimed_by_two_presets() -> None:
 
 
 def test_unknown_keys_are_refused() -> None:
-    table = msgspec.to_builtins(get_preset("demo")) | {"licens": "MIT"}
+    table = msgspec.to_builtins(get_preset("demo")) | {"config": {}, "licens": "MIT"}
     with pytest.raises(msgspec.ValidationError, match="unknown field `licens`"):
         msgspec.convert(table, Preset)
