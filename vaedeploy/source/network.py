@@ -26,9 +26,9 @@ def build(architecture: Architecture, weights: Mapping[str, Tensor]) -> tuple[nn
     state = blank.state_dict()
     counters = {name: torch.zeros((), dtype=t.dtype) for name, t in state.items() if _is_counter(t)}
     blank.load_state_dict({**counters, **weights}, strict=False, assign=True)
-    blank.eval().requires_grad_(False)
     encoder, decoder = family_of(architecture).halves(blank, architecture)
-    return encoder.eval(), decoder.eval()
+    # Not the blank: a family may make tensors of its own of it.
+    return encoder.eval().requires_grad_(False), decoder.eval().requires_grad_(False)
 
 
 @functools.cache
