@@ -4,10 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
+from vaedeploy.source.autoencoder_dc.family import AutoencoderDCFamily
 from vaedeploy.source.autoencoder_kl.family import AutoencoderKLFamily
+from vaedeploy.source.autoencoder_kl_flux2.family import AutoencoderKLFlux2Family
+from vaedeploy.source.autoencoder_kl_hunyuanimage.family import AutoencoderKLHunyuanImageFamily
+from vaedeploy.source.autoencoder_tiny.family import AutoencoderTinyFamily
 from vaedeploy.source.family import Architecture, Family
 
-FAMILIES: dict[str, Family[Any]] = {family.class_name: family for family in (AutoencoderKLFamily(),)}
+FAMILIES: dict[str, Family[Any]] = {
+    family.class_name: family
+    for family in (
+        AutoencoderKLFamily(),
+        AutoencoderKLFlux2Family(),
+        AutoencoderTinyFamily(),
+        AutoencoderDCFamily(),
+        AutoencoderKLHunyuanImageFamily(),
+    )
+}
 """Class name -> family."""
 
 
