@@ -2,136 +2,100 @@
 
 from __future__ import annotations
 
-import functools
+import json
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKLQwenImage, AutoencoderKLWan
+from checkpoints import message_of
+from diffusers import AutoencoderKLWan
 from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
-from diffusers.models.autoencoders.autoencoder_kl_qwenimage import QwenImageUpsample
-from diffusers.models.autoencoders.autoencoder_kl_wan import WanUpsample, unpatchify
+from family_cases import CASES, ONE_FRAME, Case, decode_frame
 from safetensors.torch import save_file
-from seeded_vaes import doubled, error, folds, message_of, photo, saved, seeded
-from torch import Tensor, nn
+from torch import Tensor
 
 from vaedeploy.errors import ContractError, WeightsError
-from vaedeploy.pipeline.export import export_vae
 from vaedeploy.source import load_reference
 from vaedeploy.source.autoencoder_kl_wan.names import diffusers_name
+from vaedeploy.source.families import FAMILIES
+from vaedeploy.source.network import build
 
-SMALL: dict[str, Any] = {
-    "base_dim": 8,
-    "z_dim": 4,
-    "num_res_blocks": 1,
-    "latents_mean": [0.25, -0.5, 1.0, 0.0],
-    "latents_std": [0.5, 2.0, 1.0, 4.0],
-}
-PATCHED = {**SMALL, "decoder_base_dim": 16, "is_residual": True, "in_channels": 12, "out_channels": 12, "patch_size": 2}
-
-QWEN = functools.partial(AutoencoderKLQwenImage, **SMALL)
-WAN_2_1 = functools.partial(AutoencoderKLWan, **SMALL)
-WAN_2_2 = functools.partial(AutoencoderKLWan, **PATCHED)
-CLASSES = [QWEN, WAN_2_1, WAN_2_2]
-NAMES = ["qwen-image", "wan-2.1", "wan-2.2"]
+QWEN, WAN_2_2 = CASES["AutoencoderKLQwenImage"], CASES["AutoencoderKLWan"]
+WAN_2_1 = WAN_2_2._replace(arguments=ONE_FRAME, factor=4)
+every_kind = pytest.mark.parametrize("case", [QWEN, WAN_2_1, WAN_2_2], ids=["qwen-image", "wan-2.1", "wan-2.2"])
 
 
-def decode_before_clamp(vae: Any, latent: Tensor) -> Tensor:
-    """What the class computes of one frame before it clamps, as its ``_decode`` does."""
-    vae.clear_cache()
-    first = {} if isinstance(vae, AutoencoderKLQwenImage) else {"first_chunk": True}
-    image = vae.decoder(vae.post_quant_conv(latent[:, :, None]), feat_cache=vae._feat_map, feat_idx=[0], **first)
-    return unpatchify(image, getattr(vae.config, "patch_size", None) or 1)[:, :, 0]
+def noise(*size: int) -> Tensor:
+    """(2, *size), float64."""
+    return torch.randn((2, *size), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
-def keep_float64(vae: nn.Module) -> None:
-    """Upsampling casts to float32 in both classes; without that, nothing but the order of sums may differ."""
-    for module in vae.modules():
-        if isinstance(module, WanUpsample | QwenImageUpsample):
-            module.__class__ = nn.Upsample
+def halves(case: Case) -> tuple[Any, Any]:
+    """(encoder, decoder), float64."""
+    encoder, decoder = build(FAMILIES[case.class_name].read(case.config()), case.tensors())
+    return encoder.double(), decoder.double()
 
 
-@pytest.mark.parametrize("make", CLASSES, ids=NAMES)
-def test_halves_compute_what_diffusers_does(tmp_path: Path, make: Any) -> None:
-    vae = seeded(make)
-    reference = load_reference(saved(vae, tmp_path / "vae"))
-    encoder, decoder = doubled(reference)
-    factor = 16 if getattr(vae.config, "patch_size", None) else 8
-    assert reference.latent.factor == factor
-    assert reference.latent.channels == 4
-    image = photo(3 * factor, 5 * factor)
-    vae.double()
-    posterior = vae.encode(image[:, :, None]).latent_dist
-    mean, std = encoder(image)
-    assert error(mean, posterior.mean[:, :, 0]) < 1e-14
-    assert error(std, posterior.std[:, :, 0]) < 1e-14
-    decoded = decoder(mean)
-    # The class itself, whose upsampling rounds to float32; then without that.
-    assert error(decoded.clamp(-1, 1), vae.decode(posterior.mean).sample[:, :, 0]) < 2e-7
-    keep_float64(vae)
-    assert error(decoded, decode_before_clamp(vae, mean)) < 1e-14
-    assert decoded.shape == image.shape
+def error(ours: Tensor, other: Tensor) -> float:
+    """Relative L2."""
+    assert ours.shape == other.shape
+    return float((ours - other).norm() / other.norm())
 
 
-def test_qwen_image_as_its_class_upsamples(tmp_path: Path) -> None:
-    vae = seeded(QWEN)
-    _, decoder = doubled(load_reference(saved(vae, tmp_path / "vae")))
-    latent = photo(6, 5).repeat(1, 2, 1, 1)[:, :4]
-    assert error(decoder(latent), decode_before_clamp(vae.double(), latent)) < 1e-7
+def folder(case: Case, path: Path, **changes: Any) -> Path:
+    """What the class saves, with these changes to its config.json; a change to None leaves a field out."""
+    case.folder(path)
+    config = {**json.loads((path / "config.json").read_text()), **changes}
+    (path / "config.json").write_text(json.dumps({key: v for key, v in config.items() if v is not None}))
+    return path
 
 
-def test_shortcuts_that_mix_channels(tmp_path: Path) -> None:
+@every_kind
+def test_decoder_is_the_class_but_for_its_float32_upsampling_and_its_clamp(case: Case) -> None:
+    theirs: Any = case.theirs().double()
+    latent = noise(4, 6, 5)
+    ours, other = halves(case)[1](latent), theirs.decode(latent[:, :, None]).sample[:, :, 0]
+    assert ours.abs().max() > 1
+    assert other.abs().max() == 1
+    assert error(ours.clamp(-1, 1), other) < 1e-7
+    assert error(ours, decode_frame(theirs, latent)) < 1e-14
+
+
+def test_wan_2_1_is_the_network_of_qwen_image() -> None:
+    image, latent = noise(3, 24, 20), noise(4, 6, 5)
+    (encoder, decoder), wan = halves(QWEN), WAN_2_1.theirs().double()
+    assert error(encoder(image)[0], WAN_2_1.encode(wan, image)[0]) < 1e-14
+    assert error(decoder(latent), WAN_2_1.decode(wan, latent)) < 1e-14
+
+
+def test_shortcuts_that_mix_channels() -> None:
     """Means over parts of patches, and places in a patch that show different channels."""
-    blocks: dict[str, Any] = {"dim_mult": [1, 1, 4, 4], "temperal_downsample": [True, False, True]}
-    vae = seeded(lambda: AutoencoderKLWan(**SMALL, **blocks, is_residual=True))
-    assert [block.avg_shortcut.group_size for block in vae.encoder.down_blocks] == [8, 4, 2, 1]
-    assert [block.avg_shortcut.repeats for block in vae.decoder.up_blocks[:3]] == [8, 4, 2]
-    encoder, decoder = doubled(load_reference(saved(vae, tmp_path / "vae")))
-    image = photo(24, 40)
-    vae.double()
-    keep_float64(vae)
-    mean, _ = encoder(image)
-    assert error(mean, vae.encode(image[:, :, None]).latent_dist.mean[:, :, 0]) < 1e-14
-    assert error(decoder(mean), decode_before_clamp(vae, mean)) < 1e-14
+    blocks = {"dim_mult": [1, 1, 4, 4], "temperal_downsample": [True, False, True], "is_residual": True}
+    case = WAN_2_1._replace(arguments={**ONE_FRAME, **blocks})
+    theirs: Any = case.theirs().double()
+    assert [block.avg_shortcut.group_size for block in theirs.encoder.down_blocks] == [8, 4, 2, 1]
+    assert [block.avg_shortcut.repeats for block in theirs.decoder.up_blocks[:3]] == [8, 4, 2]
+    encoder, decoder = halves(case)
+    image, latent = noise(3, 24, 40), noise(4, 3, 5)
+    assert error(encoder(image)[0], case.encode(theirs, image)[0]) < 1e-14
+    assert error(decoder(latent), case.decode(theirs, latent)) < 1e-14
 
 
-def test_infinity_is_not_clamped_away(tmp_path: Path) -> None:
-    vae = seeded(WAN_2_1)
-    vae.decoder.conv_out.bias.fill_(5.0)
-    decoded = load_reference(saved(vae, tmp_path / "vae")).decoder(photo(3, 3).float().repeat(1, 2, 1, 1)[:, :4])
-    assert decoded.min() > 2
-
-
-@pytest.mark.parametrize("make", CLASSES, ids=NAMES)
-def test_contract_is_what_pipelines_compute(tmp_path: Path, make: Any) -> None:
-    vae = seeded(make)
-    latent = load_reference(saved(vae, tmp_path / "vae")).latent
+@every_kind
+def test_contract_is_what_pipelines_compute(tmp_path: Path, case: Case) -> None:
+    latent = load_reference(case.folder(tmp_path)).latent
     # As WanPipeline and QwenImagePipeline do before they decode: latents / (1 / std) + mean.
-    std, mean = torch.tensor(vae.config.latents_std), torch.tensor(vae.config.latents_mean)
-    seen = torch.randn(4)
+    std, mean = (torch.tensor(case.arguments[name]) for name in ("latents_std", "latents_mean"))
+    seen = noise(4)[0].float()
     raw = seen / (1.0 / std) + mean
-    assert latent.sampled
     torch.testing.assert_close((raw - torch.tensor(latent.shift)) * torch.tensor(latent.scale), seen)
 
 
 def test_scaling_factor_is_not_part_of_it(tmp_path: Path) -> None:
-    path = saved(seeded(WAN_2_1), tmp_path / "vae", scaling_factor=0.5, shift_factor=3.0)
-    latent = load_reference(path).latent
-    assert latent.scale == (2.0, 0.5, 1.0, 0.25)
-    assert latent.shift == (0.25, -0.5, 1.0, 0.0)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("make", [QWEN, WAN_2_2], ids=["qwen-image", "wan-2.2"])
-def test_folder_to_verified_bundle(tmp_path: Path, verified_smaller: None, make: Any) -> None:
-    """Two steps of x2, each of which is folded; Wan 2.1 is the same network as Qwen-Image."""
-    vae = seeded(lambda: make(dim_mult=[1, 2, 2], temperal_downsample=[False, True]))
-    bundle = export_vae(saved(vae, tmp_path / "vae"), out=tmp_path / "bundle")
-    assert bundle.manifest.verification.passed
-    assert bundle.manifest.vae.architecture == type(vae).__name__
-    assert folds(bundle) == 2
+    latent = load_reference(folder(WAN_2_1, tmp_path, scaling_factor=0.5, shift_factor=3.0)).latent
+    assert (latent.scale, latent.shift) == (WAN_2_1.scale, WAN_2_1.shift)
 
 
 def wan_name(name: str, blocks: int) -> str:
@@ -186,12 +150,10 @@ def test_names_of_wan_2_2(name: str, expected: str) -> None:
 
 
 def test_a_folder_with_wans_names(tmp_path: Path) -> None:
-    vae = seeded(WAN_2_1)
-    path = saved(vae, tmp_path / "vae")
-    expected = load_reference(path).identity
-    renamed = {wan_name(name, 1): tensor for name, tensor in vae.state_dict().items()}
-    save_file(renamed, path / "diffusion_pytorch_model.safetensors")
-    assert load_reference(path).identity == expected
+    expected = load_reference(WAN_2_1.folder(tmp_path)).identity
+    renamed = {wan_name(name, 1): tensor for name, tensor in WAN_2_1.tensors().items()}
+    save_file(renamed, tmp_path / "diffusion_pytorch_model.safetensors")
+    assert load_reference(tmp_path).identity == expected
 
 
 @pytest.mark.parametrize(
@@ -204,24 +166,24 @@ def test_a_folder_with_wans_names(tmp_path: Path) -> None:
             {"patch_size": 0},
             "is not the config of a diffusers AutoencoderKLWan: Expected `int` >= 1 - at `$.patch_size`",
         ),
-        ({"spatial_norm": True}, "has fields that this vaedeploy does not know: spatial_norm True. They may change"),
     ],
 )
 def test_configs_that_cannot_be_used(tmp_path: Path, changes: dict[str, Any], problem: str) -> None:
-    path = saved(seeded(WAN_2_1), tmp_path / "vae", **changes)
+    path = folder(WAN_2_1, tmp_path, **changes)
     assert message_of(WeightsError, path).startswith(f"{path / 'config.json'} {problem}")
 
 
-def test_contracts_that_cannot_be_used(tmp_path: Path) -> None:
-    vae = seeded(WAN_2_1)
-    path = saved(vae, tmp_path / "none", latents_mean=None, latents_std=None)
-    assert "does not state the scale of its latents" in message_of(ContractError, path)
-    path = saved(vae, tmp_path / "half", latents_std=None)
-    assert "latents_mean and latents_std belong together" in message_of(ContractError, path)
-    path = saved(vae, tmp_path / "short", latents_std=[1.0, 2.0], latents_mean=[0.0, 0.0])
-    assert "2 numbers for 4 channels" in message_of(ContractError, path)
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"latents_mean": None, "latents_std": None}, "does not state the scale of its latents"),
+        ({"latents_std": None}, "latents_mean and latents_std belong together"),
+        ({"latents_mean": [0.0, 0.0], "latents_std": [1.0, 2.0]}, "2 numbers for 4 channels"),
+    ],
+)
+def test_contracts_that_cannot_be_used(tmp_path: Path, changes: dict[str, Any], problem: str) -> None:
+    assert problem in message_of(ContractError, folder(WAN_2_1, tmp_path, **changes))
 
 
-def test_weights_of_another_class(tmp_path: Path) -> None:
-    path = saved(seeded(WAN_2_1), tmp_path / "vae", is_residual=True)
-    assert "does not fit" in message_of(WeightsError, path)
+def test_weights_of_the_other_wan(tmp_path: Path) -> None:
+    assert "does not fit" in message_of(WeightsError, folder(WAN_2_1, tmp_path, is_residual=True))

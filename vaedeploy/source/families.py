@@ -4,14 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
+from vaedeploy.source.autoencoder_dc.family import AutoencoderDCFamily
 from vaedeploy.source.autoencoder_kl.family import AutoencoderKLFamily
+from vaedeploy.source.autoencoder_kl_flux2.family import AutoencoderKLFlux2Family
+from vaedeploy.source.autoencoder_kl_hunyuanimage.family import AutoencoderKLHunyuanImageFamily
 from vaedeploy.source.autoencoder_kl_wan.family import QwenImageFamily, WanFamily
+from vaedeploy.source.autoencoder_tiny.family import AutoencoderTinyFamily
 from vaedeploy.source.family import Architecture, Family
 
 FAMILIES: dict[str, Family[Any]] = {
     family.class_name: family
     for family in (
         AutoencoderKLFamily(),
+        AutoencoderKLFlux2Family(),
+        AutoencoderTinyFamily(),
+        AutoencoderDCFamily(),
+        AutoencoderKLHunyuanImageFamily(),
         QwenImageFamily(),
         WanFamily(),
     )

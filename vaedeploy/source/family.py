@@ -25,6 +25,9 @@ Layers = Annotated[int, msgspec.Meta(ge=1, le=64)]
 Widths = Annotated[tuple[Channels, ...], msgspec.Meta(min_length=1, max_length=16)]
 """Channels, a number for each block."""
 
+Counts = Annotated[tuple[Annotated[int, msgspec.Meta(ge=0, le=64)], ...], msgspec.Meta(min_length=1, max_length=16)]
+"""Layers, a number for each block."""
+
 Blocks = Annotated[tuple[str, ...], msgspec.Meta(max_length=16)]
 """The kind of each block."""
 
@@ -106,7 +109,8 @@ class Family(Protocol[A]):
         """What is stated about scale and shift: by the config, by the weights, or by the class.
 
         raw: the ``config.json``; empty for weights that came without one. tensors: the ``contract_tensors`` that the
-        weights have, float32, by diffusers' names. by: what messages call the source. ``config_statement`` reads diffusers' usual fields.
+        weights have, float32, by diffusers' names. by: what messages call the source. ``config_statement`` reads
+        diffusers' usual fields.
         """
         ...
 
