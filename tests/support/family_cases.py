@@ -50,6 +50,28 @@ def decode_frame(theirs: Any, latent: Tensor) -> Tensor:
     return frame
 
 
+def decode_unquantised(theirs: Any, latent: Tensor) -> Tensor:
+    """``decode`` without the codebook, as Kandinsky's pipelines do."""
+    image: Tensor = theirs.decode(latent, force_not_quantize=True).sample
+    return image
+
+
+def encode_unsigned(theirs: Any, image: Tensor) -> list[Tensor]:
+    """``encode`` for a class whose images are in [0, 1]."""
+    return encode(theirs, image / 2 + 0.5)
+
+
+def decode_unsigned(theirs: Any, latent: Tensor) -> Tensor:
+    """``decode`` for a class whose images are in [0, 1]."""
+    return decode(theirs, latent) * 2 - 1
+
+
+def decode_videos_of_one_frame(theirs: Any, latent: Tensor) -> Tensor:
+    """``decode`` of Stable Video Diffusion's class, for images that have nothing to do with each other."""
+    image: Tensor = theirs.decode(latent, num_frames=1).sample
+    return image
+
+
 class Case(NamedTuple):
     """channels, factor: of the latents that the diffusion model sees. scale, shift: None for what weights state.
 
@@ -225,6 +247,61 @@ CASES = {
         folds=2,
         encode=encode_frame,
         decode=decode_frame,
+        tolerance=1e-14,
+    ),
+    "VQModel": Case(
+        "VQModel",
+        {
+            "block_out_channels": (32, 64),
+            "latent_channels": 4,
+            "num_vq_embeddings": 16,
+            "norm_type": "spatial",
+            "scaling_factor": 0.18215,
+            **kl_blocks(2),
+            "up_block_types": ("AttnUpDecoderBlock2D", "UpDecoderBlock2D"),
+        },
+        channels=4,
+        factor=2,
+        scale=1.0,
+        sampled=False,
+        decode=decode_unquantised,
+    ),
+    "PaellaVQModel": Case(
+        "PaellaVQModel",
+        {"levels": 2, "bottleneck_blocks": 1, "embed_dim": 16, "num_vq_embeddings": 16, "scale_factor": 0.3764},
+        channels=4,
+        factor=4,
+        scale=1 / 0.3764,
+        sampled=False,
+        folds=0,
+        encode=encode_unsigned,
+        decode=decode_unsigned,
+    ),
+    "AsymmetricAutoencoderKL": Case(
+        "AsymmetricAutoencoderKL",
+        {
+            "down_block_out_channels": (8, 16),
+            "up_block_out_channels": (12, 24),
+            "norm_num_groups": 4,
+            "scaling_factor": 0.18215,
+            **kl_blocks(2),
+        },
+        channels=4,
+        factor=2,
+        scale=0.18215,
+    ),
+    "AutoencoderKLTemporalDecoder": Case(
+        "AutoencoderKLTemporalDecoder",
+        {
+            "block_out_channels": (32, 64),
+            "layers_per_block": 2,
+            "down_block_types": ("DownEncoderBlock2D",) * 2,
+            "scaling_factor": 0.18215,
+        },
+        channels=4,
+        factor=2,
+        scale=0.18215,
+        decode=decode_videos_of_one_frame,
         tolerance=1e-14,
     ),
 }

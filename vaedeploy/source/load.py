@@ -17,7 +17,7 @@ from vaedeploy.source.contract import agree, preset_statement, read_config
 from vaedeploy.source.families import family_of
 from vaedeploy.source.family import Architecture
 from vaedeploy.source.fit import Fit, fit, load
-from vaedeploy.source.locate import LOADED, Found, OnHub, Seed, Source, download, find_source
+from vaedeploy.source.locate import LOADED, PIPELINE_FOLDERS, Found, OnHub, Seed, Source, download, find_source
 from vaedeploy.source.preset import Preset, architectures, get_preset, preset_of_file, presets
 from vaedeploy.source.recognise import kind_of, stated_model
 from vaedeploy.source.statement import Statement
@@ -238,7 +238,7 @@ def _folder_plan(found: Found) -> _Plan:
         )
     config = read_config(found.config)
     folder = found.folder.resolve()
-    name = folder.parent.name if folder.name == "vae" else folder.name
+    name = folder.parent.name if folder.name in PIPELINE_FOLDERS else folder.name
     return _Plan(name or "vae", config.architecture, str(found.config), str(found.config), config.raw)
 
 
