@@ -20,6 +20,7 @@ from vaedeploy.errors import ExportError, InputError
 from vaedeploy.graph.graph import Graph
 from vaedeploy.graph.heads import OneHead
 from vaedeploy.graph.probe import probe_part
+from vaedeploy.graph.simplify import simplify
 from vaedeploy.system.torch_state import plain_torch
 from vaedeploy.values import interface as interfaces
 from vaedeploy.values.interface import Interface, spatial_axes
@@ -129,7 +130,10 @@ def _trace(module: nn.Module, interface: Interface, example: interfaces.Tensor) 
                 input_names=[interface.input],
                 output_names=interface.outputs,
                 verbose=False,
+                optimize=False,  # it would drop constants of the model: see simplify
             )
+            assert program is not None  # only the old exporter returns None
+            simplify(program.model)
     except Exception as error:
         # The first lines say what is wrong and where; the rest is advice on changing PyTorch code.
         reason = " ".join(" ".join(str(error.__cause__ or error).split("\n")[:3]).split()).rstrip(".:")
@@ -137,7 +141,6 @@ def _trace(module: nn.Module, interface: Interface, example: interfaces.Tensor) 
             f"torch could not trace the {part} ({type(module.get_submodule(part)).__name__}) to ONNX: {reason}. "
             "The exporter's own report is this error's cause; the command line shows it with: vaedeploy --verbose"
         ) from error
-    assert program is not None  # only the old exporter returns None
     return program.model
 
 
