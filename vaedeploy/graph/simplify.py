@@ -60,8 +60,8 @@ UPSTREAM = (
     "fuse_batchnorm_into_conv_transpose_rule",
     "fuse_batchnorm_into_gemm_rule",
 )
-"""onnxscript's rules that change no number, in its optimiser's order. One that another version lacks is left out: the graph
-is then less simple, but no less right. A test says which are missing.
+"""onnxscript's rules that change no number, in its optimiser's order. Those that another version lacks are left out:
+the graph is then less simple, but no less right. A test says which are missing.
 """
 
 

@@ -26,6 +26,7 @@ from vaedeploy.values import interface as interfaces
 from vaedeploy.values.interface import Interface, spatial_axes
 from vaedeploy.values.kinds import ImageInput, Part
 from vaedeploy.values.latent import LatentSpec
+from vaedeploy.values.trials import trial_latents
 from vaedeploy.version import __version__
 
 if TYPE_CHECKING:
@@ -101,10 +102,12 @@ def trace_graph(reference: Reference, part: Part, *, image_input: ImageInput = "
     if image_input not in get_args(ImageInput):
         raise InputError(f"image_input is {image_input!r}; it must be 'float' or 'uint8'")
     interface = Interface(part, reference.latent, image_input)
-    height, width = (n * reference.latent.factor for n in TRACE_LATENT)
+    factor = reference.latent.factor
+    height, width = (latents * factor for latents in TRACE_LATENT)
     module: nn.Module
     with plain_torch():
-        probe_part(reference, part, TRACE_BATCH, height, width)
+        # The probe computes, which tracing does not.
+        probe_part(reference, part, TRACE_BATCH, *(trial_latents(latents, factor) * factor for latents in TRACE_LATENT))
         if part == "encoder":
             module = EncoderGraph(reference.encoder, reference.latent, image_input)
         else:
