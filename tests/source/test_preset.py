@@ -95,7 +95,7 @@ def test_sixteen_channel_vaes_have_no_quant_convolutions(name: str) -> None:
         ("mse840", f"no preset is named 'mse840'; the nearest are: mse840k. To see all {ALL}: vaedeploy presets"),
         (
             "sdlx",
-            f"no preset is named 'sdlx'; the nearest are: sdxl, taesdxl, sd3. To see all {ALL}: vaedeploy presets",
+            f"no preset is named 'sdlx'; the nearest are: sdxl, sd3, taesdxl. To see all {ALL}: vaedeploy presets",
         ),
         ("Demo", f"no preset is named 'Demo'; the nearest are: demo, demo-mse. To see all {ALL}: vaedeploy presets"),
         (
