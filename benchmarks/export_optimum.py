@@ -20,7 +20,7 @@ def save_weights(folder: Path) -> None:
     from diffusers import AutoencoderKL
 
     from vaedeploy.source import get_preset
-    from vaedeploy.source.autoencoder_kl.modules import random_tensors
+    from vaedeploy.source.network import random_tensors
 
     architecture = get_preset("mse840k").config
     vae = AutoencoderKL(**msgspec.structs.asdict(architecture))

@@ -15,18 +15,33 @@ from vaedeploy.images.photos import crop_batch, load_photos
 from vaedeploy.verify.shapes import verification_shapes
 
 
-@pytest.mark.parametrize("factor", [1, 2, 4, 8, 16, 32])
+@pytest.mark.parametrize("factor", [1, 2, 4, 8, 16, 32, 64, 128])
 def test_shapes_cover_what_differs(factor: int) -> None:
     shapes = verification_shapes(factor)
-    latents = {(s.height // factor, s.width // factor) for s in shapes}
+    latents = {s.name: (s.height // factor, s.width // factor) for s in shapes}
     assert all(s.height % factor == s.width % factor == 0 for s in shapes)
-    assert (8, 8) in latents
-    assert any(h < w for h, w in latents)
-    assert any(h > w for h, w in latents)
-    assert any(h % 2 and w % 2 and h != w for h, w in latents)
+    assert len({(s.height, s.width) for s in shapes}) == len(latents) == len(shapes)
+    assert latents["smallest"] == min(latents.values())
+    assert latents["landscape"][0] < latents["landscape"][1]
+    assert latents["portrait"][0] > latents["portrait"][1]
+    assert [side % 2 for side in latents["odd"]] == [1, 1]
+    assert latents["odd"][0] != latents["odd"][1]
     assert {s.batch for s in shapes} == {1, 2, 3}
+    assert [s.name for s in shapes if not s.round_trip] == ["large"]
     assert shapes[-1].height == shapes[-1].width == min(512, 128 * factor)
-    assert len({s.name for s in shapes}) == len(shapes)
+    assert sum(s.batch * s.height * s.width for s in shapes) < 600_000  # in pixels; that of 512x512 has 262,144
+
+
+def test_shapes_at_the_factor_of_the_first_bundles() -> None:
+    """Golden cases in bundles have these sizes."""
+    assert [(s.name, s.batch, s.height, s.width) for s in verification_shapes(8)] == [
+        ("smallest", 1, 64, 64),
+        ("square", 1, 96, 96),
+        ("landscape", 2, 64, 96),
+        ("portrait", 1, 96, 64),
+        ("odd", 3, 72, 88),
+        ("large", 1, 512, 512),
+    ]
 
 
 @given(st.integers(1, 3), st.integers(1, 90), st.integers(1, 90), st.integers(1, 60), st.integers(1, 60))

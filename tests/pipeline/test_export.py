@@ -35,7 +35,7 @@ from vaedeploy.pipeline.graphs import write_forms
 from vaedeploy.pipeline.verify import verify_bundle
 from vaedeploy.runtime import VAE
 from vaedeploy.source import load_reference, reload_reference
-from vaedeploy.source.autoencoder_kl.modules import random_tensors
+from vaedeploy.source.network import random_tensors
 from vaedeploy.values.kinds import PARTS, Form, Precision
 from vaedeploy.values.latent import LatentSpec
 from vaedeploy.values.reference import Reference
@@ -311,6 +311,33 @@ def test_weights_that_cannot_be_loaded_are_refused_at_once(
     monkeypatch.setattr(pipeline.onnxruntime_cpu, "load_library", late)
     with pytest.raises((WeightsError, UnknownPresetError), match=re.escape(told)):
         export_vae(vae.format(text=text), weights=weights and weights.format(text=text), out=tmp_path / "out")
+
+
+@pytest.mark.slow
+def test_a_factor_of_128_takes_no_more_pixels_than_one_of_8(tmp_path: Path) -> None:
+    """From the probe to the verdict. Each module notes the largest image that it computes."""
+
+    class Noted(nn.Module):
+        def __init__(self, module: nn.Module, seen: list[int], factor: int) -> None:
+            super().__init__()
+            self.module, self.seen, self.factor = module, seen, factor
+
+        def forward(self, value: Tensor) -> Tensor:
+            if not torch.compiler.is_compiling():
+                self.seen.append(value.shape[0] * value.shape[2] * value.shape[3] * self.factor**2)
+            result: Tensor = self.module(value)
+            return result
+
+    torch.manual_seed(0)
+    seen: list[int] = []
+    encoder = Noted(nn.Sequential(nn.AvgPool2d(8), nn.AvgPool2d(16), nn.Conv2d(3, 4, 1)), seen, 1)
+    decoder = Noted(nn.Sequential(nn.Conv2d(4, 3, 1), nn.Upsample(scale_factor=128)), seen, 128)
+    contract = LatentSpec(channels=4, factor=128, scale=1.0, sampled=False)
+    bundle = export_vae(Reference(encoder, decoder, contract), out=tmp_path / "deep")
+    assert bundle.verified
+    assert max(seen) <= 512 * 512
+    sizes = json.loads((bundle.path / "calibration.json").read_bytes())["measured_on"]
+    assert sizes == ["small 256x256", "wide 256x384", "large 384x384"]
 
 
 def test_nodes_that_stay_in_float32(tiny_graphs: Path, tmp_path: Path) -> None:

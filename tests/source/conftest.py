@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vaedeploy.source import load_reference
-from vaedeploy.source.autoencoder_kl.modules import random_tensors
+from vaedeploy.source.network import random_tensors
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -14,7 +14,13 @@ from torch import Tensor
 
 from vaedeploy.errors import WeightsError
 from vaedeploy.source import load_reference
-from vaedeploy.source.autoencoder_kl.modules import random_tensors
+from vaedeploy.source.families import FAMILIES
+from vaedeploy.source.network import random_tensors
+
+LOADED = (
+    f"{', '.join(FAMILIES)}. Any VAE can be given as two modules of your own: vaedeploy.Reference(encoder=..., "
+    "decoder=..., latent=vaedeploy.LatentSpec(...)), in Python"
+)
 
 
 @pytest.mark.parametrize("quant", [True, False], ids=["quant-conv", "no-quant-conv"])
@@ -44,12 +50,12 @@ def test_modules_compute_what_diffusers_does(tmp_path: Path, photo: Tensor, quan
     ("changes", "problem"),
     [
         (
-            {"_class_name": "AutoencoderTiny"},
-            "is the config of AutoencoderTiny; the class that can be loaded is AutoencoderKL",
+            {"_class_name": "AutoencoderNew"},
+            f"is the config of AutoencoderNew; the classes that can be loaded are {LOADED}",
         ),
         (
             {"_class_name": None},
-            "does not name its class (_class_name); the class that can be loaded is AutoencoderKL",
+            f"does not name its class (_class_name); the classes that can be loaded are {LOADED}",
         ),
         ({"in_channels": 1}, "has 1 channels in and 3 out; both must be 3 (RGB)"),
         (
@@ -67,7 +73,7 @@ def test_config_that_is_not_json(own: Any) -> None:
     path = own(scaling_factor=1.0)
     (path / "config.json").write_text("{")
     assert message_of(WeightsError, path) == (
-        f"{path / 'config.json'} is not the config of a diffusers AutoencoderKL: Input data was truncated"
+        f"{path / 'config.json'} is not the config of a VAE of diffusers: Input data was truncated"
     )
 
 
@@ -75,7 +81,7 @@ def test_config_that_is_no_config(own: Any) -> None:
     path = own(scaling_factor=1.0)
     config = path / "config.json"
     config.write_text('{"a": ' + "[" * 100_000)
-    assert message_of(WeightsError, path).startswith(f"{config} is not the config of a diffusers AutoencoderKL: ")
+    assert message_of(WeightsError, path).startswith(f"{config} is not the config of a VAE of diffusers: ")
     config.write_text(" " * 1_000_001)
     assert message_of(WeightsError, path) == f"{config} cannot be read: it has more than 1000000 bytes"
     config.unlink()

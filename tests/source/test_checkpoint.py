@@ -243,7 +243,7 @@ def test_bare_pickle_with_code_is_not_run(tmp_path: Path, protocol: int) -> None
         ({"a": 1, "c\x1b": "x"}, "holds no tensors by their names, but a, c\\x1b. Give a state_dict"),
         (
             {"a": 1, "b": torch.zeros(1), "c": "x"},
-            "holds no VAE that can be loaded: its tensors are named b. Give the VAE's own weights (AutoencoderKL), or "
+            "holds no VAE that can be loaded: its tensors are named b. Give the VAE's own weights, or "
             "a checkpoint with them in it",
         ),
     ],

@@ -22,8 +22,8 @@ from checkpoints import (
 from torch import Tensor
 
 from vaedeploy.errors import WeightsError
-from vaedeploy.source.autoencoder_kl.modules import tensor_shapes
 from vaedeploy.source.fit import fit
+from vaedeploy.source.network import tensor_shapes
 from vaedeploy.source.preset import architectures
 from vaedeploy.source.stored import Stored
 

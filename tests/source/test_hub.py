@@ -22,8 +22,8 @@ from places import ROOT
 from safetensors.torch import save, save_file
 
 from vaedeploy.source import get_preset, load_reference
-from vaedeploy.source.autoencoder_kl.modules import random_tensors
 from vaedeploy.source.hub import _reporting_bar
+from vaedeploy.source.network import random_tensors
 
 MEGABYTE = 1_000_000
 REPOSITORY = "someone/a-vae"

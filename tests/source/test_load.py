@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from vaedeploy.errors import InputError, WeightsError
 from vaedeploy.source import get_preset, load_reference, reload_reference
-from vaedeploy.source.autoencoder_kl.modules import random_tensors
+from vaedeploy.source.network import random_tensors
 from vaedeploy.values.latent import LatentSpec
 from vaedeploy.values.reference import Reference
 

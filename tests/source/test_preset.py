@@ -8,13 +8,18 @@ import msgspec
 import pytest
 
 from vaedeploy.errors import UnknownPresetError
-from vaedeploy.source.autoencoder_kl.modules import tensor_shapes
+from vaedeploy.source.network import tensor_shapes
 from vaedeploy.source.preset import Preset, architectures, get_preset, preset_of_file, presets
 from vaedeploy.values.latent import LatentSpec
 
 NAMES = [
-    "mse840k", "ema560k", "sd15", "anime2", "sdxl", "sdxl-fp16-fix", "sd3", "flux1", "demo", "demo-mse",
+    "mse840k", "ema560k", "sd15", "anime2", "sdxl", "sdxl-fp16-fix", "sd3", "flux1",
+    "flux2", "flux2-small-decoder", "ernie-image", "ideogram4", "fibo2",
+    "taesd", "taesdxl", "taesd3", "taef1",
+    "dc-ae-f32c32", "dc-ae-f64c128", "dc-ae-f128c512", "hunyuanimage",
+    "demo", "demo-mse",
 ]  # fmt: skip
+ALL = len(NAMES)
 CARRIED = ("demo", "demo-mse")
 
 
@@ -26,14 +31,19 @@ def test_presets_are_those_that_are_documented() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_latent_contract_agrees_with_the_architecture(name: str) -> None:
     preset = get_preset(name)
-    assert preset.config == architectures()[preset.architecture]
-    assert (preset.latent.channels, preset.latent.factor) == (preset.config.latent_channels, preset.config.factor)
+    assert not preset.config.differences(architectures()[preset.architecture])
+    shape = preset.latent_shape
+    assert shape.image_channels == 3
+    if preset.latent is not None:
+        assert preset.latent == LatentSpec(
+            shape.channels, shape.factor, preset.latent.scale, preset.latent.shift, shape.sampled
+        )
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_preset_says_what_it_is_for_and_where_its_weights_are(name: str) -> None:
     preset = get_preset(name)
-    assert re.fullmatch(r"(realism|reference|anime|fidelity|trial): \S.*", preset.purpose)
+    assert re.fullmatch(r"(realism|reference|anime|fidelity|speed|preview|trial): \S.*", preset.purpose)
     assert preset.licence
     assert (preset.repository is None) == (name in CARRIED)
     assert (preset.packaged_file is not None) == (name in CARRIED)
@@ -54,6 +64,7 @@ def test_every_preset_says_what_it_is_for_and_where_its_weights_are(name: str) -
 )
 def test_published_contracts(name: str, scale: float, shift: float) -> None:
     latent = get_preset(name).latent
+    assert latent is not None
     assert latent == LatentSpec(latent.channels, 8, scale, shift, sampled=True)
     assert latent.channels == (16 if shift else 4)
 
@@ -81,13 +92,19 @@ def test_sixteen_channel_vaes_have_no_quant_convolutions(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("mse840", "no preset is named 'mse840'; the nearest are: mse840k. To see all 10: vaedeploy presets"),
-        ("sdlx", "no preset is named 'sdlx'; the nearest are: sdxl, sd3, sd15. To see all 10: vaedeploy presets"),
-        ("Demo", "no preset is named 'Demo'; the nearest are: demo, demo-mse. To see all 10: vaedeploy presets"),
-        ("SDXL", "no preset is named 'SDXL'; the nearest are: sdxl, sd3, sd15. To see all 10: vaedeploy presets"),
-        ("FLUX", "no preset is named 'FLUX'; the nearest are: flux1. To see all 10: vaedeploy presets"),
-        ("vqgan", "no preset is named 'vqgan'. To see all 10: vaedeploy presets"),
-        ("", "no preset is named ''. To see all 10: vaedeploy presets"),
+        ("mse840", f"no preset is named 'mse840'; the nearest are: mse840k. To see all {ALL}: vaedeploy presets"),
+        (
+            "sdlx",
+            f"no preset is named 'sdlx'; the nearest are: sdxl, sd3, taesdxl. To see all {ALL}: vaedeploy presets",
+        ),
+        ("Demo", f"no preset is named 'Demo'; the nearest are: demo, demo-mse. To see all {ALL}: vaedeploy presets"),
+        (
+            "SDXL",
+            f"no preset is named 'SDXL'; the nearest are: sdxl, taesdxl, sd3. To see all {ALL}: vaedeploy presets",
+        ),
+        ("FLUX", f"no preset is named 'FLUX'; the nearest are: flux2, flux1. To see all {ALL}: vaedeploy presets"),
+        ("vqgan", f"no preset is named 'vqgan'. To see all {ALL}: vaedeploy presets"),
+        ("", f"no preset is named ''. To see all {ALL}: vaedeploy presets"),
     ],
 )
 def test_unknown_preset_names_the_nearest(name: str, message: str) -> None:
@@ -109,6 +126,6 @@ def test_no_file_is_claimed_by_two_presets() -> None:
 
 
 def test_unknown_keys_are_refused() -> None:
-    table = msgspec.to_builtins(get_preset("demo")) | {"licens": "MIT"}
+    table = msgspec.to_builtins(get_preset("demo")) | {"config": {}, "licens": "MIT"}
     with pytest.raises(msgspec.ValidationError, match="unknown field `licens`"):
         msgspec.convert(table, Preset)

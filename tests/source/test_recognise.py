@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vaedeploy.errors import ContractError, WeightsError
 from vaedeploy.source import get_preset, load_reference
-from vaedeploy.source.autoencoder_kl.modules import random_tensors
+from vaedeploy.source.network import random_tensors
 
 FILES = {
     "a LoRA": ["lora_unet_down_blocks_0.lora_down.weight", "lora_unet_down_blocks_0.lora_up.weight"],
@@ -36,8 +36,7 @@ def test_file_without_a_vae_is_told_as_what_it_is(tmp_path: Path, kind: str) -> 
     for arguments in (("mse840k", file), (file,)):
         assert message_of(WeightsError, *arguments) == (
             f"{file} holds no VAE that can be loaded: it looks like {kind}; its tensors are named "
-            f"{', '.join(sorted(FILES[kind]))}. Give the VAE's own weights (AutoencoderKL), or a checkpoint with them "
-            "in it"
+            f"{', '.join(sorted(FILES[kind]))}. Give the VAE's own weights, or a checkpoint with them in it"
         )
 
 

@@ -18,7 +18,7 @@ from checkpoints import TINY, config_of
 from hostile_pickles import CALLABLES, WAYS, instructions
 from safetensors.torch import save
 
-from vaedeploy.source.autoencoder_kl.modules import random_tensors
+from vaedeploy.source.network import random_tensors
 
 NUMBERS = (-1, 0, 1, 2, 3, 7, 255, 2**16, 2**31 - 1, 2**31, 2**32, 2**53, 2**63 - 1, 2**63, 2**64 - 1, 2**64, -(2**63))
 TEXTS = (

@@ -23,7 +23,7 @@ from vaedeploy.errors import InputError
 from vaedeploy.source import Preset, get_preset, load_reference, presets
 from vaedeploy.source import preset as preset_module
 from vaedeploy.source.autoencoder_kl.config import Architecture
-from vaedeploy.source.autoencoder_kl.modules import random_tensors
+from vaedeploy.source.network import random_tensors
 
 DEMO = get_preset("demo")
 CONTRACT: Any = {"scale": DEMO.latent.scale, "shift": DEMO.latent.shift}

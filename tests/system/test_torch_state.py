@@ -17,7 +17,7 @@ from golden_cases import SHAPES, scaled_reference
 from vaedeploy.graph.trace import trace_graph
 from vaedeploy.images.photos import load_photos
 from vaedeploy.source import load_reference
-from vaedeploy.source.autoencoder_kl.modules import random_tensors
+from vaedeploy.source.network import random_tensors
 from vaedeploy.source.preset import get_preset
 from vaedeploy.system.torch_state import plain_torch
 from vaedeploy.values.reference import Reference

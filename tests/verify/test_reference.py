@@ -105,3 +105,15 @@ def test_another_factor_than_the_contract_says_is_refused(photos: list[Photo]) -
     doubled = nn.Sequential(TinyDecoder(4), nn.Upsample(scale_factor=2.0))
     with pytest.raises(ExportError, match=r"^PyTorch gives image of shape \(2, 3, 40, 24\) for an image of 20x12; "):
         compute_golden(dataclasses.replace(reference, decoder=doubled), photos, SHAPES[:1])
+
+
+def test_a_module_that_fails_at_a_size_says_at_which(photos: list[Photo]) -> None:
+    decoder = nn.Sequential(TinyDecoder(4), nn.ReflectionPad2d(14), nn.AvgPool2d(29, stride=1)).eval()
+    reference = dataclasses.replace(tiny_reference(), decoder=decoder)
+    with pytest.raises(ExportError) as error:
+        compute_golden(reference, photos, SHAPES[:1])
+    assert str(error.value).startswith(
+        "the decoder (Sequential) fails at 2x20x12 (batch x height x width, in pixels), one of the sizes that every "
+        "VAE is verified at: "
+    )
+    assert "Padding size should be less than the corresponding input dimension" in str(error.value)

@@ -20,11 +20,13 @@ from vaedeploy.errors import ExportError, InputError
 from vaedeploy.graph.graph import Graph
 from vaedeploy.graph.heads import OneHead
 from vaedeploy.graph.probe import probe_part
+from vaedeploy.graph.simplify import simplify
 from vaedeploy.system.torch_state import plain_torch
 from vaedeploy.values import interface as interfaces
 from vaedeploy.values.interface import Interface, spatial_axes
 from vaedeploy.values.kinds import ImageInput, Part
 from vaedeploy.values.latent import LatentSpec
+from vaedeploy.values.trials import trial_latents
 from vaedeploy.version import __version__
 
 if TYPE_CHECKING:
@@ -100,10 +102,12 @@ def trace_graph(reference: Reference, part: Part, *, image_input: ImageInput = "
     if image_input not in get_args(ImageInput):
         raise InputError(f"image_input is {image_input!r}; it must be 'float' or 'uint8'")
     interface = Interface(part, reference.latent, image_input)
-    height, width = (n * reference.latent.factor for n in TRACE_LATENT)
+    factor = reference.latent.factor
+    height, width = (latents * factor for latents in TRACE_LATENT)
     module: nn.Module
     with plain_torch():
-        probe_part(reference, part, TRACE_BATCH, height, width)
+        # The probe computes, which tracing does not.
+        probe_part(reference, part, TRACE_BATCH, *(trial_latents(latents, factor) * factor for latents in TRACE_LATENT))
         if part == "encoder":
             module = EncoderGraph(reference.encoder, reference.latent, image_input)
         else:
@@ -129,7 +133,10 @@ def _trace(module: nn.Module, interface: Interface, example: interfaces.Tensor) 
                 input_names=[interface.input],
                 output_names=interface.outputs,
                 verbose=False,
+                optimize=False,  # it would drop constants of the model: see simplify
             )
+            assert program is not None  # only the old exporter returns None
+            simplify(program.model)
     except Exception as error:
         # The first lines say what is wrong and where; the rest is advice on changing PyTorch code.
         reason = " ".join(" ".join(str(error.__cause__ or error).split("\n")[:3]).split()).rstrip(".:")
@@ -137,7 +144,6 @@ def _trace(module: nn.Module, interface: Interface, example: interfaces.Tensor) 
             f"torch could not trace the {part} ({type(module.get_submodule(part)).__name__}) to ONNX: {reason}. "
             "The exporter's own report is this error's cause; the command line shows it with: vaedeploy --verbose"
         ) from error
-    assert program is not None  # only the old exporter returns None
     return program.model
 
 

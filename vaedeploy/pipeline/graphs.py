@@ -16,6 +16,7 @@ from vaedeploy.images.pixels import to_float
 from vaedeploy.runtime import onnxruntime_cpu
 from vaedeploy.system.progress import Progress
 from vaedeploy.values.kinds import PARTS, ImageInput, Part, Precision, Target
+from vaedeploy.values.trials import trial_latents
 
 if TYPE_CHECKING:
     from vaedeploy.bundle.calibration import Calibration
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 
 CALIBRATION = (("small", 12, 12), ("wide", 16, 24), ("large", 24, 24))
-"""The images that activations are measured on: name, then height and width in units of the spatial factor."""
+"""The images that activations are measured on: name, then height and width in latents, as for ``trial_latents``."""
 
 TRACING = "Exporting to ONNX"
 
@@ -62,8 +63,8 @@ def calibrate(
     from vaedeploy.bundle.calibration import NAME, Calibration, encode_calibration
     from vaedeploy.numerics.maxima import WHAT, measure_maxima
 
-    sizes = [(rows * factor, columns * factor) for _, rows, columns in CALIBRATION]
-    batches = [crop_batch(photos, 1, *size, first=index) for index, size in enumerate(sizes)]
+    sizes = [tuple(trial_latents(latents, factor) * factor for latents in size) for _, *size in CALIBRATION]
+    batches = [crop_batch(photos, 1, height, width, first=index) for index, (height, width) in enumerate(sizes)]
     inputs: list[NDArray[Any]] = batches if image_input == "uint8" else [to_float(batch) for batch in batches]
     encoder = onnxruntime_cpu.Session(folder / file_name("encoder", "portable"))
     latents = [encoder.run(encoder.outputs[:1], {encoder.inputs[0]: value})[0] for value in inputs]

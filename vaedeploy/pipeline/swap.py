@@ -24,6 +24,7 @@ from vaedeploy.system.atomic import link_or_copy, replace_directory
 from vaedeploy.system.interrupts import stop_if_interrupted
 from vaedeploy.system.progress import Progress, silent
 from vaedeploy.values.kinds import PARTS, Part
+from vaedeploy.values.trials import trial_latents
 
 if TYPE_CHECKING:
     from vaedeploy.values.reference import Reference
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["Drift", "restore_vae", "swap_vae"]
 
 SIDE = 24
-"""Height and width, in units of the spatial factor, of the photographs that ``Drift`` is measured on."""
+"""Height and width of the photographs that ``Drift`` is measured on: in latents, as ``trial_latents`` takes them."""
 
 
 class Drift(msgspec.Struct, frozen=True):
@@ -169,7 +170,8 @@ def _tensors(bundle: Bundle, part: Part) -> list[tuple[int, ...]]:
 def _drift(old: Bundle, new: Bundle) -> Drift:
     factor = old.manifest.latent.factor
     photos = load_photos()
-    batch = crop_batch(photos, len(photos), SIDE * factor, SIDE * factor)
+    side = trial_latents(SIDE, factor) * factor
+    batch = crop_batch(photos, len(photos), side, side)
     options: dict[str, Any] = {"backend": "onnxruntime-cpu", "verify_hashes": False}
     with VAE(old.path, **options) as before, VAE(new.path, **options) as after:
         latent = before.encode(batch)

@@ -11,46 +11,30 @@ from typing import Any
 import msgspec
 
 from vaedeploy.errors import ContractError, WeightsError
-from vaedeploy.source.autoencoder_kl.config import Architecture
+from vaedeploy.source.families import FAMILIES, family_of
+from vaedeploy.source.family import OWN_MODULES, Architecture
 from vaedeploy.source.preset import Preset, presets
+from vaedeploy.source.statement import Number, Statement
 from vaedeploy.source.stored import shown
 from vaedeploy.system.documents import read_document
 from vaedeploy.values.latent import LatentSpec, as_numbers, numbers_text
 
-Number = float | tuple[float, ...]
-
 MAX_CONFIG = 1_000_000
 """Largest config.json that is read, in bytes. One takes about 1000."""
-
-CLASS_NAME = "AutoencoderKL"
-"""The only class of diffusers' autoencoders that can be loaded."""
-
-
-@dataclass(frozen=True)
-class Statement:
-    """The scale and the shift that one source states; None for what it does not state.
-
-    by: the source, as messages call it: "preset mse840k", or the path of a config.json.
-    fault: why what it states cannot hold, in words; the caller's values hold then.
-    """
-
-    by: str
-    scale: Number | None
-    shift: Number | None
-    fault: str | None = None
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """What a ``config.json`` says: the architecture, and its statement of the latent contract."""
+    """What a ``config.json`` says: the architecture, and all of its fields."""
 
     architecture: Architecture
-    statement: Statement
+    raw: dict[str, Any]
 
 
 def preset_statement(preset: Preset, by: str | None = None) -> Statement:
     """The statement of a preset. by: what messages call the source, if not by the preset's name."""
-    return Statement(by or f"preset {preset.name}", preset.latent.scale, preset.latent.shift)
+    by, latent = by or f"preset {preset.name}", preset.latent
+    return Statement(by, latent.scale, latent.shift) if latent is not None else Statement(by, None, None)
 
 
 def read_config(path: Path) -> ModelConfig:
@@ -58,27 +42,27 @@ def read_config(path: Path) -> ModelConfig:
 
     It is read as plain JSON, because diffusers itself silently sets a missing scaling_factor to 0.18215.
 
-    Raises WeightsError for a file that cannot be read, is not such a config, is the config of another class, or has
-    images with other than 3 channels; ContractError where it states the latent contract in values of a wrong type.
+    Raises WeightsError for a file that cannot be read, is not such a config, is the config of a class that cannot be
+    loaded, or asks for what its family cannot do.
     """
+    class_name: object = None
     try:
         raw = msgspec.json.decode(read_document(path, MAX_CONFIG), type=dict[str, Any])
-        named = {key: raw[key] for key in Architecture.__struct_fields__ if raw.get(key) is not None}
-        architecture = msgspec.convert(named, Architecture)
+        class_name = raw.get("_class_name")
+        family = FAMILIES.get(class_name) if isinstance(class_name, str) else None
+        if family is None:
+            found = (
+                f"is the config of {shown(str(class_name))}" if class_name else "does not name its class (_class_name)"
+            )
+            raise WeightsError(f"{found}; the classes that can be loaded are {', '.join(FAMILIES)}. {OWN_MODULES}")
+        return ModelConfig(family.read(raw), raw)
     except OSError as error:
         raise WeightsError(f"{path} cannot be read: {error.strerror or error}") from error
+    except WeightsError as error:
+        raise WeightsError(f"{path} {error}") from error
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise WeightsError(f"{path} is not the config of a diffusers {CLASS_NAME}: {error}") from error
-    if raw.get("_class_name") != CLASS_NAME:
-        name = raw.get("_class_name")
-        found = f"is the config of {shown(str(name))}" if name else "does not name its class (_class_name)"
-        raise WeightsError(f"{path} {found}; the class that can be loaded is {CLASS_NAME}")
-    if (architecture.in_channels, architecture.out_channels) != (3, 3):
-        raise WeightsError(
-            f"{path} has {architecture.in_channels} channels in and {architecture.out_channels} out; "
-            "both must be 3 (RGB)"
-        )
-    return ModelConfig(architecture, _config_statement(raw, path))
+        of = f"diffusers {class_name}" if class_name else "VAE of diffusers"
+        raise WeightsError(f"{path} is not the config of a {of}: {error}") from error
 
 
 def agree(
@@ -112,59 +96,14 @@ def agree(
             + _examples(architecture)
         )
     if agreed_shift is None:
-        if any(p.latent.shift != 0 for p in presets().values() if not p.config.differences(architecture)):
+        if any(latent.shift != 0 for latent in _alike(architecture).values()):
             raise ContractError(
                 f"{given} does not state the shift of its latents, and VAEs of its architecture have one. "
                 f"Give it: --shift NUMBER (shift= in Python; 0 for none){_examples(architecture)}"
             )
         agreed_shift = 0.0
-    return LatentSpec(architecture.latent_channels, architecture.factor, agreed_scale, agreed_shift)
-
-
-def _config_statement(raw: dict[str, Any], path: Path) -> Statement:
-    scale, shift = (_number(raw, key, path) for key in ("scaling_factor", "shift_factor"))
-    mean, std = (_vector(raw, key, path) for key in ("latents_mean", "latents_std"))
-    if scale is None:
-        return Statement(str(path), None, shift)
-    if mean is None and std is None:
-        # A config with a scale whose shift is null or missing belongs to a VAE without a shift. Null states a shift of
-        # 0, which contradicts a preset with a shift; a missing key states nothing, so it contradicts none.
-        return Statement(str(path), scale, 0.0 if shift is None and "shift_factor" in raw else shift)
-    scales = None
-    if mean is not None and std is not None and 0.0 not in std:
-        # diffusers' pipelines compute (z - mean) * scale / std.
-        scales = tuple(scale / s for s in std)
-        if shift is None:
-            return Statement(str(path), scales, mean)
-    fault = (
-        f"{path} states its latents' mean and deviation in a way that cannot hold: latents_mean and latents_std "
-        "belong together, without a shift_factor and without zeros in latents_std"
-    )
-    if scales is not None and mean is not None:
-        fault += (
-            f". Its means and deviations say --scale {numbers_text(scales)} --shift {numbers_text(mean)}, and its "
-            f"factors say --scale {scale} --shift {shift}"
-        )
-    return Statement(str(path), None, None, fault)
-
-
-def _number(raw: dict[str, Any], key: str, path: Path) -> float | None:
-    value = raw.get(key)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ContractError(f"{path}: {key} is {shown(repr(value))}; it must be a number")
-    return float(value)
-
-
-def _vector(raw: dict[str, Any], key: str, path: Path) -> tuple[float, ...] | None:
-    value = raw.get(key)
-    if value is None:
-        return None
-    try:
-        return msgspec.convert(value, tuple[float, ...])
-    except msgspec.ValidationError as error:
-        raise ContractError(f"{path}: {key} is {shown(repr(value))}; it must be a list of numbers") from error
+    shape = family_of(architecture).latent(architecture)
+    return LatentSpec(shape.channels, shape.factor, agreed_scale, agreed_shift, shape.sampled)
 
 
 def _agreed(
@@ -201,10 +140,16 @@ def _same(a: Number, b: Number) -> bool:
     return not isinstance(a, tuple) and not isinstance(b, tuple) and math.isclose(a, b)
 
 
+def _alike(architecture: Architecture) -> dict[str, LatentSpec]:
+    """The contracts of the presets that share the architecture, by their names."""
+    alike = (preset for preset in presets().values() if not preset.config.differences(architecture))
+    return {preset.name: preset.latent for preset in alike if preset.latent is not None}
+
+
 def _examples(architecture: Architecture) -> str:
     """The contracts of the presets that share the architecture, from which a user can find the right numbers."""
-    alike = [p for p in presets().values() if not p.config.differences(architecture)]
     contracts = ", ".join(
-        f"{p.name} has {p.latent.scale}" + (f" with shift {p.latent.shift}" if p.latent.shift else "") for p in alike
+        f"{name} has {latent.scale}" + (f" with shift {latent.shift}" if latent.shift else "")
+        for name, latent in _alike(architecture).items()
     )
     return f". Of this architecture: {contracts}" if contracts else ""

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from vaedeploy.errors import WeightsError
-from vaedeploy.source.autoencoder_kl.config import Architecture
-from vaedeploy.source.autoencoder_kl.names import comparable_shape, diffusers_name
 from vaedeploy.source.checkpoint import count_of, listed
+from vaedeploy.source.families import family_of
+from vaedeploy.source.family import Architecture
 from vaedeploy.source.stored import Stored
 from vaedeploy.system.progress import Progress, silent
 
@@ -46,22 +46,21 @@ class Fit:
 
 
 def fit(tensors: Mapping[str, Stored], architecture: Architecture) -> Fit:
-    """Match a VAE's tensors, under diffusers' or CompVis' names, with those of ``architecture``.
+    """Match a VAE's tensors, under diffusers' names or others that the family knows, with those of ``architecture``.
 
     Raises WeightsError for an architecture that cannot be built.
     """
-    from vaedeploy.source.autoencoder_kl.modules import tensor_shapes
+    from vaedeploy.source.network import counters, tensor_shapes
 
-    expected = tensor_shapes(architecture)
-    blocks = len(architecture.block_out_channels)
-    sources = {diffusers_name(name, blocks): name for name in tensors}
-    used = {sources[name] for name in sources if name in expected}
+    family, expected = family_of(architecture), tensor_shapes(architecture)
+    sources = {family.diffusers_name(name, architecture): name for name in tensors}
+    used = {sources[name] for name in sources if name in expected or name in counters(architecture)}
     given = {name: tensors[sources[name]].shape for name in expected if name in sources}
     shapes = {name: comparable_shape(shape, expected[name]) for name, shape in given.items()}
     return Fit(
         found=len(shapes),
         sources=sources,
-        missing=[name for name in expected if name not in sources],
+        missing=[name for name in expected if name not in sources and name not in family.contract_tensors],
         surplus=[name for name in tensors if name not in used],
         misshapen={
             sources[name]: f"expected {expected[name]}, given {given[name]}"
@@ -72,22 +71,24 @@ def fit(tensors: Mapping[str, Stored], architecture: Architecture) -> Fit:
 
 
 def load(
-    tensors: Mapping[str, Stored], matched: Fit, architecture: Architecture, where: str, progress: Progress = silent
+    tensors: Mapping[str, Stored],
+    matched: Fit,
+    shapes: Mapping[str, tuple[int, ...]],
+    where: str,
+    progress: Progress = silent,
 ) -> dict[str, Tensor]:
     """Copy a file's tensors as float32, under diffusers' names and in diffusers' shapes.
 
-    matched: the ``Fit`` of ``tensors``, without faults. where: what messages call the file.
+    matched: the ``Fit`` of ``tensors``, without faults. shapes: diffusers' names of those to copy, with their shapes.
+    where: what messages call the file.
 
     Raises WeightsError for tensors that are not floating point, or that hold NaN or infinity.
     """
     import torch
 
-    from vaedeploy.source.autoencoder_kl.modules import tensor_shapes
-
-    expected = tensor_shapes(architecture)
     loaded, integers, broken = {}, [], []
-    for done, (name, shape) in enumerate(expected.items()):
-        progress("Loading weights", float(done), float(len(expected)))
+    for done, (name, shape) in enumerate(shapes.items()):
+        progress("Loading weights", float(done), float(len(shapes)))
         tensor = tensors[matched.sources[name]].read()
         if not tensor.is_floating_point():
             integers.append(f"{matched.sources[name]} {tensor.dtype}")
@@ -97,7 +98,7 @@ def load(
         # NumPy checks in this thread. torch wakes its thread pool for each tensor, which takes longer than the check.
         if not np.isfinite(loaded[name].numpy()).all():
             broken.append(matched.sources[name])
-    progress("Loading weights", float(len(expected)), float(len(expected)))
+    progress("Loading weights", float(len(shapes)), float(len(shapes)))
     if integers:
         raise WeightsError(
             f"{where} holds {count_of(integers)} not floating point: {listed(integers)}. "
@@ -109,3 +110,14 @@ def load(
             "Such a VAE gives black images; get the weights again, or in a higher precision"
         )
     return loaded
+
+
+def comparable_shape(shape: Sequence[int], expected: tuple[int, ...]) -> tuple[int, ...]:
+    """A tensor's shape, less axes of length 1 at its end, down to as many axes as ``expected`` has.
+
+    Attentions are matrices today, but were 1x1 convolutions in old checkpoints.
+    """
+    shape = tuple(shape)
+    while len(shape) > len(expected) and shape[-1] == 1:
+        shape = shape[:-1]
+    return shape

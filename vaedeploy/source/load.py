@@ -5,25 +5,31 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from vaedeploy.errors import WeightsError
 from vaedeploy.source import checkpoint
-from vaedeploy.source.autoencoder_kl.config import Architecture
-from vaedeploy.source.contract import CLASS_NAME, Statement, agree, preset_statement, read_config
+from vaedeploy.source.contract import agree, preset_statement, read_config
+from vaedeploy.source.families import family_of
+from vaedeploy.source.family import Architecture
 from vaedeploy.source.fit import Fit, fit, load
-from vaedeploy.source.locate import LOADED, Found, OnHub, Seed, Source, download, find_source
+from vaedeploy.source.locate import LOADED, PIPELINE_FOLDERS, Found, OnHub, Seed, Source, download, find_source
 from vaedeploy.source.preset import Preset, architectures, get_preset, preset_of_file, presets
 from vaedeploy.source.recognise import kind_of, stated_model
+from vaedeploy.source.statement import Statement
 from vaedeploy.source.stored import Stored
 from vaedeploy.system.progress import Progress, silent
 from vaedeploy.system.torch_state import plain_torch
 from vaedeploy.values.latent import LatentSpec
 from vaedeploy.values.origin import Origin
 from vaedeploy.values.reference import Reference
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["find_source", "load_reference", "load_source", "reload_reference"]
 
@@ -34,13 +40,22 @@ class _Plan:
 
     name: name of the reference that is made.
     title: what messages call the architecture.
-    statements: what is stated about the latent contract.
+    raw: what a config.json says; empty where there is none. by: what messages call it, or the weights in its place.
+    preset: the preset whose statement of the latent contract holds.
     """
 
     name: str
     architecture: Architecture
     title: str
-    statements: tuple[Statement, ...]
+    by: str
+    raw: Mapping[str, Any] = field(default_factory=dict)
+    preset: Preset | None = None
+
+    def statements(self, tensors: Mapping[str, Tensor]) -> list[Statement]:
+        """What is stated about the latent contract, by a preset, by a config, or by the weights."""
+        stated = family_of(self.architecture).statement(self.raw, self.architecture, tensors, self.by)
+        found = [] if self.preset is None else [preset_statement(self.preset)]
+        return [*found, stated] if self.raw or not stated.is_empty else found
 
 
 def load_reference(
@@ -136,19 +151,20 @@ def _load(source: Source, contract: Contract, progress: Progress) -> Reference:
 
 
 def _draw(source: Seed, contract: Contract) -> Reference:
+    from vaedeploy.source.network import build, random_tensors
+
     preset = source.preset
-    latent = contract([preset_statement(preset)], preset.config, source.given)
-
-    from vaedeploy.source.autoencoder_kl.modules import build, random_tensors
-
+    plan = _Plan(preset.name, preset.config, f"preset {preset.name}", source.given, preset=preset)
+    stating = random_tensors(preset.config, source.number, family_of(preset.config).contract_tensors)
+    latent = contract(plan.statements(stating), preset.config, source.given)
     encoder, decoder = build(preset.config, random_tensors(preset.config, source.number))
     return Reference(
         encoder=encoder,
         decoder=decoder,
         latent=latent,
-        name=preset.name,
+        name=plan.name,
         origin=Origin(kind="random", location=source.given, sha256=None, preset=preset.name),
-        architecture=CLASS_NAME,
+        architecture=preset.config.class_name,
     )
 
 
@@ -165,8 +181,12 @@ def _read(found: Found, contract: Contract, progress: Progress) -> Reference:
         matched = fit(tensors, plan.architecture)
     if matched.faults:
         raise WeightsError(_misfit(found, plan, tensors, matched))
+    from vaedeploy.source.network import build, tensor_shapes
+
+    shapes = {name: shape for name, shape in tensor_shapes(plan.architecture).items() if name in matched.sources}
+    stating = {name: shapes.pop(name) for name in family_of(plan.architecture).contract_tensors & shapes.keys()}
     known_preset = preset_of_file(sha256)
-    statements = list(plan.statements)
+    statements = plan.statements(load(tensors, matched, stating, found.where))
     if known_preset is not None and known_preset != found.preset:
         statements.append(
             preset_statement(known_preset, f"{found.where} (by its sha256 the file of preset {known_preset.name})")
@@ -176,10 +196,7 @@ def _read(found: Found, contract: Contract, progress: Progress) -> Reference:
     if stated is not None and statements and not plan.architecture.differences(stated[0].config):
         statements.append(preset_statement(stated[0], f"{found.where} ({stated[1]})"))
     latent = contract(statements, plan.architecture, found.where)
-
-    from vaedeploy.source.autoencoder_kl.modules import build
-
-    weights = load(tensors, matched, plan.architecture, found.where, progress)
+    weights = load(tensors, matched, shapes, found.where, progress)
     encoder, decoder = build(plan.architecture, weights)
     # Weights that are not the preset's have another licence, which is known only if they are those of some preset.
     licensed = found.preset if found.own else known_preset
@@ -190,13 +207,13 @@ def _read(found: Found, contract: Contract, progress: Progress) -> Reference:
         name=plan.name,
         origin=msgspec.structs.replace(found.origin, sha256=sha256),
         licence=licensed.licence if licensed is not None else None,
-        architecture=CLASS_NAME,
+        architecture=plan.architecture.class_name,
     )
 
 
 def _preset_plan(preset: Preset, found: Found) -> _Plan:
     title = f"preset {preset.name} (architecture {preset.architecture})"
-    statements = [preset_statement(preset)]
+    raw: Mapping[str, Any] = {}
     if found.config is not None:
         config = read_config(found.config)
         differing = preset.config.differences(config.architecture)
@@ -208,8 +225,8 @@ def _preset_plan(preset: Preset, found: Found) -> _Plan:
                 f"{found.where} is of another architecture than {title}: its config.json has {differences}. "
                 "Give the preset that it belongs to (vaedeploy presets), or the folder itself: --vae PATH"
             )
-        statements.append(config.statement)
-    return _Plan(preset.name, preset.config, title, tuple(statements))
+        raw = config.raw
+    return _Plan(preset.name, preset.config, title, str(found.config or found.where), raw, preset)
 
 
 def _folder_plan(found: Found) -> _Plan:
@@ -221,8 +238,8 @@ def _folder_plan(found: Found) -> _Plan:
         )
     config = read_config(found.config)
     folder = found.folder.resolve()
-    name = folder.parent.name if folder.name == "vae" else folder.name
-    return _Plan(name or "vae", config.architecture, str(found.config), (config.statement,))
+    name = folder.parent.name if folder.name in PIPELINE_FOLDERS else folder.name
+    return _Plan(name or "vae", config.architecture, str(found.config), str(found.config), config.raw)
 
 
 def _misfit(found: Found, plan: _Plan, tensors: Mapping[str, Stored], matched: Fit) -> str:
@@ -251,7 +268,7 @@ def _no_vae(found: Found, tensors: Mapping[str, Stored]) -> str:
     return (
         f"{found.where} holds no VAE that can be loaded: "
         + (f"it looks like {kind}; " if kind else "")
-        + f"{names}. Give the VAE's own weights ({CLASS_NAME}), or a checkpoint with them in it"
+        + f"{names}. Give the VAE's own weights, or a checkpoint with them in it"
     )
 
 
@@ -270,7 +287,7 @@ def _file_plan(found: Found, tensors: Mapping[str, Stored]) -> tuple[_Plan, Fit]
             f"The nearest is {nearest}: {fits[nearest].complaint()}. "
             "A VAE of another shape loads from a diffusers folder with its config.json"
         )
-    return _Plan(found.file.stem, architectures()[nearest], f"architecture {nearest}", ()), fits[nearest]
+    return _Plan(found.file.stem, architectures()[nearest], f"architecture {nearest}", found.where), fits[nearest]
 
 
 def _check_sha256(preset: Preset | None, found: Found, sha256: str) -> None:

@@ -21,6 +21,9 @@ from vaedeploy.values.reference import Reference
 FOLDER_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 """Names of the weights file in a diffusers folder or repository, as long as it is of no variant and in one part."""
 
+PIPELINE_FOLDERS = ("vae", "movq", "vqgan")
+"""Names of a VAE's folder in a pipeline's: of most, of Kandinsky's and of Stable Cascade's."""
+
 REPOSITORY_FILES = tuple(folder + name for folder in ("", "vae/") for name in FOLDER_FILES)
 """Paths of a VAE's weights in a hub repository, which holds either a VAE or a pipeline with a VAE in it."""
 
@@ -181,7 +184,8 @@ def _find_path(path: Path, preset: Preset | None) -> Found:
         checkpoint.check_kind(path)
         origin = Origin(kind="file", location=location, sha256=None, preset=preset_name)
         return Found(origin, str(path), (path,), preset)
-    folder = path / "vae" if not (path / "config.json").exists() and (path / "vae").is_dir() else path
+    inside = [path / name for name in PIPELINE_FOLDERS if (path / name).is_dir()]
+    folder = inside[0] if inside and not (path / "config.json").exists() else path
     where, files = find_weights(folder)
     for file in files:
         checkpoint.check_kind(file)

@@ -11,7 +11,8 @@ from typing import Any
 import msgspec
 
 from vaedeploy.errors import UnknownPresetError
-from vaedeploy.source.autoencoder_kl.config import Architecture
+from vaedeploy.source.families import FAMILIES, family_of
+from vaedeploy.source.family import Architecture, LatentShape
 from vaedeploy.values.latent import LatentSpec
 
 
@@ -19,10 +20,11 @@ class Preset(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A VAE that is known by name.
 
     purpose: what it is for, in one line.
-    architecture: name of the ``Architecture`` in ``config``.
-    latent: its latent contract.
+    architecture: name of the ``Architecture`` in ``config``. Fields that a preset says otherwise than its model's
+        config.json does are in ``config``: ``Architecture.unshaped``.
     repository: hub repository that holds ``file``; None where the package carries the weights.
     file: path in the repository, or name in the package's ``weights`` folder.
+    latent: its latent contract; None where the weights state scale and shift.
     revision: commit or tag of the repository; None stands for its main branch.
     sha256, bytes: hash and size of ``file``; None where unknown.
     also_sha256: hashes of other files in which the same VAE is published.
@@ -34,12 +36,17 @@ class Preset(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     config: Architecture
     file: str
     licence: str
-    latent: LatentSpec
     repository: str | None = None
+    latent: LatentSpec | None = None
     revision: str | None = None
     sha256: str | None = None
     bytes: int | None = None
     also_sha256: tuple[str, ...] = ()
+
+    @property
+    def latent_shape(self) -> LatentShape:
+        """Channels and factor of its latents."""
+        return family_of(self.config).latent(self.config)
 
     @property
     def packaged_file(self) -> Path | None:
@@ -50,7 +57,7 @@ class Preset(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class _Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    architectures: dict[str, Architecture]
+    architectures: dict[str, dict[str, Any]]
     presets: dict[str, dict[str, Any]]
 
 
@@ -60,18 +67,32 @@ def _document() -> _Document:
     return msgspec.toml.decode(text, type=_Document)
 
 
+def _config(name: str, instead: dict[str, Any]) -> Architecture:
+    """The architecture of that name, with the fields ``instead`` in the place of its own."""
+    fields = {**_document().architectures[name], **instead}
+    architecture: Architecture = FAMILIES[fields.pop("class")].read(fields)
+    return architecture
+
+
 @functools.cache
 def _presets() -> dict[str, Preset]:
     by_name = {}
     for name, table in _document().presets.items():
-        config = _document().architectures[table["architecture"]]
-        by_name[name] = msgspec.convert({**table, "name": name, "config": config}, Preset)
+        config = _config(table["architecture"], table.get("instead", {}))
+        fields = {key: value for key, value in table.items() if key != "instead"}
+        preset = msgspec.convert({**fields, "name": name, "config": {}}, Preset)
+        by_name[name] = msgspec.structs.replace(preset, config=config)
     return by_name
+
+
+@functools.cache
+def _architectures() -> dict[str, Architecture]:
+    return {name: _config(name, {}) for name in _document().architectures}
 
 
 def architectures() -> dict[str, Architecture]:
     """Every known architecture by its name, in the order of ``presets.toml``."""
-    return dict(_document().architectures)
+    return dict(_architectures())
 
 
 def presets() -> dict[str, Preset]:

@@ -13,7 +13,9 @@ from vaedeploy.errors import ExportError
 from vaedeploy.images.photos import Photo, crop_batch
 from vaedeploy.system.progress import Progress, silent
 from vaedeploy.values.interface import Interface
+from vaedeploy.values.kinds import Part
 from vaedeploy.values.latent import LatentSpec
+from vaedeploy.values.shapes import size_text
 from vaedeploy.verify.shapes import Shape
 
 if TYPE_CHECKING:
@@ -29,7 +31,8 @@ def compute_golden(
     """Run ``reference`` in float64 on crops of ``photos``, one case for each of ``shapes``.
 
     The latent contract is applied in numpy here, and not by the code that the graph was traced from, so that a mistake
-    in either shows. Raises ExportError where outputs are not finite or do not have the shapes of the contract.
+    in either shows. Raises ExportError where a module fails, and where its outputs are not finite or do not have the
+    shapes of the contract.
     """
     total = 2 * sum(map(_pixels, shapes))
     done = 0.0
@@ -40,11 +43,12 @@ def compute_golden(
         photo = crop_batch(
             photos, shape.batch, shape.height, shape.width, first=sum(len(case.photo) for case in cases.values())
         )
-        raw = _run_float64(reference.encoder, photo.transpose(0, 3, 1, 2).astype(np.float32) / np.float32(127.5) - 1)
+        image_input = photo.transpose(0, 3, 1, 2).astype(np.float32) / np.float32(127.5) - 1
+        raw = _run_float64(reference, "encoder", image_input, shape)
         progress(WHAT, done := done + _pixels(shape), total)
         latents = diffusion_space(raw, reference.latent)
         first = next(iter(latents.values()))
-        (image,) = _run_float64(reference.decoder, model_space(first, reference.latent))
+        (image,) = _run_float64(reference, "decoder", model_space(first, reference.latent), shape)
         progress(WHAT, done := done + _pixels(shape), total)
         _check(shape, latents, image, reference.latent)
         cases[shape.name] = GoldenCase(shape.name, photo, latents, image.astype(np.float32), shape.round_trip)
@@ -56,12 +60,22 @@ def _pixels(shape: Shape) -> float:
     return float(shape.batch * shape.height * shape.width)
 
 
-def _run_float64(module: Any, value: NDArray[Any]) -> tuple[NDArray[np.float64], ...]:
+def _run_float64(
+    reference: Reference, part: Part, value: NDArray[Any], shape: Shape
+) -> tuple[NDArray[np.float64], ...]:
     import torch
 
     from vaedeploy.numerics.float64 import call_in_float64
 
-    return tuple(r.numpy() for r in call_in_float64(module, torch.from_numpy(np.ascontiguousarray(value))))
+    module = getattr(reference, part)
+    try:
+        return tuple(r.numpy() for r in call_in_float64(module, torch.from_numpy(np.ascontiguousarray(value))))
+    except Exception as error:
+        why = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        raise ExportError(
+            f"the {part} ({type(module).__name__}) fails at {size_text(shape.batch, shape.height, shape.width)} (batch "
+            f"x height x width, in pixels), one of the sizes that every VAE is verified at: {why}"
+        ) from error
 
 
 def model_space(latent: NDArray[np.float32], spec: LatentSpec) -> NDArray[np.float64]:

@@ -13,6 +13,7 @@ from vaedeploy.bundle.manifest import EngineInfo
 from vaedeploy.engines.profile import Profile
 from vaedeploy.pipeline.doctor import Diagnosis
 from vaedeploy.source import Preset
+from vaedeploy.source.family import LatentShape
 from vaedeploy.system.gpu import Gpu, find_gpu
 from vaedeploy.system.installs import version_of
 from vaedeploy.values.latent import LatentSpec
@@ -43,7 +44,8 @@ def preset_rows(presets: Iterable[Preset]) -> list[Row]:
         (
             p.name,
             f"{p.purpose}\n"
-            f"latent: {_latent_shape(p.latent)}; licence: {p.licence}; weights: {p.repository or 'in this package'}",
+            f"latent: {_latent_shape(p.latent_shape)}; licence: {p.licence}; "
+            f"weights: {p.repository or 'in this package'}",
         )
         for p in presets
     ]
@@ -214,7 +216,7 @@ def _gpu(gpu: Gpu | None) -> str:
     return f"{gpu.name}, compute capability {gpu.compute_capability}, {gpu.memory_gib:g} GiB"
 
 
-def _latent_shape(latent: LatentSpec) -> str:
+def _latent_shape(latent: LatentSpec | LatentShape) -> str:
     return f"{latent.channels} channels at 1/{latent.factor} of the size"
 
 

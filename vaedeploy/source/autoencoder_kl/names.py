@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 
 OLD_ATTENTION = re.compile(r"(\.attentions\.\d+\.)(query|key|value|proj_attn)(\.(?:weight|bias))$")
 """Name of an attention's tensor in diffusers before version 0.14."""
@@ -52,14 +51,3 @@ def _resnet(layer: str) -> str:
 def _attention(number: int | str, layer: str) -> str:
     first, _, rest = layer.partition(".")
     return f"attentions.{number}.{COMPVIS_ATTENTION.get(first, NEW_ATTENTION.get(first, first))}.{rest}"
-
-
-def comparable_shape(shape: Sequence[int], expected: tuple[int, ...]) -> tuple[int, ...]:
-    """A tensor's shape, less axes of length 1 at its end, down to as many axes as ``expected`` has.
-
-    Attentions are matrices today, but were 1x1 convolutions in old checkpoints.
-    """
-    shape = tuple(shape)
-    while len(shape) > len(expected) and shape[-1] == 1:
-        shape = shape[:-1]
-    return shape

@@ -1,0 +1,147 @@
+"""Every family: its halves compute what the class of diffusers does, and a folder that the class saved is exported."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from checkpoints import message_of
+from family_cases import CASES
+from pipelines import pipeline_function
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from vaedeploy.errors import WeightsError
+from vaedeploy.pipeline import export
+from vaedeploy.source import load_reference
+from vaedeploy.source.families import FAMILIES
+from vaedeploy.source.family import Architecture
+from vaedeploy.source.network import build
+from vaedeploy.values.latent import LatentSpec
+from vaedeploy.verify.shapes import verification_shapes
+
+every_family = pytest.mark.parametrize("name", CASES)
+
+
+def test_every_family_has_a_case() -> None:
+    assert list(CASES) == list(FAMILIES)
+
+
+@every_family
+def test_halves_are_those_of_the_class(name: str) -> None:
+    case = CASES[name]
+    theirs: Any = case.theirs().double()
+    encoder, decoder = build(FAMILIES[name].read(case.config()), case.tensors())
+    assert not any(t.is_meta for half in (encoder, decoder) for t in (*half.parameters(), *half.buffers()))
+    generator = torch.Generator().manual_seed(0)
+    image = torch.rand((2, 3, 8 * case.factor, 6 * case.factor), generator=generator, dtype=torch.float64) * 2 - 1
+    raw = torch.randn((2, case.channels, 8, 6), generator=generator, dtype=torch.float64)
+    encoded: Any = encoder.double()(image)
+    own = list(encoded) if case.sampled else [encoded]
+    for ours, other in zip(own, case.encode(theirs, image), strict=True):
+        assert ours.shape == raw.shape
+        assert is_within(ours, packed(name, other), case.tolerance)
+    images = decoder.double()(raw)
+    assert images.shape == image.shape
+    assert is_within(images, case.decode(theirs, unpacked(name, raw)), case.tolerance)
+
+
+def is_within(ours: Tensor, other: Tensor, tolerance: float) -> bool:
+    """Whether they differ by no more than this, as relative L2."""
+    return torch.equal(ours, other) or float((ours - other).norm() / other.norm()) < tolerance
+
+
+def packed(name: str, latent: Tensor) -> Tensor:
+    """The class' latent as its pipeline shows it to the diffusion model, before scale and shift."""
+    if name != "AutoencoderKLFlux2":
+        return latent
+    shown: Tensor = pipeline_function("flux2.pipeline_flux2", "_patchify_latents")(latent)
+    return shown
+
+
+def unpacked(name: str, latent: Tensor) -> Tensor:
+    if name != "AutoencoderKLFlux2":
+        return latent
+    raw: Tensor = pipeline_function("flux2.pipeline_flux2", "_unpatchify_latents")(latent)
+    return raw
+
+
+@every_family
+def test_each_half_has_its_own_tensors_alone(name: str) -> None:
+    case = CASES[name]
+    encoder, decoder = build(FAMILIES[name].read(case.config()), case.tensors())
+    held = [*encoder.state_dict().values(), *decoder.state_dict().values()]
+    assert len({t.data_ptr() for t in held if t.ndim}) == len([t for t in held if t.ndim])
+    assert {n.split(".")[0] for n in encoder.state_dict()} <= {"encoder", "quant_conv"}
+    assert {n.split(".")[0] for n in decoder.state_dict()} <= {"decoder", "post_quant_conv"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in CASES if name != "AutoencoderKL"])  # which all other tests export
+def test_a_folder_that_the_class_saved_is_exported(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Without the large shape: attention over all of it takes most of the time.
+    monkeypatch.setattr(export, "verification_shapes", lambda factor: verification_shapes(factor)[:-1])
+    case = CASES[name]
+    bundle = export.export_vae(case.folder(tmp_path / "saved"), out=tmp_path / "bundle")
+    assert bundle.verified
+    assert bundle.manifest.vae.architecture == name
+    rewrites = bundle.manifest.rewrites[bundle.manifest.graphs["decoder"]["onnxruntime"]]
+    assert rewrites["fold_upsampling"] == case.folds
+    latent = bundle.manifest.latent
+    assert (latent.channels, latent.factor, latent.sampled) == (case.channels, case.factor, case.sampled)
+    if case.scale is not None:
+        assert latent == LatentSpec(case.channels, case.factor, case.scale, case.shift or 0.0, case.sampled)
+
+
+@every_family
+def test_weights_of_another_family_do_not_fit(name: str, tmp_path: Path) -> None:
+    other = next(n for n in CASES if n != name)
+    (tmp_path / "config.json").write_text(json.dumps(CASES[name].config()))
+    save_file(CASES[other].tensors(), tmp_path / "diffusion_pytorch_model.safetensors")
+    message = message_of(WeightsError, tmp_path)
+    assert "does not fit" in message or "holds no VAE that can be loaded" in message
+
+
+@every_family
+def test_fields_that_are_not_known_are_refused(name: str, tmp_path: Path) -> None:
+    path = CASES[name].folder(tmp_path / "saved")
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**config, "new_option": False, "other": None}))
+    load_reference(path)
+    (path / "config.json").write_text(json.dumps({**config, "new_option": "fast"}))
+    assert message_of(WeightsError, path).startswith(
+        f"{path / 'config.json'} has fields that this vaedeploy does not know: new_option 'fast'. They may change what "
+        "the VAE computes. Take vaedeploy's newest version; or, if they change nothing, remove them from a copy of the "
+        "file. "
+    )
+
+
+@every_family
+def test_images_of_other_channels_are_refused(name: str, tmp_path: Path) -> None:
+    field = "input_channels" if name == "AutoencoderKLQwenImage" else "in_channels"
+    config = {**CASES[name].config(), field: 4}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save_file({"a": torch.zeros(1)}, tmp_path / "diffusion_pytorch_model.safetensors")
+    assert "has 4 channels in and " in message_of(WeightsError, tmp_path)
+
+
+def test_architectures_of_two_classes_differ() -> None:
+    kl, tiny = (FAMILIES[name].read(CASES[name].config()) for name in ("AutoencoderKL", "AutoencoderTiny"))
+    assert isinstance(kl, Architecture)
+    assert kl.differences(tiny) == ["class_name"]
+
+
+def test_counters_may_be_missing_and_do_not_change_the_identity(tmp_path: Path) -> None:
+    path = CASES["AutoencoderDC"].folder(tmp_path / "saved")
+    identity = load_reference(path).identity
+    file = path / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    counters = [name for name, tensor in tensors.items() if not tensor.is_floating_point()]
+    assert counters
+    save_file({**tensors, **{name: torch.tensor(7) for name in counters}}, file)
+    assert load_reference(path).identity == identity
+    save_file({name: tensor for name, tensor in tensors.items() if name not in counters}, file)
+    assert load_reference(path).identity == identity

@@ -1,0 +1,50 @@
+"""``AutoencoderKL`` as a family of VAEs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from vaedeploy.source.autoencoder_kl.config import Architecture
+from vaedeploy.source.autoencoder_kl.names import diffusers_name
+from vaedeploy.source.family import Family, LatentShape, check_rgb, read_fields
+from vaedeploy.source.statement import Statement, config_statement
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+class AutoencoderKLFamily(Family[Architecture]):
+    """The VAE of Stable Diffusion 1 to 3, SDXL, FLUX.1, and of many that followed."""
+
+    class_name = Architecture.class_name
+    since = "0.35"
+
+    def read(self, raw: Mapping[str, Any]) -> Architecture:
+        architecture = read_fields(raw, Architecture)
+        check_rgb(architecture.in_channels, architecture.out_channels)
+        return architecture
+
+    def latent(self, architecture: Architecture) -> LatentShape:
+        return LatentShape(architecture.latent_channels, architecture.factor)
+
+    def statement(
+        self, raw: Mapping[str, Any], architecture: Architecture, tensors: Mapping[str, Tensor], by: str
+    ) -> Statement:
+        return config_statement(raw, by)
+
+    def blank(self, architecture: Architecture) -> nn.Module:
+        from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+        vae: nn.Module = AutoencoderKL(**msgspec.structs.asdict(architecture))
+        return vae
+
+    def halves(self, module: Any, architecture: Architecture) -> tuple[nn.Module, nn.Module]:
+        from vaedeploy.source.halves import Decoder, Encoder
+
+        return Encoder(module.encoder, module.quant_conv), Decoder(module.decoder, module.post_quant_conv)
+
+    def diffusers_name(self, name: str, architecture: Architecture) -> str:
+        return diffusers_name(name, len(architecture.block_out_channels))

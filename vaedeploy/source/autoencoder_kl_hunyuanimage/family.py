@@ -1,0 +1,46 @@
+"""``AutoencoderKLHunyuanImage`` as a family of VAEs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from vaedeploy.source.autoencoder_kl_hunyuanimage.config import Architecture
+from vaedeploy.source.family import Family, LatentShape, check_rgb, read_fields
+from vaedeploy.source.statement import Statement, config_statement
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+class AutoencoderKLHunyuanImageFamily(Family[Architecture]):
+    """The VAE of HunyuanImage 2.1."""
+
+    class_name = Architecture.class_name
+    since = "0.36"
+
+    def read(self, raw: Mapping[str, Any]) -> Architecture:
+        architecture = read_fields(raw, Architecture)
+        check_rgb(architecture.in_channels, architecture.out_channels)
+        return architecture
+
+    def latent(self, architecture: Architecture) -> LatentShape:
+        return LatentShape(architecture.latent_channels, architecture.spatial_compression_ratio)
+
+    def statement(
+        self, raw: Mapping[str, Any], architecture: Architecture, tensors: Mapping[str, Tensor], by: str
+    ) -> Statement:
+        return config_statement(raw, by)
+
+    def blank(self, architecture: Architecture) -> nn.Module:
+        from diffusers.models.autoencoders.autoencoder_kl_hunyuanimage import AutoencoderKLHunyuanImage
+
+        vae: nn.Module = AutoencoderKLHunyuanImage(**msgspec.structs.asdict(architecture))
+        return vae
+
+    def halves(self, module: Any, architecture: Architecture) -> tuple[nn.Module, nn.Module]:
+        from vaedeploy.source.halves import Decoder, Encoder
+
+        return Encoder(module.encoder, None), Decoder(module.decoder)

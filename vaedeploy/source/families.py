@@ -1,0 +1,40 @@
+"""The families of VAEs that can be loaded, by the name of their class in diffusers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vaedeploy.source.asymmetric_autoencoder_kl.family import AsymmetricFamily
+from vaedeploy.source.autoencoder_dc.family import AutoencoderDCFamily
+from vaedeploy.source.autoencoder_kl.family import AutoencoderKLFamily
+from vaedeploy.source.autoencoder_kl_flux2.family import AutoencoderKLFlux2Family
+from vaedeploy.source.autoencoder_kl_hunyuanimage.family import AutoencoderKLHunyuanImageFamily
+from vaedeploy.source.autoencoder_kl_temporal_decoder.family import TemporalDecoderFamily
+from vaedeploy.source.autoencoder_kl_wan.family import QwenImageFamily, WanFamily
+from vaedeploy.source.autoencoder_tiny.family import AutoencoderTinyFamily
+from vaedeploy.source.family import Architecture, Family
+from vaedeploy.source.paella_vq_model.family import PaellaFamily
+from vaedeploy.source.vq_model.family import VQModelFamily
+
+FAMILIES: dict[str, Family[Any]] = {
+    family.class_name: family
+    for family in (
+        AutoencoderKLFamily(),
+        AutoencoderKLFlux2Family(),
+        AutoencoderTinyFamily(),
+        AutoencoderDCFamily(),
+        AutoencoderKLHunyuanImageFamily(),
+        QwenImageFamily(),
+        WanFamily(),
+        VQModelFamily(),
+        PaellaFamily(),
+        AsymmetricFamily(),
+        TemporalDecoderFamily(),
+    )
+}
+"""Class name -> family."""
+
+
+def family_of(architecture: Architecture) -> Family[Any]:
+    """The family of an architecture."""
+    return FAMILIES[architecture.class_name]

@@ -1,0 +1,156 @@
+"""A family of VAEs: one class of diffusers' autoencoders, as the rest of ``source`` sees it.
+
+``docs/architecture.md`` says how to add one. ``families`` lists them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol, TypeVar
+
+import msgspec
+
+from vaedeploy.errors import WeightsError
+from vaedeploy.source.statement import Statement
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+Channels = Annotated[int, msgspec.Meta(ge=1, le=65536)]
+
+Layers = Annotated[int, msgspec.Meta(ge=1, le=64)]
+"""A bound far from all that is published: building what a damaged config asks for could take for ever."""
+
+Widths = Annotated[tuple[Channels, ...], msgspec.Meta(min_length=1, max_length=16)]
+"""Channels, a number for each block."""
+
+Counts = Annotated[tuple[Annotated[int, msgspec.Meta(ge=0, le=64)], ...], msgspec.Meta(min_length=1, max_length=16)]
+"""Layers, a number for each block."""
+
+Blocks = Annotated[tuple[str, ...], msgspec.Meta(max_length=16)]
+"""The kind of each block."""
+
+DESCRIBES = frozenset({"scaling_factor", "shift_factor", "latents_mean", "latents_std", "force_upcast"})
+"""Fields of a config.json that describe latents or advise on a precision, and change nothing in a network."""
+
+OWN_MODULES = (
+    "Any VAE can be given as two modules of your own: vaedeploy.Reference(encoder=..., decoder=..., "
+    "latent=vaedeploy.LatentSpec(...)), in Python"
+)
+
+
+class Architecture(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A network, as a ``config.json`` describes it, without its latent contract. Frozen, so it can be compared.
+
+    A family's own one has a field for each argument of the diffusers class, with the default that diffusers takes where
+    a ``config.json`` leaves it out.
+
+    class_name: the class of diffusers. unshaped: fields on which no tensor's shape depends and which a preset may say
+    otherwise than a ``config.json`` does. ignored: arguments of the class that change nothing here.
+    """
+
+    class_name: ClassVar[str]
+    unshaped: ClassVar[frozenset[str]] = frozenset()
+    ignored: ClassVar[frozenset[str]] = frozenset()
+
+    def differences(self, other: Architecture) -> list[str]:
+        """Names of the fields in which ``other`` is a different network; ``class_name`` alone for another class."""
+        if self.class_name != other.class_name:
+            return ["class_name"]
+        names = (name for name in self.__struct_fields__ if name not in self.unshaped)
+        return [name for name in names if getattr(self, name) != getattr(other, name)]
+
+
+A = TypeVar("A", bound=Architecture)
+
+
+@dataclass(frozen=True)
+class LatentShape:
+    """The part of a latent contract that an architecture states.
+
+    channels, factor: of latents as the diffusion model sees them, after any packing. sampled: whether the encoder gives
+    a mean and a deviation. image_channels: 3 for RGB, 4 for RGBA.
+    """
+
+    channels: int
+    factor: int
+    sampled: bool = True
+    image_channels: int = 3
+
+
+class Family(Protocol[A]):
+    """What a class of diffusers' autoencoders has of its own.
+
+    A family subclasses this, and imports PyTorch and diffusers inside of ``blank`` and ``halves`` alone.
+
+    class_name: as ``_class_name`` of a ``config.json`` says it. since: the first version of diffusers that has it.
+    contract_tensors: names of tensors that only state the latent contract. A file may lack them: ``statement`` then
+    says what is missing.
+    """
+
+    class_name: str
+    since: str
+    contract_tensors: frozenset[str] = frozenset()
+
+    def read(self, raw: Mapping[str, Any]) -> A:
+        """The architecture that a ``config.json`` describes.
+
+        Raises msgspec.ValidationError for fields of a wrong type, and WeightsError, whose message goes on after the
+        path of the config, for what cannot be done: "has 4 channels in; ...". ``read_fields`` does the former.
+        """
+        ...
+
+    def latent(self, architecture: A) -> LatentShape:
+        """Channels and factor of its latents as the diffusion model sees them."""
+        ...
+
+    def statement(self, raw: Mapping[str, Any], architecture: A, tensors: Mapping[str, Tensor], by: str) -> Statement:
+        """What is stated about scale and shift: by the config, by the weights, or by the class.
+
+        raw: the ``config.json``; empty for weights that came without one. tensors: the ``contract_tensors`` that the
+        weights have, float32, by diffusers' names. by: what messages call the source. ``config_statement`` reads
+        diffusers' usual fields.
+        """
+        ...
+
+    def blank(self, architecture: A) -> nn.Module:
+        """The diffusers class. It is called while the meta device is the default: tensors have shapes and no data."""
+        ...
+
+    def halves(self, module: Any, architecture: A) -> tuple[nn.Module, nn.Module]:
+        """(encoder, decoder) of a ``blank`` that holds weights by now, each with the tensors of its own half only.
+
+        encoder: image (B, 3, H, W) in [-1, 1] -> latent, or (mean, std), in (B, C, h, w) before scale and shift.
+        decoder: latent -> image, not clamped.
+        """
+        ...
+
+    def diffusers_name(self, name: str, architecture: A) -> str:
+        """Diffusers' name of the tensor that a file of the original code, or an old one, calls ``name``."""
+        return name
+
+
+def read_fields(raw: Mapping[str, Any], architecture: type[A]) -> A:
+    """``raw`` as an ``architecture``: the fields that it has, and its defaults for those that are missing or null.
+
+    Raises msgspec.ValidationError for a field of a wrong type, and WeightsError for one that is not known and might
+    change the network.
+    """
+    fields = architecture.__struct_fields__
+    known = {*fields, *architecture.ignored, *DESCRIBES}
+    # Null and false are how diffusers' classes leave an addition out.
+    unknown = sorted(k for k, v in raw.items() if k not in known and k[:1] != "_" and v is not None and v is not False)
+    if unknown:
+        raise WeightsError(
+            f"has fields that this vaedeploy does not know: {', '.join(f'{k} {raw[k]!r}' for k in unknown)}. They may "
+            "change what the VAE computes. Take vaedeploy's newest version; or, if they change nothing, remove them "
+            f"from a copy of the file. {OWN_MODULES}"
+        )
+    return msgspec.convert({key: raw[key] for key in fields if raw.get(key) is not None}, architecture)
+
+
+def check_rgb(channels_in: int, channels_out: int) -> None:
+    """Raise WeightsError, in the words that ``Family.read`` wants, unless a VAE takes and gives RGB images."""
+    if (channels_in, channels_out) != (3, 3):
+        raise WeightsError(f"has {channels_in} channels in and {channels_out} out; both must be 3 (RGB)")
