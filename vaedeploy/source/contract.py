@@ -13,8 +13,8 @@ import msgspec
 from vaedeploy.errors import ContractError, WeightsError
 from vaedeploy.source.autoencoder_kl.config import Architecture
 from vaedeploy.source.preset import Preset, presets
-from vaedeploy.source.stored import shown
 from vaedeploy.system.documents import read_document
+from vaedeploy.system.text import shown
 from vaedeploy.values.latent import LatentSpec, as_numbers, numbers_text
 
 Number = float | tuple[float, ...]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from vaedeploy.errors import WeightsError
 from vaedeploy.source.autoencoder_kl.config import Architecture
-from vaedeploy.source.stored import shown
+from vaedeploy.system.text import shown
 
 LOGVAR_RANGE = (-30.0, 20.0)
 """Bounds to which diffusers' DiagonalGaussianDistribution clamps a log variance."""
