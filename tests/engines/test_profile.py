@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from engine_files import write_profile
 from hypothesis import given
 from hypothesis import strategies as st
+from watched import memory_limit, no_hang
 
 from vaedeploy.engines.profile import CAPABILITIES, get_profile, init_profile, profiles, read_profile
 from vaedeploy.errors import ProfileError
@@ -137,6 +139,21 @@ def test_a_contradiction_is_refused(tmp_path: Path, changes: dict[str, str | Non
     assert str(refused.value).startswith("profile mine cannot be used: ")
     assert reason in str(refused.value)
     assert str(refused.value).endswith(f"Its file: {path}")
+
+
+@pytest.mark.parametrize("endless", ["pipe", "device", "1 TB"])
+def test_what_never_ends_is_refused(tmp_path: Path, endless: str) -> None:
+    file = tmp_path / "mine.toml"
+    if endless == "pipe":
+        os.mkfifo(file)
+    elif endless == "device":
+        file.symlink_to("/dev/zero")
+    else:
+        file.touch()
+        os.truncate(file, 1 << 40)
+    why = "it has more than 1,000,000 bytes" if endless == "1 TB" else "it is not a regular file"
+    with no_hang(), memory_limit(1 << 30), pytest.raises(ProfileError, match=f"^profile mine cannot be used: {why}"):
+        read_profile(file)
 
 
 def test_nesting_that_is_too_deep_is_told(tmp_path: Path) -> None:

@@ -187,8 +187,9 @@ def test_a_vae_is_pickled_by_its_path_and_arguments(
     latent = noise(1, CHANNELS, 2, 2)
     latent[0, 0, 0, 0] = 3e38
     with VAE(bundle.path.name, "onnxruntime-cpu", threads=1, on_nan="warn", verify_hashes=False) as vae:
-        image, data = vae.decode(latent), pickle.dumps(vae)
-    monkeypatch.chdir(tmp_path)
+        image = vae.decode(latent)
+        monkeypatch.chdir(tmp_path)
+        data = pickle.dumps(vae)
     with pickle.loads(data) as again:
         assert again.path == bundle.path
         assert pickle.dumps(again) == data

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from vaedeploy.errors import WeightsError
 from vaedeploy.source import load_reference
+from vaedeploy.source.checkpoint import read_contents, select_vae
 from vaedeploy.source.pickles import read_pickle
 
 
@@ -134,9 +135,7 @@ def test_header_of_hundreds_of_megabytes(tmp_path: Path) -> None:
 def test_pipe_in_the_place_of_weights(tmp_path: Path) -> None:
     pipe = tmp_path / "vae.safetensors"
     os.mkfifo(pipe)
-    assert message_of(WeightsError, "demo", pipe) == (
-        f"{pipe} is neither a file nor a folder, but a device or a pipe. Give a weights file"
-    )
+    assert message_of(WeightsError, "demo", pipe) == (f"{pipe} is a device or a pipe, and no file; give a weights file")
 
 
 def test_tensors_named_by_nobody_are_not_read(tmp_path: Path, tensors: dict[str, Tensor]) -> None:
@@ -273,3 +272,12 @@ def test_quantised_weights(tmp_path: Path, tensors: dict[str, Tensor]) -> None:
         f"{file} holds 1 tensor not floating point: quant_conv.weight torch.int8. "
         "Give weights in float32, float16 or bfloat16; quantised ones cannot be loaded"
     )
+
+
+@pytest.mark.parametrize(
+    "prefix", ["module._orig_mod.", "_orig_mod.module.", "_orig_mod.module.vae.", "module.module."]
+)
+def test_wrapping_prefixes_come_in_any_order(prefix: str, tmp_path: Path) -> None:
+    file = tmp_path / "vae.pt"
+    torch.save({f"{prefix}decoder.a": torch.zeros(1), f"{prefix}decoder.b": torch.zeros(2)}, file)
+    assert list(select_vae(read_contents([file]).tensors)) == ["decoder.a", "decoder.b"]

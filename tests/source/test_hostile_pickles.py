@@ -16,7 +16,7 @@ import torch
 from checkpoints import message_of, write_ckpt
 from hostile_pickles import CALLABLES, HOSTILE, WAYS, instructions, rewrite_legacy, rewrite_zip, with_company
 from places import ROOT
-from watched import memory_limit, what_runs
+from watched import memory_limit, no_hang, what_runs
 
 from vaedeploy.errors import WeightsError
 from vaedeploy.source.checkpoint import read_contents
@@ -93,6 +93,45 @@ def test_what_is_nested_deep_does_not_overflow() -> None:
     name = deep + b"X\1\0\0\0a\x93"
     for pickled in (name, deep, b"}" + deep + b"Ns", b"}(" + deep + b"Nu", b"(" + deep + b"Nd", calls):
         read_pickle(io.BytesIO(b"\x80\x02" + pickled + b"."))
+
+
+REBUILT = b"ctorch._utils\n_rebuild_tensor_v2\n"
+STORED = b"(X\7\0\0\0storagectorch\nFloatStorage\nX\1\0\0\0\x30X\3\0\0\0cpuK\4tQ\x94"  # memo 0
+
+ENDLESS = {
+    # A call within a call, 100,000 deep, which is made 20,000 times.
+    "depth": (
+        b"ctorch._tensor\n_rebuild_from_type_v2\n\x94" + b"h\0N)\x87\x94" + b"h\0Nh\1\x87q\1" * 100_000
+        + b"h\0h\1R" * 20_000
+    ),
+    # A name of 20 MB, which is called 20,000 times.
+    "name": b"c" + b"m" * 20_000_000 + b"\na\n\x94" + b"h\0)R" * 20_000,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("how", ENDLESS)
+def test_what_is_used_again_and_again_takes_no_time(how: str) -> None:
+    with no_hang(), contextlib.suppress(PickleError):
+        read_pickle(io.BytesIO(b"\x80\2" + ENDLESS[how] + b"."))
+
+
+def test_tensor_of_many_dimensions_is_refused() -> None:
+    """Every tensor that has them would be looked through, dimension by dimension."""
+    size = b"(" + b"K\1" * 65 + b"t\x94"
+    with pytest.raises(PickleError, match="a tensor of 65 dimensions"):
+        read_pickle(io.BytesIO(b"\x80\2" + STORED + size + REBUILT + b"(h\0K\0h\1h\1tR."))
+
+
+def test_type_of_numbers_imports_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch's ``__getattr__`` imports modules of its own, such as torch._dynamo, when they are looked for."""
+    file = write_ckpt({"a": torch.zeros(3)}, tmp_path / "vae.ckpt")
+    rewrite_zip(file, lambda pickled: pickled.replace(b"FloatStorage", b"_dynamo"))
+    looked_for: list[str] = []
+    monkeypatch.delattr(torch, "_dynamo", raising=False)
+    monkeypatch.setattr(torch, "__getattr__", looked_for.append)
+    with pytest.raises(WeightsError, match=r"its numbers are of type torch\._dynamo, which is not known"):
+        read_contents([file]).tensors["a"].read()
+    assert not looked_for
 
 
 BOMBS = """

@@ -14,7 +14,9 @@ import msgspec
 
 from vaedeploy.errors import ProfileError
 from vaedeploy.system.atomic import write_file
+from vaedeploy.system.documents import read_document
 from vaedeploy.system.gpu import Gpu, find_gpu
+from vaedeploy.system.oserrors import reason
 from vaedeploy.values.kinds import Backend, ComputeCapability, Precision
 from vaedeploy.values.latent import SizeRule
 from vaedeploy.values.shapes import ShapeSet
@@ -33,6 +35,9 @@ NO_BFLOAT16 = ("7.5",)
 
 # A bundle has a folder of this name, and on Windows the names of devices (con, com1, ...) cannot be folders.
 NAME = re.compile(r"(?!(con|prn|aux|nul|com\d|lpt\d)(\.|\Z))[a-z0-9][a-z0-9._-]*(?<![.])")
+
+LARGEST = 1_000_000
+"""Largest profile that is read, in bytes. One takes about 1000."""
 
 NAME_RULE = "may contain only a-z, 0-9, '.', '_' and '-', and must be a valid folder name on every system"
 
@@ -169,14 +174,15 @@ def get_profile(name: str, folder: str | Path | None = None) -> Profile:
 def read_profile(path: Path) -> Profile:
     """Read a profile from its file. Raises ProfileError, naming the field, if it is invalid or contradicts itself."""
     try:
-        table = msgspec.toml.decode(path.read_bytes(), type=dict)
+        table = msgspec.toml.decode(read_document(path, LARGEST), type=dict)
         if not NAME.fullmatch(path.stem):
             raise ValueError(f"its file's name names a folder in bundles, and {NAME_RULE}")
         if "name" in table:
             raise ValueError("it has a field name; a profile is named by its file")
         return msgspec.convert({**table, "name": path.stem}, Profile)
     except (OSError, msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise ProfileError(f"profile {path.stem} cannot be used: {error}. Its file: {path}") from error
+        why = reason(error) if isinstance(error, OSError) else error
+        raise ProfileError(f"profile {path.stem} cannot be used: {why}. Its file: {path}") from error
 
 
 def init_profile(name: str, folder: str | Path | None = None) -> Path:

@@ -15,7 +15,8 @@ from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 
 from vaedeploy.errors import ImageError, OutputError
 from vaedeploy.system.atomic import write_file
-from vaedeploy.system.oserrors import reason, special
+from vaedeploy.system.files import special
+from vaedeploy.system.oserrors import reason
 
 READ_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 """Pillow's names of the formats that are read. Pillow reads more formats, some of them by starting other programs,

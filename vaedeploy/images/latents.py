@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from vaedeploy.errors import ContractError, LatentError
 from vaedeploy.system.atomic import write_file
-from vaedeploy.system.oserrors import reason, special
+from vaedeploy.system.files import special
+from vaedeploy.system.oserrors import reason
 from vaedeploy.system.tensors import safetensors_bytes
 from vaedeploy.values.latent import LatentSpec
 

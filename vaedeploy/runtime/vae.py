@@ -94,6 +94,7 @@ class VAE:
         if threads is not None and (not isinstance(threads, int) or threads < 1):
             raise InputError(f"threads is {threads!r}; it must be 1 or more, or None for all cores")
         self._bundle = Bundle.hold(path, verify_hashes)
+        self._place = Path(path).absolute()  # now, since the process may change its folder later
         candidates = find_candidates(self._bundle, backend, device, threads, provider_options, profile, verify_hashes)
         self._dispatch = Dispatch(self._bundle, candidates, backend is None, on_nan)
         self._device = device
@@ -257,7 +258,7 @@ class VAE:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The process that unpickles it may be in another folder.
-        return self._open_again, (self.path.absolute(),)
+        return self._open_again, (self._place,)
 
     def close(self) -> None:
         """Release the graphs. Calls in progress finish; later calls raise InputError."""

@@ -8,9 +8,11 @@ from pathlib import Path
 
 from vaedeploy.errors import WeightsError
 from vaedeploy.source.safetensors_file import is_safetensors, read_safetensors
-from vaedeploy.source.stored import Contents, Stored, shown
+from vaedeploy.source.stored import Contents, Stored
 from vaedeploy.source.torch_file import read_torch_file
+from vaedeploy.system.files import special
 from vaedeploy.system.hashing import file_sha256
+from vaedeploy.system.text import shown
 
 LISTED = 10
 """Number of names that a message lists; it only counts the others."""
@@ -69,8 +71,8 @@ def read_contents(files: Sequence[Path]) -> Contents:
 def check_kind(path: Path) -> bytes:
     """The first 64 bytes of a weights file. Raises WeightsError where they belong to neither kind of weights file."""
     try:
-        if path.exists() and not path.is_file():
-            raise WeightsError(f"{path} is neither a file nor a folder, but a device or a pipe. Give a weights file")
+        if fault := special(path):
+            raise WeightsError(f"{path} {fault}; give a weights file")
         with path.open("rb") as file:
             start = file.read(64)
     except OSError as error:
@@ -92,9 +94,8 @@ def select_vae(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
 
     In a full checkpoint they are the ones with a prefix, which is removed from their names.
     """
-    for prefix in WRAPPING_PREFIXES:
-        if tensors and all(name.startswith(prefix) for name in tensors):
-            tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    while wrapping := [p for p in WRAPPING_PREFIXES if tensors and all(name.startswith(p) for name in tensors)]:
+        tensors = {name.removeprefix(wrapping[0]): tensor for name, tensor in tensors.items()}
     for prefix in VAE_PREFIXES:
         if any(name.startswith(prefix) for name in tensors):
             tensors = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}

@@ -15,8 +15,8 @@ from vaedeploy.source.families import FAMILIES, family_of
 from vaedeploy.source.family import OWN_MODULES, Architecture
 from vaedeploy.source.preset import Preset, presets
 from vaedeploy.source.statement import Number, Statement
-from vaedeploy.source.stored import shown
 from vaedeploy.system.documents import read_document
+from vaedeploy.system.text import shown
 from vaedeploy.values.latent import LatentSpec, as_numbers, numbers_text
 
 MAX_CONFIG = 1_000_000

@@ -9,8 +9,8 @@ from pathlib import Path
 import msgspec
 
 from vaedeploy.errors import WeightsError
-from vaedeploy.source.stored import shown
 from vaedeploy.system.documents import read_document
+from vaedeploy.system.text import shown
 
 STEM = "diffusion_pytorch_model"
 

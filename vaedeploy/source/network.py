@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from vaedeploy.errors import WeightsError
 from vaedeploy.source.families import family_of
 from vaedeploy.source.family import Architecture
-from vaedeploy.source.stored import shown
 from vaedeploy.system.installs import version_of
+from vaedeploy.system.text import shown
 
 
 def build(architecture: Architecture, weights: Mapping[str, Tensor]) -> tuple[nn.Module, nn.Module]:

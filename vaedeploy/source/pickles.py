@@ -40,11 +40,14 @@ MADE: dict[str, Callable[[], Any]] = {
 
 TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
-REBUILT = {"torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2"}
-"""PyTorch's functions that make a tensor of (storage, offset, size, stride, ...), the first until version 0.3."""
+MAX_DIMENSIONS = 64
+"""Most dimensions of a tensor: PyTorch makes none with more."""
 
-PARAMETERS = {"torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state"}
-"""PyTorch's functions that make a parameter of (tensor, ...)."""
+REBUILT = ("_rebuild_tensor", "_rebuild_tensor_v2")
+"""Functions of ``torch._utils`` that make a tensor of (storage, offset, size, stride, ...); the first until 0.3."""
+
+PARAMETERS = ("_rebuild_parameter", "_rebuild_parameter_with_state")
+"""Functions of ``torch._utils`` that make a parameter of (tensor, ...)."""
 
 
 class PickleError(Exception):
@@ -211,14 +214,20 @@ class _Machine:
     def _made(self, maker: object, arguments: object) -> Any:
         """What a call gives: a tensor, a dict or a tuple where ``maker`` is known to make one, or an inert object."""
         while True:
-            match str(maker) if isinstance(maker, Name) else None, arguments:
-                case "torch._tensor._rebuild_from_type_v2", (Name() as maker, _, tuple() as arguments, *_):
+            self._spend(1)
+            # Names are compared as they are: to join one of megabytes for every call would take for ever.
+            match maker, arguments:
+                case Name("torch._tensor", "_rebuild_from_type_v2"), (Name() as maker, _, tuple() as arguments, *_):
                     continue  # a subclass, or a tensor with attributes of its own: (function, type, arguments, state)
-                case made_by, (Storage() as storage, int(offset), tuple(size), tuple(strides), *_) if (
-                    made_by in REBUILT
-                ):
-                    return View(storage, offset, size, strides)
-                case "torch._utils._rebuild_tensor_v3", (
+                case Name("torch._utils", name), (
+                    Storage() as storage,
+                    int(offset),
+                    tuple(size),
+                    tuple(strides),
+                    *_,
+                ) if name in REBUILT:
+                    return _view(storage, offset, size, strides)
+                case Name("torch._utils", "_rebuild_tensor_v3"), (
                     Storage() as storage,
                     int(offset),
                     tuple(size),
@@ -228,21 +237,32 @@ class _Machine:
                     Name() as dtype,
                     *_,
                 ):
-                    return View(storage, offset, size, strides, dtype)
-                case name, (View() as view, *_) if name in PARAMETERS:
+                    return _view(storage, offset, size, strides, dtype)
+                case Name("torch._utils", name), (View() as view, *_) if name in PARAMETERS:
                     return view
-                case "torch.Size", (tuple(size),):
+                case Name("torch", "Size"), (tuple(size),):
                     return size
-                case "collections.OrderedDict", (list(pairs),):
+                case Name("collections", "OrderedDict"), (list(pairs),):
                     self._spend(len(pairs))
                     return {pair[0]: pair[1] for pair in pairs if _names_something(pair)}
-                case "collections.OrderedDict", ():
+                case Name("collections", "OrderedDict"), ():
                     return {}
             return Inert(maker)
 
     def _above_mark(self) -> list[Any]:
         items, self.stack = self.stack, self.below.pop()
         return items
+
+
+def _view(
+    storage: Storage, offset: int, size: tuple[int, ...], strides: tuple[int, ...], dtype: Name | None = None
+) -> View:
+    # Whoever uses a view looks at each of its dimensions, and a pickle can name one size a million times.
+    if max(len(size), len(strides)) > MAX_DIMENSIONS:
+        raise PickleError(
+            f"it has a tensor of {len(size)} dimensions; PyTorch makes none with more than {MAX_DIMENSIONS}"
+        )
+    return View(storage, offset, size, strides, dtype)
 
 
 def _last(stack: list[Any], count: int) -> list[Any]:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from vaedeploy.errors import WeightsError
-from vaedeploy.source.stored import Contents, Stored, shown
+from vaedeploy.source.stored import Contents, Stored
+from vaedeploy.system.text import shown
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from vaedeploy.errors import ContractError
-from vaedeploy.source.stored import shown
+from vaedeploy.system.text import shown
 from vaedeploy.values.latent import numbers_text
 
 Number = float | tuple[float, ...]

@@ -10,10 +10,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-LONGEST = 200
-"""Length of a text, in characters, from which a message shortens it."""
-
-
 @dataclass(frozen=True)
 class Stored:
     """A tensor in a weights file.
@@ -32,9 +28,3 @@ class Contents:
 
     tensors: Mapping[str, Stored]
     metadata: Mapping[str, str] = field(default_factory=dict)
-
-
-def shown(text: str) -> str:
-    """A text from a file as a message shows it: not too long, and without what would steer a terminal."""
-    cut = text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut)

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 
 from vaedeploy.errors import WeightsError
 from vaedeploy.source.pickles import Inert, Name, PickleError, View, read_pickle
-from vaedeploy.source.stored import Contents, Stored, shown
+from vaedeploy.source.stored import Contents, Stored
+from vaedeploy.system.text import shown
 
 if TYPE_CHECKING:
     import torch
@@ -215,7 +216,8 @@ def _dtype(name: Name) -> torch.dtype:
     import torch
 
     if name.module in ("torch", "torch.cuda", "torch.storage"):
-        dtype = getattr(torch, STORAGE_TYPES.get(name.name, name.name), None)
+        # Not getattr: for some names, PyTorch imports a module of its own then.
+        dtype = vars(torch).get(STORAGE_TYPES.get(name.name, name.name))
         if isinstance(dtype, torch.dtype):
             return dtype
     raise DamagedError(f"its numbers are of type {shown(str(name))}, which is not known")

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import stat
+import os
 from pathlib import Path
+
+from vaedeploy.system.files import handle_bytes, open_regular
 
 
 def read_document(path: Path, limit: int) -> bytes:
     """The bytes of the file at ``path``, ``limit`` at most.
 
-    Raises OSError, with words that say why, where it cannot be read, is no file, or is larger.
+    Raises OSError, with words that say why, where it cannot be read, is not a regular file, or is larger.
     """
-    if not stat.S_ISREG(path.stat().st_mode):  # before it is opened: a pipe would wait for a writer
-        raise OSError("it is not a file")
-    with path.open("rb") as file:
-        data = file.read(limit + 1)
+    handle = open_regular(path)
+    try:
+        data = handle_bytes(handle, limit + 1)
+    finally:
+        os.close(handle)
     if len(data) > limit:
-        raise OSError(f"it has more than {limit} bytes")
+        raise OSError(f"it has more than {limit:,} bytes")
     return data

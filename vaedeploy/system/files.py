@@ -104,6 +104,15 @@ def open_regular(path: str | Path, folder: int | None = None) -> int:
     return handle
 
 
+def special(path: Path) -> str | None:
+    """``"is a device or a pipe, and no file"`` if ``path`` is that: reading it may never end. Otherwise None."""
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):  # whoever opens it says why; ValueError: there is a zero byte in the name
+        return None
+    return None if stat.S_ISREG(mode) or stat.S_ISDIR(mode) else "is a device or a pipe, and no file"
+
+
 def handle_size(handle: int) -> int:
     """Size of the file in bytes."""
     return os.fstat(handle).st_size

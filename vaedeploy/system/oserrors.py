@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import errno
-import stat
-from pathlib import Path
 
 
 def reason(error: OSError) -> str:
@@ -45,12 +43,3 @@ def shortage(error: BaseException | None) -> tuple[str, str] | None:
                 return words
         error = error.__cause__ or error.__context__
     return None
-
-
-def special(path: Path) -> str | None:
-    """``"is a device or a pipe, and no file"`` if ``path`` is that: reading it may never end. Otherwise None."""
-    try:
-        mode = path.stat().st_mode
-    except (OSError, ValueError):  # whoever opens it says why; ValueError: there is a zero byte in the name
-        return None
-    return None if stat.S_ISREG(mode) or stat.S_ISDIR(mode) else "is a device or a pipe, and no file"

@@ -12,6 +12,9 @@ NOT_PRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202
 direction of writing), and what is not UTF-8.
 """
 
+LONGEST = 200
+"""Length of a text, in characters, from which a message shortens it."""
+
 
 def encodable(text: str) -> str:
     r"""``text``, with what is not UTF-8 in it as Python writes it: ``\xff``."""
@@ -21,6 +24,12 @@ def encodable(text: str) -> str:
 def printable(text: str) -> str:
     r"""``text``, with what a terminal would obey, or cannot show, as Python writes it: ``\x1b``."""
     return NOT_PRINTABLE.sub(_escaped, text)
+
+
+def shown(text: str) -> str:
+    """A text from a file as a message shows it: not too long, and without what would steer a terminal."""
+    cut = text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut)
 
 
 def _escaped(found: re.Match[str]) -> str:

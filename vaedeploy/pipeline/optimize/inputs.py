@@ -28,6 +28,9 @@ LATENT: dict[Scale, int] = {"typical": 64, "small": 8}
 """Height and width of an input with another number of channels: an eighth of an image's."""
 
 
+LARGEST = 2**31 - 1
+"""Largest size of a dimension that can be given: more fits no memory, and ONNX cannot write what its products are."""
+
 MOST_NUMBERS = 2**27
 """An input of more numbers is not made up (in float32 it would take half a gigabyte, and its graph many times that)."""
 
@@ -92,12 +95,12 @@ def choose_sizes(model: ir.Model, given: Mapping[str, int], scale: Scale = "typi
     """A size for each symbol: the one in ``given``, or else a usual one. Usual are batch 1, the height and width of an
     image or a latent, and the number of channels that the first convolution takes.
 
-    Raises InputError where ``given`` names a dimension that no input has, or a size in it is no whole number of 1 or
-    more.
+    Raises InputError where ``given`` names a dimension that no input has, or a size in it is no whole number from 1
+    to ``LARGEST``.
     """
     for name, size in given.items():
-        if not isinstance(size, int) or size < 1:
-            raise InputError(f"sizes has {name}={size!r}; a size is a whole number, 1 or more")
+        if not isinstance(size, int) or not 1 <= size <= LARGEST:
+            raise InputError(f"sizes has {name}={size!r}; a size is a whole number from 1 to {LARGEST}")
     sizes: dict[str, int] = {}
     for dimension in dimensions(model):
         for symbol in dimension.symbols:

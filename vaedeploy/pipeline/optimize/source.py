@@ -13,7 +13,8 @@ from onnx_ir.passes.common import InlinePass, ShapeInferencePass
 from vaedeploy.errors import InputError
 from vaedeploy.graph.graph import map_linked_weights
 from vaedeploy.graph.sizes import LARGEST_SIZES
-from vaedeploy.system.oserrors import reason, special
+from vaedeploy.system.files import special
+from vaedeploy.system.oserrors import reason
 
 OLDEST_OPSET = 13
 """The oldest opset that is taken: from 13 on, Squeeze, Unsqueeze and ReduceSum take their axes as an input, which is
