@@ -187,3 +187,12 @@ def test_contracts_that_cannot_be_used(tmp_path: Path, changes: dict[str, Any], 
 
 def test_weights_of_the_other_wan(tmp_path: Path) -> None:
     assert "does not fit" in message_of(WeightsError, folder(WAN_2_1, tmp_path, is_residual=True))
+
+
+def test_images_with_opacity_cannot_be_exported_yet(tmp_path: Path) -> None:
+    path = CASES["AutoencoderKLQwenImage21"].folder(tmp_path)
+    assert message_of(ContractError, path).startswith(
+        f"{path / 'diffusion_pytorch_model.safetensors'} takes and gives images of 4 channels, and a bundle's have 3 "
+        "(RGB). Wrap its halves so that they do: add full opacity before the encoder and drop it after the decoder. "
+        "Any VAE can be given as two modules of your own: vaedeploy.Reference("
+    )
