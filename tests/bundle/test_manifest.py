@@ -209,6 +209,14 @@ def test_worst_value_that_is_not_finite_is_null(bundle: Bundle) -> None:
         (Origin("folder", "/my vae", "0" * 64, None), "--vae '/my vae' --scale 1.0 --shift 0.0"),
         (Origin("file", "/a.ckpt", "0" * 64, "sd15"), "--vae sd15 --weights /a.ckpt"),
         (Origin("random", "random:3", None, "sdxl"), "--vae sdxl --weights random:3"),
+        (
+            Origin("hub", "some/repository", "0" * 64, None, subfolder="movq"),
+            "--vae some/repository --subfolder movq --scale 1.0 --shift 0.0",
+        ),
+        (
+            Origin("file", "/a.ckpt", "0" * 64, None, config="/own"),
+            "--vae /own --weights /a.ckpt --scale 1.0 --shift 0.0",
+        ),
     ],
 )
 def test_what_to_run_names_the_same_weights(bundle: Bundle, origin: Origin, words: str) -> None:

@@ -54,6 +54,18 @@ got = load_reference(vae, weights) if not known else reload_reference(
 result = {"identity": got.identity, "sha256": got.origin.sha256}
 """
 
+DOWNLOAD = """
+from vaedeploy.source.locate import find_source
+from vaedeploy.source.repository import download
+vae, weights, options = arguments
+got = download(find_source(vae, weights, **options), report)
+origin = got.origin
+result = {
+    "where": got.where, "name": got.name, "config": str(got.config), "location": origin.location,
+    "revision": origin.revision, "subfolder": origin.subfolder, "preset": origin.preset,
+}
+"""
+
 CLIENT = """
 import json, sys, time
 time.sleep = lambda seconds: None  # or the hub's client waits between its own attempts, 15 s in all
@@ -224,7 +236,9 @@ def test_repository_without_weights(client: Client) -> None:
     assert got["error"] == "DownloadError"
     assert got["message"] == (
         f"the hub repository {REPOSITORY} has no file diffusion_pytorch_model.safetensors or "
-        "diffusion_pytorch_model.bin or vae/diffusion_pytorch_model.safetensors or vae/diffusion_pytorch_model.bin. "
+        "diffusion_pytorch_model.bin or vae/diffusion_pytorch_model.safetensors or vae/diffusion_pytorch_model.bin or "
+        "movq/diffusion_pytorch_model.safetensors or movq/diffusion_pytorch_model.bin or "
+        "vqgan/diffusion_pytorch_model.safetensors or vqgan/diffusion_pytorch_model.bin. "
         f"See what it has at {hub.url}/{REPOSITORY}/tree/main, download the weights and give the file: --weights PATH"
     )
 
@@ -327,6 +341,71 @@ def test_repository_whose_config_states_another_scale(client: Client, demo_file:
     assert got["error"] == "ContractError"
     assert got["message"].startswith("the latent scale is stated in two ways: preset demo says ")
     assert got["message"].endswith("config.json says 0.7. Say which holds: --scale NUMBER (scale= in Python)")
+
+
+TRANSFORMER = {"config.json": b'{"_class_name": "WanModel"}', WEIGHTS: b"a transformer"}
+TINY = {"_class_name": "AutoencoderTiny", "latent_channels": 4}
+
+
+@pytest.mark.parametrize(
+    ("vae", "options", "found"),
+    [
+        (REPOSITORY, {}, "vae"),
+        (f"{REPOSITORY}@{COMMIT}", {}, "vae"),
+        (REPOSITORY, {"revision": COMMIT}, "vae"),
+        (REPOSITORY, {"subfolder": "preview"}, "preview"),
+    ],
+)
+def test_repository_whose_config_says_what_it_is(client: Client, vae: str, options: dict[str, str], found: str) -> None:
+    """A transformer's weights at its top are not downloaded."""
+    files: dict[str, bytes | Path] = dict(TRANSFORMER)
+    for folder in ("vae", "preview"):
+        files |= {f"{folder}/config.json": msgspec.json.encode(TINY), f"{folder}/{WEIGHTS}": folder.encode()}
+    with HubServer({REPOSITORY: files}) as hub:
+        got = client.run(hub.url, DOWNLOAD, vae, None, options)
+        assert hub.transfers() == [f"GET /storage/{sha256(found.encode())}"]
+    assert got["where"] == f"{REPOSITORY}/{found}/{WEIGHTS}"
+    assert Path(got["config"]).parts[-2:] == (found, "config.json")
+    assert {key: got[key] for key in ("name", "location", "revision", "subfolder", "preset")} == {
+        "name": "a-vae",
+        "location": REPOSITORY,
+        "revision": COMMIT,
+        "subfolder": options.get("subfolder"),
+        "preset": None,
+    }
+
+
+def test_repository_without_a_vae_that_can_be_loaded(client: Client) -> None:
+    with HubServer({REPOSITORY: dict(TRANSFORMER), "someone/empty": {"README.md": b"#"}}) as hub:
+        got = client.run(hub.url, LOAD, REPOSITORY)
+        none = client.run(hub.url, LOAD, "someone/empty")
+        assert hub.transfers() == []
+    assert got["error"] == "WeightsError"
+    assert "config.json is the config of WanModel; the classes that can be loaded are AutoencoderKL, " in got["message"]
+    assert none["message"].startswith(
+        "the hub repository someone/empty has no file config.json or vae/config.json or movq/config.json or "
+        "vqgan/config.json. "
+    )
+
+
+def test_revision_of_a_presets_own_repository(client: Client) -> None:
+    preset = get_preset("sd15")
+    with HubServer({str(preset.repository): {preset.file: b"weights"}}) as hub:
+        got = client.run(hub.url, DOWNLOAD, "sd15", None, {"revision": COMMIT})
+        wrong = client.run(hub.url, DOWNLOAD, "sd15", None, {"revision": "v2"})
+    assert (got["revision"], got["preset"]) == (COMMIT, "sd15")
+    assert wrong["message"].startswith(f"the hub repository {preset.repository} has no revision v2. ")
+
+
+@pytest.mark.slow
+def test_preset_whose_repository_has_another_class(client: Client) -> None:
+    preset = get_preset("sd15")
+    with HubServer({str(preset.repository): {"vae/config.json": msgspec.json.encode(TINY), preset.file: b"w"}}) as hub:
+        got = client.run(hub.url, LOAD, "sd15")
+    assert got["message"].startswith(
+        f"{preset.repository}/{preset.file} is of another architecture than preset sd15 (architecture sd): its "
+        "config.json has class_name AutoencoderTiny, not AutoencoderKL. "
+    )
 
 
 @pytest.mark.slow

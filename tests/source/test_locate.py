@@ -13,6 +13,7 @@ from checkpoints import (
     CONTRACT,
     DEMO,
     DEMO_CONFIG,
+    TINY,
     compvis,
     config_of,
     extend_presets,
@@ -25,8 +26,10 @@ from checkpoints import (
 from torch import Tensor, nn
 
 from vaedeploy.errors import UnknownPresetError, WeightsError
-from vaedeploy.source import load_reference, reload_reference
+from vaedeploy.source import find_source, load_reference, presets, reload_reference
 from vaedeploy.source.folder import find_weights
+from vaedeploy.source.network import random_tensors
+from vaedeploy.values.latent import LatentSpec
 
 
 @pytest.mark.parametrize("given", [None, nn.Identity()])
@@ -44,6 +47,7 @@ def test_what_is_no_name_and_no_path_is_refused(given: Any) -> None:
     [
         ("", "diffusion_pytorch_model.safetensors"),
         ("vae", "diffusion_pytorch_model.safetensors"),
+        ("movq", "diffusion_pytorch_model.safetensors"),
         ("", "diffusion_pytorch_model.fp16.safetensors"),
         ("", "diffusion_pytorch_model.bin"),
     ],
@@ -54,7 +58,7 @@ def test_folders(tmp_path: Path, tensors: dict[str, Tensor], expected: str, plac
     own, other = load_reference(path), load_reference("demo", path, **CONTRACT)
     assert own.identity == other.identity == expected
     assert (own.name, own.origin.kind, own.origin.preset) == ("my-vae", "folder", None)
-    assert (other.name, other.origin.kind, other.origin.preset) == ("demo", "folder", "demo")
+    assert (other.name, other.origin.kind, other.origin.preset) == ("my-vae", "folder", "demo")
     assert own.origin.location == other.origin.location == str(path.resolve())
     assert load_reference(path / place).name == "my-vae"
 
@@ -69,16 +73,16 @@ def test_lone_file_is_known_by_its_tensors(tmp_path: Path, tensors: dict[str, Te
 
 def test_unknown_preset() -> None:
     assert message_of(UnknownPresetError, "mse840") == (
-        "no preset is named 'mse840'; the nearest are: mse840k. To see all 10: vaedeploy presets"
+        f"no preset is named 'mse840'; the nearest are: mse840k. To see all {len(presets())}: vaedeploy presets"
     )
 
 
 def test_vae_that_is_not_there(tmp_path: Path) -> None:
     takes = (
-        ". --vae takes a preset's name, a diffusers folder or a weights file; "
-        "a hub repository goes with a preset: --vae PRESET --weights owner/name"
+        ". --vae takes a preset's name, a hub repository (owner/name or owner/name@revision), a diffusers folder or a "
+        "weights file"
     )
-    for vae in (tmp_path / "none", str(tmp_path / "none.ckpt"), "stabilityai/sd-vae-ft-mse", "none.safetensors"):
+    for vae in (tmp_path / "none", str(tmp_path / "none.ckpt"), "models/none.ckpt", "a/b/c", "none.safetensors"):
         assert message_of(WeightsError, vae) == f"there is no file or folder {vae}{takes}"
 
 
@@ -89,17 +93,84 @@ def test_weights_that_are_not_there(given: str, tmp_path: Path, monkeypatch: pyt
     monkeypatch.chdir(tmp_path)
     given = given or str(tmp_path / "none")
     assert message_of(WeightsError, "demo", given) == (
-        f"there is no file or folder {given}. --weights takes a hub repository (owner/name), a diffusers folder, "
-        "a .safetensors or .ckpt file, or random:SEED"
+        f"there is no file or folder {given}. --weights takes a hub repository (owner/name or owner/name@revision), "
+        "a diffusers folder, a .safetensors or .ckpt file, or random:SEED"
     )
 
 
-def test_weights_for_a_vae_of_its_own(own: Any) -> None:
+def test_weights_for_the_config_of_a_folder(own: Any, tmp_path: Path) -> None:
+    path = own(scaling_factor=0.5, shift_factor=0.25)
+    other = random_tensors(TINY, seed=1)
+    file = write_safetensors(other, tmp_path / "finetune.safetensors")
+    reference = load_reference(path, file)
+    assert (reference.name, reference.origin.kind, reference.origin.location) == ("finetune", "file", str(file))
+    assert (reference.origin.preset, reference.origin.config) == (None, str(path))
+    assert reference.latent == LatentSpec(4, 2, 0.5, 0.25)
+    folder(tmp_path / "whole", config_of(TINY, scaling_factor=0.5, shift_factor=0.25), other)
+    assert reference.identity == load_reference(tmp_path / "whole").identity
+    assert reload_reference(reference.origin, reference.latent).identity == reference.identity
+    moved = file.rename(tmp_path / "moved.safetensors")
+    assert reload_reference(reference.origin, reference.latent, moved).identity == reference.identity
+    (path / "config.json").unlink()
+    assert message_of(WeightsError, path, moved) == (
+        "--weights puts other weights into the architecture of a preset or of a folder with a config.json, and --vae "
+        f"{path} is neither. Give the weights alone (--vae {moved}), or a preset with them; vaedeploy presets lists "
+        "them"
+    )
+
+
+def test_weights_for_the_config_of_a_folder_that_are_not_there(own: Any) -> None:
     path = own(scaling_factor=1.0)
-    assert message_of(WeightsError, path, "random:0") == (
-        f"--weights puts other weights into a preset's architecture, and --vae {path} is not a preset. "
-        "Give the weights alone (--vae random:0), or a preset with them; vaedeploy presets lists them"
+    for weights in ("random:0", "owner/name", "none.safetensors"):
+        assert message_of(WeightsError, path, weights) == (
+            f"there is no file or folder {weights}. With --vae {path}, --weights takes a diffusers folder, or a "
+            ".safetensors or .ckpt file"
+        )
+
+
+def test_subfolder(own: Any, tmp_path: Path) -> None:
+    inside = own(scaling_factor=0.5).rename(tmp_path / "second_vae")
+    reference = load_reference(tmp_path, subfolder="second_vae")
+    assert (reference.name, reference.origin.subfolder) == ("second_vae", "second_vae")
+    assert reload_reference(reference.origin, reference.latent).identity == reference.identity
+    assert message_of(WeightsError, tmp_path, subfolder="none") == (
+        f"{tmp_path} has no folder none. Give one that it has: --subfolder NAME"
     )
+    file = inside / "diffusion_pytorch_model.safetensors"
+    assert message_of(WeightsError, file, subfolder="vae") == (
+        f"--subfolder vae is for folders and hub repositories, and {file} is neither"
+    )
+    assert message_of(WeightsError, tmp_path, subfolder="../x").startswith("--subfolder is ../x; it must be a folder")
+
+
+def test_revision_is_for_repositories(own: Any) -> None:
+    path = own(scaling_factor=0.5)
+    where = path / "diffusion_pytorch_model.safetensors"
+    for arguments, what in (((path,), where), (("demo",), "preset demo"), (("demo", "random:0"), "random:0")):
+        assert message_of(WeightsError, *arguments, revision="v1") == (
+            f"--revision v1 is for hub repositories, and {what} is none. Leave it out"
+        )
+    assert message_of(WeightsError, "owner/name@v1", revision="v2") == (
+        "the revision of owner/name is given twice: @v1 and --revision v2. Give one of them"
+    )
+    assert find_source("owner/name@v1") == find_source("owner/name", revision="v1")
+    assert find_source("mse840k", "owner/name@v1") == find_source("mse840k", "owner/name", revision="v1")
+
+
+def test_names(tmp_path: Path, tensors: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights that are not the preset's own are not called by its name."""
+    file = write_safetensors(tensors, tmp_path / "finetune.safetensors")
+    path = folder(tmp_path / "pipeline" / "vae", config_of(DEMO.config, **DEMO_CONFIG), tensors)
+    names = [load_reference("demo", place).name for place in (file, path, path.parent, path / file_name())]
+    assert names == ["finetune", "pipeline", "pipeline", "pipeline"]
+    assert load_reference("demo", "random:3").name == "demo-random-3"
+    known = msgspec.structs.replace(DEMO, also_sha256=(str(load_reference("demo", file).origin.sha256),))
+    extend_presets(monkeypatch, known)
+    assert load_reference("demo", file).name == "demo"
+
+
+def file_name() -> str:
+    return "diffusion_pytorch_model.safetensors"
 
 
 def test_packaged_weights_that_are_missing_or_changed(

@@ -27,14 +27,30 @@ from vaedeploy.cli.group import (
 @click.option(
     "--vae",
     required=True,
-    metavar="NAME|PATH",
-    help="A preset, a diffusers folder, or a weights file.",
+    metavar="NAME|REPO|PATH",
+    help="A preset, a hub repository (owner/name or owner/name@revision), a diffusers folder, or a weights file.",
 )
 @click.option(
     "--weights",
     metavar="SRC",
     help="Use other weights with the preset's architecture: a hub repository, a diffusers folder, a file, or "
-    "random:SEED for seeded random weights.",
+    "random:SEED for seeded random weights. Where --vae is a folder: a folder or file of weights for its config.json.",
+)
+@click.option(
+    "--revision",
+    metavar="REV",
+    help="The branch, tag or commit of the hub repository. [default: its main branch, or the preset's]",
+)
+@click.option(
+    "--subfolder",
+    metavar="DIR",
+    help="The folder of the VAE in the repository or folder. [default: that itself, or its vae, movq or vqgan]",
+)
+@click.option(
+    "--name",
+    metavar="NAME",
+    help="What the bundle calls the VAE. [default: the preset's name, or that of the weights' repository, folder or "
+    "file]",
 )
 @click.option("--out", type=PATH, metavar="DIR", help="The folder to create for the bundle. [default: the VAE's name]")
 @click.option(
@@ -106,6 +122,7 @@ def export(no_rewrite: bool, no_verify: bool, folder: Path | None, **options: An
       vaedeploy export --vae mse840k --out mse840k
       vaedeploy export --vae mse840k --weights my-finetune.safetensors --out mine
       vaedeploy export --vae sdxl --precision fp16 --out sdxl-fp16
+      vaedeploy export --vae Tongyi-MAI/Z-Image-Turbo --name z-image
       vaedeploy export --vae sdxl --profile rtx4090 --out sdxl
     """
     from vaedeploy.pipeline.export import export_vae
@@ -153,7 +170,11 @@ def inspect(bundle: Path, check: bool, layers: bool, as_json: bool) -> None:
 
 @cli.command()
 @click.argument("bundle", type=PATH)
-@click.option("--vae", metavar="NAME|PATH", help="The VAE to put in: a preset, a diffusers folder, or a weights file.")
+@click.option(
+    "--vae",
+    metavar="NAME|REPO|PATH",
+    help="The VAE to put in: a preset, a hub repository, a diffusers folder, or a weights file.",
+)
 @click.option("--weights", metavar="SRC", help="Use other weights with the preset's architecture, as in export.")
 @click.option("--restore", is_flag=True, help="Bring back the VAE that the bundle had first, bit for bit.")
 def swap(bundle: Path, vae: str | None, weights: str | None, restore: bool) -> None:

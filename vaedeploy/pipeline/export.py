@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
@@ -51,6 +52,9 @@ def export_vae(
     keep_fp32: Sequence[str] = (),
     scale: float | Sequence[float] | None = None,
     shift: float | Sequence[float] | None = None,
+    revision: str | None = None,
+    subfolder: str | None = None,
+    name: str | None = None,
     force: bool = False,
     verify: bool = True,
     photos: str | Path | None = None,
@@ -64,9 +68,12 @@ def export_vae(
     >>> bundle = vd.export_vae("mse840k", out="mse840k")
     >>> bundle = vd.export_vae("mse840k", weights="my-finetune.safetensors", out="my-finetune", precision="fp16")
 
-    vae: a preset's name, a path to a diffusers folder or a weights file, or a ``Reference`` made of your own modules.
+    vae: a preset's name, a hub repository ("owner/name"), a path to a diffusers folder or a weights file, or a
+        ``Reference`` made of your own modules.
     out: the folder to make; by default, one in the current directory that has the VAE's name.
-    weights: other weights for a preset's architecture; scale, shift: the latent contract. See ``load_reference``.
+    weights: other weights for the architecture of a preset or folder; scale, shift: the latent contract; revision,
+        subfolder: where in the hub. See ``load_reference``.
+    name: what the bundle calls the VAE; by default a preset's name, or that of the weights' file, folder or repository.
     precision: what the graphs that are run compute in: "fp32", "fp16" or "bf16". The portable graphs are always fp32.
     image_input: what the encoder takes: "float" for (B, 3, H, W) float32 in [-1, 1], "uint8" for (B, H, W, 3) uint8.
     rewrite: apply the exact rewrites, which save work and avoid overflow, and change results by rounding at most.
@@ -92,7 +99,10 @@ def export_vae(
     if precision not in get_args(Precision):
         raise InputError(f"precision is {precision!r}; it must be one of {', '.join(get_args(Precision))}")
     _check_forms(forms, precision, rewrite)
-    source = find_source(vae, weights)  # refuses bad weights before PyTorch is loaded, which takes seconds
+    if name is not None and not (name.isprintable() and name.strip(". ") and not set(name) & set('/\\:*?"<>|')):
+        raise InputError(f"name is {name!r}; it must be a name that a folder can have, such as my-vae")
+    # Refuses bad weights before PyTorch is loaded, which takes seconds.
+    source = find_source(vae, weights, revision=revision, subfolder=subfolder)
     jobs = _plan_builds(profiles, profile_folder)
     kept = tuple(as_list("keep_fp32", keep_fp32))
     if kept and {precision, *(job.profile.precision for job in jobs)} == {"fp32"}:
@@ -105,9 +115,11 @@ def export_vae(
     reference: Reference | None = None
     if out is None:  # it is known only once the VAE is loaded; one that is given is checked first
         reference = load_source(source, scale=scale, shift=shift, progress=progress)
-        out = reference.name
+        out = name or reference.name
     with create_bundle(out, force) as draft:
         reference = reference or load_source(source, scale=scale, shift=shift, progress=progress)
+        if name is not None:
+            reference = dataclasses.replace(reference, name=name)
         for job in jobs:
             job.profile.check_factor(reference.latent.factor)
         contents = write_portable(reference, draft.path, image_input, progress)

@@ -37,6 +37,15 @@ def preset_statement(preset: Preset, by: str | None = None) -> Statement:
     return Statement(by, latent.scale, latent.shift) if latent is not None else Statement(by, None, None)
 
 
+def class_named(path: Path) -> str | None:
+    """The class that a ``config.json`` names; None where it names none, or is no such file."""
+    try:
+        name = msgspec.json.decode(read_document(path, MAX_CONFIG), type=dict[str, Any]).get("_class_name")
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+    return name if isinstance(name, str) else None
+
+
 def read_config(path: Path) -> ModelConfig:
     """Read a diffusers ``config.json``.
 

@@ -42,6 +42,20 @@ def fetch(
 
     Raises DownloadError, which says what to do, where the hub cannot be reached, refuses, or has none of ``files``.
     """
+    fetched = fetch_if_there(repository, files, revision=revision, progress=progress)
+    if fetched is not None:
+        return fetched
+    at = f" at revision {revision}" if revision else ""
+    raise DownloadError(
+        f"the hub repository {repository} has no file {' or '.join(files)}{at}. See what it has at "
+        f"{_page(repository)}/tree/{revision or 'main'}, download the weights and give the file: --weights PATH"
+    )
+
+
+def fetch_if_there(
+    repository: str, files: Sequence[str], *, revision: str | None = None, progress: Progress = silent
+) -> Fetched | None:
+    """As ``fetch``, and None where the repository has none of ``files``."""
     from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError
 
     unreachable: Exception | None = None
@@ -61,11 +75,7 @@ def fetch(
             raise DownloadError(_explain(error, repository, file, revision)) from error
     if unreachable is not None:
         raise DownloadError(_explain(unreachable, repository, files[0], revision)) from unreachable
-    at = f" at revision {revision}" if revision else ""
-    raise DownloadError(
-        f"the hub repository {repository} has no file {' or '.join(files)}{at}. See what it has at "
-        f"{_page(repository)}/tree/{revision or 'main'}, download the weights and give the file: --weights PATH"
-    )
+    return None
 
 
 def fetch_beside(fetched: Fetched, repository: str, name: str) -> Path | None:

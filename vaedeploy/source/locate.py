@@ -1,39 +1,42 @@
 """Where a VAE's weights come from: the package, a folder or a file, the hub, or a random seed.
 
 ``find_source`` finds out without PyTorch, without the network and without reading tensors, so that what cannot be
-loaded is refused before anything slow begins. ``download`` fetches weights from the hub into a file on this disk.
+loaded is refused before anything slow begins. ``repository`` fetches what is on the hub.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from vaedeploy.errors import WeightsError
-from vaedeploy.source import checkpoint, hub
-from vaedeploy.source.folder import find_weights
+from vaedeploy.source import checkpoint
+from vaedeploy.source.folder import STEM, find_weights
 from vaedeploy.source.preset import Preset, get_preset, presets
-from vaedeploy.system.progress import Progress
 from vaedeploy.values.origin import Origin
 from vaedeploy.values.reference import Reference
 
 FOLDER_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 """Names of the weights file in a diffusers folder or repository, as long as it is of no variant and in one part."""
 
-PIPELINE_FOLDERS = ("vae", "movq", "vqgan")
-"""Names of a VAE's folder in a pipeline's: of most, of Kandinsky's and of Stable Cascade's."""
+SUBFOLDERS = ("vae", "movq", "vqgan")
+"""Folders in which diffusers' pipelines keep their VAE: nearly all, Kandinsky's, and those of Stable Cascade."""
 
-REPOSITORY_FILES = tuple(folder + name for folder in ("", "vae/") for name in FOLDER_FILES)
-"""Paths of a VAE's weights in a hub repository, which holds either a VAE or a pipeline with a VAE in it."""
-
-REPOSITORY_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+REPOSITORY_NAME = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w./-]+))?")
+"""A hub repository, and after @ the branch, tag or commit that is meant."""
 
 FILE_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 
 LOADED = "a Reference already has weights and a latent contract; leave out weights, scale and shift"
 
-WEIGHTS_TAKES = "a hub repository (owner/name), a diffusers folder, a .safetensors or .ckpt file, or random:SEED"
+WEIGHTS_TAKES = (
+    "a hub repository (owner/name or owner/name@revision), a diffusers folder, a .safetensors or .ckpt file, or "
+    "random:SEED"
+)
 
 RANDOM = "random:"
 
@@ -43,6 +46,7 @@ class Found:
     """Weights on this disk that have not been read yet.
 
     where: what messages call them.
+    name: what a bundle of them is called, unless they are a preset's own.
     files: the weights file, or its parts.
     preset: the preset whose architecture they are loaded into; None where they determine the architecture themselves.
     folder: the diffusers folder, as the user gave it.
@@ -52,6 +56,7 @@ class Found:
 
     origin: Origin
     where: str
+    name: str
     files: tuple[Path, ...]
     preset: Preset | None = None
     folder: Path | None = None
@@ -66,11 +71,16 @@ class Found:
 
 @dataclass(frozen=True)
 class OnHub:
-    """Weights in a hub repository that have not been downloaded yet. revision: None for the preset's, or the newest."""
+    """Weights in a hub repository that have not been downloaded yet.
 
-    preset: Preset
+    preset: None where the repository's config.json determines the architecture. revision: None for the preset's, or the
+    newest. subfolder: the only folder to look into; None for all in which there may be a VAE.
+    """
+
+    preset: Preset | None
     repository: str
     revision: str | None = None
+    subfolder: str | None = None
 
 
 @dataclass(frozen=True)
@@ -86,49 +96,84 @@ Source = Reference | Found | OnHub | Seed
 """Where a VAE comes from. A ``Reference`` is loaded already."""
 
 
-def find_source(vae: str | Path | Reference, weights: str | Path | None = None) -> Source:
+def find_source(
+    vae: str | Path | Reference,
+    weights: str | Path | None = None,
+    *,
+    revision: str | None = None,
+    subfolder: str | None = None,
+) -> Source:
     """Find what ``vae`` and ``weights`` name, without PyTorch and without the network.
 
-    vae, weights: as ``load_reference`` takes them. Raises UnknownPresetError and WeightsError, whose messages say what
-    to do.
+    vae, weights, revision, subfolder: as ``load_reference`` takes them. Raises UnknownPresetError and WeightsError,
+    whose messages say what to do.
     """
     if isinstance(vae, Reference):
-        if weights is not None:
+        if (weights, revision, subfolder) != (None, None, None):
             raise WeightsError(LOADED)
         return vae
+    if subfolder is not None and (Path(subfolder).is_absolute() or ".." in Path(subfolder).parts):
+        raise WeightsError(f"--subfolder is {subfolder}; it must be a folder within the repository, such as vae")
+    source = _find(vae, weights, subfolder)
+    if isinstance(source, OnHub):
+        if revision is not None and source.revision not in (None, revision):
+            raise WeightsError(
+                f"the revision of {source.repository} is given twice: @{source.revision} and --revision {revision}. "
+                "Give one of them"
+            )
+        return dataclasses.replace(source, revision=source.revision or revision)
+    what = source.given if isinstance(source, Seed) else source.where
+    if revision is not None:
+        raise WeightsError(f"--revision {revision} is for hub repositories, and {what} is none. Leave it out")
+    if subfolder is not None and (isinstance(source, Seed) or source.origin.subfolder is None):
+        raise WeightsError(f"--subfolder {subfolder} is for folders and hub repositories, and {what} is neither")
+    return source
+
+
+def _find(vae: str | Path, weights: str | Path | None, subfolder: str | None) -> Found | OnHub | Seed:
     preset = _preset_named(vae)
     if preset is None:
         if weights is not None:
-            raise WeightsError(
-                f"--weights puts other weights into a preset's architecture, and --vae {vae} is not a preset. "
-                f"Give the weights alone (--vae {weights}), or a preset with them; vaedeploy presets lists them"
-            )
-        return _find_path(Path(vae), None)
+            return _with_config(vae, weights, subfolder)
+        named = None if _is_there(vae) else _repository(vae)
+        return OnHub(None, *named, subfolder) if named is not None else _find_path(Path(vae), None, subfolder)
     if weights is None:
-        return OnHub(preset, preset.repository) if preset.repository else _find_packaged(preset)
+        return OnHub(preset, preset.repository, None, subfolder) if preset.repository else _find_packaged(preset)
     given = str(weights)
     if given.startswith(RANDOM):
         return Seed(preset, given, _seed(given))
     if _is_there(weights):
-        return _find_path(Path(weights), preset)
-    if isinstance(weights, str) and REPOSITORY_NAME.fullmatch(given) and not given.endswith(FILE_SUFFIXES):
-        return OnHub(preset, given)
+        return _find_path(Path(weights), preset, subfolder)
+    if (named := _repository(weights)) is not None:
+        return OnHub(preset, *named, subfolder)
     raise WeightsError(f"there is no file or folder {given}. --weights takes {WEIGHTS_TAKES}")
 
 
-def download(source: OnHub, progress: Progress) -> Found:
-    """Fetch weights from the hub, or find them in its cache. Raises DownloadError and WeightsError."""
-    preset, repository = source.preset, source.repository
-    is_own = repository == preset.repository
-    files = (preset.file,) if is_own else REPOSITORY_FILES
-    revision = source.revision or (preset.revision if is_own else None)
-    fetched = hub.fetch(repository, files, revision=revision, progress=progress)
-    # A known sha256 identifies weights better than a config does. Only diffusers' own file names have a config beside
-    # them.
-    has_config = not (is_own and preset.sha256) and Path(fetched.file).name in FOLDER_FILES
-    config = hub.fetch_beside(fetched, repository, "config.json") if has_config else None
-    origin = Origin(kind="hub", location=repository, sha256=None, preset=preset.name, revision=fetched.revision)
-    return Found(origin, f"{repository}/{fetched.file}", (fetched.path,), preset, config=config, own=is_own)
+def _with_config(vae: str | Path, weights: str | Path, subfolder: str | None) -> Found:
+    """Weights of one place for the architecture that the config.json of another, the folder ``vae``, describes."""
+    folder = _vae_folder(Path(vae), subfolder) if _is_there(vae) and Path(vae).is_dir() else None
+    if folder is None or not (folder / "config.json").exists():
+        raise WeightsError(
+            "--weights puts other weights into the architecture of a preset or of a folder with a config.json, and "
+            f"--vae {vae} is neither. Give the weights alone (--vae {weights}), or a preset with them; "
+            "vaedeploy presets lists them"
+        )
+    if not _is_there(weights):
+        raise WeightsError(
+            f"there is no file or folder {weights}. With --vae {vae}, --weights takes a diffusers folder, or a "
+            ".safetensors or .ckpt file"
+        )
+    found = _find_path(Path(weights), None, None)
+    origin = msgspec.structs.replace(found.origin, subfolder=subfolder, config=str(Path(vae).resolve()))
+    return dataclasses.replace(found, origin=origin, folder=folder, config=folder / "config.json")
+
+
+def _repository(given: str | Path) -> tuple[str, str | None] | None:
+    """(name, revision) of the hub repository that ``given`` names; None where it cannot name one."""
+    match = REPOSITORY_NAME.fullmatch(given) if isinstance(given, str) else None
+    if match is None or match["name"].endswith(FILE_SUFFIXES):
+        return None
+    return match["name"], match["revision"]
 
 
 def _preset_named(vae: str | Path) -> Preset | None:
@@ -140,12 +185,12 @@ def _preset_named(vae: str | Path) -> Preset | None:
         )
     if isinstance(vae, str) and vae in presets():
         return get_preset(vae)
-    if _is_there(vae):
+    if _is_there(vae) or _repository(vae) is not None:
         return None
     if isinstance(vae, Path) or "/" in vae or "\\" in vae or vae.endswith(FILE_SUFFIXES):
         raise WeightsError(
-            f"there is no file or folder {vae}. --vae takes a preset's name, a diffusers folder or a weights file; "
-            "a hub repository goes with a preset: --vae PRESET --weights owner/name"
+            f"there is no file or folder {vae}. --vae takes a preset's name, a hub repository (owner/name or "
+            "owner/name@revision), a diffusers folder or a weights file"
         )
     return get_preset(vae)  # raises UnknownPresetError, which names the nearest presets
 
@@ -174,21 +219,39 @@ def _find_packaged(preset: Preset) -> Found:
             "Install vaedeploy again, or give other weights: --weights PATH"
         )
     origin = Origin(kind="package", location=preset.name, sha256=None, preset=preset.name)
-    return Found(origin, f"preset {preset.name}", (file,), preset, own=True)
+    return Found(origin, f"preset {preset.name}", preset.name, (file,), preset, own=True)
 
 
-def _find_path(path: Path, preset: Preset | None) -> Found:
+def _find_path(path: Path, preset: Preset | None, subfolder: str | None) -> Found:
     """The weights in a file or a diffusers folder, which may be that of a pipeline with a VAE in it."""
     location, preset_name = str(path.resolve()), preset.name if preset else None
     if not path.is_dir():
         checkpoint.check_kind(path)
         origin = Origin(kind="file", location=location, sha256=None, preset=preset_name)
-        return Found(origin, str(path), (path,), preset)
-    inside = [path / name for name in PIPELINE_FOLDERS if (path / name).is_dir()]
-    folder = inside[0] if inside and not (path / "config.json").exists() else path
+        # diffusers calls every file alike.
+        name = path.stem if not path.stem.startswith(STEM) else _name(path.resolve().parent)
+        return Found(origin, str(path), name, (path,), preset)
+    folder = _vae_folder(path, subfolder)
     where, files = find_weights(folder)
     for file in files:
         checkpoint.check_kind(file)
     config = folder / "config.json"
-    origin = Origin(kind="folder", location=location, sha256=None, preset=preset_name)
-    return Found(origin, str(where), files, preset, path, config if config.exists() else None)
+    origin = Origin(kind="folder", location=location, sha256=None, preset=preset_name, subfolder=subfolder)
+    name = _name(folder.resolve())
+    return Found(origin, str(where), name, files, preset, path, config if config.exists() else None)
+
+
+def _vae_folder(path: Path, subfolder: str | None) -> Path:
+    """The folder of the VAE in a diffusers folder: that itself, or one within that of a pipeline."""
+    if subfolder is not None:
+        if not (path / subfolder).is_dir():
+            raise WeightsError(f"{path} has no folder {subfolder}. Give one that it has: --subfolder NAME")
+        return path / subfolder
+    if (path / "config.json").exists():
+        return path
+    return next((path / name for name in SUBFOLDERS if (path / name).is_dir()), path)
+
+
+def _name(folder: Path) -> str:
+    """The name of a VAE in ``folder``: that of the pipeline's folder, where it is the VAE's in one."""
+    return (folder.parent if folder.name in SUBFOLDERS else folder).name or "vae"

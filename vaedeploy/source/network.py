@@ -23,9 +23,8 @@ def build(architecture: Architecture, weights: Mapping[str, Tensor]) -> tuple[nn
     contract.
     """
     blank = _blank(architecture)
-    state = blank.state_dict()
-    counters = {name: torch.zeros((), dtype=t.dtype) for name, t in state.items() if _is_counter(t)}
-    blank.load_state_dict({**counters, **weights}, strict=False, assign=True)
+    zeros = {name: torch.zeros((), dtype=torch.int64) for name in counters(architecture)}
+    blank.load_state_dict({**zeros, **weights}, strict=False, assign=True)
     encoder, decoder = family_of(architecture).halves(blank, architecture)
     # Not the blank: a family may make tensors of its own of it.
     return encoder.eval().requires_grad_(False), decoder.eval().requires_grad_(False)
@@ -37,7 +36,7 @@ def tensor_shapes(architecture: Architecture) -> Mapping[str, tuple[int, ...]]:
 
     Raises WeightsError for an architecture that diffusers cannot build.
     """
-    return {name: tuple(t.shape) for name, t in _blank(architecture).state_dict().items() if not _is_counter(t)}
+    return {name: tuple(t.shape) for name, t in _tensors(architecture).items() if not _is_counter(t)}
 
 
 @functools.cache
@@ -45,7 +44,14 @@ def counters(architecture: Architecture) -> frozenset[str]:
     """Names of its integer tensors: what batch norms counted while they were trained. Nothing that is computed from
     weights reads them.
     """
-    return frozenset(name for name, tensor in _blank(architecture).state_dict().items() if _is_counter(tensor))
+    return frozenset(name for name, tensor in _tensors(architecture).items() if _is_counter(tensor))
+
+
+@functools.cache
+def _tensors(architecture: Architecture) -> Mapping[str, Tensor]:
+    """Every tensor that it has, on the meta device."""
+    state: Mapping[str, Tensor] = _blank(architecture).state_dict()
+    return state
 
 
 def random_tensors(architecture: Architecture, seed: int, only: Collection[str] | None = None) -> dict[str, Tensor]:

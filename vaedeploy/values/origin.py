@@ -17,6 +17,10 @@ class Origin(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sha256: sha256 of the weights file as it was read; None if there was no file.
     preset: the preset whose architecture and latent contract were used, if any.
     revision: the commit in the hub, if known.
+    subfolder: the folder of a hub repository or of a diffusers folder that the VAE was taken from, where the caller
+        said it.
+    config: the folder whose config.json gave the architecture, where it is not that of the weights (as an absolute
+        path, or the last of its names, see ``private``).
     """
 
     kind: Literal["package", "hub", "folder", "file", "random", "modules"]
@@ -24,6 +28,8 @@ class Origin(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sha256: str | None
     preset: str | None
     revision: str | None = None
+    subfolder: str | None = None
+    config: str | None = None
 
     @property
     def is_private(self) -> bool:
@@ -34,4 +40,5 @@ class Origin(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """The same without the folders that lead to a file or folder, in which people's names are."""
         if self.kind not in ("file", "folder"):
             return self
-        return msgspec.structs.replace(self, location=Path(self.location).name)
+        config = None if self.config is None else Path(self.config).name
+        return msgspec.structs.replace(self, location=Path(self.location).name, config=config)
