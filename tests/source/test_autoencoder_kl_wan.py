@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 from pathlib import Path
@@ -10,14 +11,14 @@ from typing import Any
 import pytest
 import torch
 from checkpoints import message_of
-from diffusers import AutoencoderKLWan
+from diffusers import AutoencoderKLQwenImage, AutoencoderKLWan
 from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
 from family_cases import CASES, ONE_FRAME, Case, decode_frame
 from safetensors.torch import save_file
 from torch import Tensor
 
 from vaedeploy.errors import ContractError, WeightsError
-from vaedeploy.source import load_reference
+from vaedeploy.source import get_preset, load_reference
 from vaedeploy.source.autoencoder_kl_wan.names import diffusers_name
 from vaedeploy.source.families import FAMILIES
 from vaedeploy.source.network import build
@@ -187,3 +188,22 @@ def test_contracts_that_cannot_be_used(tmp_path: Path, changes: dict[str, Any], 
 
 def test_weights_of_the_other_wan(tmp_path: Path) -> None:
     assert "does not fit" in message_of(WeightsError, folder(WAN_2_1, tmp_path, is_residual=True))
+
+
+def test_images_with_opacity_cannot_be_exported_yet(tmp_path: Path) -> None:
+    path = CASES["AutoencoderKLQwenImage21"].folder(tmp_path)
+    assert message_of(ContractError, path).startswith(
+        f"{path / 'diffusion_pytorch_model.safetensors'} takes and gives images of 4 channels, and a bundle's have 3 "
+        "(RGB). Wrap its halves so that they do: add full opacity before the encoder and drop it after the decoder. "
+        "Any VAE can be given as two modules of your own: vaedeploy.Reference("
+    )
+
+
+@pytest.mark.parametrize(("name", "kind"), [("qwen-image", AutoencoderKLQwenImage), ("wan-2.1", AutoencoderKLWan)])
+def test_presets_are_the_defaults_of_the_classes(name: str, kind: type) -> None:
+    preset = get_preset(name)
+    arguments = {key: p.default for key, p in inspect.signature(kind).parameters.items()}  # type: ignore[arg-type]
+    assert preset.config == FAMILIES[kind.__name__].read(arguments)
+    assert preset.latent is not None
+    assert preset.latent.shift == tuple(arguments["latents_mean"])
+    assert preset.latent.scale == tuple(1 / deviation for deviation in arguments["latents_std"])

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import diffusers
-from diffusers.models.autoencoders.autoencoder_kl_qwenimage import QwenImageUpsample
-from diffusers.models.autoencoders.autoencoder_kl_wan import WanUpsample, unpatchify
+from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 from torch import Tensor, nn
 
 from vaedeploy.source.families import FAMILIES
@@ -29,6 +28,9 @@ def decode(theirs: Any, latent: Tensor) -> Tensor:
     return image
 
 
+UPSAMPLING = ("WanUpsample", "QwenImageUpsample", "QwenImage21Upsample")
+
+
 def encode_frame(theirs: Any, image: Tensor) -> list[Tensor]:
     """``encode`` for a class that takes videos: one frame."""
     return [tensor[:, :, 0] for tensor in encode(theirs, image[:, :, None])]
@@ -40,10 +42,10 @@ def decode_frame(theirs: Any, latent: Tensor) -> Tensor:
     Their upsampling, which casts to float32, keeps to the type of ``latent`` here.
     """
     for module in theirs.modules():
-        if isinstance(module, WanUpsample | QwenImageUpsample):
+        if type(module).__name__ in UPSAMPLING:
             module.__class__ = nn.Upsample
     theirs.clear_cache()
-    first = {"first_chunk": True} if isinstance(theirs, diffusers.AutoencoderKLWan) else {}
+    first = {} if isinstance(theirs, diffusers.AutoencoderKLQwenImage) else {"first_chunk": True}
     latent = theirs.post_quant_conv(latent[:, :, None])
     image = theirs.decoder(latent, feat_cache=theirs._feat_map, feat_idx=[0], **first)
     frame: Tensor = unpatchify(image, getattr(theirs.config, "patch_size", None) or 1)[:, :, 0]
@@ -86,6 +88,7 @@ class Case(NamedTuple):
     scale: float | tuple[float, ...] | None
     shift: float | tuple[float, ...] | None = 0.0
     sampled: bool = True
+    image_channels: int = 3
     folds: int = 1
     encode: Callable[[Any, Tensor], list[Tensor]] = encode
     decode: Callable[[Any, Tensor], Tensor] = decode
@@ -249,21 +252,35 @@ CASES = {
         decode=decode_frame,
         tolerance=1e-14,
     ),
+    "AutoencoderKLQwenImage21": Case(
+        "AutoencoderKLQwenImage21",
+        {**ONE_FRAME, "decoder_base_dim": 16, "is_residual": True},
+        channels=4,
+        factor=4,
+        scale=(2.0, 0.5, 1.0, 0.25),
+        shift=(0.25, -0.5, 1.0, 0.0),
+        image_channels=4,
+        folds=2,
+        encode=encode_frame,
+        decode=decode_frame,
+        tolerance=1e-14,
+    ),
     "VQModel": Case(
         "VQModel",
         {
-            "block_out_channels": (32, 64),
+            "block_out_channels": (32, 32, 32),
             "latent_channels": 4,
             "num_vq_embeddings": 16,
             "norm_type": "spatial",
             "scaling_factor": 0.18215,
-            **kl_blocks(2),
-            "up_block_types": ("AttnUpDecoderBlock2D", "UpDecoderBlock2D"),
+            **kl_blocks(3),
+            "up_block_types": ("AttnUpDecoderBlock2D", "UpDecoderBlock2D", "UpDecoderBlock2D"),
         },
         channels=4,
-        factor=2,
+        factor=4,
         scale=1.0,
         sampled=False,
+        folds=2,
         decode=decode_unquantised,
     ),
     "PaellaVQModel": Case(
@@ -293,7 +310,7 @@ CASES = {
     "AutoencoderKLTemporalDecoder": Case(
         "AutoencoderKLTemporalDecoder",
         {
-            "block_out_channels": (32, 64),
+            "block_out_channels": (32, 32),
             "layers_per_block": 2,
             "down_block_types": ("DownEncoderBlock2D",) * 2,
             "scaling_factor": 0.18215,

@@ -10,7 +10,7 @@ from vaedeploy.source.autoencoder_kl.family import AutoencoderKLFamily
 from vaedeploy.source.autoencoder_kl_flux2.family import AutoencoderKLFlux2Family
 from vaedeploy.source.autoencoder_kl_hunyuanimage.family import AutoencoderKLHunyuanImageFamily
 from vaedeploy.source.autoencoder_kl_temporal_decoder.family import TemporalDecoderFamily
-from vaedeploy.source.autoencoder_kl_wan.family import QwenImageFamily, WanFamily
+from vaedeploy.source.autoencoder_kl_wan.family import QwenImage21Family, QwenImageFamily, WanFamily
 from vaedeploy.source.autoencoder_tiny.family import AutoencoderTinyFamily
 from vaedeploy.source.family import Architecture, Family
 from vaedeploy.source.paella_vq_model.family import PaellaFamily
@@ -26,6 +26,7 @@ FAMILIES: dict[str, Family[Any]] = {
         AutoencoderKLHunyuanImageFamily(),
         QwenImageFamily(),
         WanFamily(),
+        QwenImage21Family(),
         VQModelFamily(),
         PaellaFamily(),
         AsymmetricFamily(),

@@ -10,13 +10,16 @@ import torch
 from torch import Tensor, nn
 
 
-def frame_convolution(convolution: nn.Conv3d, index: int, padding: tuple[int, int]) -> nn.Conv2d:
+def frame_convolution(convolution: nn.Conv3d | nn.Conv2d, index: int, padding: tuple[int, int]) -> nn.Conv2d:
     """The convolution (B, C, H, W) -> (B, D, h, w) that ``convolution`` is on one frame.
 
-    index: of the slice of its kernel that meets the frame. padding: zeros in height and width; causal convolutions keep
-    theirs elsewhere than in ``convolution.padding``.
+    convolution: 3-D, or a 2-D one that a class puts an axis of one frame around. index: of the slice of a 3-D kernel
+    that meets the frame. padding: zeros in height and width; causal convolutions keep theirs elsewhere than in
+    ``convolution.padding``.
     """
-    weight = convolution.weight.detach()[:, :, index].contiguous()
+    weight = convolution.weight.detach()
+    if weight.ndim == 5:
+        weight = weight[:, :, index].contiguous()
     tensors = {"weight": weight}
     if convolution.bias is not None:
         tensors["bias"] = convolution.bias.detach()
@@ -26,9 +29,9 @@ def frame_convolution(convolution: nn.Conv3d, index: int, padding: tuple[int, in
             convolution.in_channels,
             convolution.out_channels,
             (weight.shape[2], weight.shape[3]),
-            stride=(convolution.stride[1], convolution.stride[2]),
+            stride=(convolution.stride[-2], convolution.stride[-1]),
             padding=padding,
-            dilation=(convolution.dilation[1], convolution.dilation[2]),
+            dilation=(convolution.dilation[-2], convolution.dilation[-1]),
             groups=convolution.groups,
             bias=convolution.bias is not None,
         )

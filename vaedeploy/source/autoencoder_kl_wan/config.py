@@ -1,4 +1,4 @@
-"""The configs of diffusers' ``AutoencoderKLWan`` and ``AutoencoderKLQwenImage``."""
+"""The configs of diffusers' ``AutoencoderKLWan``, ``AutoencoderKLQwenImage`` and ``AutoencoderKLQwenImage21``."""
 
 from __future__ import annotations
 
@@ -74,3 +74,17 @@ class QwenImage(family.Architecture, frozen=True, forbid_unknown_fields=True):
             in_channels=self.input_channels,
             out_channels=self.input_channels,
         )
+
+
+class QwenImage21(Wan, frozen=True, forbid_unknown_fields=True):
+    """The config of a diffusers ``AutoencoderKLQwenImage21``: that of Wan's class with other defaults."""
+
+    class_name: ClassVar[str] = "AutoencoderKLQwenImage21"
+
+    decoder_base_dim: Channels | None = 144
+    z_dim: Channels = 64
+    dim_mult: Multiples = (1, 2, 4, 8, 8)
+    temperal_downsample: Flags = (False, True, True, True)
+    is_residual: bool = True
+    in_channels: int = 4
+    out_channels: int = 4

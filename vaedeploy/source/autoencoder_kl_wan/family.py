@@ -1,4 +1,4 @@
-"""``AutoencoderKLWan`` and ``AutoencoderKLQwenImage`` as families of VAEs."""
+"""``AutoencoderKLWan``, ``AutoencoderKLQwenImage`` and ``AutoencoderKLQwenImage21`` as families of VAEs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 
 from vaedeploy.errors import WeightsError
-from vaedeploy.source.autoencoder_kl_wan.config import QwenImage, Wan
+from vaedeploy.source.autoencoder_kl_wan.config import QwenImage, QwenImage21, Wan
 from vaedeploy.source.autoencoder_kl_wan.names import diffusers_name
 from vaedeploy.source.family import OWN_MODULES, Family, LatentShape, read_fields
 from vaedeploy.source.statement import Statement, config_statement
@@ -17,15 +17,16 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-A = TypeVar("A", Wan, QwenImage)
+A = TypeVar("A", Wan, QwenImage, QwenImage21)
 
 
 class _OneFrame(Family[A]):
     architecture: type[A]
+    image_channels = 3
 
     def read(self, raw: Mapping[str, Any]) -> A:
         architecture = read_fields(raw, self.architecture)
-        _check_channels(architecture.wan)
+        _check_channels(architecture.wan, self.image_channels)
         if architecture.attn_scales:
             # Its encoder passes a cache of frames to attention blocks, which take none (diffusers 0.42.1).
             raise WeightsError(
@@ -34,7 +35,7 @@ class _OneFrame(Family[A]):
         return architecture
 
     def latent(self, architecture: A) -> LatentShape:
-        return LatentShape(architecture.z_dim, architecture.wan.factor)
+        return LatentShape(architecture.z_dim, architecture.wan.factor, image_channels=self.image_channels)
 
     def statement(self, raw: Mapping[str, Any], architecture: A, tensors: Mapping[str, Tensor], by: str) -> Statement:
         if raw.get("latents_mean") is None and raw.get("latents_std") is None:
@@ -45,10 +46,7 @@ class _OneFrame(Family[A]):
     def blank(self, architecture: A) -> nn.Module:
         from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 
-        fields = msgspec.structs.asdict(architecture.wan)
-        # The class adds lists to some of its arguments.
-        vae: nn.Module = AutoencoderKLWan(**{n: list(v) if isinstance(v, tuple) else v for n, v in fields.items()})
-        return vae
+        return _built(AutoencoderKLWan, architecture.wan)
 
     def halves(self, module: Any, architecture: A) -> tuple[nn.Module, nn.Module]:
         from vaedeploy.source.autoencoder_kl_wan.modules import decoder, encoder
@@ -76,11 +74,33 @@ class QwenImageFamily(_OneFrame[QwenImage]):
     architecture = QwenImage
 
 
-def _check_channels(architecture: Wan) -> None:
+class QwenImage21Family(_OneFrame[QwenImage21]):
+    """The VAE of Qwen-Image 2.1, whose images have a fourth channel of opacity."""
+
+    class_name = QwenImage21.class_name
+    since = "0.42"
+    architecture = QwenImage21
+    image_channels = 4
+
+    def blank(self, architecture: QwenImage21) -> nn.Module:
+        from diffusers.models.autoencoders.autoencoder_kl_qwenimage21 import AutoencoderKLQwenImage21
+
+        return _built(AutoencoderKLQwenImage21, architecture)
+
+
+def _built(kind: Any, architecture: Wan) -> nn.Module:
+    fields = msgspec.structs.asdict(architecture)
+    # The classes add lists to some of their arguments.
+    vae: nn.Module = kind(**{name: list(v) if isinstance(v, tuple) else v for name, v in fields.items()})
+    return vae
+
+
+def _check_channels(architecture: Wan, image_channels: int) -> None:
     patch = architecture.patch_size or 1
-    channels = 3 * patch**2
+    channels = image_channels * patch**2
     if (architecture.in_channels, architecture.out_channels) != (channels, channels):
+        colours = "RGB" if image_channels == 3 else "RGBA"
         raise WeightsError(
             f"has {architecture.in_channels} channels in and {architecture.out_channels} out; both must be {channels} "
-            f"(RGB{f' in patches of {patch}x{patch} pixels' if patch > 1 else ''}). {OWN_MODULES}"
+            f"({colours}{f' in patches of {patch}x{patch} pixels' if patch > 1 else ''}). {OWN_MODULES}"
         )

@@ -1,20 +1,27 @@
-"""One frame of diffusers' ``AutoencoderKLWan`` as two plain 2-D modules, without its cache of frames."""
+"""One frame of diffusers' classes for Wan's VAEs and their kin as two plain 2-D modules, without a cache of frames."""
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
 import torch
-from diffusers.models.autoencoders import autoencoder_kl_wan as wan
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vaedeploy.source.halves import Decoder, Encoder
 from vaedeploy.source.oneframe import NearestDouble, frame_convolution
 
+PREFIX = re.compile("^(QwenImage21|Wan)")
+
+SHORTEST = 1e-12
+"""Least length by which a pixel's channels are divided, as in torch.nn.functional.normalize."""
+
 LAST = -1
 """The slice that meets the first frame, of kernels over frames with zeros before it."""
 
 
-def encoder(vae: wan.AutoencoderKLWan, patch: int) -> nn.Module:
+def encoder(vae: Any, patch: int) -> nn.Module:
     """The encoder on one frame. patch: pixels along a side of the patches that it takes as one."""
     whole = vae.encoder
     layers = nn.Sequential(
@@ -29,7 +36,7 @@ def encoder(vae: wan.AutoencoderKLWan, patch: int) -> nn.Module:
     return Encoder(layers, flat(vae.quant_conv))
 
 
-def decoder(vae: wan.AutoencoderKLWan, patch: int) -> nn.Module:
+def decoder(vae: Any, patch: int) -> nn.Module:
     """The decoder on one frame, without the clamp of diffusers' decode: a clamp hides infinity. patch: as above."""
     whole = vae.decoder
     layers = nn.Sequential(
@@ -47,20 +54,22 @@ def decoder(vae: wan.AutoencoderKLWan, patch: int) -> nn.Module:
 class Norm(nn.Module):
     """Each pixel's channels divided by their root mean square, times a weight a channel."""
 
-    def __init__(self, norm: wan.WanRMS_norm) -> None:
+    def __init__(self, norm: Any) -> None:
         super().__init__()
         self.gamma = nn.Parameter(norm.gamma.detach().reshape(-1, 1, 1))
         self.root: float = norm.scale
 
     def forward(self, x: Tensor) -> Tensor:
-        result: Tensor = F.normalize(x, dim=1) * (self.root * self.gamma)
+        # diffusers calls normalize, which expands the lengths to the size of x before it divides.
+        length = torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp_min(SHORTEST)
+        result: Tensor = x / length * (self.root * self.gamma)
         return result
 
 
 class Residual(nn.Module):
     """Two convolutions beside a shortcut."""
 
-    def __init__(self, block: wan.WanResidualBlock) -> None:
+    def __init__(self, block: Any) -> None:
         super().__init__()
         self.norm1, self.conv1 = flat(block.norm1), flat(block.conv1)
         self.norm2, self.conv2 = flat(block.norm2), flat(block.conv2)
@@ -77,7 +86,7 @@ class Residual(nn.Module):
 class Attention(nn.Module):
     """Attention of all pixels of the frame, with one head."""
 
-    def __init__(self, block: wan.WanAttentionBlock) -> None:
+    def __init__(self, block: Any) -> None:
         super().__init__()
         self.norm, self.to_qkv, self.proj = flat(block.norm), block.to_qkv, block.proj
 
@@ -98,7 +107,7 @@ class MeanDown(nn.Module):
     before it.
     """
 
-    def __init__(self, shortcut: wan.AvgDown3D) -> None:
+    def __init__(self, shortcut: Any) -> None:
         super().__init__()
         self.side, self.frames = shortcut.factor_s, shortcut.factor_t
         self.channels, self.group = shortcut.out_channels, shortcut.group_size
@@ -116,7 +125,7 @@ class RepeatUp(nn.Module):
 
     order: Tensor
 
-    def __init__(self, shortcut: wan.DupUp3D) -> None:
+    def __init__(self, shortcut: Any) -> None:
         super().__init__()
         self.side = shortcut.factor_s
         # Repeated channels are told apart as (channel, frame, row, column). The first frame is the last of its group.
@@ -140,38 +149,37 @@ class Shortcut(nn.Module):
         return result
 
 
-def flat(module: nn.Module) -> nn.Module:
-    """What a layer of ``AutoencoderKLWan`` is on the first frame: (B, C, H, W) -> (B, D, h, w)."""
-    match module:
-        case wan.WanCausalConv3d():
+def flat(module: Any) -> nn.Module:
+    """What a layer of one of the classes is on the first frame: (B, C, H, W) -> (B, D, h, w)."""
+    # By name, because their files have copies of these layers under prefixes of their own.
+    match PREFIX.sub("", type(module).__name__):
+        case "CausalConv3d":
             left, _, top, *_ = module._padding
-            return frame_convolution(module, LAST, (int(top), int(left)))
-        case wan.WanRMS_norm():
+            return frame_convolution(module, LAST, (top, left))
+        case "RMS_norm":
             return Norm(module)
-        case wan.WanResidualBlock():
+        case "ResidualBlock":
             return Residual(module)
-        case wan.WanAttentionBlock():
+        case "AttentionBlock":
             return Attention(module)
-        case wan.WanResample():
+        case "Resample":
             # Its convolution over time is for later frames.
-            return nn.Sequential(*(flat(layer) for layer in module.resample))
-        case wan.WanUpsample():
+            return _sequence(*module.resample)
+        case "Upsample":
             return NearestDouble()
-        case wan.WanMidBlock():
-            return _sequence(module.resnets[0], *_pairs(module))
-        case wan.WanUpBlock():
+        case "MidBlock":
+            pairs = zip(module.attentions, module.resnets[1:], strict=True)
+            return _sequence(module.resnets[0], *(layer for pair in pairs for layer in pair))
+        case "UpBlock":
             return _sequence(*module.resnets, *(module.upsamplers or ()))
-        case wan.WanResidualDownBlock():
+        case "ResidualDownBlock":
             return Shortcut(_sequence(*module.resnets, module.downsampler), MeanDown(module.avg_shortcut))
-        case wan.WanResidualUpBlock():
+        case "ResidualUpBlock":
             layers = _sequence(*module.resnets, module.upsampler)
             return layers if module.avg_shortcut is None else Shortcut(layers, RepeatUp(module.avg_shortcut))
         case _:
-            return module
-
-
-def _pairs(block: wan.WanMidBlock) -> list[nn.Module]:
-    return [layer for pair in zip(block.attentions, block.resnets[1:], strict=True) for layer in pair]
+            plain: nn.Module = module
+            return plain
 
 
 def _sequence(*layers: nn.Module | None) -> nn.Sequential:
