@@ -14,7 +14,7 @@ from bundle_folders import FILES, contents, edit, names, script
 from command_line import Ended
 from tiny_bundle import FAILED, tiny_bundle
 
-from vaedeploy.bundle import Bundle, check_bundle
+from vaedeploy.bundle import Bundle, check_bundle, edit_bundle
 from vaedeploy.bundle.engines import check_engine
 from vaedeploy.bundle.manifest import Manifest, decode_manifest
 from vaedeploy.bundle.stored import LARGEST, read_manifest
@@ -218,3 +218,16 @@ def test_readers_under_a_writer_see_one_bundle_or_the_other(bundle: Bundle, tmp_
         process.kill()
     assert running
     assert wrong == []
+
+
+def test_a_manifest_of_another_folder_is_refused(tmp_path: Path) -> None:
+    """Whatever is written to such a bundle would change the other one."""
+    other, bundle = (tiny_bundle(tmp_path / name) for name in ("other", "bundle"))
+    (bundle.path / "bundle.json").unlink()
+    (bundle.path / "bundle.json").symlink_to(other.path / "bundle.json")
+    before = (other.path / "bundle.json").read_bytes()
+    with pytest.raises(BundleError, match=r"bundle\.json leaves the bundle through a link\. Put a copy of the file"):
+        Bundle.open(bundle.path)
+    with pytest.raises(BundleError, match="leaves the bundle through a link"), edit_bundle(bundle) as edit:
+        edit.put(files={"report/a.json": b"{}"})
+    assert (other.path / "bundle.json").read_bytes() == before

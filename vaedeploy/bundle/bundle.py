@@ -20,14 +20,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vaedeploy.bundle.manifest import NAME, FileInfo, Manifest, Verification
-from vaedeploy.bundle.stored import read_manifest
+from vaedeploy.bundle.stored import link_fault, read_manifest
 from vaedeploy.errors import BundleError, InputError
 from vaedeploy.system.files import HeldFolder, handle_bytes, handle_sha256, handle_size, open_regular
 from vaedeploy.system.hashing import file_sha256
 from vaedeploy.system.oserrors import reason
 from vaedeploy.values.kinds import Form, Part
 
-__all__ = ["PREVIOUS", "Bundle", "GraphContent", "as_bundle", "file_info", "link_fault"]
+__all__ = ["PREVIOUS", "Bundle", "GraphContent", "as_bundle", "file_info"]
 
 PREVIOUS = "previous"
 """The folder in which a bundle whose VAE was swapped keeps the bundle that it was first."""
@@ -255,15 +255,6 @@ def as_bundle(bundle: Bundle | str | Path) -> Bundle:
 def _unreadable(error: OSError) -> str:
     missing = isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError)
     return "is missing" if missing else f"cannot be read: {reason(error)}"
-
-
-def link_fault(bundle: Path, name: str) -> str | None:
-    """What is wrong if a symbolic link on the way to the file ``name`` leads out of the bundle; otherwise None."""
-    try:
-        inside = (bundle / name).resolve().is_relative_to(bundle.resolve())
-    except RuntimeError:
-        return "is a link that leads to itself"
-    return None if inside else "leaves the bundle through a link"
 
 
 def file_info(path: Path, sync: bool = False) -> FileInfo:

@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from vaedeploy.bundle.bundle import Bundle, link_fault
+from vaedeploy.bundle.bundle import Bundle
 from vaedeploy.bundle.manifest import NAME
-from vaedeploy.bundle.stored import read_manifest
+from vaedeploy.bundle.stored import link_fault, read_manifest
 from vaedeploy.errors import BundleError
 from vaedeploy.system.atomic import is_draft
 from vaedeploy.system.files import HeldFolder

@@ -32,6 +32,8 @@ def read_manifest(path: Path, folder: HeldFolder | None = None) -> Manifest:
         raise BundleError(f"there is no bundle at {path}. {remedy}")
     if not path.is_dir():
         raise BundleError(f"{path} is a file; a bundle is a folder with a {NAME} in it. Give the folder")
+    if fault := link_fault(path, NAME):  # what is written there would change another folder's file
+        raise BundleError(f"bundle {path}: {NAME} {fault}. Put a copy of the file in the link's place")
     try:
         with (folder or HeldFolder(path)).handle(NAME) as handle:
             data = handle_bytes(handle, LARGEST + 1)
@@ -44,6 +46,15 @@ def read_manifest(path: Path, folder: HeldFolder | None = None) -> Manifest:
     if len(data) > LARGEST:
         raise BundleError(f"bundle {path}: {NAME} has more than {LARGEST:,} bytes; it is no manifest")
     return decode_manifest(data, path)
+
+
+def link_fault(bundle: Path, name: str) -> str | None:
+    """What is wrong if a symbolic link on the way to the file ``name`` leads out of the bundle; otherwise None."""
+    try:
+        inside = (bundle / name).resolve().is_relative_to(bundle.resolve())
+    except RuntimeError:
+        return "is a link that leads to itself"
+    return None if inside else "leaves the bundle through a link"
 
 
 def _wait_for(path: Path) -> bool:
