@@ -225,11 +225,12 @@ def test_half_precision(
 
 
 @pytest.mark.slow
-@pytest.mark.slow
-def test_private_bundle_does_not_say_where_the_weights_were(tmp_path: Path) -> None:
+def test_private_bundle_does_not_say_where_the_weights_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     weights = random_tensors(TINY, 0)
     folder = write_folder(tmp_path / "home of anna" / "my-vae", config_of(TINY, scaling_factor=0.5), weights)
-    bundle = export_vae(folder, out=tmp_path / "out", private=True, verify=False, rewrite=False)
+    bundle = export_vae(folder, name="mine", private=True, verify=False, rewrite=False)
+    assert (bundle.path.resolve(), bundle.manifest.vae.name) == (tmp_path.resolve() / "mine", "mine")
     origin = bundle.manifest.vae.origin
     assert (origin.kind, origin.location) == ("folder", "my-vae")
     assert origin.sha256 == hashlib.sha256((folder / "diffusion_pytorch_model.safetensors").read_bytes()).hexdigest()
@@ -256,6 +257,13 @@ def test_unknown_precision(flat: Reference, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"^precision is 'int8'; it must be one of fp32, fp16, bf16$"):
         export_vae(flat, out=tmp_path / "x", precision="int8")  # type: ignore[arg-type]
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("name", ["", " ", ".", "..", "a/b", "a\\b", "a\n", "c:"])
+def test_names_that_no_folder_can_have(name: str, flat: Reference) -> None:
+    with pytest.raises(InputError) as error:
+        export_vae(flat, name=name)
+    assert str(error.value) == f"name is {name!r}; it must be a name that a folder can have, such as my-vae"
 
 
 AS_IT_IS = 9.04e-4
@@ -286,7 +294,7 @@ def test_an_inflated_vae_does_not_turn_black(inflated_bundle: Bundle, small_vae:
         ("demo", "random:x", "--weights random:x: the seed must be a whole number"),
         ("demo", "{text}", "is neither safetensors nor a PyTorch checkpoint"),
         ("{text}", None, "is neither safetensors nor a PyTorch checkpoint"),
-        ("{text}", "random:0", "--weights puts other weights into a preset's architecture"),
+        ("{text}", "random:0", "--weights puts other weights into the architecture of a preset or of a folder"),
         ("dmeo", None, "no preset is named 'dmeo'"),
     ],
 )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from checkpoints import message_of
@@ -17,9 +19,9 @@ from torch import Tensor
 from vaedeploy.errors import WeightsError
 from vaedeploy.pipeline import export
 from vaedeploy.source import load_reference
-from vaedeploy.source.families import FAMILIES
+from vaedeploy.source.families import FAMILIES, REFUSED
 from vaedeploy.source.family import Architecture
-from vaedeploy.source.network import build
+from vaedeploy.source.network import build, tensor_shapes
 from vaedeploy.values.latent import LatentSpec
 from vaedeploy.verify.shapes import verification_shapes
 
@@ -131,6 +133,39 @@ def test_images_of_other_channels_are_refused(name: str, tmp_path: Path) -> None
     (tmp_path / "config.json").write_text(json.dumps(config))
     save_file({"a": torch.zeros(1)}, tmp_path / "diffusion_pytorch_model.safetensors")
     assert "has 4 channels in and " in message_of(WeightsError, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("ConsistencyDecoderVAE", "its decoder draws noise, which a graph must not"),
+        ("AutoencoderKLCogVideoX", "it is a VAE of videos, and what is exported here takes images"),
+    ],
+)
+def test_classes_that_cannot_be_loaded_say_why(name: str, why: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"_class_name": name}))
+    save_file({"a": torch.zeros(1)}, tmp_path / "diffusion_pytorch_model.safetensors")
+    assert message_of(WeightsError, tmp_path) == (
+        f"{tmp_path / 'config.json'} is the config of {name}, which cannot be loaded: {why}. Any VAE can be given as "
+        "two modules of your own: vaedeploy.Reference(encoder=..., decoder=..., latent=vaedeploy.LatentSpec(...)), in "
+        "Python"
+    )
+
+
+def test_no_class_is_both_loaded_and_refused() -> None:
+    assert not FAMILIES.keys() & REFUSED.keys()
+    assert all(hasattr(diffusers, name) for name in (*FAMILIES, *REFUSED))
+
+
+def test_diffusers_that_is_too_old_for_a_family(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "diffusers.models.autoencoders.autoencoder_kl_flux2", None)
+    config = {**CASES["AutoencoderKLFlux2"].config(), "latent_channels": 5}  # which no other test has built
+    with pytest.raises(WeightsError) as error:
+        tensor_shapes(FAMILIES["AutoencoderKLFlux2"].read(config))
+    assert str(error.value) == (
+        f"diffusers {diffusers.__version__} has no AutoencoderKLFlux2; it came with version 0.36. Run: pip install "
+        "--upgrade diffusers"
+    )
 
 
 def test_architectures_of_two_classes_differ() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from vaedeploy.errors import ContractError, WeightsError
-from vaedeploy.source.families import FAMILIES, family_of
+from vaedeploy.source.families import FAMILIES, REFUSED, family_of
 from vaedeploy.source.family import OWN_MODULES, Architecture
 from vaedeploy.source.preset import Preset, presets
 from vaedeploy.source.statement import Number, Statement
@@ -54,15 +54,17 @@ def read_config(path: Path) -> ModelConfig:
     Raises WeightsError for a file that cannot be read, is not such a config, is the config of a class that cannot be
     loaded, or asks for what its family cannot do.
     """
-    class_name: object = None
+    class_name: str | None = None
     try:
         raw = msgspec.json.decode(read_document(path, MAX_CONFIG), type=dict[str, Any])
-        class_name = raw.get("_class_name")
-        family = FAMILIES.get(class_name) if isinstance(class_name, str) else None
+        named = raw.get("_class_name")
+        class_name = None if named is None else str(named)
+        family = FAMILIES.get(class_name or "")
+        if class_name in REFUSED:
+            why = REFUSED[class_name]
+            raise WeightsError(f"is the config of {class_name}, which cannot be loaded: {why}. {OWN_MODULES}")
         if family is None:
-            found = (
-                f"is the config of {shown(str(class_name))}" if class_name else "does not name its class (_class_name)"
-            )
+            found = f"is the config of {shown(class_name)}" if class_name else "does not name its class (_class_name)"
             raise WeightsError(f"{found}; the classes that can be loaded are {', '.join(FAMILIES)}. {OWN_MODULES}")
         return ModelConfig(family.read(raw), raw)
     except OSError as error:

@@ -35,6 +35,23 @@ FAMILIES: dict[str, Family[Any]] = {
 }
 """Class name -> family."""
 
+VIDEO = "it is a VAE of videos, and what is exported here takes images"
+
+REFUSED = {
+    "ConsistencyDecoderVAE": "its decoder draws noise, which a graph must not",
+    "AutoencoderOobleck": "it is a VAE of sounds",
+    "AutoencoderKLAllegro": VIDEO,
+    "AutoencoderKLCogVideoX": VIDEO,
+    "AutoencoderKLCosmos": VIDEO,
+    "AutoencoderKLHunyuanVideo": VIDEO,
+    "AutoencoderKLHunyuanVideo15": VIDEO,
+    "AutoencoderKLLTXVideo": VIDEO,
+    "AutoencoderKLLTX2Video": VIDEO,
+    "AutoencoderKLMagvit": VIDEO,
+    "AutoencoderKLMochi": VIDEO,
+}
+"""Classes that are known not to be for this -> why."""
+
 
 def family_of(architecture: Architecture) -> Family[Any]:
     """The family of an architecture."""
