@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from vaedeploy.errors import WeightsError
 from vaedeploy.source.autoencoder_kl_hunyuanimage.config import Architecture
+from vaedeploy.source.autoencoder_kl_hunyuanimage.names import diffusers_name
 from vaedeploy.source.family import Family, LatentShape, check_rgb, read_fields
 from vaedeploy.source.statement import Statement, config_statement
 
@@ -24,6 +26,12 @@ class AutoencoderKLHunyuanImageFamily(Family[Architecture]):
     def read(self, raw: Mapping[str, Any]) -> Architecture:
         architecture = read_fields(raw, Architecture)
         check_rgb(architecture.in_channels, architecture.out_channels)
+        most = 1 << (len(architecture.block_out_channels) - 1)
+        if architecture.spatial_compression_ratio > most:
+            raise WeightsError(
+                f"has a spatial_compression_ratio of {architecture.spatial_compression_ratio} and "
+                f"{len(architecture.block_out_channels)} block_out_channels, with which it can be {most} at most"
+            )
         return architecture
 
     def latent(self, architecture: Architecture) -> LatentShape:
@@ -44,3 +52,7 @@ class AutoencoderKLHunyuanImageFamily(Family[Architecture]):
         from vaedeploy.source.halves import Decoder, Encoder
 
         return Encoder(module.encoder, None), Decoder(module.decoder)
+
+    def diffusers_name(self, name: str, architecture: Architecture) -> str:
+        resampling = architecture.spatial_compression_ratio.bit_length() - 1
+        return diffusers_name(name, architecture.layers_per_block, resampling)
