@@ -76,6 +76,11 @@ BF16 = b'{"latent":{"dtype":"BF16","shape":[1,1,1,1],"data_offsets":[0,2]}}'
         (_tensors(z=ZEROS, y=ZEROS), "{} has no tensor 'latent'; it has y, z"),
         (_tensors(), "{} has no tensor 'latent'; it has none"),
         (_tensors(latent=ZEROS[0]), "{} has a latent of type F32 and shape (2, 2, 2); {wanted}"),
+        (
+            _tensors(latent=ZEROS[:, :, None]),
+            "{} has a latent of type F32 and shape (1, 2, 1, 2, 2); {wanted}. It has an axis for one frame, as those "
+            "of Wan and Qwen-Image do: give latent[:, :, 0]",
+        ),
         (_tensors(latent=ZEROS.astype(np.int32)), "{} has a latent of type I32 and shape (1, 2, 2, 2); {wanted}"),
         (
             struct.pack("<Q", len(BF16)) + BF16 + b"\0\0",

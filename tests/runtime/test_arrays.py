@@ -208,6 +208,11 @@ def test_float_image_for_a_bundle_of_bytes_is_refused(bytes_vae: VAE) -> None:
         (None, "latent is of type NoneType; it must be a numpy array or something that speaks DLPack. "
          "numpy.asarray() may turn it into one"),
         (np.zeros((CHANNELS, 2, 2), np.float32), f"latent has shape (2, 2, 2); {LATENTS}"),
+        (np.zeros((1, CHANNELS, 1, 2, 2), np.float32), f"latent has shape (1, 2, 1, 2, 2); {LATENTS}. It has an axis "
+         "for one frame, as those of Wan and Qwen-Image do: give latent[:, :, 0]"),
+        (np.zeros((1, CHANNELS, 5, 2, 2), np.float32), f"latent has shape (1, 2, 5, 2, 2); {LATENTS}. It has an axis "
+         "for 5 frames, and a bundle decodes images: give the first frame, latent[:, :, 0], or decode the video with "
+         "diffusers"),
         (np.zeros((1, 4, 2, 2), np.float32), f"latent has 4 channels where this VAE has 2; {LATENTS}"),
         (np.zeros((1, CHANNELS, 2, 2), np.int32), f"latent is int32; {LATENTS}"),
         (np.zeros((1, CHANNELS, 2, 2), np.uint8), f"latent is uint8; {LATENTS}"),

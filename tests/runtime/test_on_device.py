@@ -57,6 +57,11 @@ def test_a_place_of_the_callers_is_filled(device: HostDevice, engine_bundle: Bun
             "latent is float16 of shape (1, 2, 2, 2); in the GPU's memory it must be (B, 2, h, w) float32 (torch: "
             ".float())",
         ),
+        (
+            lambda vae, put: vae.decode(put(noise(1, 2, 1, 2, 2))),
+            "latent is float32 of shape (1, 2, 1, 2, 2); in the GPU's memory it must be (B, 2, h, w) float32 (torch: "
+            ".float()). It has an axis for one frame, as those of Wan and Qwen-Image do: give latent[:, :, 0]",
+        ),
         (lambda vae, put: vae.decode(put(noise(1, 3, 2, 2))), "latent is float32 of shape (1, 3, 2, 2); in the GPU's"),
         (
             lambda vae, put: vae.encode(put(np.zeros((1, 8, 8, 3), np.uint8))),

@@ -17,6 +17,7 @@ NAMES = [
     "flux2", "flux2-small-decoder", "ernie-image", "ideogram4", "fibo2",
     "taesd", "taesdxl", "taesd3", "taef1",
     "dc-ae-f32c32", "dc-ae-f64c128", "dc-ae-f128c512", "hunyuanimage",
+    "qwen-image", "wan-2.1", "wan-2.2", "kandinsky22", "stable-cascade", "asymmetric-x1.5", "asymmetric-x2", "svd",
     "demo", "demo-mse",
 ]  # fmt: skip
 ALL = len(NAMES)
@@ -95,12 +96,12 @@ def test_sixteen_channel_vaes_have_no_quant_convolutions(name: str) -> None:
         ("mse840", f"no preset is named 'mse840'; the nearest are: mse840k. To see all {ALL}: vaedeploy presets"),
         (
             "sdlx",
-            f"no preset is named 'sdlx'; the nearest are: sdxl, sd3, taesdxl. To see all {ALL}: vaedeploy presets",
+            f"no preset is named 'sdlx'; the nearest are: sdxl, svd, sd3. To see all {ALL}: vaedeploy presets",
         ),
         ("Demo", f"no preset is named 'Demo'; the nearest are: demo, demo-mse. To see all {ALL}: vaedeploy presets"),
         (
             "SDXL",
-            f"no preset is named 'SDXL'; the nearest are: sdxl, taesdxl, sd3. To see all {ALL}: vaedeploy presets",
+            f"no preset is named 'SDXL'; the nearest are: sdxl, taesdxl, svd. To see all {ALL}: vaedeploy presets",
         ),
         ("FLUX", f"no preset is named 'FLUX'; the nearest are: flux2, flux1. To see all {ALL}: vaedeploy presets"),
         ("vqgan", f"no preset is named 'vqgan'. To see all {ALL}: vaedeploy presets"),

@@ -15,7 +15,7 @@ from vaedeploy.errors import ContractError, LatentError
 from vaedeploy.system.atomic import write_file
 from vaedeploy.system.oserrors import reason, special
 from vaedeploy.system.tensors import safetensors_bytes
-from vaedeploy.values.latent import LatentSpec
+from vaedeploy.values.latent import LatentSpec, frames_text
 
 LATENT_KEY = "latent"
 """The name of the latent's tensor in a latent file."""
@@ -54,9 +54,10 @@ def read_latent(path: str | Path) -> LatentFile:
                 raise LatentError(f"{path} has no tensor {LATENT_KEY!r}; it has {', '.join(sorted(names)) or 'none'}")
             tensor = file.get_slice(LATENT_KEY)
             if tensor.get_dtype() not in ("F16", "F32", "F64") or len(tensor.get_shape()) != 4:
+                shape = tuple(tensor.get_shape())
                 raise LatentError(
-                    f"{path} has a latent of type {tensor.get_dtype()} and shape {tuple(tensor.get_shape())}; "
-                    "it must be (B, C, h, w) of type F32, F16 or F64"
+                    f"{path} has a latent of type {tensor.get_dtype()} and shape {shape}; "
+                    f"it must be (B, C, h, w) of type F32, F16 or F64{frames_text(shape)}"
                 )
             with np.errstate(over="ignore"):
                 latent = file.get_tensor(LATENT_KEY).astype(np.float32, copy=False)

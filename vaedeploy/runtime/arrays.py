@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from vaedeploy.errors import ImageError, InputError, LatentError
 from vaedeploy.values.interface import Tensor
-from vaedeploy.values.latent import LatentSpec, SizeRule
+from vaedeploy.values.latent import LatentSpec, SizeRule, frames_text
 
 FLOATS = (np.dtype(np.float16), np.dtype(np.float32), np.dtype(np.float64))
 
@@ -94,7 +94,7 @@ def check_latent(latent: NDArray[Any], spec: LatentSpec) -> NDArray[np.float32]:
     if latent.dtype not in FLOATS:
         raise LatentError(f"latent is {latent.dtype}; {wanted}")
     if latent.ndim != 4:
-        raise LatentError(f"latent has shape {latent.shape}; {wanted}")
+        raise LatentError(f"latent has shape {latent.shape}; {wanted}{frames_text(latent.shape)}")
     if latent.shape[1] != spec.channels:
         raise LatentError(f"latent has {latent.shape[1]} channels where this VAE has {spec.channels}; {wanted}")
     if latent.size == 0:

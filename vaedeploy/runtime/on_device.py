@@ -16,6 +16,7 @@ from vaedeploy.runtime.device import OnDevice
 from vaedeploy.runtime.dispatch import Dispatch
 from vaedeploy.runtime.dlpack import as_device_array, is_on_device, to_caller
 from vaedeploy.values.interface import Tensor, spatial_axes
+from vaedeploy.values.latent import frames_text
 
 
 def encode(dispatch: Dispatch, manifest: Manifest, gpu: CudaDevice, image: Any, stream: Any) -> Any:
@@ -53,7 +54,7 @@ def decode(
     if not interface.accepts(array.tensor):
         raise LatentError(
             f"latent is {array.tensor.dtype} of shape {array.tensor.shape}; in the GPU's memory it must be "
-            f"(B, {spec.channels}, h, w) float32 (torch: .float())"
+            f"(B, {spec.channels}, h, w) float32 (torch: .float()){frames_text(array.tensor.shape)}"
         )
     batch, *full = interface.pixels(array.tensor.shape)
     cut = None if size is None else spec.sizes.check_cut(size, (full[0], full[1]))

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+from vaedeploy.source.asymmetric_autoencoder_kl.family import AsymmetricFamily
 from vaedeploy.source.autoencoder_dc.family import AutoencoderDCFamily
 from vaedeploy.source.autoencoder_kl.family import AutoencoderKLFamily
 from vaedeploy.source.autoencoder_kl_flux2.family import AutoencoderKLFlux2Family
 from vaedeploy.source.autoencoder_kl_hunyuanimage.family import AutoencoderKLHunyuanImageFamily
+from vaedeploy.source.autoencoder_kl_temporal_decoder.family import TemporalDecoderFamily
+from vaedeploy.source.autoencoder_kl_wan.family import QwenImage21Family, QwenImageFamily, WanFamily
 from vaedeploy.source.autoencoder_tiny.family import AutoencoderTinyFamily
 from vaedeploy.source.family import Architecture, Family
+from vaedeploy.source.paella_vq_model.family import PaellaFamily
+from vaedeploy.source.vq_model.family import VQModelFamily
 
 FAMILIES: dict[str, Family[Any]] = {
     family.class_name: family
@@ -19,6 +24,13 @@ FAMILIES: dict[str, Family[Any]] = {
         AutoencoderTinyFamily(),
         AutoencoderDCFamily(),
         AutoencoderKLHunyuanImageFamily(),
+        QwenImageFamily(),
+        WanFamily(),
+        QwenImage21Family(),
+        VQModelFamily(),
+        PaellaFamily(),
+        AsymmetricFamily(),
+        TemporalDecoderFamily(),
     )
 }
 """Class name -> family."""

@@ -25,9 +25,9 @@ def build(architecture: Architecture, weights: Mapping[str, Tensor]) -> tuple[nn
     blank = _blank(architecture)
     zeros = {name: torch.zeros((), dtype=torch.int64) for name in counters(architecture)}
     blank.load_state_dict({**zeros, **weights}, strict=False, assign=True)
-    blank.eval().requires_grad_(False)
     encoder, decoder = family_of(architecture).halves(blank, architecture)
-    return encoder.eval(), decoder.eval()
+    # Not the blank: a family may make tensors of its own of it.
+    return encoder.eval().requires_grad_(False), decoder.eval().requires_grad_(False)
 
 
 @functools.cache

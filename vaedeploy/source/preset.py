@@ -80,9 +80,17 @@ def _presets() -> dict[str, Preset]:
     for name, table in _document().presets.items():
         config = _config(table["architecture"], table.get("instead", {}))
         fields = {key: value for key, value in table.items() if key != "instead"}
+        if "means" in (latent := table.get("latent", {})):
+            fields["latent"] = _scaled(**latent)
         preset = msgspec.convert({**fields, "name": name, "config": {}}, Preset)
         by_name[name] = msgspec.structs.replace(preset, config=config)
     return by_name
+
+
+def _scaled(channels: int, factor: int, means: list[float], deviations: list[float]) -> dict[str, Any]:
+    """The latent contract of a model that sees (z - mean) / deviation in each channel."""
+    scale = [1.0 / deviation for deviation in deviations]
+    return {"channels": channels, "factor": factor, "scale": scale, "shift": means}
 
 
 @functools.cache

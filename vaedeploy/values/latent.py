@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -66,6 +67,18 @@ class LatentSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def numbers_text(value: float | tuple[float, ...]) -> str:
     """A scale or shift as the command line takes it: ``0.5``, or ``0.5,0.25`` for one number a channel."""
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def frames_text(shape: Sequence[int]) -> str:
+    """What a message adds about a latent of a video, (B, C, frames, h, w); nothing for another number of axes."""
+    if len(shape) != 5:
+        return ""
+    if shape[2] == 1:
+        return ". It has an axis for one frame, as those of Wan and Qwen-Image do: give latent[:, :, 0]"
+    return (
+        f". It has an axis for {shape[2]} frames, and a bundle decodes images: give the first frame, latent[:, :, 0], "
+        "or decode the video with diffusers"
+    )
 
 
 def as_numbers(name: str, value: Any) -> float | tuple[float, ...]:

@@ -1,0 +1,54 @@
+"""``AsymmetricAutoencoderKL`` as a family of VAEs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from vaedeploy.errors import WeightsError
+from vaedeploy.source.asymmetric_autoencoder_kl.config import Architecture
+from vaedeploy.source.family import OWN_MODULES, Family, LatentShape, check_rgb, read_fields
+from vaedeploy.source.statement import Statement, config_statement
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+class AsymmetricFamily(Family[Architecture]):
+    """The larger decoders for inpainting with Stable Diffusion 1.5, which decode without a mask here."""
+
+    class_name = Architecture.class_name
+    since = "0.35"
+
+    def read(self, raw: Mapping[str, Any]) -> Architecture:
+        architecture = read_fields(raw, Architecture)
+        check_rgb(architecture.in_channels, architecture.out_channels)
+        down, up = len(architecture.down_block_out_channels), len(architecture.up_block_out_channels)
+        if down != up:
+            raise WeightsError(
+                f"has {down} blocks that make images smaller and {up} that make them larger, so it decodes to another "
+                f"size than it encodes. {OWN_MODULES}"
+            )
+        return architecture
+
+    def latent(self, architecture: Architecture) -> LatentShape:
+        return LatentShape(architecture.latent_channels, 1 << (len(architecture.down_block_out_channels) - 1))
+
+    def statement(
+        self, raw: Mapping[str, Any], architecture: Architecture, tensors: Mapping[str, Tensor], by: str
+    ) -> Statement:
+        return config_statement(raw, by)
+
+    def blank(self, architecture: Architecture) -> nn.Module:
+        from diffusers.models.autoencoders.autoencoder_asym_kl import AsymmetricAutoencoderKL
+
+        vae: nn.Module = AsymmetricAutoencoderKL(**msgspec.structs.asdict(architecture))
+        return vae
+
+    def halves(self, module: Any, architecture: Architecture) -> tuple[nn.Module, nn.Module]:
+        from vaedeploy.source.halves import Decoder, Encoder
+
+        del module.decoder.condition_encoder  # only a mask leads there
+        return Encoder(module.encoder, module.quant_conv), Decoder(module.decoder, module.post_quant_conv)

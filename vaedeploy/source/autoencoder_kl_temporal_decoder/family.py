@@ -1,0 +1,47 @@
+"""``AutoencoderKLTemporalDecoder`` as a family of VAEs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from vaedeploy.source.autoencoder_kl_temporal_decoder.config import Architecture
+from vaedeploy.source.family import Family, LatentShape, check_rgb, read_fields
+from vaedeploy.source.statement import Statement, config_statement
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+class TemporalDecoderFamily(Family[Architecture]):
+    """The VAE of Stable Video Diffusion: each image is a video of one frame."""
+
+    class_name = Architecture.class_name
+    since = "0.35"
+
+    def read(self, raw: Mapping[str, Any]) -> Architecture:
+        architecture = read_fields(raw, Architecture)
+        check_rgb(architecture.in_channels, architecture.out_channels)
+        return architecture
+
+    def latent(self, architecture: Architecture) -> LatentShape:
+        return LatentShape(architecture.latent_channels, 1 << (len(architecture.block_out_channels) - 1))
+
+    def statement(
+        self, raw: Mapping[str, Any], architecture: Architecture, tensors: Mapping[str, Tensor], by: str
+    ) -> Statement:
+        return config_statement(raw, by)
+
+    def blank(self, architecture: Architecture) -> nn.Module:
+        from diffusers.models.autoencoders.autoencoder_kl_temporal_decoder import AutoencoderKLTemporalDecoder
+
+        vae: nn.Module = AutoencoderKLTemporalDecoder(**msgspec.structs.asdict(architecture))
+        return vae
+
+    def halves(self, module: Any, architecture: Architecture) -> tuple[nn.Module, nn.Module]:
+        from vaedeploy.source.autoencoder_kl_temporal_decoder.modules import decoder
+        from vaedeploy.source.halves import Decoder, Encoder
+
+        return Encoder(module.encoder, module.quant_conv), Decoder(decoder(module.decoder))

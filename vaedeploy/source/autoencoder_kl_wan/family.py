@@ -1,0 +1,106 @@
+"""``AutoencoderKLWan``, ``AutoencoderKLQwenImage`` and ``AutoencoderKLQwenImage21`` as families of VAEs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import msgspec
+
+from vaedeploy.errors import WeightsError
+from vaedeploy.source.autoencoder_kl_wan.config import QwenImage, QwenImage21, Wan
+from vaedeploy.source.autoencoder_kl_wan.names import diffusers_name
+from vaedeploy.source.family import OWN_MODULES, Family, LatentShape, read_fields
+from vaedeploy.source.statement import Statement, config_statement
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+A = TypeVar("A", Wan, QwenImage, QwenImage21)
+
+
+class _OneFrame(Family[A]):
+    architecture: type[A]
+    image_channels = 3
+
+    def read(self, raw: Mapping[str, Any]) -> A:
+        architecture = read_fields(raw, self.architecture)
+        _check_channels(architecture.wan, self.image_channels)
+        if architecture.attn_scales:
+            # Its encoder passes a cache of frames to attention blocks, which take none (diffusers 0.42.1).
+            raise WeightsError(
+                f"has attn_scales {architecture.attn_scales}, with which diffusers' class fails. {OWN_MODULES}"
+            )
+        return architecture
+
+    def latent(self, architecture: A) -> LatentShape:
+        return LatentShape(architecture.z_dim, architecture.wan.factor, image_channels=self.image_channels)
+
+    def statement(self, raw: Mapping[str, Any], architecture: A, tensors: Mapping[str, Tensor], by: str) -> Statement:
+        if raw.get("latents_mean") is None and raw.get("latents_std") is None:
+            return Statement(by, None, None)
+        # diffusers' pipelines compute (z - latents_mean) / latents_std for these classes, and read no other field.
+        return config_statement({**raw, "scaling_factor": 1.0, "shift_factor": None}, by)
+
+    def blank(self, architecture: A) -> nn.Module:
+        from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
+
+        return _built(AutoencoderKLWan, architecture.wan)
+
+    def halves(self, module: Any, architecture: A) -> tuple[nn.Module, nn.Module]:
+        from vaedeploy.source.autoencoder_kl_wan.modules import decoder, encoder
+
+        patch = architecture.wan.patch_size or 1
+        return encoder(module, patch), decoder(module, patch)
+
+    def diffusers_name(self, name: str, architecture: A) -> str:
+        return diffusers_name(name, architecture.num_res_blocks)
+
+
+class WanFamily(_OneFrame[Wan]):
+    """The VAEs of Wan 2.1 and 2.2, and of models that take them for images: one frame."""
+
+    class_name = Wan.class_name
+    since = "0.35"
+    architecture = Wan
+
+
+class QwenImageFamily(_OneFrame[QwenImage]):
+    """The VAE of Qwen-Image, Qwen-Image-Edit and Krea 2: one frame."""
+
+    class_name = QwenImage.class_name
+    since = "0.35"
+    architecture = QwenImage
+
+
+class QwenImage21Family(_OneFrame[QwenImage21]):
+    """The VAE of Qwen-Image 2.1, whose images have a fourth channel of opacity."""
+
+    class_name = QwenImage21.class_name
+    since = "0.42"
+    architecture = QwenImage21
+    image_channels = 4
+
+    def blank(self, architecture: QwenImage21) -> nn.Module:
+        from diffusers.models.autoencoders.autoencoder_kl_qwenimage21 import AutoencoderKLQwenImage21
+
+        return _built(AutoencoderKLQwenImage21, architecture)
+
+
+def _built(kind: Any, architecture: Wan) -> nn.Module:
+    fields = msgspec.structs.asdict(architecture)
+    # The classes add lists to some of their arguments.
+    vae: nn.Module = kind(**{name: list(v) if isinstance(v, tuple) else v for name, v in fields.items()})
+    return vae
+
+
+def _check_channels(architecture: Wan, image_channels: int) -> None:
+    patch = architecture.patch_size or 1
+    channels = image_channels * patch**2
+    if (architecture.in_channels, architecture.out_channels) != (channels, channels):
+        colours = "RGB" if image_channels == 3 else "RGBA"
+        raise WeightsError(
+            f"has {architecture.in_channels} channels in and {architecture.out_channels} out; both must be {channels} "
+            f"({colours}{f' in patches of {patch}x{patch} pixels' if patch > 1 else ''}). {OWN_MODULES}"
+        )
