@@ -58,9 +58,13 @@ def test_inspect_shows_engines_and_what_speaks_against_them(vaedeploy: Callable[
 def test_profiles_on_the_command_line(
     vaedeploy: Callable[..., Ended], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert "rtx5090" in vaedeploy("profiles").out
+    shown = vaedeploy("profiles").out
+    assert "rtx5090" in shown
+    assert shown.splitlines()[-1].startswith("all: 1x512x512, 1x768x768, ")
     assert {p["name"] for p in json.loads(vaedeploy("profiles", "--json").out)} >= {"t4", "gb10"}
     ended = vaedeploy("profiles", "--init", "own", "--profiles", tmp_path)
     assert (ended.code, ended.out) == (0, f"{tmp_path / 'own.toml'}\n")
-    assert "own " in vaedeploy("profiles", "--profiles", tmp_path).out
+    shown = vaedeploy("profiles", "--profiles", tmp_path).out
+    assert "own " in shown
+    assert [line.split(": ")[0] for line in shown.splitlines()[-2:]] == ["own", "all others"]
     assert vaedeploy("profiles", "--init", "own", "--profiles", tmp_path).code == 2

@@ -10,10 +10,13 @@ from onnx import TensorProto, helper, numpy_helper
 
 from vaedeploy.bundle import Bundle
 from vaedeploy.bundle.engines import engine_name
-from vaedeploy.engines.estimate import PLAN_OVERHEAD, estimate_memory
+from vaedeploy.engines.estimate import PLAN_OVERHEAD, check_memory, estimate_memory
+from vaedeploy.engines.profile import Profile, get_profile, profiles
 from vaedeploy.errors import InputError
 from vaedeploy.graph.graph import Inputs, load_graph
+from vaedeploy.graph.trace import trace_graph
 from vaedeploy.rewrite import rewrite_graph
+from vaedeploy.source import load_reference
 from vaedeploy.values.kinds import Part
 
 CHANNELS = 8
@@ -112,9 +115,28 @@ def test_of_the_full_size_architecture(full_size_bundle: Bundle, part: Part) -> 
     info = full_size_bundle.manifest.engines[name]
     portable = load_graph(full_size_bundle.graph(part), part)
     inputs = Inputs(rewrite_graph(portable, "tensorrt", "fp16").graph, full_size_bundle.manifest.latent.factor)
-    assert list(info.activation_bytes) == ["512", "768", "1024", "any"]
+    assert info.activation_bytes.keys() == get_profile("rtx4090").shapes.keys()
     for size, said in info.activation_bytes.items():
         sizes = inputs.sizes(*info.identity.shapes[size].at("max"))
         found = estimate_memory(inputs.graph.model, sizes, fused_attention=False)
         assert found.activations == pytest.approx(said, rel=0.25), size
         assert found.engine == pytest.approx(full_size_bundle.manifest.files[name].bytes, rel=0.25)
+
+
+def smallest_gpu() -> Profile:
+    """The shipped profile with the least memory. All have the same shapes, see test_profile."""
+    return min(profiles().values(), key=lambda profile: profile.memory_gib)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["encoder", "decoder"])
+def test_the_shipped_sizes_fit_every_gpu(full_size_bundle: Bundle, part: Part) -> None:
+    portable = load_graph(full_size_bundle.graph(part), part)
+    check_memory(smallest_gpu(), Inputs(rewrite_graph(portable, "tensorrt", "fp16").graph, 8))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("part", ["encoder", "decoder"])
+def test_the_shipped_sizes_fit_every_gpu_with_16_channels(part: Part) -> None:
+    portable = trace_graph(load_reference("flux1", "random:0"), part)
+    check_memory(smallest_gpu(), Inputs(rewrite_graph(portable, "tensorrt", "fp16").graph, 8))

@@ -47,13 +47,43 @@ def test_the_kinds_that_the_package_carries() -> None:
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_a_carried_profile_suits_every_vae_of_factor_8(name: str) -> None:
+def test_a_carried_profile_suits_every_vae_up_to_factor_64(name: str) -> None:
     profile = get_profile(name)
-    profile.check_factor(8)
+    for factor in (8, 16, 32, 64):
+        profile.check_factor(factor)
     assert profile.compute_capability in CAPABILITIES[profile.backend]
-    *tight, wide = profile.shapes.values()
-    assert all(shape.static for shape in tight)
-    assert (wide.at("min"), wide.at("max")) == ((1, 64, 64), (4, 1024, 1024))
+    assert profile.shapes == get_profile("t4").shapes  # the smallest GPU's memory is then the limit
+
+
+ASKED_FOR = [(512, 512), (768, 768), (1024, 1024), (1216, 832), (832, 1216), (768, 1344)]
+"""Height and width of the sizes that have lines of their own."""
+
+RANGES = {"any", "large", "wide", "tall"}
+
+TWO_MEGAPIXELS = 1024 * 2048
+
+
+def holding(height: int, width: int, batch: int = 1) -> list[str]:
+    """The names of the shipped lines that hold a size, the tightest first."""
+    shapes = get_profile("rtx4090").shapes
+    held = [name for name, shape in shapes.items() if shape.holds(batch, height, width)]
+    return sorted(held, key=lambda name: shapes[name].extent)
+
+
+@pytest.mark.parametrize(("height", "width"), ASKED_FOR)
+def test_a_size_that_is_asked_for_most_has_a_line_of_its_own(height: int, width: int) -> None:
+    assert get_profile("rtx4090").shapes[holding(height, width)[0]] == ShapeSet(height=height, width=width)
+
+
+def test_a_range_holds_every_aspect_ratio_up_to_2_of_two_megapixels() -> None:
+    sides = range(64, 2049, 32)
+    sizes = [(h, w) for h in sides for w in sides if h * w <= TWO_MEGAPIXELS and max(h, w) <= 2 * min(h, w)]
+    assert {(640, 1152), (928, 1664), (1024, 2048), (1088, 1920), (1248, 1664), (1440, 1440)} < set(sizes)
+    assert [size for size in [*sizes, (1328, 1328), (640, 1536), (1536, 640)] if not set(holding(*size)) & RANGES] == []
+
+
+def test_four_images_of_a_megapixel_are_held() -> None:
+    assert holding(1024, 1024, batch=4) == holding(512, 768, batch=3) == ["any"]
 
 
 def test_a_profile_is_read() -> None:
@@ -227,7 +257,7 @@ def test_init_without_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cap
     ]
     profile = read_profile(path)
     assert (profile.compute_capability, profile.backend, profile.precision) == ("8.9", "tensorrt-rtx", "fp16")
-    assert list(profile.shapes) == ["512", "1024", "any"]
+    assert list(profile.shapes) == ["512", "1024", "any", "large", "wide", "tall"]
 
 
 def test_init_makes_the_folder(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from vaedeploy.graph.graph import save_graph
 from vaedeploy.graph.trace import trace_graph
+from vaedeploy.rewrite import rewrite_graph
 from vaedeploy.values.latent import LatentSpec
 from vaedeploy.values.reference import Reference
 
@@ -39,13 +40,24 @@ class Attends(nn.Module):
 
 
 @pytest.mark.parametrize(
-    "module",
-    [Attends(3), Attends(3, mask_axes=3), Attends(3, mask_axes=2), Attends(3, is_causal=True, scale=0.5), Attends(2)],
+    ("module", "rewritten"),
+    [
+        (Attends(3), True),
+        (Attends(3, mask_axes=3), False),
+        (Attends(3, mask_axes=2), False),
+        (Attends(3, is_causal=True, scale=0.5), False),
+        (Attends(2), True),
+    ],
     ids=["3", "3, masked", "3, one mask", "3, causal", "2"],
 )
-def test_attention_of_fewer_axes_is_that_of_pytorch(tmp_path: Path, module: nn.Module) -> None:
+def test_attention_of_fewer_axes_is_that_of_pytorch(tmp_path: Path, module: nn.Module, rewritten: bool) -> None:
+    """rewritten: whether the rules for attention take it; they leave masks alone."""
     reference = Reference(nn.Identity(), module, LatentSpec(channels=4, factor=1, scale=1.0))
-    save_graph(trace_graph(reference, "decoder"), tmp_path / "decoder.onnx")
+    graph = trace_graph(reference, "decoder")
+    for target, precision, rule in (("onnxruntime", "fp32", "chunk"), ("onnxruntime-cuda", "fp16", "fuse")):
+        outcomes = {o.rule: o.matches for o in rewrite_graph(graph, target, precision).outcomes}
+        assert outcomes[f"{rule}_attention"] == rewritten
+    save_graph(graph, tmp_path / "decoder.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "decoder.onnx", providers=["CPUExecutionProvider"])
     latent = torch.randn((3, 4, 5, 7), generator=torch.Generator().manual_seed(0))
     (image,) = session.run(["image"], {"latent": latent.numpy()})

@@ -93,17 +93,23 @@ def test_an_engine_that_several_profiles_have_is_loaded_once(
     assert len(loaded) == 1
 
 
-def test_a_size_that_no_engine_takes_falls_to_the_next_backend(
+def test_each_size_that_no_engine_takes_falls_to_the_next_backend_and_is_told_once(
     gpu: HostDevice, engine_bundle: Bundle, expected: VAE, caplog: pytest.LogCaptureFixture
 ) -> None:
-    large = noise(1, 2, 8, 8)
+    large, wide = noise(1, 2, 8, 8), noise(3, 2, 2, 8)
     with VAE(engine_bundle.path) as vae:
-        for _ in range(2):
-            np.testing.assert_array_equal(vae.decode(large), expected.decode(large))
+        for latent in (large, wide, large, wide):
+            image = vae.decode(latent)
+            np.testing.assert_array_equal(image, expected.decode(latent))
+            vae.encode(image)
         assert vae.backend == "tensorrt-rtx"  # for what it does take
     told = [record.getMessage() for record in caplog.records if "in place of" in record.getMessage()]
-    assert len(told) == 1
-    assert told[0].startswith("onnxruntime-cpu answers in place of tensorrt-rtx: no engine takes 1x32x32 ")
+    assert [text.split(" (batch")[0] for text in told] == [
+        "onnxruntime-cpu answers in place of tensorrt-rtx: no engine takes 1x32x32",
+        "onnxruntime-cpu answers in place of tensorrt-rtx: no engine takes 3x8x32",
+    ]
+    command = f"vaedeploy build {engine_bundle.path} --profile my-mine --profiles DIR --backend tensorrt-rtx"
+    assert told[0].endswith(f"write 32x32 = {{ height = 32, width = 32 }} under [shapes] there, and run: {command}")
     with VAE(engine_bundle.path, "tensorrt-rtx") as vae, pytest.raises(SizeError, match="no engine takes 1x32x32"):
         vae.decode(large)
 

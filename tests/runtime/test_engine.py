@@ -99,8 +99,9 @@ def test_a_size_that_no_engine_takes(opened: Callable[..., Opened], engine_bundl
     with pytest.raises(SizeError) as refused:
         opened().session.run(["image"], {"latent": noise(1, 2, 8, 2)})
     assert str(refused.value) == (
-        "no engine takes 1x32x8 (batch x height x width, in pixels); there are: 1x8x8, 1-2x4-16x4-16. To add a size, "
-        "put it under shapes in a profile of your own (vaedeploy profiles --init my-mine --profiles DIR), and run: "
+        "no engine takes 1x32x8 (batch x height x width, in pixels); there are: 1x8x8, 1-2x4-16x4-16. To add it, make "
+        "a profile of your own (vaedeploy profiles --init my-mine --profiles DIR), write "
+        "32x8 = { height = 32, width = 8 } under [shapes] there, and run: "
         f"vaedeploy build {engine_bundle.path} --profile my-mine --profiles DIR --backend tensorrt-rtx"
     )
 

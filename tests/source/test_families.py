@@ -13,6 +13,7 @@ import torch
 from checkpoints import message_of
 from family_cases import CASES, class_of
 from pipelines import pipeline_function
+from places import ROOT
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -29,8 +30,16 @@ every_family = pytest.mark.parametrize("name", CASES)
 RGB = [name for name, case in CASES.items() if case.image_channels == 3]
 
 
+ALIKE = ("AsymmetricAutoencoderKL", "AutoencoderKLTemporalDecoder", "AutoencoderKLQwenImage")
+
+
 def test_every_family_has_a_case() -> None:
     assert list(CASES) == list(FAMILIES)
+
+
+def test_every_family_is_documented() -> None:
+    page = (ROOT / "docs" / "weights.md").read_text()
+    assert [name for name in FAMILIES if f"`{name}`" not in page] == []
 
 
 @every_family
@@ -86,8 +95,16 @@ def test_each_half_has_its_own_tensors_alone(name: str) -> None:
     assert {n.split(".")[0] for n in decoder.state_dict()} <= {"decoder", "post_quant_conv"}
 
 
+EXPORTED = [
+    # Their blocks are those of AutoencoderKL and of Wan, so that these stand for them.
+    pytest.param(name, marks=pytest.mark.full) if name in ALIKE else name
+    for name in RGB
+    if name != "AutoencoderKL"  # which all other tests export
+]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in RGB if name != "AutoencoderKL"])  # which all other tests export
+@pytest.mark.parametrize("name", EXPORTED)
 def test_a_folder_that_the_class_saved_is_exported(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Without the large shape: attention over all of it takes most of the time.
     monkeypatch.setattr(export, "verification_shapes", lambda factor: verification_shapes(factor)[:-1])

@@ -62,7 +62,7 @@ got = download(find_source(vae, weights, **options), report)
 origin = got.origin
 result = {
     "where": got.where, "name": got.name, "config": str(got.config), "location": origin.location,
-    "revision": origin.revision, "subfolder": origin.subfolder, "preset": origin.preset,
+    "revision": origin.revision, "subfolder": origin.subfolder, "preset": origin.preset, "own": got.own,
 }
 """
 
@@ -389,11 +389,14 @@ def test_repository_without_a_vae_that_can_be_loaded(client: Client) -> None:
 
 
 def test_revision_of_a_presets_own_repository(client: Client) -> None:
-    preset = get_preset("sd15")
+    """Another one than the preset's may have other weights: they need not have its hash, and have their own name."""
+    preset = get_preset("mse840k")
     with HubServer({str(preset.repository): {preset.file: b"weights"}}) as hub:
-        got = client.run(hub.url, DOWNLOAD, "sd15", None, {"revision": COMMIT})
-        wrong = client.run(hub.url, DOWNLOAD, "sd15", None, {"revision": "v2"})
-    assert (got["revision"], got["preset"]) == (COMMIT, "sd15")
+        newest = client.run(hub.url, DOWNLOAD, "mse840k", None, {})
+        got = client.run(hub.url, DOWNLOAD, "mse840k", None, {"revision": COMMIT})
+        wrong = client.run(hub.url, DOWNLOAD, "mse840k", None, {"revision": "v2"})
+    assert (newest["revision"], newest["own"]) == (COMMIT, True)
+    assert (got["revision"], got["own"], got["preset"], got["name"]) == (COMMIT, False, "mse840k", "sd-vae-ft-mse")
     assert wrong["message"].startswith(f"the hub repository {preset.repository} has no revision v2. ")
 
 

@@ -68,7 +68,7 @@ def profiles(name: str | None, folder: Path | None, as_json: bool) -> None:
       vaedeploy profiles
       vaedeploy profiles --init my-gpu --profiles my-profiles
     """
-    from vaedeploy.cli.tables.known import PROFILE_COLUMNS, profile_rows
+    from vaedeploy.cli.tables.known import PROFILE_COLUMNS, profile_rows, profile_sizes
     from vaedeploy.engines.profile import init_profile
     from vaedeploy.engines.profile import profiles as known
 
@@ -77,4 +77,6 @@ def profiles(name: str | None, folder: Path | None, as_json: bool) -> None:
     elif as_json:
         terminal.show_json(list(known(folder).values()))
     else:
-        terminal.show_table(PROFILE_COLUMNS, profile_rows(known(folder).values()))
+        found = known(folder).values()
+        terminal.show_table(PROFILE_COLUMNS, profile_rows(found))
+        terminal.show("\n" + "\n".join(profile_sizes(found)))

@@ -69,23 +69,24 @@ class EngineSession:
         if os.getpid() != self._process:
             raise BackendError(FORKED)
         ((name, batch),) = inputs.items()
+        items, height, width = self._pixels(shape_of(batch))
         try:
-            route = self._route(*self._pixels(shape_of(batch)))
+            route = self._route(items, height, width)
         except SizeError as error:
-            raise SizeError(f"{error}. {self._advice()}") from error
+            raise SizeError(f"{error}. {self._advice(height, width)}") from error
         arrays = {
             output: (results or {}).get(output) or np.empty(tensor.shape, tensor.dtype)
             for output, tensor in route.outputs.items()
             if output in outputs
         }
         for piece, piece_outputs in route.pieces:
-            items = slice(piece.start, piece.stop)
+            part = slice(piece.start, piece.stop)
             work = Work(
                 index=piece.slot.index,
                 name=name,
-                given=batch[items],
+                given=batch[part],
                 outputs=piece_outputs,
-                results={output: array[items] for output, array in arrays.items()},
+                results={output: array[part] for output, array in arrays.items()},
             )
             pool = self._pool(piece.slot.engine)
             key = work.index, shape_of(work.given)
@@ -102,11 +103,12 @@ class EngineSession:
                 self._pools[name] = Pool(lambda: Lane(device, plan), CONTEXTS)
             return self._pools[name]
 
-    def _advice(self) -> str:
-        """How to add a size that no engine takes."""
+    def _advice(self, height: int, width: int) -> str:
+        """How to add a size that no engine takes, in pixels. One item is enough: larger batches are cut."""
         path, profile = self._half.bundle.path, self._half.bundle.manifest.engines[self._half.engines[0]].profile
+        own, line = f"my-{profile}", f"{height}x{width} = {{ height = {height}, width = {width} }}"
         return (
-            f"To add a size, put it under shapes in a profile of your own (vaedeploy profiles --init my-{profile} "
-            f"--profiles DIR), and run: vaedeploy build {path} --profile my-{profile} --profiles DIR --backend "
+            f"To add it, make a profile of your own (vaedeploy profiles --init {own} --profiles DIR), write {line} "
+            f"under [shapes] there, and run: vaedeploy build {path} --profile {own} --profiles DIR --backend "
             f"{self._half.backend}"
         )

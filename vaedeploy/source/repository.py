@@ -26,7 +26,8 @@ def download(source: OnHub, progress: Progress) -> Found:
     # them.
     has_config = not (is_own and preset.sha256) and Path(fetched.file).name in FOLDER_FILES
     config = hub.fetch_beside(fetched, repository, "config.json") if has_config else None
-    return _found(source, fetched, config, own=is_own)
+    # Another revision than the preset's may have other weights.
+    return _found(source, fetched, config, own=is_own and source.revision in (None, preset.revision))
 
 
 def _download_described(source: OnHub, folders: tuple[str, ...], progress: Progress) -> Found:

@@ -21,7 +21,7 @@ from vaedeploy.verify.words import METRIC_WORDS, amount
 
 Row = tuple[str, ...]
 
-PROFILE_COLUMNS = ("profile", "GPU", "capability", "memory", "backend", "precision", "sizes (batch x height x width)")
+PROFILE_COLUMNS = ("profile", "GPU", "capability", "memory", "backend", "precision")
 
 ENGINE_COLUMNS = ("profile", "part", "backend", "capability", "precision", "size", "memory", "state")
 """size: that of the engine's file. memory: what an execution context takes beside that at the largest size of each
@@ -62,10 +62,19 @@ def profile_rows(profiles: Iterable[Profile]) -> list[Row]:
             f"{p.memory_gib:g} GiB",
             p.builder,
             p.precision,
-            ", ".join(map(str, p.shapes.values())),
         )
         for p in ordered
     ]
+
+
+def profile_sizes(profiles: Iterable[Profile]) -> list[str]:
+    """A line for each set of sizes that profiles have, with their names; those that most have come last."""
+    names: dict[str, list[str]] = {}
+    for profile in profiles:
+        names.setdefault(", ".join(map(str, profile.shapes.values())), []).append(profile.name)
+    *rare, (common, _) = sorted(names.items(), key=lambda item: len(item[1]))
+    lines = [f"{', '.join(owners)}: {sizes}" for sizes, owners in rare]
+    return ["Sizes, batch x height x width:", *lines, f"{'all others' if rare else 'all'}: {common}"]
 
 
 def engine_rows(bundle: Bundle, profiles: Collection[str]) -> list[Row]:
