@@ -24,7 +24,7 @@ from vaedeploy.source.families import FAMILIES
 from vaedeploy.source.network import build
 
 QWEN, WAN_2_2 = CASES["AutoencoderKLQwenImage"], CASES["AutoencoderKLWan"]
-WAN_2_1 = WAN_2_2._replace(arguments=ONE_FRAME, factor=4)
+WAN_2_1 = WAN_2_2._replace(arguments=ONE_FRAME, factor=2)
 every_kind = pytest.mark.parametrize("case", [QWEN, WAN_2_1, WAN_2_2], ids=["qwen-image", "wan-2.1", "wan-2.2"])
 
 
