@@ -83,10 +83,10 @@ def test_config_that_is_no_config(own: Any) -> None:
     config.write_text('{"a": ' + "[" * 100_000)
     assert message_of(WeightsError, path).startswith(f"{config} is not the config of a VAE of diffusers: ")
     config.write_text(" " * 1_000_001)
-    assert message_of(WeightsError, path) == f"{config} cannot be read: it has more than 1000000 bytes"
+    assert message_of(WeightsError, path) == f"{config} cannot be read: it has more than 1,000,000 bytes"
     config.unlink()
     config.symlink_to("/dev/zero")
-    assert message_of(WeightsError, path) == f"{config} cannot be read: it is not a file"
+    assert message_of(WeightsError, path) == f"{config} cannot be read: it is not a regular file"
 
 
 @pytest.mark.parametrize(
