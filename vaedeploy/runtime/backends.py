@@ -160,36 +160,36 @@ def _graph_candidates(
     if problem := problem_of(name, device):
         raise BackendError(problem)
 
-    def candidate(precision: Precision, form: Form) -> Candidate:
-        def open_half(part: Part) -> Runner:
-            def open_form(form: Form, options: Mapping[str, str] | None) -> Runner:
-                graph, read = bundle.graph(part, form), partial(bundle.read_graph, part, form, verify_hashes)
-                if name == onnxruntime_cuda.NAME:
-                    return onnxruntime_cuda.Session(graph, device, threads, options, precision, read)
-                return onnxruntime_cpu.Session(graph, threads, read=read)
+    cuda = name == onnxruntime_cuda.NAME
 
-            fused = name == onnxruntime_cuda.NAME and precision == "fp16"
-            if fused and onnxruntime_cuda.FUSED_FORM in bundle.manifest.graphs[part]:
-                return _open_fused(bundle, part, open_form, options)
-            return open_form(form, options)
+    def session(precision: Precision, form: Form, more: Mapping[str, str], part: Part) -> Runner:
+        graph, read = bundle.graph(part, form), partial(bundle.read_graph, part, form, verify_hashes)
+        if cuda:
+            return onnxruntime_cuda.Session(graph, device, threads, {**more, **(options or {})}, precision, read)
+        return onnxruntime_cpu.Session(graph, threads, read=read)
 
-        return Candidate(name, precision, open_half)
-
-    candidates = [candidate(precision_of(bundle), "onnxruntime")]
-    if candidates[0].precision != "fp32":
-        candidates.append(candidate("fp32", float32_form(bundle)))
+    precision = precision_of(bundle)
+    open_half = partial(session, precision, "onnxruntime", {})
+    if cuda and precision == "fp16":
+        fused = partial(session, precision, onnxruntime_cuda.FUSED_FORM, onnxruntime_cuda.FUSED_OPTIONS)
+        open_half = partial(_open_fused, bundle, fused, open_half)
+    candidates = [Candidate(name, precision, open_half)]
+    if precision != "fp32":
+        candidates.append(Candidate(name, "fp32", partial(session, "fp32", float32_form(bundle), {})))
     return candidates
 
 
-def _open_fused(
-    bundle: Bundle, part: Part, open_form: Callable[..., Runner], options: Mapping[str, str] | None
-) -> Runner:
-    """Open the form with fused operators, or the one for any provider where this ONNX Runtime lacks an operator."""
+def _open_fused(bundle: Bundle, fused: Callable[[Part], Runner], plain: Callable[[Part], Runner], part: Part) -> Runner:
+    """Open the form with fused operators, or the one for any provider where the bundle has no such form, or this ONNX
+    Runtime lacks an operator.
+    """
+    if onnxruntime_cuda.FUSED_FORM not in bundle.manifest.graphs[part]:
+        return plain(part)
     try:
-        runner = open_form(onnxruntime_cuda.FUSED_FORM, {**onnxruntime_cuda.FUSED_OPTIONS, **(options or {})})
+        runner = fused(part)
     except BackendError as error:
         log.warning("the %s runs without fused operators: %s", part, error)
-        return open_form("onnxruntime", options)
+        return plain(part)
     if not _passed(bundle, onnxruntime_cuda.NAME):
         log.warning(
             "%s was never compared with PyTorch on a GPU; its images may be wrong. Run: vaedeploy verify %s "

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol, TypeVar
 import msgspec
 
 from vaedeploy.errors import WeightsError
-from vaedeploy.source.statement import Statement
+from vaedeploy.source.statement import Statement, config_statement
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -109,10 +109,10 @@ class Family(Protocol[A]):
         """What is stated about scale and shift: by the config, by the weights, or by the class.
 
         raw: the ``config.json``; empty for weights that came without one. tensors: the ``contract_tensors`` that the
-        weights have, float32, by diffusers' names. by: what messages call the source. ``config_statement`` reads
-        diffusers' usual fields.
+        weights have, float32, by diffusers' names. by: what messages call the source. Without one of the family's
+        own, diffusers' usual fields of the config count.
         """
-        ...
+        return config_statement(raw, by)
 
     def blank(self, architecture: A) -> nn.Module:
         """The diffusers class. It is called while the meta device is the default: tensors have shapes and no data."""

@@ -10,10 +10,9 @@ import msgspec
 from vaedeploy.errors import WeightsError
 from vaedeploy.source.asymmetric_autoencoder_kl.config import Architecture
 from vaedeploy.source.family import OWN_MODULES, Family, LatentShape, check_rgb, read_fields
-from vaedeploy.source.statement import Statement, config_statement
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
 
 class AsymmetricFamily(Family[Architecture]):
@@ -35,11 +34,6 @@ class AsymmetricFamily(Family[Architecture]):
 
     def latent(self, architecture: Architecture) -> LatentShape:
         return LatentShape(architecture.latent_channels, 1 << (len(architecture.down_block_out_channels) - 1))
-
-    def statement(
-        self, raw: Mapping[str, Any], architecture: Architecture, tensors: Mapping[str, Tensor], by: str
-    ) -> Statement:
-        return config_statement(raw, by)
 
     def blank(self, architecture: Architecture) -> nn.Module:
         from diffusers.models.autoencoders.autoencoder_asym_kl import AsymmetricAutoencoderKL

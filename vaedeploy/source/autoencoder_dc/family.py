@@ -10,10 +10,9 @@ import msgspec
 from vaedeploy.errors import WeightsError
 from vaedeploy.source.autoencoder_dc.config import Architecture
 from vaedeploy.source.family import Family, LatentShape, check_rgb, read_fields
-from vaedeploy.source.statement import Statement, config_statement
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
 
 NAMED = ("encoder_block_types", "decoder_block_types", "decoder_norm_types", "decoder_act_fns")
@@ -43,11 +42,6 @@ class AutoencoderDCFamily(Family[Architecture]):
     def latent(self, architecture: Architecture) -> LatentShape:
         factor = 1 << (len(architecture.encoder_block_out_channels) - 1)
         return LatentShape(architecture.latent_channels, factor, sampled=False)
-
-    def statement(
-        self, raw: Mapping[str, Any], architecture: Architecture, tensors: Mapping[str, Tensor], by: str
-    ) -> Statement:
-        return config_statement(raw, by)
 
     def blank(self, architecture: Architecture) -> nn.Module:
         from diffusers.models.autoencoders.autoencoder_dc import AutoencoderDC

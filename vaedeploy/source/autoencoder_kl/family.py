@@ -10,10 +10,9 @@ import msgspec
 from vaedeploy.source.autoencoder_kl.config import Architecture
 from vaedeploy.source.autoencoder_kl.names import diffusers_name
 from vaedeploy.source.family import Family, LatentShape, check_rgb, read_fields
-from vaedeploy.source.statement import Statement, config_statement
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
 
 class AutoencoderKLFamily(Family[Architecture]):
@@ -29,11 +28,6 @@ class AutoencoderKLFamily(Family[Architecture]):
 
     def latent(self, architecture: Architecture) -> LatentShape:
         return LatentShape(architecture.latent_channels, architecture.factor)
-
-    def statement(
-        self, raw: Mapping[str, Any], architecture: Architecture, tensors: Mapping[str, Tensor], by: str
-    ) -> Statement:
-        return config_statement(raw, by)
 
     def blank(self, architecture: Architecture) -> nn.Module:
         from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL

@@ -11,10 +11,9 @@ from vaedeploy.errors import WeightsError
 from vaedeploy.source.autoencoder_kl_hunyuanimage.config import Architecture
 from vaedeploy.source.autoencoder_kl_hunyuanimage.names import diffusers_name
 from vaedeploy.source.family import Family, LatentShape, check_rgb, read_fields
-from vaedeploy.source.statement import Statement, config_statement
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
 
 class AutoencoderKLHunyuanImageFamily(Family[Architecture]):
@@ -36,11 +35,6 @@ class AutoencoderKLHunyuanImageFamily(Family[Architecture]):
 
     def latent(self, architecture: Architecture) -> LatentShape:
         return LatentShape(architecture.latent_channels, architecture.spatial_compression_ratio)
-
-    def statement(
-        self, raw: Mapping[str, Any], architecture: Architecture, tensors: Mapping[str, Tensor], by: str
-    ) -> Statement:
-        return config_statement(raw, by)
 
     def blank(self, architecture: Architecture) -> nn.Module:
         from diffusers.models.autoencoders.autoencoder_kl_hunyuanimage import AutoencoderKLHunyuanImage

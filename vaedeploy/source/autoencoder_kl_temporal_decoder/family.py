@@ -9,10 +9,9 @@ import msgspec
 
 from vaedeploy.source.autoencoder_kl_temporal_decoder.config import Architecture
 from vaedeploy.source.family import Family, LatentShape, check_rgb, read_fields
-from vaedeploy.source.statement import Statement, config_statement
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
 
 class TemporalDecoderFamily(Family[Architecture]):
@@ -28,11 +27,6 @@ class TemporalDecoderFamily(Family[Architecture]):
 
     def latent(self, architecture: Architecture) -> LatentShape:
         return LatentShape(architecture.latent_channels, 1 << (len(architecture.block_out_channels) - 1))
-
-    def statement(
-        self, raw: Mapping[str, Any], architecture: Architecture, tensors: Mapping[str, Tensor], by: str
-    ) -> Statement:
-        return config_statement(raw, by)
 
     def blank(self, architecture: Architecture) -> nn.Module:
         from diffusers.models.autoencoders.autoencoder_kl_temporal_decoder import AutoencoderKLTemporalDecoder
