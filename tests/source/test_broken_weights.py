@@ -21,6 +21,8 @@ from watched import memory_limit, no_hang, what_runs
 
 from vaedeploy.errors import VaedeployError
 from vaedeploy.source import load_reference
+from vaedeploy.source.network import tensor_shapes
+from vaedeploy.source.preset import architectures
 
 CASES = int(os.environ.get("VAEDEPLOY_FUZZ_CASES", "600")) // 5
 """Of each of the five kinds."""
@@ -71,6 +73,8 @@ def place(tmp_path: Path) -> Path:
         write(made, random.Random(number))
         with contextlib.suppress(VaedeployError):
             load_reference(made)
+    for architecture in architectures().values():  # what fits no config is compared with all of them
+        tensor_shapes(architecture)
     codecs.lookup("cp437")  # names in an archive without a mark
     shutil.rmtree(made)
     folder(made, config_of(TINY, scaling_factor=0.5), {})
