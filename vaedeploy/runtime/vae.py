@@ -24,6 +24,8 @@ from vaedeploy.runtime.backends import find_candidates
 from vaedeploy.runtime.cuda import CudaDevice
 from vaedeploy.runtime.dispatch import Dispatch
 from vaedeploy.runtime.dlpack import is_on_device
+from vaedeploy.runtime.rows.budget import Budget
+from vaedeploy.runtime.rows.session import MemoryPlan
 from vaedeploy.system.gpu import FORKED, was_forked
 from vaedeploy.values.kinds import Part
 from vaedeploy.values.latent import LatentSpec, SizeRule
@@ -70,6 +72,10 @@ class VAE:
     profile: the name of the only profile whose engines are used. None uses all engines that fit the GPU, and for each
         size the one with the tightest range. If no engine of the profile can be used on this machine, ``backend=None``
         goes on to the next backend and logs a warning.
+    max_memory: bytes that all running calls together may take on the CPU, beyond the open VAE and the arrays that are
+        given and returned. A call that would take more runs by rows, with the same result; one that finds no memory
+        waits for others to end. None for 70 % of what is free when a call begins, by the limits of containers too. See
+        ``plan`` and ``docs/any-size.md``.
 
     Issues UnverifiedBundleWarning if the bundle is not verified. Raises BundleError for a bundle that is missing or
     damaged, BackendError for a backend that is not installed, and InputError for other invalid arguments.
@@ -86,6 +92,7 @@ class VAE:
         verify_hashes: bool = True,
         provider_options: Mapping[str, str] | None = None,
         profile: str | None = None,
+        max_memory: int | None = None,
     ) -> None:
         if on_nan not in ("rerun", "warn", "raise"):
             raise InputError(f"on_nan is {on_nan!r}; it must be 'rerun', 'warn' or 'raise'")
@@ -95,7 +102,10 @@ class VAE:
             raise InputError(f"threads is {threads!r}; it must be 1 or more, or None for all cores")
         self._bundle = Bundle.hold(path, verify_hashes)
         self._place = Path(path).absolute()  # now, since the process may change its folder later
-        candidates = find_candidates(self._bundle, backend, device, threads, provider_options, profile, verify_hashes)
+        budget = Budget(max_memory)
+        candidates = find_candidates(
+            self._bundle, backend, device, threads, provider_options, profile, verify_hashes, budget
+        )
         self._dispatch = Dispatch(self._bundle, candidates, backend is None, on_nan)
         self._device = device
         self._opened: CudaDevice | None = None
@@ -109,6 +119,7 @@ class VAE:
             verify_hashes=verify_hashes,
             provider_options=provider_options,
             profile=profile,
+            max_memory=max_memory,
         )
         if not self._bundle.verified:
             state = "was never verified" if self.manifest.verification is None else "failed its verification"
@@ -252,6 +263,22 @@ class VAE:
             return np.ascontiguousarray(image)
         np.copyto(out, image)
         return out
+
+    def plan(self, height: int, width: int, batch: int = 1) -> dict[Part, MemoryPlan]:
+        """What a call takes that encodes to or decodes from (height, width) pixels on the CPU, as ``{"encoder": plan,
+        "decoder": plan}``.
+
+        Each plan has the ``bytes`` at the peak, beyond the open VAE and the arrays that are given and returned; the
+        ``way``: "untiled" or "rows"; the share of operations that are computed ``again``; and the ``least`` bytes that
+        a call of this size can take.
+
+        Raises SizeError for sizes that the VAE does not take, InputError for a ``max_memory`` below the least, and
+        BackendError where graphs do not run on the CPU here, or the bundle cannot be computed by rows.
+        """
+        self.latent.sizes.check(height, width)
+        if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
+            raise InputError(f"batch is {batch!r}; it must be 1 or more")
+        return self._dispatch.plan(batch, height // self.latent.factor, width // self.latent.factor)
 
     def __repr__(self) -> str:
         return f"VAE({str(self.path)!r}, {self.manifest.vae.name}, {self.backend})"
