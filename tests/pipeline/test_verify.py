@@ -18,7 +18,7 @@ from vaedeploy.errors import BackendError, InputError, WeightsError
 from vaedeploy.pipeline.export import export_vae
 from vaedeploy.pipeline.verify import verify_bundle
 from vaedeploy.runtime import VAE
-from vaedeploy.runtime.vae import UnverifiedBundleWarning
+from vaedeploy.runtime.unverified import UnverifiedBundleWarning
 from vaedeploy.values.reference import Reference
 
 pytestmark = pytest.mark.usefixtures("verified_smaller")

@@ -17,7 +17,8 @@ from onnx import TensorProto, helper, numpy_helper
 from vaedeploy.bundle.rows import Piece, RowsTable, decode_rows, rows_name
 from vaedeploy.graph.graph import Graph
 from vaedeploy.pipeline.rows import write_rows
-from vaedeploy.runtime.rows.plan import Layout, Plan
+from vaedeploy.runtime.rows.layout import Layout
+from vaedeploy.runtime.rows.plan import Plan
 from vaedeploy.runtime.rows.strips import Run, RunPiece
 
 CHANNELS = 4
@@ -89,9 +90,8 @@ class Network:
         """Attention of one head over all positions, with a residual."""
         x, width = self.x, self.channels
         self.norm().add("Reshape", self.constant([0, width, -1])).add("Transpose", perm=[0, 2, 1])
-        tokens, parts = self.x, []
-        for _ in range(3):
-            parts.append(self.add("MatMul", self.random(width, width), first=tokens).x)
+        tokens = self.x
+        parts = [self.add("MatMul", self.random(width, width), first=tokens).x for _ in range(3)]
         keys = self.add("Transpose", first=parts[1], perm=[0, 2, 1]).x
         self.add("MatMul", keys, first=parts[0]).add("Softmax", axis=-1).add("MatMul", parts[2])
         self.add("Transpose", perm=[0, 2, 1])

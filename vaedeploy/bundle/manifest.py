@@ -59,8 +59,7 @@ class FileInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Verification(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The summary of the last verification.
 
-    passed: whether every case kept every limit.
-    reference: what the outputs were compared with.
+    passed: whether every case kept every limit. reference: what the outputs were compared with.
     backend: what computed the outputs.
     worst: metric -> its worst value over all cases. A value that is not finite is null in JSON and None here.
     cases: how many cases were run.
@@ -116,8 +115,7 @@ class EngineIdentity(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
 class EngineInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The description of an engine in the bundle.
 
-    profile: the name of the profile that it was built for.
-    part: the half that it computes.
+    profile: the name of the profile that it was built for. part: the half that it computes.
     identity: everything that it depends on.
     activation_bytes: name of a shape set -> bytes of device memory that an execution context takes at the largest size
         of that set, as reported by the builder.

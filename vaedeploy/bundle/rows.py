@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -19,6 +19,7 @@ from vaedeploy.values.kinds import PARTS, Part, Sha256
 __all__ = [
     "COLUMNS",
     "Cut",
+    "Dtype",
     "Norm",
     "Piece",
     "RowsTable",
@@ -35,6 +36,8 @@ VERSION = 1
 
 COLUMNS = "latent_columns"
 """The input of a piece that says how wide the latent is: int64 (1,)."""
+
+Dtype = Literal["float16", "float32", "float64", "uint8", "bool"]
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
@@ -78,10 +81,18 @@ class Cut(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     shape: tuple[Size, ...]
     axis: int | None
     scale: Positive | None
-    dtype: str = "float32"
+    dtype: Dtype = "float32"
     means: str | None = None
     variances: str | None = None
     norms: tuple[Norm, ...] = ()
+
+    def __post_init__(self) -> None:
+        if (self.axis is None) != (self.scale is None):
+            raise ValueError(f"{self.name} has an axis and no scale, or a scale and no axis")
+        if self.axis is not None and not (0 <= self.axis < len(self.shape) and self.shape[self.axis].rows):
+            raise ValueError(f"{self.name} has no rows along its axis {self.axis}")
+        if self.norms and (self.axis != 2 or self.means is None or self.variances is None):
+            raise ValueError(f"{self.name} is normalised, and has no statistics of its rows")
 
     def at(self, rows: int, columns: int) -> tuple[int, ...]:
         """Its shape for that many rows and columns of the latent."""
@@ -150,13 +161,19 @@ class RowsTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     pieces: tuple[Piece, ...]
 
     def __post_init__(self) -> None:
-        known = {cut.name for cut in self.cuts}
+        cuts = {cut.name: cut for cut in self.cuts}
+        known = set(cuts)
         ready = {self.input}
         for piece in self.pieces:
             if missing := {*piece.strips, *piece.whole, *piece.norms} - ready:
                 raise ValueError(f"a piece takes {min(missing)} before it is computed")
             if unknown := set(piece.targets) - known:
                 raise ValueError(f"a piece gives {min(unknown)}, which is not among the cuts")
+            for name in (*piece.targets, *piece.strips):
+                if name in known and (cuts[name].scale or piece.steps) % piece.steps:
+                    raise ValueError(f"a piece has {piece.steps} steps for a row of latents, and {name} has other rows")
+            if not piece.targets or len({cuts[name].axis is None for name in (*piece.targets, *piece.strips)}) > 1:
+                raise ValueError("a piece gives nothing, or joins tensors with rows to others without any")
             ready.update(piece.targets)
         if missing := {self.input, *self.outputs} - (known & ready):
             raise ValueError(f"no piece gives {min(missing)}")

@@ -11,6 +11,9 @@ PyTorch or onnx.
 from __future__ import annotations
 
 from vaedeploy.runtime.backends import BACKENDS
-from vaedeploy.runtime.vae import VAE, Limits, UnverifiedBundleWarning
+from vaedeploy.runtime.rows.session import MemoryPlan
+from vaedeploy.runtime.unverified import UnverifiedBundleWarning
+from vaedeploy.runtime.vae import VAE
+from vaedeploy.values.latent import Limits
 
-__all__ = ["BACKENDS", "VAE", "Limits", "UnverifiedBundleWarning"]
+__all__ = ["BACKENDS", "VAE", "Limits", "MemoryPlan", "UnverifiedBundleWarning"]

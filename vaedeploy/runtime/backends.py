@@ -173,7 +173,8 @@ def _graph_candidates(
             return onnxruntime_cuda.Session(graph, device, threads, {**more, **(options or {})}, precision, read)
         if budget is None:
             return onnxruntime_cpu.Session(graph, threads, read=read)
-        return BoundedSession(RowsHalf(bundle, part, threads, verify_hashes), budget, graph, threads, read=read)
+        half = RowsHalf(bundle, part, threads, verify_hashes, budget.progress)
+        return BoundedSession(half, budget, graph, threads, read=read)
 
     precision = precision_of(bundle)
     open_half = partial(session, precision, "onnxruntime", {})

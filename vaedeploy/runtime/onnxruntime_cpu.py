@@ -85,6 +85,8 @@ def open_piece(name: Path, model: bytes, weights: Mapping[str, NDArray[Any]], th
     options, ort = _options(threads), load_library()
     # Strips are what the arena is for: they are of one size, and it is freed with the session.
     options.enable_cpu_mem_arena = True
+    # Several pieces are open at once, each with threads of its own: those that wait must not take the cores of others.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     values = [ort.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
     if values:
         options.add_external_initializers(list(weights), values)

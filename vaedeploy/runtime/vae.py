@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import threading
-import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -19,31 +17,26 @@ from vaedeploy.bundle.manifest import Manifest
 from vaedeploy.errors import BackendError, ImageError, InputError, LatentError
 from vaedeploy.images.pixels import to_float
 from vaedeploy.runtime import on_device
-from vaedeploy.runtime.arrays import as_numpy, check_image, check_latent, check_out, check_seed, pad_image
+from vaedeploy.runtime.arrays import (
+    as_numpy,
+    check_image,
+    check_latent,
+    check_out,
+    check_seed,
+    pad_image,
+    refuse_stream,
+)
 from vaedeploy.runtime.backends import find_candidates
 from vaedeploy.runtime.cuda import CudaDevice
 from vaedeploy.runtime.dispatch import Dispatch
 from vaedeploy.runtime.dlpack import is_on_device
 from vaedeploy.runtime.rows.budget import Budget
 from vaedeploy.runtime.rows.session import MemoryPlan
+from vaedeploy.runtime.unverified import warn_of_unverified
 from vaedeploy.system.gpu import FORKED, was_forked
+from vaedeploy.system.progress import Progress, silent
 from vaedeploy.values.kinds import Part
-from vaedeploy.values.latent import LatentSpec, SizeRule
-
-
-class UnverifiedBundleWarning(UserWarning):
-    """The outputs of the bundle were never compared with PyTorch's, or differed from them by more than allowed."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a VAE accepts: latents of ``channels`` channels, and images whose height and width ``sizes`` allows
-    (multiples of ``factor`` pixels).
-    """
-
-    channels: int
-    factor: int
-    sizes: SizeRule
+from vaedeploy.values.latent import LatentSpec, Limits
 
 
 class VAE:
@@ -74,8 +67,9 @@ class VAE:
         goes on to the next backend and logs a warning.
     max_memory: bytes that all running calls together may take on the CPU, beyond the open VAE and the arrays that are
         given and returned. A call that would take more runs by rows, with the same result; one that finds no memory
-        waits for others to end. None for 70 % of what is free when a call begins, by the limits of containers too. See
-        ``plan`` and ``docs/any-size.md``.
+        waits for others to end. None for 70 % of what is free when a call begins, by the limits of containers too.
+    progress: is told how far each call is that runs by rows, by the thread that calls; see ``Progress``. It is not
+        pickled.
 
     Issues UnverifiedBundleWarning if the bundle is not verified. Raises BundleError for a bundle that is missing or
     damaged, BackendError for a backend that is not installed, and InputError for other invalid arguments.
@@ -93,6 +87,7 @@ class VAE:
         provider_options: Mapping[str, str] | None = None,
         profile: str | None = None,
         max_memory: int | None = None,
+        progress: Progress = silent,
     ) -> None:
         if on_nan not in ("rerun", "warn", "raise"):
             raise InputError(f"on_nan is {on_nan!r}; it must be 'rerun', 'warn' or 'raise'")
@@ -102,7 +97,7 @@ class VAE:
             raise InputError(f"threads is {threads!r}; it must be 1 or more, or None for all cores")
         self._bundle = Bundle.hold(path, verify_hashes)
         self._place = Path(path).absolute()  # now, since the process may change its folder later
-        budget = Budget(max_memory)
+        budget = Budget(max_memory, progress=progress)
         candidates = find_candidates(
             self._bundle, backend, device, threads, provider_options, profile, verify_hashes, budget
         )
@@ -121,13 +116,7 @@ class VAE:
             profile=profile,
             max_memory=max_memory,
         )
-        if not self._bundle.verified:
-            state = "was never verified" if self.manifest.verification is None else "failed its verification"
-            warnings.warn(
-                f"bundle {path} {state}; its images may be wrong. Run: vaedeploy verify {path}",
-                UnverifiedBundleWarning,
-                stacklevel=2,
-            )
+        warn_of_unverified(self._bundle)
 
     @property
     def path(self) -> Path:
@@ -190,7 +179,7 @@ class VAE:
                 )
             with self._gpu().active():
                 return on_device.encode(self._dispatch, self.manifest, self._gpu(), image, stream)
-        _refuse_stream(stream)
+        refuse_stream(stream)
         if seed is not None:
             seed = check_seed(seed, sample)
         if sample and not self.latent.sampled:
@@ -249,7 +238,7 @@ class VAE:
         if is_on_device(latent):
             with self._gpu().active():
                 return on_device.decode(self._dispatch, self.manifest, self._gpu(), latent, output, size, out, stream)
-        _refuse_stream(stream)
+        refuse_stream(stream)
         values = check_latent(as_numpy(latent, "latent", LatentError), self.latent)
         interface, name = self.manifest.interface("decoder"), "image_u8" if output == "uint8" else "image"
         batch, *full = interface.pixels(values.shape)
@@ -265,15 +254,10 @@ class VAE:
         return out
 
     def plan(self, height: int, width: int, batch: int = 1) -> dict[Part, MemoryPlan]:
-        """What a call takes that encodes to or decodes from (height, width) pixels on the CPU, as ``{"encoder": plan,
-        "decoder": plan}``.
+        """What encoding and decoding images of (height, width) pixels take on the CPU, see ``MemoryPlan``.
 
-        Each plan has the ``bytes`` at the peak, beyond the open VAE and the arrays that are given and returned; the
-        ``way``: "untiled" or "rows"; the share of operations that are computed ``again``; and the ``least`` bytes that
-        a call of this size can take.
-
-        Raises SizeError for sizes that the VAE does not take, InputError for a ``max_memory`` below the least, and
-        BackendError where graphs do not run on the CPU here, or the bundle cannot be computed by rows.
+        Raises SizeError for sizes that the VAE does not take, InputError for a batch below 1, and BackendError where
+        graphs do not run on the CPU here, or the bundle cannot be computed by rows.
         """
         self.latent.sizes.check(height, width)
         if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
@@ -313,8 +297,3 @@ class VAE:
 
     def _run(self, part: Part, outputs: Sequence[str], inputs: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
         return self._dispatch.run(part, outputs, inputs)  # type: ignore[return-value]  # host arrays in, host arrays out
-
-
-def _refuse_stream(stream: object) -> None:
-    if stream is not None:
-        raise InputError("stream is only for arrays in GPU memory, and this array is in host memory; leave stream out")

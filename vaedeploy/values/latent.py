@@ -95,6 +95,16 @@ def as_numbers(name: str, value: Any) -> float | tuple[float, ...]:
         raise ContractError(f"latent {name} is {value!r}; it must be one number, or one number per channel") from error
 
 
+class Limits(msgspec.Struct, frozen=True):
+    """What a VAE accepts: latents of ``channels`` channels, and images whose height and width ``sizes`` allows
+    (multiples of ``factor`` pixels).
+    """
+
+    channels: int
+    factor: int
+    sizes: SizeRule
+
+
 class SizeRule(msgspec.Struct, frozen=True):
     """Heights and widths must be multiples of ``factor`` pixels, and at least ``factor``."""
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast, get_args
 
 import numpy as np
 import onnx_ir as ir
 
-from vaedeploy.bundle.rows import COLUMNS, Cut, Norm, Size
+from vaedeploy.bundle.rows import COLUMNS, Cut, Dtype, Norm, Size
 from vaedeploy.graph.edit import constant_of, free_name
 from vaedeploy.rewrite.attention import chunk_attention
 from vaedeploy.rewrite.rows.cost import Counter, live_bytes
@@ -61,13 +62,15 @@ class Pieces:
         norms = tuple(self._statistics.get(value, ()))
         if norms and (layout is None or layout.axis != 2):
             raise NotByRowsError(str(value.name), "it is normalised, and its rows are not behind its channels")
-        dtype = value.dtype or ir.DataType.FLOAT
+        dtype = (value.dtype or ir.DataType.FLOAT).numpy().name
+        if dtype not in get_args(Dtype):
+            raise NotByRowsError(str(value.name), f"it is of type {dtype}, and the half would have to be cut there")
         return Cut(
             name=str(value.name),
             shape=half.shapes.sizes(value),
             axis=layout.axis if rowed and layout is not None else None,
             scale=layout.scale if rowed and layout is not None else None,
-            dtype=dtype.numpy().name,
+            dtype=cast(Dtype, dtype),
             means=f"{value.name}.row_means" if norms else None,
             variances=f"{value.name}.row_variances" if norms else None,
             norms=norms,

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from vaedeploy.errors import InputError
 from vaedeploy.system.memory import free_memory
 from vaedeploy.system.processes import tell_of_fork
+from vaedeploy.system.progress import Progress, silent
 
 __all__ = ["SHARE", "Budget"]
 
@@ -22,15 +23,20 @@ class Budget:
     """Bytes that all running calls of a VAE may take together, beyond the open VAE.
 
     most: the limit; None for a share of what is free when the first of the running calls begins. free: says how much
-    that is.
+    that is. progress: is told how far calls by rows are.
     """
 
-    def __init__(self, most: int | None = None, free: Callable[[], int | None] = free_memory) -> None:
+    def __init__(
+        self,
+        most: int | None = None,
+        free: Callable[[], int | None] = free_memory,
+        progress: Progress = silent,
+    ) -> None:
         if most is not None and (isinstance(most, bool) or not isinstance(most, int)):
             raise InputError(f"max_memory is {most!r}; it must be a whole number of bytes, such as 4_000_000_000")
         if most is not None and most < 1:
             raise InputError(f"max_memory is {most}; it must be a number of bytes above 0, or None")
-        self.most, self._free = most, free
+        self.most, self._free, self.progress = most, free, progress
         self.forked()
         tell_of_fork(self)
 

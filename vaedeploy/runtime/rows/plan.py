@@ -8,205 +8,16 @@ made virtual that lowers what is too much by most for each operation that it cos
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 
-from vaedeploy.bundle.rows import Cut, Piece, RowsTable
+from vaedeploy.bundle.rows import RowsTable
+from vaedeploy.runtime.rows.layout import OVERHEAD, SCORES, Layout
 
-__all__ = ["Layout", "Plan", "make_plan"]
+__all__ = ["Plan", "make_plan", "untiled_bytes"]
 
-WORK = 96 * 2**20
-"""Bytes that the tensors of one strip may take where memory is not short. Larger strips are no faster."""
-
-HALO_SHARE = 32
-"""A strip is this many times as high as its halo, where memory is not short: 2/32 of the rows are computed again."""
-
-SCORES = 2 * 64 * 2**20
-"""Bytes that attention takes beside what counts with the image's size: a block of scores, and its softmax."""
-
-OVERHEAD = 16 * 2**20
-"""Bytes that a call takes whatever the size: sessions, and what the allocator keeps."""
-
-WEIGHTS = 3
-"""How often the weights of an open piece are in memory: as read, in the session, and in the order of its kernels."""
-
-
-class Layout:
-    """A table at one size of the latent, with the cuts that are virtual.
-
-    Sizes: ``rows`` and ``columns`` of the latent. Rows of a cut are counted in the cut's own rows.
-    """
-
-    def __init__(self, table: RowsTable, rows: int, columns: int, virtual: frozenset[str] = frozenset()) -> None:
-        self.table, self.rows, self.columns, self.virtual = table, rows, columns, virtual
-        self.cuts: Mapping[str, Cut] = {cut.name: cut for cut in table.cuts}
-        self.piece_of: Mapping[str, Piece] = {name: piece for piece in table.pieces for name in piece.targets}
-
-    def height(self, cut: Cut) -> int:
-        """How many rows a cut has."""
-        return self.rows * (cut.scale or 1)
-
-    def bytes(self, name: str) -> int:
-        return self.cuts[name].bytes_at(self.rows, self.columns)
-
-    def is_stored(self, name: str) -> bool:
-        return name not in self.virtual
-
-    def runs(self, piece: Piece) -> bool:
-        """Whether a piece has a turn of its own, and is not only run for rows that others read."""
-        targets = [self.cuts[name] for name in piece.targets]
-        return any(self.is_stored(cut.name) or cut.norms for cut in targets)
-
-    @cached_property
-    def steps(self) -> list[Piece]:
-        """The pieces that have a turn, in order."""
-        return [piece for piece in self.table.pieces if self.runs(piece)]
-
-    def source_rows(self, piece: Piece, cut: Cut, first: int, last: int) -> tuple[int, int]:
-        """The rows of a source that ``piece`` takes to compute its steps [first, last), as if there were no border."""
-        each = (cut.scale or 1) // piece.steps
-        return (first - piece.halo) * each, (last + piece.halo) * each
-
-    def inside(self, cut: Cut, low: int, high: int) -> tuple[int, int]:
-        """Those of the rows [low, high) that a cut has."""
-        return max(0, low), min(self.height(cut), high)
-
-    def row_elements(self, cut: Cut) -> int:
-        """How many elements along its axis a row of a cut is: the positions of a row, or 1."""
-        assert cut.axis is not None
-        size = cut.shape[cut.axis]
-        return size.factor * self.columns // (cut.scale or 1) if size.columns else 1
-
-    def steps_of(self, piece: Piece, cut: Cut, low: int, high: int) -> tuple[int, int]:
-        """The steps of ``piece`` that give at least rows [low, high) of its target ``cut``."""
-        each = (cut.scale or 1) // piece.steps
-        return low // each, -(-high // each)
-
-    def tree(self, piece: Piece, first: int, last: int) -> Iterator[tuple[Piece, int, int]]:
-        """Each piece that is run to compute steps [first, last) of ``piece``, as if there were no border, with its
-        steps: it itself, and those of virtual cuts that it reads.
-        """
-        yield piece, first, last
-        for name in piece.strips:
-            if name in self.virtual:
-                cut, below = self.cuts[name], self.piece_of[name]
-                yield from self.tree(below, *self.steps_of(below, cut, *self.source_rows(piece, cut, first, last)))
-
-    def reads(self, piece: Piece) -> Mapping[str, bool]:
-        """The stored cuts that are read when ``piece`` has its turn, and whether any is read whole."""
-        found: dict[str, bool] = {}
-        for below, *_ in self.tree(piece, 0, 1):
-            for name in below.whole:
-                found[name] = True
-            for name in below.strips:
-                if name not in self.virtual:
-                    found.setdefault(name, False)
-        return found
-
-    @cached_property
-    def _reads(self) -> list[Mapping[str, bool]]:
-        return [self.reads(piece) for piece in self.steps]
-
-    @cached_property
-    def last_read(self) -> Mapping[str, int]:
-        """Stored cut -> the index of the last turn that reads it."""
-        return {name: index for index, names in enumerate(self._reads) for name in names}
-
-    def dying(self, index: int) -> list[str]:
-        """The cuts that nobody reads after this turn, but for what the caller gave."""
-        return [n for n in self._reads[index] if self.last_read[n] == index and n != self.table.input]
-
-    def overwritten(self, index: int) -> str | None:
-        """The dying cut over which a turn writes its result, strip after strip; None if there is none that fits."""
-        piece = self.steps[index]
-        (name, *more) = piece.targets
-        if more or name in self.virtual or name in self.table.outputs or self.cuts[name].axis is None:
-            return None
-        target = self.cuts[name]
-        for source in self.dying(index):
-            cut = self.cuts[source]
-            alike = (cut.shape, cut.axis, cut.dtype) == (target.shape, target.axis, target.dtype)
-            if alike and not self._reads[index][source]:
-                return source
-        return None
-
-    @cached_property
-    def stored_bytes(self) -> list[int]:
-        """Bytes that are stored while each turn runs."""
-        live: dict[str, int] = {}
-        found = []
-        for index, piece in enumerate(self.steps):
-            new = {n: self.bytes(n) for n in piece.targets if n not in self.virtual and n not in self.table.outputs}
-            extra = 0 if self.overwritten(index) else sum(new.values())
-            found.append(sum(live.values()) + extra)
-            for name in self.dying(index):
-                live.pop(name, None)
-            live.update({name: size for name, size in new.items() if name in self.last_read})
-        return found
-
-    def least_height(self, piece: Piece) -> int:
-        """The fewest steps that a strip of ``piece`` has.
-
-        Attention has strips of one height, whatever the memory: as many queries as one block of scores has. ONNX
-        Runtime's products of 48 and of 384 rows differ by their last bit.
-        """
-        if piece.quadratic:
-            row = self.rows * self.columns**2 * 4
-            return min(self.all_steps(piece), max(1, SCORES // 2 // row))
-        return min(self.all_steps(piece), max(1, 2 * self.total_halo(piece)))
-
-    def all_steps(self, piece: Piece) -> int:
-        """How many steps ``piece`` takes for the whole image; 1 for a piece that computes no rows."""
-        return self.rows * piece.steps if self.cuts[piece.targets[0]].axis is not None else 1
-
-    def total_halo(self, piece: Piece) -> int:
-        """Steps of ``piece`` above a strip that are computed again, with what virtual cuts add to them."""
-        far = 1 << 20
-        return max(
-            -(-(far * below.steps - (first - below.halo) * piece.steps) // below.steps)
-            for below, first, _ in self.tree(piece, far, far + 1)
-        )
-
-    def work(self, index: int, height: int) -> int:
-        """Bytes that a turn takes beside what is stored, in strips of ``height`` steps."""
-        piece, total, pairs = self.steps[index], OVERHEAD, 0
-        if self.cuts[piece.targets[0]].axis is None:
-            return total + piece.work * self.rows * self.columns + sum(w.bytes for w in piece.weights) * WEIGHTS
-        for below, first, last in self.tree(piece, 1 << 20, (1 << 20) + height):
-            steps = min(last - first + 2 * below.halo, self.rows * below.steps)
-            total += below.work * steps * self.columns + sum(weight.bytes for weight in below.weights) * WEIGHTS
-            pairs += below.quadratic
-        if source := self.overwritten(index):
-            cut = self.cuts[source]
-            total += self.total_halo(piece) * (cut.scale or 1) // piece.steps * self.bytes(source) // self.height(cut)
-        return total + (min(SCORES, 8 * (self.rows * self.columns) ** 2) if pairs else 0)
-
-    def best_height(self, index: int, room: int) -> int:
-        """How many steps a strip of a turn has where ``room`` bytes are left for its work."""
-        piece = self.steps[index]
-        least, most = self.least_height(piece), self.all_steps(piece)
-        if piece.quadratic:
-            return least
-        each = max(1, self.work(index, least + 1) - self.work(index, least)) if most > least else 1
-        wanted = max(HALO_SHARE * self.total_halo(piece), WORK // each, least)
-        affordable = least + max(0, room - self.work(index, least)) // each
-        height = min(wanted, affordable, most)
-        # Strips of one height, and none of a few rows at the end.
-        return max(least, -(-most // -(-most // height)))
-
-    def operations(self, heights: Mapping[int, int] | None = None) -> float:
-        """Operations of all turns. heights: of their strips, for what halos cost; without them halos cost nothing."""
-        area, total = self.rows * self.columns, 0.0
-        for index, piece in enumerate(self.steps):
-            height = self.all_steps(piece) if heights is None else heights[index]
-            base = 0 if heights is None else 1 << 20
-            for below, first, last in self.tree(piece, base, base + height):
-                share = 1.0
-                if heights is not None and height < self.all_steps(piece):
-                    share = (last - first + 2 * below.halo) * piece.steps / (height * below.steps)
-                total += (below.operations * area + below.quadratic * area**2) * share
-        return total
+TOGETHER = 4
+"""Most cuts that are made virtual at once where no fewer save anything, such as both of a residual block."""
 
 
 @dataclass(frozen=True)
@@ -224,39 +35,55 @@ class Plan:
 
 
 def make_plan(table: RowsTable, rows: int, columns: int, budget: int) -> Plan:
-    """The plan that takes the fewest operations found within ``budget`` bytes; where there is none, the one that takes
+    """The plan within ``budget`` bytes that takes the fewest operations found; where there is none, the one that takes
     the fewest bytes found.
     """
-    layout = least = Layout(table, rows, columns)
+    layout = Layout(table, rows, columns)
+    found = _within(layout, budget)
+    if found is None:
+        found = layout
+        while (lower := _within(layout, _peak(found) - 1)) is not None:
+            found = lower
+        budget = max(budget, _peak(found))
+    return _finish(found, budget)
+
+
+def _within(layout: Layout, budget: int) -> Layout | None:
+    """``layout`` with cuts made virtual until it takes no more than ``budget`` bytes; None where that is not found."""
     while (excess := _excess(layout, budget)) > 0:
-        better = [(_excess(other, budget), other) for other in _more_virtual(layout)]
         cost = layout.operations()
-        better = [(left, other) for left, other in better if left < excess]
-        if not better:
-            break
+        for count in range(1, TOGETHER + 1):
+            tried = [(_excess(other, budget), other) for other in _more_virtual(layout, count)]
+            better = [(left, other) for left, other in tried if left < excess]
+            if better:
+                break
+        else:
+            return None
         layout = max(better, key=lambda item: (excess - item[0]) / (item[1].operations() - cost + 1))[1]
-        if _peak(layout) < _peak(least):
-            least = layout
-    layout = least if excess > 0 else _fewer_virtual(layout, budget)
-    return _finish(layout, budget)
+    return _fewer_virtual(layout, budget)
 
 
-def _more_virtual(layout: Layout) -> Iterator[Layout]:
-    """Each layout with one more virtual cut. What is read whole is always stored, and so are
-    what is given and what attention gives.
+def _more_virtual(layout: Layout, count: int) -> Iterator[Layout]:
+    """Each layout with ``count`` more virtual cuts, one behind the other.
+
+    What is read whole is always stored, and so are what is given and what attention gives.
     """
     whole = {name for piece in layout.table.pieces for name in piece.whole}
-    for cut in layout.table.cuts:
-        given = cut.name in (layout.table.input, *layout.table.outputs)
-        fixed = cut.axis is None or given or cut.name in whole or layout.piece_of[cut.name].quadratic
-        if not fixed and cut.name not in layout.virtual:
-            yield Layout(layout.table, layout.rows, layout.columns, layout.virtual | {cut.name})
+    fixed = {layout.table.input, *layout.table.outputs, *whole, *layout.virtual}
+    free = [
+        cut.name
+        for cut in layout.table.cuts
+        if cut.axis is not None and cut.name not in fixed and not layout.piece_of[cut.name].quadratic
+    ]
+    for first in range(len(free) - count + 1):
+        more = free[first : first + count]
+        yield layout.with_virtual(layout.virtual.union(more))
 
 
 def _fewer_virtual(layout: Layout, budget: int) -> Layout:
     """``layout`` with those virtual cuts stored again that turn out not to be needed, the dearest first."""
     for name in sorted(layout.virtual, key=lambda name: (-layout.piece_of[name].operations, name)):
-        other = Layout(layout.table, layout.rows, layout.columns, layout.virtual - {name})
+        other = layout.with_virtual(layout.virtual - {name})
         if _excess(other, budget) == 0 and other.operations() <= layout.operations():
             layout = other
     return layout
@@ -281,7 +108,7 @@ def _finish(layout: Layout, budget: int) -> Plan:
     stored = layout.stored_bytes
     heights = {index: layout.best_height(index, budget - stored[index]) for index in range(len(stored))}
     peak = max(stored[index] + layout.work(index, height) for index, height in heights.items())
-    once = Layout(layout.table, layout.rows, layout.columns).operations()
+    once = layout.with_virtual(frozenset()).operations()
     again = layout.operations(heights) / once - 1 if once else 0.0
     return Plan(layout, tuple(heights.values()), peak, again)
 

@@ -22,6 +22,7 @@ from vaedeploy.runtime.rows.budget import Budget
 from vaedeploy.runtime.rows.plan import Plan, make_plan, untiled_bytes
 from vaedeploy.runtime.rows.strips import Run, RunPiece
 from vaedeploy.system.processes import native_call
+from vaedeploy.system.progress import Progress, silent
 from vaedeploy.values.kinds import Part
 
 __all__ = ["BoundedSession", "MemoryPlan", "RowsHalf"]
@@ -35,20 +36,30 @@ class MemoryPlan:
 
     bytes: at its peak, beyond the open VAE and the arrays that the caller gives and gets. way: "untiled" for the whole
     graph at once, "rows" for strips of it. again: operations that are computed again, as a share of all.
-    least: the fewest bytes that a call of this size can take.
+    least: the fewest bytes that a call of this size can take. fits: whether the VAE's ``max_memory`` allows it; a call
+    that does not fit raises InputError.
     """
 
     bytes: int
     way: Literal["untiled", "rows"]
     again: float
     least: int
+    fits: bool
 
 
 class RowsHalf:
     """The rows form of a half in an open bundle."""
 
-    def __init__(self, bundle: Bundle, part: Part, threads: int | None = None, verify_hashes: bool = True) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        part: Part,
+        threads: int | None = None,
+        verify_hashes: bool = True,
+        progress: Progress = silent,
+    ) -> None:
         self.bundle, self.part, self.threads, self.verify_hashes = bundle, part, threads, verify_hashes
+        self._progress = progress
         self._plans: dict[tuple[int, int, int], Plan] = {}
 
     @property
@@ -90,10 +101,19 @@ class RowsHalf:
             name: np.empty((len(batch), *shapes[name][1:]), cuts[name].dtype) for name in outputs if name in shapes
         }
         finite = np.empty(len(batch), np.bool_)
+        done, factor = 0.0, self.table.factor
+        what = f"The {self.part}, {plan.layout.rows * factor}x{plan.layout.columns * factor} by rows"
+
+        def advance(share: float) -> None:
+            nonlocal done
+            self._progress(what, done, len(batch))
+            done = min(done + share, len(batch))
+
         for index in range(len(batch)):
-            run = Run(plan, self._open)
+            run = Run(plan, self._open, advance)
             run.compute(batch[index : index + 1], {n: array[index : index + 1] for n, array in results.items()})
             finite[index] = run.finite
+        self._progress(what, len(batch), len(batch))
         return [results.get(name, finite) for name in outputs]
 
     @contextmanager
@@ -176,10 +196,9 @@ class BoundedSession(onnxruntime_cpu.Session):
         whole = untiled_bytes(table, rows, columns, batch)
         least = min(whole, self.half.plan(rows, columns, 0).bytes)
         if whole <= limit:
-            return MemoryPlan(whole, "untiled", 0.0, least)
+            return MemoryPlan(whole, "untiled", 0.0, least, fits=True)
         plan = self.half.plan(rows, columns, limit)
-        self._check(plan, limit)
-        return MemoryPlan(plan.bytes, "rows", plan.again, least)
+        return MemoryPlan(plan.bytes, "rows", plan.again, least, fits=plan.bytes <= limit)
 
     def _check(self, plan: Plan, limit: int) -> None:
         if plan.bytes > limit and self._budget.most is not None:

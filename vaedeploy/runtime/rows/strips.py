@@ -43,6 +43,8 @@ class Run:
         self._statistics: dict[str, Array] = {}
         self._sessions: dict[int, RunPiece] = {}
         self._over: _Over | None = None
+        operations = [self.layout.turn_operations(index) + 1 for index in range(len(self.layout.steps))]
+        self._shares = [number / sum(operations) for number in operations]
         self._columns: Array = np.array([plan.layout.columns], np.int64)
 
     def compute(self, item: Array, results: Mapping[str, Array]) -> None:
@@ -95,7 +97,7 @@ class Run:
             if self._over is not None:
                 self._over.written = end * ((self._over.cut.scale or 1) // piece.steps)
                 self._over.first, self._over.rows = kept
-            self._advance((end - first) / last / len(layout.steps))
+            self._advance((end - first) / last * self._shares[index])
         self._over = None
         for cut in targets:
             if cut.norms:
