@@ -53,8 +53,8 @@ def write_graphs(folder: Path, precision: str) -> dict[str, Path]:
     return files
 
 
-def measure(graph: Graph, path: Path, capability: str, rounds: int, folder: Path) -> dict[str, Any]:
-    inputs = Inputs(graph, 8)
+def measure(graph: Graph, path: Path, capability: str, rounds: int, folder: Path, factor: int = 8) -> dict[str, Any]:
+    inputs = Inputs(graph, factor)
     request = BuildRequest(
         backend="tensorrt-rtx",
         graph=str(path),
