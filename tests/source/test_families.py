@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import diffusers
+import msgspec
 import pytest
 import torch
 from checkpoints import message_of
@@ -21,7 +23,7 @@ from vaedeploy.errors import WeightsError
 from vaedeploy.pipeline import export
 from vaedeploy.source import load_reference
 from vaedeploy.source.families import FAMILIES, REFUSED
-from vaedeploy.source.family import Architecture
+from vaedeploy.source.family import DESCRIBES, Architecture
 from vaedeploy.source.network import build, tensor_shapes
 from vaedeploy.values.latent import LatentSpec
 from vaedeploy.verify.shapes import verification_shapes
@@ -40,6 +42,22 @@ def test_every_family_has_a_case() -> None:
 def test_every_family_is_documented() -> None:
     page = (ROOT / "docs" / "weights.md").read_text()
     assert [name for name in FAMILIES if f"`{name}`" not in page] == []
+
+
+@every_family
+def test_defaults_of_its_config_are_those_of_the_class(name: str) -> None:
+    architecture = type(FAMILIES[name].read(CASES[name].config()))
+    theirs = inspect.signature(class_of(name)).parameters
+    ours = {field.name: field for field in msgspec.structs.fields(architecture) if field.name != "packing"}
+    assert theirs.keys() - ours.keys() <= architecture.ignored | DESCRIBES
+    for field, argument in ((field, theirs[name]) for name, field in ours.items()):
+        assert field.required == (argument.default is argument.empty)
+        assert field.required or comparable(field.default) == comparable(argument.default)
+
+
+def comparable(value: Any) -> Any:
+    """Lists as tuples."""
+    return tuple(map(comparable, value)) if isinstance(value, list | tuple) else value
 
 
 @every_family
