@@ -127,7 +127,7 @@ def test_a_folder_that_the_class_saved_is_exported(name: str, tmp_path: Path, mo
     # Without the large shape: attention over all of it takes most of the time.
     monkeypatch.setattr(export, "verification_shapes", lambda factor: verification_shapes(factor)[:-1])
     case = CASES[name]
-    bundle = export.export_vae(case.folder(tmp_path / "saved"), out=tmp_path / "bundle")
+    bundle = export.export_vae(case.folder(tmp_path / "saved"), out=tmp_path / "bundle", **case.given())
     assert bundle.verified
     assert bundle.manifest.vae.architecture == name
     rewrites = bundle.manifest.rewrites[bundle.manifest.graphs["decoder"]["onnxruntime"]]
@@ -152,7 +152,7 @@ def test_fields_that_are_not_known_are_refused(name: str, tmp_path: Path) -> Non
     path = CASES[name].folder(tmp_path / "saved")
     config = json.loads((path / "config.json").read_text())
     (path / "config.json").write_text(json.dumps({**config, "new_option": False, "other": None}))
-    load_reference(path)
+    load_reference(path, **CASES[name].given())
     (path / "config.json").write_text(json.dumps({**config, "new_option": "fast"}))
     assert message_of(WeightsError, path).startswith(
         f"{path / 'config.json'} has fields that this vaedeploy does not know: new_option 'fast'. They may change what "
