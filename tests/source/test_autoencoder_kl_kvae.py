@@ -54,3 +54,10 @@ def test_a_scale_that_a_config_states_holds(tmp_path: Path) -> None:
 def test_what_only_tiling_reads_makes_no_other_architecture() -> None:
     one, other = (FAMILIES[CASE.class_name].read({**CASE.config(), "sample_size": size}) for size in (32, [64, 64]))
     assert one == other
+
+
+def test_weights_without_their_config_say_what_to_give(tmp_path: Path) -> None:
+    file = saved(tmp_path) / "diffusion_pytorch_model.safetensors"
+    assert message_of(WeightsError, file, scale=1).endswith(
+        ". A VAE that is none of the presets' loads from a diffusers folder with its config.json: --vae FOLDER"
+    )
