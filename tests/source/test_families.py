@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import diffusers
+import msgspec
 import pytest
 import torch
 from checkpoints import message_of
@@ -21,7 +23,7 @@ from vaedeploy.errors import WeightsError
 from vaedeploy.pipeline import export
 from vaedeploy.source import load_reference
 from vaedeploy.source.families import FAMILIES, REFUSED
-from vaedeploy.source.family import Architecture
+from vaedeploy.source.family import DESCRIBES, Architecture
 from vaedeploy.source.network import build, tensor_shapes
 from vaedeploy.values.latent import LatentSpec
 from vaedeploy.verify.shapes import verification_shapes
@@ -40,6 +42,22 @@ def test_every_family_has_a_case() -> None:
 def test_every_family_is_documented() -> None:
     page = (ROOT / "docs" / "weights.md").read_text()
     assert [name for name in FAMILIES if f"`{name}`" not in page] == []
+
+
+@every_family
+def test_defaults_of_its_config_are_those_of_the_class(name: str) -> None:
+    architecture = type(FAMILIES[name].read(CASES[name].config()))
+    theirs = inspect.signature(class_of(name)).parameters
+    ours = {field.name: field for field in msgspec.structs.fields(architecture) if field.name != "packing"}
+    assert theirs.keys() - ours.keys() <= architecture.ignored | DESCRIBES
+    for field, argument in ((field, theirs[name]) for name, field in ours.items()):
+        assert field.required == (argument.default is argument.empty)
+        assert field.required or comparable(field.default) == comparable(argument.default)
+
+
+def comparable(value: Any) -> Any:
+    """Lists as tuples."""
+    return tuple(map(comparable, value)) if isinstance(value, list | tuple) else value
 
 
 @every_family
@@ -109,7 +127,7 @@ def test_a_folder_that_the_class_saved_is_exported(name: str, tmp_path: Path, mo
     # Without the large shape: attention over all of it takes most of the time.
     monkeypatch.setattr(export, "verification_shapes", lambda factor: verification_shapes(factor)[:-1])
     case = CASES[name]
-    bundle = export.export_vae(case.folder(tmp_path / "saved"), out=tmp_path / "bundle")
+    bundle = export.export_vae(case.folder(tmp_path / "saved"), out=tmp_path / "bundle", **case.given())
     assert bundle.verified
     assert bundle.manifest.vae.architecture == name
     rewrites = bundle.manifest.rewrites[bundle.manifest.graphs["decoder"]["onnxruntime"]]
@@ -134,7 +152,7 @@ def test_fields_that_are_not_known_are_refused(name: str, tmp_path: Path) -> Non
     path = CASES[name].folder(tmp_path / "saved")
     config = json.loads((path / "config.json").read_text())
     (path / "config.json").write_text(json.dumps({**config, "new_option": False, "other": None}))
-    load_reference(path)
+    load_reference(path, **CASES[name].given())
     (path / "config.json").write_text(json.dumps({**config, "new_option": "fast"}))
     assert message_of(WeightsError, path).startswith(
         f"{path / 'config.json'} has fields that this vaedeploy does not know: new_option 'fast'. They may change what "

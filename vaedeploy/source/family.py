@@ -47,7 +47,8 @@ class Architecture(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     a ``config.json`` leaves it out.
 
     class_name: the class of diffusers. unshaped: fields on which no tensor's shape depends and which a preset may say
-    otherwise than a ``config.json`` does. ignored: arguments of the class that change nothing here.
+    otherwise than a ``config.json`` does. ignored: arguments of the class that change nothing here, such as those that
+    only tiling or training reads. What states the latent contract (``DESCRIBES``) is neither.
     """
 
     class_name: ClassVar[str]
@@ -110,7 +111,7 @@ class Family(Protocol[A]):
 
         raw: the ``config.json``; empty for weights that came without one. tensors: the ``contract_tensors`` that the
         weights have, float32, by diffusers' names. by: what messages call the source. Without one of the family's
-        own, diffusers' usual fields of the config count.
+        own, diffusers' usual fields of the config count; where it has none, the user is asked for the scale.
         """
         return config_statement(raw, by)
 
@@ -122,7 +123,8 @@ class Family(Protocol[A]):
         """(encoder, decoder) of a ``blank`` that holds weights by now, each with the tensors of its own half only.
 
         encoder: image (B, 3, H, W) in [-1, 1] -> latent, or (mean, std), in (B, C, h, w) before scale and shift.
-        decoder: latent -> image, not clamped.
+        decoder: latent -> image, not clamped. Names of tensors begin with ``encoder`` or ``quant_conv``, and with
+        ``decoder`` or ``post_quant_conv``.
         """
         ...
 
