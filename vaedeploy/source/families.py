@@ -54,6 +54,14 @@ REFUSED = {
     "AutoencoderKLLTX2Video": VIDEO,
     "AutoencoderKLMagvit": VIDEO,
     "AutoencoderKLMochi": VIDEO,
+    "AutoencoderKLHunyuanImageRefiner": "its pipeline packs one frame twice, as for a video, and here an image is one",
+    "AutoencoderKLLTX2Audio": SOUND,
+    "AutoencoderKLMiniMaxH3": VIDEO,
+    "AutoencoderKLMiniMaxH3Audio": SOUND,
+    "AutoencoderRAE": "its encoder is one of transformers' models, with sizes of its own",
+    "AutoencoderSAME": SOUND,
+    "AutoencoderVidTok": VIDEO,
+    "Kandinsky6SRVAE": VIDEO,
 }
 """Classes that are known not to be for this -> why."""
 
