@@ -181,7 +181,7 @@ def _read(found: Found, contract: Contract, progress: Progress) -> Reference:
     shapes = {name: shape for name, shape in tensor_shapes(plan.architecture).items() if name in matched.sources}
     stating = {name: shapes.pop(name) for name in family_of(plan.architecture).contract_tensors & shapes.keys()}
     known_preset = preset_of_file(sha256)
-    statements = plan.statements(load(tensors, matched, stating, found.where))
+    statements = plan.statements(load(matched, stating, found.where))
     if known_preset is not None and known_preset != found.preset:
         statements.append(
             preset_statement(known_preset, f"{found.where} (by its sha256 the file of preset {known_preset.name})")
@@ -191,7 +191,7 @@ def _read(found: Found, contract: Contract, progress: Progress) -> Reference:
     if stated is not None and statements and not plan.architecture.differences(stated[0].config):
         statements.append(preset_statement(stated[0], f"{found.where} ({stated[1]})"))
     latent = contract(statements, plan.architecture, found.where)
-    weights = load(tensors, matched, shapes, found.where, progress)
+    weights = load(matched, shapes, found.where, progress)
     encoder, decoder = build(plan.architecture, weights)
     # Weights that are not the preset's have another licence, which is known only if they are those of some preset.
     licensed = found.preset if found.own else known_preset
