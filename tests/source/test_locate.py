@@ -270,7 +270,7 @@ def test_of_several_variants_the_most_precise_is_taken(tmp_path: Path, tensors: 
     names = ["bf16.bin", "bf16.safetensors", "fp16.safetensors", "non_ema.bin", "non_ema.safetensors", "safetensors"]
     for name in names:
         folder(path, config_of(DEMO.config, **DEMO_CONFIG), tensors, f"diffusion_pytorch_model.{name}")
-        assert find_weights(path)[0].name == f"diffusion_pytorch_model.{name}"
+        assert find_weights(path).where.name == f"diffusion_pytorch_model.{name}"
         if name == "non_ema.safetensors":
             other = path / "diffusion_pytorch_model.ema.safetensors"
             other.touch()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
 from vaedeploy.errors import WeightsError
+from vaedeploy.source.pair import half_named
 from vaedeploy.system.documents import read_document
 from vaedeploy.system.text import shown
 
@@ -48,17 +50,29 @@ class _Index(msgspec.Struct):
     weight_map: dict[str, str]
 
 
-def find_weights(folder: Path) -> tuple[Path, tuple[Path, ...]]:
-    """(what messages call them, the weights file or its parts): of several variants, the most precise.
+@dataclass(frozen=True)
+class Weights:
+    """The weights in a folder.
+
+    where: what messages call them. files: the weights file, or its parts. in_halves: whether these are an encoder and a
+    decoder, see ``pair``.
+    """
+
+    where: Path
+    files: tuple[Path, ...]
+    in_halves: bool = False
+
+
+def find_weights(folder: Path) -> Weights:
+    """The weights in a folder: of several variants, the most precise.
 
     Raises WeightsError where the folder has no weights, where a part or what a link leads to is not there, and where
     two variants are equally precise.
     """
-    candidates = _candidates(folder)
+    names = _names(folder)
+    candidates = _candidates(folder, names)
     if not candidates:
-        raise WeightsError(
-            f"{folder} holds no {STEM}.safetensors or {STEM}.bin. Give a diffusers folder, or the weights file itself"
-        )
+        return _halves(folder, names)
     best = candidates[0]
     equal = [c.path for c in candidates if c.rank[0] == best.rank[0] and c.variant != best.variant]
     if equal:
@@ -75,15 +89,37 @@ def find_weights(folder: Path) -> tuple[Path, tuple[Path, ...]]:
                 else f"{file}, a part of the weights that {best.path.name} lists, is not there. "
                 "Download the repository again"
             )
-    return best.path, files
+    return Weights(best.path, files)
 
 
-def _candidates(folder: Path) -> list[_Candidate]:
-    found = []
+def _halves(folder: Path, names: Sequence[str]) -> Weights:
+    """The encoder and the decoder in a folder with two such files, and without others."""
+    halves = [(path, half.other) for name in names if (half := half_named(path := folder / name)) is not None]
+    pairs = [pair for pair in halves if pair[1].name in names and pair[0] < pair[1]]
+    if len(pairs) == 1:
+        return Weights(folder, pairs[0], in_halves=True)
+    if pairs:
+        named = ", ".join(path.name for pair in pairs for path in pair)
+        raise WeightsError(
+            f"{folder} holds several VAEs in two files each: {named}. Give one of the two files of the one that you "
+            "mean"
+        )
+    alone = "".join(f"; of {path.name} the other half, {other.name}, is not there" for path, other in halves[:1])
+    raise WeightsError(
+        f"{folder} holds no {STEM}.safetensors or {STEM}.bin{alone}. Give a diffusers folder, or the weights file "
+        "itself"
+    )
+
+
+def _names(folder: Path) -> list[str]:
     try:
-        names = sorted(path.name for path in folder.iterdir())
+        return sorted(path.name for path in folder.iterdir())
     except OSError as error:
         raise WeightsError(f"{folder} cannot be read: {error.strerror or error}") from error
+
+
+def _candidates(folder: Path, names: Sequence[str]) -> list[_Candidate]:
+    found = []
     for name in names:
         match = SINGLE.fullmatch(name) or INDEX.fullmatch(name)
         if match is not None:
