@@ -24,6 +24,14 @@ INDEX = re.compile(rf"{STEM}\.(?P<kind>safetensors|bin)\.index(?:\.(?P<variant>\
 HALF = ("fp16", "bf16")
 """Variants with fewer digits than the others have, the most precise first."""
 
+WEIGHTS = tuple(
+    f"{STEM}{ending}"
+    for variant in ("", *(f".{half}" for half in HALF))
+    for kind in ("safetensors", "bin")
+    for ending in (f"{variant}.{kind}", f".{kind}.index{variant}.json")
+)
+"""What weights in a folder may be called whose other names are not known, the most precise first."""
+
 MAX_INDEX = 25_000_000
 """Largest list of parts that is read, in bytes."""
 
@@ -80,7 +88,7 @@ def find_weights(folder: Path) -> Weights:
             f"{folder} holds several variants of the weights: {', '.join(p.name for p in (best.path, *equal))}. "
             "Give the one that you mean: its file"
         )
-    files = _parts(best.path) if best.is_index else (best.path,)
+    files = parts_of(best.path)
     for file in files:
         if not file.exists():
             raise WeightsError(
@@ -128,7 +136,15 @@ def _candidates(folder: Path, names: Sequence[str]) -> list[_Candidate]:
     return sorted(found, key=lambda candidate: candidate.rank)
 
 
-def _parts(index: Path) -> tuple[Path, ...]:
+def parts_of(file: Path) -> tuple[Path, ...]:
+    """The weights files that ``file`` stands for: itself, or those that it lists, whether they are there or not.
+
+    Raises WeightsError for a list that cannot be read, and for one of other files than those beside it.
+    """
+    return _listed(file) if INDEX.fullmatch(file.name) else (file,)
+
+
+def _listed(index: Path) -> tuple[Path, ...]:
     try:
         names = set(msgspec.json.decode(read_document(index, MAX_INDEX), type=_Index).weight_map.values())
     except OSError as error:

@@ -20,9 +20,6 @@ from vaedeploy.source.preset import Preset, get_preset, presets
 from vaedeploy.values.origin import Origin
 from vaedeploy.values.reference import Reference
 
-FOLDER_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
-"""Names of the weights file in a diffusers folder or repository, as long as it is of no variant and in one part."""
-
 SUBFOLDERS = ("vae", "movq", "vqgan")
 """Folders in which diffusers' pipelines keep their VAE: nearly all, Kandinsky's, and those of Stable Cascade."""
 
