@@ -57,7 +57,7 @@ def test_engines_lie_in_the_bundle_and_say_what_they_are(engine_bundle: Bundle, 
 @pytest.mark.slow
 def test_engines_take_the_sizes_that_the_vae_can_make(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     shapes = "{ odd = { height = 66, width = 64 }, any = { height = [30, 62, 65], width = 64 } }"
-    write_profile(tmp_path, shapes=shapes)
+    write_profile(tmp_path, shapes=shapes, precision='"fp32"')
     built = build_engines(tiny_bundle(tmp_path / "tiny"), ["mine"], folder=tmp_path)
     assert built.manifest.engines[DECODER].identity.shapes == {"any": ShapeSet((32, 60, 64), 64)}
     assert list(built.manifest.engines[DECODER].activation_bytes) == ["any"]

@@ -37,9 +37,17 @@ FAMILIES: dict[str, Family[Any]] = {
 
 VIDEO = "it is a VAE of videos, and what is exported here takes images"
 
+SOUNDS = "it is a VAE of sounds"
+
 REFUSED = {
     "ConsistencyDecoderVAE": "its decoder draws noise, which a graph must not",
-    "AutoencoderOobleck": "it is a VAE of sounds",
+    "AutoencoderOobleck": SOUNDS,
+    "AutoencoderSAME": SOUNDS,
+    "AutoencoderKLKVAEAudio": SOUNDS,
+    "AutoencoderKLLTX2Audio": SOUNDS,
+    "AutoencoderKLMiniMaxH3Audio": SOUNDS,
+    "MMAudioVAE": SOUNDS,
+    "AutoencoderKLHunyuanImageRefiner": "it is the VAE of a refiner, whose latents have an axis of frames",
     "AutoencoderKLAllegro": VIDEO,
     "AutoencoderKLCogVideoX": VIDEO,
     "AutoencoderKLCosmos": VIDEO,
@@ -48,7 +56,11 @@ REFUSED = {
     "AutoencoderKLLTXVideo": VIDEO,
     "AutoencoderKLLTX2Video": VIDEO,
     "AutoencoderKLMagvit": VIDEO,
+    "AutoencoderKLKVAEVideo": VIDEO,
+    "AutoencoderKLMiniMaxH3": VIDEO,
     "AutoencoderKLMochi": VIDEO,
+    "AutoencoderVidTok": VIDEO,
+    "Kandinsky6SRVAE": VIDEO,
 }
 """Classes that are known not to be for this -> why."""
 
