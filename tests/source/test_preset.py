@@ -16,8 +16,9 @@ NAMES = [
     "mse840k", "ema560k", "sd15", "anime2", "sdxl", "sdxl-fp16-fix", "sd3", "flux1",
     "flux2", "flux2-small-decoder", "ernie-image", "ideogram4", "fibo2",
     "taesd", "taesdxl", "taesd3", "taef1",
-    "dc-ae-f32c32", "dc-ae-f64c128", "dc-ae-f128c512", "hunyuanimage",
-    "qwen-image", "wan-2.1", "wan-2.2", "kandinsky22", "stable-cascade", "asymmetric-x1.5", "asymmetric-x2", "svd",
+    "dc-ae-f32c32", "dc-ae-f32c32-sana-1.0", "dc-ae-f64c128", "dc-ae-f128c512", "hunyuanimage",
+    "qwen-image", "wan-2.1", "wan-2.2", "kandinsky22", "kandinsky3", "stable-cascade",
+    "asymmetric-x1.5", "asymmetric-x2", "svd",
     "demo", "demo-mse",
 ]  # fmt: skip
 ALL = len(NAMES)

@@ -38,7 +38,10 @@ def test_any_sequence_is_kept_as_a_tuple_of_floats(value: Any) -> None:
         ({"scale": "1"}, "latent scale is '1'; it must be one number, or one number per channel"),
         ({"scale": None}, "latent scale is None; it must be one number, or one number per channel"),
         ({"shift": [1.0, [2.0]]}, "latent shift is [1.0, [2.0]]; it must be one number, or one number per channel"),
-        ({"scale": [1.0, 2.0]}, "latent scale has 2 numbers for 4 channels"),
+        (
+            {"scale": [1.0, 2.0]},
+            "latent scale has 2 numbers for 4 channels; it must be one number, or one for each channel",
+        ),
         ({"scale": 0}, "latent scale is 0; dividing by it is impossible"),
         ({"shift": float("inf")}, "latent shift is inf; it must be finite"),
     ],

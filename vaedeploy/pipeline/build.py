@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -73,8 +74,7 @@ def build_planned(bundle: Bundle, jobs: Sequence[Job], force: bool = False, prog
             f"cannot write bundle {bundle.path}: its folder is read-only here, so nothing was built. Allow writing to "
             "it, or copy it and build there"
         )
-    for job in jobs:
-        job.profile.check_factor(bundle.manifest.latent.factor)
+    jobs = [_of_factor(job, bundle.manifest.latent.factor) for job in jobs]
     failures: list[VaedeployError] = []
     with edit_bundle(bundle) as edit:
         builds = _Builds(edit, force, progress)
@@ -91,6 +91,19 @@ def build_planned(bundle: Bundle, jobs: Sequence[Job], force: bool = False, prog
         reasons = "".join(f"\n- {reason}" for reason in dict.fromkeys(map(str, failures)))
         raise BuildError(f"{len(failures)} of {total} engines could not be built{kept}:{reasons}")
     return edit.bundle
+
+
+def _of_factor(job: Job, factor: int) -> Job:
+    """``job`` for the sizes that a VAE of this spatial factor takes."""
+    profile, left_out = job.profile.of_factor(factor)
+    if left_out:
+        log.warning(
+            "profile %s: shapes %s hold no size that is a multiple of %d, as this VAE needs; they are left out",
+            profile.name,
+            ", ".join(left_out),
+            factor,
+        )
+    return dataclasses.replace(job, profile=profile)
 
 
 @dataclass

@@ -121,7 +121,7 @@ def export_vae(
         if name is not None:
             reference = dataclasses.replace(reference, name=name)
         for job in jobs:
-            job.profile.check_factor(reference.latent.factor)
+            job.profile.of_factor(reference.latent.factor)  # refuses one without a size for it
         contents = write_portable(reference, draft.path, image_input, progress)
         collect_garbage()
         manifest = _manifest(reference, precision, image_input, contents)

@@ -59,6 +59,8 @@ def swap_vae(
     vae: str | Path | Reference,
     *,
     weights: str | Path | None = None,
+    revision: str | None = None,
+    subfolder: str | None = None,
     progress: Progress = silent,
 ) -> tuple[Bundle, Drift]:
     """Replace the VAE in a bundle by another of the same architecture and latent contract.
@@ -69,7 +71,7 @@ def swap_vae(
     Returns the new bundle, and how far the new VAE moves latents and images.
 
     bundle: keeps its path, precision, forms and kind of encoder input; one that was made ``private`` stays so.
-    vae, weights: the new VAE, as for ``export_vae``.
+    vae, weights, revision, subfolder: the new VAE, as for ``export_vae``.
     progress: is told how far each stage is, see ``Progress``.
 
     The new graphs are verified, and every engine is built again, before anything is replaced. The new bundle keeps the
@@ -79,12 +81,13 @@ def swap_vae(
     has files in it that are not its own, BackendError where its engines cannot be built again here, VerificationError,
     BuildError, and whatever else ``export_vae`` raises. The bundle is unchanged then.
     """
+    source = find_source(vae, weights, revision=revision, subfolder=subfolder)
     found = Bundle.open(bundle.path if isinstance(bundle, Bundle) else bundle, verify_hashes=False)
     with edit_bundle(found, replace=True) as edit:
         # Every file is checked: restore_vae needs them whole, and a file that is not the bundle's would be lost.
         old = check_bundle(found.path)
         jobs = plan_rebuilds(old)  # to fail before the long work, and not after it
-        reference = load_source(find_source(vae, weights), progress=progress)
+        reference = load_source(source, progress=progress)
         _check_contract(old, reference)
         manifest = old.manifest
         try:

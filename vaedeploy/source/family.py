@@ -128,8 +128,11 @@ class Family(Protocol[A]):
         """
         ...
 
-    def diffusers_name(self, name: str, architecture: A) -> str:
-        """Diffusers' name of the tensor that a file of the original code, or an old one, calls ``name``."""
+    def diffusers_name(self, name: str, architecture: A) -> str | tuple[str, ...]:
+        """Diffusers' name of the tensor that a file of the original code, or an old one, calls ``name``.
+
+        Several names are of tensors that the file has as one: of equal parts of its first axis, in this order.
+        """
         return name
 
 

@@ -82,12 +82,14 @@ def config_plan(found: Found) -> Plan:
 
 def misfit(found: Found, plan: Plan, tensors: Mapping[str, Stored], matched: Fit) -> str:
     """What is wrong with tensors that do not fit, and what would: a message."""
-    fitting = [name for name, architecture in architectures().items() if not fit(tensors, architecture).faults]
-    if not matched.found and not fitting:
+    # One after the other, and no further than to the first that fits: each has to be built.
+    others = architectures().items()
+    fitting = next((name for name, architecture in others if not fit(tensors, architecture).faults), None)
+    if not matched.found and fitting is None:
         return _no_vae(found, tensors)
-    if fitting:
-        known = ", ".join(preset.name for preset in presets().values() if preset.architecture == fitting[0])
-        advice = f"They are of architecture {fitting[0]}: give the weights alone (--vae PATH)" + (
+    if fitting is not None:
+        known = ", ".join(preset.name for preset in presets().values() if preset.architecture == fitting)
+        advice = f"They are of architecture {fitting}: give the weights alone (--vae PATH)" + (
             f", or the preset that they belong to: {known}" if known else ""
         )
     elif found.preset is not None:
@@ -119,14 +121,16 @@ def file_plan(found: Found, tensors: Mapping[str, Stored]) -> tuple[Plan, Fit]:
 
     Raises WeightsError where they match none.
     """
-    fits = {name: fit(tensors, architecture) for name, architecture in architectures().items()}
+    fits: dict[str, Fit] = {}
+    for name, architecture in architectures().items():
+        fits[name] = matched = fit(tensors, architecture)
+        if not matched.faults:
+            return Plan(found.name, architecture, f"architecture {name}", found.where), matched
     nearest = min(fits, key=lambda name: fits[name].faults)
     if not fits[nearest].found:
         raise WeightsError(_no_vae(found, tensors))
-    if fits[nearest].faults:
-        raise WeightsError(
-            f"{found.where} fits none of the known architectures ({', '.join(fits)}). "
-            f"The nearest is {nearest}: {fits[nearest].complaint()}. "
-            "A VAE of another shape loads from a diffusers folder with its config.json"
-        )
-    return Plan(found.name, architectures()[nearest], f"architecture {nearest}", found.where), fits[nearest]
+    raise WeightsError(
+        f"{found.where} fits none of the known architectures ({', '.join(fits)}). "
+        f"The nearest is {nearest}: {fits[nearest].complaint()}. "
+        "A VAE of another shape loads from a diffusers folder with its config.json"
+    )

@@ -52,7 +52,10 @@ class LatentSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             msgspec.structs.force_setattr(self, name, value)
             numbers = value if isinstance(value, tuple) else (value,)
             if isinstance(value, tuple) and len(value) != self.channels:
-                raise ContractError(f"latent {name} has {len(value)} numbers for {self.channels} channels")
+                raise ContractError(
+                    f"latent {name} has {len(value)} numbers for {self.channels} channels; it must be one number, or "
+                    "one for each channel"
+                )
             if not all(math.isfinite(n) for n in numbers):
                 raise ContractError(f"latent {name} is {value}; it must be finite")
             if name == "scale" and 0.0 in numbers:

@@ -9,6 +9,7 @@ import msgspec
 
 from vaedeploy.errors import WeightsError
 from vaedeploy.source.autoencoder_dc.config import Architecture
+from vaedeploy.source.autoencoder_dc.names import diffusers_name
 from vaedeploy.source.family import Family, LatentShape, check_rgb, read_fields
 
 if TYPE_CHECKING:
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 
 NAMED = ("encoder_block_types", "decoder_block_types", "decoder_norm_types", "decoder_act_fns")
+
+STRIDED = "conv"
 
 
 class AutoencoderDCFamily(Family[Architecture]):
@@ -37,7 +40,11 @@ class AutoencoderDCFamily(Family[Architecture]):
         blocks = {
             name: (value,) * len(encoder) for name in NAMED if isinstance(value := getattr(architecture, name), str)
         }
-        return msgspec.structs.replace(architecture, **blocks)
+        # The class takes whatever it does not know for a convolution with a stride, and published configs say "Conv".
+        downsample = architecture.downsample_block_type
+        if downsample.lower() == STRIDED:
+            downsample = STRIDED
+        return msgspec.structs.replace(architecture, downsample_block_type=downsample, **blocks)
 
     def latent(self, architecture: Architecture) -> LatentShape:
         factor = 1 << (len(architecture.encoder_block_out_channels) - 1)
@@ -53,3 +60,10 @@ class AutoencoderDCFamily(Family[Architecture]):
         from vaedeploy.source.halves import Decoder, PlainEncoder
 
         return PlainEncoder(module.encoder), Decoder(module.decoder)
+
+    def diffusers_name(self, name: str, architecture: Architecture) -> str | tuple[str, ...]:
+        layers = {
+            "encoder.conv_in": architecture.encoder_layers_per_block,
+            "decoder.conv_out": architecture.decoder_layers_per_block,
+        }
+        return diffusers_name(name, tuple(image for image, counts in layers.items() if counts[0] == 0))
