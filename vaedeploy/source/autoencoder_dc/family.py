@@ -9,7 +9,7 @@ import msgspec
 
 from vaedeploy.errors import WeightsError
 from vaedeploy.source.autoencoder_dc.config import Architecture
-from vaedeploy.source.family import Family, LatentShape, check_rgb, read_fields
+from vaedeploy.source.family import Family, LatentShape, check_colors, read_fields
 
 if TYPE_CHECKING:
     from torch import nn
@@ -26,7 +26,7 @@ class AutoencoderDCFamily(Family[Architecture]):
 
     def read(self, raw: Mapping[str, Any]) -> Architecture:
         architecture = read_fields(raw, Architecture)
-        check_rgb(architecture.in_channels, architecture.in_channels)
+        check_colors(architecture.in_channels, architecture.in_channels)
         encoder, decoder = architecture.encoder_block_out_channels, architecture.decoder_block_out_channels
         if len(encoder) != len(decoder):
             raise WeightsError(
@@ -41,7 +41,7 @@ class AutoencoderDCFamily(Family[Architecture]):
 
     def latent(self, architecture: Architecture) -> LatentShape:
         factor = 1 << (len(architecture.encoder_block_out_channels) - 1)
-        return LatentShape(architecture.latent_channels, factor, sampled=False)
+        return LatentShape(architecture.latent_channels, factor, sampled=False, image_channels=architecture.in_channels)
 
     def blank(self, architecture: Architecture) -> nn.Module:
         from diffusers.models.autoencoders.autoencoder_dc import AutoencoderDC
