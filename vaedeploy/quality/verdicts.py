@@ -177,7 +177,8 @@ def find_faults(quality: Quality, limits: Sequence[QualityLimit] = LIMITS) -> tu
     findings = []
     for limit in limits:
         group, name = limit.metric.split(".")
-        value = getattr(getattr(quality, group), name, None)  # RGB images have no opacity
+        metrics = getattr(quality, group)
+        value = None if metrics is None else getattr(metrics, name)  # RGB images have no opacity
         if value is not None and (severity := limit.severity(float(value))) > 1:
             findings.append(_make_finding(limit, float(value), severity, quality.color))
     worst: dict[str, Finding] = {}
