@@ -60,6 +60,13 @@ def test_in_front_of_white() -> None:
 def test_in_front_of_a_checkerboard() -> None:
     clear = np.zeros((16, 24, 4), np.uint8)
     board = on_checkerboard(clear)
-    assert [board[y, x, 0] for y, x in ((0, 0), (7, 7), (0, 8), (8, 0), (8, 8), (0, 16))] == [255, 255, 204, 204, 255, 255]
+    assert [board[y, x, 0] for y, x in ((0, 0), (7, 7), (0, 8), (8, 0), (8, 8), (0, 16))] == [
+        255,
+        255,
+        204,
+        204,
+        255,
+        255,
+    ]
     np.testing.assert_array_equal(on_checkerboard(with_opacity(PIXELS)), PIXELS)
     assert on_checkerboard(PIXELS) is PIXELS

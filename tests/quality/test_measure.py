@@ -289,7 +289,11 @@ def test_images_without_opacity_say_nothing_of_it(photo: np.ndarray) -> None:
 
 
 def test_opacity_of_one_image_alone_is_refused(photo: np.ndarray) -> None:
-    for pair in ((photo, with_opacity(photo)), (with_opacity(photo), photo), (with_opacity(photo), faults.to_float(photo))):
+    for pair in (
+        (photo, with_opacity(photo)),
+        (with_opacity(photo), photo),
+        (with_opacity(photo), faults.to_float(photo)),
+    ):
         with pytest.raises(ImageError, match=r"beside this reference it must be \(256, 384, [34]\) uint8"):
             measure_quality(*pair)
 

@@ -10,7 +10,9 @@ from vaedeploy.values.reference import Reference
 
 
 class TinyEncoder(nn.Module):
-    """image (B, image_channels, H, W) -> (mean, std), each (B, channels, H/4, W/4); the mean alone where not sampled."""
+    """image (B, N, H, W) -> (mean, std), each (B, channels, H/4, W/4); the mean alone where not sampled. N is
+    ``image_channels``.
+    """
 
     def __init__(self, channels: int, sampled: bool = True, image_channels: int = 3) -> None:
         super().__init__()
