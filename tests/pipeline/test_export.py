@@ -466,6 +466,7 @@ def test_images_with_opacity(tmp_path: Path) -> None:
     assert looked.passed
     kept = decode_golden(Bundle.open(bundle.path).read(GOLDEN), bundle.manifest.vae.identity)
     assert (kept[0].photo == 120).all()
+    assert verify_bundle(bundle, backend="onnxruntime-cpu", photos=tmp_path / "photos").passed
     timings = bench_bundle(bundle, backends=["onnxruntime-cpu"], sizes=[(32, 32)], rounds=1).timings
     assert all(timing.problem is None for timing in timings)
     swapped, drift = swap_vae(bundle, flat_reference(1, image_channels=4))
