@@ -29,7 +29,7 @@ def saved(path: Path, **changes: Any) -> Path:
     [
         ({"channels": 4}, "has channels 4; they must be a multiple of 32"),
         ({"double_z": False}, "has double_z false; it must be true: half of what the encoder gives is "),
-        ({"in_channels": 4}, "has 4 channels in and 4 out; both must be 3 (RGB)"),
+        ({"in_channels": 5}, "has 5 channels in and 5 out; both must be 3 (RGB) or 4 (RGBA)"),
     ],
 )
 def test_configs_that_cannot_be_loaded(changes: dict[str, Any], fault: str, tmp_path: Path) -> None:

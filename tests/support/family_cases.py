@@ -74,6 +74,14 @@ def decode_videos_of_one_frame(theirs: Any, latent: Tensor) -> Tensor:
     return image
 
 
+CHANNELS = {
+    "AutoencoderDC": ("in_channels",),
+    "AutoencoderKLQwenImage": ("input_channels",),
+    "AutoencoderKLKVAE": ("in_channels",),
+}
+"""Class -> its arguments for the channels of images, where they are not in_channels and out_channels."""
+
+
 class Case(NamedTuple):
     """channels, factor: of the latents that the diffusion model sees. scale, shift: None for what weights state.
 
@@ -99,6 +107,12 @@ class Case(NamedTuple):
     def given(self) -> dict[str, Any]:
         """What has to be given to load a folder that the class saved."""
         return {} if self.stated else {"scale": self.scale, "shift": self.shift}
+
+    def with_opacity(self) -> Case:
+        """The same network, with a fourth channel in its images."""
+        channels = 4 * self.arguments.get("patch_size", 1) ** 2
+        fields = CHANNELS.get(self.class_name, ("in_channels", "out_channels"))
+        return self._replace(arguments={**self.arguments, **dict.fromkeys(fields, channels)}, image_channels=4)
 
     def config(self) -> dict[str, Any]:
         """Its config.json."""

@@ -14,6 +14,7 @@ from vaedeploy.bundle.manifest import NAME
 from vaedeploy.engines.plan import plan_rebuilds
 from vaedeploy.errors import InputError, VerificationError
 from vaedeploy.graph.graph import load_graph
+from vaedeploy.images.opacity import on_white
 from vaedeploy.images.photos import crop_batch, load_photos
 from vaedeploy.images.pixels import pixel_errors, relative_errors
 from vaedeploy.pipeline.build import build_planned
@@ -45,7 +46,8 @@ class Drift(msgspec.Struct, frozen=True):
     latent_rel_l2: relative L2 error of the new encoder's latents against the old one's.
     psnr: dB, of the new decoder's images against the old one's; None where no pixel differs.
     mean_levels: the mean absolute difference of those images, in 8-bit levels.
-    shift: by how much red, green and blue are brighter in the new images on average, in 8-bit levels.
+    shift: by how much red, green and blue are brighter in the new images on average, in 8-bit levels; of images with
+        opacity, as they look in front of white.
     """
 
     latent_rel_l2: float
@@ -140,6 +142,12 @@ def _check_contract(old: Bundle, reference: Reference) -> None:
             f"{reference.name} is of architecture {reference.architecture}, and bundle {old.path} holds an "
             f"{had.vae.architecture}; a swap keeps the architecture. Export it to a bundle of its own"
         )
+    if reference.latent.image_channels != had.latent.image_channels:
+        raise InputError(
+            f"{reference.name} is a VAE of {reference.latent.colors} images, and bundle {old.path} holds one of "
+            f"{had.latent.colors} images: what gives the bundle images and takes them from it would break. Export it "
+            "to a bundle of its own"
+        )
     if reference.latent != had.latent:
         differing = [
             f"{field} (bundle: {ours}, {reference.name}: {theirs})"
@@ -174,14 +182,14 @@ def _drift(old: Bundle, new: Bundle) -> Drift:
     factor = old.manifest.latent.factor
     photos = load_photos()
     side = trial_latents(SIDE, factor) * factor
-    batch = crop_batch(photos, len(photos), side, side)
+    batch = crop_batch(photos, len(photos), side, side, channels=old.manifest.latent.image_channels)
     options: dict[str, Any] = {"backend": "onnxruntime-cpu", "verify_hashes": False}
     with VAE(old.path, **options) as before, VAE(new.path, **options) as after:
         latent = before.encode(batch)
         moved = relative_errors(after.encode(batch), latent)["rel_l2"]
         found, expected = after.decode(latent), before.decode(latent)
     difference = found.astype(np.float64) - expected
-    red, green, blue = difference.mean(axis=(0, 1, 2)).tolist()
+    red, green, blue = (on_white(found).astype(np.float64) - on_white(expected)).mean(axis=(0, 1, 2)).tolist()
     psnr = pixel_errors(found, expected)["psnr"]
     return Drift(moved, psnr, float(np.abs(difference).mean()), (red, green, blue))
 

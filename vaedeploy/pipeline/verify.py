@@ -118,7 +118,8 @@ def _verify_graphs(
         cases = decode_golden(bundle.read(GOLDEN), manifest.vae.identity)
     if {case.name for case in cases} != {shape.name for shape in shapes}:
         reference = _checked_reference(bundle, reference, weights, progress)
-        cases, compared_with = compute_golden(reference, load_photos(photos), shapes, progress), FRESH
+        photographs = load_photos(photos, manifest.latent.image_channels)
+        cases, compared_with = compute_golden(reference, photographs, shapes, progress), FRESH
         files[GOLDEN] = encode_golden(cases, manifest.vae.identity)
     report = verify_graphs(manifest, bundle.path, cases, compared_with, looks, progress)
     with warn_if_not_noted(), edit_bundle(bundle) as edit:
@@ -144,7 +145,8 @@ def _verify_backend(
     else:
         check_torch(device)
         source = TorchTruth(_checked_reference(bundle, reference, weights, progress), device)
-    truth = CasesAtSizes(source, load_photos(photos))
+    channels = bundle.manifest.latent.image_channels
+    truth = CasesAtSizes(source, load_photos(photos, channels), channels)
     verdicts: dict[str, Report] = {}
     cases: tuple[Case, ...] = ()
     if backend in ENGINES:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from operator import attrgetter
 
 import msgspec
 
@@ -160,6 +159,11 @@ LIMITS: tuple[QualityLimit, ...] = (
         "Single pixels are fried: {value:.0f} in a million stand out from all around them.",
         "one fried pixel in an image of 512x512 is 3.8 per million, and may be a glint",
     ),
+    QualityLimit(
+        "wrong opacity", "opacity.mean_abs", 6, True, 0, "levels",
+        "Opacity is wrong: it is {value:.0f} levels of 255 off on average.",
+        f"of black in front of white, 6 levels about half opacity are 2.3 of L*, and {_JUST_SEEN}",
+    ),
 )
 # fmt: on
 
@@ -172,7 +176,9 @@ def find_faults(quality: Quality, limits: Sequence[QualityLimit] = LIMITS) -> tu
     """
     findings = []
     for limit in limits:
-        value = attrgetter(limit.metric)(quality)
+        group, name = limit.metric.split(".")
+        metrics = getattr(quality, group)
+        value = None if metrics is None else getattr(metrics, name)  # RGB images have no opacity
         if value is not None and (severity := limit.severity(float(value))) > 1:
             findings.append(_make_finding(limit, float(value), severity, quality.color))
     worst: dict[str, Finding] = {}

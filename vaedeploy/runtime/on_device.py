@@ -24,7 +24,8 @@ def encode(dispatch: Dispatch, manifest: Manifest, gpu: CudaDevice, image: Any, 
     array, after = _import_array(image, "image", gpu, stream, ImageError)
     interface = manifest.interface("encoder")
     if not interface.accepts(array.tensor):
-        form = "(B, H, W, 3) uint8" if interface.input == "image_u8" else "(B, 3, H, W) float32 in [-1, 1]"
+        n = manifest.latent.image_channels
+        form = f"(B, H, W, {n}) uint8" if interface.input == "image_u8" else f"(B, {n}, H, W) float32 in [-1, 1]"
         raise ImageError(
             f"image is {array.tensor.dtype} of shape {array.tensor.shape}; in the GPU's memory it must be {form}, as "
             "the encoder of this bundle takes it. For the other kind export with --image-input, or copy the image to "

@@ -35,13 +35,14 @@ class UnverifiedBundleWarning(UserWarning):
 
 @dataclass(frozen=True)
 class Limits:
-    """What a VAE accepts: latents of ``channels`` channels, and images whose height and width ``sizes`` allows
-    (multiples of ``factor`` pixels).
+    """What a VAE accepts: latents of ``channels`` channels, and images of ``image_channels`` (3 is RGB, 4 is RGBA),
+    whose height and width ``sizes`` allows (multiples of ``factor`` pixels).
     """
 
     channels: int
     factor: int
     sizes: SizeRule
+    image_channels: int
 
 
 class VAE:
@@ -143,7 +144,7 @@ class VAE:
     @property
     def limits(self) -> Limits:
         """The channels, heights and widths that ``encode`` and ``decode`` accept, for a check before a call."""
-        return Limits(self.latent.channels, self.latent.factor, self.latent.sizes)
+        return Limits(self.latent.channels, self.latent.factor, self.latent.sizes, self.latent.image_channels)
 
     def encode(
         self, image: Any, *, sample: bool = False, seed: int | None = None, pad: bool = False, stream: Any = None
@@ -153,7 +154,8 @@ class VAE:
         The latent is the mean of the encoder's distribution, or with ``sample`` a sample of it.
 
         image: (H, W, 3) or (B, H, W, 3) uint8, or (B, 3, H, W) float in [-1, 1]; RGB; a numpy array or any array that
-            supports DLPack. A bundle exported for uint8 images takes only uint8.
+            supports DLPack. A bundle exported for uint8 images takes only uint8. Where ``latent.image_channels`` is 4,
+            images have a fourth channel, opacity, in the range of the colours, which are not multiplied by it.
         sample: return mean + std * noise. The noise is standard normal, float32, from numpy's
             ``Generator(Philox(seed))``, and is drawn in one go for the whole (B, C, h, w) in C order. An item's noise
             therefore depends on the seed and on the items before it in the batch, but not on those after it.
@@ -166,8 +168,8 @@ class VAE:
 
         An image in GPU memory gives a latent in GPU memory, which owns its memory and supports DLPack. The image must
         be contiguous and have the form that the graph takes: (B, 3, H, W) float32 in [-1, 1], or (B, H, W, 3) uint8 for
-        a bundle exported for uint8. Its values are not checked, and ``sample``, ``seed`` and ``pad`` cannot be used.
-        The latent is complete when the call returns.
+        a bundle exported for uint8; 4 channels in the place of 3 for RGBA. Its values are not checked, and ``sample``,
+        ``seed`` and ``pad`` cannot be used. The latent is complete when the call returns.
 
         Raises ImageError, SizeError (a height or width that is not a multiple of the factor, without ``pad``),
         InputError and BackendError.
@@ -186,7 +188,7 @@ class VAE:
             raise InputError(
                 f"VAE {self.manifest.vae.name} gives no distribution to sample from; call encode without sample"
             )
-        pixels = check_image(as_numpy(image, "image", ImageError))
+        pixels = check_image(as_numpy(image, "image", ImageError), self.latent.image_channels)
         if self.manifest.image_input == "uint8" and pixels.dtype != np.uint8:
             raise ImageError(
                 f"image is float, but bundle {self.path} takes uint8 images only. Give uint8, or export with "
@@ -216,7 +218,8 @@ class VAE:
         out: Any = None,
         stream: Any = None,
     ) -> Any:
-        """Decode a latent into images: (B, H, W, 3) uint8, or (B, 3, H, W) float32 around [-1, 1], not clamped.
+        """Decode a latent into images: (B, H, W, 3) uint8, or (B, 3, H, W) float32 around [-1, 1], not clamped; with 4
+        channels in the place of 3 where ``latent.image_channels`` is 4.
 
         latent: (B, C, h, w) float, scaled and shifted as the diffusion model sees it; a numpy array or any array that
             supports DLPack.

@@ -114,12 +114,9 @@ def agree(
             )
         agreed_shift = 0.0
     shape = family_of(architecture).latent(architecture)
-    if shape.image_channels != 3:
-        raise ContractError(
-            f"{given} takes and gives images of {shape.image_channels} channels, and a bundle's have 3 (RGB). Wrap its "
-            f"halves so that they do: add full opacity before the encoder and drop it after the decoder. {OWN_MODULES}"
-        )
-    return LatentSpec(shape.channels, shape.factor, agreed_scale, agreed_shift, shape.sampled)
+    return LatentSpec(
+        shape.channels, shape.factor, agreed_scale, agreed_shift, shape.sampled, image_channels=shape.image_channels
+    )
 
 
 def _agreed(

@@ -50,7 +50,7 @@ def verify_cases(
 ) -> tuple[Case, ...]:
     """Run every golden case through both callables and judge each output.
 
-    encode: photo (B, H, W, 3) uint8 -> the encoder's outputs by name. decode: latent (B, C, h, w) float32 -> the
+    encode: photo (B, H, W, N) uint8 -> the encoder's outputs by name. decode: latent (B, C, h, w) float32 -> the
         decoder's outputs by name. None leaves that half out, and the round trip. All photos are encoded before the
         first latent is decoded, so that a caller may hold one graph at a time.
     precision: whose limits are applied. form: what ran, as ``Case.form`` and ``progress`` name it.

@@ -10,7 +10,7 @@ import msgspec
 from vaedeploy.errors import WeightsError
 from vaedeploy.source.autoencoder_dc.config import Architecture
 from vaedeploy.source.autoencoder_dc.names import diffusers_name
-from vaedeploy.source.family import Family, LatentShape, check_rgb, read_fields
+from vaedeploy.source.family import Family, LatentShape, check_colors, read_fields
 
 if TYPE_CHECKING:
     from torch import nn
@@ -29,7 +29,7 @@ class AutoencoderDCFamily(Family[Architecture]):
 
     def read(self, raw: Mapping[str, Any]) -> Architecture:
         architecture = read_fields(raw, Architecture)
-        check_rgb(architecture.in_channels, architecture.in_channels)
+        check_colors(architecture.in_channels, architecture.in_channels)
         encoder, decoder = architecture.encoder_block_out_channels, architecture.decoder_block_out_channels
         if len(encoder) != len(decoder):
             raise WeightsError(
@@ -48,7 +48,7 @@ class AutoencoderDCFamily(Family[Architecture]):
 
     def latent(self, architecture: Architecture) -> LatentShape:
         factor = 1 << (len(architecture.encoder_block_out_channels) - 1)
-        return LatentShape(architecture.latent_channels, factor, sampled=False)
+        return LatentShape(architecture.latent_channels, factor, sampled=False, image_channels=architecture.in_channels)
 
     def blank(self, architecture: Architecture) -> nn.Module:
         from diffusers.models.autoencoders.autoencoder_dc import AutoencoderDC

@@ -9,7 +9,7 @@ import msgspec
 
 from vaedeploy.errors import WeightsError
 from vaedeploy.source.autoencoder_kl_kvae.config import Architecture
-from vaedeploy.source.family import Family, LatentShape, check_rgb, read_fields
+from vaedeploy.source.family import Family, LatentShape, check_colors, read_fields
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,7 +23,7 @@ class AutoencoderKLKVAEFamily(Family[Architecture]):
 
     def read(self, raw: Mapping[str, Any]) -> Architecture:
         architecture = read_fields(raw, Architecture)
-        check_rgb(architecture.in_channels, architecture.in_channels)
+        check_colors(architecture.in_channels, architecture.in_channels)
         if architecture.channels % 32:
             raise WeightsError(f"has channels {architecture.channels}; they must be a multiple of 32, for its norms")
         if not architecture.double_z:
@@ -34,7 +34,8 @@ class AutoencoderKLKVAEFamily(Family[Architecture]):
         return architecture
 
     def latent(self, architecture: Architecture) -> LatentShape:
-        return LatentShape(architecture.z_channels, 1 << (len(architecture.ch_mult) - 1))
+        factor = 1 << (len(architecture.ch_mult) - 1)
+        return LatentShape(architecture.z_channels, factor, image_channels=architecture.in_channels)
 
     def blank(self, architecture: Architecture) -> nn.Module:
         from diffusers.models.autoencoders.autoencoder_kl_kvae import AutoencoderKLKVAE
