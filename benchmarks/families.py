@@ -37,9 +37,9 @@ from main_job import ratio, take_turns
 
 VAES = (
     "mse840k",
-    "flux1",
     "flux2",
     "qwen-image",
+    "qwen-image-2.1",
     "wan-2.2",
     "taesd",
     "dc-ae-f32c32",
@@ -178,7 +178,8 @@ def speed(vae: str, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
 
     bundle = vd.Bundle.open(folder, verify_hashes=False)
     reference = load_reference(vae, "random:0")
-    photo = crop_batch(load_photos(), 1, args.size, args.size)
+    channels = bundle.manifest.latent.image_channels
+    photo = crop_batch(load_photos(channels=channels), 1, args.size, args.size, channels=channels)
     image = prepare_photo(bundle.manifest, photo)
     result: dict[str, Any] = {"size": args.size, "rounds": args.rounds}
     given = image
