@@ -15,6 +15,7 @@ from vaedeploy.quality.contrast import Contrast
 from vaedeploy.quality.detail import Detail
 from vaedeploy.quality.likeness import Likeness
 from vaedeploy.quality.measure import Quality, measure_batch, measure_quality
+from vaedeploy.quality.tone import Tone
 from vaedeploy.quality.verdicts import LIMITS, Finding, QualityLimit, find_faults
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "Likeness",
     "Quality",
     "QualityLimit",
+    "Tone",
     "find_faults",
     "measure_batch",
     "measure_quality",

@@ -16,6 +16,7 @@ from vaedeploy.quality.contrast import Contrast, measure_contrast
 from vaedeploy.quality.detail import Detail, measure_detail
 from vaedeploy.quality.likeness import Likeness, measure_likeness
 from vaedeploy.quality.planes import make_planes
+from vaedeploy.quality.tone import Tone, measure_tone
 
 
 class Quality(msgspec.Struct, frozen=True):
@@ -26,6 +27,7 @@ class Quality(msgspec.Struct, frozen=True):
     contrast: Contrast
     detail: Detail
     artifacts: Artifacts
+    tone: Tone
 
 
 def measure_quality(
@@ -57,6 +59,7 @@ def measure_quality(
         artifacts=measure_artifacts(
             before, after, factor=factor, tile=tile, nonfinite=nonfinite, sharpening=detail.sharpening
         ),
+        tone=measure_tone(before, after),
     )
 
 
