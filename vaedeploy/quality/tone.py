@@ -13,6 +13,8 @@ saturation or tone curve is no patch. The middle of all blocks counts as 0.
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
@@ -102,11 +104,11 @@ def _fit(blocks: Array) -> Array:
     blocks: (number, features and error).
     """
     features, error = blocks[:, :-1], blocks[:, -1]
-    weights = np.ones(len(blocks))
+    weights: NDArray[np.floating[Any]] = np.ones(len(blocks))
     for _ in range(ROUNDS):
         root = np.sqrt(weights)
         change: Array = np.linalg.lstsq(features * root[:, None], error * root, rcond=1e-6)[0]
-        distance = np.abs(error - features @ change)
+        distance: Array = np.abs(error - features @ change)
         usual = np.median(distance) + 0.1  # a tenth of a level, so that equal pictures divide by no zero
         weights = np.minimum(1, usual / np.maximum(distance, usual))
     return change
