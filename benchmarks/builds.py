@@ -71,7 +71,7 @@ def measure(graph: Graph, path: Path, capability: str, rounds: int, folder: Path
         engine = build_engine(request, "build")
         seconds.append(time.perf_counter() - started)
     sizes = [inputs.sizes(*shape.at("max")) for shape in SHAPES.values()]
-    estimates = [estimate_memory(graph.model, size, fused_attention=False, shape_sets=len(sizes)) for size in sizes]
+    estimates = [estimate_memory(graph.model, size, single=False, shape_sets=len(sizes)) for size in sizes]
     return {
         "seconds": round(statistics.median(seconds), 2),
         "engine_bytes": engine.path.stat().st_size,

@@ -34,6 +34,7 @@ def test_a_picture_beside_itself_differs_in_nothing(photo: Picture) -> None:
     assert quality.detail.octaves == (1,) * 6
     assert quality.detail.gains == pytest.approx((1,) * 6, abs=1e-7)
     assert msgspec.structs.astuple(quality.artifacts) == (0, 0, 0, 0, 0, False)
+    assert (quality.tone.worst, quality.tone.spread) == (0, 0)
 
 
 def test_error_is_what_it_says() -> None:

@@ -105,6 +105,7 @@ FURTHER = (
     Measure(Column("Local contrast", "%, 100 is equal"), lambda q: 100 * q.contrast.local_ratio, "{:.0f}"),
     Measure(Column("Grid pattern", "levels of 255"), lambda q: q.artifacts.grid, "{:.2f}"),
     Measure(Column("Seams of tiles", "levels of 255"), lambda q: q.artifacts.seams, "{:.2f}", "no tiles"),
+    Measure(Column("Spread of tone over places", "levels of 255"), lambda q: q.tone.spread, "{:.2f}"),
     Measure(Column("Banding", "% of levels lost"), lambda q: 100 * q.artifacts.banding, "{:.1f}"),
     Measure(Column("Fried pixels", "per million"), lambda q: q.artifacts.fried, "{:.0f}"),
     Measure(Column("NaN or infinite", "% of values"), lambda q: 100 * q.artifacts.nonfinite, "{:.2f}"),

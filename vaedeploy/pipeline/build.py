@@ -32,6 +32,9 @@ from vaedeploy.values.kinds import PARTS, Backend, Part, Precision
 
 __all__ = ["build_engines", "build_planned"]
 
+Sizes = frozenset[tuple[int, int, int]]
+"""Batch, height and width of images."""
+
 log = logging.getLogger(__name__)
 
 
@@ -111,14 +114,14 @@ class _Builds:
     """Builds engines into one bundle, while ``edit_bundle`` holds the right to write to it. Each graph for TensorRT is
     made once, and of engines with equal identities one is built.
 
-    graphs: (part, precision) -> the graph's file, and the sha256 of its content.
+    graphs: (part, precision, largest sizes) -> the graph's file, and the sha256 of its content.
     fresh: digests of the identities whose engines are up to date, so that ``force`` builds none of them twice.
     """
 
     edit: BundleEdit
     force: bool
     progress: Progress
-    graphs: dict[tuple[Part, Precision], tuple[Path, str]] = field(default_factory=dict)
+    graphs: dict[tuple[Part, Precision, Sizes], tuple[Path, str]] = field(default_factory=dict)
     fresh: set[str] = field(default_factory=set)
 
     def put(self, job: Job, part: Part) -> None:
@@ -156,22 +159,26 @@ class _Builds:
     def _graph(self, profile: Profile, part: Part) -> tuple[Path, str]:
         """The file of a part's graph for TensorRT, and the sha256 of its content."""
         precision = profile.precision
-        if (part, precision) not in self.graphs:
+        largest = frozenset(shape.at("max") for shape in profile.shapes.values())
+        key = part, precision, largest
+        if key not in self.graphs:
             portable = load_graph(self.edit.bundle.graph(part), part)
             if part not in self.edit.bundle.manifest.contents:
                 self.edit.put(contents={part: content_sha256(portable)})
+            inputs = Inputs(portable, self.edit.bundle.manifest.latent.factor)
             rewritten = rewrite_graph(
                 portable,
                 "tensorrt",
                 precision,
                 maxima=self._maxima(profile, part),
                 keep_fp32=self.edit.bundle.manifest.keep_fp32,
+                largest=[inputs.sizes(*size) for size in sorted(largest)],
             ).graph
-            path = self.edit.draft / f"{part}.{precision}.onnx"
+            path = self.edit.draft / f"{len(self.graphs)}.{part}.{precision}.onnx"
             save_form(rewritten, path, shared=False)
             # The digest is of the file, since weights are only lowered while they are written.
-            self.graphs[part, precision] = path, content_sha256(load_graph(path, part))
-        return self.graphs[part, precision]
+            self.graphs[key] = path, content_sha256(load_graph(path, part))
+        return self.graphs[key]
 
     def _maxima(self, profile: Profile, part: Part) -> dict[str, float] | None:
         """The largest magnitude of each tensor, which fp16 needs; None for other precisions."""

@@ -16,6 +16,7 @@ from vaedeploy.quality.detail import Detail
 from vaedeploy.quality.likeness import Likeness
 from vaedeploy.quality.measure import Quality, measure_batch, measure_quality
 from vaedeploy.quality.opacity import Opacity
+from vaedeploy.quality.tone import Tone
 from vaedeploy.quality.verdicts import LIMITS, Finding, QualityLimit, find_faults
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "Opacity",
     "Quality",
     "QualityLimit",
+    "Tone",
     "find_faults",
     "measure_batch",
     "measure_quality",

@@ -18,6 +18,7 @@ from vaedeploy.quality.detail import Detail, measure_detail
 from vaedeploy.quality.likeness import Likeness, measure_likeness
 from vaedeploy.quality.opacity import Opacity, measure_opacity
 from vaedeploy.quality.planes import make_planes
+from vaedeploy.quality.tone import Tone, measure_tone
 from vaedeploy.values.latent import COLORS
 
 
@@ -32,6 +33,7 @@ class Quality(msgspec.Struct, frozen=True, omit_defaults=True):
     contrast: Contrast
     detail: Detail
     artifacts: Artifacts
+    tone: Tone
     opacity: Opacity | None = None
 
 
@@ -64,6 +66,7 @@ def measure_quality(
         artifacts=measure_artifacts(
             before, after, factor=factor, tile=tile, nonfinite=nonfinite, sharpening=detail.sharpening
         ),
+        tone=measure_tone(before, after),
         opacity=measure_opacity(reference, pixels) if has_opacity(reference) else None,
     )
 

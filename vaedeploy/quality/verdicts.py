@@ -13,6 +13,9 @@ from vaedeploy.quality.measure import Quality
 BROKEN = "broken"
 """Prefix of the names of faults beside which no other fault is worth reporting."""
 
+EXPLAINED = {"patches of other tone": "seams"}
+"""Name of a fault -> that of the fault which it is a part of: tiles whose borders show differ in tone."""
+
 TINTS = {20: "red", 74: "orange", 109: "yellow", 144: "green", 199: "cyan", 291: "blue", 310: "purple", 325: "magenta"}
 """Hue angle in a*b*, in degrees -> name of the tint: the hue of mid grey with 16 levels of that colour added."""
 
@@ -150,6 +153,11 @@ LIMITS: tuple[QualityLimit, ...] = (
         "a long straight step of one level is the least that bytes can show, and is seen in a smooth area",
     ),
     QualityLimit(
+        "patches of other tone", "tone.spread", 1.0, True, 0, "levels",
+        "There are patches of other tone: places differ by {value:.1f} levels of 255 more than they should.",
+        "one level is the least that bytes can show; blur, JPEG and other VAEs stay under it, and tiles reach 2.5",
+    ),
+    QualityLimit(
         "banding", "artifacts.banding", 0.25, True, 0, "share of levels",
         "Smooth areas show bands: {value:.0%} of their tones are missing.",
         "a ramp that keeps every second level has lost a half; grain hides some of that in photographs",
@@ -171,8 +179,8 @@ LIMITS: tuple[QualityLimit, ...] = (
 def find_faults(quality: Quality, limits: Sequence[QualityLimit] = LIMITS) -> tuple[Finding, ...]:
     """The faults that a person would see, worst first; empty where there are none.
 
-    A fault that shows in several metrics is reported once, by the worst of them. Of a broken image nothing else is
-    reported.
+    A fault that shows in several metrics is reported once, by the worst of them, and one that another explains is not
+    (see ``EXPLAINED``). Of a broken image nothing else is reported.
     """
     findings = []
     for limit in limits:
@@ -184,6 +192,9 @@ def find_faults(quality: Quality, limits: Sequence[QualityLimit] = LIMITS) -> tu
     worst: dict[str, Finding] = {}
     for finding in sorted(findings, key=lambda finding: finding.severity, reverse=True):
         worst.setdefault(finding.name, finding)
+    for fault, cause in EXPLAINED.items():
+        if cause in worst:
+            worst.pop(fault, None)
     broken = [finding for finding in worst.values() if finding.name.startswith(BROKEN)]
     return tuple(broken[:1] or worst.values())
 
