@@ -98,7 +98,7 @@ def read_image(path: str | Path) -> NDArray[np.uint8]:
                     "are read. Crop it or make it smaller first"
                 )
             image.load()
-            return _upright(np.array(_to_srgb(image, path)), image.getexif().get(ExifTags.Base.Orientation, 1))
+            return _pixels(image, path)
     except ImageError:
         raise
     except FileNotFoundError as error:
@@ -114,6 +114,29 @@ def read_image(path: str | Path) -> NDArray[np.uint8]:
     # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and more on broken files.
     except Exception as error:
         raise ImageError(f"{path} cannot be decoded, it is truncated or broken: {error}") from error
+
+
+def is_pillow(value: object) -> bool:
+    """Whether ``value`` is an image of Pillow."""
+    return isinstance(value, Image.Image)
+
+
+def read_pillow(image: Image.Image) -> NDArray[np.uint8]:
+    """An image that Pillow has opened or made as (H, W, 3) uint8 RGB in sRGB, converted as ``read_image`` does.
+
+    Raises ImageError as ``read_image`` does for what is in the file.
+    """
+    file = getattr(image, "filename", "")  # only images that were opened have one
+    name = f"Pillow's image {file}".rstrip()
+    if image.width * image.height == 0:
+        raise ImageError(f"{name} has no pixels: it is {image.height}x{image.width} (height x width)")
+    try:
+        image.load()
+        return _pixels(image, name)
+    except ImageError:
+        raise
+    except Exception as error:  # as in read_image
+        raise ImageError(f"{name} cannot be decoded, it is truncated or broken: {error}") from error
 
 
 def check_image_name(path: Path) -> None:
@@ -148,7 +171,12 @@ def write_image(path: str | Path, image: NDArray[np.uint8]) -> None:
     write_file(path, data.getvalue())
 
 
-def _to_srgb(image: Image.Image, path: Path) -> Image.Image:
+def _pixels(image: Image.Image, path: Path | str) -> NDArray[np.uint8]:
+    """The pixels of a loaded image, (H, W, 3) uint8 RGB in sRGB, upright. ``path`` is for messages."""
+    return _upright(np.array(_to_srgb(image, path)), image.getexif().get(ExifTags.Base.Orientation, 1))
+
+
+def _to_srgb(image: Image.Image, path: Path | str) -> Image.Image:
     """``image``, in whatever mode Pillow opened it, as an opaque 8-bit RGB image in sRGB. ``path`` is for messages."""
     profile = image.info.get("icc_profile")
     # Pillow opens 16-bit PGM files, and its older versions 16-bit PNG files, in "I", its mode for 32 bits.
@@ -184,7 +212,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return grey
 
 
-def _opaque(image: Image.Image, path: Path) -> Image.Image:
+def _opaque(image: Image.Image, path: Path | str) -> Image.Image:
     """The image without its alpha channel. Raises ImageError if any pixel is not opaque."""
     opaque_mode = "L" if image.mode in ("L", "LA", "La", "1") else "RGB"
     image = image.convert("RGBA")
@@ -195,7 +223,7 @@ def _opaque(image: Image.Image, path: Path) -> Image.Image:
     return image.convert(opaque_mode)
 
 
-def _convert(image: Image.Image, data: bytes, path: Path) -> Image.Image:
+def _convert(image: Image.Image, data: bytes, path: Path | str) -> Image.Image:
     """Convert the image from its embedded colour profile ``data`` to sRGB.
 
     The intent is relative colorimetric (white stays white) with black point compensation (black stays black), as in

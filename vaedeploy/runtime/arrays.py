@@ -44,6 +44,16 @@ def as_numpy(value: Any, what: str, error: type[InputError]) -> NDArray[Any]:
         ) from cause
 
 
+def as_pixels(image: Any) -> NDArray[Any]:
+    """An image, which is an array as for ``as_numpy`` or a Pillow image, as a numpy array."""
+    if not hasattr(image, "__dlpack__"):
+        from vaedeploy.images.files import is_pillow, read_pillow
+
+        if is_pillow(image):
+            return read_pillow(image)
+    return as_numpy(image, "image", ImageError)
+
+
 def check_image(image: NDArray[Any]) -> NDArray[Any]:
     """The image as (B, H, W, 3) uint8 or (B, 3, H, W) float32, not necessarily contiguous.
 
