@@ -110,6 +110,12 @@ def test_import_costs_nothing():
     assert done.stdout == "set()\n"
 
 
+def test_pytest_finds_the_plugin():
+    ((name, module),) = PROJECT["entry-points"]["pytest11"].items()
+    assert name == "vaedeploy"
+    assert callable(importlib.import_module(module).pytest_addoption)
+
+
 def test_doctor_knows_the_extras_of_pyproject():
     def names(requirements: list[str]) -> list[str]:
         found = []
