@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 from diffusers import AutoencoderKL
-from tiny_modules import TinyDecoder, TinyEncoder, tiny_reference
 from torch import Tensor, nn
 
 from vaedeploy.errors import ExportError
 from vaedeploy.graph.probe import probe_part
+from vaedeploy.testing.tiny import TinyDecoder, TinyEncoder, tiny_reference
 from vaedeploy.values.kinds import Part
 from vaedeploy.values.latent import LatentSpec
 from vaedeploy.values.reference import Reference

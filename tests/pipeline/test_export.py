@@ -20,9 +20,7 @@ import torch
 from checkpoints import TINY, config_of
 from checkpoints import folder as write_folder
 from command_line import Ended
-from inflation import INFLATIONS, inflate
 from tiny_bundle import tiny_manifest
-from tiny_modules import flat_reference, tiny_reference
 from torch import Tensor, nn
 
 from vaedeploy.bundle import Bundle, check_bundle
@@ -50,6 +48,8 @@ from vaedeploy.pipeline.verify import verify_bundle
 from vaedeploy.runtime import VAE
 from vaedeploy.source import load_reference, reload_reference
 from vaedeploy.source.network import random_tensors
+from vaedeploy.testing.inflation import INFLATIONS, inflate
+from vaedeploy.testing.tiny import flat_reference, tiny_reference
 from vaedeploy.values.kinds import PARTS, Form, Precision
 from vaedeploy.values.latent import LatentSpec
 from vaedeploy.values.reference import Reference

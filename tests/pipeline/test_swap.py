@@ -14,7 +14,6 @@ import pytest
 from command_line import Ended
 from engine_files import snapshot, write_profile
 from family_cases import CASES
-from tiny_modules import flat_reference, tiny_reference
 
 from vaedeploy.bundle import Bundle, check_bundle
 from vaedeploy.bundle.manifest import NAME
@@ -25,6 +24,7 @@ from vaedeploy.pipeline.export import export_vae
 from vaedeploy.pipeline.swap import Drift, restore_vae, swap_vae
 from vaedeploy.runtime import VAE
 from vaedeploy.source import get_preset, load_reference
+from vaedeploy.testing.tiny import flat_reference, tiny_reference
 from vaedeploy.values.origin import Origin
 from vaedeploy.verify.limits import LIMITS, Limit
 

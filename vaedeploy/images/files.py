@@ -105,8 +105,7 @@ def read_image(path: str | Path, *, opacity: bool = False) -> NDArray[np.uint8]:
                     "are read. Crop it or make it smaller first"
                 )
             image.load()
-            pixels = _pixels(image, opacity, path)
-            return _upright(pixels, image.getexif().get(ExifTags.Base.Orientation, 1))
+            return _pixels(image, opacity, path)
     except ImageError:
         raise
     except FileNotFoundError as error:
@@ -122,6 +121,29 @@ def read_image(path: str | Path, *, opacity: bool = False) -> NDArray[np.uint8]:
     # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and more on broken files.
     except Exception as error:
         raise ImageError(f"{path} cannot be decoded, it is truncated or broken: {error}") from error
+
+
+def is_pillow(value: object) -> bool:
+    """Whether ``value`` is an image of Pillow."""
+    return isinstance(value, Image.Image)
+
+
+def read_pillow(image: Image.Image, *, opacity: bool = False) -> NDArray[np.uint8]:
+    """An image that Pillow has opened or made, converted as ``read_image`` does.
+
+    Raises ImageError as ``read_image`` does for what is in the file.
+    """
+    file = getattr(image, "filename", "")  # only images that were opened have one
+    name = f"Pillow's image {file}".rstrip()
+    if image.width * image.height == 0:
+        raise ImageError(f"{name} has no pixels: it is {image.height}x{image.width} (height x width)")
+    try:
+        image.load()
+        return _pixels(image, opacity, name)
+    except ImageError:
+        raise
+    except Exception as error:  # as in read_image
+        raise ImageError(f"{name} cannot be decoded, it is truncated or broken: {error}") from error
 
 
 def check_image_name(path: Path, channels: int = RGB) -> None:
@@ -164,8 +186,13 @@ def write_image(path: str | Path, image: NDArray[np.uint8]) -> None:
     write_file(path, data.getvalue())
 
 
-def _pixels(image: Image.Image, opacity: bool, path: Path) -> NDArray[np.uint8]:
-    """``image``, in whatever mode Pillow opened it, as ``read_image`` gives it. ``path`` is for messages."""
+def _pixels(image: Image.Image, opacity: bool, path: Path | str) -> NDArray[np.uint8]:
+    """The pixels of a loaded image as ``read_image`` gives them. ``path`` is for messages."""
+    return _upright(_to_srgb(image, opacity, path), image.getexif().get(ExifTags.Base.Orientation, 1))
+
+
+def _to_srgb(image: Image.Image, opacity: bool, path: Path | str) -> NDArray[np.uint8]:
+    """``image``, in whatever mode Pillow opened it, as ``read_image`` gives it, but not upright."""
     profile = image.info.get("icc_profile")
     # Pillow opens 16-bit PGM files, and its older versions 16-bit PNG files, in "I", its mode for 32 bits.
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
@@ -214,7 +241,7 @@ def _apart(image: Image.Image) -> tuple[Image.Image, NDArray[np.uint8]]:
     return image.convert(opaque_mode), np.asarray(image.getchannel("A"))
 
 
-def _convert(image: Image.Image, data: bytes, path: Path) -> Image.Image:
+def _convert(image: Image.Image, data: bytes, path: Path | str) -> Image.Image:
     """Convert the image from its embedded colour profile ``data`` to sRGB.
 
     The intent is relative colorimetric (white stays white) with black point compensation (black stays black), as in

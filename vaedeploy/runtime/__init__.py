@@ -11,6 +11,16 @@ PyTorch or onnx.
 from __future__ import annotations
 
 from vaedeploy.runtime.backends import BACKENDS
+from vaedeploy.runtime.types import HostImage, HostLatent, Moments, SupportsDLPack
 from vaedeploy.runtime.vae import VAE, Limits, UnverifiedBundleWarning
 
-__all__ = ["BACKENDS", "VAE", "Limits", "UnverifiedBundleWarning"]
+__all__ = [
+    "BACKENDS",
+    "VAE",
+    "HostImage",
+    "HostLatent",
+    "Limits",
+    "Moments",
+    "SupportsDLPack",
+    "UnverifiedBundleWarning",
+]

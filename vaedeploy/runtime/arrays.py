@@ -47,6 +47,19 @@ def as_numpy(value: Any, what: str, error: type[InputError]) -> NDArray[Any]:
         ) from cause
 
 
+def as_pixels(image: Any, channels: int) -> NDArray[Any]:
+    """An image, which is an array as for ``as_numpy`` or a Pillow image, as a numpy array.
+
+    channels: 4 to keep the opacity of a Pillow image that has it.
+    """
+    if not hasattr(image, "__dlpack__"):
+        from vaedeploy.images.files import is_pillow, read_pillow
+
+        if is_pillow(image):
+            return read_pillow(image, opacity=channels == RGBA)
+    return as_numpy(image, "image", ImageError)
+
+
 def check_image(image: NDArray[Any], channels: int) -> NDArray[Any]:
     """The image as (B, H, W, channels) uint8 or (B, channels, H, W) float32, not necessarily contiguous.
 

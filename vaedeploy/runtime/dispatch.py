@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import numpy as np
@@ -16,7 +17,7 @@ from vaedeploy.runtime.backends import Candidate, Runner
 from vaedeploy.runtime.device import Array, OnDevice
 from vaedeploy.system.gpu import FORKED, was_forked
 from vaedeploy.system.processes import tell_of_fork
-from vaedeploy.values.kinds import Part
+from vaedeploy.values.kinds import PARTS, Part
 
 OnNan = Literal["rerun", "warn", "raise"]
 
@@ -39,6 +40,7 @@ class Dispatch:
         self._runners: dict[tuple[Candidate, Part], Runner] = {}
         self._logged: set[str] = set()
         self._closed = False
+        self._warming = 0
         self._make_locks()
         tell_of_fork(self)
 
@@ -46,6 +48,23 @@ class Dispatch:
     def backend(self) -> str:
         """The backend that is tried first."""
         return self._candidates[0].backend
+
+    @property
+    def ready(self) -> bool:
+        """Whether both halves are loaded, and nothing is ``warming`` up."""
+        with self._lock:
+            return not self._warming and {part for _, part in self._runners} == set(PARTS)
+
+    @contextmanager
+    def warming(self) -> Iterator[None]:
+        """Context in which this is not ``ready``."""
+        with self._lock:
+            self._warming += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._warming -= 1
 
     def close(self) -> None:
         """Release everything that is open. Calls in progress finish; later calls raise InputError."""
@@ -58,6 +77,7 @@ class Dispatch:
         say why it cannot run.
         """
         self._make_locks()
+        self._warming = 0  # the thread that warmed up is not in this process
         self._runners = {key: runner for key, runner in self._runners.items() if key[0].on_gpu}
 
     def _make_locks(self) -> None:
@@ -70,7 +90,7 @@ class Dispatch:
         part: Part,
         outputs: Sequence[str],
         inputs: Mapping[str, Array],
-        results: Mapping[str, OnDevice] | None = None,
+        results: Mapping[str, Array] | None = None,
         after: Sequence[Any] = (),
     ) -> list[Array]:
         """Run a half, and run the items again in float32 whose result in half precision has NaN or infinity.
@@ -104,7 +124,7 @@ class Dispatch:
         part: Part,
         outputs: Sequence[str],
         inputs: Mapping[str, Array],
-        results: Mapping[str, OnDevice] | None,
+        results: Mapping[str, Array] | None,
         after: Sequence[Any],
         on_device: bool,
     ) -> tuple[Candidate, list[Array]]:
