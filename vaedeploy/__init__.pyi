@@ -36,6 +36,7 @@ from .pipeline.swap import swap_vae as swap_vae
 from .pipeline.verify import UnnotedVerdictWarning as UnnotedVerdictWarning
 from .pipeline.verify import verify_bundle as verify_bundle
 from .runtime import VAE as VAE
+from .runtime import MemoryPlan as MemoryPlan
 from .runtime import UnverifiedBundleWarning as UnverifiedBundleWarning
 from .source import Preset as Preset
 from .source import get_preset as get_preset

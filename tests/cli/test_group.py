@@ -15,7 +15,7 @@ from command_line import Ended, parse
 from places import ROOT
 
 from vaedeploy.cli import terminal
-from vaedeploy.cli.group import cli, numbers
+from vaedeploy.cli.group import MemorySize, cli, numbers
 from vaedeploy.errors import BackendError
 from vaedeploy.system.installs import advice_for
 from vaedeploy.version import __version__
@@ -204,3 +204,25 @@ def test_what_is_not_numbers(vaedeploy: Callable[..., Ended], text: str) -> None
     assert ended.err.endswith(
         f"Error: Invalid value for '--scale': {text!r} is neither a number nor numbers that are separated by commas.\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("4G", 4 * 10**9),
+        ("4GiB", 4 * 2**30),
+        ("4GB", 4 * 10**9),
+        ("1.5k", 1500),
+        ("500M", 5 * 10**8),
+        ("2Ti", 2 * 2**40),
+        ("7", 7),
+    ],
+)
+def test_sizes_of_memory(text: str, size: int) -> None:
+    assert MemorySize().convert(text, None, None) == size
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1", "4g", "4 GiB x", "4iB", "1e9", "G", "0.1"])
+def test_what_is_no_size_of_memory(text: str) -> None:
+    with pytest.raises(click.BadParameter, match=r"is no number of bytes above 0; write it as 4G"):
+        MemorySize().convert(text, None, None)

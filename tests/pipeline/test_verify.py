@@ -18,7 +18,7 @@ from vaedeploy.errors import BackendError, InputError, WeightsError
 from vaedeploy.pipeline.export import export_vae
 from vaedeploy.pipeline.verify import verify_bundle
 from vaedeploy.runtime import VAE
-from vaedeploy.runtime.vae import UnverifiedBundleWarning
+from vaedeploy.runtime.unverified import UnverifiedBundleWarning
 from vaedeploy.testing.tiny import flat_reference, tiny_reference
 from vaedeploy.values.reference import Reference
 

@@ -9,7 +9,7 @@ from places import KODAK
 from vaedeploy.bundle import Bundle
 from vaedeploy.images.files import read_image
 from vaedeploy.runtime import VAE
-from vaedeploy.runtime.vae import UnverifiedBundleWarning
+from vaedeploy.runtime.unverified import UnverifiedBundleWarning
 from vaedeploy.source import get_preset
 
 NAMES = ("demo", "demo-mse")

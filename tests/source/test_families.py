@@ -25,11 +25,13 @@ from vaedeploy.errors import WeightsError
 from vaedeploy.images.files import read_image, write_image
 from vaedeploy.pipeline import export
 from vaedeploy.pipeline.codec import decode_files, encode_files
-from vaedeploy.runtime import VAE
+from vaedeploy.runtime import VAE, onnxruntime_cpu
+from vaedeploy.runtime.rows.session import RowsHalf
 from vaedeploy.source import load_reference
 from vaedeploy.source.families import FAMILIES, REFUSED
 from vaedeploy.source.family import DESCRIBES, Architecture
 from vaedeploy.source.network import build, tensor_shapes
+from vaedeploy.values.kinds import Part
 from vaedeploy.values.latent import LatentSpec
 from vaedeploy.verify.shapes import verification_shapes
 
@@ -142,6 +144,7 @@ def test_a_folder_that_the_class_saved_is_exported(name: str, tmp_path: Path, mo
     if case.scale is not None:
         numbers = case.scale, case.shift or 0.0
         assert latent == LatentSpec(case.channels, case.factor, *numbers, case.sampled, case.image_channels)
+    check_rows(bundle)
     if case.image_channels == 4:
         check_pictures(bundle, tmp_path)
 
@@ -161,6 +164,27 @@ def check_pictures(bundle: Bundle, folder: Path) -> None:
     np.testing.assert_array_equal(one, expected)
     assert opaque.shape == pixels.shape
     assert (one != opaque).any()
+
+
+def check_rows(bundle: Bundle) -> None:
+    """Both halves of a bundle give by rows what they give as a whole, and the same bits whatever is stored."""
+    latent = bundle.manifest.latent
+    random = np.random.default_rng(0)
+    inputs: dict[Part, tuple[int, ...]] = {
+        "encoder": (1, latent.image_channels, 13 * latent.factor, 7 * latent.factor),
+        "decoder": (1, latent.channels, 13, 7),
+    }
+    for part, shape in inputs.items():
+        half, session = RowsHalf(bundle, part), onnxruntime_cpu.Session(bundle.graph(part, "onnxruntime"))
+        given = np.tanh(random.standard_normal(shape)).astype(np.float32)
+        output = bundle.manifest.interface(part).outputs[0]
+        (whole,) = session.run([output], {half.table.input: given})
+        results = []
+        for budget in (1 << 40, 0):
+            (result,) = half.run(half.plan(13, 7, budget), [output], given)
+            results.append(result)
+        assert np.array_equal(*results)
+        assert np.linalg.norm(results[0] - whole) <= 2e-6 * np.linalg.norm(whole)
 
 
 @every_family

@@ -150,6 +150,23 @@ class Bundle:
             finally:  # altered bytes are the better reason for whatever was raised
                 self.refuse(altered.result())
 
+    def read_part(self, name: str, offset: int, size: int, sha256: str | None) -> bytes:
+        """``size`` bytes at ``offset`` of a file. Raises BundleError if they do not have that sha256, or are not there,
+        and InputError after ``release``.
+        """
+        self.file(name)
+        try:
+            with self.handle(name) as handle:
+                data = handle_bytes(handle, size, offset)
+        except OSError as error:
+            if error.errno == errno.EBADF:
+                raise InputError(f"bundle {self.path} was released; open it again") from error
+            self.refuse({name: _unreadable(error)})
+            raise
+        if len(data) != size or (sha256 is not None and hashlib.sha256(data).hexdigest() != sha256):
+            self.refuse({name: f"is altered: {size:,} bytes at {offset:,} are not those that were written"})
+        return data
+
     def _read(self, name: str) -> bytes:
         """The bytes of a file, as many as the manifest states. Raises as ``read`` does."""
         self.file(name)

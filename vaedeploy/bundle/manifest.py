@@ -59,8 +59,7 @@ class FileInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Verification(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The summary of the last verification.
 
-    passed: whether every case kept every limit.
-    reference: what the outputs were compared with.
+    passed: whether every case kept every limit. reference: what the outputs were compared with.
     backend: what computed the outputs.
     worst: metric -> its worst value over all cases. A value that is not finite is null in JSON and None here.
     cases: how many cases were run.
@@ -116,8 +115,7 @@ class EngineIdentity(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
 class EngineInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The description of an engine in the bundle.
 
-    profile: the name of the profile that it was built for.
-    part: the half that it computes.
+    profile: the name of the profile that it was built for. part: the half that it computes.
     identity: everything that it depends on.
     activation_bytes: name of a shape set -> bytes of device memory that an execution context takes at the largest size
         of that set, as reported by the builder.
@@ -152,6 +150,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     image_input: whether the encoder takes float or uint8 images.
     precision: of the graphs, except the portable ones (always fp32) and some of a bf16 bundle (see ``graphs.FORMS``).
     graphs: part -> form -> file name. Every part has the form ``portable``.
+    rows: part -> file name of the document with its pieces, see ``bundle.rows``.
     rewrites: file name of a graph -> rule -> number of places that the rule changed in the portable graph to make it.
     keep_fp32: names of nodes of the portable graphs that stay in float32 where the others are lowered.
     files: path with forward slashes -> sha256 and size, for every file of the bundle except ``bundle.json``.
@@ -173,6 +172,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     image_input: ImageInput
     precision: Precision
     graphs: dict[Part, dict[Form, str]]
+    rows: dict[Part, str] = {}
     rewrites: dict[str, dict[str, int]] = {}
     keep_fp32: tuple[str, ...] = ()
     files: dict[str, FileInfo] = {}
@@ -272,13 +272,13 @@ def decode_manifest(data: bytes, bundle: Path) -> Manifest:
 def check_manifest(manifest: Manifest, bundle: Path) -> None:
     """Raise BundleError if the manifest contradicts itself or names a path that a file in a bundle cannot have."""
     graphs = [name for forms in manifest.graphs.values() for name in forms.values()]
-    for name in (*manifest.files, *graphs, *manifest.engines, *manifest.unfinished):
+    for name in (*manifest.files, *graphs, *manifest.rows.values(), *manifest.engines, *manifest.unfinished):
         if fault := path_fault(name):
             raise BundleError(f"bundle {bundle}: {NAME} names the path {name!r}, which {fault}; it is refused")
     for part in ("encoder", "decoder"):
         if "portable" not in manifest.graphs.get(part, {}):
             raise BundleError(f"bundle {bundle}: {NAME} names no portable graph of the {part}")
-    for kind, names in (("graph", graphs), ("engine", manifest.engines)):
+    for kind, names in (("graph", graphs), ("pieces", manifest.rows.values()), ("engine", manifest.engines)):
         for name in names:
             if name not in manifest.files:
                 raise BundleError(f"bundle {bundle}: {NAME} names the {kind} {name} but not among its files")

@@ -5,6 +5,7 @@ The modules of commands import nothing heavier than click at their top, so that 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -123,6 +124,30 @@ def profiles_option(command: Command) -> Command:
         type=PATH,
         metavar="DIR",
         help="Also look for profiles in this folder of your own. [default: the folder that VAEDEPLOY_PROFILES names]",
+    )(command)
+
+
+class MemorySize(click.ParamType[int]):
+    """A number of bytes, with the units that people write: 4G is 4 * 10^9, and 4GiB is 4 * 2^30."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([kMGT]?)(i?)B?", str(value).strip())
+        power = " kMGT".find(found[2] or " ") if found else 0
+        size = int(float(found[1]) * (1024 if found[3] else 1000) ** power) if found else 0
+        if size < 1 or (found and found[3] and not power):
+            self.fail(f"{value!r} is no number of bytes above 0; write it as 4G (4 * 10^9) or 4GiB (4 * 2^30)")
+        return size
+
+
+def memory_option(command: Command) -> Command:
+    return click.option(
+        "--max-memory",
+        type=MemorySize(),
+        metavar="SIZE",
+        help="Take no more memory than this on the CPU beyond the loaded graphs, such as 4G or 4GiB: what would take "
+        "more is computed by rows, with the same result. [default: 70 % of what is free]",
     )(command)
 
 

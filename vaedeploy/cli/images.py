@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from vaedeploy.cli import terminal
-from vaedeploy.cli.group import PATH, cli
+from vaedeploy.cli.group import PATH, cli, memory_option
 
 
 @cli.command()
@@ -33,7 +33,10 @@ from vaedeploy.cli.group import PATH, cli
     is_flag=True,
     help="Accept images of any size: pad them by reflection to the next size that fits. decode crops them again.",
 )
-def encode(bundle: Path, image: Path, out: Path, sample: bool, seed: int | None, pad: bool) -> None:
+@memory_option
+def encode(
+    bundle: Path, image: Path, out: Path, sample: bool, seed: int | None, pad: bool, max_memory: int | None
+) -> None:
     """Encode an image, or a folder of images, to latent files.
 
     The command prints the files that it wrote. In a folder, if a file fails, the others go on, and the exit code is 2.
@@ -48,7 +51,7 @@ def encode(bundle: Path, image: Path, out: Path, sample: bool, seed: int | None,
 
     if seed is not None and not sample:
         raise click.UsageError("--seed needs --sample.")
-    with VAE(bundle) as vae, terminal.progress_display() as progress:
+    with terminal.progress_display() as progress, VAE(bundle, max_memory=max_memory, progress=progress) as vae:
         converted = encode_files(vae, image, out, sample=sample, seed=seed, pad=pad, progress=progress)
     for path in converted.written:
         terminal.show(str(path))
@@ -66,7 +69,8 @@ def encode(bundle: Path, image: Path, out: Path, sample: bool, seed: int | None,
     metavar="IMAGE",
     help="The image to write; if LATENT is a folder, the folder to write PNG images to.",
 )
-def decode(bundle: Path, latent: Path, out: Path) -> None:
+@memory_option
+def decode(bundle: Path, latent: Path, out: Path, max_memory: int | None) -> None:
     """Decode a latent file, or a folder of latent files, to images.
 
     The command prints the files that it wrote. In a folder, if a file fails, the others go on, and the exit code is 2.
@@ -80,7 +84,7 @@ def decode(bundle: Path, latent: Path, out: Path) -> None:
     from vaedeploy.pipeline.codec import decode_files
     from vaedeploy.runtime import VAE
 
-    with VAE(bundle) as vae, terminal.progress_display() as progress:
+    with terminal.progress_display() as progress, VAE(bundle, max_memory=max_memory, progress=progress) as vae:
         converted = decode_files(vae, latent, out, progress=progress)
     for path in converted.written:
         terminal.show(str(path))

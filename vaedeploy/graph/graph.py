@@ -68,10 +68,32 @@ def release_weights(graph: Graph) -> None:
 def save_form(graph: Graph, path: Path, *, shared: bool = True) -> None:
     """Write a rewritten form of a graph that was loaded from ``path``'s directory.
 
-    shared: True to refer to the tensors that are in that directory's files already, and to write the few others into
-    ``path`` itself. False to write every weight to ``path`` + ``.data``.
+    shared: True to refer to the tensors that are in that directory's files already. The others are written to ``path``
+    + ``.data``, where other graphs can refer to them, and small ones into ``path`` itself. False to write every weight
+    to ``path`` + ``.data``.
     """
+    if shared:
+        _put_outside(graph.model, path)
     ir.save(graph.model, path, external_data=None if shared else f"{path.name}.data")
+
+
+OUTSIDE = 1024
+"""Bytes from which on a weight of a form lies in a file beside it."""
+
+
+def _put_outside(model: ir.Model, path: Path) -> None:
+    """Write the weights of ``model`` that are in no file to ``path`` + ``.data``, but for small ones."""
+    tensors = {name: value.const_value for name, value in model.graph.initializers.items()}
+    inside = {
+        name: tensor
+        for name, tensor in tensors.items()
+        if tensor is not None and not isinstance(tensor, ir.ExternalTensor) and tensor.nbytes >= OUTSIDE
+    }
+    if not inside:
+        return
+    written = ir.external_data.convert_tensors_to_external(list(inside.values()), path.parent, f"{path.name}.data")
+    for name, tensor in zip(inside, written, strict=True):
+        model.graph.initializers[name].const_value = tensor
 
 
 def load_graph(path: Path, part: Part) -> Graph:

@@ -22,7 +22,7 @@ import onnx_ir as ir
 
 from vaedeploy.graph.sizes import static_shape, with_sizes
 
-__all__ = ["GraphOperations", "OperatorCount", "count_operations", "weight_bytes"]
+__all__ = ["GraphOperations", "OperatorCount", "count_operations", "operations_of", "weight_bytes"]
 
 CONVOLUTIONS = ("Conv", "NhwcConv", "ConvTranspose")
 
@@ -79,12 +79,12 @@ def count_operations(model: ir.Model, shapes: Mapping[str, int]) -> GraphOperati
             if _runs_a_graph(node, model):
                 uncounted.append(node.name or node.op_type)
             continue
-        node_operations = _operations(node)
-        if node_operations is None:
+        found = operations_of(node)
+        if found is None:
             uncounted.append(node.name or node.op_type)
             continue
         nodes[node.op_type] = nodes.get(node.op_type, 0) + 1
-        operations[node.op_type] = operations.get(node.op_type, 0) + node_operations
+        operations[node.op_type] = operations.get(node.op_type, 0) + found
     counts = [OperatorCount(operator, nodes[operator], total) for operator, total in operations.items()]
     ordered = tuple(sorted(counts, key=lambda count: -count.operations))
     return GraphOperations(ordered, weight_bytes(model), tuple(uncounted))
@@ -103,8 +103,12 @@ def _runs_a_graph(node: ir.Node, model: ir.Model) -> bool:
     )
 
 
-def _operations(node: ir.Node) -> int | None:
-    """Floating-point operations of one node of ``COUNTED``; None where a shape that determines them is not known."""
+def operations_of(node: ir.Node) -> int | None:
+    """Floating-point operations of one node of a graph with sizes: 0 for operators that are not counted, and None where
+    a shape that determines them is not known.
+    """
+    if node.op_type not in COUNTED:
+        return 0
     shapes = [static_shape(value) for value in (*node.inputs[:3], *node.outputs[:1])]
     if None in shapes[:2] or shapes[-1] is None:
         return None

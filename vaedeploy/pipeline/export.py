@@ -14,6 +14,7 @@ from vaedeploy.bundle.golden import NAME as GOLDEN_NAME
 from vaedeploy.bundle.golden import GoldenCase, encode_golden
 from vaedeploy.bundle.graphs import EXTRA_FORMS, graph_names
 from vaedeploy.bundle.manifest import Manifest, VaeInfo
+from vaedeploy.bundle.rows import rows_names
 from vaedeploy.errors import InputError, VerificationError
 from vaedeploy.images.opacity import has_opacity
 from vaedeploy.images.photos import load_photos
@@ -145,8 +146,10 @@ def export_vae(
         calibration = None
         if calibrated:
             calibration = calibrate(draft.path, photographs, manifest.latent, image_input, progress)
-        applied = write_forms(draft.path, precision, calibration, rewrite, kept, tuple(forms))
-        manifest = msgspec.structs.replace(manifest, graphs=graph_names(draft.path), rewrites=applied)
+        factor = manifest.latent.factor
+        applied = write_forms(draft.path, precision, calibration, rewrite, kept, tuple(forms), factor)
+        graphs, rows = graph_names(draft.path), rows_names(draft.path)
+        manifest = msgspec.structs.replace(manifest, graphs=graphs, rows=rows, rewrites=applied)
         report = None
         if verify:
             looks = make_looks(manifest.latent.factor)

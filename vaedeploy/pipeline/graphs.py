@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from vaedeploy.bundle.graphs import FORMS, file_name
+from vaedeploy.bundle.rows import rows_name
 from vaedeploy.errors import ExportError, InputError
 from vaedeploy.images.photos import Photo, crop_batch
 from vaedeploy.images.pixels import to_float
+from vaedeploy.pipeline.rows import write_rows
 from vaedeploy.runtime import onnxruntime_cpu
 from vaedeploy.system.progress import Progress
 from vaedeploy.values.kinds import PARTS, ImageInput, Part, Precision, Target
@@ -98,8 +100,11 @@ def write_forms(
     rules: bool,
     keep_fp32: Collection[str] = (),
     extra: Sequence[Target] = (),
+    factor: int | None = None,
 ) -> dict[str, dict[str, int]]:
     """Write the forms of ``precision``, and those of EXTRA_FORMS that ``extra`` names, beside the portable graphs.
+
+    factor: of the latents, to write the rows form of each half that has one, too.
 
     Returns file -> rule -> matches.
 
@@ -127,6 +132,8 @@ def write_forms(
             _check(path)
             _log_outcomes(path.name, rewritten)
             applied[path.name] = {outcome.rule: outcome.matches for outcome in rewritten.outcomes}
+        if rules and factor is not None and (count := write_rows(folder, portable, factor)):
+            applied[rows_name(part)] = {"cut_rows": count}
     return applied
 
 

@@ -11,8 +11,11 @@ PyTorch or onnx.
 from __future__ import annotations
 
 from vaedeploy.runtime.backends import BACKENDS
+from vaedeploy.runtime.rows.session import MemoryPlan
 from vaedeploy.runtime.types import HostImage, HostLatent, Moments, SupportsDLPack
-from vaedeploy.runtime.vae import VAE, Limits, UnverifiedBundleWarning
+from vaedeploy.runtime.unverified import UnverifiedBundleWarning
+from vaedeploy.runtime.vae import VAE
+from vaedeploy.values.latent import Limits
 
 __all__ = [
     "BACKENDS",
@@ -20,6 +23,7 @@ __all__ = [
     "HostImage",
     "HostLatent",
     "Limits",
+    "MemoryPlan",
     "Moments",
     "SupportsDLPack",
     "UnverifiedBundleWarning",

@@ -151,6 +151,12 @@ def check_seed(seed: int, sample: bool) -> int:
     return number
 
 
+def refuse_stream(stream: object) -> None:
+    """Raise InputError for a stream that was given with an array in host memory."""
+    if stream is not None:
+        raise InputError("stream is only for arrays in GPU memory, and this array is in host memory; leave stream out")
+
+
 def check_out(out: NDArray[Any], result: Tensor) -> None:
     """Raise InputError unless ``out`` is a writeable array of the shape and dtype of ``result``."""
     if not isinstance(out, np.ndarray):

@@ -20,6 +20,8 @@ from vaedeploy.runtime.cuda import CudaDevice
 from vaedeploy.runtime.device import Array
 from vaedeploy.runtime.engine import EngineSession
 from vaedeploy.runtime.routes import Half
+from vaedeploy.runtime.rows.budget import Budget
+from vaedeploy.runtime.rows.session import BoundedSession, RowsHalf
 from vaedeploy.system.gpu import find_gpu
 from vaedeploy.values.kinds import PARTS, Backend, Form, Part, Precision
 
@@ -91,12 +93,14 @@ def find_candidates(
     provider_options: Mapping[str, str] | None = None,
     profile: str | None = None,
     verify_hashes: bool = True,
+    budget: Budget | None = None,
 ) -> list[Candidate]:
     """All ways to compute ``bundle`` on this machine, in order of preference. A graph in half precision is followed by
     the same backend in float32, which can run again the items that half precision cannot hold.
 
     backend: the only backend to use; None uses all. provider_options: for ONNX Runtime's CUDA provider.
-    profile: the only profile whose engines are used; None uses all engines that fit this GPU.
+    profile: the only profile whose engines are used; None uses all engines that fit this GPU. budget: the memory that
+    graphs on the CPU take; None for whatever they need.
 
     Raises InputError for a backend that does not exist, a profile that the bundle has no engines of, and a profile with
     a backend that runs no engines. Raises BackendError, with every reason, if no backend can be used.
@@ -120,7 +124,7 @@ def find_candidates(
             if name in ENGINES:
                 candidates += _engine_candidates(bundle, name, device, profile, verify_hashes)
             else:
-                candidates += _graph_candidates(bundle, name, device, threads, provider_options, verify_hashes)
+                candidates += _graph_candidates(bundle, name, device, threads, provider_options, verify_hashes, budget)
         except VaedeployError as error:
             reasons[name] = str(error)
     if not candidates:
@@ -155,6 +159,7 @@ def _graph_candidates(
     threads: int | None,
     options: Mapping[str, str] | None,
     verify_hashes: bool,
+    budget: Budget | None,
 ) -> list[Candidate]:
     """Candidates that run the graphs on the ONNX Runtime backend ``name``. Raises BackendError if it cannot be used."""
     if problem := problem_of(name, device):
@@ -166,7 +171,10 @@ def _graph_candidates(
         graph, read = bundle.graph(part, form), partial(bundle.read_graph, part, form, verify_hashes)
         if cuda:
             return onnxruntime_cuda.Session(graph, device, threads, {**more, **(options or {})}, precision, read)
-        return onnxruntime_cpu.Session(graph, threads, read=read)
+        if budget is None:
+            return onnxruntime_cpu.Session(graph, threads, read=read)
+        half = RowsHalf(bundle, part, threads, verify_hashes, budget.progress)
+        return BoundedSession(half, budget, graph, threads, read=read)
 
     precision = precision_of(bundle)
     open_half = partial(session, precision, "onnxruntime", {})

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from vaedeploy.bundle import Bundle
 from vaedeploy.errors import BackendError, ImageError, InputError
 from vaedeploy.runtime import on_device, on_host
-from vaedeploy.runtime.arrays import check_seed
+from vaedeploy.runtime.arrays import check_seed, refuse_stream
 from vaedeploy.runtime.cuda import CudaDevice
 from vaedeploy.runtime.dispatch import Dispatch
 from vaedeploy.runtime.dlpack import is_on_device
@@ -79,7 +79,7 @@ class ArrayCalls:
                     "an image in the GPU's memory is encoded without sample, seed and pad; copy it to the host"
                 )
             return self._encode_on_gpu(image, stream, 1)[0]
-        _refuse_stream(stream)
+        refuse_stream(stream)
         if seed is not None:
             seed = check_seed(seed, sample)
         if sample:
@@ -113,7 +113,7 @@ class ArrayCalls:
             if pad:
                 raise ImageError("an image in the GPU's memory is encoded without pad; copy it to the host")
             return Moments(*self._encode_on_gpu(image, stream, 2))
-        _refuse_stream(stream)
+        refuse_stream(stream)
         return Moments(*on_host.encode(self._dispatch, self._bundle, image, 2, pad))
 
     @overload
@@ -182,7 +182,7 @@ class ArrayCalls:
                 return on_device.decode(
                     self._dispatch, self._bundle.manifest, self._gpu(), latent, output, size, out, stream
                 )
-        _refuse_stream(stream)
+        refuse_stream(stream)
         return on_host.decode(self._dispatch, self._bundle, latent, output, size, out)
 
     def _gpu(self) -> CudaDevice:
@@ -203,8 +203,3 @@ class ArrayCalls:
     def _check_sampled(self, advice: str) -> None:
         if not self._bundle.manifest.latent.sampled:
             raise InputError(f"VAE {self._bundle.manifest.vae.name} gives no distribution {advice}")
-
-
-def _refuse_stream(stream: object) -> None:
-    if stream is not None:
-        raise InputError("stream is only for arrays in GPU memory, and this array is in host memory; leave stream out")

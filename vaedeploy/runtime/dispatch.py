@@ -15,6 +15,7 @@ from vaedeploy.bundle import Bundle
 from vaedeploy.errors import BackendError, BundleError, EngineError, InputError, SizeError
 from vaedeploy.runtime.backends import Candidate, Runner
 from vaedeploy.runtime.device import Array, OnDevice
+from vaedeploy.runtime.rows.session import BoundedSession, MemoryPlan
 from vaedeploy.system.gpu import FORKED, was_forked
 from vaedeploy.system.processes import tell_of_fork
 from vaedeploy.values.kinds import PARTS, Part
@@ -118,6 +119,22 @@ class Dispatch:
             raise BackendError(message)
         log.warning(message)
         return computed
+
+    def plan(self, batch: int, rows: int, columns: int) -> dict[Part, MemoryPlan]:
+        """See ``VAE.plan``; rows, columns: of the latents."""
+        candidate = next((c for c in self._candidates if not c.on_gpu), None)
+        if candidate is None:
+            raise BackendError(f"{self.backend} computes on the GPU, and memory is planned on the CPU alone")
+        plans: dict[Part, MemoryPlan] = {}
+        for part in PARTS:
+            runner = self._runner(candidate, part)
+            if not isinstance(runner, BoundedSession) or not runner.half.exists:
+                raise BackendError(
+                    f"the {part} of bundle {self._bundle.path} cannot be computed by rows. If an older vaedeploy made "
+                    f"it, export it again: {self._bundle.manifest.export_command(self._bundle.path)}"
+                )
+            plans[part] = runner.plan(batch, rows, columns)
+        return plans
 
     def _run_first(
         self,

@@ -9,6 +9,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from numpy.typing import NDArray
+
 from vaedeploy.bundle import GraphContent
 from vaedeploy.errors import BackendError
 from vaedeploy.runtime.device import Array, shape_of
@@ -60,7 +62,7 @@ class Session:
 
         after: not used; ``EngineSession.run`` describes it and ``results``, which are in host memory here.
         """
-        with self._failures_explained(inputs), native_call():
+        with failures_explained(self.graph, inputs), native_call():
             if not results:
                 return self._session.run(outputs, inputs)  # type: ignore[no-any-return]
             binding = self._session.io_binding()
@@ -71,15 +73,33 @@ class Session:
             values = dict(zip(outputs, binding.get_outputs(), strict=True))
             return [results[name] if name in results else value.numpy() for name, value in values.items()]
 
-    @contextmanager
-    def _failures_explained(self, inputs: Mapping[str, Array]) -> Iterator[None]:
-        """Context in which an exception becomes a BackendError that names the graph and the inputs' shapes."""
-        try:
-            yield
-        except Exception as error:
-            shapes = ", ".join(f"{name} {shape_of(array)}" for name, array in inputs.items())
-            advice = ". There is not enough memory: give a smaller batch or size" if is_out_of_memory(error) else ""
-            raise BackendError(f"ONNX Runtime failed in {self.graph} on {shapes}: {error}{advice}") from error
+
+@contextmanager
+def failures_explained(graph: Path, inputs: Mapping[str, Array]) -> Iterator[None]:
+    """Context in which an exception becomes a BackendError that names the graph and the inputs' shapes."""
+    try:
+        yield
+    except Exception as error:
+        shapes = ", ".join(f"{name} {shape_of(array)}" for name, array in inputs.items())
+        advice = ". There is not enough memory: give a smaller batch or size" if is_out_of_memory(error) else ""
+        raise BackendError(f"ONNX Runtime failed in {graph} on {shapes}: {error}{advice}") from error
+
+
+def open_piece(name: Path, model: bytes, weights: Mapping[str, NDArray[Any]], threads: int | None) -> Any:
+    """A session of ONNX Runtime for a piece of a graph, which runs many strips of one size and is closed then.
+
+    name: for errors. weights: by the names that the model has for them. Its calls belong into ``native_call``. Raises
+    BackendError with ONNX Runtime's message.
+    """
+    options, ort = _options(threads), load_library()
+    # Strips are what the arena is for: they are of one size, and it is freed with the session.
+    options.enable_cpu_mem_arena = True
+    # Several pieces are open at once, each with threads of its own: those that wait must not take the cores of others.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    values = [ort.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
+    if values:
+        options.add_external_initializers(list(weights), values)
+    return _open(name, options, source=model)
 
 
 def bind_to_host(binding: Any, outputs: Iterable[str], results: Mapping[str, Any]) -> None:
@@ -119,7 +139,11 @@ def _options(threads: int | None) -> Any:
 
 
 def _open(
-    graph: Path, options: Any, providers: Sequence[Any] = (PROVIDER,), content: GraphContent | None = None
+    graph: Path,
+    options: Any,
+    providers: Sequence[Any] = (PROVIDER,),
+    content: GraphContent | None = None,
+    source: Path | bytes | None = None,
 ) -> Any:
     ort = load_library()
     try:
@@ -129,7 +153,8 @@ def _open(
             options.add_external_initializers_from_files_in_memory(
                 list(files), list(files.values()), [len(data) for data in files.values()]
             )
-        source = graph if content is None else content.model
+        if source is None:
+            source = graph if content is None else content.model
         # ONNX Runtime's own fallback would go on with the CPU after a failure, and print that to stdout.
         with native_call():
             session = ort.InferenceSession(source, options, providers=list(providers), enable_fallback=False)

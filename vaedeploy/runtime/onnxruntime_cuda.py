@@ -111,7 +111,7 @@ class Session(onnxruntime_cpu.Session):
         on_device: bool,
     ) -> list[Any]:
         if not on_device and not targets:
-            with self._failures_explained(inputs), native_call():
+            with onnxruntime_cpu.failures_explained(self.graph, inputs), native_call():
                 return session.run(outputs, inputs)  # type: ignore[no-any-return]
         binding = session.io_binding()
         # A binding keeps no array alive: these do, until the run is over.
@@ -127,7 +127,7 @@ class Session(onnxruntime_cpu.Session):
             self._bind(binding.bind_output, name, place)
         on_host = {name: array for name, array in targets.items() if name not in places}
         onnxruntime_cpu.bind_to_host(binding, [name for name in outputs if name not in places], on_host)
-        with self._failures_explained(inputs), native_call():
+        with onnxruntime_cpu.failures_explained(self.graph, inputs), native_call():
             session.run_with_iobinding(binding)  # it returns when the results are there
         for name, place in places.items():
             if place is not there[name]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -17,23 +15,12 @@ from vaedeploy.runtime import on_host
 from vaedeploy.runtime.backends import find_candidates
 from vaedeploy.runtime.calls import ArrayCalls
 from vaedeploy.runtime.dispatch import Dispatch
-from vaedeploy.values.latent import LatentSpec, SizeRule
-
-
-class UnverifiedBundleWarning(UserWarning):
-    """The outputs of the bundle were never compared with PyTorch's, or differed from them by more than allowed."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a VAE accepts: latents of ``channels`` channels, and images of ``image_channels`` (3 is RGB, 4 is RGBA),
-    whose height and width ``sizes`` allows (multiples of ``factor`` pixels).
-    """
-
-    channels: int
-    factor: int
-    sizes: SizeRule
-    image_channels: int
+from vaedeploy.runtime.rows.budget import Budget
+from vaedeploy.runtime.rows.session import MemoryPlan
+from vaedeploy.runtime.unverified import warn_of_unverified
+from vaedeploy.system.progress import Progress, silent
+from vaedeploy.values.kinds import Part
+from vaedeploy.values.latent import LatentSpec, Limits
 
 
 class VAE(ArrayCalls):
@@ -62,6 +49,11 @@ class VAE(ArrayCalls):
     profile: the name of the only profile whose engines are used. None uses all engines that fit the GPU, and for each
         size the one with the tightest range. If no engine of the profile can be used on this machine, ``backend=None``
         goes on to the next backend and logs a warning.
+    max_memory: bytes that all running calls together may take on the CPU, beyond the open VAE and the arrays that are
+        given and returned. A call that would take more runs by rows, with the same result; one that finds no memory
+        waits for others to end. None for 70 % of what is free when a call begins, by the limits of containers too.
+    progress: is told how far each call is that runs by rows, by the thread that calls; see ``Progress``. It is not
+        pickled.
 
     Issues UnverifiedBundleWarning if the bundle is not verified. Raises BundleError for a bundle that is missing or
     damaged, BackendError for a backend that is not installed, and InputError for other invalid arguments.
@@ -78,6 +70,8 @@ class VAE(ArrayCalls):
         verify_hashes: bool = True,
         provider_options: Mapping[str, str] | None = None,
         profile: str | None = None,
+        max_memory: int | None = None,
+        progress: Progress = silent,
     ) -> None:
         if on_nan not in ("rerun", "warn", "raise"):
             raise InputError(f"on_nan is {on_nan!r}; it must be 'rerun', 'warn' or 'raise'")
@@ -87,7 +81,8 @@ class VAE(ArrayCalls):
             raise InputError(f"threads is {threads!r}; it must be 1 or more, or None for all cores")
         bundle = Bundle.hold(path, verify_hashes)
         self._place = Path(path).absolute()  # now, since the process may change its folder later
-        candidates = find_candidates(bundle, backend, device, threads, provider_options, profile, verify_hashes)
+        budget = Budget(max_memory, progress=progress)
+        candidates = find_candidates(bundle, backend, device, threads, provider_options, profile, verify_hashes, budget)
         super().__init__(bundle, Dispatch(bundle, candidates, backend is None, on_nan), device)
         self._open_again = partial(
             VAE,
@@ -98,14 +93,9 @@ class VAE(ArrayCalls):
             verify_hashes=verify_hashes,
             provider_options=provider_options,
             profile=profile,
+            max_memory=max_memory,
         )
-        if not bundle.verified:
-            state = "was never verified" if self.manifest.verification is None else "failed its verification"
-            warnings.warn(
-                f"bundle {path} {state}; its images may be wrong. Run: vaedeploy verify {path}",
-                UnverifiedBundleWarning,
-                stacklevel=2,
-            )
+        warn_of_unverified(bundle)
 
     @property
     def path(self) -> Path:
@@ -149,6 +139,17 @@ class VAE(ArrayCalls):
         """
         with self._dispatch.warming():
             on_host.warm_up(self._dispatch, self._bundle, sizes, batch)
+
+    def plan(self, height: int, width: int, batch: int = 1) -> dict[Part, MemoryPlan]:
+        """What encoding and decoding images of (height, width) pixels take on the CPU, see ``MemoryPlan``.
+
+        Raises SizeError for sizes that the VAE does not take, InputError for a batch below 1, and BackendError where
+        graphs do not run on the CPU here, or the bundle cannot be computed by rows.
+        """
+        self.latent.sizes.check(height, width)
+        if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
+            raise InputError(f"batch is {batch!r}; it must be 1 or more")
+        return self._dispatch.plan(batch, height // self.latent.factor, width // self.latent.factor)
 
     def __repr__(self) -> str:
         return f"VAE({str(self.path)!r}, {self.manifest.vae.name}, {self.backend})"

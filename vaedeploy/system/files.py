@@ -118,11 +118,13 @@ def handle_size(handle: int) -> int:
     return os.fstat(handle).st_size
 
 
-def handle_bytes(handle: int, size: int) -> bytes:
-    """The first ``size`` bytes of the file, or all where it has fewer, in memory that nobody else can change."""
+def handle_bytes(handle: int, size: int, start: int = 0) -> bytes:
+    """``size`` bytes of the file from ``start`` on, or all where it has fewer. They are in memory that nobody else can
+    change.
+    """
     pieces = []
     done = 0
-    while done < size and (piece := _read_at(handle, size - done, done)):
+    while done < size and (piece := _read_at(handle, size - done, start + done)):
         pieces.append(piece)
         done += len(piece)
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)

@@ -117,6 +117,17 @@ def as_numbers(name: str, value: Any) -> float | tuple[float, ...]:
         raise ContractError(f"latent {name} is {value!r}; it must be one number, or one number per channel") from error
 
 
+class Limits(msgspec.Struct, frozen=True):
+    """What a VAE accepts: latents of ``channels`` channels, and images of ``image_channels`` (3 is RGB, 4 is RGBA),
+    whose height and width ``sizes`` allows (multiples of ``factor`` pixels).
+    """
+
+    channels: int
+    factor: int
+    sizes: SizeRule
+    image_channels: int
+
+
 class SizeRule(msgspec.Struct, frozen=True):
     """Heights and widths must be multiples of ``factor`` pixels, and at least ``factor``."""
 

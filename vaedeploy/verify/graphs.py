@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from vaedeploy.bundle import Bundle
 from vaedeploy.bundle.golden import GoldenCase
 from vaedeploy.bundle.graphs import FORMS
-from vaedeploy.bundle.manifest import Manifest
+from vaedeploy.bundle.manifest import FileInfo, Manifest
 from vaedeploy.errors import BackendError
 from vaedeploy.images.pixels import to_float
 from vaedeploy.runtime import onnxruntime_cpu
+from vaedeploy.runtime.rows.session import RowsHalf
 from vaedeploy.system.heap import collect_garbage, trim_heap
 from vaedeploy.system.installs import install_command
 from vaedeploy.system.progress import Progress, silent
@@ -32,6 +36,9 @@ built from the portable graphs, but the runtime never runs them, so one small ca
 At 512x512, ONNX Runtime would miss the fp32 limit on them.
 """
 
+ROWS = "rows"
+"""How cases name the pieces of a half, which run on PORTABLE_CASES too: they are the same graph."""
+
 
 def verify_graphs(
     manifest: Manifest,
@@ -42,6 +49,8 @@ def verify_graphs(
     progress: Progress,
 ) -> Report:
     """Run every form of both halves on golden cases, and judge each by the limits of its own precision.
+
+    The pieces by which halves are computed by rows are judged as float32.
 
     Half precision runs twice: as it is, where ONNX Runtime has the operators (it has no bfloat16 convolution), and
     emulated, because ONNX Runtime's CPU provider computes half precision in float32, which would hide an overflow.
@@ -84,7 +93,33 @@ def verify_graphs(
             with tempfile.TemporaryDirectory(prefix="vaedeploy-") as temporary:
                 emulated = {part: _write_emulated(path, Path(temporary)) for part, path in files(form).items()}
                 run(f"{form}, emulated {precision}", emulated, precision, cases, progress)
+    if manifest.rows:
+        chosen = [case for case in cases if case.name in PORTABLE_CASES]
+        halves = _halves_by_rows(manifest, folder)
+        rows += verify_cases(chosen, halves["encoder"], halves["decoder"], form=ROWS, looks=looks, progress=progress)
     return Report(manifest.precision, compared_with, onnxruntime_cpu.NAME, rows)
+
+
+def _halves_by_rows(
+    manifest: Manifest, folder: Path
+) -> dict[Part, Callable[[NDArray[Any]], Mapping[str, NDArray[Any]]] | None]:
+    """Each half, computed by rows in as little memory as it can: in the lowest strips, with the most computed again.
+
+    None for a half that has no such form.
+    """
+    # The bundle may not be finished yet.
+    sizes = {file.name: FileInfo("0" * 64, file.stat().st_size) for file in folder.iterdir() if file.is_file()}
+    bundle = Bundle(folder, msgspec.structs.replace(manifest, files=sizes))
+
+    def computed(part: Part, value: NDArray[Any]) -> Mapping[str, NDArray[Any]]:
+        half, interface = RowsHalf(bundle, part, verify_hashes=False), manifest.interface(part)
+        given = prepare_photo(manifest, value) if part == "encoder" else value
+        _, height, width = interface.pixels(given.shape)
+        factor = manifest.latent.factor
+        plan = half.plan(height // factor, width // factor, 0)
+        return dict(zip(interface.outputs, half.run(plan, interface.outputs, given), strict=True))
+
+    return {part: partial(computed, part) if part in manifest.rows else None for part in PARTS}
 
 
 def prepare_photo(manifest: Manifest, photo: NDArray[np.uint8]) -> NDArray[Any]:

@@ -1,0 +1,211 @@
+"""A VAE with a limit of memory: the result of the whole graph, and what it says of memory that is short."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import threading
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from vaedeploy.bundle import Bundle
+from vaedeploy.errors import BackendError, InputError
+from vaedeploy.runtime import VAE
+from vaedeploy.runtime.rows.budget import Budget
+from vaedeploy.runtime.rows.session import RowsHalf
+
+FACTOR, CHANNELS = 4, 4
+
+
+@pytest.fixture
+def whole(tiny_vae_bundle: Bundle) -> Iterator[VAE]:
+    with VAE(tiny_vae_bundle.path, "onnxruntime-cpu") as vae:
+        yield vae
+
+
+def least(vae: VAE, rows: int, columns: int, part: Any) -> int:
+    return vae.plan(rows * FACTOR, columns * FACTOR)[part].least
+
+
+def latents(batch: int, rows: int, columns: int) -> NDArray[np.float32]:
+    return np.random.default_rng(0).standard_normal((batch, CHANNELS, rows, columns)).astype(np.float32)
+
+
+def far(one: NDArray[Any], other: NDArray[Any]) -> float:
+    difference = np.linalg.norm(one.astype(np.float64) - other)
+    return float(difference / np.linalg.norm(other.astype(np.float64)))
+
+
+@pytest.mark.parametrize("size", [(1, 96, 64), (2, 61, 130)])
+def test_by_rows_is_the_whole(whole: VAE, size: tuple[int, int, int]) -> None:
+    batch, rows, columns = size
+    given = latents(*size)
+    wanted = {output: whole.decode(given, output=output) for output in ("float", "uint8")}  # type: ignore[arg-type]
+    results = []
+    for more in (0, 1 << 20):
+        with VAE(whole.path, "onnxruntime-cpu", max_memory=least(whole, rows, columns, "decoder") + more) as vae:
+            assert vae.plan(rows * FACTOR, columns * FACTOR, batch)["decoder"].way == "rows"
+            results.append(vae.decode(given, output="float"))
+            assert far(results[-1], wanted["float"]) < 1e-6
+            levels = vae.decode(given).astype(int)
+            assert np.abs(levels - wanted["uint8"]).max() <= 1
+            out = np.zeros_like(wanted["uint8"])
+            assert vae.decode(given, out=out) is out
+            assert np.array_equal(out, levels)
+    assert np.array_equal(*results)
+
+
+@pytest.mark.parametrize("size", [(1, 1, 1), (1, 1, 900), (1, 900, 1), (3, 2, 7)])
+def test_extreme_sizes(whole: VAE, tiny_vae_bundle: Bundle, size: tuple[int, int, int]) -> None:
+    half = RowsHalf(tiny_vae_bundle, "decoder")
+    given = latents(*size)
+    results = []
+    for budget in (0, 1 << 40):
+        plan = half.plan(*size[1:], budget)
+        image, levels, finite = half.run(plan, ["image", "image_u8", "finite"], given)
+        assert finite.all()
+        assert np.abs(levels.astype(int) - whole.decode(given)).max() <= 1
+        results.append(image)
+    assert far(results[0], whole.decode(given, output="float")) < 2e-6
+    assert np.array_equal(*results)
+
+
+def test_an_encoder_by_rows_is_the_whole(whole: VAE) -> None:
+    image = np.random.default_rng(1).integers(0, 256, (2, 64 * FACTOR, 70 * FACTOR, 3), np.uint8)
+    with VAE(whole.path, "onnxruntime-cpu", max_memory=least(whole, 64, 70, "encoder")) as vae:
+        assert vae.plan(64 * FACTOR, 70 * FACTOR, 2)["encoder"].way == "rows"
+        assert far(vae.encode(image), whole.encode(image)) < 1e-6
+        sampled = [each.encode(image, sample=True, seed=3) for each in (vae, whole)]
+        assert far(*sampled) < 1e-6
+
+
+def test_what_fits_runs_whole_with_the_same_bits(whole: VAE) -> None:
+    given = latents(2, 8, 8)
+    with VAE(whole.path, "onnxruntime-cpu", max_memory=1 << 34) as vae:
+        plan = vae.plan(8 * FACTOR, 8 * FACTOR, 2)["decoder"]
+        assert (plan.way, plan.again) == ("untiled", 0.0)
+        assert np.array_equal(vae.decode(given, output="float"), whole.decode(given, output="float"))
+
+
+def test_a_limit_below_the_least_is_refused_with_the_least(whole: VAE) -> None:
+    needed = least(whole, 96, 64, "decoder")
+    message = (
+        rf"^max_memory is 1,000 bytes, and the decoder takes at least {needed:,} for an image of 384x256 "
+        r"\(height x width\). Give that many or more, or a smaller image$"
+    )
+    with VAE(whole.path, "onnxruntime-cpu", max_memory=1000) as vae:
+        with pytest.raises(InputError, match=message):
+            vae.decode(latents(1, 96, 64))
+        plan = vae.plan(384, 256)["decoder"]
+        assert (plan.way, plan.fits, plan.bytes, plan.least) == ("rows", False, needed, needed)
+
+
+@pytest.mark.parametrize("wrong", [0, -1, 1.5, "4G", True])
+def test_what_is_no_number_of_bytes_is_refused(whole: VAE, wrong: Any) -> None:
+    with pytest.raises(InputError, match=r"^max_memory is .*; it must be a "):
+        VAE(whole.path, max_memory=wrong)
+
+
+def test_numbers_that_are_not_finite_are_told(
+    tiny_vae_bundle: Bundle, whole: VAE, caplog: pytest.LogCaptureFixture
+) -> None:
+    given = latents(2, 96, 64)
+    given[1, :, 50, 3] = 3e38  # in one strip of one item
+    needed = least(whole, 96, 64, "decoder")
+    with VAE(tiny_vae_bundle.path, "onnxruntime-cpu", max_memory=needed, on_nan="raise") as vae:
+        with pytest.raises(BackendError, match="decode gave NaN or infinity in item 1 of a batch of 2"):
+            vae.decode(given)
+        with caplog.at_level(logging.INFO, "vaedeploy"):
+            vae.decode(given[:1])
+    assert not caplog.records  # said once, by the first call
+
+
+def test_it_is_said_once(tiny_vae_bundle: Bundle, whole: VAE, caplog: pytest.LogCaptureFixture) -> None:
+    needed = least(whole, 64, 96, "decoder")
+    logged = caplog.at_level(logging.INFO, "vaedeploy.runtime.rows")
+    with logged, VAE(tiny_vae_bundle.path, "onnxruntime-cpu", max_memory=needed) as vae:
+        for _ in range(2):
+            vae.decode(latents(1, 64, 96))
+    (record,) = caplog.records
+    assert record.getMessage().startswith("the decoder of 256x384 runs by rows: ")
+
+
+def test_a_bundle_without_this_form_runs_whole(tmp_path: Any) -> None:
+    from tiny_bundle import tiny_bundle
+
+    bundle = tiny_bundle(tmp_path / "old")
+    with VAE(bundle.path, "onnxruntime-cpu", max_memory=1) as vae:
+        channels, factor = vae.limits.channels, vae.limits.factor
+        assert vae.decode(np.zeros((1, channels, 2, 2), np.float32)).shape == (1, 2 * factor, 2 * factor, 3)
+        with pytest.raises(
+            BackendError, match=r"cannot be computed by rows\. If an older vaedeploy made it, export it"
+        ):
+            vae.plan(2 * factor, 2 * factor)
+
+
+def test_calls_share_the_memory(tiny_vae_bundle: Bundle, whole: VAE) -> None:
+    """With memory for one call alone, others wait; all give the same."""
+    given = latents(1, 96, 64)
+    wanted = whole.decode(given)
+    with VAE(tiny_vae_bundle.path, "onnxruntime-cpu", max_memory=least(whole, 96, 64, "decoder")) as vae:
+        found: list[NDArray[Any]] = []
+        threads = [threading.Thread(target=lambda: found.append(vae.decode(given))) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert len(found) == 3
+    assert all(np.abs(levels.astype(int) - wanted).max() <= 1 for levels in found)
+
+
+def test_progress_is_told(tiny_vae_bundle: Bundle, whole: VAE) -> None:
+    told: list[tuple[str, float, float]] = []
+    needed = least(whole, 96, 64, "decoder")
+    with VAE(
+        tiny_vae_bundle.path, "onnxruntime-cpu", max_memory=needed, progress=lambda *told_of: told.append(told_of)
+    ) as vae:
+        vae.decode(latents(2, 96, 64))
+    assert {(what, total) for what, _, total in told} == {("The decoder, 384x256 by rows", 2)}
+    done = [amount for _, amount, _ in told]
+    assert done == sorted(done)
+    assert (done[0], done[-1]) == (0.0, 2)
+    assert len(done) > 20
+
+
+def test_the_limit_goes_with_a_pickle(tiny_vae_bundle: Bundle) -> None:
+    with VAE(tiny_vae_bundle.path, "onnxruntime-cpu", max_memory=12345) as vae:
+        copy = pickle.loads(pickle.dumps(vae))
+    with copy, pytest.raises(InputError, match="max_memory is 12,345 bytes"):
+        copy.decode(latents(1, 96, 64))
+
+
+def test_a_budget_gives_no_more_than_it_has() -> None:
+    budget = Budget(100)
+    order: list[str] = []
+
+    def second() -> None:
+        with budget.take(lambda left, alone: 80 if left >= 80 else None):
+            order.append("second")
+
+    with budget.take(lambda left, alone: 60):
+        thread = threading.Thread(target=second)
+        thread.start()
+        order.append("first")
+    thread.join()
+    assert order == ["first", "second"]
+    seen: list[tuple[int, bool]] = []
+
+    def choose(left: int, alone: bool) -> int:
+        seen.append((left, alone))
+        return 5
+
+    for free in (1000, 10):
+        shared = Budget(None, partial(int, free))
+        with shared.take(choose), shared.take(choose):
+            pass
+    assert seen == [(700, True), (695, False), (7, True), (2, False)]

@@ -1,0 +1,77 @@
+"""Memory that the running calls of one VAE share."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from vaedeploy.errors import InputError
+from vaedeploy.system.memory import free_memory
+from vaedeploy.system.processes import tell_of_fork
+from vaedeploy.system.progress import Progress, silent
+
+__all__ = ["SHARE", "Budget"]
+
+SHARE = 0.7
+"""Share of the free memory that calls take where the caller names no limit."""
+
+UNLIMITED = 1 << 62
+
+
+class Budget:
+    """Bytes that all running calls of a VAE may take together, beyond the open VAE.
+
+    most: the limit; None for a share of what is free when the first of the running calls begins. free: says how much
+    that is. progress: is told how far calls by rows are.
+    """
+
+    def __init__(
+        self,
+        most: int | None = None,
+        free: Callable[[], int | None] = free_memory,
+        progress: Progress = silent,
+    ) -> None:
+        if most is not None and (isinstance(most, bool) or not isinstance(most, int)):
+            raise InputError(f"max_memory is {most!r}; it must be a whole number of bytes, such as 4_000_000_000")
+        if most is not None and most < 1:
+            raise InputError(f"max_memory is {most}; it must be a number of bytes above 0, or None")
+        self.most, self._free, self.progress = most, free, progress
+        self.forked()
+        tell_of_fork(self)
+
+    def forked(self) -> None:
+        """In a forked process no call is running."""
+        self._changed = threading.Condition()
+        self._limit = 0
+        self._taken: list[int] = []
+
+    def limit(self) -> int:
+        """Bytes that a call could take if it were the only one."""
+        if self.most is not None:
+            return self.most
+        free = self._free()
+        return UNLIMITED if free is None else int(free * SHARE)
+
+    @contextmanager
+    def take(self, choose: Callable[[int, bool], int | None]) -> Iterator[None]:
+        """Context of a running call. Waits for other calls where it needs what they have.
+
+        choose: takes the bytes that are left and whether no other call is running. It returns how many the call takes,
+        or None to wait for others.
+        """
+        with self._changed:
+            while True:
+                if not self._taken:
+                    self._limit = self.limit()
+                taken = choose(self._limit - sum(self._taken), not self._taken)
+                if taken is not None:
+                    break
+                self._changed.wait()
+            self._taken.append(taken)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._taken.remove(taken)
+                self._changed.notify_all()

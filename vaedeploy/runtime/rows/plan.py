@@ -1,0 +1,120 @@
+"""What a half stores between its pieces, and what it computes again, so that it stays within some bytes of memory.
+
+A cut that is not stored is *virtual*: whoever reads rows of it runs its piece for these rows, with the halo that they
+need. Making a cut virtual saves its bytes and costs its operations once more. While a plan takes too much, the cut is
+made virtual that lowers what is too much by most for each operation that it costs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from vaedeploy.bundle.rows import RowsTable
+from vaedeploy.runtime.rows.layout import OVERHEAD, SCORES, Layout
+
+__all__ = ["Plan", "make_plan", "untiled_bytes"]
+
+TOGETHER = 4
+"""Most cuts that are made virtual at once where no fewer save anything, such as both of a residual block."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one item is computed by rows.
+
+    layout: with the cuts that are virtual. heights: of the strips of each turn, in the steps of its piece. bytes: at
+    the peak, beside what the caller gives and gets. again: operations that are computed again, as a share of all.
+    """
+
+    layout: Layout
+    heights: tuple[int, ...]
+    bytes: int
+    again: float
+
+
+def make_plan(table: RowsTable, rows: int, columns: int, budget: int) -> Plan:
+    """The plan within ``budget`` bytes that takes the fewest operations found; where there is none, the one that takes
+    the fewest bytes found.
+    """
+    layout = Layout(table, rows, columns)
+    found = _within(layout, budget)
+    if found is None:
+        found = layout
+        while (lower := _within(layout, _peak(found) - 1)) is not None:
+            found = lower
+        budget = max(budget, _peak(found))
+    return _finish(found, budget)
+
+
+def _within(layout: Layout, budget: int) -> Layout | None:
+    """``layout`` with cuts made virtual until it takes no more than ``budget`` bytes; None where that is not found."""
+    while (excess := _excess(layout, budget)) > 0:
+        cost = layout.operations()
+        for count in range(1, TOGETHER + 1):
+            tried = [(_excess(other, budget), other) for other in _more_virtual(layout, count)]
+            better = [(left, other) for left, other in tried if left < excess]
+            if better:
+                break
+        else:
+            return None
+        layout = max(better, key=lambda item: (excess - item[0]) / (item[1].operations() - cost + 1))[1]
+    return _fewer_virtual(layout, budget)
+
+
+def _more_virtual(layout: Layout, count: int) -> Iterator[Layout]:
+    """Each layout with ``count`` more virtual cuts, one behind the other.
+
+    What is read whole is always stored, and so are what is given and what attention gives.
+    """
+    whole = {name for piece in layout.table.pieces for name in piece.whole}
+    fixed = {layout.table.input, *layout.table.outputs, *whole, *layout.virtual}
+    free = [
+        cut.name
+        for cut in layout.table.cuts
+        if cut.axis is not None and cut.name not in fixed and not layout.piece_of[cut.name].quadratic
+    ]
+    for first in range(len(free) - count + 1):
+        more = free[first : first + count]
+        yield layout.with_virtual(layout.virtual.union(more))
+
+
+def _fewer_virtual(layout: Layout, budget: int) -> Layout:
+    """``layout`` with those virtual cuts stored again that turn out not to be needed, the dearest first."""
+    for name in sorted(layout.virtual, key=lambda name: (-layout.piece_of[name].operations, name)):
+        other = layout.with_virtual(layout.virtual - {name})
+        if _excess(other, budget) == 0 and other.operations() <= layout.operations():
+            layout = other
+    return layout
+
+
+def _needs(layout: Layout) -> Iterator[int]:
+    """Bytes of each turn with the lowest strips."""
+    for index, stored in enumerate(layout.stored_bytes):
+        yield stored + layout.work(index, layout.least_height(layout.steps[index]))
+
+
+def _peak(layout: Layout) -> int:
+    return max(_needs(layout))
+
+
+def _excess(layout: Layout, budget: int) -> int:
+    """Bytes beyond the budget, over all turns."""
+    return sum(max(0, need - budget) for need in _needs(layout))
+
+
+def _finish(layout: Layout, budget: int) -> Plan:
+    stored = layout.stored_bytes
+    heights = {index: layout.best_height(index, budget - stored[index]) for index in range(len(stored))}
+    peak = max(stored[index] + layout.work(index, height) for index, height in heights.items())
+    once = layout.with_virtual(frozenset()).operations()
+    again = layout.operations(heights) / once - 1 if once else 0.0
+    return Plan(layout, tuple(heights.values()), peak, again)
+
+
+def untiled_bytes(table: RowsTable, rows: int, columns: int, batch: int) -> int:
+    """Bytes that the whole graph takes at its peak, beside what the caller gives and gets."""
+    attention = any(piece.quadratic for piece in table.pieces)
+    scores = min(SCORES, 8 * batch * (rows * columns) ** 2) if attention else 0
+    return OVERHEAD + math.ceil(1.2 * table.untiled) * rows * columns * batch + scores

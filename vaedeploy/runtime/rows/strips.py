@@ -1,0 +1,219 @@
+"""Runs the pieces of a half, strip after strip, as a plan says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vaedeploy.bundle.rows import COLUMNS, Cut, Piece
+from vaedeploy.runtime.rows.plan import Plan
+from vaedeploy.system.heap import trim_heap
+
+__all__ = ["Run", "RunPiece"]
+
+Array = NDArray[Any]
+
+
+class RunPiece(Protocol):
+    """Runs an open piece: names of outputs, and what it takes by name."""
+
+    def __call__(self, outputs: Sequence[str], inputs: Mapping[str, Array]) -> list[Array]: ...
+
+
+Open = Callable[[Sequence[Piece]], AbstractContextManager[Sequence[RunPiece]]]
+"""Opens pieces for as long as the context lasts."""
+
+
+class Run:
+    """One item through a half.
+
+    plan: what is stored. open_pieces: opens the pieces that one turn needs. advance: is called after each strip, with
+    the share of the work that it was.
+    """
+
+    def __init__(self, plan: Plan, open_pieces: Open, advance: Callable[[float], None] = lambda share: None) -> None:
+        self.plan, self.layout, self._open, self._advance = plan, plan.layout, open_pieces, advance
+        self.table = plan.layout.table
+        self.finite = True
+        self._stored: dict[str, Array] = {}
+        self._statistics: dict[str, Array] = {}
+        self._sessions: dict[int, RunPiece] = {}
+        self._over: _Over | None = None
+        operations = [self.layout.turn_operations(index) + 1 for index in range(len(self.layout.steps))]
+        self._shares = [number / sum(operations) for number in operations]
+        self._columns: Array = np.array([plan.layout.columns], np.int64)
+
+    def compute(self, item: Array, results: Mapping[str, Array]) -> None:
+        """Fill ``results``, arrays by the names of outputs, from ``item`` (1, ...). ``finite`` then says whether all
+        numbers of the first output were.
+        """
+        self._stored = {self.table.input: item}
+        for index in range(len(self.layout.steps)):
+            self._turn(index, results)
+
+    def _turn(self, index: int, results: Mapping[str, Array]) -> None:
+        layout, piece = self.layout, self.layout.steps[index]
+        below = list({id(p): p for p, _, _ in layout.tree(piece, 0, 1)}.values())
+        with self._open(below) as runners:
+            self._sessions = {id(p): runner for p, runner in zip(below, runners, strict=True)}
+            targets = [layout.cuts[name] for name in piece.targets]
+            if targets[0].axis is None:
+                self._store_whole(piece)
+            else:
+                self._strips(index, piece, targets, results)
+            self._sessions = {}
+        for name in layout.dying(index):
+            self._stored.pop(name, None)
+        trim_heap()
+
+    def _store_whole(self, piece: Piece) -> None:
+        inputs = {name: self._stored[name] for name in (*piece.strips, *piece.whole)}
+        for name, array in zip(piece.targets, self._run(piece, piece.targets, inputs), strict=True):
+            self._stored[name] = array
+
+    def _strips(self, index: int, piece: Piece, targets: Sequence[Cut], results: Mapping[str, Array]) -> None:
+        layout, height = self.layout, self.plan.heights[index]
+        last = layout.all_steps(piece)
+        places = self._places(index, targets, results)
+        rows: dict[str, list[tuple[Array, Array]]] = {cut.name: [] for cut in targets if cut.norms}
+        for first in range(0, last, height):
+            end = min(last, first + height)
+            computed = self._compute(piece, first, end, statistics=True)
+            kept = self._kept(piece, end, min(last, end + height))
+            for cut in targets:
+                values, *statistics = computed.pop(cut.name)
+                each = (cut.scale or 1) // piece.steps
+                if cut.name in places:
+                    self._part(places[cut.name], cut, first * each, end * each)[...] = values
+                if cut.name == self.table.outputs[0]:
+                    self.finite = self.finite and bool(np.isfinite(values).all())
+                if statistics:
+                    rows[cut.name].append((statistics[0], statistics[1]))
+            del values, statistics
+            if self._over is not None:
+                self._over.written = end * ((self._over.cut.scale or 1) // piece.steps)
+                self._over.first, self._over.rows = kept
+            self._advance((end - first) / last * self._shares[index])
+        self._over = None
+        for cut in targets:
+            if cut.norms:
+                self._combine(cut, rows[cut.name])
+            if cut.name in places and cut.name in layout.last_read:
+                self._stored[cut.name] = places[cut.name]
+
+    def _places(self, index: int, targets: Sequence[Cut], results: Mapping[str, Array]) -> dict[str, Array]:
+        """Where each target is written: what the caller wants, over a cut that dies, or to a new array."""
+        places = {}
+        for cut in targets:
+            if cut.name in results:
+                places[cut.name] = results[cut.name]
+            elif cut.name in self.layout.last_read:
+                over = self.layout.overwritten(index)
+                if over is not None:
+                    self._over = _Over(self.layout.cuts[over])
+                    places[cut.name] = self._stored[over]
+                else:
+                    places[cut.name] = np.empty(cut.at(self.layout.rows, self.layout.columns), cut.dtype)
+        return places
+
+    def _kept(self, piece: Piece, first: int, last: int) -> tuple[int, Array]:
+        """Copies of the rows that are to be overwritten and that are read for the next steps [first, last), and the
+        first of them.
+        """
+        over = self._over
+        if over is None or first >= last:
+            return 0, np.empty(0)
+        end = first * ((over.cut.scale or 1) // piece.steps)
+        lowest = min((end, *self._lowest(piece, first, last, over.cut)))
+        return lowest, np.array(self._slice(over.cut, lowest, end))
+
+    def _lowest(self, piece: Piece, first: int, last: int, wanted: Cut) -> Iterator[int]:
+        """The first rows of a stored cut that are read for steps [first, last)."""
+        for below, low, high in self.layout.tree(piece, first, last):
+            if wanted.name in below.strips:
+                yield self.layout.inside(wanted, *self.layout.source_rows(below, wanted, low, high))[0]
+
+    def _compute(self, piece: Piece, first: int, last: int, statistics: bool = False) -> dict[str, list[Array]]:
+        """Steps [first, last) of each target of a piece; with the means and variances of rows, where they are asked."""
+        layout = self.layout
+        inputs = {name: self._stored[name] for name in piece.whole}
+        for name in piece.strips:
+            cut = layout.cuts[name]
+            inputs[name] = self._read(cut, *layout.inside(cut, *layout.source_rows(piece, cut, first, last)))
+        outputs: dict[str, Cut] = {}
+        for cut in (layout.cuts[name] for name in piece.targets):
+            outputs[cut.name] = cut
+            if statistics and cut.means is not None and cut.variances is not None:
+                outputs[cut.means] = outputs[cut.variances] = cut
+        arrays = self._run(piece, list(outputs), inputs)
+        begin = max(0, first - piece.halo)
+        found: dict[str, list[Array]] = {}
+        for (name, cut), array in zip(outputs.items(), arrays, strict=True):
+            each = (cut.scale or 1) // piece.steps
+            low, high = (first - begin) * each, (last - begin) * each
+            rows = self._part(array, cut, low, high) if name == cut.name else array[:, :, low:high]
+            found.setdefault(cut.name, []).append(rows)
+        return found
+
+    def _run(self, piece: Piece, outputs: Sequence[str], inputs: dict[str, Array]) -> list[Array]:
+        for name in piece.norms:
+            for norm in self.layout.cuts[name].norms:
+                for wanted in (norm.mean, norm.inverse):
+                    inputs[wanted] = self._statistics[wanted]
+        if piece.columns:
+            inputs[COLUMNS] = self._columns
+        return self._sessions[id(piece)](outputs, inputs)
+
+    def _read(self, cut: Cut, low: int, high: int) -> Array:
+        """Rows [low, high) of a cut, contiguous: as they are stored, or computed now."""
+        if cut.name not in self.layout.virtual:
+            return np.ascontiguousarray(self._slice(cut, low, high))
+        piece = self.layout.piece_of[cut.name]
+        first, last = self.layout.steps_of(piece, cut, low, high)
+        (values,) = self._compute(piece, first, last)[cut.name]
+        begin = first * ((cut.scale or 1) // piece.steps)
+        return np.ascontiguousarray(self._part(values, cut, low - begin, high - begin))
+
+    def _slice(self, cut: Cut, low: int, high: int) -> Array:
+        """Rows [low, high) of a stored cut, those that were overwritten among them."""
+        array, over = self._stored[cut.name], self._over
+        if over is None or over.cut is not cut or low >= over.written:
+            return self._part(array, cut, low, high)
+        kept = self._part(over.rows, cut, low - over.first, min(high, over.written) - over.first)
+        return np.concatenate([kept, self._part(array, cut, over.written, max(high, over.written))], axis=cut.axis)
+
+    def _part(self, array: Array, cut: Cut, low: int, high: int) -> Array:
+        """Rows [low, high) of an array that holds rows of a cut."""
+        assert cut.axis is not None
+        each = self.layout.row_elements(cut)
+        return array[(slice(None),) * cut.axis + (slice(low * each, high * each),)]
+
+    def _combine(self, cut: Cut, rows: Sequence[tuple[Array, Array]]) -> None:
+        """The statistics of each group of channels, from those (1, C, rows) of the rows of strips."""
+        # Contiguous: numpy adds in the order of memory, and sums must not depend on the height of strips.
+        means, variances = (
+            np.ascontiguousarray(np.concatenate(kind, axis=2, dtype=np.float64)[0]) for kind in zip(*rows, strict=True)
+        )
+        channels = len(means)
+        for norm in cut.norms:
+            grouped = means.reshape(norm.groups, -1)
+            mean = grouped.mean(axis=1)
+            variance = variances.reshape(norm.groups, -1).mean(axis=1) + grouped.var(axis=1)
+            inverse = 1 / np.sqrt(variance + norm.epsilon)
+            shape = (1, channels, *[1] * (len(cut.shape) - 2))
+            for name, numbers in ((norm.mean, mean), (norm.inverse, inverse)):
+                spread = np.repeat(numbers, channels // norm.groups).reshape(shape)
+                self._statistics[name] = spread.astype(np.float32)
+
+
+class _Over:
+    """A cut that is overwritten from its first row on, and copies of those of its rows that are still read."""
+
+    def __init__(self, cut: Cut) -> None:
+        self.cut = cut
+        self.written, self.first = 0, 0
+        self.rows: Array = np.empty(0)

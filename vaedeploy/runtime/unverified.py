@@ -1,0 +1,22 @@
+"""The warning of a bundle whose outputs were not compared with PyTorch's."""
+
+from __future__ import annotations
+
+import warnings
+
+from vaedeploy.bundle import Bundle
+
+
+class UnverifiedBundleWarning(UserWarning):
+    """The outputs of the bundle were never compared with PyTorch's, or differed from them by more than allowed."""
+
+
+def warn_of_unverified(bundle: Bundle) -> None:
+    """Issue UnverifiedBundleWarning, for the caller's caller, if ``bundle`` is not verified."""
+    if not bundle.verified:
+        state = "was never verified" if bundle.manifest.verification is None else "failed its verification"
+        warnings.warn(
+            f"bundle {bundle.path} {state}; its images may be wrong. Run: vaedeploy verify {bundle.path}",
+            UnverifiedBundleWarning,
+            stacklevel=3,
+        )
