@@ -29,15 +29,15 @@ class OnWhite:
     def backend(self) -> str:
         return self._vae.backend
 
-    def encode(self, image: NDArray[np.uint8]) -> Any:
+    def encode(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
         """image: (H, W, 3) or (B, H, W, 3) uint8."""
         return self._vae.encode(with_opacity(image))
 
-    def decode(self, latent: Any, *, output: Literal["uint8", "float"] = "uint8") -> NDArray[Any]:
+    def decode(self, latent: NDArray[np.float32], *, output: Literal["uint8", "float"] = "uint8") -> NDArray[Any]:
         """Images (B, H, W, 3) uint8, or (B, 3, H, W) float32."""
-        image = self._vae.decode(latent, output=output)
         if output == "uint8":
-            return on_white(image)
+            return on_white(self._vae.decode(latent))
+        image = self._vae.decode(latent, output="float")
         share = (image[:, RGB:].clip(-1, 1) + 1) / 2  # NaN stays NaN
         seen: NDArray[np.float32] = image[:, :RGB] * share + (1 - share)
         return seen
