@@ -39,5 +39,4 @@ class OnWhite:
             return on_white(self._vae.decode(latent))
         image = self._vae.decode(latent, output="float")
         share = (image[:, RGB:].clip(-1, 1) + 1) / 2  # NaN stays NaN
-        seen: NDArray[np.float32] = image[:, :RGB] * share + (1 - share)
-        return seen
+        return np.asarray(image[:, :RGB] * share + (1 - share), np.float32)
