@@ -53,8 +53,8 @@ def write_graphs(folder: Path, precision: str) -> dict[str, Path]:
     return files
 
 
-def measure(graph: Graph, path: Path, capability: str, rounds: int, folder: Path) -> dict[str, Any]:
-    inputs = Inputs(graph, 8)
+def measure(graph: Graph, path: Path, capability: str, rounds: int, folder: Path, factor: int = 8) -> dict[str, Any]:
+    inputs = Inputs(graph, factor)
     request = BuildRequest(
         backend="tensorrt-rtx",
         graph=str(path),
@@ -71,7 +71,7 @@ def measure(graph: Graph, path: Path, capability: str, rounds: int, folder: Path
         engine = build_engine(request, "build")
         seconds.append(time.perf_counter() - started)
     sizes = [inputs.sizes(*shape.at("max")) for shape in SHAPES.values()]
-    estimates = [estimate_memory(graph.model, size, fused_attention=False, shape_sets=len(sizes)) for size in sizes]
+    estimates = [estimate_memory(graph.model, size, single=False, shape_sets=len(sizes)) for size in sizes]
     return {
         "seconds": round(statistics.median(seconds), 2),
         "engine_bytes": engine.path.stat().st_size,

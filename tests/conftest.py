@@ -133,9 +133,9 @@ def tiny_graphs(made_once: Once) -> Path:
     """A folder with encoder.onnx and decoder.onnx, weights within, as ``tiny_reference()`` is traced: torch takes
     seconds for each."""
     import onnx_ir as ir
-    from tiny_modules import tiny_reference
 
     from vaedeploy.graph.trace import trace_graph
+    from vaedeploy.testing.tiny import tiny_reference
     from vaedeploy.values.kinds import PARTS
 
     def make(folder: Path) -> None:
@@ -148,7 +148,7 @@ def tiny_graphs(made_once: Once) -> Path:
 @pytest.fixture(scope="session")
 def tiny_vae() -> Reference:
     """A tiny VAE with a scale and a shift for each channel."""
-    from tiny_modules import tiny_reference
+    from vaedeploy.testing.tiny import tiny_reference
 
     return tiny_reference(scale=(0.3, 2.0, -1.5, 0.1), shift=(0.5, 0.0, -3.0, 1.0))
 
@@ -227,9 +227,8 @@ def inflated_bundle(made_once: Once) -> Bundle:
     """A verified bundle of the demo VAE in fp16, with weights that overflow there unless they are scaled."""
     from itertools import cycle
 
-    from inflation import INFLATIONS, inflate
-
     from vaedeploy.source import load_reference
+    from vaedeploy.testing.inflation import INFLATIONS, inflate
 
     vae = load_reference("demo")
     for half in (vae.encoder, vae.decoder):

@@ -62,12 +62,39 @@ def test_an_unknown_name_is_an_attribute_error():
         vd.exprot_vae  # noqa: B018
 
 
+TYPED_CALLS = """
+from typing import Any, assert_type
+import numpy as np, torch, vaedeploy as vd
+from numpy.typing import NDArray
+from PIL.Image import Image
+from torch.utils.dlpack import from_dlpack
+from vaedeploy.runtime import Moments, SupportsDLPack
+
+Photo = NDArray[np.uint8]
+Latent = NDArray[np.float32]
+
+def calls(vae: vd.VAE, photo: Photo, image: Image, latent: Latent, tensor: torch.Tensor) -> None:
+    assert_type(vae.encode(photo), NDArray[np.float32])
+    assert_type(vae.encode(image, sample=True, seed=1), NDArray[np.float32])
+    assert_type(vae.encode(tensor), SupportsDLPack)
+    assert_type(vae.encode_moments(photo), Moments[NDArray[np.float32]])
+    assert_type(vae.encode_moments(image).std, NDArray[np.float32])
+    assert_type(vae.encode_moments(tensor).std, SupportsDLPack)
+    assert_type(vae.decode(latent), NDArray[np.uint8])
+    assert_type(vae.decode(latent, output="float"), NDArray[np.float32])
+    assert_type(vae.decode(latent, output="float", out=latent), NDArray[np.float32])
+    assert_type(vae.decode(tensor), SupportsDLPack)
+    assert_type(from_dlpack(vae.decode(tensor, out=tensor)), torch.Tensor)
+"""
+
+
 @pytest.mark.slow
 def test_type_checkers_know_the_public_names_and_no_others(tmp_path):
-    script = tmp_path / "script.py"
+    script, typed_calls = tmp_path / "script.py", tmp_path / "typed_calls.py"
+    typed_calls.write_text(TYPED_CALLS)
     typed = "\n".join(f"reveal_type(vd.{name})" for name in vd.__all__)
     script.write_text(f"import vaedeploy as vd\n{typed}\nvd.nonsense\n")
-    command = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(tmp_path / "cache"), str(script)]
+    command = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", "cache", script.name, typed_calls.name]
     told = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path).stdout.splitlines()
     assert [line.partition("error: ")[2] for line in told if "error: " in line] == [
         'Module has no attribute "nonsense"  [attr-defined]'
@@ -81,6 +108,12 @@ def test_import_costs_nothing():
     script = "import sys, vaedeploy; print({'numpy', 'msgspec', 'click', 'torch'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
+
+
+def test_pytest_finds_the_plugin():
+    ((name, module),) = PROJECT["entry-points"]["pytest11"].items()
+    assert name == "vaedeploy"
+    assert callable(importlib.import_module(module).pytest_addoption)
 
 
 def test_doctor_knows_the_extras_of_pyproject():
@@ -139,11 +172,11 @@ def clean(tmp_path_factory, wheel):
     return environment(tmp_path_factory.mktemp("clean") / "env", wheel, "cpu")
 
 
-def environment(env, wheel, extra):
+def environment(env, wheel, extra, constraints=ROOT / "constraints.txt"):
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(env)], check=True)
     programs = env / ("Scripts" if sys.platform == "win32" else "bin")
     pip = [sys.executable, "-m", "pip", "--python", str(programs / "python"), "install", "--quiet", "--no-compile"]
-    subprocess.run([*pip, "--constraint", str(ROOT / "constraints.txt"), f"{wheel}[{extra}]"], check=True)
+    subprocess.run([*pip, "--constraint", str(constraints), f"{wheel}[{extra}]"], check=True)
     plain = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
     def run(program: str, *arguments: object) -> subprocess.CompletedProcess[str]:
@@ -287,6 +320,34 @@ def test_the_runtime_in_the_clean_environment(clean, bundle, tmp_path):
     with vd.VAE(bundle) as vae:
         np.testing.assert_array_equal(read_latent(latent).latent, vae.encode(pixels))
         np.testing.assert_array_equal(read_image(decoded), vae.decode(vae.encode(pixels))[0])
+
+
+@pytest.mark.slow
+def test_the_runtime_with_the_oldest_numpy(tmp_path, wheel, bundle):
+    """Triton's Python backend of 2.51 and PyTriton have it; with numpy 2 they garble arrays."""
+    (oldest,) = [r.partition(">=")[2] for r in PROJECT["dependencies"] if r.startswith("numpy>=")]
+    pins = tmp_path / "constraints.txt"
+    text = (ROOT / "constraints.txt").read_text(encoding="utf-8")
+    pins.write_text(re.sub(r"^numpy==.*$", f"numpy=={oldest}.*", text, flags=re.MULTILINE))
+    run = environment(tmp_path / "env", wheel, "cpu", pins)
+    script = (
+        "import hashlib, numpy as np, vaedeploy as vd\n"
+        f"vae, rng = vd.VAE({str(bundle)!r}), np.random.default_rng(0)\n"
+        "print(np.__version__)\n"
+        "for size in ((64, 64), (64, 96), (128, 64)):\n"
+        "    latent = vae.encode(rng.integers(0, 256, (2, *size, 3), np.uint8), sample=True, seed=3)\n"
+        "    for array in (latent, vae.decode(latent), vae.decode(latent, output='float')):\n"
+        "        print(array.dtype, array.shape, hashlib.sha256(array.tobytes()).hexdigest())\n"
+    )
+    old, new = (
+        run("python", "-c", script),
+        subprocess.run([sys.executable, "-c", script], capture_output=True, text=True),
+    )
+    assert old.returncode == 0, old.stderr
+    version, *arrays = old.stdout.splitlines()
+    assert version.startswith(f"{oldest}.")
+    assert len(arrays) == 9
+    assert arrays == new.stdout.splitlines()[1:]
 
 
 @pytest.mark.slow

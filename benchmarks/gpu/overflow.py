@@ -25,7 +25,7 @@ from vaedeploy.rewrite.rescale import rescale
 from vaedeploy.values.reference import Reference
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "support"))
-from inflation import INFLATIONS, inflate
+from vaedeploy.testing.inflation import INFLATIONS, inflate
 
 
 def overflow(reference: Reference, folder: Path) -> list[dict[str, Any]]:

@@ -245,3 +245,64 @@ terminal.run(command, [])
     ended = subprocess.run([sys.executable, "-c", script], stdout=theirs, stderr=theirs)
     os.close(theirs)
     assert ended.returncode == 3
+
+
+# ----------------------------------------------------------------------------------------------- opacity
+
+
+@pytest.fixture
+def rgba(tmp_path):
+    return tiny_bundle(tmp_path / "rgba", image_channels=4).path
+
+
+def test_opacity_is_encoded_and_decoded(vaedeploy, rgba, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (15, 24, 4), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    ended = vaedeploy("encode", rgba, tmp_path / "a.png", "-o", tmp_path / "a.safetensors", "--pad")
+    assert ended.code == 0
+    assert "alpha" not in ended.err
+    with VAE(rgba) as vae:
+        latent = vae.encode(pixels, pad=True)
+        image = vae.decode(latent, size=(15, 24))[0]
+    np.testing.assert_array_equal(read_latent(tmp_path / "a.safetensors").latent, latent)
+    for name in ("b.png", "b.webp", "b.tiff"):
+        assert vaedeploy("decode", rgba, tmp_path / "a.safetensors", "-o", tmp_path / name).code == 0
+        np.testing.assert_array_equal(read_image(tmp_path / name, opacity=True), image)
+
+
+def test_pictures_without_opacity_are_encoded_as_opaque_and_that_is_said_once(vaedeploy, rgba, tmp_path):
+    for seed, name in enumerate(("a.png", "b.jpg", "c.png")):
+        photo(tmp_path / "in" / name, seed=seed)
+    ended = vaedeploy("encode", rgba, tmp_path / "in", "-o", tmp_path / "out")
+    assert ended.code == 0
+    assert ended.err.count("has no alpha channel; it and all others like it are encoded as opaque") == 1
+    pixels = read_image(tmp_path / "in" / "a.png")
+    with VAE(rgba) as vae:
+        expected = vae.encode(np.dstack([pixels, np.full(pixels.shape[:2], 255, np.uint8)]))
+    np.testing.assert_array_equal(read_latent(tmp_path / "out" / "a.safetensors").latent, expected)
+
+
+def test_opacity_is_not_decoded_to_jpeg(vaedeploy, rgba, tmp_path):
+    latent = tmp_path / "a.safetensors"
+    assert vaedeploy("encode", rgba, photo(tmp_path / "a.png"), "-o", latent).code == 0
+    ended = vaedeploy("decode", rgba, latent, "-o", tmp_path / "b.jpg")
+    assert ended.code != 0
+    assert "JPEG files hold none. Give a name that ends in one of .png, .webp, .tif, .tiff" in ended.err
+    assert not (tmp_path / "b.jpg").exists()
+    assert vaedeploy("decode", rgba, latent, "-o", tmp_path / "b.png").code == 0
+
+
+def test_what_can_be_seen_through_is_refused_by_a_vae_of_rgb_images(vaedeploy, bundle, tmp_path):
+    Image.new("RGBA", (24, 16), (1, 2, 3, 100)).save(tmp_path / "a.png")
+    ended = vaedeploy("encode", bundle, tmp_path / "a.png", "-o", tmp_path / "a.safetensors")
+    assert ended.code == 2
+    assert "has transparent pixels, whose colour depends on what is behind. Flatten it onto a background" in ended.err
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_latent_of_images_with_opacity_in_a_vae_of_others_is_told(vaedeploy, bundle, tmp_path):
+    latent = tmp_path / "a.safetensors"
+    spec = LatentSpec(channels=2, factor=4, scale=1.0, image_channels=4)
+    write_latent(latent, LatentFile(np.zeros((1, 2, 4, 4), np.float32), "2" * 64, "other", spec))
+    ended = vaedeploy("decode", bundle, latent, "-o", tmp_path / "b.png")
+    assert "their latent contracts differ: image_channels is 4 there and 3 here" in ended.err

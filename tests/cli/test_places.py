@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree as ET
 
 import numpy as np
 import pytest
@@ -108,6 +109,30 @@ def test_a_caller_is_warned_of_a_verdict_that_is_not_noted(bundle: Path) -> None
     ):
         assert vd.verify_bundle(bundle).passed
     assert [warning.filename for warning in caught] == [__file__]  # where verify_bundle was called
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_a_verification_for_ci(
+    vaedeploy: Callable[..., Any], bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: bool
+) -> None:
+    if wrong:
+        monkeypatch.setattr("vaedeploy.verify.cases.LIMITS", {"fp32": (IMPOSSIBLE,)})
+    before, file = (bundle / "bundle.json").read_bytes(), tmp_path / "verify.xml"
+    ended = vaedeploy("verify", bundle, "--no-note", "--junit", file)
+    assert ended.code == (3 if wrong else 0)
+    assert (bundle / "bundle.json").read_bytes() == before
+    (suite,) = ET.fromstring(file.read_bytes())
+    assert suite.attrib["name"] == bundle.name
+    assert (suite.attrib["failures"] != "0") is wrong
+
+
+def test_a_place_for_junit_is_looked_at_before_the_work(
+    vaedeploy: Callable[..., Any], bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vaedeploy.pipeline.verify.verify_graphs", never)
+    ended = vaedeploy("verify", bundle, "--junit", bundle / "no" / "verify.xml")
+    assert (ended.code, ended.out) == (2, "")
+    assert "Error: cannot write " in ended.err
 
 
 def test_a_profile_needs_its_backend(bundle: Path) -> None:

@@ -45,7 +45,7 @@ def graph(*nodes: onnx.NodeProto) -> ir.Model:
 
 def tensors(model: ir.Model, *, single: bool = False) -> float:
     """The estimate of activations at 2 x 16 x 32, in tensors of x's size."""
-    found = estimate_memory(model, {"batch": 2, "height": 16, "width": 32}, fused_attention=single)
+    found = estimate_memory(model, {"batch": 2, "height": 16, "width": 32}, single=single)
     return found.activations / (2 * CHANNELS * 16 * 32 * 4)
 
 
@@ -85,18 +85,16 @@ def attention() -> ir.Model:
     )
 
 
-def test_attention_keeps_its_scores_but_for_a_single_size() -> None:
+def test_attention_keeps_its_scores_and_for_several_sizes_a_reserve() -> None:
     """At 16 x 32 there are 512 x 512 scores for each item: 64 times as many as elements of one channel's picture."""
     scores = 512 * 512 / (CHANNELS * 16 * 32)
-    whole, fused = tensors(attention()), tensors(attention(), single=True)
-    assert whole >= 2 * scores + 1
-    assert fused < scores
+    several, single = tensors(attention()), tensors(attention(), single=True)
+    assert several == single + 1
+    assert single >= 2 * scores
 
 
 def test_weights_are_a_part_of_the_plan() -> None:
-    found = estimate_memory(
-        graph(node("Relu", ["a"], "z")), {"batch": 1, "height": 1, "width": 1}, fused_attention=True
-    )
+    found = estimate_memory(graph(node("Relu", ["a"], "z")), {"batch": 1, "height": 1, "width": 1}, single=True)
     weights = CHANNELS * CHANNELS * 9 * 4 + CHANNELS * 4 + 3 * 8
     assert found.engine == int(weights * PLAN_OVERHEAD)
     assert found.total == found.engine + found.activations
@@ -104,7 +102,7 @@ def test_weights_are_a_part_of_the_plan() -> None:
 
 def test_a_size_that_is_missing() -> None:
     with pytest.raises(InputError, match="the inputs' dimensions are batch, height, width"):
-        estimate_memory(graph(node("Relu", ["a"], "z")), {"batch": 1}, fused_attention=True)
+        estimate_memory(graph(node("Relu", ["a"], "z")), {"batch": 1}, single=True)
 
 
 @pytest.mark.slow
@@ -119,7 +117,7 @@ def test_of_the_full_size_architecture(full_size_bundle: Bundle, part: Part) -> 
     for size, said in info.activation_bytes.items():
         sizes = inputs.sizes(*info.identity.shapes[size].at("max"))
         count = len(info.activation_bytes)
-        found = estimate_memory(inputs.graph.model, sizes, fused_attention=False, shape_sets=count)
+        found = estimate_memory(inputs.graph.model, sizes, single=False, shape_sets=count)
         assert found.activations == pytest.approx(said, rel=0.25), size
         assert found.engine == pytest.approx(full_size_bundle.manifest.files[name].bytes, rel=0.25)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -52,9 +53,24 @@ def test_the_kinds_that_the_package_carries() -> None:
 def test_a_carried_profile_suits_every_vae_up_to_factor_64(name: str) -> None:
     profile = get_profile(name)
     for factor in (8, 16, 32, 64):
-        profile.check_factor(factor)
+        assert profile.of_factor(factor) == (profile, [])
     assert profile.compute_capability in CAPABILITIES[profile.backend]
     assert profile.shapes == get_profile("t4").shapes  # the smallest GPU's memory is then the limit
+
+
+def test_a_carried_profile_for_a_vae_of_factor_128() -> None:
+    """It takes every size that such a VAE can make and that the profile holds."""
+    profile = get_profile("rtx4090")
+    fitted, left_out = profile.of_factor(128)
+    assert left_out == ["1216x832", "832x1216", "768x1344"]
+    assert list(fitted.shapes) == [name for name in profile.shapes if name not in left_out]
+    assert fitted.shapes["any"] == ShapeSet((128, 768, 1024), (128, 768, 1024), (1, 1, 4))
+    assert fitted.shapes["wide"] == ShapeSet((128, 768, 1280), (128, 1280, 2048))
+    for name, shape in fitted.shapes.items():
+        corners = [shape.at(corner)[1:] for corner in ("min", "opt", "max")]
+        assert all(side % 128 == 0 for corner in corners for side in corner)
+        for height, width in itertools.product(range(128, 2049, 128), repeat=2):
+            assert shape.holds(1, height, width) == profile.shapes[name].holds(1, height, width)
 
 
 ASKED_FOR = [(512, 512), (768, 768), (1024, 1024), (1216, 832), (832, 1216), (768, 1344)]
@@ -179,13 +195,29 @@ def test_files_that_an_editor_or_a_system_leaves_are_no_profiles(tmp_path: Path)
 def test_sizes_off_the_factor(tmp_path: Path) -> None:
     write_profile(tmp_path, shapes="{ odd = { height = 512, width = [64, 520, 1000] } }")
     profile = get_profile("mine", tmp_path)
-    profile.check_factor(8)
-    with pytest.raises(
-        ProfileError, match=r"^profile mine, shapes.odd: width 520 is not a multiple of 32, as this VAE "
-    ):
-        profile.check_factor(32)
-    with pytest.raises(ProfileError, match=r"the nearest are 512 and 544$"):
-        profile.check_factor(32)
+    assert profile.of_factor(8) == (profile, [])
+    fitted, left_out = profile.of_factor(32)
+    assert (fitted.shapes, left_out) == ({"odd": ShapeSet(512, (64, 512, 992))}, [])
+    with pytest.raises(ProfileError) as refused:
+        profile.of_factor(1024)
+    assert str(refused.value) == (
+        "profile mine, shapes.odd: height 512 is not a multiple of 1024, as this VAE needs; the nearest are 1024"
+    )
+
+
+@pytest.mark.parametrize(
+    ("ends", "narrowed"),
+    [
+        ((64, 520, 1000), (64, 512, 992)),
+        ((33, 40, 100), (64, 64, 96)),  # what was tuned for is below the least
+        ((32, 32, 32), (32, 32, 32)),
+        ((33, 40, 63), None),
+    ],
+)
+def test_ranges_end_at_multiples(ends: tuple[int, int, int], narrowed: tuple[int, int, int] | None) -> None:
+    shape = ShapeSet(ends, 64, (1, 2, 4))
+    assert shape.of_factor(32) == (None if narrowed is None else ShapeSet(narrowed, 64, (1, 2, 4)))
+    assert shape.of_factor(1) == shape
 
 
 def test_an_unknown_name_and_the_nearest() -> None:

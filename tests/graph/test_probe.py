@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 from diffusers import AutoencoderKL
-from tiny_modules import TinyDecoder, TinyEncoder
 from torch import Tensor, nn
 
 from vaedeploy.errors import ExportError
 from vaedeploy.graph.probe import probe_part
+from vaedeploy.testing.tiny import TinyDecoder, TinyEncoder, tiny_reference
 from vaedeploy.values.kinds import Part
 from vaedeploy.values.latent import LatentSpec
 from vaedeploy.values.reference import Reference
@@ -103,6 +103,18 @@ def test_another_shape() -> None:
     assert str(error.value) == (
         "the encoder (TinyEncoder) gives latent_mean of shape (2, 4, 6, 10) for an input of (2, 3, 24, 40); "
         "the latent contract (channels=4, factor=8, sampled=True) wants (2, 4, 3, 5)"
+    )
+
+
+def test_images_of_other_channels_than_the_contract_says() -> None:
+    rgba = tiny_reference(image_channels=4)
+    for part in PARTS:
+        probe_part(rgba, part, 2, 32, 48)
+    with pytest.raises(ExportError) as error:
+        probe_part(Reference(rgba.encoder, TinyDecoder(4), rgba.latent), "decoder", 2, 32, 48)
+    assert str(error.value) == (
+        "the decoder (TinyDecoder) gives image of shape (2, 3, 32, 48) for an input of (2, 4, 8, 12); the latent "
+        "contract (channels=4, factor=4, sampled=True, image_channels=4) wants (2, 4, 32, 48)"
     )
 
 

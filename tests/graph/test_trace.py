@@ -10,12 +10,12 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from tiny_modules import TinyDecoder, TinyEncoder, tiny_reference
 from torch import Tensor, nn
 
 from vaedeploy.errors import ExportError, InputError
 from vaedeploy.graph.graph import Graph, save_graph
 from vaedeploy.graph.trace import OPSET, trace_graph
+from vaedeploy.testing.tiny import TinyDecoder, TinyEncoder, tiny_reference
 from vaedeploy.values.kinds import Part
 from vaedeploy.values.latent import LatentSpec
 from vaedeploy.values.reference import Reference

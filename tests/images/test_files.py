@@ -18,7 +18,15 @@ from PIL import Image, ImageCms, ImageOps
 
 from vaedeploy.errors import ImageError, InputError, LatentError, OutputError
 from vaedeploy.images import files
-from vaedeploy.images.files import WRITE_OPTIONS, files_in, image_suffixes, read_image, write_image
+from vaedeploy.images.files import (
+    KEEPS_OPACITY,
+    WRITE_OPTIONS,
+    check_image_name,
+    files_in,
+    image_suffixes,
+    read_image,
+    write_image,
+)
 from vaedeploy.images.latents import read_latent
 from vaedeploy.system.atomic import write_file
 
@@ -179,6 +187,92 @@ def test_sixteen_bit_grey_without_transparent_pixels_is_read(tmp_path: Path) -> 
     np.testing.assert_array_equal(read_image(path), np.full((1, 2, 3), 7))
 
 
+# Opacity
+
+
+@pytest.fixture
+def see_through() -> np.ndarray:
+    """Every opacity from 0 to 255, and colours under all of them."""
+    colours = np.random.default_rng(2).integers(0, 256, (16, 16, 3), np.uint8)
+    return np.concatenate([colours, np.arange(256, dtype=np.uint8).reshape(16, 16, 1)], axis=2)
+
+
+@pytest.mark.parametrize("suffix", KEEPS_OPACITY)
+def test_opacity_is_written_and_read_again_with_the_colours_under_it(
+    tmp_path: Path, see_through: np.ndarray, suffix: str
+) -> None:
+    write_image(tmp_path / f"a{suffix}", see_through)
+    read = read_image(tmp_path / f"a{suffix}", opacity=True)
+    assert read.flags.c_contiguous
+    np.testing.assert_array_equal(read, see_through)
+
+
+@pytest.mark.parametrize(("name", "form"), [("a.jpg", "JPEG"), ("a.JPEG", "JPEG"), ("a.bmp", "BMP")])
+def test_opacity_is_not_written_where_there_is_no_room_for_it(
+    tmp_path: Path, see_through: np.ndarray, name: str, form: str
+) -> None:
+    told = (
+        f"cannot write a picture with opacity to {tmp_path / name}: {form} files hold none. Give a name that ends in "
+        "one of .png, .webp, .tif, .tiff"
+    )
+    for write in (lambda path: write_image(path, see_through), lambda path: check_image_name(path, 4)):
+        with pytest.raises(OutputError) as caught:
+            write(tmp_path / name)
+        assert str(caught.value) == told
+    check_image_name(tmp_path / name, 3)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("image", "options", "wanted"),
+    [
+        (Image.new("RGBA", (2, 1), (1, 2, 3, 254)), {}, [1, 2, 3, 254]),
+        (Image.new("LA", (2, 1), (7, 0)), {}, [7, 7, 7, 0]),
+        (Image.new("RGBA", (2, 1), (1, 2, 3, 255)), {}, [1, 2, 3, 255]),
+        (Image.new("RGB", (2, 1), (1, 2, 3)), {"transparency": (1, 2, 3)}, [1, 2, 3, 0]),
+        (Image.fromarray(np.full((1, 2), 999, np.uint16)), {"transparency": 999}, [4, 4, 4, 0]),
+        (Image.fromarray(np.full((1, 2), 999, np.uint16)), {"transparency": 5}, [4, 4, 4, 255]),
+        (Image.new("RGB", (2, 1), (1, 2, 3)), {}, [1, 2, 3]),
+        (Image.new("L", (2, 1), 9), {}, [9, 9, 9]),
+    ],
+    ids=["RGBA", "LA", "opaque RGBA", "RGB with a transparent colour", "16-bit with a transparent level",
+         "16-bit with another level", "RGB", "grey"],
+)  # fmt: skip
+def test_opacity_is_read_where_a_file_has_it(
+    tmp_path: Path, image: Image.Image, options: dict[str, object], wanted: list[int]
+) -> None:
+    read = read_image(saved(tmp_path / "a.png", image, **options), opacity=True)
+    np.testing.assert_array_equal(read, [[wanted, wanted]])
+
+
+def test_opacity_of_a_palette_is_read(tmp_path: Path) -> None:
+    image = Image.fromarray(np.array([[0, 1, 2]], np.uint8), "L").convert("P")
+    image.putpalette([9, 8, 7, 200, 100, 50, 0, 0, 255])
+    image.putdata([0, 1, 2])
+    path = saved(tmp_path / "a.png", image, transparency=bytes([0, 128]))
+    np.testing.assert_array_equal(
+        read_image(path, opacity=True), [[[9, 8, 7, 0], [200, 100, 50, 128], [0, 0, 255, 255]]]
+    )
+
+
+def test_sixteen_bit_opacity_loses_its_lower_byte(tmp_path: Path) -> None:
+    row = b"\0" + struct.pack(">4H", 0x12FF, 0x3400, 0x5678, 0x80FF)
+    (tmp_path / "a.png").write_bytes(png(1, 1, row, depth=16, colour=6))
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png", opacity=True), [[[0x12, 0x34, 0x56, 0x80]]])
+
+
+def test_opacity_is_turned_with_the_picture_and_is_no_colour_to_a_profile(
+    tmp_path: Path, see_through: np.ndarray
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    options = {"exif": exif, "icc_profile": rgb_profile(1.8)}
+    read = read_image(saved(tmp_path / "a.png", Image.fromarray(see_through), **options), opacity=True)
+    plain = read_image(saved(tmp_path / "b.png", Image.fromarray(see_through[..., :3]), **options))
+    np.testing.assert_array_equal(read[..., :3], plain)
+    np.testing.assert_array_equal(read[..., 3], np.rot90(see_through[..., 3], -1))
+
+
 @pytest.mark.parametrize("orientation", range(10))
 def test_exif_rotation_is_applied(tmp_path: Path, photo: np.ndarray, orientation: int) -> None:
     exif = Image.Exif()
@@ -325,14 +419,14 @@ def test_unknown_suffix_is_refused(tmp_path: Path, photo: np.ndarray, name: str)
     [
         (np.zeros((4, 4, 3), np.float32), "float32 of shape (4, 4, 3)"),
         (np.zeros((1, 4, 4, 3), np.uint8), "uint8 of shape (1, 4, 4, 3)"),
-        (np.zeros((3, 4, 4), np.uint8), "uint8 of shape (3, 4, 4)"),
+        (np.zeros((3, 4, 5), np.uint8), "uint8 of shape (3, 4, 5)"),
         (np.zeros((0, 4, 3), np.uint8), "uint8 of shape (0, 4, 3)"),
     ],
 )
 def test_array_that_is_no_picture_is_not_written(tmp_path: Path, image: np.ndarray, told: str) -> None:
     with pytest.raises(ImageError) as caught:
         write_image(tmp_path / "a.png", image)
-    assert str(caught.value) == f"image is {told}; a picture is (H, W, 3) uint8"
+    assert str(caught.value) == f"image is {told}; a picture is (H, W, 3) or (H, W, 4) uint8"
 
 
 def test_place_that_cannot_be_written_to(tmp_path: Path, photo: np.ndarray) -> None:

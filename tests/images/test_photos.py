@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vaedeploy.errors import ImageError
+from vaedeploy.images.opacity import verification_mask, with_opacity
 from vaedeploy.images.photos import crop_batch, load_photos
 from vaedeploy.verify.shapes import verification_shapes
 
@@ -51,6 +52,25 @@ def test_crops_have_the_shape_asked_for(batch: int, height: int, width: int, tal
     assert crop.shape == (batch, height, width, 3)
     assert crop.dtype == np.uint8
     assert [int(c.mean()) for c in crop] == [7, 9, 7][:batch]
+
+
+def test_photos_get_opacity_where_they_have_none_of_their_own() -> None:
+    own = np.full((40, 40, 4), 100, np.uint8)
+    bare = np.full((40, 40, 3), 50, np.uint8)
+    batch = crop_batch([bare, own], 2, 16, 24, channels=4)
+    assert batch.shape == (2, 16, 24, 4)
+    np.testing.assert_array_equal(batch[0], with_opacity(bare[:16, :24], verification_mask(16, 24)))
+    np.testing.assert_array_equal(batch[1], own[:16, :24])
+    assert crop_batch([own], 1, 80, 60, channels=4).shape == (1, 80, 60, 4)
+
+
+def test_photos_of_a_folder_keep_real_opacity_alone(tmp_path: Path) -> None:
+    Image.new("RGBA", (9, 8), (1, 2, 3, 255)).save(tmp_path / "a.png")
+    Image.new("RGBA", (9, 8), (1, 2, 3, 254)).save(tmp_path / "b.png")
+    Image.new("RGB", (9, 8), (1, 2, 3)).save(tmp_path / "c.png")
+    assert [p.shape for p in load_photos(tmp_path, 4)] == [(8, 9, 3), (8, 9, 4), (8, 9, 3)]
+    with pytest.raises(ImageError, match=r"b\.png has transparent pixels"):
+        load_photos(tmp_path)
 
 
 def test_large_photos_are_cut_and_not_scaled() -> None:

@@ -11,7 +11,6 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
-from tiny_modules import tiny_reference
 
 from vaedeploy.errors import BackendError
 from vaedeploy.graph.graph import load_graph
@@ -20,6 +19,7 @@ from vaedeploy.numerics.divergence import measure_differences
 from vaedeploy.numerics.maxima import measure_maxima
 from vaedeploy.rewrite import rewrite_graph
 from vaedeploy.rewrite.rescale import rescale
+from vaedeploy.testing.tiny import tiny_reference
 from vaedeploy.values.kinds import Part
 
 X = np.random.default_rng(0).normal(size=(3, 50)).astype(np.float32)

@@ -17,6 +17,7 @@ from places import KODAK
 
 from vaedeploy.errors import OutputError
 from vaedeploy.images.files import read_image
+from vaedeploy.images.opacity import on_checkerboard, verification_mask, with_opacity
 from vaedeploy.images.photos import SAMPLES
 from vaedeploy.page import check_folder, write, write_page
 from vaedeploy.page.charts import HEIGHT, WIDTH, spectrum_chart, tone_chart
@@ -213,3 +214,40 @@ def test_a_folder_is_tried_and_left_as_it_was(tmp_path: Path) -> None:
     for place in ("file", "file/below"):
         with pytest.raises(OutputError, match=r"^cannot write a report to "):
             check_folder(tmp_path / place)
+
+
+def test_pictures_with_opacity_are_shown_on_a_checkerboard_and_written_as_they_are(tmp_path: Path) -> None:
+    reference = with_opacity(scene(96, 800), verification_mask(96, 800))
+    wrong = reference.copy()
+    wrong[10:40, 700:740, 3] = 0
+    candidate = Candidate("wrong", wrong, measure_quality(reference, wrong), ())
+    page = write_page(document(Picture("one", reference, (candidate,))), tmp_path)
+    text = page.read_text()
+    shown = {alt: opened(uri) for uri, alt in re.findall(r'<img src="(data:image/png[^"]+)" alt="one([^"]*)"', text)}
+    area = worst_area(error_levels(reference, wrong))
+    for name, pixels in (("photograph", reference), ("wrong", wrong)):
+        crop = shown[f", where wrong is worst: {name}"]
+        assert crop.mode == "RGB"
+        np.testing.assert_array_equal(np.asarray(crop), on_checkerboard(area.of(pixels)))
+    assert opened(at_most(reference, 768)).mode == "RGB"
+    for file in page.parent.glob("pictures/*.png"):
+        wanted = wrong if "wrong" in file.name else reference
+        np.testing.assert_array_equal(read_image(file, opacity=True), wanted)
+    assert len(list(page.parent.glob("pictures/*.png"))) == 2
+    assert "Squares show through" in text
+    assert text.count(">Opacity<") >= 1
+
+
+def test_errors_of_opacity_count_and_colours_that_nobody_sees_do_not() -> None:
+    reference = with_opacity(np.full((4, 4, 3), 255, np.uint8), 100)
+    other = reference.copy()
+    other[1, 2, 3] = 40  # white in front of white
+    assert error_levels(reference, other)[1, 2] == error_levels(reference, other).max() == 60
+    clear = with_opacity(np.zeros((4, 4, 3), np.uint8), 0)
+    assert error_levels(clear, with_opacity(np.full((4, 4, 3), 200, np.uint8), 0)).max() == 0
+
+
+def test_a_page_without_opacity_says_nothing_of_it(page: Path) -> None:
+    text = page.read_text()
+    assert "Squares show through" not in text
+    assert "pacity<" not in text

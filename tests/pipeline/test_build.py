@@ -22,6 +22,7 @@ from vaedeploy.pipeline.export import export_vae
 from vaedeploy.runtime import VAE
 from vaedeploy.system.lock import lock
 from vaedeploy.values.reference import Reference
+from vaedeploy.values.shapes import ShapeSet
 
 pytestmark = pytest.mark.usefixtures("verified_smaller")
 
@@ -51,6 +52,18 @@ def test_engines_lie_in_the_bundle_and_say_what_they_are(engine_bundle: Bundle, 
     assert identity.mark in (bundle.path / DECODER).read_bytes()
     assert engine_faults(bundle, DECODER, version=identity.backend_version) == []
     check_engine(bundle, DECODER, version=identity.backend_version, gpu=RTX4090)
+
+
+@pytest.mark.slow
+def test_engines_take_the_sizes_that_the_vae_can_make(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    shapes = "{ odd = { height = 66, width = 64 }, any = { height = [30, 62, 65], width = 64 } }"
+    write_profile(tmp_path, shapes=shapes, precision='"fp32"')
+    built = build_engines(tiny_bundle(tmp_path / "tiny"), ["mine"], folder=tmp_path)
+    assert built.manifest.engines[DECODER].identity.shapes == {"any": ShapeSet((32, 60, 64), 64)}
+    assert list(built.manifest.engines[DECODER].activation_bytes) == ["any"]
+    assert [record.getMessage() for record in caplog.records if "left out" in record.getMessage()] == [
+        "profile mine: shapes odd hold no size that is a multiple of 4, as this VAE needs; they are left out"
+    ]
 
 
 @pytest.mark.parametrize(

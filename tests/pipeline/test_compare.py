@@ -22,13 +22,17 @@ from tiny_bundle import tiny_bundle
 
 from vaedeploy.bundle import Bundle
 from vaedeploy.errors import ImageError, InputError
-from vaedeploy.images.files import write_image
+from vaedeploy.images.files import read_image, write_image
+from vaedeploy.images.opacity import on_white, verification_mask, with_opacity
 from vaedeploy.images.photos import SAMPLES, crop_middle
+from vaedeploy.images.pixels import to_levels
 from vaedeploy.pipeline.compare import Summary, Swap, Transform, compare_bundles
+from vaedeploy.pipeline.compare.opacity import OnWhite
 from vaedeploy.pipeline.compare.result import truest
-from vaedeploy.pipeline.compare.swaps import GAIN, MARGIN_PSNR, swap_matrix
+from vaedeploy.pipeline.compare.swaps import GAIN, MARGIN_PSNR, _map_colors, swap_matrix
 from vaedeploy.pipeline.compare.transform import apply, causes, fit_transform, identity
-from vaedeploy.pipeline.compare.words import remedy
+from vaedeploy.pipeline.compare.words import remedy, summary_lines
+from vaedeploy.quality import measure_quality
 from vaedeploy.runtime import VAE
 from vaedeploy.values.latent import LatentSpec
 
@@ -294,6 +298,59 @@ def test_what_cannot_be_compared_is_told(folder: Path, tmp_path: Path) -> None:
         with pytest.raises(error) as raised:
             compare_bundles(bundles, images)
         assert str(raised.value).startswith(message)
+
+
+@pytest.fixture(scope="module")
+def see_through(folder: Path) -> Path:
+    """Bundles of RGBA images, and a photograph with opacity."""
+    for seed in (0, 1):
+        tiny_bundle(folder / f"rgba{seed}", seed=seed, image_channels=4)
+    (folder / "clear").mkdir()
+    photo = skimage.data.astronaut()[:64, :96]
+    write_image(folder / "clear" / "a.png", with_opacity(photo, verification_mask(64, 96)))
+    return folder
+
+
+def test_bundles_of_images_with_opacity_are_compared(see_through: Path) -> None:
+    bundles = [see_through / "rgba0", see_through / "rgba1"]
+    found = compare_bundles(bundles, see_through / "clear", page=see_through / "clear page")
+    assert found.flattened == ()
+    assert all(r.quality.opacity.mean_abs > 0 for r in found.reconstructions)
+    assert [s.opacity for s in found.summaries] == [r.quality.opacity.mean_abs for r in found.reconstructions]
+    assert "Opacity is" in " ".join(summary_lines(found))
+    assert "Squares show through" in (see_through / "clear page" / "index.html").read_text()
+    with VAE(bundles[0]) as vae:
+        photo = read_image(see_through / "clear" / "a.png", opacity=True)
+        expected = measure_quality(photo, vae.decode(vae.encode(photo), output="float")[0], factor=4)
+    assert found.reconstructions[0].quality == expected
+    opaque = compare_bundles(bundles, see_through / "photos")
+    assert all(r.quality.opacity is not None for r in opaque.reconstructions)
+
+
+def test_images_with_opacity_are_compared_with_others_in_front_of_white(see_through: Path) -> None:
+    bundles = [see_through / "one", see_through / "rgba0"]
+    found = compare_bundles(bundles, see_through / "photos", page=see_through / "mixed page")
+    assert found.flattened == ("rgba0",)
+    assert {(s.encoder, s.decoder) for s in found.swaps} >= {("one", "rgba0"), ("rgba0", "one")}
+    assert all(r.quality.opacity is None for r in found.reconstructions)
+    assert any(line.startswith("RGBA images were compared with RGB images: rgba0 enc") for line in summary_lines(found))
+    photo = crop_middle(read_image(see_through / "photos" / "astronaut.png"), 4, 1024)
+    with VAE(bundles[1]) as vae:
+        seen = on_white(vae.decode(vae.encode(with_opacity(photo)))[0])
+        told = OnWhite(vae).decode(vae.encode(with_opacity(photo)), output="float")[0]
+    row = next(r for r in found.reconstructions if r.bundle == "rgba0")
+    assert row.quality.error.psnr == pytest.approx(measure_quality(photo, seen).error.psnr, abs=0.2)
+    assert np.abs(to_levels(told[None])[0].astype(int) - seen).max() <= 2
+    with pytest.raises(ImageError, match=r"a\.png has transparent pixels"):
+        compare_bundles(bundles, see_through / "clear")
+
+
+def test_a_change_of_colours_leaves_opacity(crops: list[np.ndarray]) -> None:
+    pictures = [with_opacity(crop, verification_mask(*crop.shape[:2])) for crop in crops]
+    darker = [with_opacity(crop // 2, 77) for crop in crops]
+    for mapped, crop in zip(_map_colors(darker, pictures), crops, strict=True):
+        assert (mapped[..., 3] == 77).all()
+        assert np.abs(mapped[..., :3].astype(int) - crop).max() <= 3
 
 
 # ------------------------------------------------------------------------------------------------- real VAEs

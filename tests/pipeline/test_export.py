@@ -20,22 +20,36 @@ import torch
 from checkpoints import TINY, config_of
 from checkpoints import folder as write_folder
 from command_line import Ended
-from inflation import INFLATIONS, inflate
 from tiny_bundle import tiny_manifest
-from tiny_modules import flat_reference, tiny_reference
 from torch import Tensor, nn
 
 from vaedeploy.bundle import Bundle, check_bundle
-from vaedeploy.errors import ExportError, InputError, OutputError, UnknownPresetError, VerificationError, WeightsError
+from vaedeploy.bundle.golden import NAME as GOLDEN
+from vaedeploy.bundle.golden import decode_golden
+from vaedeploy.errors import (
+    ExportError,
+    ImageError,
+    InputError,
+    OutputError,
+    UnknownPresetError,
+    VerificationError,
+    WeightsError,
+)
 from vaedeploy.graph.operations import count_operations
+from vaedeploy.images.files import write_image
+from vaedeploy.images.opacity import verification_mask
 from vaedeploy.images.photos import load_photos
 from vaedeploy.pipeline import export as pipeline
+from vaedeploy.pipeline.bench import bench_bundle
 from vaedeploy.pipeline.export import export_vae
 from vaedeploy.pipeline.graphs import write_forms
+from vaedeploy.pipeline.swap import swap_vae
 from vaedeploy.pipeline.verify import verify_bundle
 from vaedeploy.runtime import VAE
 from vaedeploy.source import load_reference, reload_reference
 from vaedeploy.source.network import random_tensors
+from vaedeploy.testing.inflation import INFLATIONS, inflate
+from vaedeploy.testing.tiny import flat_reference, tiny_reference
 from vaedeploy.values.kinds import PARTS, Form, Precision
 from vaedeploy.values.latent import LatentSpec
 from vaedeploy.values.reference import Reference
@@ -437,3 +451,41 @@ def test_forms_on_the_command_line(vaedeploy: Callable[..., Ended], tmp_path: Pa
     assert ended.code == 2
     assert "onnxruntime-cuda" in ended.err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_images_with_opacity(tmp_path: Path) -> None:
+    """Exported in fp16 with bytes in, verified, timed, verified again on other photographs, and swapped."""
+    bundle = export_vae(flat_reference(image_channels=4), out=tmp_path / "flat", image_input="uint8", precision="fp16")
+    assert bundle.verified
+    golden = decode_golden(bundle.read(GOLDEN), bundle.manifest.vae.identity)
+    for case in golden:
+        assert case.photo.shape[-1] == case.image.shape[1] == 4
+        np.testing.assert_array_equal(case.photo[0, ..., 3], verification_mask(*case.photo.shape[1:3]))
+    (tmp_path / "photos").mkdir()
+    write_image(tmp_path / "photos" / "a.png", np.full((600, 600, 4), 120, np.uint8))
+    looked = verify_bundle(bundle, reference=flat_reference(image_channels=4), photos=tmp_path / "photos")
+    assert looked.passed
+    kept = decode_golden(Bundle.open(bundle.path).read(GOLDEN), bundle.manifest.vae.identity)
+    assert (kept[0].photo == 120).all()
+    assert verify_bundle(bundle, backend="onnxruntime-cpu", photos=tmp_path / "photos").passed
+    timings = bench_bundle(bundle, backends=["onnxruntime-cpu"], sizes=[(32, 32)], rounds=1).timings
+    assert all(timing.problem is None for timing in timings)
+    swapped, drift = swap_vae(bundle, flat_reference(1, image_channels=4))
+    assert swapped.verified
+    assert drift.mean_levels > 10
+    assert len(drift.shift) == 3
+    with pytest.raises(InputError) as error:
+        swap_vae(bundle, flat_reference())
+    assert str(error.value) == (
+        f"flat is a VAE of RGB images, and bundle {bundle.path} holds one of RGBA images: what gives the bundle images "
+        "and takes them from it would break. Export it to a bundle of its own"
+    )
+
+
+def test_transparent_photographs_are_refused_for_images_without_opacity(flat: Reference, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    write_image(tmp_path / "photos" / "a.png", np.full((60, 60, 4), 120, np.uint8))
+    with pytest.raises(ImageError, match=r"a\.png has transparent pixels"):
+        export_vae(flat, out=tmp_path / "flat", photos=tmp_path / "photos")
+    assert [path.name for path in tmp_path.iterdir()] == ["photos"]

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from command_line import Ended
 from engine_files import snapshot, write_profile
-from tiny_modules import flat_reference, tiny_reference
+from family_cases import CASES
 
 from vaedeploy.bundle import Bundle, check_bundle
 from vaedeploy.bundle.manifest import NAME
@@ -24,6 +24,7 @@ from vaedeploy.pipeline.export import export_vae
 from vaedeploy.pipeline.swap import Drift, restore_vae, swap_vae
 from vaedeploy.runtime import VAE
 from vaedeploy.source import get_preset, load_reference
+from vaedeploy.testing.tiny import flat_reference, tiny_reference
 from vaedeploy.values.origin import Origin
 from vaedeploy.verify.limits import LIMITS, Limit
 
@@ -196,7 +197,22 @@ def test_the_two_presets_have_one_contract() -> None:
     assert get_preset("demo").latent == get_preset("demo-mse").latent
 
 
-def test_weights_belong_to_a_preset(vaedeploy: Callable[..., Ended], tmp_path: Path) -> None:
-    ended = vaedeploy("swap", tmp_path / "demo", "--weights", "random:0")
-    assert ended.code == 2
-    assert "--weights needs --vae" in ended.err
+def test_where_a_vae_is_belongs_to_a_vae(vaedeploy: Callable[..., Ended], tmp_path: Path) -> None:
+    for option in ("--weights", "--revision", "--subfolder"):
+        ended = vaedeploy("swap", tmp_path / "demo", option, "x")
+        assert ended.code == 2
+        assert f"{option} needs --vae, the VAE to put in." in ended.err
+
+
+def test_place_of_a_vae_is_given_as_for_export(vaedeploy: Callable[..., Ended], bundle: Bundle, tmp_path: Path) -> None:
+    repository = tmp_path / "repository"
+    CASES["AutoencoderTiny"].folder(repository / "second")
+    for option, value, told in (
+        ("--subfolder", "none", f"{repository} has no folder none. Give one that it has: --subfolder NAME"),
+        ("--subfolder", "second", f"second is of architecture AutoencoderTiny, and bundle {bundle.path} holds an Auto"),
+        ("--revision", "v1", "--revision v1 is for hub repositories, and "),
+    ):
+        vae = repository / "second" if option == "--revision" else repository
+        ended = vaedeploy("swap", bundle.path, "--vae", vae, option, value)
+        assert (ended.code, ended.out) == (2, "")
+        assert told in ended.err

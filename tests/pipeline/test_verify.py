@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +12,14 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.numpy import load_file
-from tiny_modules import flat_reference, tiny_reference
 
-from vaedeploy.bundle import Bundle, check_bundle, create_bundle
+from vaedeploy.bundle import Bundle, check_bundle, create_bundle, edit_bundle
 from vaedeploy.errors import BackendError, InputError, WeightsError
 from vaedeploy.pipeline.export import export_vae
 from vaedeploy.pipeline.verify import verify_bundle
 from vaedeploy.runtime import VAE
 from vaedeploy.runtime.unverified import UnverifiedBundleWarning
+from vaedeploy.testing.tiny import flat_reference, tiny_reference
 from vaedeploy.values.reference import Reference
 
 pytestmark = pytest.mark.usefixtures("verified_smaller")
@@ -57,6 +58,25 @@ def test_verification_can_be_made_again_from_what_was_kept(bundle: Bundle) -> No
     assert report.reference == "PyTorch in float64, computed earlier and kept in golden.safetensors"
     assert check_bundle(bundle.path).verified
     assert bundle.file("golden.safetensors").read_bytes() == before
+
+
+def test_a_verification_that_is_not_noted_leaves_the_bundle_as_it_is(tiny_vae: Reference, bundle: Bundle) -> None:
+    def state() -> dict[Path, tuple[int, bytes]]:
+        return {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in bundle.path.rglob("*") if p.is_file()}
+
+    before, folder = state(), bundle.path.stat().st_mtime_ns
+    assert verify_bundle(bundle, note=False).passed
+    assert verify_bundle(bundle, reference=tiny_vae, note=False).reference == "PyTorch in float64"
+    assert (state(), bundle.path.stat().st_mtime_ns) == (before, folder)
+    with edit_bundle(bundle), warnings.catch_warnings(action="error"):
+        assert verify_bundle(bundle, note=False).passed  # nobody may write it now
+
+
+def test_a_backend_that_is_verified_is_not_noted_either(bundle: Bundle) -> None:
+    before = (bundle.path / "bundle.json").read_bytes()
+    assert verify_bundle(bundle, backend="onnxruntime-cpu", note=False).passed
+    assert (bundle.path / "bundle.json").read_bytes() == before
+    assert not (bundle.path / "report" / "onnxruntime-cpu.json").exists()
 
 
 @pytest.mark.slow

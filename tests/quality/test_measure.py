@@ -13,7 +13,8 @@ from photographs import words
 from skimage.color import lab2rgb, rgb2lab
 
 from vaedeploy.errors import ImageError, InputError
-from vaedeploy.quality import find_faults, measure_batch, measure_quality
+from vaedeploy.images.opacity import on_white, verification_mask, with_opacity
+from vaedeploy.quality import Opacity, find_faults, measure_batch, measure_quality
 
 TILE = faults.TILE
 
@@ -33,6 +34,7 @@ def test_a_picture_beside_itself_differs_in_nothing(photo: Picture) -> None:
     assert quality.detail.octaves == (1,) * 6
     assert quality.detail.gains == pytest.approx((1,) * 6, abs=1e-7)
     assert msgspec.structs.astuple(quality.artifacts) == (0, 0, 0, 0, 0, False)
+    assert (quality.tone.worst, quality.tone.spread) == (0, 0)
 
 
 def test_error_is_what_it_says() -> None:
@@ -226,8 +228,8 @@ GOOD = np.zeros((64, 48, 3), np.uint8)
 @pytest.mark.parametrize(
     ("reference", "candidate", "message"),
     [
-        (GOOD[..., 0], GOOD, "reference is uint8 of shape (64, 48); it must be (H, W, 3) uint8"),
-        (GOOD / 255, GOOD, "reference is float64 of shape (64, 48, 3); it must be (H, W, 3) uint8"),
+        (GOOD[..., 0], GOOD, "reference is uint8 of shape (64, 48); it must be (H, W, 3) or (H, W, 4) uint8"),
+        (GOOD / 255, GOOD, "reference is float64 of shape (64, 48, 3); it must be (H, W, 3) or (H, W, 4) uint8"),
         (
             GOOD[:31],
             GOOD[:31],
@@ -251,6 +253,50 @@ def test_what_is_no_picture_is_refused(reference: np.ndarray, candidate: np.ndar
     with pytest.raises(ImageError) as error:
         measure_quality(reference, candidate)
     assert str(error.value) == message
+
+
+def test_images_with_opacity_are_measured_in_front_of_white(photo: np.ndarray) -> None:
+    mask = verification_mask(*photo.shape[:2])
+    reference = with_opacity(photo, mask)
+    candidate = with_opacity(faults.blur(photo, 1), mask)
+    quality = measure_quality(reference, candidate)
+    flat = measure_quality(on_white(reference), on_white(candidate))
+    assert msgspec.structs.replace(quality, opacity=None) == flat
+    assert quality.opacity == Opacity(mean_abs=0.0, max_abs=0, bias=0.0)
+    hidden = reference.copy()
+    hidden[mask == 0, :3] = 0  # colours that nobody sees
+    assert measure_quality(reference, hidden) == measure_quality(reference, reference)
+    floats = faults.to_float(candidate)
+    assert measure_quality(reference, floats) == quality
+    floats[3, 5, 5] = np.nan
+    assert measure_quality(reference, floats).artifacts.nonfinite == 1 / floats.size
+
+
+def test_opacity_is_judged_by_itself(photo: np.ndarray) -> None:
+    """White in front of white looks the same at every opacity."""
+    white = np.full_like(photo, 255)
+    quality = measure_quality(with_opacity(white, 200), with_opacity(white, 190))
+    assert quality.opacity == Opacity(mean_abs=10.0, max_abs=10, bias=-10.0)
+    (finding,) = find_faults(quality)
+    assert finding.name == "wrong opacity"
+    assert finding.words == "Opacity is wrong: it is 10 levels of 255 off on average."
+    assert find_faults(measure_quality(with_opacity(white, 200), with_opacity(white, 206))) == ()
+
+
+def test_images_without_opacity_say_nothing_of_it(photo: np.ndarray) -> None:
+    quality = measure_quality(photo, photo)
+    assert quality.opacity is None
+    assert b"opacity" not in msgspec.json.encode(quality)
+
+
+def test_opacity_of_one_image_alone_is_refused(photo: np.ndarray) -> None:
+    for pair in (
+        (photo, with_opacity(photo)),
+        (with_opacity(photo), photo),
+        (with_opacity(photo), faults.to_float(photo)),
+    ):
+        with pytest.raises(ImageError, match=r"beside this reference it must be \(256, 384, [34]\) uint8"):
+            measure_quality(*pair)
 
 
 def test_batches_of_two_lengths_are_refused() -> None:

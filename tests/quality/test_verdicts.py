@@ -11,6 +11,7 @@ from photographs import kodak, needs_kodak, quarter, words
 from places import ROOT
 
 from vaedeploy.bundle import Bundle
+from vaedeploy.images.opacity import with_opacity
 from vaedeploy.images.photos import load_photos
 from vaedeploy.images.pixels import to_levels
 from vaedeploy.quality import LIMITS, QualityLimit, find_faults, measure_quality
@@ -25,7 +26,7 @@ Picture = faults.Picture
 
 
 def test_every_limit_has_a_metric_and_a_reason(photo: Picture) -> None:
-    clean = measure_quality(photo, photo, tile=TILE)
+    clean = measure_quality(with_opacity(photo), with_opacity(photo), tile=TILE)
     for limit in LIMITS:
         assert limit.reason
         assert limit.severity(limit.neutral) == 0

@@ -146,7 +146,9 @@ def test_tensors_that_numpy_cannot_read_are_refused(vae: VAE, options: dict[str,
         ([[0, 1], [2, 3]], "image is of type list; it must be a numpy array or something that speaks DLPack. "
          "numpy.asarray() may turn it into one"),
         (photo(8, 8)[..., 0], f"image is uint8 of shape (8, 8); it must be {FORMS}"),
-        (np.zeros((8, 8, 4), np.uint8), f"image is uint8 of shape (8, 8, 4); it must be {FORMS}"),
+        (np.zeros((8, 8, 4), np.uint8), f"image is uint8 of shape (8, 8, 4); it must be {FORMS}. This VAE takes "
+         "RGB, and the image has a fourth channel: flatten it onto a background, or leave the channel out where it is "
+         "opaque everywhere"),
         (np.zeros((1, 3, 8, 8), np.uint8), f"image is uint8 of shape (1, 3, 8, 8); it must be {FORMS}"),
         (np.zeros((3, 8, 8), np.float32), f"image is float32 of shape (3, 8, 8); it must be {FORMS}"),
         (np.zeros((1, 8, 8, 3), np.float32), f"image is float32 of shape (1, 8, 8, 3); it must be {FORMS}"),

@@ -11,7 +11,7 @@ from host_gpu import Elsewhere, HostDevice
 from tiny_inputs import photo_float
 
 from vaedeploy.bundle import Bundle
-from vaedeploy.errors import BackendError, InputError
+from vaedeploy.errors import BackendError, ImageError, InputError
 from vaedeploy.runtime import VAE, on_device
 
 # --------------------------------------------------------------------------------------- arrays in the device's memory
@@ -39,6 +39,11 @@ def test_what_is_on_the_device_stays_there(device: HostDevice, engine_bundle: Bu
         photo = photo_float(expected.decode(latent))
         found, _, _ = vae.encode(Elsewhere(device.put(photo)))
         np.testing.assert_array_equal(found.on_host(), expected.encode(photo))
+        moments = vae.encode_moments(Elsewhere(device.put(photo)))
+        for (found, _, _), wanted in zip(moments, expected.encode_moments(photo), strict=True):
+            np.testing.assert_array_equal(found.on_host(), wanted)
+        with pytest.raises(ImageError, match="is encoded without pad; copy it to the host"):
+            vae.encode_moments(Elsewhere(device.put(photo)), pad=True)
 
 
 def test_a_place_of_the_callers_is_filled(device: HostDevice, engine_bundle: Bundle, expected: VAE) -> None:

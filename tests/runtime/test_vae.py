@@ -233,7 +233,7 @@ def test_what_a_vae_tells_of_itself(vae: VAE, bundle: Bundle) -> None:
     assert vae.manifest == bundle.manifest
     assert vae.latent == bundle.manifest.latent
     assert vae.backend == "onnxruntime-cpu"
-    assert vae.limits == Limits(CHANNELS, FACTOR, SizeRule(FACTOR))
+    assert vae.limits == Limits(CHANNELS, FACTOR, SizeRule(FACTOR), 3)
 
 
 def test_closed_vae_says_so(bundle: Bundle) -> None:

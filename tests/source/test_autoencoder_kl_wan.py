@@ -1,4 +1,4 @@
-"""AutoencoderKLWan and AutoencoderKLQwenImage, one frame: the 2-D halves compute what the 3-D classes do."""
+"""The classes of Wan and Qwen-Image, one frame: the 2-D halves compute what the 3-D classes do."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from checkpoints import message_of
-from diffusers import AutoencoderKLQwenImage, AutoencoderKLWan
+from diffusers import AutoencoderKLQwenImage, AutoencoderKLQwenImage21, AutoencoderKLWan
 from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
 from family_cases import CASES, ONE_FRAME, Case, decode_frame
 from safetensors.torch import save_file
@@ -160,8 +160,8 @@ def test_a_folder_with_wans_names(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"in_channels": 4}, "has 4 channels in and 3 out; both must be 3 (RGB). Any VAE can be given as two modules"),
-        ({"patch_size": 2}, "has 3 channels in and 3 out; both must be 12 (RGB in patches of 2x2 pixels). Any VAE"),
+        ({"in_channels": 4}, "has 4 channels in and 3 out; both must be 3 (RGB) or 4 (RGBA). Any VAE can be"),
+        ({"patch_size": 2}, "has 3 channels in and 3 out; both must be 12 (RGB) or 16 (RGBA), in patches of "),
         ({"attn_scales": [0.5]}, "has attn_scales (0.5,), with which diffusers' class fails. Any VAE can be given"),
         (
             {"patch_size": 0},
@@ -190,16 +190,33 @@ def test_weights_of_the_other_wan(tmp_path: Path) -> None:
     assert "does not fit" in message_of(WeightsError, folder(WAN_2_1, tmp_path, is_residual=True))
 
 
-def test_images_with_opacity_cannot_be_exported_yet(tmp_path: Path) -> None:
-    path = CASES["AutoencoderKLQwenImage21"].folder(tmp_path)
-    assert message_of(ContractError, path).startswith(
-        f"{path / 'diffusion_pytorch_model.safetensors'} takes and gives images of 4 channels, and a bundle's have 3 "
-        "(RGB). Wrap its halves so that they do: add full opacity before the encoder and drop it after the decoder. "
-        "Any VAE can be given as two modules of your own: vaedeploy.Reference("
-    )
+@pytest.mark.parametrize(
+    ("case", "channels"),
+    [
+        (CASES["AutoencoderKLQwenImage21"], {}),
+        (QWEN, {"input_channels": 4}),
+        (WAN_2_2, {"in_channels": 16, "out_channels": 16}),
+    ],
+    ids=["qwen-image-2.1", "qwen-image-layered", "wan-2.2"],
+)
+def test_images_with_opacity(tmp_path: Path, case: Case, channels: dict[str, Any]) -> None:
+    case = case._replace(arguments={**case.arguments, **channels}, image_channels=4)
+    reference = load_reference(case.folder(tmp_path))
+    assert reference.latent.image_channels == 4
+    theirs, image = case.theirs().double(), noise(4, 24, 40)
+    encoder, decoder = halves(case)
+    assert error(encoder(image)[0], case.encode(theirs, image)[0]) < 1e-14
+    assert decoder(noise(4, 3, 5)).shape == (2, 4, 3 * case.factor, 5 * case.factor)
 
 
-@pytest.mark.parametrize(("name", "kind"), [("qwen-image", AutoencoderKLQwenImage), ("wan-2.1", AutoencoderKLWan)])
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("qwen-image", AutoencoderKLQwenImage),
+        ("qwen-image-2.1", AutoencoderKLQwenImage21),
+        ("wan-2.1", AutoencoderKLWan),
+    ],
+)
 def test_presets_are_the_defaults_of_the_classes(name: str, kind: type) -> None:
     preset = get_preset(name)
     arguments = {key: p.default for key, p in inspect.signature(kind).parameters.items()}  # type: ignore[arg-type]
@@ -207,3 +224,11 @@ def test_presets_are_the_defaults_of_the_classes(name: str, kind: type) -> None:
     assert preset.latent is not None
     assert preset.latent.shift == tuple(arguments["latents_mean"])
     assert preset.latent.scale == tuple(1 / deviation for deviation in arguments["latents_std"])
+
+
+def test_the_layered_vae_is_that_of_qwen_image_with_a_fourth_channel() -> None:
+    plain, layered = get_preset("qwen-image"), get_preset("qwen-image-layered")
+    assert plain.config.differences(layered.config) == ["input_channels"]
+    assert plain.latent is not None
+    assert layered.latent is not None
+    assert plain.latent.differences(layered.latent) == [("image_channels", 3, 4)]

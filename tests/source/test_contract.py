@@ -15,6 +15,8 @@ from vaedeploy.errors import ContractError
 from vaedeploy.source import get_preset, load_reference, reload_reference
 from vaedeploy.values.latent import LatentSpec
 
+ONE_OR_EACH = "; it must be one number, or one for each channel"
+
 
 def test_contract_of_a_config(own: Any) -> None:
     assert load_reference(own(scaling_factor=0.5)).latent == LatentSpec(4, 2, 0.5, 0.0)
@@ -159,6 +161,24 @@ def test_contract_of_vectors_that_cannot_hold(own: Any, changes: dict[str, Any])
     assert load_reference(path, scale=0.5, shift=(1, 2, 3, 4)).latent == LatentSpec(4, 2, 0.5, (1.0, 2.0, 3.0, 4.0))
 
 
+@pytest.mark.parametrize("fields", [("latents_mean",), ("latents_std",), ("latents_mean", "latents_std")])
+def test_vectors_without_a_scale_are_not_dropped(own: Any, fields: tuple[str, ...]) -> None:
+    path = own(**{key: [1, 2, 3, 4] for key in fields})
+    for given in ({}, {"scale": 1.0}):
+        assert message_of(ContractError, path, **given).startswith(
+            f"{path / 'config.json'} has latents_mean or latents_std and no scaling_factor, so it does not say what "
+            "scale they belong to. Say what holds, with both of --scale and --shift "
+        )
+    assert load_reference(path, scale=1, shift=(1, 2, 3, 4)).latent == LatentSpec(4, 2, 1.0, (1.0, 2.0, 3.0, 4.0))
+
+
+def test_a_scale_of_zero_names_the_config(own: Any) -> None:
+    path = own(scaling_factor=0)
+    assert message_of(ContractError, path) == (
+        f"{path / 'config.json'} cannot hold: latent scale is 0; dividing by it is impossible. Change it there"
+    )
+
+
 def test_config_with_everything_at_once_says_both_of_its_meanings(own: Any) -> None:
     path = own(scaling_factor=0.5, shift_factor=0.25, latents_mean=[0, 1, 2, 3], latents_std=[1, 2, 4, 8])
     assert (
@@ -170,7 +190,9 @@ def test_config_with_everything_at_once_says_both_of_its_meanings(own: Any) -> N
 def test_one_number_for_each_channel(own: Any) -> None:
     numbers: Any = {"scale": [0.5, 1.0, 2.0, 4.0], "shift": (0, 0, 0, 1)}
     assert load_reference(own(), **numbers).latent == LatentSpec(4, 2, (0.5, 1.0, 2.0, 4.0), (0.0, 0.0, 0.0, 1.0))
-    assert message_of(ContractError, own(), scale=(1, 2, 3)) == "latent scale has 3 numbers for 4 channels"
+    assert (
+        message_of(ContractError, own(), scale=(1, 2, 3)) == f"latent scale has 3 numbers for 4 channels{ONE_OR_EACH}"
+    )
     assert message_of(ContractError, own(scaling_factor=1), scale=(1, 2, 3, 4)).startswith(
         f"the latent scale is stated already: {own(scaling_factor=1) / 'config.json'} says 1.0, and "
         "(1.0, 2.0, 3.0, 4.0) was given"
@@ -186,7 +208,9 @@ def test_given_contract_that_is_not_numbers(own: Any, given: Any) -> None:
 
 def test_vector_of_the_wrong_length(own: Any) -> None:
     path = own(scaling_factor=1.0, latents_mean=[0, 0], latents_std=[1, 1])
-    assert message_of(ContractError, path) == "latent scale has 2 numbers for 4 channels"
+    assert message_of(ContractError, path) == (
+        f"{path / 'config.json'} cannot hold: latent scale has 2 numbers for 4 channels{ONE_OR_EACH}. Change it there"
+    )
 
 
 @pytest.mark.parametrize(

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import diffusers
+import msgspec
 import numpy as np
 import pytest
 import torch
 from checkpoints import message_of
-from family_cases import CASES, class_of
+from family_cases import CASES, CHANNELS, class_of
 from pipelines import pipeline_function
 from places import ROOT
 from safetensors.torch import load_file, save_file
@@ -20,20 +22,20 @@ from torch import Tensor
 
 from vaedeploy.bundle import Bundle
 from vaedeploy.errors import WeightsError
+from vaedeploy.images.files import read_image, write_image
 from vaedeploy.pipeline import export
-from vaedeploy.runtime import onnxruntime_cpu
+from vaedeploy.pipeline.codec import decode_files, encode_files
+from vaedeploy.runtime import VAE, onnxruntime_cpu
 from vaedeploy.runtime.rows.session import RowsHalf
 from vaedeploy.source import load_reference
 from vaedeploy.source.families import FAMILIES, REFUSED
-from vaedeploy.source.family import Architecture
+from vaedeploy.source.family import DESCRIBES, Architecture
 from vaedeploy.source.network import build, tensor_shapes
 from vaedeploy.values.kinds import Part
 from vaedeploy.values.latent import LatentSpec
 from vaedeploy.verify.shapes import verification_shapes
 
 every_family = pytest.mark.parametrize("name", CASES)
-RGB = [name for name, case in CASES.items() if case.image_channels == 3]
-
 
 ALIKE = ("AsymmetricAutoencoderKL", "AutoencoderKLTemporalDecoder", "AutoencoderKLQwenImage")
 
@@ -48,8 +50,26 @@ def test_every_family_is_documented() -> None:
 
 
 @every_family
-def test_halves_are_those_of_the_class(name: str) -> None:
-    case = CASES[name]
+def test_defaults_of_its_config_are_those_of_the_class(name: str) -> None:
+    architecture = type(FAMILIES[name].read(CASES[name].config()))
+    theirs = inspect.signature(class_of(name)).parameters
+    ours = {field.name: field for field in msgspec.structs.fields(architecture) if field.name != "packing"}
+    assert theirs.keys() - ours.keys() <= architecture.ignored | DESCRIBES
+    for field, argument in ((field, theirs[name]) for name, field in ours.items()):
+        assert field.required == (argument.default is argument.empty)
+        assert field.required or comparable(field.default) == comparable(argument.default)
+
+
+def comparable(value: Any) -> Any:
+    """Lists as tuples."""
+    return tuple(map(comparable, value)) if isinstance(value, list | tuple) else value
+
+
+@pytest.mark.parametrize("opacity", [False, True], ids=["", "with opacity"])
+@every_family
+def test_halves_are_those_of_the_class(name: str, opacity: bool) -> None:
+    case = CASES[name].with_opacity() if opacity else CASES[name]
+    assert FAMILIES[name].latent(FAMILIES[name].read(case.config())).image_channels == case.image_channels
     theirs: Any = case.theirs().double()
     encoder, decoder = build(FAMILIES[name].read(case.config()), case.tensors())
     assert not any(t.is_meta for half in (encoder, decoder) for t in (*half.parameters(), *half.buffers()))
@@ -103,7 +123,7 @@ def test_each_half_has_its_own_tensors_alone(name: str) -> None:
 EXPORTED = [
     # Their blocks are those of AutoencoderKL and of Wan, so that these stand for them.
     pytest.param(name, marks=pytest.mark.full) if name in ALIKE else name
-    for name in RGB
+    for name in CASES
     if name != "AutoencoderKL"  # which all other tests export
 ]
 
@@ -114,7 +134,7 @@ def test_a_folder_that_the_class_saved_is_exported(name: str, tmp_path: Path, mo
     # Without the large shape: attention over all of it takes most of the time.
     monkeypatch.setattr(export, "verification_shapes", lambda factor: verification_shapes(factor)[:-1])
     case = CASES[name]
-    bundle = export.export_vae(case.folder(tmp_path / "saved"), out=tmp_path / "bundle")
+    bundle = export.export_vae(case.folder(tmp_path / "saved"), out=tmp_path / "bundle", **case.given())
     assert bundle.verified
     assert bundle.manifest.vae.architecture == name
     rewrites = bundle.manifest.rewrites[bundle.manifest.graphs["decoder"]["onnxruntime"]]
@@ -122,8 +142,28 @@ def test_a_folder_that_the_class_saved_is_exported(name: str, tmp_path: Path, mo
     latent = bundle.manifest.latent
     assert (latent.channels, latent.factor, latent.sampled) == (case.channels, case.factor, case.sampled)
     if case.scale is not None:
-        assert latent == LatentSpec(case.channels, case.factor, case.scale, case.shift or 0.0, case.sampled)
+        numbers = case.scale, case.shift or 0.0
+        assert latent == LatentSpec(case.channels, case.factor, *numbers, case.sampled, case.image_channels)
     check_rows(bundle)
+    if case.image_channels == 4:
+        check_pictures(bundle, tmp_path)
+
+
+def check_pictures(bundle: Bundle, folder: Path) -> None:
+    """That pictures with opacity are encoded and decoded, and that opacity is among what is encoded."""
+    factor = bundle.manifest.latent.factor
+    pixels = np.random.default_rng(0).integers(0, 256, (8 * factor - 1, 8 * factor, 4), np.uint8)
+    (folder / "pictures").mkdir()
+    write_image(folder / "pictures" / "one.png", pixels)
+    write_image(folder / "pictures" / "opaque.png", pixels[..., :3])
+    with VAE(bundle.path) as vae:
+        encode_files(vae, folder / "pictures", folder / "latents", sample=False, seed=None, pad=True).check()
+        decode_files(vae, folder / "latents", folder / "decoded").check()
+        expected = vae.decode(vae.encode(pixels, pad=True), size=pixels.shape[:2])[0]
+    one, opaque = (read_image(folder / "decoded" / f"{name}.png", opacity=True) for name in ("one", "opaque"))
+    np.testing.assert_array_equal(one, expected)
+    assert opaque.shape == pixels.shape
+    assert (one != opaque).any()
 
 
 def check_rows(bundle: Bundle) -> None:
@@ -131,7 +171,7 @@ def check_rows(bundle: Bundle) -> None:
     latent = bundle.manifest.latent
     random = np.random.default_rng(0)
     inputs: dict[Part, tuple[int, ...]] = {
-        "encoder": (1, 3, 13 * latent.factor, 7 * latent.factor),
+        "encoder": (1, latent.image_channels, 13 * latent.factor, 7 * latent.factor),
         "decoder": (1, latent.channels, 13, 7),
     }
     for part, shape in inputs.items():
@@ -156,12 +196,12 @@ def test_weights_of_another_family_do_not_fit(name: str, tmp_path: Path) -> None
     assert "does not fit" in message or "holds no VAE that can be loaded" in message
 
 
-@pytest.mark.parametrize("name", RGB)
+@every_family
 def test_fields_that_are_not_known_are_refused(name: str, tmp_path: Path) -> None:
     path = CASES[name].folder(tmp_path / "saved")
     config = json.loads((path / "config.json").read_text())
     (path / "config.json").write_text(json.dumps({**config, "new_option": False, "other": None}))
-    load_reference(path)
+    load_reference(path, **CASES[name].given())
     (path / "config.json").write_text(json.dumps({**config, "new_option": "fast"}))
     assert message_of(WeightsError, path).startswith(
         f"{path / 'config.json'} has fields that this vaedeploy does not know: new_option 'fast'. They may change what "
@@ -170,13 +210,13 @@ def test_fields_that_are_not_known_are_refused(name: str, tmp_path: Path) -> Non
     )
 
 
-@pytest.mark.parametrize("name", RGB)
+@every_family
 def test_images_of_other_channels_are_refused(name: str, tmp_path: Path) -> None:
-    field = "input_channels" if name == "AutoencoderKLQwenImage" else "in_channels"
-    config = {**CASES[name].config(), field: 4}
+    fields = CHANNELS.get(name, ("in_channels", "out_channels"))
+    config = {**CASES[name].config(), **dict.fromkeys(fields, 5)}
     (tmp_path / "config.json").write_text(json.dumps(config))
     save_file({"a": torch.zeros(1)}, tmp_path / "diffusion_pytorch_model.safetensors")
-    assert "has 4 channels in and " in message_of(WeightsError, tmp_path)
+    assert "has 5 channels in and 5 out; both must be " in message_of(WeightsError, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,7 @@ origin = got.origin
 result = {
     "where": got.where, "name": got.name, "config": str(got.config), "location": origin.location,
     "revision": origin.revision, "subfolder": origin.subfolder, "preset": origin.preset, "own": got.own,
+    "files": list(map(str, got.files)),
 }
 """
 
@@ -235,10 +236,8 @@ def test_repository_without_weights(client: Client) -> None:
         got = client.run(hub.url, LOAD, "demo", REPOSITORY)
     assert got["error"] == "DownloadError"
     assert got["message"] == (
-        f"the hub repository {REPOSITORY} has no file diffusion_pytorch_model.safetensors or "
-        "diffusion_pytorch_model.bin or vae/diffusion_pytorch_model.safetensors or vae/diffusion_pytorch_model.bin or "
-        "movq/diffusion_pytorch_model.safetensors or movq/diffusion_pytorch_model.bin or "
-        "vqgan/diffusion_pytorch_model.safetensors or vqgan/diffusion_pytorch_model.bin. "
+        f"the hub repository {REPOSITORY} has no file diffusion_pytorch_model.safetensors (nor .bin, nor a list of "
+        "parts, nor a variant fp16 or bf16 of these) at its top or in vae/ or in movq/ or in vqgan/. "
         f"See what it has at {hub.url}/{REPOSITORY}/tree/main, download the weights and give the file: --weights PATH"
     )
 
@@ -373,6 +372,83 @@ def test_repository_whose_config_says_what_it_is(client: Client, vae: str, optio
         "subfolder": options.get("subfolder"),
         "preset": None,
     }
+
+
+FP16 = "diffusion_pytorch_model.fp16.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("names", "taken"),
+    [
+        ([FP16], FP16),
+        (
+            ["diffusion_pytorch_model.bf16.safetensors", "diffusion_pytorch_model.fp16.bin"],
+            "diffusion_pytorch_model.fp16.bin",
+        ),
+        ([FP16, "diffusion_pytorch_model.bin"], "diffusion_pytorch_model.bin"),
+    ],
+)
+@pytest.mark.parametrize("described", [True, False])
+def test_of_several_variants_the_most_precise_is_downloaded(
+    client: Client, names: list[str], taken: str, described: bool
+) -> None:
+    config = {"vae/config.json": msgspec.json.encode(TINY)}
+    files: dict[str, bytes | Path] = {**config, **{f"vae/{name}": name.encode() for name in names}}
+    with HubServer({REPOSITORY: files}) as hub:
+        got = client.run(hub.url, DOWNLOAD, *((REPOSITORY, None) if described else ("taesd", REPOSITORY)), {})
+        assert hub.transfers() == [f"GET /storage/{sha256(taken.encode())}"]
+    assert got["where"] == f"{REPOSITORY}/vae/{taken}"
+    assert got["config"].endswith("vae/config.json")
+
+
+@pytest.mark.parametrize("variant", ["", ".fp16"])
+def test_weights_in_parts(client: Client, tmp_path: Path, variant: str) -> None:
+    """They are read, and hashed, as those of a folder are."""
+    parts = {f"diffusion_pytorch_model{variant}-0000{n}-of-00002.safetensors": b"part %d" % n for n in (1, 2)}
+    index = f"vae/diffusion_pytorch_model.safetensors.index{variant}.json"
+    files: dict[str, bytes | Path] = {
+        "vae/config.json": msgspec.json.encode(TINY),
+        index: msgspec.json.encode({"metadata": {}, "weight_map": dict(zip("abcd", [*parts, *parts], strict=True))}),
+        **{f"vae/{name}": content for name, content in parts.items()},
+    }
+    with HubServer({REPOSITORY: files}) as hub:
+        got = client.run(hub.url, DOWNLOAD, REPOSITORY, None, {})
+        assert hub.transfers() == [f"GET /storage/{sha256(content)}" for content in parts.values()]
+        assert {step[0] for step in got["steps"]} >= {f"Downloading {REPOSITORY}/vae/{name}" for name in parts}
+    assert [Path(file).read_bytes() for file in got["files"]] == list(parts.values())
+    assert (got["where"], got["revision"]) == (f"{REPOSITORY}/{index}", COMMIT)
+    assert client.run(hub.url, DOWNLOAD, REPOSITORY, None, {}, HF_HUB_OFFLINE="1") == got | {"steps": []}
+    missing = f"vae/{list(parts)[1]}"
+    with HubServer({REPOSITORY: {name: content for name, content in files.items() if name != missing}}) as hub:
+        got = Client(tmp_path / "other").run(hub.url, DOWNLOAD, REPOSITORY, None, {})
+    assert got["message"].startswith(f"the hub repository {REPOSITORY} has no file {missing} at revision {COMMIT}. See")
+
+
+def test_list_of_parts_that_names_files_elsewhere(client: Client) -> None:
+    index = "diffusion_pytorch_model.safetensors.index.json"
+    files: dict[str, bytes | Path] = {
+        "config.json": msgspec.json.encode(TINY),
+        index: msgspec.json.encode({"weight_map": {"a": "../../secret.safetensors"}}),
+    }
+    with HubServer({REPOSITORY: files}) as hub:
+        got = client.run(hub.url, DOWNLOAD, REPOSITORY, None, {})
+        assert hub.transfers() == []
+    assert got["error"] == "WeightsError"
+    assert got["message"].endswith(
+        f"{index} names '../../secret.safetensors' as a part of the weights, which is not a file beside it; it is "
+        "refused"
+    )
+
+
+def test_hub_that_cannot_be_reached_is_asked_once(client: Client) -> None:
+    """The other files that are tried may be in the cache."""
+    names = [WEIGHTS, "diffusion_pytorch_model.bin", FP16]
+    with HubServer({REPOSITORY: {FP16: b"weights"}}) as hub:
+        first = client.run(hub.url, FETCH, REPOSITORY, names)
+    with HubServer({}, down=True) as hub:
+        assert client.run(hub.url, FETCH, REPOSITORY, names) == first | {"steps": []}
+        asked = {request.split()[1] for request in hub.requests if "/resolve/" in request}
+    assert asked == {f"/{REPOSITORY}/resolve/main/{WEIGHTS}"}
 
 
 def test_repository_without_a_vae_that_can_be_loaded(client: Client) -> None:

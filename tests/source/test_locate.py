@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from vaedeploy.errors import UnknownPresetError, WeightsError
 from vaedeploy.source import find_source, load_reference, presets, reload_reference
-from vaedeploy.source.folder import find_weights
+from vaedeploy.source.folder import WEIGHTS, _candidates, find_weights
 from vaedeploy.source.network import random_tensors
 from vaedeploy.values.latent import LatentSpec
 
@@ -270,7 +270,7 @@ def test_of_several_variants_the_most_precise_is_taken(tmp_path: Path, tensors: 
     names = ["bf16.bin", "bf16.safetensors", "fp16.safetensors", "non_ema.bin", "non_ema.safetensors", "safetensors"]
     for name in names:
         folder(path, config_of(DEMO.config, **DEMO_CONFIG), tensors, f"diffusion_pytorch_model.{name}")
-        assert find_weights(path)[0].name == f"diffusion_pytorch_model.{name}"
+        assert find_weights(path).where.name == f"diffusion_pytorch_model.{name}"
         if name == "non_ema.safetensors":
             other = path / "diffusion_pytorch_model.ema.safetensors"
             other.touch()
@@ -280,6 +280,10 @@ def test_of_several_variants_the_most_precise_is_taken(tmp_path: Path, tensors: 
                 "Give the one that you mean: its file"
             )
             other.unlink()
+
+
+def test_repositories_are_looked_through_by_the_same_rule(tmp_path: Path) -> None:
+    assert [found.path.name for found in _candidates(tmp_path, sorted(WEIGHTS))] == list(WEIGHTS)
 
 
 def test_link_that_leads_nowhere(tmp_path: Path, tensors: dict[str, Tensor]) -> None:

@@ -16,12 +16,14 @@ NAMES = [
     "mse840k", "ema560k", "sd15", "anime2", "sdxl", "sdxl-fp16-fix", "sd3", "flux1",
     "flux2", "flux2-small-decoder", "ernie-image", "ideogram4", "fibo2",
     "taesd", "taesdxl", "taesd3", "taef1",
-    "dc-ae-f32c32", "dc-ae-f64c128", "dc-ae-f128c512", "hunyuanimage",
-    "qwen-image", "wan-2.1", "wan-2.2", "kandinsky22", "stable-cascade", "asymmetric-x1.5", "asymmetric-x2", "svd",
+    "dc-ae-f32c32", "dc-ae-f32c32-sana-1.0", "dc-ae-f64c128", "dc-ae-f128c512", "hunyuanimage",
+    "qwen-image", "qwen-image-layered", "qwen-image-2.1", "wan-2.1", "wan-2.2",
+    "kandinsky22", "kandinsky3", "stable-cascade", "asymmetric-x1.5", "asymmetric-x2", "svd",
     "demo", "demo-mse",
 ]  # fmt: skip
 ALL = len(NAMES)
 CARRIED = ("demo", "demo-mse")
+SEE_THROUGH = ("qwen-image-layered", "qwen-image-2.1")
 
 
 def test_presets_are_those_that_are_documented() -> None:
@@ -34,11 +36,10 @@ def test_latent_contract_agrees_with_the_architecture(name: str) -> None:
     preset = get_preset(name)
     assert not preset.config.differences(architectures()[preset.architecture])
     shape = preset.latent_shape
-    assert shape.image_channels == 3
+    assert shape.image_channels == (4 if name in SEE_THROUGH else 3)
     if preset.latent is not None:
-        assert preset.latent == LatentSpec(
-            shape.channels, shape.factor, preset.latent.scale, preset.latent.shift, shape.sampled
-        )
+        numbers = preset.latent.scale, preset.latent.shift
+        assert preset.latent == LatentSpec(shape.channels, shape.factor, *numbers, shape.sampled, shape.image_channels)
 
 
 @pytest.mark.parametrize("name", NAMES)

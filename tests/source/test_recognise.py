@@ -16,6 +16,10 @@ from vaedeploy.source import get_preset, load_reference
 from vaedeploy.source.network import random_tensors
 
 TINY = "a tiny autoencoder (TAESD)"
+HALF = (
+    "a half of a tiny autoencoder (TAESD), whose files must be named alike but for the half, as in "
+    "taesd_encoder.safetensors and taesd_decoder.safetensors"
+)
 FILES = {
     "a LoRA": ["lora_unet_down_blocks_0.lora_down.weight", "lora_unet_down_blocks_0.lora_up.weight"],
     "the transformer of FLUX": ["double_blocks.0.img_attn.proj.weight", "img_in.weight"],
@@ -26,6 +30,7 @@ FILES = {
     "a text encoder": ["text_model.embeddings.position_embedding.weight"],
     "a ControlNet": ["control_model.input_blocks.0.0.weight"],
     TINY: ["encoder.layers.0.weight", "decoder.layers.2.weight"],
+    HALF: ["0.weight", "3.conv.0.bias"],
     "a deep-compression autoencoder (DC-AE)": ["encoder.project_in.conv.weight"],
     "the VAE of Wan or Qwen-Image": ["encoder.middle.0.residual.0.gamma", "decoder.upsamples.0.residual.2.weight"],
 }

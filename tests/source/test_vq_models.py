@@ -12,7 +12,8 @@ from checkpoints import message_of
 from family_cases import CASES, Case
 
 from vaedeploy.errors import ContractError, WeightsError
-from vaedeploy.source import load_reference
+from vaedeploy.source import get_preset, load_reference
+from vaedeploy.source.families import FAMILIES
 
 MOVQ, PAELLA = CASES["VQModel"], CASES["PaellaVQModel"]
 
@@ -88,3 +89,17 @@ def test_paellas_images_are_signed_here(tmp_path: Path) -> None:
 )
 def test_scales_of_paella_that_cannot_be_used(tmp_path: Path, factor: Any, said: str) -> None:
     assert said in message_of(ContractError, folder(PAELLA, tmp_path, scale_factor=factor))
+
+
+def test_kandinsky_3_is_of_its_published_config() -> None:
+    """As kandinsky-community/kandinsky-3 has it in movq/config.json."""
+    down = [*["DownEncoderBlock2D"] * 3, "AttnDownEncoderBlock2D"]
+    raw: dict[str, Any] = {
+        "_class_name": "VQModel", "act_fn": "silu", "block_out_channels": [256, 512, 512, 1024],
+        "down_block_types": down, "in_channels": 3, "latent_channels": 4, "layers_per_block": 2,
+        "norm_num_groups": 32, "norm_type": "spatial", "num_vq_embeddings": 16384, "out_channels": 3,
+        "sample_size": 32, "scaling_factor": 0.18215,
+        "up_block_types": ["AttnUpDecoderBlock2D", *["UpDecoderBlock2D"] * 3],
+        "vq_embed_dim": 4,
+    }  # fmt: skip
+    assert not get_preset("kandinsky3").config.differences(FAMILIES["VQModel"].read(raw))

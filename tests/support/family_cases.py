@@ -74,9 +74,18 @@ def decode_videos_of_one_frame(theirs: Any, latent: Tensor) -> Tensor:
     return image
 
 
+CHANNELS = {
+    "AutoencoderDC": ("in_channels",),
+    "AutoencoderKLQwenImage": ("input_channels",),
+    "AutoencoderKLKVAE": ("in_channels",),
+}
+"""Class -> its arguments for the channels of images, where they are not in_channels and out_channels."""
+
+
 class Case(NamedTuple):
     """channels, factor: of the latents that the diffusion model sees. scale, shift: None for what weights state.
 
+    stated: whether a config.json that the class saved states scale and shift. Where it does not, they are given.
     folds: how many upsamplings of the decoder are followed by a convolution into which they are folded. encode, decode:
     what halves are compared with. tolerance: relative L2 by which they may differ in float64.
     """
@@ -93,6 +102,17 @@ class Case(NamedTuple):
     encode: Callable[[Any, Tensor], list[Tensor]] = encode
     decode: Callable[[Any, Tensor], Tensor] = decode
     tolerance: float = 0.0
+    stated: bool = True
+
+    def given(self) -> dict[str, Any]:
+        """What has to be given to load a folder that the class saved."""
+        return {} if self.stated else {"scale": self.scale, "shift": self.shift}
+
+    def with_opacity(self) -> Case:
+        """The same network, with a fourth channel in its images."""
+        channels = 4 * self.arguments.get("patch_size", 1) ** 2
+        fields = CHANNELS.get(self.class_name, ("in_channels", "out_channels"))
+        return self._replace(arguments={**self.arguments, **dict.fromkeys(fields, channels)}, image_channels=4)
 
     def config(self) -> dict[str, Any]:
         """Its config.json."""
@@ -317,6 +337,23 @@ CASES = {
         scale=0.18215,
         decode=decode_videos_of_one_frame,
         tolerance=1e-14,
+    ),
+    "AutoencoderKLKVAE": Case(
+        "AutoencoderKLKVAE",
+        {
+            "channels": 32,
+            "ch_mult": (1, 2),
+            "num_enc_blocks": 1,
+            "num_dec_blocks": 1,
+            "z_channels": 4,
+            "sample_size": 32,
+        },
+        channels=4,
+        factor=2,
+        scale=0.5,
+        shift=0.25,
+        folds=0,
+        stated=False,
     ),
 }
 """Class name -> its case."""

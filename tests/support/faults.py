@@ -73,6 +73,16 @@ def seams(picture: Picture, levels: float, tile: int = TILE, seed: int = 0) -> P
     return _levels(picture + spread)
 
 
+def patches(picture: Picture, levels: float) -> Picture:
+    """Tiles of a chessboard of 128 pixels are lighter or darker by ``levels`` / 2, with soft borders and with noise, so
+    that a part of a level counts.
+    """
+    rows, columns = np.indices(picture.shape[:2]) // TILE
+    signs = gaussian_filter((rows + columns) % 2 - 0.5, 8)[..., None]
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, picture.shape)
+    return _levels(picture + levels * signs + noise)
+
+
 def fry(picture: Picture, per_million: float, seed: int = 0) -> Picture:
     """Single pixels, as many per million, go to black, white or a primary colour."""
     rng = np.random.default_rng(seed)

@@ -151,7 +151,7 @@ def profile_files(folder: Path) -> Case:
         (folder / "mine.toml").write_bytes(mutations.damaged(data, draw) if draw.random() < 0.3 else data)
 
         def read() -> None:
-            profiles(folder)["mine"].check_factor(8)
+            profiles(folder)["mine"].of_factor(8)
 
         return [read, lambda: plan_builds(["mine"], folder=folder), command("profiles", "--profiles", folder)]
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from tiny_modules import tiny_reference
-
 from vaedeploy.bundle.golden import GoldenCase
 from vaedeploy.images.photos import load_photos
+from vaedeploy.testing.tiny import tiny_reference
 from vaedeploy.values.reference import Reference
 from vaedeploy.verify.reference import compute_golden
 from vaedeploy.verify.shapes import Shape

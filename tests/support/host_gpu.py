@@ -203,7 +203,7 @@ def stand_in(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> HostDevice:
     monkeypatch.setattr(f"{backends}.tensorrt.problem", lambda backend, number: None)
     monkeypatch.setattr(f"{backends}.tensorrt.load_library", lambda backend: SimpleNamespace(__version__=version))
     monkeypatch.setattr(f"{backends}.CudaDevice", lambda number: device)
-    monkeypatch.setattr("vaedeploy.runtime.vae.CudaDevice", lambda number: device)
+    monkeypatch.setattr("vaedeploy.runtime.calls.CudaDevice", lambda number: device)
     monkeypatch.setattr(
         f"{backends}.tensorrt.load_plan", lambda path, *_: HostPlan(bundle, path.relative_to(bundle.path).as_posix())
     )

@@ -38,7 +38,8 @@ class HubServer:
     """``repositories``: name -> path -> contents. ``tokens``: the token that a gated repository wants.
 
     drops: one is used up by each transfer of a stored file. drop_all: used by every transfer after those.
-    requests: what was asked, as "METHOD /path RANGE". commit: that of the main branch.
+    requests: what was asked, as "METHOD /path RANGE". commit: that of the main branch. down: whether it answers nothing
+    but that it is out of order.
     """
 
     repositories: Mapping[str, Mapping[str, bytes | Path]]
@@ -47,6 +48,7 @@ class HubServer:
     drop_all: Drop | None = None
     requests: list[str] = field(default_factory=list)
     commit: str = COMMIT
+    down: bool = False
 
     def __enter__(self) -> HubServer:
         self.stored: dict[str, bytes | Path] = {}
@@ -95,9 +97,14 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self) -> None:
         path = unquote(self.path.split("?")[0])
         self.hub.requests.append(f"{self.command} {path} {self.headers.get('Range', '')}".strip())
-        if path.startswith("/storage/"):
+        if self.hub.down:
+            self._refuse(503, "Down")
+        elif path.startswith("/storage/"):
             self._transfer(self.hub.stored[path.removeprefix("/storage/")])
-            return
+        else:
+            self._file(path)
+
+    def _file(self, path: str) -> None:
         repository, _, rest = path.lstrip("/").partition("/resolve/")
         revision, _, file = rest.partition("/")
         if repository not in self.hub.repositories:

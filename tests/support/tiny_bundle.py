@@ -26,6 +26,7 @@ def tiny_bundle(
     *,
     factor: int = 4,
     channels: int = 2,
+    image_channels: int = 3,
     sampled: bool = True,
     image_input: Literal["float", "uint8"] = "float",
     verification: Verification | None = PASSED,
@@ -44,7 +45,7 @@ def tiny_bundle(
     has an operator that no CPU has. The manifest says that the graphs are fp16 then.
     ``report``: the content of ``report/onnxruntime-cuda.json``.
     """
-    latent = LatentSpec(channels=channels, factor=factor, scale=1.0, sampled=sampled)
+    latent = LatentSpec(channels, factor, scale=1.0, sampled=sampled, image_channels=image_channels)
     manifest = tiny_manifest(latent, image_input, verification)
     with create_bundle(out, force) as draft:
         _save(_encoder(latent, image_input, seed, gain), draft.path / "encoder.onnx")
@@ -86,12 +87,12 @@ def tiny_manifest(
 def _encoder(spec: LatentSpec, image_input: str, seed: int, gain: float = 1.0) -> onnx.ModelProto:
     rng = np.random.default_rng(seed)
     many = spec.channels * (2 if spec.sampled else 1)
-    weights = (gain * rng.normal(0, 0.1, (many, 3, spec.factor, spec.factor))).astype(np.float32)
+    weights = (gain * rng.normal(0, 0.1, (many, spec.image_channels, spec.factor, spec.factor))).astype(np.float32)
     tensors = {"weights": weights, "half": np.float32(127.5), "one": np.float32(1)}
     nodes = []
-    image = ("image", FLOAT, ["batch", 3, "height", "width"])
+    image = ("image", FLOAT, ["batch", spec.image_channels, "height", "width"])
     if image_input == "uint8":
-        image = ("image_u8", UINT8, ["batch", "height", "width", 3])
+        image = ("image_u8", UINT8, ["batch", "height", "width", spec.image_channels])
         nodes = [
             helper.make_node("Cast", ["image_u8"], ["bytes"], to=FLOAT),  # first: TensorRT transposes no uint8
             helper.make_node("Transpose", ["bytes"], ["levels"], perm=[0, 3, 1, 2]),
@@ -111,7 +112,8 @@ def _encoder(spec: LatentSpec, image_input: str, seed: int, gain: float = 1.0) -
 
 def _decoder(spec: LatentSpec, seed: int, sign: float = 1.0) -> onnx.ModelProto:
     rng = np.random.default_rng(seed + 1)
-    weights = sign * rng.normal(0, 0.5, (spec.channels, 3, spec.factor, spec.factor)).astype(np.float32)
+    shape = (spec.channels, spec.image_channels, spec.factor, spec.factor)
+    weights = sign * rng.normal(0, 0.5, shape).astype(np.float32)
     tensors = {
         "weights": weights.astype(np.float32),
         "half": np.float32(127.5),
@@ -135,8 +137,8 @@ def _decoder(spec: LatentSpec, seed: int, sign: float = 1.0) -> onnx.ModelProto:
         helper.make_node("Equal", ["sum", "low"], ["finite"]),
     ]
     outputs = [
-        ("image", FLOAT, ["batch", 3, "height", "width"]),
-        ("image_u8", UINT8, ["batch", "height", "width", 3]),
+        ("image", FLOAT, ["batch", spec.image_channels, "height", "width"]),
+        ("image_u8", UINT8, ["batch", "height", "width", spec.image_channels]),
         ("finite", BOOL, ["batch"]),
     ]
     return _model(nodes, [("latent", FLOAT, ["batch", spec.channels, "h", "w"])], outputs, tensors)

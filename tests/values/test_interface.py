@@ -13,6 +13,7 @@ from vaedeploy.values.kinds import ImageInput
 from vaedeploy.values.latent import LatentSpec
 
 LATENT = LatentSpec(channels=16, factor=8, scale=0.3611, shift=0.1159)
+RGBA = LatentSpec(channels=16, factor=8, scale=1.0, image_channels=4)
 PLAIN = LatentSpec(channels=3, factor=4, scale=1.0, sampled=False)
 
 
@@ -52,6 +53,13 @@ def test_a_decoder() -> None:
             assert [tensor.shape[axis] for axis in spatial_axes(name)] == [16, 8]
 
 
+def test_images_with_opacity() -> None:
+    assert Interface("encoder", RGBA).takes(2, 24, 40).shape == (2, 4, 24, 40)
+    assert Interface("encoder", RGBA, "uint8").takes(2, 24, 40).shape == (2, 24, 40, 4)
+    gives = Interface("decoder", RGBA).gives(2, 24, 40)
+    assert (gives["image"].shape, gives["image_u8"].shape) == ((2, 4, 24, 40), (2, 24, 40, 4))
+
+
 @pytest.mark.parametrize(
     ("half", "shape", "dtype", "accepted"),
     [
@@ -66,6 +74,11 @@ def test_a_decoder() -> None:
         (Interface("encoder", LATENT, "uint8"), (1, 9, 9, 3), np.uint8, True),
         (Interface("encoder", LATENT, "uint8"), (1, 3, 9, 9), np.uint8, False),
         (Interface("encoder", LATENT, "uint8"), (1, 9, 9, 3), np.float32, False),
+        (Interface("encoder", LATENT), (1, 4, 9, 9), np.float32, False),
+        (Interface("encoder", RGBA), (1, 4, 9, 9), np.float32, True),
+        (Interface("encoder", RGBA), (1, 3, 9, 9), np.float32, False),
+        (Interface("encoder", RGBA, "uint8"), (1, 9, 9, 4), np.uint8, True),
+        (Interface("encoder", RGBA, "uint8"), (1, 9, 9, 3), np.uint8, False),
     ],
 )
 def test_what_a_half_accepts(half: Interface, shape: tuple[int, ...], dtype: type, accepted: bool) -> None:

@@ -38,12 +38,35 @@ def test_any_sequence_is_kept_as_a_tuple_of_floats(value: Any) -> None:
         ({"scale": "1"}, "latent scale is '1'; it must be one number, or one number per channel"),
         ({"scale": None}, "latent scale is None; it must be one number, or one number per channel"),
         ({"shift": [1.0, [2.0]]}, "latent shift is [1.0, [2.0]]; it must be one number, or one number per channel"),
-        ({"scale": [1.0, 2.0]}, "latent scale has 2 numbers for 4 channels"),
+        (
+            {"scale": [1.0, 2.0]},
+            "latent scale has 2 numbers for 4 channels; it must be one number, or one for each channel",
+        ),
         ({"scale": 0}, "latent scale is 0; dividing by it is impossible"),
         ({"shift": float("inf")}, "latent shift is inf; it must be finite"),
+        ({"image_channels": 1}, "image_channels is 1; it must be 3 (RGB) or 4 (RGBA)"),
+        ({"image_channels": 5}, "image_channels is 5; it must be 3 (RGB) or 4 (RGBA)"),
+        ({"image_channels": 4.0}, "image_channels is 4.0; it must be 3 (RGB) or 4 (RGBA)"),
     ],
 )
 def test_what_cannot_hold_is_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ContractError) as error:
         LatentSpec(**{"channels": 4, "factor": 8, "scale": 1.0, **fields})
     assert str(error.value) == message
+
+
+def test_a_contract_of_rgb_images_is_written_as_before_there_were_others() -> None:
+    """Its bytes are part of ``Reference.identity``, and older versions refuse a field that they do not know."""
+    spec = LatentSpec(channels=4, factor=8, scale=0.5)
+    assert msgspec.json.encode(spec) == b'{"channels":4,"factor":8,"scale":0.5,"shift":0.0,"sampled":true}'
+    stated = msgspec.json.decode(b'{"channels":4,"factor":8,"scale":0.5,"image_channels":3}', type=LatentSpec)
+    assert stated == spec
+    assert msgspec.json.encode(stated) == msgspec.json.encode(spec)
+
+
+def test_a_contract_of_rgba_images_is_another() -> None:
+    rgb, rgba = (LatentSpec(channels=4, factor=8, scale=0.5, image_channels=n) for n in (3, 4))
+    assert (rgb.colors, rgba.colors) == ("RGB", "RGBA")
+    assert rgb.differences(rgba) == [("image_channels", 3, 4)]
+    assert msgspec.json.encode(rgba).endswith(b',"sampled":true,"image_channels":4}')
+    assert msgspec.json.decode(msgspec.json.encode(rgba), type=LatentSpec) == rgba

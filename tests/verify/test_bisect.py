@@ -20,8 +20,6 @@ import onnx_ir as ir
 import pytest
 from bundle_folders import edit
 from command_line import Ended
-from inflation import inflate
-from tiny_modules import tiny_reference
 
 from vaedeploy.bundle import Bundle
 from vaedeploy.bundle.golden import NAME as GOLDEN
@@ -34,6 +32,8 @@ from vaedeploy.numerics.maxima import measure_maxima
 from vaedeploy.pipeline.export import export_vae
 from vaedeploy.pipeline.verify import verify_bundle
 from vaedeploy.source import load_reference
+from vaedeploy.testing.inflation import inflate
+from vaedeploy.testing.tiny import tiny_reference
 from vaedeploy.values.kinds import Part
 from vaedeploy.verify.advice import advise
 from vaedeploy.verify.bisect import FLOORS, Bisection, Step, Trace, bisect_bundle, find_jumps

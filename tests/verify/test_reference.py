@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 from golden_cases import SCALE, SHAPES, SHIFT, scaled_reference
-from tiny_modules import TinyDecoder, tiny_reference
 from torch import Tensor, nn
 
 from vaedeploy.bundle.golden import GoldenCase, decode_golden, encode_golden
 from vaedeploy.errors import ExportError
 from vaedeploy.images.photos import Photo, load_photos
+from vaedeploy.testing.tiny import TinyDecoder, tiny_reference
 from vaedeploy.values.latent import LatentSpec
 from vaedeploy.values.reference import Reference
 from vaedeploy.verify.reference import compute_golden

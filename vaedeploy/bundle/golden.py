@@ -24,10 +24,10 @@ class GoldenCase:
 
     The reference is computed in float64 and stored as float32, which adds an error of 6e-8.
 
-    photo: (B, H, W, 3) uint8, what the encoder encodes.
+    photo: (B, H, W, N) uint8, what the encoder encodes; N is the contract's ``image_channels``.
     latents: the encoder's outputs by name, each (B, C, h, w) float32, as the diffusion model sees them. The decoder
         decodes the first.
-    image: (B, 3, H, W) float32, not clamped: the decoder's output.
+    image: (B, N, H, W) float32, not clamped: the decoder's output.
     round_trip: whether ``photo`` is also encoded and decoded again in verification.
     """
 

@@ -18,6 +18,7 @@ from vaedeploy.cli.group import (
     numbers,
     page_option,
     photos_option,
+    place_options,
     profiles_option,
     tell_page,
 )
@@ -36,16 +37,7 @@ from vaedeploy.cli.group import (
     help="Use other weights with the preset's architecture: a hub repository, a diffusers folder, a file, or "
     "random:SEED for seeded random weights. Where --vae is a folder: a folder or file of weights for its config.json.",
 )
-@click.option(
-    "--revision",
-    metavar="REV",
-    help="The branch, tag or commit of the hub repository. [default: its main branch, or the preset's]",
-)
-@click.option(
-    "--subfolder",
-    metavar="DIR",
-    help="The folder of the VAE in the repository or folder. [default: that itself, or its vae, movq or vqgan]",
-)
+@place_options
 @click.option(
     "--name",
     metavar="NAME",
@@ -176,8 +168,9 @@ def inspect(bundle: Path, check: bool, layers: bool, as_json: bool) -> None:
     help="The VAE to put in: a preset, a hub repository, a diffusers folder, or a weights file.",
 )
 @click.option("--weights", metavar="SRC", help="Use other weights with the preset's architecture, as in export.")
+@place_options
 @click.option("--restore", is_flag=True, help="Bring back the VAE that the bundle had first, bit for bit.")
-def swap(bundle: Path, vae: str | None, weights: str | None, restore: bool) -> None:
+def swap(bundle: Path, vae: str | None, restore: bool, **place: str | None) -> None:
     """Replace a bundle's VAE by another one, or bring the first back.
 
     The other VAE must have the same architecture and latent contract. It is exported and verified, and every engine of
@@ -191,8 +184,9 @@ def swap(bundle: Path, vae: str | None, weights: str | None, restore: bool) -> N
     from vaedeploy.cli.tables.results import drift_rows
     from vaedeploy.pipeline.swap import restore_vae, swap_vae
 
-    if weights is not None and vae is None:
-        raise click.UsageError("--weights needs --vae, the preset whose architecture the weights have.")
+    given = [f"--{name}" for name, value in place.items() if value is not None]
+    if given and vae is None:
+        raise click.UsageError(f"{given[0]} needs --vae, the VAE to put in.")
     if restore == (vae is not None):
         raise click.UsageError("Give either --vae or --restore.")
     if restore:
@@ -200,7 +194,7 @@ def swap(bundle: Path, vae: str | None, weights: str | None, restore: bool) -> N
         return
     assert vae is not None
     with terminal.progress_display() as progress:
-        swapped, drift = swap_vae(bundle, vae, weights=weights, progress=progress)
+        swapped, drift = swap_vae(bundle, vae, progress=progress, **place)
     terminal.show_table((), drift_rows(swapped, drift))
 
 

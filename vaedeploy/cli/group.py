@@ -102,6 +102,21 @@ def photos_option(purpose: str) -> Callable[[Command], Command]:
     )
 
 
+def place_options(command: Command) -> Command:
+    """--revision and --subfolder: where in a repository the VAE is."""
+    revision = click.option(
+        "--revision",
+        metavar="REV",
+        help="The branch, tag or commit of the hub repository. [default: its main branch, or the preset's]",
+    )
+    subfolder = click.option(
+        "--subfolder",
+        metavar="DIR",
+        help="The folder of the VAE in the repository or folder. [default: that itself, or its vae, movq or vqgan]",
+    )
+    return revision(subfolder(command))
+
+
 def profiles_option(command: Command) -> Command:
     return click.option(
         "--profiles",

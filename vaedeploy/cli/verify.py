@@ -44,15 +44,26 @@ if TYPE_CHECKING:
     help="With --backend: check only the engines that were built for this GPU profile.",
 )
 @photos_option("Compute the reference with PyTorch again, and verify,")
+@click.option("--no-note", is_flag=True, help="Leave the bundle as it is, and write no verdict into it.")
+@click.option("--junit", type=PATH, metavar="FILE", help="Also write the cases to this file, as JUnit's XML.")
 @click.option("--bisect", is_flag=True, help="Also find the first tensors that go wrong, and what to do about them.")
 @page_option
 @json_option
-def verify(bundle: Path, weights: str | None, backend: str | None, bisect: bool, as_json: bool, **options: Any) -> None:
+def verify(
+    bundle: Path,
+    weights: str | None,
+    backend: str | None,
+    no_note: bool,
+    junit: Path | None,
+    bisect: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
     """Compare a bundle with PyTorch, and mark it verified or not.
 
     The command runs the bundle's graphs on the CPU and compares their outputs with PyTorch's in float64. It prints each
-    case with its metrics, the faults that a person would see, and the verdict, and writes the verdict into the bundle.
-    The exit code is 3 if a case exceeds a limit.
+    case with its metrics, the faults that a person would see, and the verdict, and writes the verdict into the bundle,
+    unless --no-note is given. The exit code is 3 if a case exceeds a limit.
 
     With --backend, it runs the bundle's engines, or the graphs in ONNX Runtime, on this machine's GPU. It compares them
     with the bundle's verified float32 graph on the CPU, or with PyTorch in float32 on the GPU if --weights is given.
@@ -67,9 +78,12 @@ def verify(bundle: Path, weights: str | None, backend: str | None, bisect: bool,
       vaedeploy verify mse840k --json > report.json
       vaedeploy verify mse840k --bisect
       vaedeploy verify mse840k --report report
+      vaedeploy verify mse840k --no-note --junit verify.xml
       vaedeploy verify mse840k --backend tensorrt-rtx --profile rtx4090
     """
     from vaedeploy.pipeline.verify import verify_bundle
+    from vaedeploy.system.atomic import check_place, write_file
+    from vaedeploy.verify.junit import junit_xml
 
     if backend is None and options["profile"] is not None:
         raise click.UsageError("--profile needs --backend: only engines are built for a profile.")
@@ -77,9 +91,13 @@ def verify(bundle: Path, weights: str | None, backend: str | None, bisect: bool,
         raise click.UsageError("--bisect cannot be used with --backend: it compares the graphs on the CPU.")
     if bisect:
         import vaedeploy.verify.bisect  # noqa: F401 - a package that it needs may be missing: fail before the work
+    if junit is not None:
+        check_place(junit)
     report, problem = keep_result(
-        lambda tell: verify_bundle(bundle, backend=backend, weights=weights, progress=tell, **options)
+        lambda tell: verify_bundle(bundle, backend=backend, weights=weights, note=not no_note, progress=tell, **options)
     )
+    if junit is not None:
+        write_file(junit, junit_xml(report, bundle.resolve().name))
     if not as_json:
         _show_report(report)
     elif not bisect:

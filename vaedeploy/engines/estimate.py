@@ -5,9 +5,8 @@ the most bytes that are kept at once:
 
 - pointwise operators run in the kernel of the node before or after them, so only the last tensor of a chain is kept;
 - the input of a normalisation is kept until the pointwise operators behind the normalisation are done;
-- in an engine for a range of sizes, or for several, attention keeps its scores and their softmax whole, and beside
-  them TensorRT-RTX reserves the size of the largest other tensor; for a single size it fuses attention and keeps
-  neither.
+- attention keeps its scores and their softmax whole, and beside them, in an engine for a range of sizes or for several,
+  TensorRT-RTX reserves the size of the largest other tensor.
 
 The second and third rule were found by comparing with what TensorRT-RTX 1.7.1 reports after a build
 (docs/performance.md); engines of TensorRT itself were not compared.
@@ -83,7 +82,7 @@ def check_memory(profile: Profile, inputs: Inputs) -> None:
 
     def memory(batch: int, height: int, width: int) -> Memory:
         sizes = inputs.sizes(batch, height, width)
-        return estimate_memory(inputs.graph.model, sizes, fused_attention=single, shape_sets=len(profile.shapes))
+        return estimate_memory(inputs.graph.model, sizes, single=single, shape_sets=len(profile.shapes))
 
     for name, shape in profile.shapes.items():
         batch, height, width = shape.at("max")
@@ -103,25 +102,24 @@ def check_memory(profile: Profile, inputs: Inputs) -> None:
         )
 
 
-def estimate_memory(model: ir.Model, sizes: Mapping[str, int], *, fused_attention: bool, shape_sets: int = 0) -> Memory:
+def estimate_memory(model: ir.Model, sizes: Mapping[str, int], *, single: bool, shape_sets: int = 0) -> Memory:
     """The device memory of an engine of ``model``. Inputs and outputs are the caller's, and are not counted.
 
-    sizes: symbolic dimension of the inputs -> its size. fused_attention: whether the engine takes one size only, for
-    which attention is fused. shape_sets: how many optimisation profiles it has; 0 leaves out what they take. Raises
-    InputError if a dimension has no size.
+    sizes: symbolic dimension of the inputs -> its size. single: whether the engine takes one size only. shape_sets: how
+    many optimisation profiles it has; 0 leaves out what they take. Raises InputError if a dimension has no size.
     """
     sized = with_sizes(model, sizes)
     engine = int(weight_bytes(model) * PLAN_OVERHEAD) + shape_sets * SHAPE_SET_BYTES
-    return Memory(engine, _Layout(sized, fused_attention).peak())
+    return Memory(engine, _Layout(sized, single).peak())
 
 
 class _Layout:
     """Which tensors of a graph with static shapes are kept in memory, and from which node to which."""
 
-    def __init__(self, model: ir.Model, fused_attention: bool) -> None:
+    def __init__(self, model: ir.Model, single: bool) -> None:
         self.nodes = list(model.graph)
         self.places = {node: place for place, node in enumerate(self.nodes)}
-        self.fused_attention = fused_attention
+        self.single = single
 
     def peak(self) -> int:
         """The most bytes that are kept at once."""
@@ -133,7 +131,7 @@ class _Layout:
                 continue
             for value in node.outputs:
                 size, is_scores = _bytes(value), self._is_scores(value)
-                if value.is_graph_output() or self._is_inside(value) or (is_scores and self.fused_attention):
+                if value.is_graph_output() or self._is_inside(value):
                     continue
                 if not is_scores:
                     largest = max(largest, size)
@@ -141,7 +139,7 @@ class _Layout:
                     changes[self.places[node]] += size
                     changes[self._last_use(value) + 1] -= size
         kept = zip(accumulate(all_changes), accumulate(score_changes), strict=True)
-        return max(total + (largest if scores else 0) for total, scores in kept)
+        return max(total + (largest if scores and not self.single else 0) for total, scores in kept)
 
     def _readers(self, value: ir.Value) -> list[ir.Node]:
         """The nodes that read ``value``, directly or through views."""

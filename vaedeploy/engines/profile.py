@@ -111,18 +111,34 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
                 f"{', '.join(CAPABILITIES[backend])}; here it must be {' or '.join(valid) or 'another GPU'}"
             )
 
-    def check_factor(self, factor: int) -> None:
-        """Raise ProfileError if a size is not a multiple of ``factor``, the spatial factor of a VAE."""
+    def of_factor(self, factor: int) -> tuple[Profile, list[str]]:
+        """(The profile for VAEs of this spatial factor, names of the shapes that it lacks.)
+
+        Ranges end at multiples of the factor within them, so that they hold every size that such a VAE takes and that
+        they held before. Shapes without any such size are left out. Raises ProfileError where none is left.
+        """
+        fitted = {name: shape.of_factor(factor) for name, shape in self.shapes.items()}
+        shapes = {name: shape for name, shape in fitted.items() if shape is not None}
+        if not shapes:
+            raise ProfileError(f"profile {self.name}, {self._nearest(factor)}")
+        left_out = [name for name in fitted if name not in shapes]
+        return msgspec.structs.replace(self, shapes=shapes), left_out
+
+    def _nearest(self, factor: int) -> str:
+        """The first size that is no multiple of ``factor``, and those that are nearest to it, in words."""
         rule = SizeRule(factor)
-        for name, shape in self.shapes.items():
-            for axis in ("height", "width"):
-                for pixels in getattr(shape, axis):
-                    if not rule.allows(pixels, factor):
-                        near = sorted({max(factor, pixels // factor * factor), rule.padded(pixels, factor)[0]})
-                        raise ProfileError(
-                            f"profile {self.name}, shapes.{name}: {axis} {pixels} is not a multiple of {factor}, as "
-                            f"this VAE needs; the nearest are {' and '.join(map(str, near))}"
-                        )
+        name, axis, pixels = next(
+            (name, axis, pixels)
+            for name, shape in self.shapes.items()
+            for axis in ("height", "width")
+            for pixels in getattr(shape, axis)
+            if not rule.allows(pixels, factor)
+        )
+        near = sorted({max(factor, pixels // factor * factor), rule.padded(pixels, factor)[0]})
+        return (
+            f"shapes.{name}: {axis} {pixels} is not a multiple of {factor}, as this VAE needs; the nearest are "
+            f"{' and '.join(map(str, near))}"
+        )
 
 
 def shipped_folder() -> Path:

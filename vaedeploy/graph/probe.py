@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from vaedeploy.errors import ExportError
 from vaedeploy.values.interface import Interface
 from vaedeploy.values.kinds import Part
+from vaedeploy.values.latent import RGB
 
 if TYPE_CHECKING:
     from vaedeploy.values.reference import Reference
@@ -39,7 +40,10 @@ def probe_part(reference: Reference, part: Part, batch: int, height: int, width:
     # The graph adds the bytes and the check for NaN; the module gives the float image alone.
     names = interface.outputs if part == "encoder" else ("image",)
     expected = gives[names[0]].shape
-    contract = f"the latent contract (channels={latent.channels}, factor={latent.factor}, sampled={latent.sampled})"
+    images = f", image_channels={latent.image_channels}" if latent.image_channels != RGB else ""
+    contract = (
+        f"the latent contract (channels={latent.channels}, factor={latent.factor}, sampled={latent.sampled}{images})"
+    )
     outputs = _outputs(_run(module, input_shape, label), names, label, contract)
     for name, value in zip(names, outputs, strict=True):
         if tuple(value.shape) != expected:

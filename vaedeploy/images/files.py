@@ -14,9 +14,11 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 
 from vaedeploy.errors import ImageError, OutputError
+from vaedeploy.images.opacity import OPAQUE, with_opacity
 from vaedeploy.system.atomic import write_file
 from vaedeploy.system.files import special
 from vaedeploy.system.oserrors import reason
+from vaedeploy.values.latent import COLORS, RGB, RGBA
 
 READ_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 """Pillow's names of the formats that are read. Pillow reads more formats, some of them by starting other programs,
@@ -32,7 +34,7 @@ log = logging.getLogger(__name__)
 
 WRITE_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     ".png": ("PNG", {}),
-    ".webp": ("WEBP", {"lossless": True}),
+    ".webp": ("WEBP", {"lossless": True, "exact": True}),  # exact: the colours under transparent pixels as well
     ".tif": ("TIFF", {"compression": "tiff_lzw"}),
     ".tiff": ("TIFF", {"compression": "tiff_lzw"}),
     ".bmp": ("BMP", {}),
@@ -40,6 +42,9 @@ WRITE_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     ".jpeg": ("JPEG", {"quality": 95, "subsampling": 0}),
 }
 """Suffix -> Pillow's name of the format that is written, and the options for Pillow's ``save``."""
+
+KEEPS_OPACITY = (".png", ".webp", ".tif", ".tiff")
+"""Suffixes of the formats that images with opacity are written in. JPEG has none, and few programs read that of BMP."""
 
 
 def image_suffixes() -> tuple[str, ...]:
@@ -71,18 +76,20 @@ def _kind(place: Path) -> str:
     return " ".join((place.suffix.lower(), "file" if place.is_file() else "device, pipe or broken link")).strip()
 
 
-def read_image(path: str | Path) -> NDArray[np.uint8]:
-    """Read an image file as (H, W, 3) uint8 RGB in sRGB.
+def read_image(path: str | Path, *, opacity: bool = False) -> NDArray[np.uint8]:
+    """Read an image file as (H, W, 3) uint8 RGB in sRGB; with ``opacity``, one that has an alpha channel or declares a
+    colour transparent as (H, W, 4) uint8 RGBA, whose colours are not multiplied by opacity.
 
     - The image is rotated and mirrored as its EXIF data says. Of several frames, the first is read.
     - An image with a colour profile other than sRGB is converted to sRGB. One without a profile is taken to be in sRGB;
       CMYK without a profile is converted by Pillow's plain formula.
     - Grey becomes equal R, G and B.
-    - 16 bits become 8: grey is rounded, and of colour Pillow cuts off the lower byte.
-    - An alpha channel is dropped if it is opaque everywhere.
+    - 16 bits become 8: grey is rounded, and of colour and opacity Pillow cuts off the lower byte.
+    - Without ``opacity``, an alpha channel is dropped if it is opaque everywhere.
 
     Raises ImageError if the file is missing, empty, truncated or not an image, if it has no pixels or more than
-    ``MOST_PIXELS``, if it has transparent pixels or a broken colour profile, and for 32-bit and Lab images.
+    ``MOST_PIXELS``, if it has transparent pixels (without ``opacity``) or a broken colour profile, and for 32-bit and
+    Lab images.
     """
     path = Path(path)
     try:
@@ -98,7 +105,7 @@ def read_image(path: str | Path) -> NDArray[np.uint8]:
                     "are read. Crop it or make it smaller first"
                 )
             image.load()
-            return _upright(np.array(_to_srgb(image, path)), image.getexif().get(ExifTags.Base.Orientation, 1))
+            return _pixels(image, opacity, path)
     except ImageError:
         raise
     except FileNotFoundError as error:
@@ -116,26 +123,57 @@ def read_image(path: str | Path) -> NDArray[np.uint8]:
         raise ImageError(f"{path} cannot be decoded, it is truncated or broken: {error}") from error
 
 
-def check_image_name(path: Path) -> None:
-    """Raise OutputError if ``write_image`` has no format for the suffix of ``path``."""
-    if path.suffix.lower() not in WRITE_OPTIONS:
+def is_pillow(value: object) -> bool:
+    """Whether ``value`` is an image of Pillow."""
+    return isinstance(value, Image.Image)
+
+
+def read_pillow(image: Image.Image, *, opacity: bool = False) -> NDArray[np.uint8]:
+    """An image that Pillow has opened or made, converted as ``read_image`` does.
+
+    Raises ImageError as ``read_image`` does for what is in the file.
+    """
+    file = getattr(image, "filename", "")  # only images that were opened have one
+    name = f"Pillow's image {file}".rstrip()
+    if image.width * image.height == 0:
+        raise ImageError(f"{name} has no pixels: it is {image.height}x{image.width} (height x width)")
+    try:
+        image.load()
+        return _pixels(image, opacity, name)
+    except ImageError:
+        raise
+    except Exception as error:  # as in read_image
+        raise ImageError(f"{name} cannot be decoded, it is truncated or broken: {error}") from error
+
+
+def check_image_name(path: Path, channels: int = RGB) -> None:
+    """Raise OutputError if ``write_image`` has no format for the suffix of ``path`` that holds images of that many
+    channels.
+    """
+    suffix = path.suffix.lower()
+    fitting = KEEPS_OPACITY if channels == RGBA else tuple(WRITE_OPTIONS)
+    if suffix in WRITE_OPTIONS and suffix not in fitting:
         raise OutputError(
-            f"cannot write a picture to {path}: give a name that ends in one of {', '.join(WRITE_OPTIONS)}"
+            f"cannot write a picture with opacity to {path}: {WRITE_OPTIONS[suffix][0]} files hold none. Give a name "
+            f"that ends in one of {', '.join(fitting)}"
         )
+    if suffix not in fitting:
+        raise OutputError(f"cannot write a picture to {path}: give a name that ends in one of {', '.join(fitting)}")
 
 
 def write_image(path: str | Path, image: NDArray[np.uint8]) -> None:
-    """Write an image (H, W, 3) uint8 RGB in the format of the suffix of ``path``, in one step.
+    """Write an image (H, W, 3) uint8 RGB, or (H, W, 4) RGBA, in the format of the suffix of ``path``, in one step.
 
-    All formats are lossless except JPEG (quality 95, full colour resolution).
+    All formats are lossless except JPEG (quality 95, full colour resolution). Those of ``KEEPS_OPACITY`` hold RGBA, the
+    colours of transparent pixels included.
 
-    Raises OutputError for a suffix that ``WRITE_OPTIONS`` lacks and for a path that cannot be written to, ImageError
-    for an array of another shape or dtype or without pixels.
+    Raises OutputError for a suffix that ``WRITE_OPTIONS`` lacks, for RGBA in a format without opacity, and for a path
+    that cannot be written to, ImageError for an array of another shape or dtype or without pixels.
     """
     path = Path(path)
-    check_image_name(path)
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
-        raise ImageError(f"image is {image.dtype} of shape {image.shape}; a picture is (H, W, 3) uint8")
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in COLORS or image.size == 0:
+        raise ImageError(f"image is {image.dtype} of shape {image.shape}; a picture is (H, W, 3) or (H, W, 4) uint8")
+    check_image_name(path, image.shape[2])
     form, options = WRITE_OPTIONS[path.suffix.lower()]
     data = io.BytesIO()
     try:
@@ -148,23 +186,35 @@ def write_image(path: str | Path, image: NDArray[np.uint8]) -> None:
     write_file(path, data.getvalue())
 
 
-def _to_srgb(image: Image.Image, path: Path) -> Image.Image:
-    """``image``, in whatever mode Pillow opened it, as an opaque 8-bit RGB image in sRGB. ``path`` is for messages."""
+def _pixels(image: Image.Image, opacity: bool, path: Path | str) -> NDArray[np.uint8]:
+    """The pixels of a loaded image as ``read_image`` gives them. ``path`` is for messages."""
+    return _upright(_to_srgb(image, opacity, path), image.getexif().get(ExifTags.Base.Orientation, 1))
+
+
+def _to_srgb(image: Image.Image, opacity: bool, path: Path | str) -> NDArray[np.uint8]:
+    """``image``, in whatever mode Pillow opened it, as ``read_image`` gives it, but not upright."""
     profile = image.info.get("icc_profile")
     # Pillow opens 16-bit PGM files, and its older versions 16-bit PNG files, in "I", its mode for 32 bits.
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         image = _eight_bits(image)
+    channel = None
     if image.has_transparency_data:
-        image = _opaque(image, path)
+        image, channel = _apart(image)
+        if not opacity and not (channel == OPAQUE).all():
+            raise ImageError(
+                f"{path} has transparent pixels, whose colour depends on what is behind. Flatten it onto a background "
+                "first"
+            )
     if image.mode in ("1", "P", "YCbCr", "RGBX"):
         image = image.convert("L" if image.mode == "1" else "RGB")
     if image.mode not in ("L", "RGB", "CMYK"):
         raise ImageError(f"{path} is a picture of Pillow's mode {image.mode}, which is not read. Save it as 8-bit RGB")
-    return _convert(image, profile, path) if profile else image.convert("RGB")
+    pixels = np.array(_convert(image, profile, path) if profile else image.convert("RGB"))
+    return with_opacity(pixels, channel) if opacity and channel is not None else pixels
 
 
 def _upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
-    """Pixels (H, W, 3) turned upright by EXIF's ``orientation``, 1 to 8; any other number is taken as 1 (upright)."""
+    """Pixels (H, W, N) turned upright by EXIF's ``orientation``, 1 to 8; any other number is taken as 1 (upright)."""
     if orientation in (5, 6, 7, 8):
         pixels = pixels.transpose(1, 0, 2)
     if orientation in (3, 4, 7, 8):
@@ -184,18 +234,14 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return grey
 
 
-def _opaque(image: Image.Image, path: Path) -> Image.Image:
-    """The image without its alpha channel. Raises ImageError if any pixel is not opaque."""
+def _apart(image: Image.Image) -> tuple[Image.Image, NDArray[np.uint8]]:
+    """The image without its alpha channel, and that channel, (H, W) uint8."""
     opaque_mode = "L" if image.mode in ("L", "LA", "La", "1") else "RGB"
     image = image.convert("RGBA")
-    if np.asarray(image.getchannel("A")).min() < 255:
-        raise ImageError(
-            f"{path} has transparent pixels, whose colour depends on what is behind. Flatten it onto a background first"
-        )
-    return image.convert(opaque_mode)
+    return image.convert(opaque_mode), np.asarray(image.getchannel("A"))
 
 
-def _convert(image: Image.Image, data: bytes, path: Path) -> Image.Image:
+def _convert(image: Image.Image, data: bytes, path: Path | str) -> Image.Image:
     """Convert the image from its embedded colour profile ``data`` to sRGB.
 
     The intent is relative colorimetric (white stays white) with black point compensation (black stays black), as in

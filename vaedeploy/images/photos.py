@@ -10,10 +10,12 @@ from PIL import Image
 
 from vaedeploy.errors import ImageError
 from vaedeploy.images.files import files_in, image_suffixes, read_image
+from vaedeploy.images.opacity import has_opacity, is_opaque, verification_mask, with_opacity
 from vaedeploy.system.oserrors import reason
+from vaedeploy.values.latent import RGB, RGBA
 
 Photo = NDArray[np.uint8]
-"""A photograph (H, W, 3), or a batch of photographs (B, H, W, 3), uint8 RGB."""
+"""A photograph (H, W, 3), or a batch of photographs (B, H, W, 3), uint8 RGB; with a fourth channel, RGBA."""
 
 SAMPLES = ("astronaut", "coffee", "chelsea")
 """Photographs in ``skimage.data``. The astronaut is in the public domain (NASA), the others are CC0."""
@@ -24,17 +26,21 @@ so that each photograph is used at least once.
 """
 
 
-def load_photos(folder: str | Path | None = None) -> list[Photo]:
+def load_photos(folder: str | Path | None = None, channels: int = RGB) -> list[Photo]:
     """The first ``MOST`` photographs in ``folder``, in the order of their names, each (H, W, 3) uint8.
 
+    channels: of the images of the VAE that they are for. With 4, a picture that can be seen through anywhere is
+    (H, W, 4); ``crop_batch`` gives opacity to the others.
+
     Without ``folder``, the ``SAMPLES`` of scikit-image. Raises ImageError if the folder does not exist, has no image
-    files, or has one that cannot be read.
+    files, or has one that cannot be read, which for ``channels`` of 3 are transparent ones too.
     """
     if folder is None:
         import skimage.data
 
         return [np.asarray(getattr(skimage.data, name)()) for name in SAMPLES]
-    return [read_image(path) for path in photo_files(folder)[:MOST]]
+    photos = [read_image(path, opacity=channels == RGBA) for path in photo_files(folder)[:MOST]]
+    return [photo[..., :RGB] if is_opaque(photo) else photo for photo in photos]
 
 
 def photo_files(folder: str | Path) -> list[Path]:
@@ -53,7 +59,7 @@ def photo_files(folder: str | Path) -> list[Path]:
 
 
 def crop_middle(photo: Photo, factor: int, most: int) -> Photo:
-    """The middle of a photograph (H, W, 3).
+    """The middle of a photograph (H, W, N).
 
     Each side of the crop is the largest multiple of ``factor`` that fits both the photograph and ``most`` pixels; it is
     0 if none does.
@@ -62,13 +68,19 @@ def crop_middle(photo: Photo, factor: int, most: int) -> Photo:
     return _crop(photo, height, width)
 
 
-def crop_batch(photos: list[Photo], batch: int, height: int, width: int, first: int = 0) -> Photo:
-    """A batch (B, H, W, 3): the middle of each photograph in turn, starting with ``photos[first]``.
+def crop_batch(
+    photos: list[Photo], batch: int, height: int, width: int, first: int = 0, *, channels: int = RGB
+) -> Photo:
+    """A batch (B, H, W, channels): the middle of each photograph in turn, starting with ``photos[first]``.
 
-    A photograph that is too small is enlarged. After the last photograph the first one follows again.
+    A photograph that is too small is enlarged. After the last photograph the first one follows again. Where
+    ``channels`` is 4, photographs without opacity get ``verification_mask``.
     """
-    indices = range(first, first + batch)
-    return np.stack([_crop(photos[i % len(photos)], height, width) for i in indices])
+    crops = [_crop(photos[i % len(photos)], height, width) for i in range(first, first + batch)]
+    if channels == RGBA:
+        mask = verification_mask(height, width)
+        crops = [crop if has_opacity(crop) else with_opacity(crop, mask) for crop in crops]
+    return np.stack(crops)
 
 
 def _crop(photo: Photo, height: int, width: int) -> Photo:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 
 def to_levels(image: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
-    """Images (B, 3, H, W) in [-1, 1] -> (B, H, W, 3) uint8: ``round((x + 1) * 127.5)``, clamped. NaN becomes 0."""
+    """Images (B, N, H, W) in [-1, 1] -> (B, H, W, N) uint8: ``round((x + 1) * 127.5)``, clamped. NaN becomes 0."""
     levels = np.nan_to_num(np.round((image + 1) * 127.5), nan=0.0).clip(0, 255)
     return np.ascontiguousarray(levels.transpose(0, 2, 3, 1)).astype(np.uint8)
 
@@ -47,12 +47,12 @@ def pixel_errors(found: NDArray[np.uint8], expected: NDArray[np.uint8]) -> dict[
 
 
 def to_float(image: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Images (B, H, W, 3) uint8 -> (B, 3, H, W) float32 in [-1, 1]: ``x / 127.5 - 1``.
+    """Images (B, H, W, N) uint8 -> (B, N, H, W) float32 in [-1, 1]: ``x / 127.5 - 1``.
 
     An encoder graph with uint8 input computes the same.
     """
-    batch, height, width, _ = image.shape
-    result = np.empty((batch, 3, height, width), np.float32)
+    batch, height, width, channels = image.shape
+    result = np.empty((batch, channels, height, width), np.float32)
     np.divide(image.transpose(0, 3, 1, 2), np.float32(127.5), out=result)
     result -= np.float32(1)
     return result

@@ -36,7 +36,7 @@ class Table(msgspec.Struct, frozen=True):
 
 
 class Strip(msgspec.Struct, frozen=True, eq=False):
-    """Small images in a row, each (caption, (H, W, 3) uint8), under a title and a sentence."""
+    """Small images in a row, each (caption, (H, W, 3) or (H, W, 4) uint8), under a title and a sentence."""
 
     title: str
     words: str

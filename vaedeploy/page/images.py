@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.ndimage import uniform_filter
 
+from vaedeploy.images.opacity import as_seen, on_checkerboard
 from vaedeploy.quality.candidates import Pixels
 
 LOSSY = {"format": "WEBP", "quality": 90, "method": 4}
@@ -50,8 +51,8 @@ class Area(msgspec.Struct, frozen=True):
 
 
 def error_levels(reference: Pixels, candidate: Pixels) -> NDArray[np.uint8]:
-    """Error of each pixel, (H, W): the largest difference of its three channels, in 8-bit levels."""
-    worst: NDArray[np.int16] = np.abs(candidate.astype(np.int16) - reference).max(axis=2)
+    """Error of each pixel, (H, W): the largest difference of its channels, in 8-bit levels, ``as_seen``."""
+    worst: NDArray[np.int16] = np.abs(as_seen(candidate).astype(np.int16) - as_seen(reference)).max(axis=2)
     return worst.astype(np.uint8)
 
 
@@ -81,16 +82,18 @@ def heat_map(error: NDArray[np.uint8], side: int) -> str:
 
 
 def lossless(pixels: Pixels) -> str:
-    """A data URI of the image as PNG, which changes no pixel."""
-    return _uri(Image.fromarray(np.ascontiguousarray(pixels)), format="PNG", optimize=True)
+    """A data URI of the image as PNG, which changes no pixel; of one with opacity, in front of a checkerboard."""
+    return _uri(Image.fromarray(np.ascontiguousarray(on_checkerboard(pixels))), format="PNG", optimize=True)
 
 
 def at_most(pixels: Pixels, side: int) -> str:
-    """A data URI of the image as WebP, shrunk where its longer side has more than ``side`` pixels."""
+    """A data URI of the image as WebP, shrunk where its longer side has more than ``side`` pixels; of one with opacity,
+    in front of a checkerboard. Where pictures lie on top of each other, none may show what is under it.
+    """
     image = Image.fromarray(np.ascontiguousarray(pixels))
     if max(image.size) > side:
         image.thumbnail((side, side), Image.Resampling.LANCZOS)
-    return _uri(image, **LOSSY)
+    return _uri(Image.fromarray(on_checkerboard(np.asarray(image))), **LOSSY)
 
 
 def _uri(image: Image.Image, **options: object) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from vaedeploy.images.opacity import has_opacity
 from vaedeploy.page.document import Cell, Column, Table
 from vaedeploy.quality import Quality
 from vaedeploy.quality.candidates import Candidate, Picture
@@ -104,6 +105,7 @@ FURTHER = (
     Measure(Column("Local contrast", "%, 100 is equal"), lambda q: 100 * q.contrast.local_ratio, "{:.0f}"),
     Measure(Column("Grid pattern", "levels of 255"), lambda q: q.artifacts.grid, "{:.2f}"),
     Measure(Column("Seams of tiles", "levels of 255"), lambda q: q.artifacts.seams, "{:.2f}", "no tiles"),
+    Measure(Column("Spread of tone over places", "levels of 255"), lambda q: q.tone.spread, "{:.2f}"),
     Measure(Column("Banding", "% of levels lost"), lambda q: 100 * q.artifacts.banding, "{:.1f}"),
     Measure(Column("Fried pixels", "per million"), lambda q: q.artifacts.fried, "{:.0f}"),
     Measure(Column("NaN or infinite", "% of values"), lambda q: 100 * q.artifacts.nonfinite, "{:.2f}"),
@@ -111,21 +113,46 @@ FURTHER = (
 """The other metrics, which are shown with each image."""
 
 
+OPACITY = (
+    Measure(
+        Column(
+            "Opacity", "levels of 255 off, mean", "0 is equal. All other numbers are of the picture in front of white."
+        ),
+        lambda q: q.opacity.mean_abs if q.opacity else None,
+        "{:.2f}",
+        "no opacity",
+    ),
+    Measure(
+        Column("More opaque by", "levels of 255, 0 is equal"),
+        lambda q: q.opacity.bias if q.opacity else None,
+        "{:+.2f}",
+        "no opacity",
+    ),
+)
+"""The metrics of images with opacity. The first has a column of the table."""
+
+
+def have_opacity(pictures: tuple[Picture, ...]) -> bool:
+    """Whether any image of a page has opacity."""
+    return any(has_opacity(picture.reference) for picture in pictures)
+
+
 def metric_table(pictures: tuple[Picture, ...]) -> Table:
     """The table with a row for each candidate of each image."""
+    measures = (*MEASURES, *(OPACITY[:1] if have_opacity(pictures) else ()))
     return Table(
         "Picture by picture",
         "Each row is one picture. Choose a column's title to sort by it.",
-        (Column("Picture"), Column("Made by"), *(measure.column for measure in MEASURES), Column("What is seen")),
-        tuple(_row(picture, candidate) for picture in pictures for candidate in picture.candidates),
+        (Column("Picture"), Column("Made by"), *(measure.column for measure in measures), Column("What is seen")),
+        tuple(_row(picture, candidate, measures) for picture in pictures for candidate in picture.candidates),
     )
 
 
-def _row(picture: Picture, candidate: Candidate) -> tuple[Cell, ...]:
+def _row(picture: Picture, candidate: Candidate, measures: tuple[Measure, ...]) -> tuple[Cell, ...]:
     seen = ", ".join(finding.name for finding in candidate.findings) or "nothing"
     return (
         Cell(picture.name),
         Cell(candidate.name),
-        *(measure.cell(candidate.quality) for measure in MEASURES),
+        *(measure.cell(candidate.quality) for measure in measures),
         Cell(seen),
     )

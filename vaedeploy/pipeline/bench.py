@@ -106,7 +106,7 @@ def bench_bundle(
         ]
         for height, width in sizes:
             for batch in batches:
-                photo = crop_batch(photos, batch, height, width)
+                photo = crop_batch(photos, batch, height, width, channels=bundle.manifest.latent.image_channels)
                 latent = _latent(vaes, photo)
                 for part in PARTS:
                     progress("Timing", done, total)
@@ -212,7 +212,7 @@ def _floor(
     operations = count_operations(graph.model, Inputs(graph, bundle.manifest.latent.factor).sizes(*size)).total
     batch, height, width = size
     latent = bundle.manifest.latent
-    transferred = batch * height * width * (3 + 4 * latent.channels / latent.factor**2)
+    transferred = batch * height * width * (latent.image_channels + 4 * latent.channels / latent.factor**2)
     bytes_per_weight = 4 if precision == "fp32" else 2
     moved = weight_bytes(graph.model) * bytes_per_weight / 4 + transferred
     return max(operations / ceilings.product[precision], moved / ceilings.copy)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -30,6 +31,9 @@ from vaedeploy.system.progress import Progress, silent
 from vaedeploy.values.kinds import PARTS, Backend, Part, Precision
 
 __all__ = ["build_engines", "build_planned"]
+
+Sizes = frozenset[tuple[int, int, int]]
+"""Batch, height and width of images."""
 
 log = logging.getLogger(__name__)
 
@@ -73,8 +77,7 @@ def build_planned(bundle: Bundle, jobs: Sequence[Job], force: bool = False, prog
             f"cannot write bundle {bundle.path}: its folder is read-only here, so nothing was built. Allow writing to "
             "it, or copy it and build there"
         )
-    for job in jobs:
-        job.profile.check_factor(bundle.manifest.latent.factor)
+    jobs = [_of_factor(job, bundle.manifest.latent.factor) for job in jobs]
     failures: list[VaedeployError] = []
     with edit_bundle(bundle) as edit:
         builds = _Builds(edit, force, progress)
@@ -93,19 +96,32 @@ def build_planned(bundle: Bundle, jobs: Sequence[Job], force: bool = False, prog
     return edit.bundle
 
 
+def _of_factor(job: Job, factor: int) -> Job:
+    """``job`` for the sizes that a VAE of this spatial factor takes."""
+    profile, left_out = job.profile.of_factor(factor)
+    if left_out:
+        log.warning(
+            "profile %s: shapes %s hold no size that is a multiple of %d, as this VAE needs; they are left out",
+            profile.name,
+            ", ".join(left_out),
+            factor,
+        )
+    return dataclasses.replace(job, profile=profile)
+
+
 @dataclass
 class _Builds:
     """Builds engines into one bundle, while ``edit_bundle`` holds the right to write to it. Each graph for TensorRT is
     made once, and of engines with equal identities one is built.
 
-    graphs: (part, precision) -> the graph's file, and the sha256 of its content.
+    graphs: (part, precision, largest sizes) -> the graph's file, and the sha256 of its content.
     fresh: digests of the identities whose engines are up to date, so that ``force`` builds none of them twice.
     """
 
     edit: BundleEdit
     force: bool
     progress: Progress
-    graphs: dict[tuple[Part, Precision], tuple[Path, str]] = field(default_factory=dict)
+    graphs: dict[tuple[Part, Precision, Sizes], tuple[Path, str]] = field(default_factory=dict)
     fresh: set[str] = field(default_factory=set)
 
     def put(self, job: Job, part: Part) -> None:
@@ -143,22 +159,26 @@ class _Builds:
     def _graph(self, profile: Profile, part: Part) -> tuple[Path, str]:
         """The file of a part's graph for TensorRT, and the sha256 of its content."""
         precision = profile.precision
-        if (part, precision) not in self.graphs:
+        largest = frozenset(shape.at("max") for shape in profile.shapes.values())
+        key = part, precision, largest
+        if key not in self.graphs:
             portable = load_graph(self.edit.bundle.graph(part), part)
             if part not in self.edit.bundle.manifest.contents:
                 self.edit.put(contents={part: content_sha256(portable)})
+            inputs = Inputs(portable, self.edit.bundle.manifest.latent.factor)
             rewritten = rewrite_graph(
                 portable,
                 "tensorrt",
                 precision,
                 maxima=self._maxima(profile, part),
                 keep_fp32=self.edit.bundle.manifest.keep_fp32,
+                largest=[inputs.sizes(*size) for size in sorted(largest)],
             ).graph
-            path = self.edit.draft / f"{part}.{precision}.onnx"
+            path = self.edit.draft / f"{len(self.graphs)}.{part}.{precision}.onnx"
             save_form(rewritten, path, shared=False)
             # The digest is of the file, since weights are only lowered while they are written.
-            self.graphs[part, precision] = path, content_sha256(load_graph(path, part))
-        return self.graphs[part, precision]
+            self.graphs[key] = path, content_sha256(load_graph(path, part))
+        return self.graphs[key]
 
     def _maxima(self, profile: Profile, part: Part) -> dict[str, float] | None:
         """The largest magnitude of each tensor, which fp16 needs; None for other precisions."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -18,13 +19,16 @@ from vaedeploy.images.files import (
     write_image,
 )
 from vaedeploy.images.latents import LatentFile, read_latent, write_latent
+from vaedeploy.images.opacity import has_opacity, with_opacity
 from vaedeploy.runtime import VAE
 from vaedeploy.system.atomic import check_place, clear_drafts, transient_folder
 from vaedeploy.system.oserrors import reason
 from vaedeploy.system.progress import Progress, silent
-from vaedeploy.values.latent import LatentSpec
+from vaedeploy.values.latent import RGBA, LatentSpec
 
 LATENT = ".safetensors"
+
+log = logging.getLogger(__name__)
 
 
 class OtherVAEWarning(UserWarning):
@@ -60,14 +64,25 @@ def encode_files(
     source: an image file, or a folder. out: a name that ends in .safetensors, or a folder, which is made if need be.
     progress: is told how many files are done, see ``Progress``.
 
+    A VAE of RGBA images is given images without an alpha channel as opaque ones, and the log says so once. One of RGB
+    images refuses those that can be seen through (ImageError).
+
     Where ``source`` is a file, its failure is raised (any VaedeployError). In a folder the other files are still
     converted, and the failures are returned. Raises InputError for a folder without images, and OutputError for an
     ``out`` that cannot be written to.
     """
     vae_info = vae.manifest.vae
+    rgba = vae.latent.image_channels == RGBA
+    said = False
 
     def encode(file: Path, target: Path) -> None:
-        image = read_image(file)
+        nonlocal said
+        image = read_image(file, opacity=rgba)
+        if rgba and not has_opacity(image):
+            image = with_opacity(image)
+            if not said:
+                log.warning("%s has no alpha channel; it and all others like it are encoded as opaque", file)
+            said = True
         try:
             latent = vae.encode(image, sample=sample, seed=seed, pad=pad)
         except SizeError as error:
@@ -90,7 +105,8 @@ def decode_files(vae: VAE, source: Path, out: Path, *, progress: Progress = sile
     Images are cropped to the size that the latent file carries.
 
     vae: decodes the latents. source: a .safetensors file that holds one latent, or a folder.
-    out: an image's name, whose suffix chooses the format, or a folder, which is made if need be.
+    out: an image's name, whose suffix chooses the format, or a folder, which is made if need be. RGBA images need a
+        format that holds opacity: PNG, WebP or TIFF.
     progress: is told how many files are done, see ``Progress``.
 
     Warns (OtherVAEWarning) where another VAE encoded a latent. Where ``source`` is a file, its failure is raised (any
@@ -118,7 +134,7 @@ def decode_files(vae: VAE, source: Path, out: Path, *, progress: Progress = sile
 
     _check_places(source, out, tuple(WRITE_OPTIONS), ".png")
     if not source.is_dir():
-        check_image_name(out)
+        check_image_name(out, vae.latent.image_channels)
     return _convert(source, out, (LATENT,), ".png", decode, f"Decoding {source}", progress)
 
 

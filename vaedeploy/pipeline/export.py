@@ -16,6 +16,7 @@ from vaedeploy.bundle.graphs import EXTRA_FORMS, graph_names
 from vaedeploy.bundle.manifest import Manifest, VaeInfo
 from vaedeploy.bundle.rows import rows_names
 from vaedeploy.errors import InputError, VerificationError
+from vaedeploy.images.opacity import has_opacity
 from vaedeploy.images.photos import load_photos
 from vaedeploy.pipeline.graphs import calibrate, write_forms, write_portable
 from vaedeploy.runtime import onnxruntime_cpu
@@ -24,6 +25,7 @@ from vaedeploy.system.arguments import as_list
 from vaedeploy.system.heap import collect_garbage
 from vaedeploy.system.progress import Progress, silent
 from vaedeploy.values.kinds import ImageInput, Part, Precision, Target
+from vaedeploy.values.latent import RGB, RGBA
 from vaedeploy.verify.graphs import verify_graphs
 from vaedeploy.verify.looks import make_looks
 from vaedeploy.verify.reference import compute_golden
@@ -76,7 +78,8 @@ def export_vae(
         subfolder: where in the hub. See ``load_reference``.
     name: what the bundle calls the VAE; by default a preset's name, or that of the weights' file, folder or repository.
     precision: what the graphs that are run compute in: "fp32", "fp16" or "bf16". The portable graphs are always fp32.
-    image_input: what the encoder takes: "float" for (B, 3, H, W) float32 in [-1, 1], "uint8" for (B, H, W, 3) uint8.
+    image_input: what the encoder takes: "float" for (B, N, H, W) float32 in [-1, 1], "uint8" for (B, H, W, N) uint8;
+        N is 3 for RGB images, 4 for RGBA.
     rewrite: apply the exact rewrites, which save work and avoid overflow, and change results by rounding at most.
     forms: more forms of the graphs. "onnxruntime-cuda", in fp16 alone, has the fused operators of ONNX Runtime's CUDA
         provider. No CPU runs it: verify it on a GPU, ``verify_bundle(bundle, backend="onnxruntime-cuda")``.
@@ -84,7 +87,8 @@ def export_vae(
         them. Engines are built with them, too.
     force: replace a bundle that is at ``out``.
     verify: compare the graphs with PyTorch in float64. Without that, the bundle is marked unverified.
-    photos: a folder of photographs to verify on, instead of those that scikit-image carries.
+    photos: a folder of photographs to verify on, instead of those that scikit-image carries. Those that cannot be seen
+        through get opacity where the VAE's images have it, see ``docs/verification.md``.
     private: keep only the name of the weights' file or folder in the bundle, and not where it is.
     profiles: GPU profiles to build engines for once the bundle is verified. profile_folder: where profiles of your own
         are, see ``build_engines``.
@@ -112,7 +116,7 @@ def export_vae(
     calibrated = verify or "fp16" in precisions
     if calibrated:
         onnxruntime_cpu.load_library()  # to fail before the long work, and not after it
-    photographs = load_photos(photos) if calibrated else []
+    photographs = load_photos(photos, RGBA) if calibrated else []
     reference: Reference | None = None
     if out is None:  # it is known only once the VAE is loaded; one that is given is checked first
         reference = load_source(source, scale=scale, shift=shift, progress=progress)
@@ -122,7 +126,9 @@ def export_vae(
         if name is not None:
             reference = dataclasses.replace(reference, name=name)
         for job in jobs:
-            job.profile.check_factor(reference.latent.factor)
+            job.profile.of_factor(reference.latent.factor)  # refuses one without a size for it
+        if reference.latent.image_channels == RGB and any(map(has_opacity, photographs)):
+            photographs = load_photos(photos, RGB)  # which says which photograph is refused, and why
         contents = write_portable(reference, draft.path, image_input, progress)
         collect_garbage()
         manifest = _manifest(reference, precision, image_input, contents)
@@ -139,7 +145,7 @@ def export_vae(
         collect_garbage()
         calibration = None
         if calibrated:
-            calibration = calibrate(draft.path, photographs, manifest.latent.factor, image_input, progress)
+            calibration = calibrate(draft.path, photographs, manifest.latent, image_input, progress)
         factor = manifest.latent.factor
         applied = write_forms(draft.path, precision, calibration, rewrite, kept, tuple(forms), factor)
         graphs, rows = graph_names(draft.path), rows_names(draft.path)

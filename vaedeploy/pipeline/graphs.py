@@ -18,6 +18,7 @@ from vaedeploy.pipeline.rows import write_rows
 from vaedeploy.runtime import onnxruntime_cpu
 from vaedeploy.system.progress import Progress
 from vaedeploy.values.kinds import PARTS, ImageInput, Part, Precision, Target
+from vaedeploy.values.latent import LatentSpec
 from vaedeploy.values.trials import trial_latents
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def write_portable(reference: Reference, folder: Path, image_input: ImageInput, 
 
 
 def calibrate(
-    folder: Path, photos: list[Photo], factor: int, image_input: ImageInput, progress: Progress
+    folder: Path, photos: list[Photo], latent: LatentSpec, image_input: ImageInput, progress: Progress
 ) -> Calibration:
     """Measure the largest magnitude of each tensor in both portable graphs, and write them to ``calibration.json``.
 
@@ -65,8 +66,12 @@ def calibrate(
     from vaedeploy.bundle.calibration import NAME, Calibration, encode_calibration
     from vaedeploy.numerics.maxima import WHAT, measure_maxima
 
+    factor = latent.factor
     sizes = [tuple(trial_latents(latents, factor) * factor for latents in size) for _, *size in CALIBRATION]
-    batches = [crop_batch(photos, 1, height, width, first=index) for index, (height, width) in enumerate(sizes)]
+    batches = [
+        crop_batch(photos, 1, height, width, first=index, channels=latent.image_channels)
+        for index, (height, width) in enumerate(sizes)
+    ]
     inputs: list[NDArray[Any]] = batches if image_input == "uint8" else [to_float(batch) for batch in batches]
     encoder = onnxruntime_cpu.Session(folder / file_name("encoder", "portable"))
     latents = [encoder.run(encoder.outputs[:1], {encoder.inputs[0]: value})[0] for value in inputs]

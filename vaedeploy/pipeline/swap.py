@@ -14,6 +14,7 @@ from vaedeploy.bundle.manifest import NAME
 from vaedeploy.engines.plan import plan_rebuilds
 from vaedeploy.errors import InputError, VerificationError
 from vaedeploy.graph.graph import load_graph
+from vaedeploy.images.opacity import on_white
 from vaedeploy.images.photos import crop_batch, load_photos
 from vaedeploy.images.pixels import pixel_errors, relative_errors
 from vaedeploy.pipeline.build import build_planned
@@ -45,7 +46,8 @@ class Drift(msgspec.Struct, frozen=True):
     latent_rel_l2: relative L2 error of the new encoder's latents against the old one's.
     psnr: dB, of the new decoder's images against the old one's; None where no pixel differs.
     mean_levels: the mean absolute difference of those images, in 8-bit levels.
-    shift: by how much red, green and blue are brighter in the new images on average, in 8-bit levels.
+    shift: by how much red, green and blue are brighter in the new images on average, in 8-bit levels; of images with
+        opacity, as they look in front of white.
     """
 
     latent_rel_l2: float
@@ -59,6 +61,8 @@ def swap_vae(
     vae: str | Path | Reference,
     *,
     weights: str | Path | None = None,
+    revision: str | None = None,
+    subfolder: str | None = None,
     progress: Progress = silent,
 ) -> tuple[Bundle, Drift]:
     """Replace the VAE in a bundle by another of the same architecture and latent contract.
@@ -69,7 +73,7 @@ def swap_vae(
     Returns the new bundle, and how far the new VAE moves latents and images.
 
     bundle: keeps its path, precision, forms and kind of encoder input; one that was made ``private`` stays so.
-    vae, weights: the new VAE, as for ``export_vae``.
+    vae, weights, revision, subfolder: the new VAE, as for ``export_vae``.
     progress: is told how far each stage is, see ``Progress``.
 
     The new graphs are verified, and every engine is built again, before anything is replaced. The new bundle keeps the
@@ -79,12 +83,13 @@ def swap_vae(
     has files in it that are not its own, BackendError where its engines cannot be built again here, VerificationError,
     BuildError, and whatever else ``export_vae`` raises. The bundle is unchanged then.
     """
+    source = find_source(vae, weights, revision=revision, subfolder=subfolder)
     found = Bundle.open(bundle.path if isinstance(bundle, Bundle) else bundle, verify_hashes=False)
     with edit_bundle(found, replace=True) as edit:
         # Every file is checked: restore_vae needs them whole, and a file that is not the bundle's would be lost.
         old = check_bundle(found.path)
         jobs = plan_rebuilds(old)  # to fail before the long work, and not after it
-        reference = load_source(find_source(vae, weights), progress=progress)
+        reference = load_source(source, progress=progress)
         _check_contract(old, reference)
         manifest = old.manifest
         try:
@@ -137,6 +142,12 @@ def _check_contract(old: Bundle, reference: Reference) -> None:
             f"{reference.name} is of architecture {reference.architecture}, and bundle {old.path} holds an "
             f"{had.vae.architecture}; a swap keeps the architecture. Export it to a bundle of its own"
         )
+    if reference.latent.image_channels != had.latent.image_channels:
+        raise InputError(
+            f"{reference.name} is a VAE of {reference.latent.colors} images, and bundle {old.path} holds one of "
+            f"{had.latent.colors} images: what gives the bundle images and takes them from it would break. Export it "
+            "to a bundle of its own"
+        )
     if reference.latent != had.latent:
         differing = [
             f"{field} (bundle: {ours}, {reference.name}: {theirs})"
@@ -171,14 +182,14 @@ def _drift(old: Bundle, new: Bundle) -> Drift:
     factor = old.manifest.latent.factor
     photos = load_photos()
     side = trial_latents(SIDE, factor) * factor
-    batch = crop_batch(photos, len(photos), side, side)
+    batch = crop_batch(photos, len(photos), side, side, channels=old.manifest.latent.image_channels)
     options: dict[str, Any] = {"backend": "onnxruntime-cpu", "verify_hashes": False}
     with VAE(old.path, **options) as before, VAE(new.path, **options) as after:
         latent = before.encode(batch)
         moved = relative_errors(after.encode(batch), latent)["rel_l2"]
         found, expected = after.decode(latent), before.decode(latent)
     difference = found.astype(np.float64) - expected
-    red, green, blue = difference.mean(axis=(0, 1, 2)).tolist()
+    red, green, blue = (on_white(found).astype(np.float64) - on_white(expected)).mean(axis=(0, 1, 2)).tolist()
     psnr = pixel_errors(found, expected)["psnr"]
     return Drift(moved, psnr, float(np.abs(difference).mean()), (red, green, blue))
 

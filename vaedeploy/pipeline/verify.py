@@ -53,6 +53,7 @@ def verify_bundle(
     weights: str | Path | None = None,
     photos: str | Path | None = None,
     page: str | Path | None = None,
+    note: bool = True,
     progress: Progress = silent,
 ) -> Report:
     """Compare a bundle with PyTorch again, and write the verdict into it.
@@ -71,6 +72,7 @@ def verify_bundle(
         of them, a backend is compared with PyTorch in float32 on the GPU.
     photos: a folder of photographs to verify on, instead of those that scikit-image carries.
     page: a folder for an HTML page that shows the verification; whether it can be written is checked first.
+    note: whether the verdict is written into the bundle. False leaves the bundle as it is, as CI may want it.
     progress: is told how many cases are done, see ``Progress``.
 
     ``report.passed`` is the verdict, and ``report.reference`` says what was compared with.
@@ -92,9 +94,9 @@ def verify_bundle(
     bundle = as_bundle(bundle).current()
     looks = make_looks(bundle.manifest.latent.factor)
     if backend is None:
-        report = _verify_graphs(bundle, reference, weights, photos, looks, progress)
+        report = _verify_graphs(bundle, reference, weights, photos, looks, note, progress)
     else:
-        report = _verify_backend(bundle, backend, profile, device, reference, weights, photos, looks, progress)
+        report = _verify_backend(bundle, backend, profile, device, reference, weights, photos, looks, note, progress)
     if page is not None:
         from vaedeploy.verify.page import write_verification
 
@@ -108,6 +110,7 @@ def _verify_graphs(
     weights: str | Path | None,
     photos: str | Path | None,
     looks: Looks | None,
+    note: bool,
     progress: Progress,
 ) -> Report:
     manifest = bundle.manifest
@@ -118,11 +121,13 @@ def _verify_graphs(
         cases = decode_golden(bundle.read(GOLDEN), manifest.vae.identity)
     if {case.name for case in cases} != {shape.name for shape in shapes}:
         reference = _checked_reference(bundle, reference, weights, progress)
-        cases, compared_with = compute_golden(reference, load_photos(photos), shapes, progress), FRESH
+        photographs = load_photos(photos, manifest.latent.image_channels)
+        cases, compared_with = compute_golden(reference, photographs, shapes, progress), FRESH
         files[GOLDEN] = encode_golden(cases, manifest.vae.identity)
     report = verify_graphs(manifest, bundle.path, cases, compared_with, looks, progress)
-    with warn_if_not_noted(), edit_bundle(bundle) as edit:
-        edit.put(verification=summary(report), files=files | {REPORT: report.to_json()})
+    if note:
+        with warn_if_not_noted(), edit_bundle(bundle) as edit:
+            edit.put(verification=summary(report), files=files | {REPORT: report.to_json()})
     return report
 
 
@@ -135,6 +140,7 @@ def _verify_backend(
     weights: str | Path | None,
     photos: str | Path | None,
     looks: Looks | None,
+    note: bool,
     progress: Progress,
 ) -> Report:
     candidates = find_candidates(bundle, backend, device, profile=profile)
@@ -144,7 +150,8 @@ def _verify_backend(
     else:
         check_torch(device)
         source = TorchTruth(_checked_reference(bundle, reference, weights, progress), device)
-    truth = CasesAtSizes(source, load_photos(photos))
+    channels = bundle.manifest.latent.image_channels
+    truth = CasesAtSizes(source, load_photos(photos, channels), channels)
     verdicts: dict[str, Report] = {}
     cases: tuple[Case, ...] = ()
     if backend in ENGINES:
@@ -155,6 +162,8 @@ def _verify_backend(
         # Only the first: the second, which repeats in float32 what overflowed in half precision, is the portable graph.
         cases = verify_runners(bundle, candidates[0], truth, looks, progress)
     report = Report(bundle.manifest.precision, truth.name, backend, cases)
+    if not note:
+        return report
     noted = {
         name: msgspec.structs.replace(bundle.manifest.engines[name], verification=summary(verdict))
         for name, verdict in verdicts.items()

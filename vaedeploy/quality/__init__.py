@@ -15,6 +15,8 @@ from vaedeploy.quality.contrast import Contrast
 from vaedeploy.quality.detail import Detail
 from vaedeploy.quality.likeness import Likeness
 from vaedeploy.quality.measure import Quality, measure_batch, measure_quality
+from vaedeploy.quality.opacity import Opacity
+from vaedeploy.quality.tone import Tone
 from vaedeploy.quality.verdicts import LIMITS, Finding, QualityLimit, find_faults
 
 __all__ = [
@@ -25,8 +27,10 @@ __all__ = [
     "Detail",
     "Finding",
     "Likeness",
+    "Opacity",
     "Quality",
     "QualityLimit",
+    "Tone",
     "find_faults",
     "measure_batch",
     "measure_quality",

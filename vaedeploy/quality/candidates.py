@@ -15,8 +15,8 @@ Pixels = NDArray[np.uint8]
 class Candidate(msgspec.Struct, frozen=True, eq=False):
     """One image, judged against its reference.
 
-    name: which VAE or backend made it. pixels: (H, W, 3) uint8, of the reference's size. quality, findings: those of
-    ``pixels`` against the reference.
+    name: which VAE or backend made it. pixels: (H, W, 3) or (H, W, 4) uint8, of the reference's shape. quality,
+    findings: those of ``pixels`` against the reference.
     """
 
     name: str
@@ -26,7 +26,7 @@ class Candidate(msgspec.Struct, frozen=True, eq=False):
 
 
 class Picture(msgspec.Struct, frozen=True, eq=False):
-    """One scene: the reference image, (H, W, 3) uint8, and one or more candidates."""
+    """One scene: the reference image, (H, W, 3) or (H, W, 4) uint8, and one or more candidates."""
 
     name: str
     reference: Pixels

@@ -9,23 +9,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vaedeploy.errors import ImageError, InputError
+from vaedeploy.images.opacity import has_opacity, on_white
 from vaedeploy.images.pixels import to_levels
 from vaedeploy.quality.artifacts import BLOCK, Artifacts, measure_artifacts
 from vaedeploy.quality.color import Color, measure_color
 from vaedeploy.quality.contrast import Contrast, measure_contrast
 from vaedeploy.quality.detail import Detail, measure_detail
 from vaedeploy.quality.likeness import Likeness, measure_likeness
+from vaedeploy.quality.opacity import Opacity, measure_opacity
 from vaedeploy.quality.planes import make_planes
+from vaedeploy.quality.tone import Tone, measure_tone
+from vaedeploy.values.latent import COLORS
 
 
-class Quality(msgspec.Struct, frozen=True):
-    """How one image, the candidate, looks beside another, the reference. ``verdicts.find_faults`` judges it."""
+class Quality(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How one image, the candidate, looks beside another, the reference. ``verdicts.find_faults`` judges it.
+
+    Of RGBA images, all but ``opacity`` is measured as they look in front of white. opacity: None for RGB images.
+    """
 
     error: Likeness
     color: Color
     contrast: Contrast
     detail: Detail
     artifacts: Artifacts
+    tone: Tone
+    opacity: Opacity | None = None
 
 
 def measure_quality(
@@ -33,9 +42,9 @@ def measure_quality(
 ) -> Quality:
     """Measure ``candidate`` against ``reference``.
 
-    reference: (H, W, 3) uint8, RGB.
-    candidate: the same shape and dtype, or (3, H, W) float around [-1, 1], as ``VAE.decode(output="float")`` returns
-    it, which shows NaN and infinity too.
+    reference: (H, W, 3) uint8, RGB, or (H, W, 4), RGBA.
+    candidate: the same shape and dtype, or (3, H, W) or (4, H, W) float around [-1, 1], as
+    ``VAE.decode(output="float")`` returns it, which shows NaN and infinity too.
     factor: the VAE's spatial factor, in pixels.
     tile: distance between tile borders, in pixels from the top left, where the candidate was decoded in tiles.
 
@@ -47,7 +56,7 @@ def measure_quality(
         _check_size("tile", tile, 2)
     pixels = _checked_candidate(reference, candidate, max(BLOCK, factor))
     nonfinite = float(np.mean(~np.isfinite(candidate))) if candidate.dtype != np.uint8 else 0.0
-    before, after = make_planes(reference), make_planes(pixels)
+    before, after = make_planes(on_white(reference)), make_planes(on_white(pixels))
     detail = measure_detail(before, after)
     return Quality(
         error=measure_likeness(before, after),
@@ -57,6 +66,8 @@ def measure_quality(
         artifacts=measure_artifacts(
             before, after, factor=factor, tile=tile, nonfinite=nonfinite, sharpening=detail.sharpening
         ),
+        tone=measure_tone(before, after),
+        opacity=measure_opacity(reference, pixels) if has_opacity(reference) else None,
     )
 
 
@@ -65,7 +76,7 @@ def measure_batch(
 ) -> tuple[Quality, ...]:
     """``measure_quality`` of each batch item.
 
-    references: (B, H, W, 3) uint8. candidates: the same, or (B, 3, H, W) float. Raises the errors of
+    references: (B, H, W, N) uint8. candidates: the same, or (B, N, H, W) float. Raises the errors of
     ``measure_quality``, and ImageError where the batch sizes differ.
     """
     if len(references) != len(candidates):
@@ -75,21 +86,23 @@ def measure_batch(
 
 
 def _checked_candidate(reference: NDArray[Any], candidate: NDArray[Any], smallest: int) -> NDArray[np.uint8]:
-    """The candidate as (H, W, 3) uint8. Raises ImageError where the two images cannot be compared."""
-    if reference.dtype != np.uint8 or reference.ndim != 3 or reference.shape[2] != 3:
-        raise ImageError(f"reference is {reference.dtype} of shape {reference.shape}; it must be (H, W, 3) uint8")
-    height, width, _ = reference.shape
+    """The candidate as (H, W, N) uint8. Raises ImageError where the two images cannot be compared."""
+    if reference.dtype != np.uint8 or reference.ndim != 3 or reference.shape[2] not in COLORS:
+        raise ImageError(
+            f"reference is {reference.dtype} of shape {reference.shape}; it must be (H, W, 3) or (H, W, 4) uint8"
+        )
+    height, width, channels = reference.shape
     if min(height, width) < smallest:
         raise ImageError(f"the images are {height}x{width}; each side must be at least {smallest} pixels")
     if candidate.dtype == np.uint8 and candidate.shape == reference.shape:
         pixels: NDArray[np.uint8] = candidate
         return pixels
-    if np.issubdtype(candidate.dtype, np.floating) and candidate.shape == (3, height, width):
+    if np.issubdtype(candidate.dtype, np.floating) and candidate.shape == (channels, height, width):
         levels: NDArray[np.uint8] = to_levels(candidate[None].astype(np.float32))[0]
         return levels
     raise ImageError(
         f"candidate is {candidate.dtype} of shape {candidate.shape}; beside this reference it must be "
-        f"{reference.shape} uint8, or {(3, height, width)} float around [-1, 1]"
+        f"{reference.shape} uint8, or {(channels, height, width)} float around [-1, 1]"
     )
 
 

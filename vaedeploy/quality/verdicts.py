@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from operator import attrgetter
 
 import msgspec
 
@@ -13,6 +12,9 @@ from vaedeploy.quality.measure import Quality
 
 BROKEN = "broken"
 """Prefix of the names of faults beside which no other fault is worth reporting."""
+
+EXPLAINED = {"patches of other tone": "seams"}
+"""Name of a fault -> that of the fault which it is a part of: tiles whose borders show differ in tone."""
 
 TINTS = {20: "red", 74: "orange", 109: "yellow", 144: "green", 199: "cyan", 291: "blue", 310: "purple", 325: "magenta"}
 """Hue angle in a*b*, in degrees -> name of the tint: the hue of mid grey with 16 levels of that colour added."""
@@ -151,6 +153,11 @@ LIMITS: tuple[QualityLimit, ...] = (
         "a long straight step of one level is the least that bytes can show, and is seen in a smooth area",
     ),
     QualityLimit(
+        "patches of other tone", "tone.spread", 1.0, True, 0, "levels",
+        "There are patches of other tone: places differ by {value:.1f} levels of 255 more than they should.",
+        "one level is the least that bytes can show; blur, JPEG and other VAEs stay under it, and tiles reach 2.5",
+    ),
+    QualityLimit(
         "banding", "artifacts.banding", 0.25, True, 0, "share of levels",
         "Smooth areas show bands: {value:.0%} of their tones are missing.",
         "a ramp that keeps every second level has lost a half; grain hides some of that in photographs",
@@ -160,6 +167,11 @@ LIMITS: tuple[QualityLimit, ...] = (
         "Single pixels are fried: {value:.0f} in a million stand out from all around them.",
         "one fried pixel in an image of 512x512 is 3.8 per million, and may be a glint",
     ),
+    QualityLimit(
+        "wrong opacity", "opacity.mean_abs", 6, True, 0, "levels",
+        "Opacity is wrong: it is {value:.0f} levels of 255 off on average.",
+        f"of black in front of white, 6 levels about half opacity are 2.3 of L*, and {_JUST_SEEN}",
+    ),
 )
 # fmt: on
 
@@ -167,17 +179,22 @@ LIMITS: tuple[QualityLimit, ...] = (
 def find_faults(quality: Quality, limits: Sequence[QualityLimit] = LIMITS) -> tuple[Finding, ...]:
     """The faults that a person would see, worst first; empty where there are none.
 
-    A fault that shows in several metrics is reported once, by the worst of them. Of a broken image nothing else is
-    reported.
+    A fault that shows in several metrics is reported once, by the worst of them, and one that another explains is not
+    (see ``EXPLAINED``). Of a broken image nothing else is reported.
     """
     findings = []
     for limit in limits:
-        value = attrgetter(limit.metric)(quality)
+        group, name = limit.metric.split(".")
+        metrics = getattr(quality, group)
+        value = None if metrics is None else getattr(metrics, name)  # RGB images have no opacity
         if value is not None and (severity := limit.severity(float(value))) > 1:
             findings.append(_make_finding(limit, float(value), severity, quality.color))
     worst: dict[str, Finding] = {}
     for finding in sorted(findings, key=lambda finding: finding.severity, reverse=True):
         worst.setdefault(finding.name, finding)
+    for fault, cause in EXPLAINED.items():
+        if cause in worst:
+            worst.pop(fault, None)
     broken = [finding for finding in worst.values() if finding.name.startswith(BROKEN)]
     return tuple(broken[:1] or worst.values())
 

@@ -5,7 +5,7 @@ May import ``graph`` and what is below it; knows nothing of the other stages.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,7 @@ from vaedeploy.rewrite.outcome import Outcome, Refusal
 from vaedeploy.rewrite.padding import fold_padding
 from vaedeploy.rewrite.precision import Underflow, lower_precision
 from vaedeploy.rewrite.rescale import rescale
+from vaedeploy.rewrite.unrolled import unroll_attention
 from vaedeploy.rewrite.upsample import UpsampleForm, fold_upsampling
 from vaedeploy.values.kinds import Precision
 
@@ -58,12 +59,14 @@ def rewrite_graph(
     maxima: Mapping[str, float] | None = None,
     rules: bool = True,
     keep_fp32: Collection[str] = (),
+    largest: Sequence[Mapping[str, int]] = (),
 ) -> Rewritten:
     """The form of a float32 ``graph`` that ``target`` runs best, in ``precision``. ``graph`` is not changed.
 
     maxima: tensor name -> largest magnitude (see ``calibrate``), for fp16; without them nothing is rescaled. rules:
     False to lower the precision and apply no other rule. keep_fp32: names of nodes that stay in float32, with all nodes
-    that the rules make of them; see ``names_in``.
+    that the rules make of them; see ``names_in``. largest: the largest sizes at which an engine will run, each symbolic
+    dimension -> size, for the target tensorrt: attention that would be too large there is computed in blocks.
 
     Raises InputError where the graph cannot be lowered, for the reasons that ``lower_precision`` lists, and for the
     target onnxruntime-cuda in another precision than fp16 or without rules: that form is made by rules alone.
@@ -102,6 +105,8 @@ def rewrite_graph(
     if rules and target == "onnxruntime":
         # This rule is last, since it moves nodes into a loop, where the other rules do not look.
         outcomes.append(chunk_attention(model))
+    if rules and target == "tensorrt" and largest:
+        outcomes.append(unroll_attention(model, largest))
     _remove_unused(model)
     return Rewritten(Graph(model, graph.part), tuple(outcomes), underflows)
 

@@ -28,7 +28,15 @@ import onnx_ir as ir
 
 from vaedeploy.rewrite.outcome import Outcome, Refusal
 
-__all__ = ["SCORES_BYTES", "attention_path", "chunk_attention", "operands"]
+__all__ = [
+    "SCORES_BYTES",
+    "Nodes",
+    "attention_path",
+    "block_shape",
+    "chunk_attention",
+    "operands",
+    "why_not",
+]
 
 SCORES_BYTES = 64 * 2**20
 """Most bytes that one block's scores may take: in float32, all scores of 4,096 tokens, or 256 rows of 65,536 tokens.
@@ -73,7 +81,9 @@ def chunk_attention(model: ir.Model, *, scores_bytes: int = SCORES_BYTES) -> Out
 def _find_attention(softmax: ir.Node, opset: int, scores_bytes: int) -> list[ir.Node] | str:
     """The nodes of the attention around ``softmax``, or why it is left alone."""
     path = attention_path(softmax)
-    return path if isinstance(path, str) else _why_not(path, softmax, opset, scores_bytes) or path
+    if isinstance(path, str):
+        return path
+    return why_not(path, softmax, opset) or _fits(path, softmax, scores_bytes) or path
 
 
 def attention_path(softmax: ir.Node) -> list[ir.Node] | str:
@@ -119,8 +129,8 @@ def _is_number(value: ir.Value | None) -> bool:
     return tensor is not None and tensor.size == 1
 
 
-def _why_not(path: Sequence[ir.Node], softmax: ir.Node, opset: int, scores_bytes: int) -> str | None:
-    """Why blocks of rows may not be computed apart, or why they need not be; None where blocks serve."""
+def why_not(path: Sequence[ir.Node], softmax: ir.Node, opset: int) -> str | None:
+    """Why blocks of rows may not be computed apart; None where they may."""
     if opset < FIRST_OPSET:
         return f"opset {opset} is older than {FIRST_OPSET}"
     q, k, v = (value.shape for value in operands(path))
@@ -131,6 +141,12 @@ def _why_not(path: Sequence[ir.Node], softmax: ir.Node, opset: int, scores_bytes
         return "queries, keys or values are a vector, not a matrix"
     if softmax.attributes.get_int("axis", -1) not in (-1, len(scores) - 1):
         return "the softmax is not along the keys"
+    return None
+
+
+def _fits(path: Sequence[ir.Node], softmax: ir.Node, scores_bytes: int) -> str | None:
+    """Why blocks are not needed: the scores are small at every size. None where they may be large."""
+    scores = softmax.outputs[0].shape or ()
     known = [size for size in scores if isinstance(size, int)]
     needed = math.prod(known) * _score_bytes(path)
     if len(known) == len(scores) and needed <= scores_bytes:
@@ -151,7 +167,7 @@ def _score_bytes(path: Sequence[ir.Node]) -> int:
     return max(math.ceil(node.outputs[0].dtype.itemsize) for node in path if node.outputs[0].dtype is not None)
 
 
-class _Nodes(list[ir.Node]):
+class Nodes(list[ir.Node]):
     """New nodes in order, named after the attention that they are part of."""
 
     def __init__(self, prefix: str) -> None:
@@ -172,6 +188,19 @@ class _Nodes(list[ir.Node]):
         self.append(ir.node(op_type, inputs, attributes, outputs=[output], name=name))
         return output
 
+    def add_block(self, path: Sequence[ir.Node], q: ir.Value, block: ir.Value, prefix: str | None = None) -> ir.Value:
+        """The attention of ``path`` for a block of the rows of its queries ``q``. prefix: see ``block_shape``."""
+        old, new = q, block
+        for node in path:
+            # A product takes the block's rows as its left operand; its right one stays whole, even if it is the same.
+            inputs = (
+                [new, node.inputs[1]] if node.op_type == "MatMul" else [new if x is old else x for x in node.inputs]
+            )
+            old = node.outputs[0]
+            shape = block_shape(old.shape, prefix if node is not path[-1] else None)
+            new = self.add(node.op_type, *inputs, type=old.type, shape=shape, **node.attributes)
+        return new
+
     def ceil_div(self, a: ir.Value, b: ir.Value, one: ir.Value) -> ir.Value:
         """The quotient a / b rounded up, as (a - 1) // b + 1 with truncation.
 
@@ -185,7 +214,7 @@ def _replace(graph: ir.Graph, path: Sequence[ir.Node], block_scores: int) -> Non
     q, k, _ = operands(path)
     result = path[-1].outputs[0]
     assert result.dtype is not None
-    nodes = _Nodes(f"{result.name}.blocks")
+    nodes = Nodes(f"{result.name}.blocks")
     one, scores = nodes.add("Constant", value_ints=[1]), nodes.add("Constant", value_ints=[block_scores])
     rows, depth = nodes.add("Shape", q, start=-2, end=-1), nodes.add("Shape", q, start=-1)
     all_rows = nodes.add("Div", nodes.add("Size", q, shape=()), depth)
@@ -194,7 +223,7 @@ def _replace(graph: ir.Graph, path: Sequence[ir.Node], block_scores: int) -> Non
     count = nodes.add("Squeeze", nodes.ceil_div(rows, block, one), shape=())
     blocks = ir.SequenceType(ir.TensorType(result.dtype))
     empty = nodes.add("SequenceEmpty", type=blocks, shape=None, dtype=result.dtype.value)
-    body = _body(path, block, blocks, _Nodes(f"{nodes.prefix}.body"))
+    body = _body(path, block, blocks, Nodes(f"{nodes.prefix}.body"))
     # ONNX lets the condition of a Loop be left out, but not every runtime takes that for true.
     condition = nodes.add("Constant", type=FLAG, shape=(), value=ir.tensor(np.array(True)))
     results = nodes.add("Loop", count, condition, empty, type=blocks, shape=None, body=body)
@@ -202,7 +231,7 @@ def _replace(graph: ir.Graph, path: Sequence[ir.Node], block_scores: int) -> Non
     ir.convenience.replace_nodes_and_values(graph, path[-1], path, nodes, [result], [joined])
 
 
-def _body(path: Sequence[ir.Node], block: ir.Value, blocks: ir.SequenceType, nodes: _Nodes) -> ir.Graph:
+def _body(path: Sequence[ir.Node], block: ir.Value, blocks: ir.SequenceType, nodes: Nodes) -> ir.Graph:
     """The loop's body: (index of a block, condition, results before it) -> (condition, results with this block's)."""
     q, _, _ = operands(path)
     index = ir.Value(name=f"{nodes.prefix}.index", type=INDEX, shape=ir.Shape([]))
@@ -211,18 +240,13 @@ def _body(path: Sequence[ir.Node], block: ir.Value, blocks: ir.SequenceType, nod
     same_condition = nodes.add("Identity", condition, type=FLAG, shape=())
     start, axis = nodes.add("Mul", index, block), nodes.add("Constant", value_ints=[-2])
     end = nodes.add("Add", start, block)  # past the last row in the last block, where Slice stops at the last row
-    old, new = q, nodes.add("Slice", q, start, end, axis, type=q.type, shape=_block_shape(q.shape))
-    for node in path:
-        # A product takes the block's rows as its left operand; its right one stays whole, even if it is the same value.
-        inputs = [new, node.inputs[1]] if node.op_type == "MatMul" else [new if x is old else x for x in node.inputs]
-        old = node.outputs[0]
-        shape = _block_shape(old.shape, nodes.prefix if node is not path[-1] else None)
-        new = nodes.add(node.op_type, *inputs, type=old.type, shape=shape, **node.attributes)
+    rows = nodes.add("Slice", q, start, end, axis, type=q.type, shape=block_shape(q.shape))
+    new = nodes.add_block(path, q, rows, nodes.prefix)
     after = nodes.add("SequenceInsert", before, new, type=blocks, shape=None)
     return ir.Graph([index, condition, before], [same_condition, after], nodes=nodes, name=nodes.prefix)
 
 
-def _block_shape(shape: ir.Shape | None, prefix: str | None = None) -> Sequence[Dimension | str] | None:
+def block_shape(shape: ir.Shape | None, prefix: str | None = None) -> Sequence[Dimension | str] | None:
     """``shape`` with an unknown number of rows.
 
     With a prefix, unknown sizes get names. The scores share these from the first product to the second, and ONNX

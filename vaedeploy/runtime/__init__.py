@@ -12,8 +12,19 @@ from __future__ import annotations
 
 from vaedeploy.runtime.backends import BACKENDS
 from vaedeploy.runtime.rows.session import MemoryPlan
+from vaedeploy.runtime.types import HostImage, HostLatent, Moments, SupportsDLPack
 from vaedeploy.runtime.unverified import UnverifiedBundleWarning
 from vaedeploy.runtime.vae import VAE
 from vaedeploy.values.latent import Limits
 
-__all__ = ["BACKENDS", "VAE", "Limits", "MemoryPlan", "UnverifiedBundleWarning"]
+__all__ = [
+    "BACKENDS",
+    "VAE",
+    "HostImage",
+    "HostLatent",
+    "Limits",
+    "MemoryPlan",
+    "Moments",
+    "SupportsDLPack",
+    "UnverifiedBundleWarning",
+]

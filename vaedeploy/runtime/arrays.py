@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vaedeploy.errors import ImageError, InputError, LatentError
-from vaedeploy.values.interface import Tensor
-from vaedeploy.values.latent import LatentSpec, SizeRule, frames_text
+from vaedeploy.values.interface import Tensor, channel_axis, spatial_axes
+from vaedeploy.values.latent import RGB, RGBA, LatentSpec, SizeRule, frames_text
 
 FLOATS = (np.dtype(np.float16), np.dtype(np.float32), np.dtype(np.float64))
 
@@ -18,7 +18,10 @@ RANGE = 1.5
 """The largest absolute value that a float image may have. Decoders overshoot [-1, 1] by a few tenths, and their output
 may be encoded again; images in [0, 255], or normalised by a data set's mean and deviation, exceed this."""
 
-IMAGE_FORMS = "(H, W, 3) or (B, H, W, 3) uint8, or (B, 3, H, W) float in [-1, 1]"
+
+def image_forms(channels: int) -> str:
+    """The forms of images that a VAE of that many image channels takes, in words."""
+    return f"(H, W, {channels}) or (B, H, W, {channels}) uint8, or (B, {channels}, H, W) float in [-1, 1]"
 
 
 def as_numpy(value: Any, what: str, error: type[InputError]) -> NDArray[Any]:
@@ -44,16 +47,33 @@ def as_numpy(value: Any, what: str, error: type[InputError]) -> NDArray[Any]:
         ) from cause
 
 
-def check_image(image: NDArray[Any]) -> NDArray[Any]:
-    """The image as (B, H, W, 3) uint8 or (B, 3, H, W) float32, not necessarily contiguous.
+def as_pixels(image: Any, channels: int) -> NDArray[Any]:
+    """An image, which is an array as for ``as_numpy`` or a Pillow image, as a numpy array.
+
+    channels: 4 to keep the opacity of a Pillow image that has it.
+    """
+    if not hasattr(image, "__dlpack__"):
+        from vaedeploy.images.files import is_pillow, read_pillow
+
+        if is_pillow(image):
+            return read_pillow(image, opacity=channels == RGBA)
+    return as_numpy(image, "image", ImageError)
+
+
+def check_image(image: NDArray[Any], channels: int) -> NDArray[Any]:
+    """The image as (B, H, W, channels) uint8 or (B, channels, H, W) float32, not necessarily contiguous.
 
     Raises ImageError for other shapes and dtypes, for an image without pixels, and for NaN or values beyond ``RANGE``.
     """
     if image.dtype != np.uint8 and image.dtype not in FLOATS:
-        raise ImageError(f"image is {image.dtype}; it must be {IMAGE_FORMS}")
+        raise ImageError(f"image is {image.dtype}; it must be {image_forms(channels)}")
     batch = image[None] if image.dtype == np.uint8 and image.ndim == 3 else image
-    if batch.ndim != 4 or batch.shape[3 if image.dtype == np.uint8 else 1] != 3:
-        raise ImageError(f"image is {image.dtype} of shape {image.shape}; it must be {IMAGE_FORMS}")
+    found = batch.shape[channel_axis("image_u8" if image.dtype == np.uint8 else "image")] if batch.ndim == 4 else None
+    if found != channels:
+        raise ImageError(
+            f"image is {image.dtype} of shape {image.shape}; it must be {image_forms(channels)}"
+            + _opacity_text(found, channels)
+        )
     if image.size == 0:
         raise ImageError(f"image has no pixels: its shape is {image.shape}")
     if image.dtype == np.uint8:
@@ -69,13 +89,25 @@ def check_image(image: NDArray[Any]) -> NDArray[Any]:
     return image.astype(np.float32, copy=False)
 
 
+def _opacity_text(found: int | None, wanted: int) -> str:
+    """What a message adds about an image whose opacity is missing, or is one channel too many."""
+    if (found, wanted) == (RGB, RGBA):
+        return ". This VAE takes RGBA, and the image is RGB: add opacity as a fourth channel, 255 (1.0 in floats)"
+    if (found, wanted) == (RGBA, RGB):
+        return (
+            ". This VAE takes RGB, and the image has a fourth channel: flatten it onto a background, or leave the "
+            "channel out where it is opaque everywhere"
+        )
+    return ""
+
+
 def pad_image(image: NDArray[Any], sizes: SizeRule) -> NDArray[Any]:
     """Extend an image at its bottom and right to the next valid size.
 
     The added pixels mirror the image about its last row and column, back and forth where the image is smaller than the
     extension; a single row or column is repeated.
     """
-    axes = (1, 2) if image.dtype == np.uint8 else (2, 3)
+    axes = spatial_axes("image_u8" if image.dtype == np.uint8 else "image")
     height, width = (image.shape[axis] for axis in axes)
     to_height, to_width = sizes.padded(height, width)
     if (height, width) == (to_height, to_width):

@@ -17,7 +17,7 @@ from vaedeploy.bundle.manifest import EngineInfo
 from vaedeploy.errors import BackendError, InputError, VaedeployError
 from vaedeploy.runtime import onnxruntime_cpu, onnxruntime_cuda, tensorrt
 from vaedeploy.runtime.cuda import CudaDevice
-from vaedeploy.runtime.device import Array, OnDevice
+from vaedeploy.runtime.device import Array
 from vaedeploy.runtime.engine import EngineSession
 from vaedeploy.runtime.routes import Half
 from vaedeploy.runtime.rows.budget import Budget
@@ -48,7 +48,7 @@ class Runner(Protocol):
         self,
         outputs: Sequence[str],
         inputs: Mapping[str, Array],
-        results: Mapping[str, OnDevice] | None = None,
+        results: Mapping[str, Array] | None = None,
         after: Sequence[Any] = (),
     ) -> list[Array]:
         """The named outputs, each in a new array or in the one that ``results`` has; see ``EngineSession.run``."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import numpy as np
@@ -40,6 +41,7 @@ class Dispatch:
         self._runners: dict[tuple[Candidate, Part], Runner] = {}
         self._logged: set[str] = set()
         self._closed = False
+        self._warming = 0
         self._make_locks()
         tell_of_fork(self)
 
@@ -47,6 +49,23 @@ class Dispatch:
     def backend(self) -> str:
         """The backend that is tried first."""
         return self._candidates[0].backend
+
+    @property
+    def ready(self) -> bool:
+        """Whether both halves are loaded, and nothing is ``warming`` up."""
+        with self._lock:
+            return not self._warming and {part for _, part in self._runners} == set(PARTS)
+
+    @contextmanager
+    def warming(self) -> Iterator[None]:
+        """Context in which this is not ``ready``."""
+        with self._lock:
+            self._warming += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._warming -= 1
 
     def close(self) -> None:
         """Release everything that is open. Calls in progress finish; later calls raise InputError."""
@@ -59,6 +78,7 @@ class Dispatch:
         say why it cannot run.
         """
         self._make_locks()
+        self._warming = 0  # the thread that warmed up is not in this process
         self._runners = {key: runner for key, runner in self._runners.items() if key[0].on_gpu}
 
     def _make_locks(self) -> None:
@@ -71,7 +91,7 @@ class Dispatch:
         part: Part,
         outputs: Sequence[str],
         inputs: Mapping[str, Array],
-        results: Mapping[str, OnDevice] | None = None,
+        results: Mapping[str, Array] | None = None,
         after: Sequence[Any] = (),
     ) -> list[Array]:
         """Run a half, and run the items again in float32 whose result in half precision has NaN or infinity.
@@ -121,7 +141,7 @@ class Dispatch:
         part: Part,
         outputs: Sequence[str],
         inputs: Mapping[str, Array],
-        results: Mapping[str, OnDevice] | None,
+        results: Mapping[str, Array] | None,
         after: Sequence[Any],
         on_device: bool,
     ) -> tuple[Candidate, list[Array]]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vaedeploy.errors import BackendError, SizeError
-from vaedeploy.runtime.device import Array, Device, OnDevice, Plan, shape_of
+from vaedeploy.runtime.device import Array, Device, Plan, shape_of
 from vaedeploy.runtime.lane import Lane, Work
 from vaedeploy.runtime.pool import Pool
 from vaedeploy.runtime.routes import KEPT_ROUTES, find_route
@@ -55,12 +55,13 @@ class EngineSession:
         self,
         outputs: Sequence[str],
         inputs: Mapping[str, Array],
-        results: Mapping[str, OnDevice] | None = None,
+        results: Mapping[str, Array] | None = None,
         after: Sequence[Any] = (),
     ) -> list[Array]:
         """The named outputs: the arrays that ``results`` has for them, new host arrays for the others.
 
-        inputs: the one input, in host or device memory. results: arrays in device memory to fill with outputs.
+        inputs: the one input, in host or device memory. results: arrays to fill with outputs, in host or device memory,
+        contiguous and of the output's shape and dtype.
         after: streams (objects with ``__cuda_stream__``) whose work is waited for.
 
         Raises SizeError, naming the ranges of the engines and the commands that add one, if no engine takes the size,
@@ -75,7 +76,7 @@ class EngineSession:
         except SizeError as error:
             raise SizeError(f"{error}. {self._advice(height, width)}") from error
         arrays = {
-            output: (results or {}).get(output) or np.empty(tensor.shape, tensor.dtype)
+            output: results[output] if results and output in results else np.empty(tensor.shape, tensor.dtype)
             for output, tensor in route.outputs.items()
             if output in outputs
         }

@@ -15,16 +15,20 @@ from vaedeploy.runtime.cuda import CudaDevice, check_stream
 from vaedeploy.runtime.device import OnDevice
 from vaedeploy.runtime.dispatch import Dispatch
 from vaedeploy.runtime.dlpack import as_device_array, is_on_device, to_caller
+from vaedeploy.runtime.types import SupportsDLPack
 from vaedeploy.values.interface import Tensor, spatial_axes
 from vaedeploy.values.latent import frames_text
 
 
-def encode(dispatch: Dispatch, manifest: Manifest, gpu: CudaDevice, image: Any, stream: Any) -> Any:
-    """``VAE.encode`` for an image in GPU memory."""
+def encode(
+    dispatch: Dispatch, manifest: Manifest, gpu: CudaDevice, image: Any, stream: Any, outputs: int
+) -> list[SupportsDLPack]:
+    """The first ``outputs`` outputs of the encoder for an image in GPU memory, in arrays there."""
     array, after = _import_array(image, "image", gpu, stream, ImageError)
     interface = manifest.interface("encoder")
     if not interface.accepts(array.tensor):
-        form = "(B, H, W, 3) uint8" if interface.input == "image_u8" else "(B, 3, H, W) float32 in [-1, 1]"
+        n = manifest.latent.image_channels
+        form = f"(B, H, W, {n}) uint8" if interface.input == "image_u8" else f"(B, {n}, H, W) float32 in [-1, 1]"
         raise ImageError(
             f"image is {array.tensor.dtype} of shape {array.tensor.shape}; in the GPU's memory it must be {form}, as "
             "the encoder of this bundle takes it. For the other kind export with --image-input, or copy the image to "
@@ -32,10 +36,10 @@ def encode(dispatch: Dispatch, manifest: Manifest, gpu: CudaDevice, image: Any, 
         )
     batch, height, width = interface.pixels(array.tensor.shape)
     manifest.latent.sizes.check(height, width)
-    output = interface.outputs[0]
-    result = gpu.array(interface.gives(batch, height, width)[output])
-    dispatch.run("encoder", [output], {interface.input: array}, {output: result}, after)
-    return to_caller(result)
+    gives = interface.gives(batch, height, width)
+    results = {name: gpu.array(gives[name]) for name in interface.outputs[:outputs]}
+    dispatch.run("encoder", list(results), {interface.input: array}, results, after)
+    return [to_caller(result) for result in results.values()]
 
 
 def decode(
@@ -47,7 +51,7 @@ def decode(
     size: tuple[int, int] | None,
     out: Any,
     stream: Any,
-) -> Any:
+) -> SupportsDLPack:
     """``VAE.decode`` for a latent in GPU memory."""
     array, after = _import_array(latent, "latent", gpu, stream, LatentError)
     spec, interface = manifest.latent, manifest.interface("decoder")
@@ -62,7 +66,8 @@ def decode(
     expected = interface.gives(batch, *full)[name]
     result, busy = (gpu.array(expected), ()) if out is None else _import_out(out, expected, gpu, cut)
     dispatch.run("decoder", [name, "finite"], {"latent": array}, {name: result}, (*after, *busy))
-    return to_caller(result, cut, spatial_axes(name)) if out is None else out
+    returned: SupportsDLPack = to_caller(result, cut, spatial_axes(name)) if out is None else out
+    return returned
 
 
 def _import_array(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from vaedeploy.bundle import GraphContent
 from vaedeploy.errors import BackendError
-from vaedeploy.runtime.device import Array, OnDevice, shape_of
+from vaedeploy.runtime.device import Array, shape_of
 from vaedeploy.system.heap import trim_heap
 from vaedeploy.system.installs import install_command
 from vaedeploy.system.processes import native_call, never_destroyed_in_child
@@ -54,15 +54,24 @@ class Session:
         self,
         outputs: Sequence[str],
         inputs: Mapping[str, Array],
-        results: Mapping[str, OnDevice] | None = None,
+        results: Mapping[str, Array] | None = None,
         after: Sequence[Any] = (),
     ) -> list[Any]:
-        """The named outputs, each a new array. Raises BackendError with ONNX Runtime's message.
+        """The named outputs: the arrays that ``results`` has for them, new arrays for the others. Raises BackendError
+        with ONNX Runtime's message.
 
-        results, after: not used; ``EngineSession.run`` describes them.
+        after: not used; ``EngineSession.run`` describes it and ``results``, which are in host memory here.
         """
         with failures_explained(self.graph, inputs), native_call():
-            return self._session.run(outputs, inputs)  # type: ignore[no-any-return]
+            if not results:
+                return self._session.run(outputs, inputs)  # type: ignore[no-any-return]
+            binding = self._session.io_binding()
+            for name, array in inputs.items():
+                binding.bind_cpu_input(name, array)
+            bind_to_host(binding, outputs, results)
+            self._session.run_with_iobinding(binding)
+            values = dict(zip(outputs, binding.get_outputs(), strict=True))
+            return [results[name] if name in results else value.numpy() for name, value in values.items()]
 
 
 @contextmanager
@@ -91,6 +100,16 @@ def open_piece(name: Path, model: bytes, weights: Mapping[str, NDArray[Any]], th
     if values:
         options.add_external_initializers(list(weights), values)
     return _open(name, options, source=model)
+
+
+def bind_to_host(binding: Any, outputs: Iterable[str], results: Mapping[str, Any]) -> None:
+    """Let outputs be written into the numpy arrays that ``results`` has for them, and the others into new memory."""
+    for name in outputs:
+        if name in results:
+            array = results[name]
+            binding.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+        else:
+            binding.bind_output(name)
 
 
 def measuring_session(graph: Path) -> Any:

@@ -82,7 +82,7 @@ class Session(onnxruntime_cpu.Session):
         self,
         outputs: Sequence[str],
         inputs: Mapping[str, Array],
-        results: Mapping[str, OnDevice] | None = None,
+        results: Mapping[str, Array] | None = None,
         after: Sequence[Any] = (),
     ) -> list[Any]:
         """Like ``run`` of the CPU's session, but with arrays in device memory too; see ``EngineSession.run``. Raises
@@ -107,7 +107,7 @@ class Session(onnxruntime_cpu.Session):
         session: Any,
         outputs: Sequence[str],
         inputs: Mapping[str, Array],
-        targets: Mapping[str, OnDevice],
+        targets: Mapping[str, Array],
         on_device: bool,
     ) -> list[Any]:
         if not on_device and not targets:
@@ -121,17 +121,17 @@ class Session(onnxruntime_cpu.Session):
                 self._bind(binding.bind_input, name, array)
             else:
                 binding.bind_cpu_input(name, array)
-        places = {name: aligned_place(array) for name, array in targets.items()}
-        for name in outputs:
-            if name in targets:
-                self._bind(binding.bind_output, name, places[name])
-            else:
-                binding.bind_output(name)
+        there = {name: array for name, array in targets.items() if isinstance(array, OnDevice)}
+        places = {name: aligned_place(array) for name, array in there.items()}
+        for name, place in places.items():
+            self._bind(binding.bind_output, name, place)
+        on_host = {name: array for name, array in targets.items() if name not in places}
+        onnxruntime_cpu.bind_to_host(binding, [name for name in outputs if name not in places], on_host)
         with onnxruntime_cpu.failures_explained(self.graph, inputs), native_call():
             session.run_with_iobinding(binding)  # it returns when the results are there
         for name, place in places.items():
-            if place is not targets[name]:
-                targets[name].copy_from(place)
+            if place is not there[name]:
+                there[name].copy_from(place)
         values = dict(zip(outputs, binding.get_outputs(), strict=True))
         return [targets[name] if name in targets else value.numpy() for name, value in values.items()]
 

@@ -2,44 +2,28 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
 from vaedeploy.bundle import Bundle
 from vaedeploy.bundle.manifest import Manifest
-from vaedeploy.errors import BackendError, ImageError, InputError, LatentError
-from vaedeploy.images.pixels import to_float
-from vaedeploy.runtime import on_device
-from vaedeploy.runtime.arrays import (
-    as_numpy,
-    check_image,
-    check_latent,
-    check_out,
-    check_seed,
-    pad_image,
-    refuse_stream,
-)
+from vaedeploy.errors import InputError
+from vaedeploy.runtime import on_host
 from vaedeploy.runtime.backends import find_candidates
-from vaedeploy.runtime.cuda import CudaDevice
+from vaedeploy.runtime.calls import ArrayCalls
 from vaedeploy.runtime.dispatch import Dispatch
-from vaedeploy.runtime.dlpack import is_on_device
 from vaedeploy.runtime.rows.budget import Budget
 from vaedeploy.runtime.rows.session import MemoryPlan
 from vaedeploy.runtime.unverified import warn_of_unverified
-from vaedeploy.system.gpu import FORKED, was_forked
 from vaedeploy.system.progress import Progress, silent
 from vaedeploy.values.kinds import Part
 from vaedeploy.values.latent import LatentSpec, Limits
 
 
-class VAE:
+class VAE(ArrayCalls):
     """A bundle, ready to encode and decode.
 
         >>> with VAE("mse840k") as vae:
@@ -95,16 +79,11 @@ class VAE:
             raise InputError(f"device is {device!r}; it must be the number of a CUDA device, 0 or more")
         if threads is not None and (not isinstance(threads, int) or threads < 1):
             raise InputError(f"threads is {threads!r}; it must be 1 or more, or None for all cores")
-        self._bundle = Bundle.hold(path, verify_hashes)
+        bundle = Bundle.hold(path, verify_hashes)
         self._place = Path(path).absolute()  # now, since the process may change its folder later
         budget = Budget(max_memory, progress=progress)
-        candidates = find_candidates(
-            self._bundle, backend, device, threads, provider_options, profile, verify_hashes, budget
-        )
-        self._dispatch = Dispatch(self._bundle, candidates, backend is None, on_nan)
-        self._device = device
-        self._opened: CudaDevice | None = None
-        self._opening = threading.Lock()
+        candidates = find_candidates(bundle, backend, device, threads, provider_options, profile, verify_hashes, budget)
+        super().__init__(bundle, Dispatch(bundle, candidates, backend is None, on_nan), device)
         self._open_again = partial(
             VAE,
             backend=backend,
@@ -116,7 +95,7 @@ class VAE:
             profile=profile,
             max_memory=max_memory,
         )
-        warn_of_unverified(self._bundle)
+        warn_of_unverified(bundle)
 
     @property
     def path(self) -> Path:
@@ -143,115 +122,23 @@ class VAE:
     @property
     def limits(self) -> Limits:
         """The channels, heights and widths that ``encode`` and ``decode`` accept, for a check before a call."""
-        return Limits(self.latent.channels, self.latent.factor, self.latent.sizes)
+        return Limits(self.latent.channels, self.latent.factor, self.latent.sizes, self.latent.image_channels)
 
-    def encode(
-        self, image: Any, *, sample: bool = False, seed: int | None = None, pad: bool = False, stream: Any = None
-    ) -> Any:
-        """Encode images into a latent: (B, C, h, w) float32, scaled and shifted as the diffusion model sees it.
+    @property
+    def ready(self) -> bool:
+        """Whether both halves are loaded and no ``warm_up`` is in progress. False after ``close``."""
+        return self._dispatch.ready
 
-        The latent is the mean of the encoder's distribution, or with ``sample`` a sample of it.
+    def warm_up(self, sizes: Iterable[tuple[int, int]], *, batch: int = 1) -> None:
+        """Load both halves and run each once at every size, so that later calls of these sizes take their usual time.
 
-        image: (H, W, 3) or (B, H, W, 3) uint8, or (B, 3, H, W) float in [-1, 1]; RGB; a numpy array or any array that
-            supports DLPack. A bundle exported for uint8 images takes only uint8.
-        sample: return mean + std * noise. The noise is standard normal, float32, from numpy's
-            ``Generator(Philox(seed))``, and is drawn in one go for the whole (B, C, h, w) in C order. An item's noise
-            therefore depends on the seed and on the items before it in the batch, but not on those after it.
-        seed: the seed of the noise, 0 or more; None draws a fresh one. Only valid with ``sample``.
-        pad: accept any height and width, and extend the image by reflection at its bottom and right to the next valid
-            size. ``decode(latent, size=(H, W))`` with the original size crops the decoded image to it again.
-        stream: only for an array in GPU memory: a CUDA stream (an object with ``__cuda_stream__``) whose work is waited
-            for before the array is read. The stream that produced the array need not be given if the array's library
-            follows the DLPack protocol.
+        sizes: (height, width) of images in pixels, such as [(512, 512), (768, 1024)]. batch: items in each call.
 
-        An image in GPU memory gives a latent in GPU memory, which owns its memory and supports DLPack. The image must
-        be contiguous and have the form that the graph takes: (B, 3, H, W) float32 in [-1, 1], or (B, H, W, 3) uint8 for
-        a bundle exported for uint8. Its values are not checked, and ``sample``, ``seed`` and ``pad`` cannot be used.
-        The latent is complete when the call returns.
-
-        Raises ImageError, SizeError (a height or width that is not a multiple of the factor, without ``pad``),
-        InputError and BackendError.
+        Raises SizeError, before anything runs, for a size that this VAE does not take, InputError without a size, and
+        BackendError.
         """
-        if is_on_device(image):
-            if sample or seed is not None or pad:
-                raise ImageError(
-                    "an image in the GPU's memory is encoded without sample, seed and pad; copy it to the host"
-                )
-            with self._gpu().active():
-                return on_device.encode(self._dispatch, self.manifest, self._gpu(), image, stream)
-        refuse_stream(stream)
-        if seed is not None:
-            seed = check_seed(seed, sample)
-        if sample and not self.latent.sampled:
-            raise InputError(
-                f"VAE {self.manifest.vae.name} gives no distribution to sample from; call encode without sample"
-            )
-        pixels = check_image(as_numpy(image, "image", ImageError))
-        if self.manifest.image_input == "uint8" and pixels.dtype != np.uint8:
-            raise ImageError(
-                f"image is float, but bundle {self.path} takes uint8 images only. Give uint8, or export with "
-                "--image-input float"
-            )
-        if pad:
-            pixels = pad_image(pixels, self.latent.sizes)
-        if pixels.dtype == np.uint8 and self.manifest.image_input == "float":
-            pixels = to_float(pixels)
-        interface = self.manifest.interface("encoder")
-        _, height, width = interface.pixels(pixels.shape)
-        self.latent.sizes.check(height, width)
-        inputs = {interface.input: np.ascontiguousarray(pixels)}
-        if not sample:
-            (latent,) = self._run("encoder", interface.outputs[:1], inputs)
-            return latent
-        mean, std = self._run("encoder", interface.outputs, inputs)
-        noise = np.random.Generator(np.random.Philox(seed)).standard_normal(mean.shape, np.float32)
-        return mean + std * noise
-
-    def decode(
-        self,
-        latent: Any,
-        *,
-        output: Literal["uint8", "float"] = "uint8",
-        size: tuple[int, int] | None = None,
-        out: Any = None,
-        stream: Any = None,
-    ) -> Any:
-        """Decode a latent into images: (B, H, W, 3) uint8, or (B, 3, H, W) float32 around [-1, 1], not clamped.
-
-        latent: (B, C, h, w) float, scaled and shifted as the diffusion model sees it; a numpy array or any array that
-            supports DLPack.
-        output: "uint8" or "float", the dtype of the images.
-        size: (H, W) to crop the images to: the size that the image had before ``encode(pad=True)`` extended it.
-        out: an array of the result's shape and dtype, which is filled and returned instead of a new one.
-        stream: only for an array in GPU memory: a CUDA stream (an object with ``__cuda_stream__``) whose work is waited
-            for before the array is read. The stream that produced the array need not be given if the array's library
-            follows the DLPack protocol.
-
-        A latent in GPU memory must be float32 and contiguous. It gives images in GPU memory, in a new array that owns
-        its memory and supports DLPack, or in ``out``, which must be in GPU memory too and excludes ``size``. The images
-        are complete when the call returns.
-
-        Raises LatentError, SizeError (a ``size`` that this latent cannot come from), InputError and BackendError.
-        """
-        if output not in ("uint8", "float"):
-            raise InputError(f"output is {output!r}; it must be 'uint8' or 'float'")
-        if is_on_device(latent):
-            with self._gpu().active():
-                return on_device.decode(self._dispatch, self.manifest, self._gpu(), latent, output, size, out, stream)
-        refuse_stream(stream)
-        values = check_latent(as_numpy(latent, "latent", LatentError), self.latent)
-        interface, name = self.manifest.interface("decoder"), "image_u8" if output == "uint8" else "image"
-        batch, *full = interface.pixels(values.shape)
-        height, width = full if size is None else self.latent.sizes.check_cut(size, (full[0], full[1]))
-        if out is not None:
-            check_out(out, interface.gives(batch, height, width)[name])
-        image, _ = self._run("decoder", [name, "finite"], {interface.input: values})
-        if [height, width] != full:
-            image = image[:, :height, :width] if output == "uint8" else image[:, :, :height, :width]
-        if out is None:
-            return np.ascontiguousarray(image)
-        np.copyto(out, image)
-        return out
+        with self._dispatch.warming():
+            on_host.warm_up(self._dispatch, self._bundle, sizes, batch)
 
     def plan(self, height: int, width: int, batch: int = 1) -> dict[Part, MemoryPlan]:
         """What encoding and decoding images of (height, width) pixels take on the CPU, see ``MemoryPlan``.
@@ -283,17 +170,3 @@ class VAE:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def _gpu(self) -> CudaDevice:
-        """The CUDA device, which is opened for the first array in its memory. Raises BackendError in a process that was
-        forked after CUDA was used.
-        """
-        if was_forked():
-            raise BackendError(FORKED)
-        with self._opening:
-            if self._opened is None:
-                self._opened = CudaDevice(self._device)
-            return self._opened
-
-    def _run(self, part: Part, outputs: Sequence[str], inputs: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
-        return self._dispatch.run(part, outputs, inputs)  # type: ignore[return-value]  # host arrays in, host arrays out

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from vaedeploy.errors import WeightsError
+from vaedeploy.source.pair import Half, half_named, holds_half
 from vaedeploy.source.safetensors_file import is_safetensors, read_safetensors
 from vaedeploy.source.stored import Contents, Stored
 from vaedeploy.source.torch_file import read_torch_file
@@ -54,18 +55,29 @@ def read_contents(files: Sequence[Path]) -> Contents:
     The content of a file, never its name, decides which of the two it is. A tensor is read when it is asked for, so
     that a VAE can be taken out of a large checkpoint without reading the rest. Raises WeightsError for any other file,
     and for a damaged file. No code in a file is run.
+
+    Names in a file that holds one half of a VAE, see ``pair``, begin with that half's here.
     """
     tensors: dict[str, Stored] = {}
     metadata: dict[str, str] = {}
     for path in files:
-        start = check_kind(path)
-        if is_safetensors(start):
-            contents = read_safetensors(path)
-        else:
-            contents = read_torch_file(path, is_zip=start.startswith(ZIP))
-        tensors.update(contents.tensors)
+        contents = _read(path)
+        half = half_named(path) if holds_half(contents.tensors) else None
+        prefix = "" if half is None else f"{half.part}."
+        tensors.update({prefix + name: tensor for name, tensor in contents.tensors.items()})
         metadata.update(contents.metadata)
     return Contents(tensors, metadata)
+
+
+def lone_half(file: Path) -> Half | None:
+    """The half that ``file`` holds, where it holds no whole VAE. Raises WeightsError as ``read_contents`` does."""
+    half = half_named(file)
+    return half if half is not None and holds_half(_read(file).tensors) else None
+
+
+def _read(path: Path) -> Contents:
+    start = check_kind(path)
+    return read_safetensors(path) if is_safetensors(start) else read_torch_file(path, is_zip=start.startswith(ZIP))
 
 
 def check_kind(path: Path) -> bytes:

@@ -12,7 +12,7 @@ import msgspec
 
 from vaedeploy.errors import ContractError, WeightsError
 from vaedeploy.source.families import FAMILIES, REFUSED, family_of
-from vaedeploy.source.family import OWN_MODULES, Architecture
+from vaedeploy.source.family import OWN_MODULES, Architecture, LatentShape
 from vaedeploy.source.preset import Preset, presets
 from vaedeploy.source.statement import Number, Statement
 from vaedeploy.system.documents import read_document
@@ -99,6 +99,9 @@ def agree(
             f"{fault}. Say what holds, with both of --scale and --shift (scale= and shift= in Python): one number, or "
             "one for each channel, separated by commas"
         )
+    shape = family_of(architecture).latent(architecture)
+    for statement in statements:
+        _check(statement, shape)
     agreed_scale = _agreed("scale", [(s.by, s.scale) for s in statements], scale)
     agreed_shift = _agreed("shift", [(s.by, s.shift) for s in statements], shift)
     if agreed_scale is None:
@@ -113,13 +116,18 @@ def agree(
                 f"Give it: --shift NUMBER (shift= in Python; 0 for none){_examples(architecture)}"
             )
         agreed_shift = 0.0
-    shape = family_of(architecture).latent(architecture)
-    if shape.image_channels != 3:
-        raise ContractError(
-            f"{given} takes and gives images of {shape.image_channels} channels, and a bundle's have 3 (RGB). Wrap its "
-            f"halves so that they do: add full opacity before the encoder and drop it after the decoder. {OWN_MODULES}"
-        )
-    return LatentSpec(shape.channels, shape.factor, agreed_scale, agreed_shift, shape.sampled)
+    return LatentSpec(
+        shape.channels, shape.factor, agreed_scale, agreed_shift, shape.sampled, image_channels=shape.image_channels
+    )
+
+
+def _check(statement: Statement, shape: LatentShape) -> None:
+    """Raise ContractError, which names the source, where the numbers that it states cannot be those of any contract."""
+    try:
+        scale = 1.0 if statement.scale is None else statement.scale
+        LatentSpec(shape.channels, shape.factor, scale, statement.shift or 0.0)
+    except ContractError as error:
+        raise ContractError(f"{statement.by} cannot hold: {error}. Change it there") from error
 
 
 def _agreed(

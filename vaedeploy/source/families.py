@@ -9,6 +9,7 @@ from vaedeploy.source.autoencoder_dc.family import AutoencoderDCFamily
 from vaedeploy.source.autoencoder_kl.family import AutoencoderKLFamily
 from vaedeploy.source.autoencoder_kl_flux2.family import AutoencoderKLFlux2Family
 from vaedeploy.source.autoencoder_kl_hunyuanimage.family import AutoencoderKLHunyuanImageFamily
+from vaedeploy.source.autoencoder_kl_kvae.family import AutoencoderKLKVAEFamily
 from vaedeploy.source.autoencoder_kl_temporal_decoder.family import TemporalDecoderFamily
 from vaedeploy.source.autoencoder_kl_wan.family import QwenImage21Family, QwenImageFamily, WanFamily
 from vaedeploy.source.autoencoder_tiny.family import AutoencoderTinyFamily
@@ -31,24 +32,37 @@ FAMILIES: dict[str, Family[Any]] = {
         PaellaFamily(),
         AsymmetricFamily(),
         TemporalDecoderFamily(),
+        AutoencoderKLKVAEFamily(),
     )
 }
 """Class name -> family."""
 
 VIDEO = "it is a VAE of videos, and what is exported here takes images"
+SOUND = "it is a VAE of sounds"
 
 REFUSED = {
     "ConsistencyDecoderVAE": "its decoder draws noise, which a graph must not",
-    "AutoencoderOobleck": "it is a VAE of sounds",
+    "AutoencoderRAE": "its encoder is one of transformers' models, with sizes of its own",
+    "AutoencoderKLHunyuanImageRefiner": "it is the VAE of a refiner, whose latents have an axis of frames",
+    "AutoencoderOobleck": SOUND,
+    "AutoencoderSAME": SOUND,
+    "AutoencoderKLKVAEAudio": SOUND,
+    "AutoencoderKLLTX2Audio": SOUND,
+    "AutoencoderKLMiniMaxH3Audio": SOUND,
+    "MMAudioVAE": SOUND,
     "AutoencoderKLAllegro": VIDEO,
     "AutoencoderKLCogVideoX": VIDEO,
     "AutoencoderKLCosmos": VIDEO,
     "AutoencoderKLHunyuanVideo": VIDEO,
     "AutoencoderKLHunyuanVideo15": VIDEO,
+    "AutoencoderKLKVAEVideo": VIDEO,
     "AutoencoderKLLTXVideo": VIDEO,
     "AutoencoderKLLTX2Video": VIDEO,
     "AutoencoderKLMagvit": VIDEO,
+    "AutoencoderKLMiniMaxH3": VIDEO,
     "AutoencoderKLMochi": VIDEO,
+    "AutoencoderVidTok": VIDEO,
+    "Kandinsky6SRVAE": VIDEO,
 }
 """Classes that are known not to be for this -> why."""
 

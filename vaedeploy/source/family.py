@@ -13,6 +13,7 @@ import msgspec
 
 from vaedeploy.errors import WeightsError
 from vaedeploy.source.statement import Statement, config_statement
+from vaedeploy.values.latent import COLORS, RGB
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -47,7 +48,8 @@ class Architecture(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     a ``config.json`` leaves it out.
 
     class_name: the class of diffusers. unshaped: fields on which no tensor's shape depends and which a preset may say
-    otherwise than a ``config.json`` does. ignored: arguments of the class that change nothing here.
+    otherwise than a ``config.json`` does. ignored: arguments of the class that change nothing here, such as those that
+    only tiling or training reads. What states the latent contract (``DESCRIBES``) is neither.
     """
 
     class_name: ClassVar[str]
@@ -76,7 +78,7 @@ class LatentShape:
     channels: int
     factor: int
     sampled: bool = True
-    image_channels: int = 3
+    image_channels: int = RGB
 
 
 class Family(Protocol[A]):
@@ -110,7 +112,7 @@ class Family(Protocol[A]):
 
         raw: the ``config.json``; empty for weights that came without one. tensors: the ``contract_tensors`` that the
         weights have, float32, by diffusers' names. by: what messages call the source. Without one of the family's
-        own, diffusers' usual fields of the config count.
+        own, diffusers' usual fields of the config count; where it has none, the user is asked for the scale.
         """
         return config_statement(raw, by)
 
@@ -121,13 +123,17 @@ class Family(Protocol[A]):
     def halves(self, module: Any, architecture: A) -> tuple[nn.Module, nn.Module]:
         """(encoder, decoder) of a ``blank`` that holds weights by now, each with the tensors of its own half only.
 
-        encoder: image (B, 3, H, W) in [-1, 1] -> latent, or (mean, std), in (B, C, h, w) before scale and shift.
-        decoder: latent -> image, not clamped.
+        encoder: image (B, N, H, W) in [-1, 1] -> latent, or (mean, std), in (B, C, h, w) before scale and shift.
+        decoder: latent -> image, not clamped. Names of tensors begin with ``encoder`` or ``quant_conv``, and with
+        ``decoder`` or ``post_quant_conv``.
         """
         ...
 
-    def diffusers_name(self, name: str, architecture: A) -> str:
-        """Diffusers' name of the tensor that a file of the original code, or an old one, calls ``name``."""
+    def diffusers_name(self, name: str, architecture: A) -> str | tuple[str, ...]:
+        """Diffusers' name of the tensor that a file of the original code, or an old one, calls ``name``.
+
+        Several names are of tensors that the file has as one: of equal parts of its first axis, in this order.
+        """
         return name
 
 
@@ -150,7 +156,15 @@ def read_fields(raw: Mapping[str, Any], architecture: type[A]) -> A:
     return msgspec.convert({key: raw[key] for key in fields if raw.get(key) is not None}, architecture)
 
 
-def check_rgb(channels_in: int, channels_out: int) -> None:
-    """Raise WeightsError, in the words that ``Family.read`` wants, unless a VAE takes and gives RGB images."""
-    if (channels_in, channels_out) != (3, 3):
-        raise WeightsError(f"has {channels_in} channels in and {channels_out} out; both must be 3 (RGB)")
+def check_colors(channels_in: int, channels_out: int, patch: int = 1) -> None:
+    """Raise WeightsError, in the words that ``Family.read`` wants, unless a VAE takes and gives RGB or RGBA images.
+
+    patch: pixels along a side of the patches that it takes as one.
+    """
+    wanted = {channels * patch**2: colors for channels, colors in COLORS.items()}
+    if channels_in != channels_out or channels_in not in wanted:
+        numbers = " or ".join(f"{channels} ({colors})" for channels, colors in wanted.items())
+        patches = f", in patches of {patch}x{patch} pixels" if patch > 1 else ""
+        raise WeightsError(
+            f"has {channels_in} channels in and {channels_out} out; both must be {numbers}{patches}. {OWN_MODULES}"
+        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,16 +20,27 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Source:
+    """Where a tensor of an architecture is in a file.
+
+    name: of the tensor in the file. tensor: that, or the part of it that is meant.
+    """
+
+    name: str
+    tensor: Stored
+
+
+@dataclass(frozen=True)
 class Fit:
     """How well a file's tensors match those of an architecture.
 
-    found: number of the architecture's tensors that the file has. sources: diffusers' name -> name in the file.
+    found: number of the architecture's tensors that the file has. sources: diffusers' name -> where it is in the file.
     missing: tensors that the file lacks. surplus: tensors that the architecture does not have, by their name in the
     file. misshapen: name in the file -> both shapes, in words.
     """
 
     found: int
-    sources: Mapping[str, str]
+    sources: Mapping[str, Source]
     missing: Collection[str]
     surplus: Collection[str]
     misshapen: Mapping[str, str]
@@ -53,9 +64,13 @@ def fit(tensors: Mapping[str, Stored], architecture: Architecture) -> Fit:
     from vaedeploy.source.network import counters, tensor_shapes
 
     family, expected = family_of(architecture), tensor_shapes(architecture)
-    sources = {family.diffusers_name(name, architecture): name for name in tensors}
-    used = {sources[name] for name in sources if name in expected or name in counters(architecture)}
-    given = {name: tensors[sources[name]].shape for name in expected if name in sources}
+    sources = {
+        theirs: Source(name, part)
+        for name, tensor in tensors.items()
+        for theirs, part in _parts(tensor, family.diffusers_name(name, architecture)).items()
+    }
+    used = {sources[name].name for name in sources if name in expected or name in counters(architecture)}
+    given = {name: sources[name].tensor.shape for name in expected if name in sources}
     shapes = {name: comparable_shape(shape, expected[name]) for name, shape in given.items()}
     return Fit(
         found=len(shapes),
@@ -63,15 +78,30 @@ def fit(tensors: Mapping[str, Stored], architecture: Architecture) -> Fit:
         missing=[name for name in expected if name not in sources and name not in family.contract_tensors],
         surplus=[name for name in tensors if name not in used],
         misshapen={
-            sources[name]: f"expected {expected[name]}, given {given[name]}"
+            sources[name].name: f"expected {expected[name]}, given {given[name]}"
             for name, shape in shapes.items()
             if shape != expected[name]
         },
     )
 
 
+def _parts(tensor: Stored, names: str | tuple[str, ...]) -> dict[str, Stored]:
+    """``tensor`` by its name in diffusers; by several, the equal parts of its first axis that are called so."""
+    if isinstance(names, str):
+        return {names: tensor}
+    if not tensor.shape or tensor.shape[0] % len(names):
+        # It fits no architecture, and is told by the shape that it has.
+        return dict.fromkeys(names, tensor)
+    length, *others = tensor.shape
+    size = length // len(names)
+    return {name: Stored((size, *others), _part(tensor, n * size, size)) for n, name in enumerate(names)}
+
+
+def _part(tensor: Stored, start: int, size: int) -> Callable[[], Tensor]:
+    return lambda: tensor.read()[start : start + size]
+
+
 def load(
-    tensors: Mapping[str, Stored],
     matched: Fit,
     shapes: Mapping[str, tuple[int, ...]],
     where: str,
@@ -79,7 +109,7 @@ def load(
 ) -> dict[str, Tensor]:
     """Copy a file's tensors as float32, under diffusers' names and in diffusers' shapes.
 
-    matched: the ``Fit`` of ``tensors``, without faults. shapes: diffusers' names of those to copy, with their shapes.
+    matched: a ``Fit`` without faults. shapes: diffusers' names of those to copy, with their shapes.
     where: what messages call the file.
 
     Raises WeightsError for tensors that are not floating point, or that hold NaN or infinity.
@@ -89,15 +119,16 @@ def load(
     loaded, integers, broken = {}, [], []
     for done, (name, shape) in enumerate(shapes.items()):
         progress("Loading weights", float(done), float(len(shapes)))
-        tensor = tensors[matched.sources[name]].read()
+        source = matched.sources[name]
+        tensor = source.tensor.read()
         if not tensor.is_floating_point():
-            integers.append(f"{matched.sources[name]} {tensor.dtype}")
+            integers.append(f"{source.name} {tensor.dtype}")
             continue
         # A copy, because a view maps the file, which may change or be deleted while the model is in use.
         loaded[name] = tensor.reshape(shape).to(torch.float32, copy=True).contiguous()
         # NumPy checks in this thread. torch wakes its thread pool for each tensor, which takes longer than the check.
         if not np.isfinite(loaded[name].numpy()).all():
-            broken.append(matched.sources[name])
+            broken.append(source.name)
     progress("Loading weights", float(len(shapes)), float(len(shapes)))
     if integers:
         raise WeightsError(

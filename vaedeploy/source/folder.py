@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
 from vaedeploy.errors import WeightsError
+from vaedeploy.source.pair import half_named
 from vaedeploy.system.documents import read_document
 from vaedeploy.system.text import shown
 
@@ -21,6 +23,14 @@ INDEX = re.compile(rf"{STEM}\.(?P<kind>safetensors|bin)\.index(?:\.(?P<variant>\
 
 HALF = ("fp16", "bf16")
 """Variants with fewer digits than the others have, the most precise first."""
+
+WEIGHTS = tuple(
+    f"{STEM}{ending}"
+    for variant in ("", *(f".{half}" for half in HALF))
+    for kind in ("safetensors", "bin")
+    for ending in (f"{variant}.{kind}", f".{kind}.index{variant}.json")
+)
+"""What weights in a folder may be called whose other names are not known, the most precise first."""
 
 MAX_INDEX = 25_000_000
 """Largest list of parts that is read, in bytes."""
@@ -48,17 +58,29 @@ class _Index(msgspec.Struct):
     weight_map: dict[str, str]
 
 
-def find_weights(folder: Path) -> tuple[Path, tuple[Path, ...]]:
-    """(what messages call them, the weights file or its parts): of several variants, the most precise.
+@dataclass(frozen=True)
+class Weights:
+    """The weights in a folder.
+
+    where: what messages call them. files: the weights file, or its parts. in_halves: whether these are an encoder and a
+    decoder, see ``pair``.
+    """
+
+    where: Path
+    files: tuple[Path, ...]
+    in_halves: bool = False
+
+
+def find_weights(folder: Path) -> Weights:
+    """The weights in a folder: of several variants, the most precise.
 
     Raises WeightsError where the folder has no weights, where a part or what a link leads to is not there, and where
     two variants are equally precise.
     """
-    candidates = _candidates(folder)
+    names = _names(folder)
+    candidates = _candidates(folder, names)
     if not candidates:
-        raise WeightsError(
-            f"{folder} holds no {STEM}.safetensors or {STEM}.bin. Give a diffusers folder, or the weights file itself"
-        )
+        return _halves(folder, names)
     best = candidates[0]
     equal = [c.path for c in candidates if c.rank[0] == best.rank[0] and c.variant != best.variant]
     if equal:
@@ -66,7 +88,7 @@ def find_weights(folder: Path) -> tuple[Path, tuple[Path, ...]]:
             f"{folder} holds several variants of the weights: {', '.join(p.name for p in (best.path, *equal))}. "
             "Give the one that you mean: its file"
         )
-    files = _parts(best.path) if best.is_index else (best.path,)
+    files = parts_of(best.path)
     for file in files:
         if not file.exists():
             raise WeightsError(
@@ -75,15 +97,37 @@ def find_weights(folder: Path) -> tuple[Path, tuple[Path, ...]]:
                 else f"{file}, a part of the weights that {best.path.name} lists, is not there. "
                 "Download the repository again"
             )
-    return best.path, files
+    return Weights(best.path, files)
 
 
-def _candidates(folder: Path) -> list[_Candidate]:
-    found = []
+def _halves(folder: Path, names: Sequence[str]) -> Weights:
+    """The encoder and the decoder in a folder with two such files, and without others."""
+    halves = [(path, half.other) for name in names if (half := half_named(path := folder / name)) is not None]
+    pairs = [pair for pair in halves if pair[1].name in names and pair[0] < pair[1]]
+    if len(pairs) == 1:
+        return Weights(folder, pairs[0], in_halves=True)
+    if pairs:
+        named = ", ".join(path.name for pair in pairs for path in pair)
+        raise WeightsError(
+            f"{folder} holds several VAEs in two files each: {named}. Give one of the two files of the one that you "
+            "mean"
+        )
+    alone = "".join(f"; of {path.name} the other half, {other.name}, is not there" for path, other in halves[:1])
+    raise WeightsError(
+        f"{folder} holds no {STEM}.safetensors or {STEM}.bin{alone}. Give a diffusers folder, or the weights file "
+        "itself"
+    )
+
+
+def _names(folder: Path) -> list[str]:
     try:
-        names = sorted(path.name for path in folder.iterdir())
+        return sorted(path.name for path in folder.iterdir())
     except OSError as error:
         raise WeightsError(f"{folder} cannot be read: {error.strerror or error}") from error
+
+
+def _candidates(folder: Path, names: Sequence[str]) -> list[_Candidate]:
+    found = []
     for name in names:
         match = SINGLE.fullmatch(name) or INDEX.fullmatch(name)
         if match is not None:
@@ -92,7 +136,15 @@ def _candidates(folder: Path) -> list[_Candidate]:
     return sorted(found, key=lambda candidate: candidate.rank)
 
 
-def _parts(index: Path) -> tuple[Path, ...]:
+def parts_of(file: Path) -> tuple[Path, ...]:
+    """The weights files that ``file`` stands for: itself, or those that it lists, whether they are there or not.
+
+    Raises WeightsError for a list that cannot be read, and for one of other files than those beside it.
+    """
+    return _listed(file) if INDEX.fullmatch(file.name) else (file,)
+
+
+def _listed(index: Path) -> tuple[Path, ...]:
     try:
         names = set(msgspec.json.decode(read_document(index, MAX_INDEX), type=_Index).weight_map.values())
     except OSError as error:

@@ -13,7 +13,7 @@ LOGVAR_RANGE = (-30.0, 20.0)
 
 
 class Encoder(nn.Module):
-    """Encoder: image (B, 3, H, W) in [-1, 1] -> (mean, std) of the raw latent, each (B, C, H/f, W/f)."""
+    """Encoder: image (B, N, H, W) in [-1, 1] -> (mean, std) of the raw latent, each (B, C, H/f, W/f)."""
 
     def __init__(self, encoder: nn.Module, quant_conv: nn.Module | None) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class Encoder(nn.Module):
 
 
 class PlainEncoder(nn.Module):
-    """Encoder without a distribution: image (B, 3, H, W) in [-1, 1] -> raw latent (B, C, H/f, W/f)."""
+    """Encoder without a distribution: image (B, N, H, W) in [-1, 1] -> raw latent (B, C, H/f, W/f)."""
 
     def __init__(self, encoder: nn.Module) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class PlainEncoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Decoder: raw latent (B, C, h, w) -> image (B, 3, h*f, w*f), not clamped."""
+    """Decoder: raw latent (B, C, h, w) -> image (B, N, h*f, w*f), not clamped."""
 
     def __init__(self, decoder: nn.Module, post_quant_conv: nn.Module | None = None) -> None:
         super().__init__()

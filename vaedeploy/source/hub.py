@@ -36,9 +36,16 @@ class Fetched:
 
 
 def fetch(
-    repository: str, files: Sequence[str], *, revision: str | None = None, progress: Progress = silent
+    repository: str,
+    files: Sequence[str],
+    named: str | None = None,
+    *,
+    revision: str | None = None,
+    progress: Progress = silent,
 ) -> Fetched:
     """Fetch the first of ``files`` that the repository has, from the hub or from the cache.
+
+    named: what messages call all of them, where they are many.
 
     Raises DownloadError, which says what to do, where the hub cannot be reached, refuses, or has none of ``files``.
     """
@@ -47,7 +54,7 @@ def fetch(
         return fetched
     at = f" at revision {revision}" if revision else ""
     raise DownloadError(
-        f"the hub repository {repository} has no file {' or '.join(files)}{at}. See what it has at "
+        f"the hub repository {repository} has no file {named or ' or '.join(files)}{at}. See what it has at "
         f"{_page(repository)}/tree/{revision or 'main'}, download the weights and give the file: --weights PATH"
     )
 
@@ -58,18 +65,21 @@ def fetch_if_there(
     """As ``fetch``, and None where the repository has none of ``files``."""
     from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError
 
+    if not files:
+        return None
     unreachable: Exception | None = None
+    asking = f"Asking the hub for {repository}/{files[0]}"
+    # Reported before the hub answers: if it does not answer, the client keeps trying for half a minute.
+    progress(asking, 0, 1)
     for file in files:
         try:
-            # Reported before the hub answers: if it does not answer, the client keeps trying for half a minute.
-            progress(f"Asking the hub for {repository}/{file}", 0, 1)
-            path = _download(repository, file, revision, progress)
-            progress(f"Asking the hub for {repository}/{file}", 1, 1)
+            # Where the hub cannot be reached, one of the other files may be in the cache: it is not asked again.
+            path = _download(repository, file, revision, progress, cached=unreachable is not None)
+            progress(asking, 1, 1)
             return Fetched(path, file, _commit(path, file))
         except RemoteEntryNotFoundError:
             continue
         except LocalEntryNotFoundError as error:
-            # The hub cannot be reached, but one of the other files may be in the cache.
             unreachable = unreachable or error
         except _client_errors() as error:
             raise DownloadError(_explain(error, repository, file, revision)) from error
@@ -91,14 +101,22 @@ def fetch_beside(fetched: Fetched, repository: str, name: str) -> Path | None:
         raise DownloadError(_explain(error, repository, file, fetched.revision)) from error
 
 
-def _download(repository: str, file: str, revision: str | None, progress: Progress) -> Path:
+def _download(repository: str, file: str, revision: str | None, progress: Progress, *, cached: bool = False) -> Path:
+    """cached: look into the cache alone."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError
 
     bar = _reporting_bar(f"Downloading {repository}/{file}", progress)
     for attempt in range(1, ATTEMPTS + 1):
         try:
-            path = hf_hub_download(repository, file, revision=revision, library_name="vaedeploy", tqdm_class=bar)
+            path = hf_hub_download(
+                repository,
+                file,
+                revision=revision,
+                library_name="vaedeploy",
+                local_files_only=cached,
+                tqdm_class=bar,
+            )
             bar.finish()
             return Path(path)
         except HfHubHTTPError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from vaedeploy.source.contract import agree, preset_statement
 from vaedeploy.source.families import family_of
 from vaedeploy.source.family import Architecture
 from vaedeploy.source.fit import fit, load
-from vaedeploy.source.locate import LOADED, Found, OnHub, Seed, Source, find_source
+from vaedeploy.source.locate import LOADED, Found, OnHub, Seed, Source, find_source, name_in
 from vaedeploy.source.plan import Plan, config_plan, file_plan, misfit, preset_plan
 from vaedeploy.source.preset import Preset, get_preset, preset_of_file
 from vaedeploy.source.recognise import stated_model
@@ -160,6 +161,7 @@ def _draw(source: Seed, contract: Contract) -> Reference:
 
 
 def _read(found: Found, contract: Contract, progress: Progress) -> Reference:
+    found = _with_other_half(found)
     plan: Plan | None = None
     if found.preset is not None:
         plan = preset_plan(found.preset, found)
@@ -181,7 +183,7 @@ def _read(found: Found, contract: Contract, progress: Progress) -> Reference:
     shapes = {name: shape for name, shape in tensor_shapes(plan.architecture).items() if name in matched.sources}
     stating = {name: shapes.pop(name) for name in family_of(plan.architecture).contract_tensors & shapes.keys()}
     known_preset = preset_of_file(sha256)
-    statements = plan.statements(load(tensors, matched, stating, found.where))
+    statements = plan.statements(load(matched, stating, found.where))
     if known_preset is not None and known_preset != found.preset:
         statements.append(
             preset_statement(known_preset, f"{found.where} (by its sha256 the file of preset {known_preset.name})")
@@ -191,7 +193,7 @@ def _read(found: Found, contract: Contract, progress: Progress) -> Reference:
     if stated is not None and statements and not plan.architecture.differences(stated[0].config):
         statements.append(preset_statement(stated[0], f"{found.where} ({stated[1]})"))
     latent = contract(statements, plan.architecture, found.where)
-    weights = load(tensors, matched, shapes, found.where, progress)
+    weights = load(matched, shapes, found.where, progress)
     encoder, decoder = build(plan.architecture, weights)
     # Weights that are not the preset's have another licence, which is known only if they are those of some preset.
     licensed = found.preset if found.own else known_preset
@@ -204,6 +206,21 @@ def _read(found: Found, contract: Contract, progress: Progress) -> Reference:
         licence=licensed.licence if licensed is not None else None,
         architecture=plan.architecture.class_name,
     )
+
+
+def _with_other_half(found: Found) -> Found:
+    """``found``, or both files where it is one that holds a half of a VAE."""
+    half = checkpoint.lone_half(found.file) if len(found.files) == 1 else None
+    if half is None:
+        return found
+    if not half.other.exists():
+        raise WeightsError(
+            f"{found.where} holds the {half.part} alone, and {half.other.name} is not beside it. Put both files into "
+            "one folder"
+        )
+    # In the same order, and with the same sha256, whichever of them was named.
+    name = half.name or name_in(found.file.resolve().parent)
+    return dataclasses.replace(found, name=name, files=tuple(sorted((found.file, half.other))))
 
 
 def _check_sha256(preset: Preset | None, found: Found, sha256: str) -> None:

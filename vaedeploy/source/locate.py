@@ -20,9 +20,6 @@ from vaedeploy.source.preset import Preset, get_preset, presets
 from vaedeploy.values.origin import Origin
 from vaedeploy.values.reference import Reference
 
-FOLDER_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
-"""Names of the weights file in a diffusers folder or repository, as long as it is of no variant and in one part."""
-
 SUBFOLDERS = ("vae", "movq", "vqgan")
 """Folders in which diffusers' pipelines keep their VAE: nearly all, Kandinsky's, and those of Stable Cascade."""
 
@@ -49,7 +46,7 @@ class Found:
     name: what a bundle of them is called, unless they are a preset's own.
     files: the weights file, or its parts.
     preset: the preset whose architecture they are loaded into; None where they determine the architecture themselves.
-    folder: the diffusers folder, as the user gave it.
+    folder: the diffusers folder, as the user gave it; None where its config.json is not needed.
     config: the config.json beside the weights, if there is one.
     own: whether they are the preset's own weights, whose sha256 must be the one that the preset states.
     """
@@ -229,16 +226,18 @@ def _find_path(path: Path, preset: Preset | None, subfolder: str | None) -> Foun
         checkpoint.check_kind(path)
         origin = Origin(kind="file", location=location, sha256=None, preset=preset_name)
         # diffusers calls every file alike.
-        name = path.stem if not path.stem.startswith(STEM) else _name(path.resolve().parent)
+        name = path.stem if not path.stem.startswith(STEM) else name_in(path.resolve().parent)
         return Found(origin, str(path), name, (path,), preset)
     folder = _vae_folder(path, subfolder)
-    where, files = find_weights(folder)
-    for file in files:
+    weights = find_weights(folder)
+    for file in weights.files:
         checkpoint.check_kind(file)
-    config = folder / "config.json"
+    config = folder / "config.json" if (folder / "config.json").exists() else None
+    # Two files without a config are known by their tensors, as one file is.
+    described = path if config is not None or not weights.in_halves else None
     origin = Origin(kind="folder", location=location, sha256=None, preset=preset_name, subfolder=subfolder)
-    name = _name(folder.resolve())
-    return Found(origin, str(where), name, files, preset, path, config if config.exists() else None)
+    name = name_in(folder.resolve())
+    return Found(origin, str(weights.where), name, weights.files, preset, described, config)
 
 
 def _vae_folder(path: Path, subfolder: str | None) -> Path:
@@ -252,6 +251,6 @@ def _vae_folder(path: Path, subfolder: str | None) -> Path:
     return next((path / name for name in SUBFOLDERS if (path / name).is_dir()), path)
 
 
-def _name(folder: Path) -> str:
+def name_in(folder: Path) -> str:
     """The name of a VAE in ``folder``: that of the pipeline's folder, where it is the VAE's in one."""
     return (folder.parent if folder.name in SUBFOLDERS else folder).name or "vae"

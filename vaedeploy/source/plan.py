@@ -82,12 +82,14 @@ def config_plan(found: Found) -> Plan:
 
 def misfit(found: Found, plan: Plan, tensors: Mapping[str, Stored], matched: Fit) -> str:
     """What is wrong with tensors that do not fit, and what would: a message."""
-    fitting = [name for name, architecture in architectures().items() if not fit(tensors, architecture).faults]
-    if not matched.found and not fitting:
+    # One after the other, and no further than to the first that fits: each has to be built.
+    others = architectures().items()
+    fitting = next((name for name, architecture in others if not fit(tensors, architecture).faults), None)
+    if not matched.found and fitting is None:
         return _no_vae(found, tensors)
-    if fitting:
-        known = ", ".join(preset.name for preset in presets().values() if preset.architecture == fitting[0])
-        advice = f"They are of architecture {fitting[0]}: give the weights alone (--vae PATH)" + (
+    if fitting is not None:
+        known = ", ".join(preset.name for preset in presets().values() if preset.architecture == fitting)
+        advice = f"They are of architecture {fitting}: give the weights alone (--vae PATH)" + (
             f", or the preset that they belong to: {known}" if known else ""
         )
     elif found.preset is not None:
@@ -103,10 +105,14 @@ def misfit(found: Found, plan: Plan, tensors: Mapping[str, Stored], matched: Fit
 def _no_vae(found: Found, tensors: Mapping[str, Stored]) -> str:
     kind = kind_of(tensors)
     names = f"its tensors are named {checkpoint.listed(tensors)}" if tensors else "it holds no tensors"
+    if kind is None and found.config is None and any(name.startswith("decoder.") for name in tensors):
+        advice = "A VAE that is none of the presets' loads from a diffusers folder with its config.json: --vae FOLDER"
+    else:
+        advice = "Give the VAE's own weights, or a checkpoint with them in it"
     return (
         f"{found.where} holds no VAE that can be loaded: "
         + (f"it looks like {kind}; " if kind else "")
-        + f"{names}. Give the VAE's own weights, or a checkpoint with them in it"
+        + f"{names}. {advice}"
     )
 
 
@@ -115,14 +121,16 @@ def file_plan(found: Found, tensors: Mapping[str, Stored]) -> tuple[Plan, Fit]:
 
     Raises WeightsError where they match none.
     """
-    fits = {name: fit(tensors, architecture) for name, architecture in architectures().items()}
+    fits: dict[str, Fit] = {}
+    for name, architecture in architectures().items():
+        fits[name] = matched = fit(tensors, architecture)
+        if not matched.faults:
+            return Plan(found.name, architecture, f"architecture {name}", found.where), matched
     nearest = min(fits, key=lambda name: fits[name].faults)
     if not fits[nearest].found:
         raise WeightsError(_no_vae(found, tensors))
-    if fits[nearest].faults:
-        raise WeightsError(
-            f"{found.where} fits none of the known architectures ({', '.join(fits)}). "
-            f"The nearest is {nearest}: {fits[nearest].complaint()}. "
-            "A VAE of another shape loads from a diffusers folder with its config.json"
-        )
-    return Plan(found.name, architectures()[nearest], f"architecture {nearest}", found.where), fits[nearest]
+    raise WeightsError(
+        f"{found.where} fits none of the known architectures ({', '.join(fits)}). "
+        f"The nearest is {nearest}: {fits[nearest].complaint()}. "
+        "A VAE of another shape loads from a diffusers folder with its config.json"
+    )

@@ -87,10 +87,9 @@ def _presets() -> dict[str, Preset]:
     return by_name
 
 
-def _scaled(channels: int, factor: int, means: list[float], deviations: list[float]) -> dict[str, Any]:
+def _scaled(means: list[float], deviations: list[float], **others: int) -> dict[str, Any]:
     """The latent contract of a model that sees (z - mean) / deviation in each channel."""
-    scale = [1.0 / deviation for deviation in deviations]
-    return {"channels": channels, "factor": factor, "scale": scale, "shift": means}
+    return {**others, "scale": [1.0 / deviation for deviation in deviations], "shift": means}
 
 
 @functools.cache

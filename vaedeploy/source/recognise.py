@@ -17,7 +17,12 @@ KINDS = (
     (r"(^|\.)(single_)?transformer_blocks\.\d", "a diffusion transformer"),
     (r"^(time_embedding|time_embed|input_blocks)\.", "a UNet"),
     (r"(^|\.)text_model\.|(^|\.)transformer\.resblocks\.", "a text encoder"),
-    (r"^((encoder|decoder)\.layers\.|(encoder\.|decoder\.)?\d+\.)", "a tiny autoencoder (TAESD)"),
+    (
+        r"^\d+\.",
+        "a half of a tiny autoencoder (TAESD), whose files must be named alike but for the half, as in "
+        "taesd_encoder.safetensors and taesd_decoder.safetensors",
+    ),
+    (r"^(encoder|decoder)\.(layers\.|\d+\.)", "a tiny autoencoder (TAESD)"),
     (r"^(encoder|decoder)\.stages\.|^encoder\.project_in\.", "a deep-compression autoencoder (DC-AE)"),
     (r"^(encoder\.downsamples|decoder\.upsamples|encoder\.middle)\.", "the VAE of Wan or Qwen-Image"),
 )

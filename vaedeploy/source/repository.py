@@ -7,7 +7,8 @@ from pathlib import Path, PurePosixPath
 from vaedeploy.source import hub
 from vaedeploy.source.contract import class_named
 from vaedeploy.source.families import FAMILIES
-from vaedeploy.source.locate import FOLDER_FILES, SUBFOLDERS, Found, OnHub
+from vaedeploy.source.folder import STEM, WEIGHTS, parts_of
+from vaedeploy.source.locate import SUBFOLDERS, Found, OnHub
 from vaedeploy.system.progress import Progress
 from vaedeploy.values.origin import Origin
 
@@ -19,15 +20,19 @@ def download(source: OnHub, progress: Progress) -> Found:
         return _download_described(source, folders, progress)
     preset, repository = source.preset, source.repository
     is_own = repository == preset.repository and source.subfolder is None
-    files = [preset.file] if is_own else _paths(folders, FOLDER_FILES)
     revision = source.revision or (preset.revision if is_own else None)
-    fetched = hub.fetch(repository, files, revision=revision, progress=progress)
+    fetched = (
+        hub.fetch(repository, [preset.file], revision=revision, progress=progress)
+        if is_own
+        else _fetch_weights(repository, folders, revision, progress)
+    )
     # A known sha256 identifies weights better than a config does. Only diffusers' own file names have a config beside
     # them.
-    has_config = not (is_own and preset.sha256) and Path(fetched.file).name in FOLDER_FILES
+    has_config = not (is_own and preset.sha256) and Path(fetched.file).name.startswith(STEM)
     config = hub.fetch_beside(fetched, repository, "config.json") if has_config else None
+    parts = _fetch_parts(repository, fetched, progress)
     # Another revision than the preset's may have other weights.
-    return _found(source, fetched, config, own=is_own and source.revision in (None, preset.revision))
+    return _found(source, fetched, parts, config, own=is_own and source.revision in (None, preset.revision))
 
 
 def _download_described(source: OnHub, folders: tuple[str, ...], progress: Progress) -> Found:
@@ -39,18 +44,34 @@ def _download_described(source: OnHub, folders: tuple[str, ...], progress: Progr
         other = hub.fetch_if_there(repository, left, revision=source.revision, progress=progress)
         if other is None:
             # Reading it says which class it is, and which can be loaded.
-            return _found(source, first, first.path, own=False)
+            return _found(source, first, (first.path,), first.path, own=False)
         config = other
     folder = str(PurePosixPath(config.file).parent)
-    weights = hub.fetch(repository, _paths((folder,), FOLDER_FILES), revision=config.revision, progress=progress)
-    return _found(source, weights, config.path, own=False)
+    weights = _fetch_weights(repository, (folder,), config.revision or source.revision, progress)
+    return _found(source, weights, _fetch_parts(repository, weights, progress), config.path, own=False)
+
+
+def _fetch_weights(repository: str, folders: tuple[str, ...], revision: str | None, progress: Progress) -> hub.Fetched:
+    """The most precise weights in the first of ``folders`` that has any, or the list of their parts."""
+    where = " or ".join(f"in {folder}/" if folder not in ("", ".") else "at its top" for folder in folders)
+    named = f"{WEIGHTS[0]} (nor .bin, nor a list of parts, nor a variant fp16 or bf16 of these) {where}"
+    return hub.fetch(repository, _paths(folders, WEIGHTS), named, revision=revision, progress=progress)
+
+
+def _fetch_parts(repository: str, fetched: hub.Fetched, progress: Progress) -> tuple[Path, ...]:
+    """The weights files on this disk: ``fetched`` itself, or those that it lists."""
+    parts = parts_of(fetched.path)
+    if parts == (fetched.path,):
+        return parts
+    places = [str(PurePosixPath(fetched.file).with_name(part.name)) for part in parts]
+    return tuple(hub.fetch(repository, [place], revision=fetched.revision, progress=progress).path for place in places)
 
 
 def _paths(folders: tuple[str, ...], names: tuple[str, ...]) -> list[str]:
     return [str(PurePosixPath(folder, name)) for folder in folders for name in names]
 
 
-def _found(source: OnHub, fetched: hub.Fetched, config: Path | None, *, own: bool) -> Found:
+def _found(source: OnHub, fetched: hub.Fetched, files: tuple[Path, ...], config: Path | None, *, own: bool) -> Found:
     repository, preset = source.repository, source.preset
     origin = Origin(
         kind="hub",
@@ -61,4 +82,4 @@ def _found(source: OnHub, fetched: hub.Fetched, config: Path | None, *, own: boo
         subfolder=source.subfolder,
     )
     where, name = f"{repository}/{fetched.file}", repository.split("/")[1]
-    return Found(origin, where, name, (fetched.path,), preset, config=config, own=own)
+    return Found(origin, where, name, files, preset, config=config, own=own)

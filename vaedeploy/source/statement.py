@@ -41,6 +41,11 @@ def config_statement(raw: Mapping[str, Any], by: str) -> Statement:
     """
     scale, shift = (number(raw, key, by) for key in ("scaling_factor", "shift_factor"))
     mean, std = (vector(raw, key, by) for key in ("latents_mean", "latents_std"))
+    if scale is None and (mean, std) != (None, None):
+        fault = (
+            f"{by} has latents_mean or latents_std and no scaling_factor, so it does not say what scale they belong to"
+        )
+        return Statement(by, None, None, fault)
     if scale is None:
         return Statement(by, None, shift)
     if mean is None and std is None:

@@ -40,12 +40,14 @@ class Tensor:
 class Interface:
     """The input and the outputs of one half.
 
-    Encoder: takes ``image`` float32 (B, 3, H, W) in [-1, 1], or ``image_u8`` uint8 (B, H, W, 3) where ``image_input``
+    Encoder: takes ``image`` float32 (B, N, H, W) in [-1, 1], or ``image_u8`` uint8 (B, H, W, N) where ``image_input``
     is "uint8"; gives ``latent_mean`` and ``latent_std``, or ``latent`` where the contract is not ``sampled``, float32
     (B, C, h, w), as the diffusion model sees them.
 
-    Decoder: takes ``latent``; gives ``image`` float32 (B, 3, H, W), not clamped, ``image_u8`` uint8 (B, H, W, 3), and
+    Decoder: takes ``latent``; gives ``image`` float32 (B, N, H, W), not clamped, ``image_u8`` uint8 (B, H, W, N), and
     ``finite`` bool (B,), which is False for an item with NaN or infinity in its image.
+
+    N is the contract's ``image_channels``.
     """
 
     part: Part
@@ -81,8 +83,8 @@ class Interface:
         wanted = self.takes(1, self.latent.factor, self.latent.factor)
         if given.dtype != wanted.dtype or len(given.shape) != len(wanted.shape) or 0 in given.shape:
             return False
-        channels = 3 if self.input == "image_u8" else 1
-        return given.shape[channels] == wanted.shape[channels]
+        axis = channel_axis(self.input)
+        return given.shape[axis] == wanted.shape[axis]
 
     def pixels(self, shape: tuple[int, ...]) -> tuple[int, int, int]:
         """(batch, height, width) in pixels, for an input of that shape."""
@@ -92,13 +94,18 @@ class Interface:
 
     def _tensor(self, name: str, batch: int, height: int, width: int) -> Tensor:
         if name == "image":
-            return Tensor((batch, 3, height, width), FLOAT32)
+            return Tensor((batch, self.latent.image_channels, height, width), FLOAT32)
         if name == "image_u8":
-            return Tensor((batch, height, width, 3), UINT8)
+            return Tensor((batch, height, width, self.latent.image_channels), UINT8)
         if name == "finite":
             return Tensor((batch,), BOOL)
         factor = self.latent.factor
         return Tensor((batch, self.latent.channels, height // factor, width // factor), FLOAT32)
+
+
+def channel_axis(name: str) -> int:
+    """Which axis of the array ``name`` has its channels."""
+    return 3 if name == "image_u8" else 1
 
 
 def spatial_axes(name: str) -> tuple[int, int]:

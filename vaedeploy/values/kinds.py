@@ -15,7 +15,7 @@ Form = Literal["portable", "onnxruntime", "onnxruntime-cuda", "tensorrt"]
 """A form of a part's graph in a bundle; ``docs/bundle-format.md`` describes each."""
 
 ImageInput = Literal["float", "uint8"]
-"""What the encoder takes: float32 (B, 3, H, W) in [-1, 1], or uint8 (B, H, W, 3)."""
+"""What the encoder takes: float32 (B, N, H, W) in [-1, 1], or uint8 (B, H, W, N), of N = ``image_channels``."""
 
 Precision = Literal["fp32", "fp16", "bf16"]
 

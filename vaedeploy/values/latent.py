@@ -11,9 +11,15 @@ import msgspec
 
 from vaedeploy.errors import ContractError, SizeError
 
+RGB, RGBA = 3, 4
+"""The channels of an image without and with opacity."""
 
-class LatentSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The latent contract of a VAE.
+COLORS = {RGB: "RGB", RGBA: "RGBA"}
+"""Channels of an image -> what they are."""
+
+
+class LatentSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """The latent contract of a VAE, and what its images have.
 
     The diffusion model sees ``(z - shift) * scale``, where ``z`` is what the VAE itself computes.
 
@@ -22,17 +28,23 @@ class LatentSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     scale, shift: one number for all channels, or one number per channel (any sequence of numbers; stored as a tuple of
         floats).
     sampled: whether the encoder gives a distribution (a mean and a standard deviation) instead of one latent.
+    image_channels: of the images that the encoder takes and the decoder gives: 3 for RGB, or 4 for RGBA, whose fourth
+        is opacity (0 to 255, or -1 to 1 as floats) and whose colours are not multiplied by it.
 
     Raises ContractError if ``channels`` or ``factor`` is not a whole number or is below 1, if a scale is 0 or not
-    finite, if a shift is not finite, if a scale or shift is not a number, and if a sequence does not have ``channels``
-    numbers.
+    finite, if a shift is not finite, if a scale or shift is not a number, if a sequence does not have ``channels``
+    numbers, and if ``image_channels`` is neither 3 nor 4.
     """
 
     channels: int
     factor: int
     scale: float | tuple[float, ...]
-    shift: float | tuple[float, ...] = 0.0
-    sampled: bool = True
+    # A default that a factory makes is written all the same. So image_channels alone is left out, where it is 3:
+    # bundles, latent files and identities of RGB VAEs stay what they were before it existed, and older readers take
+    # them.
+    shift: float | tuple[float, ...] = msgspec.field(default_factory=lambda: 0.0)
+    sampled: bool = msgspec.field(default_factory=lambda: True)
+    image_channels: int = RGB
 
     def differences(self, other: LatentSpec) -> list[tuple[str, Any, Any]]:
         """(field, value in this contract, value in ``other``) for each field that differs."""
@@ -52,16 +64,26 @@ class LatentSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             msgspec.structs.force_setattr(self, name, value)
             numbers = value if isinstance(value, tuple) else (value,)
             if isinstance(value, tuple) and len(value) != self.channels:
-                raise ContractError(f"latent {name} has {len(value)} numbers for {self.channels} channels")
+                raise ContractError(
+                    f"latent {name} has {len(value)} numbers for {self.channels} channels; it must be one number, or "
+                    "one for each channel"
+                )
             if not all(math.isfinite(n) for n in numbers):
                 raise ContractError(f"latent {name} is {value}; it must be finite")
             if name == "scale" and 0.0 in numbers:
                 raise ContractError("latent scale is 0; dividing by it is impossible")
+        if type(self.image_channels) is not int or self.image_channels not in COLORS:
+            raise ContractError(f"image_channels is {self.image_channels!r}; it must be 3 (RGB) or 4 (RGBA)")
 
     @property
     def sizes(self) -> SizeRule:
         """The rule that the height and width of an image must follow."""
         return SizeRule(self.factor)
+
+    @property
+    def colors(self) -> str:
+        """What its images are: "RGB" or "RGBA"."""
+        return COLORS[self.image_channels]
 
 
 def numbers_text(value: float | tuple[float, ...]) -> str:
@@ -96,13 +118,14 @@ def as_numbers(name: str, value: Any) -> float | tuple[float, ...]:
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """What a VAE accepts: latents of ``channels`` channels, and images whose height and width ``sizes`` allows
-    (multiples of ``factor`` pixels).
+    """What a VAE accepts: latents of ``channels`` channels, and images of ``image_channels`` (3 is RGB, 4 is RGBA),
+    whose height and width ``sizes`` allows (multiples of ``factor`` pixels).
     """
 
     channels: int
     factor: int
     sizes: SizeRule
+    image_channels: int
 
 
 class SizeRule(msgspec.Struct, frozen=True):

@@ -28,9 +28,10 @@ class Reference:
     Any two modules can be used, as long as they are in float32 and on the CPU. They are put into eval mode, and stay in
     it.
 
-    encoder: image (B, 3, H, W) in [-1, 1] -> raw latent z (B, C, h, w), or its (mean, std) if ``latent.sampled``.
-    decoder: raw latent z (B, C, h, w) -> image (B, 3, H, W), not clamped.
-    latent: the latent contract. The graph applies its scale and shift; the modules do not.
+    encoder: image (B, N, H, W) in [-1, 1] -> raw latent z (B, C, h, w), or its (mean, std) if ``latent.sampled``.
+    decoder: raw latent z (B, C, h, w) -> image (B, N, H, W), not clamped.
+    latent: the latent contract. The graph applies its scale and shift; the modules do not. Its ``image_channels`` is N:
+        3 for RGB images, 4 for RGBA.
     name: the name in messages and tables, and of the default output directory.
     origin: where the weights came from. licence: of the weights, if known.
     architecture: the class that the modules were made from, such as ``AutoencoderKL``.

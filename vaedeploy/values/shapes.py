@@ -55,6 +55,21 @@ class ShapeSet(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         ranges = zip((batch, height, width), self.at("min"), self.at("max"), strict=True)
         return all(least <= value <= most for value, least, most in ranges)
 
+    def of_factor(self, factor: int) -> ShapeSet | None:
+        """The same for the sizes that a VAE of this spatial factor takes: multiples of it; None where it holds none.
+
+        >>> ShapeSet(height=(64, 768, 1280), width=(64, 1344, 2048)).of_factor(128)
+        ShapeSet(height=(128, 768, 1280), width=(128, 1280, 2048), batch=(1, 1, 1))
+        """
+        narrowed = []
+        for least, best, most in zip(*(self.at(corner)[1:] for corner in CORNERS), strict=True):
+            least, best, most = -(-least // factor) * factor, best // factor * factor, most // factor * factor
+            if least > most:
+                return None
+            narrowed.append((least, max(least, best), most))
+        height, width = narrowed
+        return ShapeSet(height, width, self.batch)
+
     @property
     def extent(self) -> int:
         """How many sizes are within the ranges, multiples of the spatial factor or not; 1 if ``static``."""

@@ -88,10 +88,12 @@ def _calls(bundle: Bundle, halves: Mapping[Part, Runner]) -> tuple[Any, Any]:
 class CasesAtSizes:
     """Golden cases at any size: photographs, and the reference's outputs for them. Each size is computed once."""
 
-    def __init__(self, truth: Truth, photos: list[NDArray[np.uint8]]) -> None:
+    def __init__(self, truth: Truth, photos: list[NDArray[np.uint8]], channels: int) -> None:
+        """channels: of the VAE's images."""
         self.name = truth.name
         self._truth = truth
         self._photos = photos
+        self._channels = channels
         self._cases: dict[tuple[int, int, int], GoldenCase] = {}
 
     def at(self, size: tuple[int, int, int], name: str, progress: Progress) -> GoldenCase:
@@ -99,7 +101,7 @@ class CasesAtSizes:
         if size not in self._cases:
             what = f"Computing the reference at {'x'.join(map(str, size))}"
             progress(what, 0, 1)
-            photo = crop_batch(self._photos, *size)
+            photo = crop_batch(self._photos, *size, channels=self._channels)
             latents = self._truth.encode(photo)
             image = self._truth.decode(next(iter(latents.values())))
             self._cases[size] = GoldenCase(name, photo, latents, image, round_trip=False)
@@ -110,7 +112,7 @@ class CasesAtSizes:
 class Truth(Protocol):
     """A reference that a backend is compared with.
 
-    ``encode``: photo (B, H, W, 3) uint8 -> latents by name. ``decode``: latent -> image. Latents and images are as
+    ``encode``: photo (B, H, W, N) uint8 -> latents by name. ``decode``: latent -> image. Latents and images are as
     in ``GoldenCase``. name: what the report calls the reference.
     """
 

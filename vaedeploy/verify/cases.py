@@ -15,12 +15,15 @@ from numpy.typing import NDArray
 from vaedeploy.images.pixels import pixel_errors, relative_errors, to_levels
 from vaedeploy.system.progress import Progress, silent
 from vaedeploy.values.kinds import Precision
-from vaedeploy.verify.limits import LIMITS
+from vaedeploy.verify.limits import LIMITS, Limit
 from vaedeploy.verify.looks import Looks
 from vaedeploy.verify.report import Case
 from vaedeploy.verify.words import METRIC_WORDS, amount
 
 Outputs = Mapping[str, NDArray[Any]]
+
+Judged = tuple[Precision, Sequence[Limit]]
+"""The precision that a case is told to be in, and the limits that it must keep."""
 
 
 class Golden(Protocol):
@@ -44,18 +47,21 @@ def verify_cases(
     decode: Callable[[NDArray[np.float32]], Outputs] | None,
     *,
     precision: Precision = "fp32",
+    limits: Sequence[Limit] | None = None,
     form: str = "",
     looks: Looks | None = None,
     progress: Progress = silent,
 ) -> tuple[Case, ...]:
     """Run every golden case through both callables and judge each output.
 
-    encode: photo (B, H, W, 3) uint8 -> the encoder's outputs by name. decode: latent (B, C, h, w) float32 -> the
+    encode: photo (B, H, W, N) uint8 -> the encoder's outputs by name. decode: latent (B, C, h, w) float32 -> the
         decoder's outputs by name. None leaves that half out, and the round trip. All photos are encoded before the
         first latent is decoded, so that a caller may hold one graph at a time.
-    precision: whose limits are applied. form: what ran, as ``Case.form`` and ``progress`` name it.
+    precision: whose limits are applied, unless ``limits`` are given. form: what ran, as ``Case.form`` and
+        ``progress`` name it.
     looks: judges how the images look that the decoder makes of the reference's latents; None judges no looks.
     """
+    judged = precision, LIMITS[precision] if limits is None else limits
     trips = [g for g in goldens if g.round_trip and encode and decode]
     halves = sum(half is not None for half in (encode, decode))
     total, done, cases = halves * len(goldens) + len(trips), 0, []
@@ -67,31 +73,31 @@ def verify_cases(
         for golden in goldens:
             outputs = encode(golden.photo)
             encoded[golden.name] = outputs[next(iter(golden.latents))]
-            cases += [_judge_latent(golden, name, outputs[name], form, precision) for name in golden.latents]
+            cases += [_judge_latent(golden, name, outputs[name], form, judged) for name in golden.latents]
             progress(what, done := done + 1, total)
     if decode is not None:
         for golden in goldens:
             outputs = decode(golden.latents[next(iter(golden.latents))])
-            case = _judge_image("decoder", golden, outputs, form, precision)
+            case = _judge_image("decoder", golden, outputs, form, judged)
             if looks is not None and outputs["image"].shape == golden.image.shape:
                 findings = looks.see(form, golden.name, golden.image, outputs["image"])
                 case = msgspec.structs.replace(case, findings=findings)
             cases.append(case)
             progress(what, done := done + 1, total)
         for golden in trips:
-            cases.append(_judge_image("round trip", golden, decode(encoded[golden.name]), form, precision))
+            cases.append(_judge_image("round trip", golden, decode(encoded[golden.name]), form, judged))
             progress(what, done := done + 1, total)
     return tuple(cases)
 
 
-def _judge_latent(golden: Golden, name: str, found: NDArray[Any], form: str, precision: Precision) -> Case:
+def _judge_latent(golden: Golden, name: str, found: NDArray[Any], form: str, judged: Judged) -> Case:
     expected = golden.latents[name]
     metrics = relative_errors(found, expected)
-    return _case("encoder", golden, name, form, metrics, _shape_failures(found, expected), precision)
+    return _case("encoder", golden, name, form, metrics, _shape_failures(found, expected), judged)
 
 
 def _judge_image(
-    part: Literal["decoder", "round trip"], golden: Golden, outputs: Outputs, form: str, precision: Precision
+    part: Literal["decoder", "round trip"], golden: Golden, outputs: Outputs, form: str, judged: Judged
 ) -> Case:
     """Judge ``image``, ``image_u8`` (against the reference's own 8-bit pixels) and ``finite`` as one case."""
     failures = _shape_failures(outputs["image"], golden.image)
@@ -105,7 +111,7 @@ def _judge_image(
     expected_finite = np.isfinite(outputs["image"]).all(axis=(1, 2, 3)).tolist()
     if finite != expected_finite:
         failures += [f"finite says {finite}, the image says {expected_finite}"]
-    return _case(part, golden, "image", form, metrics, failures, precision)
+    return _case(part, golden, "image", form, metrics, failures, judged)
 
 
 def _case(
@@ -115,10 +121,11 @@ def _case(
     form: str,
     metrics: dict[str, Any],
     failures: list[str],
-    precision: Precision,
+    judged: Judged,
 ) -> Case:
-    """The case, with a failure more for each limit of ``precision`` that ``metrics`` miss."""
-    for limit in LIMITS[precision]:
+    """The case, with a failure more for each limit that ``metrics`` miss."""
+    precision, limits = judged
+    for limit in limits:
         value = metrics.get(limit.metric)
         if not limit.allows(value):
             name = METRIC_WORDS[limit.metric][0].lower()

@@ -123,7 +123,7 @@ def _halves_by_rows(
 
 
 def prepare_photo(manifest: Manifest, photo: NDArray[np.uint8]) -> NDArray[Any]:
-    """``photo`` (B, H, W, 3) uint8, converted to what the encoder's graph takes."""
+    """``photo`` (B, H, W, N) uint8, converted to what the encoder's graph takes."""
     return photo if manifest.image_input == "uint8" else to_float(photo)
 
 

@@ -38,7 +38,7 @@ class Looks:
     def see(self, form: str, name: str, reference: NDArray[np.float32], image: NDArray[Any]) -> tuple[str, ...] | None:
         """The faults that ``image`` shows beside ``reference``, a sentence each; None where it is too small to tell.
 
-        form: of the graph that made the image. name: of the case. reference, image: (B, 3, H, W) float, around [-1, 1].
+        form: of the graph that made the image. name: of the case. reference, image: (B, N, H, W) float, around [-1, 1].
         """
         from vaedeploy.quality import find_faults, measure_quality
         from vaedeploy.quality.candidates import Candidate

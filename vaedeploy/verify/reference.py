@@ -41,7 +41,12 @@ def compute_golden(
     # The largest comes first: what smaller ones leave in the allocator would come on top of the memory that it needs.
     for shape in sorted(shapes, key=_pixels, reverse=True):
         photo = crop_batch(
-            photos, shape.batch, shape.height, shape.width, first=sum(len(case.photo) for case in cases.values())
+            photos,
+            shape.batch,
+            shape.height,
+            shape.width,
+            first=sum(len(case.photo) for case in cases.values()),
+            channels=reference.latent.image_channels,
         )
         image_input = photo.transpose(0, 3, 1, 2).astype(np.float32) / np.float32(127.5) - 1
         raw = _run_float64(reference, "encoder", image_input, shape)

@@ -46,6 +46,26 @@ def test_a_picture_is_taken_larger_than_a_latent():
     assert np.abs(feed["image"]).max() <= 1
 
 
+@pytest.mark.parametrize(
+    ("name", "type", "shape", "side"),
+    [
+        ("image", ir.DataType.FLOAT, ("b", 4, "h", "w"), 64),
+        ("image_u8", ir.DataType.UINT8, ("b", "h", "w", 4), 64),
+        ("x", ir.DataType.UINT8, ("b", "h", "w", 4), 64),
+        ("latent", ir.DataType.FLOAT, ("b", 4, "h", "w"), 8),
+        ("image", ir.DataType.FLOAT, ("b", 16, "h", "w"), 8),
+    ],
+)
+def test_four_channels_are_a_latent_unless_the_input_says_that_it_is_an_image(name, type, shape, side):
+    value = ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(type))
+    model = ir.Model(ir.Graph([value], [], nodes=[]), ir_version=10)
+    sizes = choose_sizes(model, {}, "small")
+    assert sizes == {"b": 1, "h": side, "w": side}
+    feed = random_feed(model, sizes)
+    if type == ir.DataType.FLOAT:
+        assert (np.abs(feed[name]).max() <= 1) == (side == 64)
+
+
 @pytest.mark.parametrize("text", ["height", "height=", "=8", "height=0", "height=-8", "height=8.5", "height=x"])
 def test_sizes_in_another_form(text):
     with pytest.raises(InputError, match=r"is not a size: give NAME=NUMBER, such as height=64"):

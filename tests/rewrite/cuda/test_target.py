@@ -20,7 +20,6 @@ import torch
 from cuda_operators import evaluator
 from exporters import Decoder, export_decoder
 from fused import convolution, draw, graph, node, operators, weights
-from inflation import INFLATIONS, inflate
 from onnx_ir.passes.common import ShapeInferencePass
 
 from vaedeploy.bundle import Bundle
@@ -30,6 +29,7 @@ from vaedeploy.graph.trace import trace_graph
 from vaedeploy.numerics.maxima import measure_maxima
 from vaedeploy.rewrite import rewrite_graph
 from vaedeploy.source import load_reference
+from vaedeploy.testing.inflation import INFLATIONS, inflate
 from vaedeploy.values.kinds import Part
 from vaedeploy.verify.limits import bound_of
 

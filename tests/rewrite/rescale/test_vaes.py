@@ -17,7 +17,6 @@ from examples import at_most
 from exporters import Decoder, export_decoder
 from hypothesis import given
 from hypothesis import strategies as st
-from inflation import INFLATIONS, inflate
 from scaled import (
     HELD,
     LIMIT,
@@ -35,6 +34,7 @@ from vaedeploy.graph.trace import trace_graph
 from vaedeploy.numerics.maxima import measure_maxima
 from vaedeploy.rewrite.rescale import rescale
 from vaedeploy.source import load_reference
+from vaedeploy.testing.inflation import INFLATIONS, inflate
 from vaedeploy.values.kinds import Part
 
 

@@ -16,7 +16,7 @@ from vaedeploy.source import Preset
 from vaedeploy.source.family import LatentShape
 from vaedeploy.system.gpu import Gpu, find_gpu
 from vaedeploy.system.installs import version_of
-from vaedeploy.values.latent import LatentSpec
+from vaedeploy.values.latent import COLORS, RGB, LatentSpec
 from vaedeploy.verify.words import METRIC_WORDS, amount
 
 Row = tuple[str, ...]
@@ -226,7 +226,8 @@ def _gpu(gpu: Gpu | None) -> str:
 
 
 def _latent_shape(latent: LatentSpec | LatentShape) -> str:
-    return f"{latent.channels} channels at 1/{latent.factor} of the size"
+    images = f" of {COLORS[latent.image_channels]} images" if latent.image_channels != RGB else ""
+    return f"{latent.channels} channels at 1/{latent.factor} of the size{images}"
 
 
 def _verification(bundle: Bundle) -> str:

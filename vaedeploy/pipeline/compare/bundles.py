@@ -15,9 +15,11 @@ import numpy as np
 from vaedeploy.bundle import Bundle
 from vaedeploy.errors import ImageError, InputError
 from vaedeploy.images.files import read_image
+from vaedeploy.images.opacity import has_opacity, with_opacity
 from vaedeploy.images.photos import Photo, crop_batch, crop_middle, photo_files
 from vaedeploy.images.pixels import to_levels
 from vaedeploy.page import check_folder, write_page
+from vaedeploy.pipeline.compare.opacity import OnWhite
 from vaedeploy.pipeline.compare.page import comparison_document
 from vaedeploy.pipeline.compare.result import Comparison, Reconstruction, Speed, Verb, summarize, truest
 from vaedeploy.pipeline.compare.swaps import swap_matrix
@@ -28,6 +30,7 @@ from vaedeploy.quality.candidates import Candidate, Picture
 from vaedeploy.runtime import VAE
 from vaedeploy.system.arguments import as_list
 from vaedeploy.system.progress import Progress, silent
+from vaedeploy.values.latent import RGB, RGBA
 
 WHAT = "Reconstructing photographs"
 
@@ -65,7 +68,9 @@ def compare_bundles(
 
     bundles: two or more. The comparison calls each by its folder's name, or by its path where two have the same name.
     images: a folder of photographs. They are cut in the middle to sizes that all of the bundles take, and to at most
-        1024 pixels a side.
+        1024 pixels a side. VAEs of RGBA images are given their opacity, and opaque ones where they have none. Where
+        VAEs of RGB images are compared with them, all photographs must be opaque, and the images of the former are
+        judged as they look in front of white.
     page: a folder for an HTML page that shows the comparison.
     backend: the backend that computes; None takes the first that works here, see ``VAE``.
     progress: is told how far each step is, see ``Progress``.
@@ -82,21 +87,23 @@ def compare_bundles(
     if page is not None:
         check_folder(page)
     with ExitStack() as stack:
-        vaes = {name: stack.enter_context(VAE(path, backend)) for name, path in names.items()}
+        opened = {name: stack.enter_context(VAE(path, backend)) for name, path in names.items()}
+        flattened, vaes = _alike(opened)
+        rgba = not flattened and next(iter(opened.values())).latent.image_channels == RGBA
         factor = math.lcm(*(vae.latent.factor for vae in vaes.values()))
-        photos = {name: _read(path, factor) for name, path in _titles(files).items()}
+        photos = {name: _read(path, factor, rgba) for name, path in _titles(files).items()}
         pictures = _reconstruct(vaes, photos, progress)
         swap_photos = [photos[name] for name in _evenly(list(photos), SWAP_CROPS)]
         swaps, strips = swap_matrix(vaes, [crop_middle(photo, factor, SWAP_SIDE) for photo in swap_photos], progress)
         side = max(SPEED_SIDE // factor, 1) * factor
-        speeds = _time(vaes, crop_batch(swap_photos, 1, side, side), progress)
+        speeds = _time(vaes, crop_batch(swap_photos, 1, side, side, channels=RGBA if rgba else RGB), progress)
     rows = [
         Reconstruction(candidate.name, picture.name, candidate.quality, candidate.findings)
         for picture in pictures
         for candidate in picture.candidates
     ]
     summaries = tuple(summarize(name, [row for row in rows if row.bundle == name]) for name in vaes)
-    comparison = Comparison(tuple(vaes), summaries, *truest(summaries), speeds, swaps, tuple(rows))
+    comparison = Comparison(tuple(vaes), summaries, *truest(summaries), speeds, swaps, tuple(rows), flattened)
     if page is not None:
         write_page(comparison_document(comparison, pictures, strips), page, comparison)
     return comparison
@@ -117,15 +124,29 @@ def _names(paths: Sequence[Path]) -> dict[str, Path]:
     return {name if short.count(name) == 1 else str(path): path for name, path in zip(short, paths, strict=True)}
 
 
+def _alike(vaes: Mapping[str, VAE]) -> tuple[tuple[str, ...], Mapping[str, VAE | OnWhite]]:
+    """The VAEs, all of images with the same channels: beside one of RGB images, those of RGBA images are compared as
+    ``OnWhite``. Also their names.
+    """
+    rgba = tuple(name for name, vae in vaes.items() if vae.latent.image_channels == RGBA)
+    flattened = rgba if len(rgba) < len(vaes) else ()
+    return flattened, {name: OnWhite(vae) if name in flattened else vae for name, vae in vaes.items()}
+
+
 def _titles(files: Sequence[Path]) -> dict[str, Path]:
     """Each image file by its name, without the suffix unless two names differ in nothing else."""
     stems = [file.stem for file in files]
     return {file.stem if stems.count(file.stem) == 1 else file.name: file for file in files}
 
 
-def _read(path: Path, factor: int) -> Photo:
-    """The middle of a photograph, with sides that ``factor`` divides. Raises ImageError where too little is left."""
-    photo = read_image(path)
+def _read(path: Path, factor: int, rgba: bool) -> Photo:
+    """The middle of a photograph, with sides that ``factor`` divides. Raises ImageError where too little is left.
+
+    rgba: whether it is to have opacity; one without is opaque then.
+    """
+    photo = read_image(path, opacity=rgba)
+    if rgba and not has_opacity(photo):
+        photo = with_opacity(photo)
     cut = crop_middle(photo, factor, LARGEST)
     if min(cut.shape[:2]) < BLOCK:
         raise ImageError(
@@ -141,7 +162,9 @@ def _evenly(names: list[str], count: int) -> list[str]:
     return [names[place] for place in places]
 
 
-def _reconstruct(vaes: Mapping[str, VAE], photos: Mapping[str, Photo], progress: Progress) -> tuple[Picture, ...]:
+def _reconstruct(
+    vaes: Mapping[str, VAE | OnWhite], photos: Mapping[str, Photo], progress: Progress
+) -> tuple[Picture, ...]:
     total, done = len(vaes) * len(photos), 0
     progress(WHAT, 0, total)
     pictures = []
@@ -157,7 +180,7 @@ def _reconstruct(vaes: Mapping[str, VAE], photos: Mapping[str, Photo], progress:
     return tuple(pictures)
 
 
-def _time(vaes: Mapping[str, VAE], photo: Photo, progress: Progress) -> tuple[Speed, ...]:
+def _time(vaes: Mapping[str, VAE | OnWhite], photo: Photo, progress: Progress) -> tuple[Speed, ...]:
     """Time all VAEs in turns, so that whatever disturbs one of them disturbs all."""
     height, width = photo.shape[1:3]
     latents = {name: vae.encode(photo) for name, vae in vaes.items()}

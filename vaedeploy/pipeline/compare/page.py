@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from vaedeploy.page import Cell, Column, Document, Strip, Table
 from vaedeploy.page.document import Tone
-from vaedeploy.page.measures import CHROMA, COLOR, CONTRAST, DETAIL
+from vaedeploy.page.measures import CHROMA, COLOR, CONTRAST, DETAIL, OPACITY
 from vaedeploy.pipeline.compare.result import Comparison, Swap
 from vaedeploy.pipeline.compare.words import remedy, summary_lines, verdict_line
 from vaedeploy.quality.candidates import Picture
@@ -40,10 +40,12 @@ def _tone(comparison: Comparison) -> Tone:
 
 
 def _overview(comparison: Comparison) -> Table:
+    rgba = comparison.summaries[0].opacity is not None
     columns = (
         Column("VAE"),
         Column("Likeness", "dB PSNR", "Higher is closer."),
         *(measure.column for measure in (COLOR, CHROMA, CONTRAST, DETAIL)),
+        *((OPACITY[0].column,) if rgba else ()),
         Column("Time to encode", "ms", "Per call, the median over several rounds."),
         Column("Time to decode", "ms", "Per call, the median over several rounds."),
     )
@@ -54,6 +56,7 @@ def _overview(comparison: Comparison) -> Table:
             Cell(f"{s.psnr:.1f}", s.psnr),
             Cell(f"{s.color:.2f}", s.color),
             *(Cell(f"{100 * ratio:.0f}", ratio) for ratio in (s.chroma, s.contrast, s.detail)),
+            *(() if s.opacity is None else (Cell(f"{s.opacity:.2f}", s.opacity),)),
             *(_time(times[s.bundle, part]) for part in ("encode", "decode")),
         )
         for s in comparison.summaries

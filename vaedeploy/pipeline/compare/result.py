@@ -94,11 +94,12 @@ class Speed(msgspec.Struct, frozen=True):
     problem: str | None = None
 
 
-class Summary(msgspec.Struct, frozen=True):
+class Summary(msgspec.Struct, frozen=True, omit_defaults=True):
     """A bundle's medians over all photographs.
 
     psnr: dB. color: CIEDE2000, mean over pixels. chroma, contrast, detail: ratios to the photograph, of which 1 is
-    equal; detail counts what is 2 to 16 pixels in size.
+    equal; detail counts what is 2 to 16 pixels in size. opacity: mean absolute difference in levels of 255; None where
+    images without opacity were compared.
     """
 
     bundle: str
@@ -107,12 +108,15 @@ class Summary(msgspec.Struct, frozen=True):
     chroma: float
     contrast: float
     detail: float
+    opacity: float | None = None
 
 
-class Comparison(msgspec.Struct, frozen=True):
+class Comparison(msgspec.Struct, frozen=True, omit_defaults=True):
     """The result of ``compare_bundles``.
 
     truest_color, truest_detail: the best bundle, or several where the difference between them is too small to tell.
+    flattened: bundles of RGBA images that were compared with some of RGB images: given opaque photographs, and judged
+        by how their images look in front of white.
     """
 
     bundles: tuple[str, ...]
@@ -122,6 +126,7 @@ class Comparison(msgspec.Struct, frozen=True):
     speeds: tuple[Speed, ...]
     swaps: tuple[Swap, ...]
     reconstructions: tuple[Reconstruction, ...]
+    flattened: tuple[str, ...] = ()
 
 
 COLOR_TIE = 0.1
@@ -144,6 +149,7 @@ def summarize(bundle: str, rows: list[Reconstruction]) -> Summary:
         median([r.quality.color.chroma_ratio for r in rows]),
         median([r.quality.contrast.global_ratio for r in rows]),
         median([r.quality.detail.fine for r in rows]),
+        median(opacities) if (opacities := [r.quality.opacity.mean_abs for r in rows if r.quality.opacity]) else None,
     )
 
 

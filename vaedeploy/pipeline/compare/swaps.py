@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from vaedeploy.images.opacity import as_seen
 from vaedeploy.images.photos import Photo
 from vaedeploy.images.pixels import pixel_errors
 from vaedeploy.page import Strip
@@ -19,7 +20,7 @@ from vaedeploy.pipeline.compare.transform import Latent, apply, causes, find_tra
 from vaedeploy.pipeline.compare.words import swap_words
 from vaedeploy.quality import Finding, Quality, find_faults, measure_quality
 from vaedeploy.system.progress import Progress, silent
-from vaedeploy.values.latent import LatentSpec
+from vaedeploy.values.latent import RGB, LatentSpec
 
 WHAT = "Swapping decoders"
 
@@ -57,7 +58,7 @@ class Autoencoder(Protocol):
 
 @dataclass(frozen=True)
 class _Reconstructions:
-    """What a VAE makes of each crop: the latent (1, C, h, w), the image (H, W, 3) that its own decoder makes of that
+    """What a VAE makes of each crop: the latent (1, C, h, w), the image (H, W, N) that its own decoder makes of that
     latent, and the quality of that image against the crop.
     """
 
@@ -73,7 +74,7 @@ def swap_matrix(
 
     A VAE whose own decoder takes its latents wrongly is listed too, as a pair with itself.
 
-    crops: (H, W, 3) uint8 each; every VAE's factor divides their sides.
+    crops: (H, W, N) uint8 each, as all the VAEs take them; every VAE's factor divides their sides.
     """
     pairs = [(a, b) for a in vaes for b in vaes]
     progress(WHAT, 0, len(pairs))
@@ -217,8 +218,9 @@ def _decode(vae: Autoencoder, latents: Sequence[Latent]) -> list[Photo]:
 
 
 def _psnr(found: Sequence[Photo], expected: Sequence[Photo]) -> float:
-    """PSNR in dB of all images together; infinite where they are equal."""
-    value = pixel_errors(*(np.concatenate([a.reshape(-1) for a in arrays]) for arrays in (found, expected)))["psnr"]
+    """PSNR in dB of all images together, ``as_seen``; infinite where they are equal."""
+    flat = (np.concatenate([as_seen(a).reshape(-1) for a in arrays]) for arrays in (found, expected))
+    value = pixel_errors(*flat)["psnr"]
     return math.inf if value is None else float(value)
 
 
@@ -235,11 +237,17 @@ def _color(qualities: Sequence[Quality]) -> float:
 
 
 def _map_colors(found: Sequence[Photo], expected: Sequence[Photo]) -> list[Photo]:
-    """``found`` after the one affine map of RGB, the same for all pixels, that brings it nearest to ``expected``."""
-    colors, wanted = (np.concatenate([a.reshape(-1, 3) for a in arrays]).astype(float) for arrays in (found, expected))
+    """``found`` after the one affine map of RGB, the same for all pixels, that brings it nearest to ``expected``.
+
+    Opacity stays.
+    """
+    colors, wanted = (
+        np.concatenate([a[..., :RGB].reshape(-1, RGB) for a in arrays]).astype(float) for arrays in (found, expected)
+    )
     solution = np.linalg.lstsq(np.c_[colors, np.ones(len(colors))], wanted)[0]
-    mapped = (f.astype(float) @ solution[:3] + solution[3] for f in found)
-    return [np.rint(m).clip(0, 255).astype(np.uint8) for m in mapped]
+    mapped = (f[..., :RGB].astype(float) @ solution[:RGB] + solution[RGB] for f in found)
+    levels = (np.rint(m).clip(0, 255).astype(np.uint8) for m in mapped)
+    return [np.concatenate([m, f[..., RGB:]], axis=-1) for m, f in zip(levels, found, strict=True)]
 
 
 def _off_tone(qualities: Sequence[Quality]) -> set[str]:

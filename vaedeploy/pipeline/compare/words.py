@@ -56,6 +56,11 @@ def summary_lines(comparison: Comparison) -> list[str]:
         _truest("detail", comparison.truest_detail, comparison),
     ]
     lines += [_bundle_line(comparison, name) for name in comparison.bundles]
+    if comparison.flattened:
+        lines.append(
+            f"RGBA images were compared with RGB images: {_names(comparison.flattened)} encoded the photographs as "
+            "opaque ones, and what was decoded is seen in front of white."
+        )
     lines += [_fastest(part, comparison.speeds) for part in ("encode", "decode")]
     return [line for line in lines if line]
 
@@ -108,6 +113,7 @@ def _bundle_line(comparison: Comparison, name: str) -> str:
     return (
         f"{name} keeps {summary.detail:.0%} of the fine detail; its colours are {summary.color:.1f} CIEDE2000 off (1 "
         f"is just seen) and have {summary.chroma:.0%} of their strength; contrast is {summary.contrast:.0%}. "
+        + ("" if summary.opacity is None else f"Opacity is {summary.opacity:.1f} levels of 255 off. ")
         + (f"Seen beside the photographs: {faults}." if faults else "Nothing is seen beside the photographs.")
     )
 

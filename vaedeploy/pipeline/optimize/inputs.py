@@ -16,16 +16,17 @@ from numpy.typing import NDArray
 from vaedeploy.errors import InputError
 from vaedeploy.graph.sizes import evaluate_expression, symbols_of
 from vaedeploy.system.oserrors import reason
+from vaedeploy.values.latent import RGB, RGBA
 
 Feed = dict[str, NDArray[Any]]
 
 Scale = Literal["typical", "small"]
 
 PICTURE: dict[Scale, int] = {"typical": 512, "small": 64}
-"""Height and width, in pixels, of an input with three channels."""
+"""Height and width, in pixels, of an input that is an image."""
 
 LATENT: dict[Scale, int] = {"typical": 64, "small": 8}
-"""Height and width of an input with another number of channels: an eighth of an image's."""
+"""Height and width of any other input: an eighth of an image's."""
 
 
 LARGEST = 2**31 - 1
@@ -123,7 +124,16 @@ def _usual(dimension: Dimension, scale: Scale) -> int:
         channels = _convolved_channels(value)
         if axis == 1 and len(value.shape) == 4 and channels is not None:
             return channels
-    return (PICTURE if 3 in (channels, value.shape[-1]) else LATENT)[scale]
+    return (PICTURE if _is_image(value, channels, value.shape[-1]) else LATENT)[scale]
+
+
+def _is_image(value: ir.Value, *channels: object) -> bool:
+    """Whether an input is an image. Four channels may be those of RGBA or of a latent: its name or its type tells.
+
+    channels: sizes of the axes where an image has its channels, where they are known.
+    """
+    called_image = (value.name or "").startswith("image") or value.dtype == ir.DataType.UINT8
+    return RGB in channels or (RGBA in channels and called_image)
 
 
 def _convolved_channels(value: ir.Value) -> int | None:
@@ -158,7 +168,7 @@ def fix_unnamed(model: ir.Model, sizes: Mapping[str, int]) -> tuple[ir.Model, di
 def random_feed(model: ir.Model, sizes: Mapping[str, int], seed: int = 0) -> Feed:
     """Random arrays for every input, by name, drawn from ``seed``.
 
-    Floats are normally distributed, or uniform in [-1, 1] for four axes with three channels (an image); uint8 is
+    Floats are normally distributed, or uniform in [-1, 1] for an image; uint8 is
     uniform. Raises InputError for an input of unknown shape or of any other type.
     """
     draw = np.random.default_rng(seed)
@@ -173,7 +183,7 @@ def random_feed(model: ir.Model, sizes: Mapping[str, int], seed: int = 0) -> Fee
         if value.dtype == ir.DataType.UINT8:
             feed[str(value.name)] = draw.integers(0, 256, dims, dtype=np.uint8)
         elif value.dtype.is_floating_point():
-            image = len(dims) == 4 and dims[1] == 3
+            image = len(dims) == 4 and _is_image(value, dims[1])
             numbers = draw.uniform(-1, 1, dims) if image else draw.standard_normal(dims)
             feed[str(value.name)] = numbers.astype(value.dtype.numpy())
         else:

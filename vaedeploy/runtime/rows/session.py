@@ -17,7 +17,7 @@ from vaedeploy.bundle import Bundle
 from vaedeploy.bundle.rows import Piece, RowsTable, decode_rows
 from vaedeploy.errors import BackendError, InputError
 from vaedeploy.runtime import onnxruntime_cpu
-from vaedeploy.runtime.device import Array, OnDevice, shape_of
+from vaedeploy.runtime.device import Array, shape_of
 from vaedeploy.runtime.rows.budget import Budget
 from vaedeploy.runtime.rows.plan import Plan, make_plan, untiled_bytes
 from vaedeploy.runtime.rows.strips import Run, RunPiece
@@ -155,7 +155,7 @@ class BoundedSession(onnxruntime_cpu.Session):
         self,
         outputs: Sequence[str],
         inputs: Mapping[str, Array],
-        results: Mapping[str, OnDevice] | None = None,
+        results: Mapping[str, Array] | None = None,
         after: Sequence[Any] = (),
     ) -> list[Any]:
         """``Session.run``, within the budget. Raises InputError for a budget that no plan fits."""

@@ -9,7 +9,7 @@ import msgspec
 
 from vaedeploy.errors import WeightsError
 from vaedeploy.source.asymmetric_autoencoder_kl.config import Architecture
-from vaedeploy.source.family import OWN_MODULES, Family, LatentShape, check_rgb, read_fields
+from vaedeploy.source.family import OWN_MODULES, Family, LatentShape, check_colors, read_fields
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,7 +23,7 @@ class AsymmetricFamily(Family[Architecture]):
 
     def read(self, raw: Mapping[str, Any]) -> Architecture:
         architecture = read_fields(raw, Architecture)
-        check_rgb(architecture.in_channels, architecture.out_channels)
+        check_colors(architecture.in_channels, architecture.out_channels)
         down, up = len(architecture.down_block_out_channels), len(architecture.up_block_out_channels)
         if down != up:
             raise WeightsError(
@@ -33,7 +33,8 @@ class AsymmetricFamily(Family[Architecture]):
         return architecture
 
     def latent(self, architecture: Architecture) -> LatentShape:
-        return LatentShape(architecture.latent_channels, 1 << (len(architecture.down_block_out_channels) - 1))
+        factor = 1 << (len(architecture.down_block_out_channels) - 1)
+        return LatentShape(architecture.latent_channels, factor, image_channels=architecture.in_channels)
 
     def blank(self, architecture: Architecture) -> nn.Module:
         from diffusers.models.autoencoders.autoencoder_asym_kl import AsymmetricAutoencoderKL

@@ -9,13 +9,16 @@ import msgspec
 
 from vaedeploy.errors import WeightsError
 from vaedeploy.source.autoencoder_dc.config import Architecture
-from vaedeploy.source.family import Family, LatentShape, check_rgb, read_fields
+from vaedeploy.source.autoencoder_dc.names import diffusers_name
+from vaedeploy.source.family import Family, LatentShape, check_colors, read_fields
 
 if TYPE_CHECKING:
     from torch import nn
 
 
 NAMED = ("encoder_block_types", "decoder_block_types", "decoder_norm_types", "decoder_act_fns")
+
+STRIDED = "conv"
 
 
 class AutoencoderDCFamily(Family[Architecture]):
@@ -26,7 +29,7 @@ class AutoencoderDCFamily(Family[Architecture]):
 
     def read(self, raw: Mapping[str, Any]) -> Architecture:
         architecture = read_fields(raw, Architecture)
-        check_rgb(architecture.in_channels, architecture.in_channels)
+        check_colors(architecture.in_channels, architecture.in_channels)
         encoder, decoder = architecture.encoder_block_out_channels, architecture.decoder_block_out_channels
         if len(encoder) != len(decoder):
             raise WeightsError(
@@ -37,11 +40,15 @@ class AutoencoderDCFamily(Family[Architecture]):
         blocks = {
             name: (value,) * len(encoder) for name in NAMED if isinstance(value := getattr(architecture, name), str)
         }
-        return msgspec.structs.replace(architecture, **blocks)
+        # The class takes whatever it does not know for a convolution with a stride, and published configs say "Conv".
+        downsample = architecture.downsample_block_type
+        if downsample.lower() == STRIDED:
+            downsample = STRIDED
+        return msgspec.structs.replace(architecture, downsample_block_type=downsample, **blocks)
 
     def latent(self, architecture: Architecture) -> LatentShape:
         factor = 1 << (len(architecture.encoder_block_out_channels) - 1)
-        return LatentShape(architecture.latent_channels, factor, sampled=False)
+        return LatentShape(architecture.latent_channels, factor, sampled=False, image_channels=architecture.in_channels)
 
     def blank(self, architecture: Architecture) -> nn.Module:
         from diffusers.models.autoencoders.autoencoder_dc import AutoencoderDC
@@ -53,3 +60,10 @@ class AutoencoderDCFamily(Family[Architecture]):
         from vaedeploy.source.halves import Decoder, PlainEncoder
 
         return PlainEncoder(module.encoder), Decoder(module.decoder)
+
+    def diffusers_name(self, name: str, architecture: Architecture) -> str | tuple[str, ...]:
+        layers = {
+            "encoder.conv_in": architecture.encoder_layers_per_block,
+            "decoder.conv_out": architecture.decoder_layers_per_block,
+        }
+        return diffusers_name(name, tuple(image for image, counts in layers.items() if counts[0] == 0))

@@ -9,7 +9,7 @@ import msgspec
 
 from vaedeploy.source.autoencoder_kl.config import Architecture
 from vaedeploy.source.autoencoder_kl.names import diffusers_name
-from vaedeploy.source.family import Family, LatentShape, check_rgb, read_fields
+from vaedeploy.source.family import Family, LatentShape, check_colors, read_fields
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,11 +23,11 @@ class AutoencoderKLFamily(Family[Architecture]):
 
     def read(self, raw: Mapping[str, Any]) -> Architecture:
         architecture = read_fields(raw, Architecture)
-        check_rgb(architecture.in_channels, architecture.out_channels)
+        check_colors(architecture.in_channels, architecture.out_channels)
         return architecture
 
     def latent(self, architecture: Architecture) -> LatentShape:
-        return LatentShape(architecture.latent_channels, architecture.factor)
+        return LatentShape(architecture.latent_channels, architecture.factor, image_channels=architecture.in_channels)
 
     def blank(self, architecture: Architecture) -> nn.Module:
         from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL

@@ -11,7 +11,7 @@ import msgspec
 from vaedeploy.errors import WeightsError
 from vaedeploy.source.autoencoder_kl.names import diffusers_name
 from vaedeploy.source.autoencoder_kl_flux2.config import Architecture
-from vaedeploy.source.family import Family, LatentShape, check_rgb, read_fields
+from vaedeploy.source.family import Family, LatentShape, check_colors, read_fields
 from vaedeploy.source.statement import Statement
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class AutoencoderKLFlux2Family(Family[Architecture]):
 
     def read(self, raw: Mapping[str, Any]) -> Architecture:
         architecture = read_fields(raw, Architecture)
-        check_rgb(architecture.in_channels, architecture.out_channels)
+        check_colors(architecture.in_channels, architecture.out_channels)
         if architecture.patch_size != (2, 2):
             raise WeightsError(
                 f"has a patch_size of {list(architecture.patch_size)}; what can be packed is [2, 2], as the pipelines "
@@ -45,7 +45,8 @@ class AutoencoderKLFlux2Family(Family[Architecture]):
 
     def latent(self, architecture: Architecture) -> LatentShape:
         # Every block but the last halves the sides, and packing halves them once more.
-        return LatentShape(4 * architecture.latent_channels, 1 << len(architecture.block_out_channels))
+        factor = 1 << len(architecture.block_out_channels)
+        return LatentShape(4 * architecture.latent_channels, factor, image_channels=architecture.in_channels)
 
     def statement(
         self, raw: Mapping[str, Any], architecture: Architecture, tensors: Mapping[str, Tensor], by: str

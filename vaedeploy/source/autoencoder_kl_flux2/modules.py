@@ -9,7 +9,7 @@ from vaedeploy.source.pack import Packing, pack, unpack
 
 
 class PackedEncoder(Encoder):
-    """Encoder: image (B, 3, H, W) in [-1, 1] -> (mean, std) of the packed latent, each (B, 4C, H/2f, W/2f)."""
+    """Encoder: image (B, N, H, W) in [-1, 1] -> (mean, std) of the packed latent, each (B, 4C, H/2f, W/2f)."""
 
     def __init__(self, encoder: nn.Module, quant_conv: nn.Module | None, packing: Packing) -> None:
         super().__init__(encoder, quant_conv)
@@ -21,7 +21,7 @@ class PackedEncoder(Encoder):
 
 
 class PackedDecoder(Decoder):
-    """Decoder: packed latent (B, 4C, h, w) -> image (B, 3, 2f*h, 2f*w), not clamped."""
+    """Decoder: packed latent (B, 4C, h, w) -> image (B, N, 2f*h, 2f*w), not clamped."""
 
     def __init__(self, decoder: nn.Module, post_quant_conv: nn.Module | None, packing: Packing) -> None:
         super().__init__(decoder, post_quant_conv)

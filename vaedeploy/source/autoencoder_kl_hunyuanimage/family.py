@@ -10,7 +10,7 @@ import msgspec
 from vaedeploy.errors import WeightsError
 from vaedeploy.source.autoencoder_kl_hunyuanimage.config import Architecture
 from vaedeploy.source.autoencoder_kl_hunyuanimage.names import diffusers_name
-from vaedeploy.source.family import Family, LatentShape, check_rgb, read_fields
+from vaedeploy.source.family import Family, LatentShape, check_colors, read_fields
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,7 +24,7 @@ class AutoencoderKLHunyuanImageFamily(Family[Architecture]):
 
     def read(self, raw: Mapping[str, Any]) -> Architecture:
         architecture = read_fields(raw, Architecture)
-        check_rgb(architecture.in_channels, architecture.out_channels)
+        check_colors(architecture.in_channels, architecture.out_channels)
         most = 1 << (len(architecture.block_out_channels) - 1)
         if architecture.spatial_compression_ratio > most:
             raise WeightsError(
@@ -34,7 +34,8 @@ class AutoencoderKLHunyuanImageFamily(Family[Architecture]):
         return architecture
 
     def latent(self, architecture: Architecture) -> LatentShape:
-        return LatentShape(architecture.latent_channels, architecture.spatial_compression_ratio)
+        channels, factor = architecture.latent_channels, architecture.spatial_compression_ratio
+        return LatentShape(channels, factor, image_channels=architecture.in_channels)
 
     def blank(self, architecture: Architecture) -> nn.Module:
         from diffusers.models.autoencoders.autoencoder_kl_hunyuanimage import AutoencoderKLHunyuanImage

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from vaedeploy.source.autoencoder_kl_temporal_decoder.config import Architecture
-from vaedeploy.source.family import Family, LatentShape, check_rgb, read_fields
+from vaedeploy.source.family import Family, LatentShape, check_colors, read_fields
 
 if TYPE_CHECKING:
     from torch import nn
@@ -22,11 +22,12 @@ class TemporalDecoderFamily(Family[Architecture]):
 
     def read(self, raw: Mapping[str, Any]) -> Architecture:
         architecture = read_fields(raw, Architecture)
-        check_rgb(architecture.in_channels, architecture.out_channels)
+        check_colors(architecture.in_channels, architecture.out_channels)
         return architecture
 
     def latent(self, architecture: Architecture) -> LatentShape:
-        return LatentShape(architecture.latent_channels, 1 << (len(architecture.block_out_channels) - 1))
+        factor = 1 << (len(architecture.block_out_channels) - 1)
+        return LatentShape(architecture.latent_channels, factor, image_channels=architecture.in_channels)
 
     def blank(self, architecture: Architecture) -> nn.Module:
         from diffusers.models.autoencoders.autoencoder_kl_temporal_decoder import AutoencoderKLTemporalDecoder

@@ -34,7 +34,7 @@ class Residual(nn.Module):
 
 
 def decoder(whole: Any) -> nn.Module:
-    """The decoder on videos of one frame: (B, C, h, w) -> image (B, 3, h*f, w*f)."""
+    """The decoder on videos of one frame: (B, C, h, w) -> image (B, N, h*f, w*f)."""
     layers: list[nn.Module] = [whole.conv_in, Residual(whole.mid_block.resnets[0])]
     for residual, attention in zip(whole.mid_block.resnets[1:], whole.mid_block.attentions, strict=False):
         layers += [attention, Residual(residual)]

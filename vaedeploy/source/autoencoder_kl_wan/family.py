@@ -10,7 +10,7 @@ import msgspec
 from vaedeploy.errors import WeightsError
 from vaedeploy.source.autoencoder_kl_wan.config import QwenImage, QwenImage21, Wan
 from vaedeploy.source.autoencoder_kl_wan.names import diffusers_name
-from vaedeploy.source.family import OWN_MODULES, Family, LatentShape, read_fields
+from vaedeploy.source.family import OWN_MODULES, Family, LatentShape, check_colors, read_fields
 from vaedeploy.source.statement import Statement, config_statement
 
 if TYPE_CHECKING:
@@ -22,11 +22,11 @@ A = TypeVar("A", Wan, QwenImage, QwenImage21)
 
 class _OneFrame(Family[A]):
     architecture: type[A]
-    image_channels = 3
 
     def read(self, raw: Mapping[str, Any]) -> A:
         architecture = read_fields(raw, self.architecture)
-        _check_channels(architecture.wan, self.image_channels)
+        wan = architecture.wan
+        check_colors(wan.in_channels, wan.out_channels, wan.patch_size or 1)
         if architecture.attn_scales:
             # Its encoder passes a cache of frames to attention blocks, which take none (diffusers 0.42.1).
             raise WeightsError(
@@ -35,7 +35,8 @@ class _OneFrame(Family[A]):
         return architecture
 
     def latent(self, architecture: A) -> LatentShape:
-        return LatentShape(architecture.z_dim, architecture.wan.factor, image_channels=self.image_channels)
+        wan = architecture.wan
+        return LatentShape(wan.z_dim, wan.factor, image_channels=wan.in_channels // (wan.patch_size or 1) ** 2)
 
     def statement(self, raw: Mapping[str, Any], architecture: A, tensors: Mapping[str, Tensor], by: str) -> Statement:
         if raw.get("latents_mean") is None and raw.get("latents_std") is None:
@@ -67,7 +68,7 @@ class WanFamily(_OneFrame[Wan]):
 
 
 class QwenImageFamily(_OneFrame[QwenImage]):
-    """The VAE of Qwen-Image, Qwen-Image-Edit and Krea 2: one frame."""
+    """The VAE of Qwen-Image, Qwen-Image-Edit, Krea 2, and with opacity that of Qwen-Image-Layered: one frame."""
 
     class_name = QwenImage.class_name
     since = "0.35"
@@ -80,7 +81,6 @@ class QwenImage21Family(_OneFrame[QwenImage21]):
     class_name = QwenImage21.class_name
     since = "0.42"
     architecture = QwenImage21
-    image_channels = 4
 
     def blank(self, architecture: QwenImage21) -> nn.Module:
         from diffusers.models.autoencoders.autoencoder_kl_qwenimage21 import AutoencoderKLQwenImage21
@@ -93,14 +93,3 @@ def _built(kind: Any, architecture: Wan) -> nn.Module:
     # The classes add lists to some of their arguments.
     vae: nn.Module = kind(**{name: list(v) if isinstance(v, tuple) else v for name, v in fields.items()})
     return vae
-
-
-def _check_channels(architecture: Wan, image_channels: int) -> None:
-    patch = architecture.patch_size or 1
-    channels = image_channels * patch**2
-    if (architecture.in_channels, architecture.out_channels) != (channels, channels):
-        colours = "RGB" if image_channels == 3 else "RGBA"
-        raise WeightsError(
-            f"has {architecture.in_channels} channels in and {architecture.out_channels} out; both must be {channels} "
-            f"({colours}{f' in patches of {patch}x{patch} pixels' if patch > 1 else ''}). {OWN_MODULES}"
-        )

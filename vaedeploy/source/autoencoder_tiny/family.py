@@ -10,7 +10,7 @@ import msgspec
 
 from vaedeploy.errors import WeightsError
 from vaedeploy.source.autoencoder_tiny.config import Architecture
-from vaedeploy.source.family import Family, LatentShape, check_rgb, read_fields
+from vaedeploy.source.family import Family, LatentShape, check_colors, read_fields
 from vaedeploy.source.statement import Statement, number
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class AutoencoderTinyFamily(Family[Architecture]):
 
     def read(self, raw: Mapping[str, Any]) -> Architecture:
         architecture = read_fields(raw, Architecture)
-        check_rgb(architecture.in_channels, architecture.out_channels)
+        check_colors(architecture.in_channels, architecture.out_channels)
         down = 1 << (len(architecture.encoder_block_out_channels) - 1)
         up = architecture.upsampling_scaling_factor ** (len(architecture.decoder_block_out_channels) - 1)
         if down != up:
@@ -40,7 +40,7 @@ class AutoencoderTinyFamily(Family[Architecture]):
 
     def latent(self, architecture: Architecture) -> LatentShape:
         factor = 1 << (len(architecture.encoder_block_out_channels) - 1)
-        return LatentShape(architecture.latent_channels, factor, sampled=False)
+        return LatentShape(architecture.latent_channels, factor, sampled=False, image_channels=architecture.in_channels)
 
     def statement(
         self, raw: Mapping[str, Any], architecture: Architecture, tensors: Mapping[str, Tensor], by: str

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from vaedeploy.errors import ContractError
-from vaedeploy.source.family import Family, LatentShape, check_rgb, read_fields
+from vaedeploy.source.family import Family, LatentShape, check_colors, read_fields
 from vaedeploy.source.paella_vq_model.config import Architecture
 from vaedeploy.source.statement import Statement, number
 
@@ -24,12 +24,12 @@ class PaellaFamily(Family[Architecture]):
 
     def read(self, raw: Mapping[str, Any]) -> Architecture:
         architecture = read_fields(raw, Architecture)
-        check_rgb(architecture.in_channels, architecture.out_channels)
+        check_colors(architecture.in_channels, architecture.out_channels)
         return architecture
 
     def latent(self, architecture: Architecture) -> LatentShape:
         factor = architecture.up_down_scale_factor << (architecture.levels - 1)
-        return LatentShape(architecture.latent_channels, factor, sampled=False)
+        return LatentShape(architecture.latent_channels, factor, sampled=False, image_channels=architecture.in_channels)
 
     def statement(
         self, raw: Mapping[str, Any], architecture: Architecture, tensors: Mapping[str, Tensor], by: str

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from vaedeploy.errors import WeightsError
-from vaedeploy.source.family import OWN_MODULES, Family, LatentShape, check_rgb, read_fields
+from vaedeploy.source.family import OWN_MODULES, Family, LatentShape, check_colors, read_fields
 from vaedeploy.source.statement import Statement
 from vaedeploy.source.vq_model.config import Architecture
 
@@ -24,7 +24,7 @@ class VQModelFamily(Family[Architecture]):
 
     def read(self, raw: Mapping[str, Any]) -> Architecture:
         architecture = read_fields(raw, Architecture)
-        check_rgb(architecture.in_channels, architecture.out_channels)
+        check_colors(architecture.in_channels, architecture.out_channels)
         if architecture.norm_type != "spatial" or architecture.lookup_from_codebook:
             raise WeightsError(
                 f"has norm_type {architecture.norm_type!r} and lookup_from_codebook "
@@ -35,7 +35,8 @@ class VQModelFamily(Family[Architecture]):
 
     def latent(self, architecture: Architecture) -> LatentShape:
         channels = architecture.vq_embed_dim or architecture.latent_channels
-        return LatentShape(channels, 1 << (len(architecture.block_out_channels) - 1), sampled=False)
+        factor = 1 << (len(architecture.block_out_channels) - 1)
+        return LatentShape(channels, factor, sampled=False, image_channels=architecture.in_channels)
 
     def statement(
         self, raw: Mapping[str, Any], architecture: Architecture, tensors: Mapping[str, Tensor], by: str

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Decoder(nn.Module):
-    """Decoder: raw latent (B, C, h, w) -> image (B, 3, h*f, w*f), not clamped. Its norms read the latent too."""
+    """Decoder: raw latent (B, C, h, w) -> image (B, N, h*f, w*f), not clamped. Its norms read the latent too."""
 
     def __init__(self, vae: VQModel) -> None:
         super().__init__()

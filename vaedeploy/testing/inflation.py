@@ -3,38 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
 
-def scale(layer: torch.nn.Module, weight: float, bias: float) -> None:
+def _scale(layer: Any, weight: float, bias: float) -> None:
     layer.weight.mul_(weight)
     layer.bias.mul_(bias)
 
 
 def inflate(half: torch.nn.Module, streams: Iterator[float], inner: Iterator[float]) -> None:
-    """Multiply what half an AutoencoderKL has inside, with other weights for the same function.
+    """Multiply what half an AutoencoderKL has inside, with other weights for the same function, in place.
 
+        >>> vae = vd.load_reference("demo")
+        >>> inflate(vae.encoder, *map(itertools.cycle, INFLATIONS["2^17 everywhere"]))
+
+    half: the encoder or the decoder of a ``Reference``, whose weights have no gradient.
     streams: a factor for each stretch of the residual stream, which ends at a convolution. inner: for each block, its
     own activations; in attention, queries by it and keys by its inverse, so that scores are as they were.
     """
+    body: Any
     (body,) = (m for m in half.children() if hasattr(m, "mid_block"))
     stream = next(streams)
-    scale(body.conv_in, stream, stream)
+    _scale(body.conv_in, stream, stream)
 
-    def stretch(layer: torch.nn.Module) -> None:
+    def stretch(layer: Any) -> None:
         nonlocal stream
         before, stream = stream, next(streams)
-        scale(layer, stream / before, stream)
+        _scale(layer, stream / before, stream)
 
-    def resnet(block: torch.nn.Module) -> None:
+    def resnet(block: Any) -> None:
         own = next(inner)
         block.norm1.eps *= stream**2
-        scale(block.conv1, own, own)
+        _scale(block.conv1, own, own)
         block.norm2.eps *= own**2
         if block.conv_shortcut is not None:
             stretch(block.conv_shortcut)
-        scale(block.conv2, stream, stream)
+        _scale(block.conv2, stream, stream)
 
     def blocks(kind: str) -> None:
         for block in getattr(body, kind, []):
@@ -48,8 +54,8 @@ def inflate(half: torch.nn.Module, streams: Iterator[float], inner: Iterator[flo
     attention, own = body.mid_block.attentions[0], next(inner)
     attention.group_norm.eps *= stream**2
     for layer, factor in ((attention.to_q, own), (attention.to_k, 1 / own), (attention.to_v, own)):
-        scale(layer, factor, factor)
-    scale(attention.to_out[0], stream / own, stream)
+        _scale(layer, factor, factor)
+    _scale(attention.to_out[0], stream / own, stream)
     resnet(body.mid_block.resnets[1])
     blocks("up_blocks")
     body.conv_norm_out.eps *= stream**2
@@ -59,3 +65,4 @@ INFLATIONS = {
     "2^17 everywhere": ([2.0**17], [2.0**9]),
     "not powers of two": ([3e5, 7e3, 1.7e6, 9e4], [1.1e3, 4.7e4, 33.0, 3.3e5, 0.7]),
 }
+"""Factors for ``inflate``, to be repeated: those of the stream, and those of blocks."""

@@ -1,0 +1,108 @@
+"""``VAE.encode`` and ``VAE.decode`` for arrays in host memory and Pillow images, and the calls that warm a VAE up."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vaedeploy.bundle import Bundle
+from vaedeploy.errors import ImageError, InputError, LatentError, SizeError
+from vaedeploy.images.pixels import to_float
+from vaedeploy.runtime.arrays import as_numpy, as_pixels, check_image, check_latent, check_out, pad_image
+from vaedeploy.runtime.device import Array
+from vaedeploy.runtime.dispatch import Dispatch
+from vaedeploy.values.kinds import PARTS, Part
+
+
+def encode(dispatch: Dispatch, bundle: Bundle, image: Any, outputs: int, pad: bool) -> list[NDArray[np.float32]]:
+    """The first ``outputs`` outputs of the encoder for ``image``: the mean, or the mean and the deviation."""
+    manifest = bundle.manifest
+    channels = manifest.latent.image_channels
+    pixels = check_image(as_pixels(image, channels), channels)
+    if manifest.image_input == "uint8" and pixels.dtype != np.uint8:
+        raise ImageError(
+            f"image is float, but bundle {bundle.path} takes uint8 images only. Give uint8, or export with "
+            "--image-input float"
+        )
+    if pad:
+        pixels = pad_image(pixels, manifest.latent.sizes)
+    if pixels.dtype == np.uint8 and manifest.image_input == "float":
+        pixels = to_float(pixels)
+    interface = manifest.interface("encoder")
+    _, height, width = interface.pixels(pixels.shape)
+    manifest.latent.sizes.check(height, width)
+    return _run(dispatch, "encoder", interface.outputs[:outputs], {interface.input: np.ascontiguousarray(pixels)})
+
+
+def decode(
+    dispatch: Dispatch,
+    bundle: Bundle,
+    latent: Any,
+    output: Literal["uint8", "float"],
+    size: tuple[int, int] | None,
+    out: NDArray[Any] | None,
+) -> NDArray[Any]:
+    """``VAE.decode`` for a latent in host memory."""
+    manifest = bundle.manifest
+    values = check_latent(as_numpy(latent, "latent", LatentError), manifest.latent)
+    interface, name = manifest.interface("decoder"), "image_u8" if output == "uint8" else "image"
+    batch, *full = interface.pixels(values.shape)
+    height, width = full if size is None else manifest.latent.sizes.check_cut(size, (full[0], full[1]))
+    results: dict[str, Array] = {}
+    if out is not None:
+        check_out(out, interface.gives(batch, height, width)[name])
+        if [height, width] == full and _can_be_filled(out, values):
+            results = {name: out}
+    image, _ = _run(dispatch, "decoder", [name, "finite"], {interface.input: values}, results)
+    if image is out:
+        return out
+    if [height, width] != full:
+        image = image[:, :height, :width] if output == "uint8" else image[:, :, :height, :width]
+    if out is None:
+        return np.ascontiguousarray(image)
+    np.copyto(out, image)
+    return out
+
+
+def warm_up(dispatch: Dispatch, bundle: Bundle, sizes: Iterable[tuple[int, int]], batch: int) -> None:
+    """Run both halves once at each of ``sizes``, (height, width) in pixels, on ``batch`` items of zeros.
+
+    Raises SizeError before anything runs for a size that the VAE does not take, InputError where there is none.
+    """
+    rule = bundle.manifest.latent.sizes
+    checked = []
+    for size in sizes:
+        try:
+            height, width = map(operator.index, size)
+        except (TypeError, ValueError) as error:
+            raise SizeError(f"size is {size!r}; it must be two whole numbers, (height, width)") from error
+        rule.check(height, width)
+        checked.append((height, width))
+    if not checked:
+        raise InputError("there is no size to warm up at; give those of the images to come, such as [(512, 512)]")
+    if not isinstance(batch, int) or batch < 1:
+        raise InputError(f"batch is {batch!r}; it must be 1 or more")
+    for height, width in checked:
+        for part in PARTS:
+            interface = bundle.manifest.interface(part)
+            given = interface.takes(batch, height, width)
+            _run(dispatch, part, interface.outputs, {interface.input: np.zeros(given.shape, given.dtype)})
+
+
+def _can_be_filled(out: NDArray[Any], values: NDArray[Any]) -> bool:
+    """Whether a backend may write its result into ``out`` itself, while it reads ``values``."""
+    return out.flags.c_contiguous and out.flags.aligned and not np.may_share_memory(out, values)
+
+
+def _run(
+    dispatch: Dispatch,
+    part: Part,
+    outputs: Sequence[str],
+    inputs: dict[str, Array],
+    results: dict[str, Array] | None = None,
+) -> list[NDArray[Any]]:
+    return dispatch.run(part, outputs, inputs, results)  # type: ignore[return-value]  # host arrays in, host arrays out

@@ -1,0 +1,46 @@
+"""What pytest loads from an installed vaedeploy: the option ``--vae-bundle`` and the fixture ``vae``.
+
+It is loaded by every run of pytest in the environment, so it imports nothing else until a test asks for the fixture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from vaedeploy.runtime import VAE
+
+NONE_NAMED = "no bundle is named: pytest --vae-bundle PATH, or vae_bundle = PATH in pytest's settings"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option and the setting."""
+    group = parser.getgroup("vaedeploy")
+    group.addoption(
+        "--vae-bundle",
+        action="append",
+        metavar="PATH",
+        help="A bundle that the fixture vae opens; give it again for each further one.",
+    )
+    parser.addini("vae_bundle", "Bundles that the fixture vae opens where --vae-bundle is not given.", type="paths")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make the fixture, whose parameters are the bundles that were named."""
+    bundles: list[str | None] = config.getoption("vae_bundle") or [str(path) for path in config.getini("vae_bundle")]
+
+    class Fixtures:
+        @pytest.fixture(scope="session", params=bundles or [None], ids=str if bundles else ["no bundle"])
+        def vae(self, request: pytest.FixtureRequest) -> Iterator[VAE]:
+            """An open vaedeploy.VAE for each bundle that --vae-bundle or the settings name."""
+            if request.param is None:
+                pytest.skip(NONE_NAMED)
+            from vaedeploy.runtime import VAE
+
+            with VAE(request.param) as vae:
+                yield vae
+
+    config.pluginmanager.register(Fixtures(), "vaedeploy-fixtures")
