@@ -16,14 +16,19 @@ WORK = 160 * 2**20
 HALO_SHARE = 32
 """A strip is this many times as high as its halo, where memory is not short: 2/32 of the rows are computed again."""
 
+LARGE = 2**30
+"""Bytes that a strip may take for that."""
+
 SCORES = 2 * 64 * 2**20
 """Bytes that attention takes beside what counts with the image's size: a block of scores, and its softmax."""
 
 OVERHEAD = 48 * 2**20
 """Bytes that a call takes whatever the size: sessions, and what the allocator keeps."""
 
-ARENA = 7 / 4
-"""What ONNX Runtime's arena takes for tensors that need 1: it grows by doubling. At most this was measured."""
+ARENA, ARENAS = 2.0, 2.75
+"""What ONNX Runtime takes for tensors that need 1, in one session and in several: its arena grows by doubling, and what
+a session gives is copied. At most this was measured.
+"""
 
 FAR = 1 << 40
 """A row so far from any border that no halo reaches one."""
@@ -190,9 +195,11 @@ class Layout:
         if self.cuts[piece.targets[0]].axis is None:
             work = int(piece.work * self.rows * self.columns * ARENA)
             return total + work + sum(weight.bytes for weight in piece.weights) * WEIGHTS
-        for below, first, last in self.far_tree(piece, height):
+        tree = self.far_tree(piece, height)
+        arena = ARENA if len(tree) == 1 else ARENAS
+        for below, first, last in tree:
             steps = min(last - first + 2 * below.halo, self.rows * below.steps)
-            total += int(below.work * steps * self.columns * ARENA)
+            total += int(below.work * steps * self.columns * arena)
             total += sum(weight.bytes for weight in below.weights) * WEIGHTS
             pairs += below.quadratic
         if source := self.overwritten(index):
@@ -208,7 +215,7 @@ class Layout:
             return least
         more = min(most, least + 64)
         each = -(-(self.work(index, more) - self.work(index, least)) // max(1, more - least)) or 1
-        wanted = max(HALO_SHARE * self.total_halo(piece), WORK // each, least)
+        wanted = max(min(HALO_SHARE * self.total_halo(piece), LARGE // each), WORK // each, least)
         affordable = least + max(0, room - self.work(index, least)) // each
         height = min(wanted, affordable, most)
         while height > least and (excess := self.work(index, height) - room) > 0:
