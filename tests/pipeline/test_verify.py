@@ -45,7 +45,7 @@ def test_the_report_covers_every_part_and_shape(tiny_vae_bundle: Bundle) -> None
     assert rows == {
         *(("onnxruntime", part, name) for part in ("encoder", "decoder") for name in (*names, "large")),
         *(("onnxruntime", "round trip", name) for name in names),
-        *(("portable", part, "odd") for part in ("encoder", "decoder", "round trip")),
+        *((form, part, "odd") for form in ("portable", "rows") for part in ("encoder", "decoder", "round trip")),
     }
     assert tiny_vae_bundle.manifest.verification is not None
     assert tiny_vae_bundle.manifest.verification.cases == len(report["cases"])

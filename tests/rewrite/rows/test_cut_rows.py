@@ -51,6 +51,15 @@ def linear_attention(net: Network) -> Network:
     return net.add("Reshape", shape, first=product)
 
 
+def two_norms(net: Network) -> Network:
+    """A tensor that is normalised by different groups, in steps between which there is another norm."""
+    net.conv(8)
+    x = net.x
+    first = net.norm(2).silu().conv(8).norm().x
+    net.x = x
+    return net.norm(4).add("Add", first)
+
+
 def pooled(net: Network) -> Network:
     """Each channel times its mean over the whole image."""
     net.conv(8)
@@ -63,6 +72,7 @@ LAYERS: dict[str, tuple[Callable[[Network], Network], int]] = {
     "5x5, dilated": (lambda net: net.conv(kernel=5).conv(dilations=[2, 2], pads=[2] * 4), 1),
     "many, without a norm": (lambda net: net.conv().conv().conv().conv().conv().conv().conv().conv().conv().conv(), 1),
     "norm": (lambda net: net.conv().norm().silu().conv(), 1),
+    "two norms of one tensor": (two_norms, 1),
     "blocks": (lambda net: net.block().block(12), 1),
     "up": (lambda net: net.block().up().conv().block(), 2),
     "up without a convolution": (lambda net: net.conv().up().silu().block(), 2),

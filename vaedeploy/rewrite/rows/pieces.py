@@ -100,7 +100,9 @@ class Pieces:
         counted, quadratic = self._counter.count(nodes)
         work = live_bytes(half, nodes, [*strips, *targets], whole)
         builder = _Builder(half, targets[0])
-        model = builder.build(nodes, targets, [*strips, *whole], self._statistics)
+        # Of a cut whose statistics it takes, it takes those for all norms, so that the table need not tell them apart.
+        numbers = [v for found in half.statistics if found.x in normalised for v in (found.mean, found.inverse)]
+        model = builder.build(nodes, targets, [*strips, *whole, *numbers], self._statistics)
         return PieceModel(
             model=model,
             targets=tuple(str(value.name) for value in targets),
@@ -139,9 +141,7 @@ class _Builder:
         statistics: dict[ir.Value, list[Norm]],
     ) -> ir.Model:
         half = self.half
-        made = {value for node in nodes for value in node.outputs}
-        fed = [v for node in nodes for v in node.inputs if v is not None and v.is_graph_input() and v not in made]
-        inputs = [self._declare(value) for value in dict.fromkeys((*sources, *fed))]
+        inputs = [self._declare(value) for value in sources]
         for node in nodes:
             self._copy(node)
         outputs = [self.values[value] for value in targets]
