@@ -46,7 +46,7 @@ VAES = (
     "hunyuanimage",
     "kandinsky22",
     "stable-cascade",
-    "asymmetric-x2",
+    "asymmetric-x1.5",
     "svd",
 )
 """Presets that stand for the families: where two have the same architecture, one of them."""

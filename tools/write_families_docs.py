@@ -61,8 +61,9 @@ RULES = """
 ### What the rewrites do
 
 How often each rule fires in the encoder and the decoder, and the share of the decoder's operations that the fold of
-upsampling removes. `Resize` counts the upsamplings of the decoder. In fp16, `rescale` counts the tensors that would
-overflow.
+upsampling removes. `Resize` counts the upsamplings of the decoder: the fold fires on each of x2 that a convolution
+reads. Four of `kandinsky22` enlarge the latent for a norm, by more. `hunyuanimage` upsamples by repeating channels, and
+`stable-cascade` by transposed convolutions. In fp16, `rescale` counts the tensors that would overflow.
 """
 
 SPEED = """
@@ -77,8 +78,8 @@ ENGINES = """
 ### Engines
 
 TensorRT-RTX {rtx} engines in fp16 for the {count} ranges of sizes of profile `{profile}`: their size, the time of the
-build, and the scratch memory that the builder states for 1024x1024 and at most. They were built without a GPU and have
-not been run.
+build, and the scratch memory that the builder states for 1024x1024 and at most. They were built without a GPU, while
+the machine had other work, and have not been run.
 """
 
 

@@ -63,7 +63,8 @@ def test_own_modules_are_put_into_eval_mode_and_must_be_modules() -> None:
         Reference(nn.Identity(), torch.relu, latent)
     assert str(error.value) == "the decoder is of type builtin_function_or_method; it must be a torch.nn.Module"
     assert repr(reference) == (
-        "Reference('vae', modules, LatentSpec(channels=4, factor=8, scale=1.0, shift=0.0, sampled=True))"
+        "Reference('vae', modules, LatentSpec(channels=4, factor=8, scale=1.0, shift=0.0, sampled=True, "
+        "image_channels=3))"
     )
 
 

@@ -26,7 +26,7 @@ from vaedeploy.bundle.golden import NAME as GOLDEN
 from vaedeploy.bundle.golden import decode_golden, encode_golden
 from vaedeploy.cli.tables.bisect import STEP_COLUMNS
 from vaedeploy.errors import BundleError
-from vaedeploy.graph.graph import Graph, module_path, save_form
+from vaedeploy.graph.graph import module_path
 from vaedeploy.numerics.divergence import Difference
 from vaedeploy.numerics.maxima import measure_maxima
 from vaedeploy.pipeline.export import export_vae
@@ -66,7 +66,7 @@ def broken(source: Bundle, out: Path, part: Part, module: str, fault: Fault) -> 
     for node in nodes:
         value = node.inputs[1]
         value.const_value = ir.tensor(fault(value.const_value.numpy()), name=value.name)
-    save_form(Graph(model, part), path, shared=True)
+    ir.save(model, path)  # into the graph's own file: other graphs read those beside it
     data = path.read_bytes()
     info = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
     edit(bundle, lambda told: told["files"].update({path.name: info}))
