@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
+import numpy as np
 
 from vaedeploy.errors import BundleError
 from vaedeploy.values.kinds import PARTS, Part, Sha256
@@ -100,7 +101,7 @@ class Cut(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def bytes_at(self, rows: int, columns: int) -> int:
         """Its bytes for that many rows and columns of the latent."""
-        return math.prod(self.at(rows, columns)) * (1 if self.dtype in ("uint8", "bool") else int(self.dtype[-2:]) // 8)
+        return math.prod(self.at(rows, columns)) * np.dtype(self.dtype).itemsize
 
 
 class Weight(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -19,9 +19,6 @@ if TYPE_CHECKING:
     from vaedeploy.rewrite.rows import PieceModel
 
 
-OWN = 1024
-"""Bytes from which on a weight lies in a file of weights, and not in the model."""
-
 log = logging.getLogger(__name__)
 
 
@@ -87,10 +84,12 @@ class _Weights:
         """Let each weight of ``model`` refer to a file, but for the smallest; returns where they are."""
         import onnx_ir as ir
 
+        from vaedeploy.graph.graph import OUTSIDE
+
         weights = []
         for name, value in model.graph.initializers.items():
             tensor = value.const_value
-            if tensor is None or (tensor.nbytes < OWN and not isinstance(tensor, ir.ExternalTensor)):
+            if tensor is None or (tensor.nbytes < OUTSIDE and not isinstance(tensor, ir.ExternalTensor)):
                 continue
             data = tensor.tobytes()
             sha256 = hashlib.sha256(data).hexdigest()

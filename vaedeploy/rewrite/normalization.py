@@ -22,6 +22,7 @@ import numpy as np
 import onnx_ir as ir
 from onnxscript.rewriter import MatchingTracer, MatchResult, MatchStatus, RewriteRuleClassBase
 
+from vaedeploy.graph.edit import constant_of
 from vaedeploy.rewrite.outcome import Outcome, Refusal
 
 __all__ = ["split_means"]
@@ -117,6 +118,21 @@ def _two_stages(op: Any, x: Any, groups: int, epsilon: float, gamma: Any, beta: 
     variance = group_mean(op.Mul(centred, centred))
     deviation = op.Sqrt(op.Add(variance, op.Constant(value_float=epsilon)))
     return op.Add(op.Mul(centred, op.Div(gamma, per_channel(deviation))), beta)
+
+
+def group_count(shape: ir.Value | None) -> int | None:
+    """How many groups a Reshape to the constant ``shape`` makes: (batch, groups, rest); None for any other shape."""
+    tensor = constant_of(shape)
+    if tensor is None:
+        return None
+    sizes = tensor.numpy().reshape(-1).tolist()
+    return int(sizes[1]) if len(sizes) == 3 and sizes[0] == 0 and sizes[2] == -1 else None
+
+
+def is_filled(value: ir.Value | None, number: float) -> bool:
+    """Whether ``value`` is a constant whose every element is ``number``."""
+    tensor = constant_of(value)
+    return tensor is not None and bool(np.all(tensor.numpy() == number))
 
 
 def is_shape_of(shape: ir.Value, x: ir.Value) -> bool:

@@ -111,15 +111,16 @@ def _halves_by_rows(
     sizes = {file.name: FileInfo("0" * 64, file.stat().st_size) for file in folder.iterdir() if file.is_file()}
     bundle = Bundle(folder, msgspec.structs.replace(manifest, files=sizes))
 
-    def computed(part: Part, value: NDArray[Any]) -> Mapping[str, NDArray[Any]]:
-        half, interface = RowsHalf(bundle, part, verify_hashes=False), manifest.interface(part)
+    def computed(half: RowsHalf, value: NDArray[Any]) -> Mapping[str, NDArray[Any]]:
+        part, interface = half.part, manifest.interface(half.part)
         given = prepare_photo(manifest, value) if part == "encoder" else value
         _, height, width = interface.pixels(given.shape)
         factor = manifest.latent.factor
         plan = half.plan(height // factor, width // factor, 0)
         return dict(zip(interface.outputs, half.run(plan, interface.outputs, given), strict=True))
 
-    return {part: partial(computed, part) if part in manifest.rows else None for part in PARTS}
+    halves = {part: RowsHalf(bundle, part, verify_hashes=False) for part in PARTS}
+    return {part: partial(computed, half) if half.exists else None for part, half in halves.items()}
 
 
 def prepare_photo(manifest: Manifest, photo: NDArray[np.uint8]) -> NDArray[Any]:

@@ -19,12 +19,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 
 from vaedeploy.graph.edit import add_constant, constant_of
 from vaedeploy.rewrite.cuda.operators import DOMAIN
-from vaedeploy.rewrite.normalization import is_shape_of
+from vaedeploy.rewrite.normalization import group_count, is_filled, is_shape_of
 from vaedeploy.rewrite.outcome import Outcome, Refusal
 
 __all__ = ["fuse_group_norm"]
@@ -76,13 +75,12 @@ def _instances(normal: ir.Node) -> _Found | str:
         return "it is not between two Reshapes, a scale and a bias"
     if _reader(before, normal.op_type) is None:
         return "its input is read by something else too"
-    x, groups = before.inputs[0], _array(before.inputs[1])
-    if x is None or groups is None or groups.size != 3 or groups[0] != 0 or groups[2] != -1:
+    x, groups = before.inputs[0], group_count(before.inputs[1])
+    if x is None or groups is None:
         return "its input is not reshaped to (batch, groups, rest)"
     if back.inputs[1] is None or not is_shape_of(back.inputs[1], x):
         return "its output is not reshaped back to the input's shape"
-    ones, zeros = _array(normal.inputs[1]), _array(normal.inputs[2])
-    if ones is None or zeros is None or np.any(ones != 1) or np.any(zeros != 0):
+    if not is_filled(normal.inputs[1], 1) or not is_filled(normal.inputs[2], 0):
         return "InstanceNormalization has a scale or a bias of its own"
     weights: list[Any] = []
     for node, source in ((scale, back), (shift, scale)):
@@ -92,7 +90,7 @@ def _instances(normal: ir.Node) -> _Found | str:
             return "scale and bias are not one constant per channel"
         weights.append(array.reshape(-1))
     epsilon = normal.attributes.get_float("epsilon", 1e-5)
-    return _Found([before, normal, back, scale, shift], x, weights[0], weights[1], int(groups[1]), epsilon)
+    return _Found([before, normal, back, scale, shift], x, weights[0], weights[1], groups, epsilon)
 
 
 def _operator(normal: ir.Node) -> _Found | str:

@@ -10,8 +10,8 @@ dimension is told from its sizes there: a number, so many times the latent's hei
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
@@ -55,6 +55,11 @@ class Layout:
     @property
     def padded(self) -> bool:
         return bool(self.above or self.below)
+
+    def moved(self, place_of: Callable[[int], int]) -> Layout:
+        """The same rows, where axis a has become ``place_of(a)``; for a tensor with rows."""
+        assert self.axis is not None
+        return replace(self, axis=place_of(self.axis), whole=frozenset(map(place_of, self.whole)))
 
 
 NO_ROWS = Layout(None)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 from vaedeploy.rewrite.rows.layout import Layout, size_of
 from vaedeploy.rewrite.rows.reading import Place, Reads, Window
@@ -41,37 +40,31 @@ def gather(place: Place) -> Reads:
     if axis in (layout.axis, *layout.whole):
         raise place.fail("takes single rows of the image")
     added = len(place.shapes.of(place.input(1))[0]) - 1
-    return place.same(_moved(layout, lambda old: old + (added if old > axis else 0)))
-
-
-def _moved(layout: Layout, place_of: Callable[[int], int]) -> Layout:
-    assert layout.axis is not None
-    whole = frozenset(map(place_of, layout.whole))
-    return Layout(place_of(layout.axis), layout.scale, layout.above, layout.below, whole)
+    return place.same(layout.moved(lambda old: old + (added if old > axis else 0)))
 
 
 def transpose(place: Place) -> Reads:
     order = list(place.node.attributes.get_ints("perm", list(reversed(range(place.rank())))))
-    return place.same(_moved(place.only_first(), order.index))
+    return place.same(place.only_first().moved(order.index))
 
 
 def unsqueeze(place: Place) -> Reads:
     rank = len(place.shapes.of(place.node.outputs[0])[0])
     new = {axis % rank for axis in place.numbers(1)}
     kept = [axis for axis in range(rank) if axis not in new]
-    return place.same(_moved(place.only_first(), kept.__getitem__))
+    return place.same(place.only_first().moved(kept.__getitem__))
 
 
 def squeeze(place: Place) -> Reads:
     shape = place.shapes.of(place.input(0))[0]
     gone = {axis % len(shape) for axis in place.numbers(1)} or {a for a, size in enumerate(shape) if size == 1}
     kept = [axis for axis in range(len(shape)) if axis not in gone]
-    return place.same(_moved(place.only_first(), kept.index))
+    return place.same(place.only_first().moved(kept.index))
 
 
 def expand(place: Place) -> Reads:
     added = len(place.shapes.of(place.node.outputs[0])[0]) - place.rank()
-    return place.same(_moved(place.only_first(), lambda axis: axis + added))
+    return place.same(place.only_first().moved(lambda axis: axis + added))
 
 
 def reshape(place: Place) -> Reads:

@@ -17,11 +17,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 
 from vaedeploy.graph.edit import add_constant, constant_of, free_name
-from vaedeploy.rewrite.normalization import is_shape_of
+from vaedeploy.rewrite.normalization import group_count, is_filled, is_shape_of
 from vaedeploy.rewrite.rows.layout import NotByRowsError
 
 __all__ = ["Statistics", "take_statistics_as_inputs"]
@@ -59,16 +58,14 @@ def _replace_instances(graph: ir.Graph, node: ir.Node, found: dict[Any, Statisti
     if before is None or before.op_type != "Reshape" or [reader.op_type for reader in readers] != ["Reshape"]:
         raise NotByRowsError(str(node.name), "it normalises, and not over groups of channels between two Reshapes")
     x, back = before.inputs[0], readers[0]
-    shape = constant_of(before.inputs[1])
-    if x is None or shape is None or len(shape.numpy()) != 3 or shape.numpy()[0] != 0 or shape.numpy()[2] != -1:
+    groups = group_count(before.inputs[1])
+    if x is None or groups is None:
         raise NotByRowsError(str(node.name), "it normalises, and not over (batch, groups, rest)")
-    for value, number in ((scale, 1), (bias, 0)):
-        tensor = constant_of(value)
-        if tensor is None or not np.all(tensor.numpy() == number):
-            raise NotByRowsError(str(node.name), "it normalises with weights for each group")
+    if not is_filled(scale, 1) or not is_filled(bias, 0):
+        raise NotByRowsError(str(node.name), "it normalises with weights for each group")
     if back.inputs[1] is None or not is_shape_of(back.inputs[1], x):
         raise NotByRowsError(str(node.name), "what it normalises is not reshaped back to what it was")
-    statistics = _statistics(graph, node, x, int(shape.numpy()[1]), found)
+    statistics = _statistics(graph, node, x, groups, found)
     _apply(graph, back, statistics)
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from operator import add
 
 from vaedeploy.rewrite.rows.layout import NO_ROWS, Layout
 from vaedeploy.rewrite.rows.reading import SAME, WHOLE, Place, Reads
@@ -16,9 +19,8 @@ def elementwise(place: Place) -> Reads:
     rank = len(place.shapes.of(place.node.outputs[0])[0])
     found: set[Layout] = set()
     for index in place.rowed:
-        layout, added = place.layouts[index], rank - place.rank(index)
-        whole = frozenset(axis + added for axis in layout.whole)
-        found.add(Layout(place.axis(index) + added, layout.scale, layout.above, layout.below, whole))
+        added = rank - place.rank(index)
+        found.add(place.layouts[index].moved(partial(add, added)))
     if len(found) != 1:
         raise place.fail("joins tensors whose rows lie in other places")
     return place.same(found.pop())
@@ -62,8 +64,7 @@ def reduction(place: Place) -> Reads:
     def moved(axis: int) -> int:
         return axis if kept else axis - sum(other < axis for other in reduced)
 
-    place_of_rows = Layout(moved(place.axis()), layout.scale, layout.above, layout.below, frozenset(map(moved, whole)))
-    return place.same(place_of_rows)
+    return place.same(replace(layout, whole=whole).moved(moved))
 
 
 def product(place: Place) -> Reads:
