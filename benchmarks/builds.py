@@ -14,10 +14,11 @@ import json
 import statistics
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vaedeploy.engines.build import backend_version, build_engine
+from vaedeploy.engines.build import Engine, backend_version, build_engine
 from vaedeploy.engines.estimate import estimate_memory
 from vaedeploy.engines.profile import CAPABILITIES, get_profile
 from vaedeploy.engines.protocol import BuildRequest
@@ -28,6 +29,7 @@ from vaedeploy.rewrite.precision import lower_precision
 from vaedeploy.rewrite.upsample import fold_upsampling
 from vaedeploy.source import load_reference
 from vaedeploy.values.kinds import PARTS
+from vaedeploy.values.shapes import ShapeSet
 
 SHAPES = get_profile("rtx4090").shapes
 
@@ -53,7 +55,10 @@ def write_graphs(folder: Path, precision: str) -> dict[str, Path]:
     return files
 
 
-def measure(graph: Graph, path: Path, capability: str, rounds: int, folder: Path, factor: int = 8) -> dict[str, Any]:
+def build(
+    graph: Graph, path: Path, shapes: Mapping[str, ShapeSet], capability: str, folder: Path, factor: int = 8
+) -> tuple[Engine, float]:
+    """An engine of ``graph``, which is in the file ``path``, and the seconds of its build in a process of its own."""
     inputs = Inputs(graph, factor)
     request = BuildRequest(
         backend="tensorrt-rtx",
@@ -62,14 +67,20 @@ def measure(graph: Graph, path: Path, capability: str, rounds: int, folder: Path
         compute_capability=capability,
         network_name="benchmark",
         input=str(inputs.value.name),
-        profiles=[inputs.profile(shape) for shape in SHAPES.values()],
+        profiles=[inputs.profile(shape) for shape in shapes.values()],
         options={"tf32": False},
     )
+    started = time.perf_counter()
+    engine = build_engine(request, "build")
+    return engine, time.perf_counter() - started
+
+
+def measure(graph: Graph, path: Path, capability: str, rounds: int, folder: Path, factor: int = 8) -> dict[str, Any]:
+    inputs = Inputs(graph, factor)
     seconds = []
     for _ in range(rounds):
-        started = time.perf_counter()
-        engine = build_engine(request, "build")
-        seconds.append(time.perf_counter() - started)
+        engine, took = build(graph, path, SHAPES, capability, folder, factor)
+        seconds.append(took)
     sizes = [inputs.sizes(*shape.at("max")) for shape in SHAPES.values()]
     estimates = [estimate_memory(graph.model, size, single=False, shape_sets=len(sizes)) for size in sizes]
     return {

@@ -11,14 +11,13 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
-from vaedeploy.engines.build import build_engine
+from builds import build
+
 from vaedeploy.engines.estimate import estimate_memory
 from vaedeploy.engines.profile import get_profile
-from vaedeploy.engines.protocol import BuildRequest
 from vaedeploy.graph.graph import Graph, Inputs, load_graph, save_form
 from vaedeploy.graph.trace import trace_graph
 from vaedeploy.rewrite import rewrite_graph
@@ -42,20 +41,7 @@ def measure(plain: Graph, shapes: dict[str, ShapeSet], capability: str, blocks: 
     rewritten = rewrite_graph(plain, "tensorrt", "fp16", largest=largest if blocks else ())
     save_form(rewritten.graph, folder / "graph.onnx", shared=False)
     graph = load_graph(folder / "graph.onnx", plain.part)
-    inputs = Inputs(graph, 8)
-    request = BuildRequest(
-        backend="tensorrt-rtx",
-        graph=str(folder / "graph.onnx"),
-        out=str(folder / "engine"),
-        compute_capability=capability,
-        network_name="benchmark",
-        input=str(inputs.value.name),
-        profiles=[inputs.profile(shape) for shape in shapes.values()],
-        options={"tf32": False},
-    )
-    started = time.perf_counter()
-    engine = build_engine(request, "build")
-    seconds = time.perf_counter() - started
+    engine, seconds = build(graph, folder / "graph.onnx", shapes, capability, folder)
     single = len(shapes) == 1 and next(iter(shapes.values())).static
     said = dict(zip(shapes, engine.activation_bytes, strict=True))
     estimates = [estimate_memory(graph.model, sizes, single=single).activations for sizes in largest]
