@@ -7,6 +7,7 @@ import doctest
 import importlib
 import json
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -110,6 +111,19 @@ def test_a_missing_import_is_found(line: str, missing: list[str]) -> None:
 def test_imports_of_scripts(script: str) -> None:
     tree = ast.parse(read(SCRIPTS[script]))
     assert [name for each in (tree, *programs(tree)) for name in missing_imports(each)] == []
+
+
+PAGES = {"tools/write_cli_docs.py": "docs/cli.md", "tools/write_families_docs.py": "docs/families.md"}
+
+
+def test_every_page_that_a_script_writes_is_known() -> None:
+    assert PAGES.keys() == files("tools/write_*_docs.py").keys()
+
+
+@pytest.mark.parametrize("script", PAGES)
+def test_pages_that_scripts_write_are_current(script: str) -> None:
+    page = runpy.run_path(str(ROOT / script))
+    assert read(ROOT / PAGES[script]) == page["render"](), f"run: python {script}"
 
 
 WITH_PYTHON = [name for name, path in DOCUMENTS.items() if fenced(read(path), "python")]

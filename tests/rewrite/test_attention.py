@@ -18,7 +18,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
-from attentions import HEADS, ONE_HEAD, PLAIN, attention
+from attentions import HEADS, ONE_HEAD, PLAIN, attention, draw
 from examples import at_most
 from hypothesis import given
 from hypothesis import strategies as st
@@ -42,11 +42,6 @@ def chunked(model: onnx.ModelProto, scores_bytes: int) -> onnx.ModelProto:
 def run(model: onnx.ModelProto | Path, inputs: dict[str, np.ndarray]) -> np.ndarray:
     given = str(model) if isinstance(model, Path) else model.SerializeToString()
     return onnxruntime.InferenceSession(given, providers=["CPUExecutionProvider"]).run(None, inputs)[0]
-
-
-def draw(seed: int, dtype: type = np.float64, **shapes: tuple[int, ...]) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(seed)
-    return {name: rng.normal(0, 1, shape).astype(dtype) for name, shape in shapes.items()}
 
 
 FORMS = {

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from attentions import HEADS, ONE_HEAD, attention
+from attentions import HEADS, ONE_HEAD, attention, draw
 from examples import at_most
 from hypothesis import given
 from hypothesis import strategies as st
@@ -43,9 +43,7 @@ def unrolled(model: onnx.ModelProto, scores_bytes: int, **sizes: int) -> onnx.Mo
 def test_equation_holds_in_float64(blocks: int, batch: int, heads: int, queries: int, keys: int, seed: int) -> None:
     """At every size, also where there are fewer queries than blocks."""
     model = attention(CASTS)
-    rng = np.random.default_rng(seed)
-    shapes = {"q": (batch, heads, queries, 8), "k": (batch, heads, 8, keys), "v": (batch, heads, keys, 6)}
-    x = {name: rng.normal(0, 1, shape) for name, shape in shapes.items()}
+    x = draw(seed, q=(batch, heads, queries, 8), k=(batch, heads, 8, keys), v=(batch, heads, keys, 6))
     expected = ReferenceEvaluator(model).run(None, x)[0]
     changed = unrolled(model, 8 * 100 * 100 // blocks, b=1, h=1, n=100, m=100)
     assert [node.op_type for node in changed.graph.node].count("Softmax") in (blocks, blocks + 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx
 
 PLAIN = "s = MatMul(q, k) p = Softmax<axis=-1>(s) y = MatMul(p, v)"
@@ -28,3 +29,9 @@ def attention(
     for node in model.graph.node:
         node.name = node.output[0]
     return onnx.shape_inference.infer_shapes(model, data_prop=True) if inferred else model
+
+
+def draw(seed: int, dtype: type = np.float64, **shapes: tuple[int, ...]) -> dict[str, np.ndarray]:
+    """Normal numbers for inputs of these names and shapes."""
+    rng = np.random.default_rng(seed)
+    return {name: rng.normal(0, 1, shape).astype(dtype) for name, shape in shapes.items()}
