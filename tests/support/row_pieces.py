@@ -19,6 +19,7 @@ from vaedeploy.graph.graph import Graph
 from vaedeploy.pipeline.rows import write_rows
 from vaedeploy.runtime.rows.layout import Layout
 from vaedeploy.runtime.rows.plan import Plan
+from vaedeploy.runtime.rows.store import Workspace
 from vaedeploy.runtime.rows.strips import Run, RunPiece
 
 CHANNELS = 4
@@ -131,14 +132,23 @@ def whole(graph: Graph, given: NDArray[Any]) -> NDArray[Any]:
 
 
 def by_rows(
-    folder: Path, table: RowsTable, item: NDArray[Any], height: int, virtual: Sequence[str] = ()
+    folder: Path,
+    table: RowsTable,
+    item: NDArray[Any],
+    height: int,
+    virtual: Sequence[str] = (),
+    on_disk: bool = False,
 ) -> NDArray[Any]:
-    """What the pieces compute in strips of ``height`` steps. virtual: cuts that are computed again."""
-    layout = Layout(table, *item.shape[2:], frozenset(virtual))
-    heights = tuple(min(layout.all_steps(piece), height) for piece in layout.steps)
+    """What the pieces compute in strips of ``height`` steps.
+
+    virtual: cuts that are computed again. on_disk: whether the others are stored in files of ``folder``.
+    """
+    layout = Layout(table, *item.shape[2:], frozenset(virtual), on_disk)
+    heights = tuple(min(layout.all_steps(turn.piece), height) for turn in layout.turns)
     cut = layout.cuts[table.outputs[0]]
     results = {cut.name: np.empty(cut.at(*item.shape[2:]), cut.dtype)}
-    run = Run(Plan(layout, heights, 0, 0.0), lambda pieces: _opened(folder, pieces))
+    workspace = Workspace(folder) if on_disk else None
+    run = Run(Plan(layout, heights, 0, 0, 0.0), lambda pieces: _opened(folder, pieces), workspace=workspace)
     run.compute(item, results)
     assert run.finite
     return results[cut.name]

@@ -141,7 +141,14 @@ class MemorySize(click.ParamType[int]):
         return size
 
 
-def memory_option(command: Command) -> Command:
+def memory_options(command: Command) -> Command:
+    """What a call by rows may take: memory, and a folder for files."""
+    command = click.option(
+        "--workspace",
+        type=PATH,
+        metavar="DIR",
+        help="A folder on a fast disk for what --max-memory does not hold. Nothing is left there.",
+    )(command)
     return click.option(
         "--max-memory",
         type=MemorySize(),

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from vaedeploy.cli import terminal
-from vaedeploy.cli.group import PATH, cli, memory_option
+from vaedeploy.cli.group import PATH, cli, memory_options
 
 
 @cli.command()
@@ -33,9 +33,16 @@ from vaedeploy.cli.group import PATH, cli, memory_option
     is_flag=True,
     help="Accept images of any size: pad them by reflection to the next size that fits. decode crops them again.",
 )
-@memory_option
+@memory_options
 def encode(
-    bundle: Path, image: Path, out: Path, sample: bool, seed: int | None, pad: bool, max_memory: int | None
+    bundle: Path,
+    image: Path,
+    out: Path,
+    sample: bool,
+    seed: int | None,
+    pad: bool,
+    max_memory: int | None,
+    workspace: Path | None,
 ) -> None:
     """Encode an image, or a folder of images, to latent files.
 
@@ -51,7 +58,8 @@ def encode(
 
     if seed is not None and not sample:
         raise click.UsageError("--seed needs --sample.")
-    with terminal.progress_display() as progress, VAE(bundle, max_memory=max_memory, progress=progress) as vae:
+    display = terminal.progress_display()
+    with display as progress, VAE(bundle, max_memory=max_memory, workspace=workspace, progress=progress) as vae:
         converted = encode_files(vae, image, out, sample=sample, seed=seed, pad=pad, progress=progress)
     for path in converted.written:
         terminal.show(str(path))
@@ -69,8 +77,8 @@ def encode(
     metavar="IMAGE",
     help="The image to write; if LATENT is a folder, the folder to write PNG images to.",
 )
-@memory_option
-def decode(bundle: Path, latent: Path, out: Path, max_memory: int | None) -> None:
+@memory_options
+def decode(bundle: Path, latent: Path, out: Path, max_memory: int | None, workspace: Path | None) -> None:
     """Decode a latent file, or a folder of latent files, to images.
 
     The command prints the files that it wrote. In a folder, if a file fails, the others go on, and the exit code is 2.
@@ -84,7 +92,8 @@ def decode(bundle: Path, latent: Path, out: Path, max_memory: int | None) -> Non
     from vaedeploy.pipeline.codec import decode_files
     from vaedeploy.runtime import VAE
 
-    with terminal.progress_display() as progress, VAE(bundle, max_memory=max_memory, progress=progress) as vae:
+    display = terminal.progress_display()
+    with display as progress, VAE(bundle, max_memory=max_memory, workspace=workspace, progress=progress) as vae:
         converted = decode_files(vae, latent, out, progress=progress)
     for path in converted.written:
         terminal.show(str(path))

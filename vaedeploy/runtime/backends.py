@@ -173,7 +173,7 @@ def _graph_candidates(
             return onnxruntime_cuda.Session(graph, device, threads, {**more, **(options or {})}, precision, read)
         if budget is None:
             return onnxruntime_cpu.Session(graph, threads, read=read)
-        half = RowsHalf(bundle, part, threads, verify_hashes, budget.progress)
+        half = RowsHalf(bundle, part, threads, verify_hashes, budget.progress, budget.workspace)
         return BoundedSession(half, budget, graph, threads, read=read)
 
     precision = precision_of(bundle)

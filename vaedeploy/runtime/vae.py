@@ -52,11 +52,14 @@ class VAE(ArrayCalls):
     max_memory: bytes that all running calls together may take on the CPU, beyond the open VAE and the arrays that are
         given and returned. A call that would take more runs by rows, with the same result; one that finds no memory
         waits for others to end. None for 70 % of what is free when a call begins, by the limits of containers too.
+    workspace: a folder on a fast disk. Calls by rows store in files there what memory does not hold, where computing it
+        again would take longer. The files have no names, and are gone when the call ends, however it ends.
     progress: is told how far each call is that runs by rows, by the thread that calls; see ``Progress``. It is not
         pickled.
 
     Issues UnverifiedBundleWarning if the bundle is not verified. Raises BundleError for a bundle that is missing or
-    damaged, BackendError for a backend that is not installed, and InputError for other invalid arguments.
+    damaged, BackendError for a backend that is not installed, and InputError for other invalid arguments. A call by
+    rows raises OutputError where its workspace has no room left.
     """
 
     def __init__(
@@ -71,6 +74,7 @@ class VAE(ArrayCalls):
         provider_options: Mapping[str, str] | None = None,
         profile: str | None = None,
         max_memory: int | None = None,
+        workspace: str | Path | None = None,
         progress: Progress = silent,
     ) -> None:
         if on_nan not in ("rerun", "warn", "raise"):
@@ -81,7 +85,7 @@ class VAE(ArrayCalls):
             raise InputError(f"threads is {threads!r}; it must be 1 or more, or None for all cores")
         bundle = Bundle.hold(path, verify_hashes)
         self._place = Path(path).absolute()  # now, since the process may change its folder later
-        budget = Budget(max_memory, progress=progress)
+        budget = Budget(max_memory, progress=progress, workspace=workspace)
         candidates = find_candidates(bundle, backend, device, threads, provider_options, profile, verify_hashes, budget)
         super().__init__(bundle, Dispatch(bundle, candidates, backend is None, on_nan), device)
         self._open_again = partial(
@@ -94,6 +98,7 @@ class VAE(ArrayCalls):
             provider_options=provider_options,
             profile=profile,
             max_memory=max_memory,
+            workspace=None if budget.workspace is None else budget.workspace.folder,
         )
         warn_of_unverified(bundle)
 

@@ -110,6 +110,7 @@ def test_strips_of_any_height_are_the_whole(name: str, tmp_path: Path) -> None:
         assert error < 1e-6
         for height, again in ((3, []), (100, []), (2, virtual), (1, virtual[1::2])):
             assert np.array_equal(by_rows(tmp_path, table, item, height, again), first), (height, again)
+        assert np.array_equal(by_rows(tmp_path, table, item, 2, on_disk=True), first)
 
 
 def given_or_whole(table: RowsTable) -> set[str]:
@@ -170,3 +171,17 @@ def test_what_cannot_be_cut_is_refused_with_the_reason(name: str) -> None:
     assert reason in refusal.reason
     assert refusal.node
     assert ir.serde.serialize_model(graph.model).SerializeToString(deterministic=True) == before
+
+
+def test_rows_of_more_than_a_page_are_given_back_and_nothing_else(tmp_path: Path) -> None:
+    """Rows so wide that the memory of single ones goes back while later ones are still read."""
+    net = Network().conv(8).block(12).up().conv(6).block(6).block(4)
+    graph = net.graph(2)
+    table = table_of(tmp_path, graph)
+    virtual = [cut.name for cut in table.cuts if cut.axis is not None and cut.name not in given_or_whole(table)]
+    item = np.random.default_rng(2).standard_normal((1, CHANNELS, 12, 1700)).astype(np.float32)
+    wanted = whole(graph, item)
+    first = by_rows(tmp_path, table, item, 100)
+    assert np.linalg.norm((first - wanted).astype(np.float64)) < 1e-6 * np.linalg.norm(wanted.astype(np.float64))
+    for height, again, on_disk in ((1, [], False), (3, virtual[::2], False), (2, virtual[1::2], True), (1, [], True)):
+        assert np.array_equal(by_rows(tmp_path, table, item, height, again, on_disk), first), (height, again, on_disk)

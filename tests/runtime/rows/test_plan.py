@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from row_pieces import Network, table_of
 
 from vaedeploy.bundle.rows import RowsTable
-from vaedeploy.runtime.rows.layout import OVERHEAD, Layout
+from vaedeploy.runtime.rows.cost import OVERHEAD, least_height, operations, stored_bytes, work
+from vaedeploy.runtime.rows.layout import Layout
 from vaedeploy.runtime.rows.plan import make_plan
 
 SIZE = 96, 64
@@ -36,12 +37,12 @@ def every_layout() -> list[tuple[int, float]]:
     assert 6 <= len(names) <= 12
     sets = chain.from_iterable(combinations(names, count) for count in range(len(names) + 1))
     layouts = [Layout(known, *SIZE, frozenset(virtual)) for virtual in sets]
-    return [(peak(layout), layout.operations()) for layout in layouts]
+    return [(peak(layout), operations(layout)) for layout in layouts]
 
 
 def peak(layout: Layout) -> int:
-    works = [layout.work(i, layout.least_height(piece)) for i, piece in enumerate(layout.steps)]
-    return max(map(sum, zip(layout.stored_bytes, works, strict=True)))
+    works = [work(layout, turn, least_height(layout, turn.piece)) for turn in layout.turns]
+    return max(map(sum, zip(stored_bytes(layout), works, strict=True)))
 
 
 @given(st.floats(0.0, 1.2))
@@ -49,9 +50,9 @@ def test_a_plan_is_nearly_the_best_that_there_is(share: float) -> None:
     least, most = min(every_layout())[0], every_layout()[0][0]
     budget = least + int((most - least) * share)
     plan = make_plan(table(), *SIZE, budget)
-    cheapest = min(operations for size, operations in every_layout() if size <= budget)
+    cheapest = min(cost for size, cost in every_layout() if size <= budget)
     assert plan.bytes <= budget
-    assert plan.layout.operations() <= 1.3 * cheapest
+    assert operations(plan.layout) <= 1.3 * cheapest
     assert peak(plan.layout) <= plan.bytes
 
 
@@ -62,7 +63,7 @@ def test_the_least_plan_takes_the_fewest_bytes_that_there_are() -> None:
 def test_more_memory_never_costs_more_operations() -> None:
     least, most = min(every_layout())[0], every_layout()[0][0]
     budgets = [least + (most - least) * i // 20 for i in range(22)]
-    costs = [make_plan(table(), *SIZE, budget).layout.operations() for budget in budgets]
+    costs = [operations(make_plan(table(), *SIZE, budget).layout) for budget in budgets]
     assert costs == sorted(costs, reverse=True)
     assert costs[0] > costs[-1]
 
@@ -77,4 +78,4 @@ def test_without_a_limit_everything_is_stored_and_little_is_computed_again() -> 
 @pytest.mark.parametrize("size", [(1, 1), (1, 4000), (4000, 1), (1 << 20, 1 << 20)])
 def test_any_size_has_a_plan(size: tuple[int, int]) -> None:
     plan = make_plan(table(), *size, 1 << 30)
-    assert all(1 <= h <= plan.layout.all_steps(p) for h, p in zip(plan.heights, plan.layout.steps, strict=True))
+    assert all(1 <= h <= plan.layout.all_steps(t.piece) for h, t in zip(plan.heights, plan.layout.turns, strict=True))

@@ -7,6 +7,7 @@ import pickle
 import threading
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -146,6 +147,23 @@ def test_a_bundle_without_this_form_runs_whole(tmp_path: Any) -> None:
             BackendError, match=r"cannot be computed by rows\. If an older vaedeploy made it, export it"
         ):
             vae.plan(2 * factor, 2 * factor)
+
+
+def test_a_workspace_holds_what_memory_does_not(tiny_vae_bundle: Bundle, tmp_path: Path) -> None:
+    given, size = latents(2, 96, 256), (96 * FACTOR, 256 * FACTOR)
+    found = []
+    for workspace in (None, tmp_path):
+        opened = partial(VAE, tiny_vae_bundle.path, "onnxruntime-cpu", workspace=workspace)
+        with opened(max_memory=1) as vae:
+            least = vae.plan(*size)["decoder"].least
+        with opened(max_memory=least) as vae:
+            plan = vae.plan(*size)["decoder"]
+            assert (plan.bytes, plan.way, plan.disk > 0) == (least, "rows", workspace is not None)
+            found.append((least, vae.decode(given, output="float")))
+    (without, first), (within, second) = found
+    assert within < without
+    assert np.array_equal(first, second)
+    assert not list(tmp_path.iterdir())
 
 
 def test_calls_share_the_memory(tiny_vae_bundle: Bundle, whole: VAE) -> None:

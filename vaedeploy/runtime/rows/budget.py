@@ -1,12 +1,14 @@
-"""Memory that the running calls of one VAE share."""
+"""What the running calls of one VAE share: memory, and a workspace."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from vaedeploy.errors import InputError
+from vaedeploy.runtime.rows.store import Workspace
 from vaedeploy.system.memory import free_memory
 from vaedeploy.system.processes import tell_of_fork
 from vaedeploy.system.progress import Progress, silent
@@ -23,7 +25,9 @@ class Budget:
     """Bytes that all running calls of a VAE may take together, beyond the open VAE.
 
     most: the limit; None for a share of what is free when the first of the running calls begins. free: says how much
-    that is. progress: is told how far calls by rows are.
+    that is. progress: is told how far calls by rows are. workspace: a folder for what memory does not hold.
+
+    Raises InputError for a limit that is no number of bytes, and for a workspace that cannot be used.
     """
 
     def __init__(
@@ -31,12 +35,14 @@ class Budget:
         most: int | None = None,
         free: Callable[[], int | None] = free_memory,
         progress: Progress = silent,
+        workspace: str | Path | None = None,
     ) -> None:
         if most is not None and (isinstance(most, bool) or not isinstance(most, int)):
             raise InputError(f"max_memory is {most!r}; it must be a whole number of bytes, such as 4_000_000_000")
         if most is not None and most < 1:
             raise InputError(f"max_memory is {most}; it must be a number of bytes above 0, or None")
         self.most, self._free, self.progress = most, free, progress
+        self.workspace = None if workspace is None else Workspace(workspace)
         self.forked()
         tell_of_fork(self)
 

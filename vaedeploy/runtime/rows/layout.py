@@ -1,60 +1,65 @@
-"""What the pieces of a half take at one size: which are run for which rows, what is stored meanwhile, and how long."""
+"""The pieces of a half at one size: which are run for which rows, what is stored meanwhile, and how long."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from copy import copy
+from dataclasses import dataclass
 from functools import cached_property
 
 from vaedeploy.bundle.rows import Cut, Piece, RowsTable
+from vaedeploy.runtime.rows.store import GIVES_BACK
 
-__all__ = ["OVERHEAD", "SCORES", "Layout"]
-
-WORK = 160 * 2**20
-"""Bytes that one strip may take where memory is not short. Larger strips are no faster."""
-
-HALO_SHARE = 32
-"""A strip is this many times as high as its halo, where memory is not short: 2/32 of the rows are computed again."""
-
-LARGE = 2**30
-"""Bytes that a strip may take for that."""
-
-SCORES = 2 * 64 * 2**20
-"""Bytes that attention takes beside what counts with the image's size: a block of scores, and its softmax."""
-
-OVERHEAD = 48 * 2**20
-"""Bytes that a call takes whatever the size: sessions, and what the allocator keeps."""
-
-ARENA, ARENAS = 2.0, 2.75
-"""What ONNX Runtime takes for tensors that need 1, in one session and in several: its arena grows by doubling, and what
-a session gives is copied. At most this was measured.
-"""
+__all__ = ["FAR", "Layout", "Turn"]
 
 FAR = 1 << 40
 """A row so far from any border that no halo reaches one."""
 
-WEIGHTS = 3
-"""How often the weights of an open piece are in memory: as read, in the session, and in the order of its kernels."""
+
+@dataclass(frozen=True)
+class Turn:
+    """One piece, run strip after strip for all rows.
+
+    piece: it. reads: the stored cuts that it and the pieces of virtual cuts read, and whether any of them reads it
+    whole. dying: those that nobody reads later, but for what the caller gave. over: the dying one over which the result
+    is written; None if there is none that fits. given_back: the dying ones whose memory is given back row by row.
+    """
+
+    piece: Piece
+    reads: Mapping[str, bool]
+    dying: tuple[str, ...]
+    over: str | None
+    given_back: tuple[str, ...]
 
 
 class Layout:
     """A table at one size of the latent, with the cuts that are virtual.
 
-    Sizes: ``rows`` and ``columns`` of the latent. Rows of a cut are counted in the cut's own rows.
+    Sizes: ``rows`` and ``columns`` of the latent. Rows of a cut are counted in the cut's own rows. on_disk: whether
+    cuts are stored in files, but for those that a piece reads whole.
     """
 
-    def __init__(self, table: RowsTable, rows: int, columns: int, virtual: frozenset[str] = frozenset()) -> None:
-        self.table, self.rows, self.columns, self.virtual = table, rows, columns, virtual
+    def __init__(
+        self,
+        table: RowsTable,
+        rows: int,
+        columns: int,
+        virtual: frozenset[str] = frozenset(),
+        on_disk: bool = False,
+    ) -> None:
+        self.table, self.rows, self.columns, self.virtual, self.on_disk = table, rows, columns, virtual, on_disk
         self.cuts: Mapping[str, Cut] = {cut.name: cut for cut in table.cuts}
         self.piece_of: Mapping[str, Piece] = {name: piece for piece in table.pieces for name in piece.targets}
+        self._bytes = {cut.name: cut.bytes_at(rows, columns) for cut in table.cuts}
+        self._order = {id(piece): index for index, piece in enumerate(table.pieces)}
         self._behind = _behind(table)
-        self._trees: dict[tuple[int, frozenset[str], int], list[tuple[Piece, int, int]]] = {}
+        self._chains: dict[tuple[int, frozenset[str], int], list[tuple[Piece, int, int]]] = {}
 
     def with_virtual(self, virtual: frozenset[str]) -> Layout:
         """The same with other virtual cuts. What was found out about pieces that read none of them is not lost."""
         other = copy(self)
         other.virtual = virtual
-        for name in ("steps", "_reads", "last_read", "stored_bytes"):
+        for name in ("turns", "read"):
             other.__dict__.pop(name, None)
         return other
 
@@ -63,20 +68,26 @@ class Layout:
         return self.rows * (cut.scale or 1)
 
     def bytes(self, name: str) -> int:
-        return self.cuts[name].bytes_at(self.rows, self.columns)
+        """Bytes of a cut."""
+        return self._bytes[name]
 
     def is_stored(self, name: str) -> bool:
-        return name not in self.virtual
+        """Whether a cut lies somewhere between turns: not where it is virtual, or a result."""
+        return name not in self.virtual and name not in self.table.outputs
+
+    def is_file(self, name: str) -> bool:
+        """Whether a cut is stored in a file: not where it is given, a result, or read whole."""
+        return self.on_disk and name not in self._in_memory
+
+    @cached_property
+    def _in_memory(self) -> frozenset[str]:
+        whole = (name for piece in self.table.pieces for name in piece.whole)
+        return frozenset((self.table.input, *self.table.outputs, *whole))
 
     def runs(self, piece: Piece) -> bool:
         """Whether a piece has a turn of its own, and is not only run for rows that others read."""
         targets = [self.cuts[name] for name in piece.targets]
-        return any(self.is_stored(cut.name) or cut.norms for cut in targets)
-
-    @cached_property
-    def steps(self) -> list[Piece]:
-        """The pieces that have a turn, in order."""
-        return [piece for piece in self.table.pieces if self.runs(piece)]
+        return any(cut.name not in self.virtual or cut.norms for cut in targets)
 
     def source_rows(self, piece: Piece, cut: Cut, first: int, last: int) -> tuple[int, int]:
         """The rows of a source that ``piece`` takes to compute its steps [first, last), as if there were no border."""
@@ -98,85 +109,33 @@ class Layout:
         each = (cut.scale or 1) // piece.steps
         return low // each, -(-high // each)
 
-    def tree(self, piece: Piece, first: int, last: int) -> Iterator[tuple[Piece, int, int]]:
-        """Each piece that is run to compute steps [first, last) of ``piece``, as if there were no border, with its
-        steps: it itself, and those of virtual cuts that it reads.
+    def chain(self, piece: Piece, first: int, last: int) -> list[tuple[Piece, int, int]]:
+        """The pieces that are run to compute steps [first, last) of ``piece``, as if there were no border, each with
+        its steps: those of virtual cuts in the order in which they run, then ``piece`` itself.
+
+        A virtual cut that several of them read is computed once, for all rows that any of them reads.
         """
-        yield piece, first, last
-        for name in piece.strips:
-            if name in self.virtual:
-                cut, below = self.cuts[name], self.piece_of[name]
-                yield from self.tree(below, *self.steps_of(below, cut, *self.source_rows(piece, cut, first, last)))
-
-    def far_tree(self, piece: Piece, height: int) -> list[tuple[Piece, int, int]]:
-        """``tree`` for ``height`` steps from FAR on, where rows above and below are counted without a border."""
-        key = id(piece), self.virtual & self._behind[id(piece)], height
-        if key not in self._trees:
-            self._trees[key] = list(self.tree(piece, FAR, FAR + height))
-        return self._trees[key]
-
-    def reads(self, piece: Piece) -> Mapping[str, bool]:
-        """The stored cuts that are read when ``piece`` has its turn, and whether any is read whole."""
-        found: dict[str, bool] = {}
-        for below, *_ in self.far_tree(piece, 1):
-            for name in below.whole:
-                found[name] = True
-            for name in below.strips:
-                if name not in self.virtual:
-                    found.setdefault(name, False)
-        return found
-
-    @cached_property
-    def _reads(self) -> list[Mapping[str, bool]]:
-        return [self.reads(piece) for piece in self.steps]
-
-    @cached_property
-    def last_read(self) -> Mapping[str, int]:
-        """Stored cut -> the index of the last turn that reads it."""
-        return {name: index for index, names in enumerate(self._reads) for name in names}
-
-    def dying(self, index: int) -> list[str]:
-        """The cuts that nobody reads after this turn, but for what the caller gave."""
-        return [n for n in self._reads[index] if self.last_read[n] == index and n != self.table.input]
-
-    def overwritten(self, index: int) -> str | None:
-        """The dying cut over which a turn writes its result, strip after strip; None if there is none that fits."""
-        piece = self.steps[index]
-        (name, *more) = piece.targets
-        if more or name in self.virtual or name in self.table.outputs or self.cuts[name].axis is None:
-            return None
-        target = self.cuts[name]
-        for source in self.dying(index):
-            cut = self.cuts[source]
-            alike = (cut.shape, cut.axis, cut.dtype) == (target.shape, target.axis, target.dtype)
-            if alike and not self._reads[index][source]:
-                return source
-        return None
-
-    @cached_property
-    def stored_bytes(self) -> list[int]:
-        """Bytes that are stored while each turn runs."""
-        live: dict[str, int] = {}
+        needed = {self._order[id(piece)]: (first, last)}
         found = []
-        for index, piece in enumerate(self.steps):
-            new = {n: self.bytes(n) for n in piece.targets if n not in self.virtual and n not in self.table.outputs}
-            extra = 0 if self.overwritten(index) else sum(new.values())
-            found.append(sum(live.values()) + extra)
-            for name in self.dying(index):
-                live.pop(name, None)
-            live.update({name: size for name, size in new.items() if name in self.last_read})
-        return found
+        while needed:
+            index = max(needed)
+            low, high = needed.pop(index)
+            below = self.table.pieces[index]
+            found.append((below, low, high))
+            for name in below.strips:
+                if name in self.virtual:
+                    cut, source = self.cuts[name], self.piece_of[name]
+                    lower, higher = self.steps_of(source, cut, *self.source_rows(below, cut, low, high))
+                    known = needed.get(self._order[id(source)], (lower, higher))
+                    needed[self._order[id(source)]] = min(lower, known[0]), max(higher, known[1])
+        return found[::-1]
 
-    def least_height(self, piece: Piece) -> int:
-        """The fewest steps that a strip of ``piece`` has.
-
-        Attention has strips of one height, whatever the memory: as many queries as one block of scores has. ONNX
-        Runtime's products of 48 and of 384 rows differ by their last bit.
-        """
-        if piece.quadratic:
-            row = self.rows * self.columns**2 * 4
-            return min(self.all_steps(piece), max(1, SCORES // 2 // row))
-        return min(self.all_steps(piece), max(1, self.total_halo(piece)))
+    def far_chain(self, piece: Piece, height: int) -> list[tuple[Piece, int, int]]:
+        """``chain`` for ``height`` steps from FAR on, where rows above and below are counted without a border."""
+        key = id(piece), self.virtual & self._behind[id(piece)], height
+        if key not in self._chains:
+            self._chains[key] = self.chain(piece, FAR, FAR + height)
+        return self._chains[key]
 
     def all_steps(self, piece: Piece) -> int:
         """How many steps ``piece`` takes for the whole image; 1 for a piece that computes no rows."""
@@ -186,56 +145,48 @@ class Layout:
         """Steps of ``piece`` above a strip that are computed again, with what virtual cuts add to them."""
         return max(
             -(-(FAR * below.steps - (first - below.halo) * piece.steps) // below.steps)
-            for below, first, _ in self.far_tree(piece, 1)
+            for below, first, _ in self.far_chain(piece, 1)
         )
 
-    def work(self, index: int, height: int) -> int:
-        """Bytes that a turn takes beside what is stored, in strips of ``height`` steps."""
-        piece, total, pairs = self.steps[index], OVERHEAD, 0
-        if self.cuts[piece.targets[0]].axis is None:
-            work = int(piece.work * self.rows * self.columns * ARENA)
-            return total + work + sum(weight.bytes for weight in piece.weights) * WEIGHTS
-        tree = self.far_tree(piece, height)
-        arena = ARENA if len(tree) == 1 else ARENAS
-        for below, first, last in tree:
-            steps = min(last - first + 2 * below.halo, self.rows * below.steps)
-            total += int(below.work * steps * self.columns * arena)
-            total += sum(weight.bytes for weight in below.weights) * WEIGHTS
-            pairs += below.quadratic
-        if source := self.overwritten(index):
+    @cached_property
+    def turns(self) -> list[Turn]:
+        """The turns, in order."""
+        pieces = [piece for piece in self.table.pieces if self.runs(piece)]
+        reads = [self._reads(piece) for piece in pieces]
+        last_read = {name: index for index, names in enumerate(reads) for name in names}
+        found = []
+        for index, (piece, names) in enumerate(zip(pieces, reads, strict=True)):
+            dying = tuple(name for name in names if last_read[name] == index and name != self.table.input)
+            over = self._over(piece, [name for name in dying if not names[name]])
+            back = (n for n in dying if GIVES_BACK and n != over and not self.is_file(n) and not names[n])
+            found.append(Turn(piece, names, dying, over, tuple(back)))
+        return found
+
+    @cached_property
+    def read(self) -> frozenset[str]:
+        """The stored cuts that any turn reads."""
+        return frozenset(name for turn in self.turns for name in turn.reads)
+
+    def _reads(self, piece: Piece) -> Mapping[str, bool]:
+        found: dict[str, bool] = {}
+        for below, *_ in self.far_chain(piece, 1):
+            for name in below.whole:
+                found[name] = True
+            for name in below.strips:
+                if name not in self.virtual:
+                    found.setdefault(name, False)
+        return found
+
+    def _over(self, piece: Piece, dying: Sequence[str]) -> str | None:
+        (name, *more) = piece.targets
+        target = self.cuts[name]
+        if more or target.axis is None or not self.is_stored(name):
+            return None
+        for source in dying:
             cut = self.cuts[source]
-            total += self.total_halo(piece) * (cut.scale or 1) // piece.steps * self.bytes(source) // self.height(cut)
-        return total + (min(SCORES, 8 * (self.rows * self.columns) ** 2) if pairs else 0)
-
-    def best_height(self, index: int, room: int) -> int:
-        """How many steps a strip of a turn has where ``room`` bytes are left for its work."""
-        piece = self.steps[index]
-        least, most = self.least_height(piece), self.all_steps(piece)
-        if piece.quadratic:
-            return least
-        more = min(most, least + 64)
-        each = -(-(self.work(index, more) - self.work(index, least)) // max(1, more - least)) or 1
-        wanted = max(min(HALO_SHARE * self.total_halo(piece), LARGE // each), WORK // each, least)
-        affordable = least + max(0, room - self.work(index, least)) // each
-        height = min(wanted, affordable, most)
-        while height > least and (excess := self.work(index, height) - room) > 0:
-            height = max(least, height - max(1, excess // each))
-        # Strips of one height, and none of a few rows at the end.
-        return max(least, -(-most // -(-most // height)))
-
-    def operations(self, heights: Mapping[int, int] | None = None) -> float:
-        """Operations of all turns. heights: of their strips, for what halos cost; without them halos cost nothing."""
-        return sum(self.turn_operations(i, None if heights is None else heights[i]) for i in range(len(self.steps)))
-
-    def turn_operations(self, index: int, height: int | None = None) -> float:
-        """Operations of one turn, in strips of ``height`` steps; None for one strip."""
-        piece, area, total = self.steps[index], self.rows * self.columns, 0.0
-        cut = height is not None and height < self.all_steps(piece)
-        height = self.all_steps(piece) if height is None else height
-        for below, first, last in self.far_tree(piece, height):
-            share = (last - first + 2 * below.halo) * piece.steps / (height * below.steps) if cut else 1.0
-            total += (below.operations * area + below.quadratic * area**2) * share
-        return total
+            if (cut.shape, cut.axis, cut.dtype) == (target.shape, target.axis, target.dtype):
+                return source
+        return None
 
 
 def _behind(table: RowsTable) -> dict[int, frozenset[str]]:

@@ -3,6 +3,9 @@
 A cut that is not stored is *virtual*: whoever reads rows of it runs its piece for these rows, with the halo that they
 need. Making a cut virtual saves its bytes and costs its operations once more. While a plan takes too much, the cut is
 made virtual that lowers what is too much by most for each operation that it costs.
+
+Where there is a workspace, cuts may also be stored in files of it. That is dearer than to compute a little again, and
+cheaper than to compute much again.
 """
 
 from __future__ import annotations
@@ -12,9 +15,22 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from vaedeploy.bundle.rows import RowsTable
-from vaedeploy.runtime.rows.layout import OVERHEAD, SCORES, Layout
+from vaedeploy.runtime.rows.cost import (
+    OVERHEAD,
+    SCORES,
+    best_height,
+    file_bytes,
+    least_height,
+    operations,
+    stored_bytes,
+    work,
+)
+from vaedeploy.runtime.rows.layout import Layout
 
 __all__ = ["Plan", "make_plan", "untiled_bytes"]
+
+FILES = 0.25
+"""Share of the operations that are rather computed again than that cuts are stored in files."""
 
 TOGETHER = 4
 """Most cuts that are made virtual at once where no fewer save anything, such as both of a residual block."""
@@ -25,25 +41,32 @@ class Plan:
     """How one item is computed by rows.
 
     layout: with the cuts that are virtual. heights: of the strips of each turn, in the steps of its piece. bytes: at
-    the peak, beside what the caller gives and gets. again: operations that are computed again, as a share of all.
+    the peak, beside what the caller gives and gets. disk: bytes of files at the peak. again: operations that are
+    computed again, as a share of all.
     """
 
     layout: Layout
     heights: tuple[int, ...]
     bytes: int
+    disk: int
     again: float
 
 
-def make_plan(table: RowsTable, rows: int, columns: int, budget: int) -> Plan:
+def make_plan(table: RowsTable, rows: int, columns: int, budget: int, workspace: bool = False) -> Plan:
     """The plan within ``budget`` bytes that takes the fewest operations found; where there is none, the one that takes
-    the fewest bytes found.
+    the fewest bytes found. workspace: whether cuts may be stored in files.
     """
     layout = Layout(table, rows, columns)
     found = _within(layout, budget)
+    if workspace and (found is None or operations(found) > (1 + FILES) * operations(layout)):
+        on_disk = Layout(table, rows, columns, on_disk=True)
+        found = on_disk if _peak(on_disk) <= budget else found
     if found is None:
         found = layout
-        while (lower := _within(layout, _peak(found) - 1)) is not None:
+        while (lower := _within(found, _peak(found) - 1)) is not None:
             found = lower
+        if workspace:
+            found = min(found, on_disk, key=_peak)
         budget = max(budget, _peak(found))
     return _finish(found, budget)
 
@@ -51,7 +74,7 @@ def make_plan(table: RowsTable, rows: int, columns: int, budget: int) -> Plan:
 def _within(layout: Layout, budget: int) -> Layout | None:
     """``layout`` with cuts made virtual until it takes no more than ``budget`` bytes; None where that is not found."""
     while (excess := _excess(layout, budget)) > 0:
-        cost = layout.operations()
+        cost = operations(layout)
         for count in range(1, TOGETHER + 1):
             tried = [(_excess(other, budget), other) for other in _more_virtual(layout, count)]
             better = [(left, other) for left, other in tried if left < excess]
@@ -59,7 +82,7 @@ def _within(layout: Layout, budget: int) -> Layout | None:
                 break
         else:
             return None
-        layout = max(better, key=lambda item: (excess - item[0]) / (item[1].operations() - cost + 1))[1]
+        layout = max(better, key=lambda item: (excess - item[0]) / (operations(item[1]) - cost + 1))[1]
     return _fewer_virtual(layout, budget)
 
 
@@ -84,15 +107,15 @@ def _fewer_virtual(layout: Layout, budget: int) -> Layout:
     """``layout`` with those virtual cuts stored again that turn out not to be needed, the dearest first."""
     for name in sorted(layout.virtual, key=lambda name: (-layout.piece_of[name].operations, name)):
         other = layout.with_virtual(layout.virtual - {name})
-        if _excess(other, budget) == 0 and other.operations() <= layout.operations():
+        if _excess(other, budget) == 0 and operations(other) <= operations(layout):
             layout = other
     return layout
 
 
 def _needs(layout: Layout) -> Iterator[int]:
     """Bytes of each turn with the lowest strips."""
-    for index, stored in enumerate(layout.stored_bytes):
-        yield stored + layout.work(index, layout.least_height(layout.steps[index]))
+    for turn, stored in zip(layout.turns, stored_bytes(layout), strict=True):
+        yield stored + work(layout, turn, least_height(layout, turn.piece))
 
 
 def _peak(layout: Layout) -> int:
@@ -105,12 +128,12 @@ def _excess(layout: Layout, budget: int) -> int:
 
 
 def _finish(layout: Layout, budget: int) -> Plan:
-    stored = layout.stored_bytes
-    heights = {index: layout.best_height(index, budget - stored[index]) for index in range(len(stored))}
-    peak = max(stored[index] + layout.work(index, height) for index, height in heights.items())
-    once = layout.with_virtual(frozenset()).operations()
-    again = layout.operations(heights) / once - 1 if once else 0.0
-    return Plan(layout, tuple(heights.values()), peak, again)
+    turns = list(zip(layout.turns, stored_bytes(layout), strict=True))
+    heights = [best_height(layout, turn, budget - stored) for turn, stored in turns]
+    peak = max(stored + work(layout, turn, height) for (turn, stored), height in zip(turns, heights, strict=True))
+    once = operations(layout.with_virtual(frozenset()))
+    again = operations(layout, heights) / once - 1 if once else 0.0
+    return Plan(layout, tuple(heights), peak, max(file_bytes(layout)), again)
 
 
 def untiled_bytes(table: RowsTable, rows: int, columns: int, batch: int) -> int:

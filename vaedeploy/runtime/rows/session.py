@@ -20,6 +20,7 @@ from vaedeploy.runtime import onnxruntime_cpu
 from vaedeploy.runtime.device import Array, shape_of
 from vaedeploy.runtime.rows.budget import Budget
 from vaedeploy.runtime.rows.plan import Plan, make_plan, untiled_bytes
+from vaedeploy.runtime.rows.store import Workspace
 from vaedeploy.runtime.rows.strips import Run, RunPiece
 from vaedeploy.system.processes import native_call
 from vaedeploy.system.progress import Progress, silent
@@ -35,13 +36,15 @@ class MemoryPlan:
     """What a call takes.
 
     bytes: at its peak, beyond the open VAE and the arrays that the caller gives and gets. way: "untiled" for the whole
-    graph at once, "rows" for strips of it. again: operations that are computed again, as a share of all.
+    graph at once, "rows" for strips of it. disk: bytes of files in the VAE's workspace at the peak.
+    again: operations that are computed again, as a share of all.
     least: the fewest bytes that a call of this size can take. fits: whether the VAE's ``max_memory`` allows it; a call
     that does not fit raises InputError.
     """
 
     bytes: int
     way: Literal["untiled", "rows"]
+    disk: int
     again: float
     least: int
     fits: bool
@@ -57,9 +60,10 @@ class RowsHalf:
         threads: int | None = None,
         verify_hashes: bool = True,
         progress: Progress = silent,
+        workspace: Workspace | None = None,
     ) -> None:
         self.bundle, self.part, self.threads, self.verify_hashes = bundle, part, threads, verify_hashes
-        self._progress = progress
+        self._progress, self._workspace = progress, workspace
         self._plans: dict[tuple[int, int, int], Plan] = {}
 
     @property
@@ -90,16 +94,23 @@ class RowsHalf:
         if key not in self._plans:
             if len(self._plans) > 64:
                 self._plans.clear()
-            self._plans[key] = make_plan(self.table, rows, columns, budget)
+            self._plans[key] = make_plan(self.table, rows, columns, budget, self._workspace is not None)
         return self._plans[key]
 
-    def run(self, plan: Plan, outputs: Sequence[str], batch: NDArray[Any]) -> list[NDArray[Any]]:
-        """The named outputs for a batch, item by item."""
-        cuts = plan.layout.cuts
-        shapes = {name: cuts[name].at(plan.layout.rows, plan.layout.columns) for name in self.table.outputs}
-        results = {
-            name: np.empty((len(batch), *shapes[name][1:]), cuts[name].dtype) for name in outputs if name in shapes
-        }
+    def run(
+        self,
+        plan: Plan,
+        outputs: Sequence[str],
+        batch: NDArray[Any],
+        given: Mapping[str, NDArray[Any]] | None = None,
+    ) -> list[NDArray[Any]]:
+        """The named outputs for a batch, item by item: the arrays of ``given``, and new ones for the others."""
+        results = dict(given or {})
+        for name in self.table.outputs:
+            if name in outputs and name not in results:
+                cut = plan.layout.cuts[name]
+                _, *shape = cut.at(plan.layout.rows, plan.layout.columns)
+                results[name] = np.empty((len(batch), *shape), cut.dtype)
         finite = np.empty(len(batch), np.bool_)
         done, factor = 0.0, self.table.factor
         what = f"The {self.part}, {plan.layout.rows * factor}x{plan.layout.columns * factor} by rows"
@@ -110,7 +121,7 @@ class RowsHalf:
             done = min(done + share, len(batch))
 
         for index in range(len(batch)):
-            run = Run(plan, self._open, advance)
+            run = Run(plan, self._open, advance, self._workspace)
             run.compute(batch[index : index + 1], {n: array[index : index + 1] for n, array in results.items()})
             finite[index] = run.finite
         self._progress(what, len(batch), len(batch))
@@ -188,7 +199,7 @@ class BoundedSession(onnxruntime_cpu.Session):
                     plan = self.half.plan(rows, columns, 0)
                     log.warning("%s: %s. It is computed by rows instead", self.graph, error)
             self._log(plan, rows, columns)
-            return self.half.run(plan, outputs, array)  # type: ignore[arg-type]  # a graph on the CPU takes host arrays
+            return self.half.run(plan, outputs, array, results)  # type: ignore[arg-type]  # host arrays on the CPU
 
     def plan(self, batch: int, rows: int, columns: int) -> MemoryPlan:
         """What a call takes that is the only one."""
@@ -196,9 +207,9 @@ class BoundedSession(onnxruntime_cpu.Session):
         whole = untiled_bytes(table, rows, columns, batch)
         least = min(whole, self.half.plan(rows, columns, 0).bytes)
         if whole <= limit:
-            return MemoryPlan(whole, "untiled", 0.0, least, fits=True)
+            return MemoryPlan(whole, "untiled", 0, 0.0, least, fits=True)
         plan = self.half.plan(rows, columns, limit)
-        return MemoryPlan(plan.bytes, "rows", plan.again, least, fits=plan.bytes <= limit)
+        return MemoryPlan(plan.bytes, "rows", plan.disk, plan.again, least, fits=plan.bytes <= limit)
 
     def _check(self, plan: Plan, limit: int) -> None:
         if plan.bytes > limit and self._budget.most is not None:
@@ -222,10 +233,11 @@ class BoundedSession(onnxruntime_cpu.Session):
         factor = self.half.table.factor
         log.log(
             logging.INFO if first else logging.DEBUG,
-            "the %s of %dx%d runs by rows: %s MB at its peak, %.0f %% of it computed again",
+            "the %s of %dx%d runs by rows: %s MB at its peak%s, %.0f %% of it computed again",
             self.half.part,
             rows * factor,
             columns * factor,
             f"{plan.bytes / 1e6:,.0f}",
+            f" and {plan.disk / 1e6:,.0f} MB in files" if plan.disk else "",
             100 * plan.again,
         )

@@ -10,7 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vaedeploy.bundle.rows import COLUMNS, Cut, Piece
+from vaedeploy.runtime.rows.cost import turn_operations
+from vaedeploy.runtime.rows.layout import Turn
 from vaedeploy.runtime.rows.plan import Plan
+from vaedeploy.runtime.rows.store import Workspace, empty, give_back, leave_memory
 from vaedeploy.system.heap import trim_heap
 
 __all__ = ["Run", "RunPiece"]
@@ -32,18 +35,26 @@ class Run:
     """One item through a half.
 
     plan: what is stored. open_pieces: opens the pieces that one turn needs. advance: is called after each strip, with
-    the share of the work that it was.
+    the share of the work that it was. workspace: has the files of a plan that stores some.
     """
 
-    def __init__(self, plan: Plan, open_pieces: Open, advance: Callable[[float], None] = lambda share: None) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        open_pieces: Open,
+        advance: Callable[[float], None] = lambda share: None,
+        workspace: Workspace | None = None,
+    ) -> None:
         self.plan, self.layout, self._open, self._advance = plan, plan.layout, open_pieces, advance
+        self._workspace = workspace
         self.table = plan.layout.table
         self.finite = True
         self._stored: dict[str, Array] = {}
         self._statistics: dict[str, Array] = {}
         self._sessions: dict[int, RunPiece] = {}
         self._over: _Over | None = None
-        operations = [self.layout.turn_operations(index) + 1 for index in range(len(self.layout.steps))]
+        self._given_back: dict[str, int] = {}
+        operations = [turn_operations(self.layout, turn) + 1 for turn in self.layout.turns]
         self._shares = [number / sum(operations) for number in operations]
         self._columns: Array = np.array([plan.layout.columns], np.int64)
 
@@ -52,21 +63,19 @@ class Run:
         numbers of the first output were.
         """
         self._stored = {self.table.input: item}
-        for index in range(len(self.layout.steps)):
-            self._turn(index, results)
+        for turn, height, share in zip(self.layout.turns, self.plan.heights, self._shares, strict=True):
+            self._turn(turn, height, share, results)
 
-    def _turn(self, index: int, results: Mapping[str, Array]) -> None:
-        layout, piece = self.layout, self.layout.steps[index]
-        below = list({id(p): p for p, _, _ in layout.tree(piece, 0, 1)}.values())
-        with self._open(below) as runners:
-            self._sessions = {id(p): runner for p, runner in zip(below, runners, strict=True)}
-            targets = [layout.cuts[name] for name in piece.targets]
-            if targets[0].axis is None:
-                self._store_whole(piece)
+    def _turn(self, turn: Turn, height: int, share: float, results: Mapping[str, Array]) -> None:
+        pieces = [piece for piece, _, _ in self.layout.chain(turn.piece, 0, 1)]
+        with self._open(pieces) as runners:
+            self._sessions = {id(piece): runner for piece, runner in zip(pieces, runners, strict=True)}
+            if self.layout.cuts[turn.piece.targets[0]].axis is None:
+                self._store_whole(turn.piece)
             else:
-                self._strips(index, piece, targets, results)
+                self._strips(turn, height, share, results)
             self._sessions = {}
-        for name in layout.dying(index):
+        for name in turn.dying:
             self._stored.pop(name, None)
         trim_heap()
 
@@ -75,15 +84,17 @@ class Run:
         for name, array in zip(piece.targets, self._run(piece, piece.targets, inputs), strict=True):
             self._stored[name] = array
 
-    def _strips(self, index: int, piece: Piece, targets: Sequence[Cut], results: Mapping[str, Array]) -> None:
-        layout, height = self.layout, self.plan.heights[index]
-        last = layout.all_steps(piece)
-        places = self._places(index, targets, results)
+    def _strips(self, turn: Turn, height: int, share: float, results: Mapping[str, Array]) -> None:
+        layout, piece = self.layout, turn.piece
+        targets = [layout.cuts[name] for name in piece.targets]
+        places = self._places(turn, targets, results)
         rows: dict[str, list[tuple[Array, Array]]] = {cut.name: [] for cut in targets if cut.norms}
+        last = layout.all_steps(piece)
         for first in range(0, last, height):
             end = min(last, first + height)
-            computed = self._compute(piece, first, end, statistics=True)
-            kept = self._kept(piece, end, min(last, end + height))
+            following = end, min(last, end + height)
+            computed = self._compute(piece, first, end)
+            kept = self._kept(piece, *following)
             for cut in targets:
                 values, *statistics = computed.pop(cut.name)
                 each = (cut.scale or 1) // piece.steps
@@ -97,28 +108,47 @@ class Run:
             if self._over is not None:
                 self._over.written = end * ((self._over.cut.scale or 1) // piece.steps)
                 self._over.first, self._over.rows = kept
-            self._advance((end - first) / last * self._shares[index])
+            for array in (*self._stored.values(), *places.values()):
+                leave_memory(array)
+            self._give_back(turn, *following)
+            self._advance((end - first) / last * share)
         self._over = None
+        self._given_back = {}
         for cut in targets:
             if cut.norms:
                 self._combine(cut, rows[cut.name])
-            if cut.name in places and cut.name in layout.last_read:
+            if cut.name in places and cut.name in layout.read:
                 self._stored[cut.name] = places[cut.name]
 
-    def _places(self, index: int, targets: Sequence[Cut], results: Mapping[str, Array]) -> dict[str, Array]:
+    def _places(self, turn: Turn, targets: Sequence[Cut], results: Mapping[str, Array]) -> dict[str, Array]:
         """Where each target is written: what the caller wants, over a cut that dies, or to a new array."""
         places = {}
         for cut in targets:
             if cut.name in results:
                 places[cut.name] = results[cut.name]
-            elif cut.name in self.layout.last_read:
-                over = self.layout.overwritten(index)
-                if over is not None:
-                    self._over = _Over(self.layout.cuts[over])
-                    places[cut.name] = self._stored[over]
+            elif cut.name in self.layout.read:
+                if turn.over is not None:
+                    self._over = _Over(self.layout.cuts[turn.over])
+                    places[cut.name] = self._stored[turn.over]
                 else:
-                    places[cut.name] = np.empty(cut.at(self.layout.rows, self.layout.columns), cut.dtype)
+                    places[cut.name] = self._empty(cut)
         return places
+
+    def _empty(self, cut: Cut) -> Array:
+        shape = cut.at(self.layout.rows, self.layout.columns)
+        if self.layout.is_file(cut.name) and self._workspace is not None:
+            return self._workspace.empty(shape, cut.dtype)
+        return empty(shape, cut.dtype)
+
+    def _give_back(self, turn: Turn, first: int, last: int) -> None:
+        """Give back the memory of rows that nobody reads for the next steps [first, last), nor later."""
+        for name in turn.given_back:
+            cut = self.layout.cuts[name]
+            assert cut.axis is not None
+            low = min(self._lowest(turn.piece, first, last, cut)) if first < last else self.layout.height(cut)
+            each = self.layout.row_elements(cut)
+            give_back(self._stored[name], cut.axis, self._given_back.get(name, 0) * each, low * each)
+            self._given_back[name] = low
 
     def _kept(self, piece: Piece, first: int, last: int) -> tuple[int, Array]:
         """Copies of the rows that are to be overwritten and that are read for the next steps [first, last), and the
@@ -133,17 +163,45 @@ class Run:
 
     def _lowest(self, piece: Piece, first: int, last: int, wanted: Cut) -> Iterator[int]:
         """The first rows of a stored cut that are read for steps [first, last)."""
-        for below, low, high in self.layout.tree(piece, first, last):
+        for below, low, high in self.layout.chain(piece, first, last):
             if wanted.name in below.strips:
                 yield self.layout.inside(wanted, *self.layout.source_rows(below, wanted, low, high))[0]
 
-    def _compute(self, piece: Piece, first: int, last: int, statistics: bool = False) -> dict[str, list[Array]]:
-        """Steps [first, last) of each target of a piece; with the means and variances of rows, where they are asked."""
+    def _compute(self, piece: Piece, first: int, last: int) -> dict[str, list[Array]]:
+        """Steps [first, last) of each target of a piece, and the means and variances of its rows where norms read them.
+
+        Rows of virtual cuts are computed first, and let go as soon as nobody reads them.
+        """
+        layout = self.layout
+        chain = layout.chain(piece, first, last)
+        computed: dict[str, tuple[int, Array]] = {}
+        for index, (below, low, high) in enumerate(chain[:-1]):
+            low, high = max(0, low), min(layout.all_steps(below), high)
+            for name, (rows, *_) in self._compute_steps(below, low, high, computed).items():
+                computed[name] = low * ((layout.cuts[name].scale or 1) // below.steps), rows
+            read = {name for later, _, _ in chain[index + 1 :] for name in later.strips}
+            computed = {name: rows for name, rows in computed.items() if name in read}
+        return self._compute_steps(piece, first, last, computed, statistics=True)
+
+    def _compute_steps(
+        self,
+        piece: Piece,
+        first: int,
+        last: int,
+        computed: Mapping[str, tuple[int, Array]],
+        statistics: bool = False,
+    ) -> dict[str, list[Array]]:
+        """``_compute`` for a piece whose virtual cuts are ``computed``: name -> the first of some rows, and these."""
         layout = self.layout
         inputs = {name: self._stored[name] for name in piece.whole}
         for name in piece.strips:
             cut = layout.cuts[name]
-            inputs[name] = self._read(cut, *layout.inside(cut, *layout.source_rows(piece, cut, first, last)))
+            low, high = layout.inside(cut, *layout.source_rows(piece, cut, first, last))
+            if name in computed:
+                begin, rows = computed[name]
+                inputs[name] = np.ascontiguousarray(self._part(rows, cut, low - begin, high - begin))
+            else:
+                inputs[name] = np.ascontiguousarray(self._slice(cut, low, high))
         outputs: dict[str, Cut] = {}
         for cut in (layout.cuts[name] for name in piece.targets):
             outputs[cut.name] = cut
@@ -167,16 +225,6 @@ class Run:
         if piece.columns:
             inputs[COLUMNS] = self._columns
         return self._sessions[id(piece)](outputs, inputs)
-
-    def _read(self, cut: Cut, low: int, high: int) -> Array:
-        """Rows [low, high) of a cut, contiguous: as they are stored, or computed now."""
-        if cut.name not in self.layout.virtual:
-            return np.ascontiguousarray(self._slice(cut, low, high))
-        piece = self.layout.piece_of[cut.name]
-        first, last = self.layout.steps_of(piece, cut, low, high)
-        (values,) = self._compute(piece, first, last)[cut.name]
-        begin = first * ((cut.scale or 1) // piece.steps)
-        return np.ascontiguousarray(self._part(values, cut, low - begin, high - begin))
 
     def _slice(self, cut: Cut, low: int, high: int) -> Array:
         """Rows [low, high) of a stored cut, those that were overwritten among them."""
