@@ -34,12 +34,21 @@ def test_inspect_shows_the_manifest(vaedeploy, bundle):
 
 def test_inspect_as_json_is_the_manifest_and_what_speaks_against_it(vaedeploy, bundle, tmp_path):
     manifest = json.loads((bundle / "bundle.json").read_text())
-    added = {"problems": [], "engine_states": {}, "checked": False}
+    added = {"problems": [], "engine_states": {}, "checked": False, "memory": {}}
     assert json.loads(vaedeploy("inspect", bundle, "--json").out) == manifest | added
     assert json.loads(vaedeploy("inspect", bundle, "--json", "--check").out) == manifest | added | {"checked": True}
     made = tiny_bundle(tmp_path / "b", verification=None).path
     told = json.loads(vaedeploy("inspect", made, "--json").out)["problems"]
     assert told == [f"verified: no. Run: vaedeploy verify {made}"]
+
+
+def test_inspect_says_what_large_images_take(vaedeploy, tiny_vae_bundle):
+    told = json.loads(vaedeploy("inspect", tiny_vae_bundle.path, "--json").out)["memory"]["decoder"]
+    assert list(told) == ["1024x1024", "2048x2048", "4096x4096"]
+    assert all(need["least"] < need["untiled"] for need in told.values())
+    assert told["4096x4096"]["untiled"] > 12 * told["1024x1024"]["untiled"]
+    shown = vaedeploy("inspect", tiny_vae_bundle.path).out
+    assert re.search(r"^decoder takes +1024x1024: [\d.]+ [MG]B, by rows at least [\d.]+ [MG]B$", shown, re.MULTILINE)
 
 
 def test_inspect_check(vaedeploy, tmp_path):

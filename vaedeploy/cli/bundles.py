@@ -140,11 +140,12 @@ def inspect(bundle: Path, check: bool, layers: bool, as_json: bool) -> None:
     """Show what a bundle holds.
 
     The command prints the bundle's VAE, latent contract, files, verification and engines, with the problems that they
-    have on this machine, such as an engine for another GPU or of another version of TensorRT.
+    have on this machine, such as an engine for another GPU or of another version of TensorRT. It also prints the memory
+    that a call takes on the CPU, beyond the loaded graphs.
 
-    --json prints all of bundle.json with three fields more: problems, a list of sentences; engine_states, the state and
-    the problems of each engine; and checked, which is true after --check. If --check finds the bundle damaged, that is
-    an error with exit code 2.
+    --json prints all of bundle.json with four fields more: problems, a list of sentences; engine_states, the state and
+    the problems of each engine; checked, which is true after --check; and memory, in bytes. If --check finds the bundle
+    damaged, that is an error with exit code 2.
 
     \b
     Example:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -12,6 +12,7 @@ from vaedeploy.bundle.engines import engine_faults, gpu_fault, rebuild
 from vaedeploy.bundle.manifest import EngineInfo
 from vaedeploy.engines.profile import Profile
 from vaedeploy.pipeline.doctor import Diagnosis
+from vaedeploy.runtime.rows.session import RowsHalf
 from vaedeploy.source import Preset
 from vaedeploy.source.family import LatentShape
 from vaedeploy.system.gpu import Gpu, find_gpu
@@ -145,11 +146,27 @@ UNSEALED = (
 )
 
 
+SIDES = (1024, 2048, 4096)
+"""The images, in pixels a side, whose memory ``inspect`` states."""
+
+
+def _memory(bundle: Bundle) -> dict[str, dict[str, dict[str, int]]]:
+    """Half -> size -> bytes that it takes at once on the CPU, and at least, for halves that can run by rows."""
+    found: dict[str, dict[str, dict[str, int]]] = {}
+    for part in bundle.manifest.rows:
+        half = RowsHalf(bundle, part)
+        for side in SIDES:
+            untiled, least = half.needs(side, side)
+            found.setdefault(part, {})[f"{side}x{side}"] = {"untiled": untiled, "least": least}
+    return found
+
+
 def bundle_document(bundle: Bundle, checked: bool) -> dict[str, Any]:
-    """The manifest as builtins, with three fields more.
+    """The manifest as builtins, with four fields more.
 
     ``problems``: everything that is wrong with the bundle on this machine, one sentence each. ``engine_states``: the
     state and the problems of each engine. ``checked``: whether every file's sha256 was compared with the manifest.
+    ``memory``: by half and image size, bytes that a call takes on the CPU: ``untiled``, and the ``least`` by rows.
     """
     manifest = bundle.manifest
     engines = _engine_problems(bundle)
@@ -165,6 +182,7 @@ def bundle_document(bundle: Bundle, checked: bool) -> dict[str, Any]:
             for name, problems in engines.items()
         },
         "checked": checked,
+        "memory": _memory(bundle),
     }
 
 
@@ -195,6 +213,7 @@ def bundle_rows(bundle: Bundle, checked: bool, layers: bool = False) -> list[Row
     rows += [
         ("engine", _engine_text(bundle, name, problems, layers)) for name, problems in _engine_problems(bundle).items()
     ]
+    rows += [(f"{part} takes", _needs(sizes)) for part, sizes in _memory(bundle).items()]
     rows += [("file", f"{name}  {_size(info.bytes)}") for name, info in sorted(files.items())]
     if checked:
         rows.append(("check", "every file is as the manifest says"))
@@ -244,6 +263,15 @@ def _worst(metric: str, value: float | None) -> str:
     if metric not in METRIC_WORDS:  # a metric of another vaedeploy version
         return f"{metric} {value}"
     return f"{METRIC_WORDS[metric][0].lower()} {amount(metric, value)}"
+
+
+def _needs(sizes: Mapping[str, Mapping[str, int]]) -> str:
+    """Memory by size, such as "1024x1024: 2.78 GB, by rows at least 555 MB"."""
+    return "\n".join(
+        f"{size}: {_size(need['untiled'])}"
+        + (f", by rows at least {_size(need['least'])}" if need["least"] < need["untiled"] else "")
+        for size, need in sizes.items()
+    )
 
 
 def _size(count: int) -> str:

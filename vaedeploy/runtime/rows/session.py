@@ -97,6 +97,12 @@ class RowsHalf:
             self._plans[key] = make_plan(self.table, rows, columns, budget, self._workspace is not None)
         return self._plans[key]
 
+    def needs(self, height: int, width: int) -> tuple[int, int]:
+        """Bytes that an image of (height, width) takes at once, and the fewest that it can take."""
+        rows, columns = height // self.table.factor, width // self.table.factor
+        untiled = untiled_bytes(self.table, rows, columns, 1)
+        return untiled, min(untiled, self.plan(rows, columns, 0).bytes)
+
     def run(
         self,
         plan: Plan,
