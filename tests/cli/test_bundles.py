@@ -46,7 +46,7 @@ def test_inspect_says_what_large_images_take(vaedeploy, tiny_vae_bundle):
     told = json.loads(vaedeploy("inspect", tiny_vae_bundle.path, "--json").out)["memory"]["decoder"]
     assert list(told) == ["1024x1024", "2048x2048", "4096x4096"]
     assert all(need["least"] < need["untiled"] for need in told.values())
-    assert told["4096x4096"]["untiled"] > 12 * told["1024x1024"]["untiled"]
+    assert told["4096x4096"]["untiled"] > 6 * told["1024x1024"]["untiled"]
     shown = vaedeploy("inspect", tiny_vae_bundle.path).out
     assert re.search(r"^decoder takes +1024x1024: [\d.]+ [MG]B, by rows at least [\d.]+ [MG]B$", shown, re.MULTILINE)
 
