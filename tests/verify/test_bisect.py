@@ -169,6 +169,7 @@ def test_healthy_half_precision(request: pytest.FixtureRequest, bundle: str, tra
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("verified_smaller")
 def test_the_first_tensor_that_overflows(small_vae: Path, tmp_path: Path) -> None:
     """It is the first that does not fit, by maxima of the float32 graph that are measured apart."""
     vae = load_reference(small_vae)
@@ -235,6 +236,7 @@ def test_what_fails_as_a_whole_has_no_jump(tiny_vae_bundle: Bundle, tmp_path: Pa
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("verified_smaller")
 def test_a_bundle_of_portable_graphs_alone(tmp_path: Path) -> None:
     bundle = export_vae(tiny_reference(), out=tmp_path / "plain", rewrite=False, verify=False)
     with pytest.raises(BundleError) as refused:

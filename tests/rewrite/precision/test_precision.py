@@ -200,8 +200,7 @@ def test_decoders_of_diffusers(architecture: str, opset: int, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("precision", "vae"),
     [
-        ("fp16", "full_size_bundle"),
-        pytest.param("bf16", "full_size_bundle", marks=pytest.mark.full),
+        *(pytest.param(precision, "full_size_bundle", marks=pytest.mark.full) for precision in PRECISIONS),
         *((precision, "demo_bundle") for precision in PRECISIONS),
     ],
 )
