@@ -19,7 +19,8 @@ import msgspec
 
 from vaedeploy.bundle.bundle import Bundle, file_info
 from vaedeploy.bundle.edit import check_replaceable, naming_bundle, writing
-from vaedeploy.bundle.manifest import Manifest, check_manifest
+from vaedeploy.bundle.encoding import check_manifest
+from vaedeploy.bundle.manifest import Manifest
 from vaedeploy.bundle.stored import is_bundle, write_manifest
 from vaedeploy.errors import OutputError
 from vaedeploy.system.atomic import clear_leftovers, draft_name, replace_directory, share, transient_folder

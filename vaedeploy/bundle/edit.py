@@ -16,7 +16,8 @@ from pathlib import Path
 import msgspec
 
 from vaedeploy.bundle.bundle import Bundle, file_info
-from vaedeploy.bundle.manifest import EngineInfo, FileInfo, Manifest, Verification, path_fault
+from vaedeploy.bundle.encoding import path_fault
+from vaedeploy.bundle.manifest import EngineInfo, FileInfo, Manifest, Verification
 from vaedeploy.bundle.stored import link_fault, read_manifest, write_manifest
 from vaedeploy.errors import BundleError, OutputError
 from vaedeploy.system.atomic import (
