@@ -120,6 +120,11 @@ class VAE(ArrayCalls):
         return self._dispatch.backend
 
     @property
+    def device(self) -> int:
+        """The number of the CUDA device that backends on a GPU use."""
+        return self._device
+
+    @property
     def limits(self) -> Limits:
         """The channels, heights and widths that ``encode`` and ``decode`` accept, for a check before a call."""
         return Limits(self.latent.channels, self.latent.factor, self.latent.sizes, self.latent.image_channels)
