@@ -34,7 +34,7 @@ def test_inspect_shows_the_manifest(vaedeploy, bundle):
 
 def test_inspect_as_json_is_the_manifest_and_what_speaks_against_it(vaedeploy, bundle, tmp_path):
     manifest = json.loads((bundle / "bundle.json").read_text())
-    added = {"problems": [], "engine_states": {}, "checked": False}
+    added = {"path": str(bundle), "verified": True, "problems": [], "engine_states": {}, "checked": False}
     assert json.loads(vaedeploy("inspect", bundle, "--json").out) == manifest | added
     assert json.loads(vaedeploy("inspect", bundle, "--json", "--check").out) == manifest | added | {"checked": True}
     made = tiny_bundle(tmp_path / "b", verification=None).path

@@ -6,7 +6,7 @@ here.
 
 from __future__ import annotations
 
-from vaedeploy.bundle.bundle import PREVIOUS, Bundle, GraphContent, as_bundle
+from vaedeploy.bundle.bundle import PREVIOUS, Bundle, GraphContent, as_bundle, file_info
 from vaedeploy.bundle.create import create_bundle
 from vaedeploy.bundle.edit import BundleEdit, edit_bundle, naming_bundle
 from vaedeploy.bundle.manifest import Manifest
@@ -22,5 +22,6 @@ __all__ = [
     "check_bundle",
     "create_bundle",
     "edit_bundle",
+    "file_info",
     "naming_bundle",
 ]

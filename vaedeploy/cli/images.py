@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from vaedeploy.cli import terminal
-from vaedeploy.cli.group import PATH, cli, memory_option
+from vaedeploy.cli.documents import converted_document
+from vaedeploy.cli.group import PATH, cli, json_option, memory_option
+
+if TYPE_CHECKING:
+    from vaedeploy.pipeline.codec import Converted
+    from vaedeploy.runtime import VAE
 
 
 @cli.command()
@@ -34,12 +40,23 @@ from vaedeploy.cli.group import PATH, cli, memory_option
     help="Accept images of any size: pad them by reflection to the next size that fits. decode crops them again.",
 )
 @memory_option
+@json_option
 def encode(
-    bundle: Path, image: Path, out: Path, sample: bool, seed: int | None, pad: bool, max_memory: int | None
+    bundle: Path,
+    image: Path,
+    out: Path,
+    sample: bool,
+    seed: int | None,
+    pad: bool,
+    max_memory: int | None,
+    as_json: bool,
 ) -> None:
     """Encode an image, or a folder of images, to latent files.
 
     The command prints the files that it wrote. In a folder, if a file fails, the others go on, and the exit code is 2.
+
+    --json prints the bundle, its identity and backend; files, each with its source, what was written, that file's
+    sha256 and bytes, and the seconds that it took; and failures, a list of sentences.
 
     \b
     Example:
@@ -53,9 +70,7 @@ def encode(
         raise click.UsageError("--seed needs --sample.")
     with terminal.progress_display() as progress, VAE(bundle, max_memory=max_memory, progress=progress) as vae:
         converted = encode_files(vae, image, out, sample=sample, seed=seed, pad=pad, progress=progress)
-    for path in converted.written:
-        terminal.show(str(path))
-    converted.check()
+    _tell(vae, converted, as_json)
 
 
 @cli.command()
@@ -70,11 +85,15 @@ def encode(
     help="The image to write; if LATENT is a folder, the folder to write PNG images to.",
 )
 @memory_option
-def decode(bundle: Path, latent: Path, out: Path, max_memory: int | None) -> None:
+@json_option
+def decode(bundle: Path, latent: Path, out: Path, max_memory: int | None, as_json: bool) -> None:
     """Decode a latent file, or a folder of latent files, to images.
 
     The command prints the files that it wrote. In a folder, if a file fails, the others go on, and the exit code is 2.
     A latent that another VAE made is decoded with a warning.
+
+    --json prints the bundle, its identity and backend; files, each with its source, what was written, that file's
+    sha256 and bytes, and the seconds that it took; and failures, a list of sentences.
 
     \b
     Example:
@@ -86,6 +105,14 @@ def decode(bundle: Path, latent: Path, out: Path, max_memory: int | None) -> Non
 
     with terminal.progress_display() as progress, VAE(bundle, max_memory=max_memory, progress=progress) as vae:
         converted = decode_files(vae, latent, out, progress=progress)
-    for path in converted.written:
-        terminal.show(str(path))
+    _tell(vae, converted, as_json)
+
+
+def _tell(vae: VAE, converted: Converted, as_json: bool) -> None:
+    """Print what was written, then raise InputError if there were failures."""
+    if as_json:
+        terminal.show_json(converted_document(vae, converted))
+    else:
+        for path in converted.written:
+            terminal.show(str(path))
     converted.check()

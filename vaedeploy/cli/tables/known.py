@@ -17,6 +17,7 @@ from vaedeploy.source.family import LatentShape
 from vaedeploy.system.gpu import Gpu, find_gpu
 from vaedeploy.system.installs import version_of
 from vaedeploy.values.latent import COLORS, RGB, LatentSpec
+from vaedeploy.values.words import counted
 from vaedeploy.verify.words import METRIC_WORDS, amount
 
 Row = tuple[str, ...]
@@ -146,16 +147,19 @@ UNSEALED = (
 
 
 def bundle_document(bundle: Bundle, checked: bool) -> dict[str, Any]:
-    """The manifest as builtins, with three fields more.
+    """The manifest as builtins, with five fields more.
 
-    ``problems``: everything that is wrong with the bundle on this machine, one sentence each. ``engine_states``: the
-    state and the problems of each engine. ``checked``: whether every file's sha256 was compared with the manifest.
+    ``path``: the bundle's folder. ``verified``: whether its last verification passed. ``problems``: everything that is
+    wrong with the bundle on this machine, one sentence each. ``engine_states``: the state and the problems of each
+    engine. ``checked``: whether every file's sha256 was compared with the manifest.
     """
     manifest = bundle.manifest
     engines = _engine_problems(bundle)
     unverified = [] if bundle.verified else [f"verified: {_verification(bundle)}"]
     document: dict[str, Any] = msgspec.to_builtins(manifest)
     return document | {
+        "path": str(bundle.path),
+        "verified": bundle.verified,
         "problems": [
             *unverified,
             *(f"{name}: {problem}" for name, problems in engines.items() for problem in problems),
@@ -227,7 +231,7 @@ def _gpu(gpu: Gpu | None) -> str:
 
 def _latent_shape(latent: LatentSpec | LatentShape) -> str:
     images = f" of {COLORS[latent.image_channels]} images" if latent.image_channels != RGB else ""
-    return f"{latent.channels} channels at 1/{latent.factor} of the size{images}"
+    return f"{counted(latent.channels, 'channel')} at 1/{latent.factor} of the size{images}"
 
 
 def _verification(bundle: Bundle) -> str:
@@ -236,7 +240,7 @@ def _verification(bundle: Bundle) -> str:
         return f"no. Run: vaedeploy verify {bundle.path}"
     worst = ", ".join(_worst(name, value) for name, value in verification.worst.items())
     state = "yes" if verification.passed else "FAILED"
-    setting = f"{verification.cases} cases on {verification.backend} against {verification.reference}"
+    setting = f"{counted(verification.cases, 'case')} on {verification.backend} against {verification.reference}"
     return f"{state}: {setting}; at worst: {worst}"
 
 
