@@ -11,6 +11,7 @@ from vaedeploy.bundle.create import create_bundle
 from vaedeploy.bundle.edit import BundleEdit, edit_bundle, naming_bundle
 from vaedeploy.bundle.manifest import Manifest
 from vaedeploy.bundle.opening import check_bundle
+from vaedeploy.bundle.pull import bundle_folder
 
 __all__ = [
     "PREVIOUS",
@@ -19,6 +20,7 @@ __all__ = [
     "GraphContent",
     "Manifest",
     "as_bundle",
+    "bundle_folder",
     "check_bundle",
     "create_bundle",
     "edit_bundle",

@@ -45,13 +45,16 @@ def _with_seal(data: bytes, seal: str, new: str) -> bytes:
     return before + new.encode() + after if found else data
 
 
-def decode_manifest(data: bytes, bundle: Path) -> Manifest:
-    """Read the bytes of ``bundle.json``. bundle: the path that errors name.
+def decode_manifest(data: bytes, bundle: Path | str, advice: str | None = None) -> Manifest:
+    """Read the bytes of ``bundle.json``.
+
+    bundle: the path that errors name, or an address. advice: what to do if they are damaged; by default, to export it
+    again.
 
     Raises BundleError for bytes that are not JSON, another format version, unknown or missing fields, values of a wrong
     type, a seal that is not theirs, paths that leave the bundle, and graphs or engines that are not among the files.
     """
-    advice = f"Export it again: vaedeploy export --vae NAME --out {shlex.quote(str(bundle))} --force"
+    advice = advice or f"Export it again: vaedeploy export --vae NAME --out {shlex.quote(str(bundle))} --force"
     try:
         version = msgspec.json.decode(data, type=_Head).format
         if version != FORMAT:
@@ -101,7 +104,7 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(map(int, re.findall(r"\d{1,9}", version)[:3]))
 
 
-def check_manifest(manifest: Manifest, bundle: Path) -> None:
+def check_manifest(manifest: Manifest, bundle: Path | str) -> None:
     """Raise BundleError if the manifest contradicts itself or names a path that a file in a bundle cannot have."""
     graphs = [name for forms in manifest.graphs.values() for name in forms.values()]
     for name in (*manifest.files, *graphs, *manifest.rows.values(), *manifest.engines, *manifest.unfinished):
@@ -114,6 +117,19 @@ def check_manifest(manifest: Manifest, bundle: Path) -> None:
         for name in names:
             if name not in manifest.files:
                 raise BundleError(f"bundle {bundle}: {NAME} names the {kind} {name} but not among its files")
+
+
+def check_identity(manifest: Manifest, bundle: object, identity: str | None) -> None:
+    """Raise BundleError where ``identity`` is given and is not that of the VAE in the bundle.
+
+    bundle: for the message.
+    """
+    found = manifest.vae.identity
+    if identity not in (None, found):
+        raise BundleError(
+            f"bundle {bundle} holds another VAE than the one that is wanted: its identity is {found}, and not "
+            f"{identity}. Take the bundle of that VAE, or the identity of this one"
+        )
 
 
 def path_fault(name: str) -> str | None:

@@ -12,10 +12,13 @@ import click
 from vaedeploy.cli import terminal
 from vaedeploy.cli.documents import telling_bundle
 from vaedeploy.cli.group import (
+    BUNDLE,
     PATH,
+    bundle_argument,
     cli,
     json_option,
     keep_result,
+    local,
     numbers,
     page_option,
     photos_option,
@@ -138,7 +141,7 @@ def export(no_rewrite: bool, no_verify: bool, folder: Path | None, as_json: bool
 
 
 @cli.command()
-@click.argument("bundle", type=PATH)
+@bundle_argument
 @click.option("--check", is_flag=True, help="Read every file and compare its sha256 with the manifest.")
 @click.option("--layers", is_flag=True, help="Also list the layers and tensors of each engine.")
 @json_option
@@ -167,7 +170,7 @@ def inspect(bundle: Path, check: bool, layers: bool, as_json: bool) -> None:
 
 
 @cli.command()
-@click.argument("bundle", type=PATH)
+@bundle_argument
 @click.option(
     "--vae",
     metavar="NAME|REPO|PATH",
@@ -215,14 +218,14 @@ def swap(bundle: Path, vae: str | None, restore: bool, as_json: bool, **place: s
 
 
 @cli.command()
-@click.argument("bundles", nargs=-1, required=True, type=PATH, metavar="BUNDLE BUNDLE...")
+@click.argument("bundles", nargs=-1, required=True, type=BUNDLE, metavar="BUNDLE BUNDLE...")
 @click.option(
     "--images", required=True, type=PATH, metavar="DIR", help="Compare the VAEs on the photographs in this folder."
 )
 @page_option
 @click.option("--backend", metavar="NAME", help="Run on this backend. [default: the first that is available]")
 @json_option
-def compare(bundles: tuple[Path, ...], images: Path, as_json: bool, **options: Any) -> None:
+def compare(bundles: tuple[Path | str, ...], images: Path, as_json: bool, **options: Any) -> None:
     """Compare VAEs: fidelity, speed, and whose latents each decodes.
 
     Each bundle encodes and decodes the photographs. The command prints how far each result is from its photograph, how
@@ -238,7 +241,9 @@ def compare(bundles: tuple[Path, ...], images: Path, as_json: bool, **options: A
     from vaedeploy.pipeline.compare import compare_bundles
     from vaedeploy.pipeline.compare.words import summary_lines, swap_lines
 
-    found, problem = keep_result(lambda tell: compare_bundles(bundles, images, progress=tell, **options))
+    found, problem = keep_result(
+        lambda tell: compare_bundles(list(map(local, bundles)), images, progress=tell, **options)
+    )
     if as_json:
         terminal.show_json(found)
     else:

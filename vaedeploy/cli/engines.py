@@ -9,11 +9,11 @@ import click
 
 from vaedeploy.cli import terminal
 from vaedeploy.cli.documents import telling_bundle
-from vaedeploy.cli.group import PATH, cli, json_option, profiles_option
+from vaedeploy.cli.group import bundle_argument, cli, json_option, profiles_option
 
 
 @cli.command()
-@click.argument("bundle", type=PATH)
+@bundle_argument
 @click.option(
     "--profile",
     "names",

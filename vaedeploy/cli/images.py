@@ -9,7 +9,7 @@ import click
 
 from vaedeploy.cli import terminal
 from vaedeploy.cli.documents import converted_document
-from vaedeploy.cli.group import PATH, cli, json_option, memory_option
+from vaedeploy.cli.group import PATH, bundle_argument, cli, json_option, memory_option
 
 if TYPE_CHECKING:
     from vaedeploy.pipeline.codec import Converted
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @cli.command()
-@click.argument("bundle", type=PATH)
+@bundle_argument
 @click.argument("image", type=PATH)
 @click.option(
     "-o",
@@ -74,7 +74,7 @@ def encode(
 
 
 @cli.command()
-@click.argument("bundle", type=PATH)
+@bundle_argument
 @click.argument("latent", type=PATH)
 @click.option(
     "-o",

@@ -9,8 +9,9 @@ from types import TracebackType
 from typing import Any, Literal
 
 from vaedeploy.bundle import Bundle
+from vaedeploy.bundle.encoding import check_identity
 from vaedeploy.bundle.manifest import Manifest
-from vaedeploy.errors import InputError
+from vaedeploy.errors import BundleError, InputError
 from vaedeploy.runtime import on_host
 from vaedeploy.runtime.backends import find_candidates
 from vaedeploy.runtime.calls import ArrayCalls
@@ -33,7 +34,8 @@ class VAE(ArrayCalls):
     Any number of threads may use one VAE at the same time. A graph is loaded when it is first needed. A VAE is pickled
     by its path and these arguments; ``docs/processes.md`` says more of processes.
 
-    path: the bundle's folder.
+    path: the bundle's folder, or ``hf://owner/name@revision`` on the hub, which is pulled into the cache and opened
+        from there; ``docs/services.md`` says how to pin it.
     backend: the only backend to use: "tensorrt", "tensorrt-rtx", "onnxruntime-cuda" or "onnxruntime-cpu". None uses the
         first of them, in this order, that works on this machine. Where it cannot load a half of the bundle, or does not
         take an image's size, the next one computes instead, and a warning is logged.
@@ -52,11 +54,13 @@ class VAE(ArrayCalls):
     max_memory: bytes that all running calls together may take on the CPU, beyond the open VAE and the arrays that are
         given and returned. A call that would take more runs by rows, with the same result; one that finds no memory
         waits for others to end. None for 70 % of what is free when a call begins, by the limits of containers too.
-    progress: is told how far each call is that runs by rows, by the thread that calls; see ``Progress``. It is not
-        pickled.
+    identity: that of the VAE which the bundle must hold, as ``vaedeploy inspect`` shows it; None for any.
+    progress: is told how far each call is that runs by rows, by the thread that calls, and how far a pull is; see
+        ``Progress``. It is not pickled.
 
     Issues UnverifiedBundleWarning if the bundle is not verified. Raises BundleError for a bundle that is missing or
-    damaged, BackendError for a backend that is not installed, and InputError for other invalid arguments.
+    damaged, or holds another VAE, DownloadError where the hub cannot be reached, BackendError for a backend that is not
+    installed, and InputError for other invalid arguments.
     """
 
     def __init__(
@@ -71,6 +75,7 @@ class VAE(ArrayCalls):
         provider_options: Mapping[str, str] | None = None,
         profile: str | None = None,
         max_memory: int | None = None,
+        identity: str | None = None,
         progress: Progress = silent,
     ) -> None:
         if on_nan not in ("rerun", "warn", "raise"):
@@ -79,8 +84,13 @@ class VAE(ArrayCalls):
             raise InputError(f"device is {device!r}; it must be the number of a CUDA device, 0 or more")
         if threads is not None and (not isinstance(threads, int) or threads < 1):
             raise InputError(f"threads is {threads!r}; it must be 1 or more, or None for all cores")
-        bundle = Bundle.hold(path, verify_hashes)
-        self._place = Path(path).absolute()  # now, since the process may change its folder later
+        bundle = Bundle.hold(path, verify_hashes, progress)
+        try:
+            check_identity(bundle.manifest, bundle.path, identity)
+        except BundleError:
+            bundle.release()
+            raise
+        self._place = bundle.path.absolute()  # now, since the process may change its folder later
         budget = Budget(max_memory, progress=progress)
         candidates = find_candidates(bundle, backend, device, threads, provider_options, profile, verify_hashes, budget)
         super().__init__(bundle, Dispatch(bundle, candidates, backend is None, on_nan), device)
@@ -94,12 +104,13 @@ class VAE(ArrayCalls):
             provider_options=provider_options,
             profile=profile,
             max_memory=max_memory,
+            identity=identity,
         )
         warn_of_unverified(bundle)
 
     @property
     def path(self) -> Path:
-        """The bundle's folder, as it was passed in."""
+        """The bundle's folder, as it was passed in; of an address, the copy in the cache."""
         return self._bundle.path
 
     @property

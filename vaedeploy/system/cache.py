@@ -8,7 +8,14 @@ from pathlib import Path
 
 
 def cache_folder(name: str) -> Path:
-    """The folder ``name`` in vaedeploy's cache, which is made if it does not exist.
+    """``cache_place``, which is made if it does not exist."""
+    folder = cache_place(name)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def cache_place(name: str) -> Path:
+    """The folder ``name`` in vaedeploy's cache, whether it exists or not.
 
     The cache is in ``LOCALAPPDATA`` on Windows, and elsewhere in ``XDG_CACHE_HOME`` or ``~/.cache``.
     """
@@ -16,6 +23,4 @@ def cache_folder(name: str) -> Path:
         base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
     else:
         base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = base / "vaedeploy" / name
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    return base / "vaedeploy" / name
