@@ -18,7 +18,7 @@ from tiny_bundle import FAILED, tiny_bundle
 
 from vaedeploy.bundle import Bundle
 from vaedeploy.bundle.address import Address, parse_address
-from vaedeploy.errors import BundleError, DownloadError, InputError
+from vaedeploy.errors import BundleError, DownloadError, InputError, OutputError
 from vaedeploy.pipeline.pull import pull_bundle
 from vaedeploy.pipeline.push import push_bundle
 from vaedeploy.runtime import VAE
@@ -400,6 +400,19 @@ def test_addresses(text: str, address: Address) -> None:
 def test_what_is_no_address(text: str) -> None:
     with pytest.raises(InputError, match="names no hub repository; write owner/name or owner/name@revision"):
         parse_address(text)
+
+
+def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch, bundle: Bundle) -> None:
+    """As in a container whose user is a number: there is no cache, and bundles elsewhere are written to as ever."""
+
+    def home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", home)
+    bundle.update(files={"a": b"a"})
+    with pytest.raises(OutputError, match="there is no home for the cache; set XDG_CACHE_HOME to a folder"):
+        VAE(f"hf://a/b@{COMMIT}")
 
 
 def test_without_huggingface_hub(monkeypatch: pytest.MonkeyPatch, bundle: Bundle, tmp_path: Path) -> None:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import platform
+import re
+import subprocess
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
 import onnxruntime
 import pytest
+from cuda_driver import COMPILER
+from places import ROOT
 from tiny_bundle import tiny_bundle
 
 from vaedeploy.bundle import Bundle
@@ -18,6 +23,8 @@ from vaedeploy.verify.limits import LIMITS, Limit
 from vaedeploy.verify.record import record
 from vaedeploy.verify.report import Case, Report
 from vaedeploy.version import __version__
+
+SUPPORT = ROOT / "tests" / "support"
 
 CASE = Case("decoder", "odd", "image", "onnxruntime", 3, 72, 88, 1e-6, 1e-7, 2e-6, precision="fp16", seconds=0.5)
 
@@ -43,6 +50,28 @@ def test_a_report_says_of_what_by_what_where_and_when_it_is(bundle: Bundle) -> N
         "metric": "rel_l2", "bound": 5e-3, "upper": True, "reason": LIMITS["fp16"][0].reason,
     }  # fmt: skip
     assert document["cases"][0]["seconds"] == 0.5
+
+
+@pytest.mark.skipif(COMPILER is None, reason="needs gcc")
+def test_a_report_names_the_gpu_that_computed(bundle: Bundle, tmp_path: Path) -> None:
+    """With a stand-in for the driver, in a process of its own, since a driver stays for the life of one."""
+    program = f"""
+import sys
+from pathlib import Path
+sys.path.insert(0, {str(SUPPORT)!r})
+from cuda_driver import load_driver, show_devices
+driver = load_driver(Path({str(tmp_path)!r}))
+show_devices(driver, 1)
+from vaedeploy.bundle import Bundle
+from vaedeploy.verify.record import record
+manifest = Bundle.open({str(bundle.path)!r}).manifest
+for backend in ("onnxruntime-cpu", "onnxruntime-cuda"):
+    machine = record(manifest, "fp32", "", backend, []).machine
+    print(machine.gpu and machine.gpu.compute_capability, machine.cuda)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r"None None\n\d+\.\d+ \d+\.\d+\n", done.stdout)
 
 
 def test_limits_of_the_caller_are_told(bundle: Bundle) -> None:

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from vaedeploy.errors import InputError
+from vaedeploy.errors import InputError, OutputError
 from vaedeploy.system import hub
 from vaedeploy.system.cache import cache_place
 
@@ -49,7 +49,11 @@ def copy_place(repository: str, commit: str) -> Path:
 
 def is_cached(folder: Path) -> bool:
     """Whether a bundle's folder is a copy in the cache, which nothing may change."""
-    return folder.resolve().is_relative_to(_copies().resolve())
+    try:
+        copies = _copies()
+    except OutputError:  # there is no cache
+        return False
+    return folder.resolve().is_relative_to(copies.resolve())
 
 
 def _copies() -> Path:

@@ -65,15 +65,12 @@ def cached_copy(address: Address, progress: Progress = silent, identity: str | N
     return copy_place(address.repository, commit)
 
 
-def pin(address: Address, progress: Progress = silent) -> Address:
-    """The address with the commit that its revision is now. Raises the errors of ``pull_into``."""
-    return address if COMMIT.fullmatch(address.revision or "") else _read_manifest(address, None, progress)[0]
-
-
 def pull_into(
     address: Address, out: Path, *, identity: str | None = None, force: bool = False, progress: Progress = silent
-) -> Bundle:
-    """Pull a bundle into the new folder ``out``. identity: that of its VAE. force: replace a bundle that is there.
+) -> tuple[Bundle, Address]:
+    """Pull a bundle into the new folder ``out``. Returns it, and the address with its commit.
+
+    identity: that of its VAE. force: replace a bundle that is there.
 
     Raises DownloadError where the hub cannot be reached, or has no such repository or revision; BundleError where the
     repository holds no bundle, a damaged one, or one of a newer format; and the errors of ``create_bundle``.
@@ -81,7 +78,7 @@ def pull_into(
     with create_bundle(out, force) as draft:
         address, data = _read_manifest(address, identity, progress)
         _fill(draft.path, address, data, progress)
-        return draft.adopt()
+        return draft.adopt(), address
 
 
 def _is_there(place: Path) -> bool:
@@ -122,9 +119,8 @@ def _fill(folder: Path, address: Address, data: bytes, progress: Progress) -> No
     progress(what, done, total)
     damages = []
     for name, info in manifest.files.items():
-        fetched = _fetch(address, name, lambda _, part, __, before=done: progress(what, before + part, total))
+        fetched = _fetch(address, name, _part(progress, what, done, total))
         done += info.bytes
-        progress(what, done, total)
         if fetched is None:
             damages.append(f"{name} is missing")
             continue
@@ -133,10 +129,21 @@ def _fill(folder: Path, address: Address, data: bytes, progress: Progress) -> No
         link_or_copy(fetched.path.resolve(), target)  # no room is taken twice, where the disk has links
         if file_info(target, sync=True) != info:
             damages.append(f"{name} is not as {NAME} says")
+    progress(what, total, total)
     if damages:
         raise BundleError(f"bundle {address} is damaged: {'; '.join(damages)}. {ADVICE}")
     (folder / NAME).write_bytes(data)
     file_info(folder / NAME, sync=True)
+
+
+def _part(progress: Progress, what: str, before: int, total: int) -> Progress:
+    """A Progress of one file that reports to that of all. before: the bytes of the files before it."""
+
+    def report(_: str, done: float, __: float) -> None:
+        if before + done < total:  # the end is reported once, when the last file has been checked
+            progress(what, before + done, total)
+
+    return report
 
 
 def _fetch(address: Address, file: str, progress: Progress) -> hub.Fetched | None:

@@ -67,16 +67,13 @@ def pull(repository: str, out: Path | None, identity: str | None, force: bool, a
       vaedeploy pull someone/mse840k -o mse840k
       vaedeploy pull someone/mse840k@0123456789abcdef0123456789abcdef01234567
     """
-    from vaedeploy.bundle.address import parse_address
-    from vaedeploy.bundle.pull import pin
-    from vaedeploy.pipeline.pull import pull_bundle
+    from vaedeploy.pipeline.pull import pull_pinned
 
     if force and out is None:
         raise click.UsageError("--force needs --out.")
     with telling_bundle(as_json) as made, terminal.progress_display() as progress:
-        address = str(pin(parse_address(repository), progress))
-        bundle = pull_bundle(address, out, identity=identity, force=force, progress=progress)
-        made.bundle, made.more["address"] = bundle, address
+        bundle, address = pull_pinned(repository, out, identity=identity, force=force, progress=progress)
+        made.bundle, made.more["address"] = bundle, str(address)
     if not as_json:
         terminal.show(str(bundle.path))
         terminal.say(f"It is {address}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from vaedeploy.bundle import Bundle
-from vaedeploy.bundle.address import parse_address
+from vaedeploy.bundle.address import Address, parse_address
 from vaedeploy.bundle.encoding import check_identity
 from vaedeploy.bundle.pull import cached_copy, pull_into
 from vaedeploy.system.progress import Progress, silent
@@ -38,9 +38,22 @@ def pull_bundle(
     or revision, BundleError where it holds no bundle, a damaged one, another VAE, or one of a newer format, and
     OutputError where ``out`` exists (without ``force``) or cannot be written to. A pull that ends early leaves nothing.
     """
+    return pull_pinned(repository, out, identity=identity, force=force, progress=progress)[0]
+
+
+def pull_pinned(
+    repository: str,
+    out: str | Path | None = None,
+    *,
+    identity: str | None = None,
+    force: bool = False,
+    progress: Progress = silent,
+) -> tuple[Bundle, Address]:
+    """``pull_bundle``, which also returns the address with the commit that was pulled."""
     address = parse_address(repository)
     if out is None:
-        bundle = Bundle.open(cached_copy(address, progress, identity))
-        check_identity(bundle.manifest, bundle.path, identity)
-        return bundle
+        folder = cached_copy(address, progress, identity)
+        bundle = Bundle.open(folder)
+        check_identity(bundle.manifest, folder, identity)
+        return bundle, Address(address.repository, folder.parent.name)
     return pull_into(address, Path(out), identity=identity, force=force, progress=progress)
