@@ -18,6 +18,7 @@ from tiny_bundle import FAILED, tiny_bundle
 
 from vaedeploy.bundle import Bundle
 from vaedeploy.bundle.address import Address, parse_address
+from vaedeploy.bundle.stored import LARGEST
 from vaedeploy.errors import BundleError, DownloadError, InputError, OutputError
 from vaedeploy.pipeline.pull import pull_bundle
 from vaedeploy.pipeline.push import push_bundle
@@ -46,7 +47,7 @@ def hub(server: HubServer, client: HubClient) -> HubServer:
         shutil.rmtree(folder)
     for kept in (server.repositories, server.commits, server.heads, server.requests, server.stored):
         kept.clear()
-    server.down = False
+    server.down, server.before_commit = False, None
     server.repositories[REPOSITORY] = {".gitattributes": b""}
     return server
 
@@ -212,7 +213,19 @@ def test_push_while_the_hub_is_out_of_order(hub: HubServer, client: HubClient, b
     hub.down = True
     ended = client.run("push", bundle.path, REPOSITORY)
     assert ended.code == 1
-    assert f"Error: cannot download {REPOSITORY}/README.md: {hub.url} does not answer as a hub" in ended.err
+    assert f"Error: the push to {REPOSITORY} failed: " in ended.err
+    assert ended.err.endswith("Run the command again, or copy the bundle's folder in another way\n")
+
+
+def test_somebody_elses_commit_in_between(hub: HubServer, client: HubClient, bundle: Bundle) -> None:
+    """Files that have not changed are not sent, so the two commits would be mixed."""
+    put(hub, bundle)
+    other = contents(tiny_bundle(bundle.path.parent / "other", seed=1).path)
+    hub.before_commit = lambda: hub.add_commit(REPOSITORY, other)
+    ended = client.run("push", bundle.path, REPOSITORY)
+    assert ended.code == 1
+    assert f"Error: the push to {REPOSITORY} failed: " in ended.err
+    assert hub.repositories[REPOSITORY] == other
 
 
 # ----------------------------------------------------------------------------------------------------------- pull
@@ -276,6 +289,16 @@ def test_a_manifest_that_cannot_be_used(
     assert ended.err.endswith(why)
     assert f"Error: bundle hf://{REPOSITORY}@{commit}" in ended.err
     assert no_trace(client)
+
+
+def test_a_manifest_that_is_none(hub: HubServer, client: HubClient) -> None:
+    commit = hub.add_commit(REPOSITORY, {"bundle.json": b" " * (LARGEST + 1)})
+    ended = client.run("pull", REPOSITORY)
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.err.endswith(
+        f"Error: bundle hf://{REPOSITORY}@{commit}: bundle.json cannot be read: it has more than 16,777,216 bytes. Tell "
+        "the repository's owner, or take another revision\n"
+    )
 
 
 def test_files_that_are_not_those_of_the_manifest(

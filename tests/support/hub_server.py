@@ -15,7 +15,7 @@ import json
 import socket
 import struct
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -44,6 +44,7 @@ class HubServer:
     requests: what was asked, as "METHOD /path RANGE". commit: that of the main branch. down: whether it answers nothing
     but that it is out of order. writer: the token that commits want. commits: (repository, commit) -> its files, for
     those that were made here; heads: repository -> the last of them. ``main`` alone is a branch.
+    before_commit: is called when a commit is asked for.
     """
 
     repositories: dict[str, Mapping[str, bytes | Path]]
@@ -56,6 +57,7 @@ class HubServer:
     writer: str = "hf_writer"
     commits: dict[tuple[str, str], Mapping[str, bytes | Path]] = field(default_factory=dict)
     heads: dict[str, str] = field(default_factory=dict)
+    before_commit: Callable[[], object] | None = None
 
     def __enter__(self) -> HubServer:
         self.stored: dict[str, bytes | Path] = {}
@@ -162,6 +164,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _ask(self, path: str) -> None:
         """Everything about a repository but its files, and what writes to it."""
         body = self._body()
+        if "/commit/" in path and self.hub.before_commit is not None:
+            self.hub.before_commit()
         if path.endswith(".git/info/lfs/objects/batch"):
             repository, what, rest = path[1:].partition(".git/")[0], "batch", ["main"]
         else:
@@ -172,17 +176,19 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(404 if token else 401, "RepoNotFound")
         elif self.command == "POST" and token != self.hub.writer:
             self._refuse(403 if token else 401, "Forbidden")
-        elif (found := self.hub.found(repository, rest[0])) is None:
+        elif (found := self.hub.found(repository, rest[0] if what else "main")) is None:
             self._refuse(404, "RevisionNotFound")
         elif what == "tree":
             files = found[1].items()
             self._send_json([{"type": "file", "path": p, "size": _size(c), "oid": "0" * 40} for p, c in files])
-        elif what == "revision":
+        elif what in ("", "revision"):
             self._send_json({"id": repository, "sha": found[0], "siblings": [], "tags": [], "downloads": 0, "likes": 0})
         elif what == "preupload":
             self._send_json({"files": [self._mode(file["path"], found[1]) for file in json.loads(body)["files"]]})
         elif what == "batch":
             self._send_json({"transfer": "basic", "objects": [self._upload(o) for o in json.loads(body)["objects"]]})
+        elif json.loads(body.splitlines()[0])["value"].get("parentCommit", found[0]) != found[0]:
+            self._refuse(412, "Moved")
         else:
             assert what == "commit", path
             made = self.hub.add_commit(repository, self._changed(found[1], body))

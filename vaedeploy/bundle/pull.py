@@ -21,11 +21,14 @@ from vaedeploy.bundle.create import create_bundle
 from vaedeploy.bundle.edit import naming_bundle
 from vaedeploy.bundle.encoding import check_identity, decode_manifest
 from vaedeploy.bundle.manifest import NAME
+from vaedeploy.bundle.stored import LARGEST
 from vaedeploy.errors import BundleError, DownloadError
 from vaedeploy.system import hub
 from vaedeploy.system.atomic import clear_leftovers, draft_name, link_or_copy, lock_name, replace_directory
+from vaedeploy.system.documents import read_document
 from vaedeploy.system.installs import install_command
 from vaedeploy.system.lock import lock
+from vaedeploy.system.oserrors import reason
 from vaedeploy.system.progress import Progress, silent
 
 OTHERWISE = "or pull it on another machine and copy the folder here"
@@ -107,7 +110,11 @@ def _read_manifest(address: Address, identity: str | None, progress: Progress) -
             f"the hub repository {address.repository} has no {NAME}{at}, so it holds no bundle. See what it has at "
             f"{hub.page(address.repository)}; weights become a bundle with: vaedeploy export --vae {address.repository}"
         )
-    address, data = Address(address.repository, file.revision or address.revision), file.path.read_bytes()
+    address = Address(address.repository, file.revision or address.revision)
+    try:
+        data = read_document(file.path.resolve(), LARGEST)
+    except OSError as error:
+        raise BundleError(f"bundle {address}: {NAME} cannot be read: {reason(error)}. {ADVICE}") from error
     check_identity(decode_manifest(data, str(address), ADVICE), address, identity)
     return address, data
 

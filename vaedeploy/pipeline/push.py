@@ -23,6 +23,9 @@ CARD = "README.md"
 
 OTHERWISE = "or copy the bundle's folder in another way"
 
+SMALL = 1 << 22
+"""Bytes from which a file is not held in memory until the commit is made."""
+
 log = logging.getLogger(__name__)
 
 
@@ -70,32 +73,47 @@ def push_bundle(
 
 def _commit(bundle: Bundle, address: Address, progress: Progress) -> str:
     """Upload the files and make the commit. Returns its hash."""
-    client = hub.client()
+    client, manifest = hub.client(), bundle.manifest
     api = client.HfApi(library_name="vaedeploy")
     where = {"repo_id": address.repository, "revision": address.revision}
-    operations = [
-        client.CommitOperationAdd(name, str(bundle.path / name)) for name in (NAME, *sorted(bundle.manifest.files))
-    ]
-    card = model_card(bundle, address.repository)
+    # Somebody else's commit in between would mix two bundles: files that have not changed are not sent.
+    parent = api.repo_info(**where).sha
+    added = _added(client, bundle)
     if _writes_card(address):
-        operations.append(client.CommitOperationAdd(CARD, card.encode()))
-    what, sizes = f"Pushing to {address.repository}", [operation.upload_info.size for operation in operations]
-    done, total = 0, sum(sizes)
+        added[CARD] = client.CommitOperationAdd(CARD, model_card(bundle, address.repository).encode())
+    what, done, total = f"Pushing to {address.repository}", 0, sum(file.upload_info.size for file in added.values())
     progress(what, done, total)
     with _without_bars(client):
-        for operation, size in zip(operations, sizes, strict=True):
-            api.preupload_lfs_files(additions=[operation], **where)
-            progress(what, done := done + size, total)
-        gone = _files_of_before(address) - {NAME, CARD, *bundle.manifest.files}
-        operations += [client.CommitOperationDelete(name) for name in sorted(gone)]
-        manifest = bundle.manifest
-        info = api.create_commit(
-            operations=operations,
+        for file in added.values():
+            api.preupload_lfs_files(additions=[file], **where)
+            progress(what, done := done + file.upload_info.size, total)
+        bundle.refuse(
+            {
+                name: "was changed while it was pushed"
+                for name, info in manifest.files.items()
+                if added[name].upload_info.sha256.hex() != info.sha256
+            }
+        )
+        gone = sorted(_files_of_before(address) - added.keys() - {CARD})
+        commit = api.create_commit(
+            operations=[*added.values(), *map(client.CommitOperationDelete, gone)],
             commit_message=f"{manifest.vae.name} in {manifest.precision}, by vaedeploy {manifest.vaedeploy}",
             commit_description=f"VAE {manifest.vae.identity}",
+            parent_commit=parent,
             **where,
         )
-    return str(info.oid)
+    return str(commit.oid)
+
+
+def _added(client: Any, bundle: Bundle) -> dict[str, Any]:
+    """Name -> the client's operation that adds it, for the manifest and every file. Small files are read now."""
+    data = (bundle.path / NAME).read_bytes()
+    if decode_manifest(data, bundle.path) != bundle.manifest:
+        raise BundleError(f"bundle {bundle.path} was changed while it was pushed. Push it again")
+    contents: dict[str, bytes | str] = {NAME: data}
+    for name, info in sorted(bundle.manifest.files.items()):
+        contents[name] = bundle.read(name) if info.bytes < SMALL else str(bundle.path / name)
+    return {name: client.CommitOperationAdd(name, content) for name, content in contents.items()}
 
 
 def _writes_card(address: Address) -> bool:
@@ -150,10 +168,6 @@ def _telling(address: Address) -> Iterator[None]:
     name = address.repository
     try:
         yield
-    except DownloadError as error:  # of what was read there first
-        if isinstance(error.__cause__, hub.client().errors.RepositoryNotFoundError):
-            raise DownloadError(f"{error}. To make it: hf repos create {name}") from error.__cause__
-        raise
     except errors as error:
         told = error.__cause__ if isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception) else error
         status = getattr(getattr(told, "response", None), "status_code", None)
@@ -162,5 +176,7 @@ def _telling(address: Address) -> Iterator[None]:
                 f"the hub does not let you write to {name}: {hub.one_line(told)}. Log in as somebody who may, or take "
                 "a token with the right to write: HF_TOKEN"
             ) from error
+        missing = isinstance(told, hub.client().errors.RepositoryNotFoundError)
+        made = f". To make it: hf repos create {name}" if missing else ""
         request = Request(f"the push to {name}", name, name, address.revision, OTHERWISE)
-        raise DownloadError(hub.explain(told, request)) from error
+        raise DownloadError(hub.explain(told, request) + made) from error
