@@ -296,8 +296,8 @@ def test_a_manifest_that_is_none(hub: HubServer, client: HubClient) -> None:
     ended = client.run("pull", REPOSITORY)
     assert (ended.code, ended.out) == (2, "")
     assert ended.err.endswith(
-        f"Error: bundle hf://{REPOSITORY}@{commit}: bundle.json cannot be read: it has more than 16,777,216 bytes. Tell "
-        "the repository's owner, or take another revision\n"
+        f"Error: bundle hf://{REPOSITORY}@{commit}: bundle.json cannot be read: it has more than 16,777,216 bytes. "
+        "Tell the repository's owner, or take another revision\n"
     )
 
 
