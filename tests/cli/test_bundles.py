@@ -140,8 +140,14 @@ def test_ctrl_c_during_export_leaves_nothing(small_vae, tmp_path):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 def test_the_exporters_noise_is_for_verbose_only(vaedeploy, small_vae, tmp_path):
-    """Above there is none."""
-    noisy = vaedeploy("-v", "export", "--vae", small_vae, "--no-verify", "--out", tmp_path / "noisy")
+    """Above there is none. With --json, stdout is one document for all that."""
+    out = tmp_path / "noisy"
+    noisy = vaedeploy("-v", "export", "--vae", small_vae, "--no-verify", "--out", out, "--json")
+    told = json.loads(noisy.out)
+    assert (told["path"], told["verified"], told.pop("error"), told.pop("seconds") > 0) == (str(out), False, None, True)
+    assert told == json.loads(vaedeploy("inspect", out, "--json").out)
+    again = vaedeploy("export", "--vae", small_vae, "--out", out, "--json")
+    assert (again.code, again.out) == (2, "")
     assert noisy.code == 0
     assert "Info: " in noisy.err
     assert noisy.err.endswith(f"It is not verified yet. To verify it, run: vaedeploy verify {tmp_path / 'noisy'}\n")

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pytest
 from builds import corrupt
 from command_line import Ended
 from engine_files import DECODER, ENCODER
@@ -90,18 +89,3 @@ def test_a_build_that_fails_tells_what_could_be_built(vaedeploy: Command, tmp_pa
     assert f"Error: {told['error']}\n" in ended.err
     assert told["error"].startswith(f"1 of 2 engines could not be built; the other 1 is in {bundle}:\n")
     assert len(told["engines"]) == 1
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("default")
-def test_export(vaedeploy: Command, small_vae: Path, tmp_path: Path) -> None:
-    out = tmp_path / "small"
-    ended = vaedeploy("export", "--vae", small_vae, "--out", out, "--no-verify", "--json")
-    told = document(ended)
-    assert ended.code == 0
-    assert told.pop("seconds") > 0
-    assert told.pop("error") is None
-    assert told == inspected(vaedeploy, out)
-    assert told["verified"] is False
-    ended = vaedeploy("export", "--vae", small_vae, "--out", out, "--json")
-    assert (ended.code, ended.out) == (2, "")
