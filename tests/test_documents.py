@@ -27,7 +27,7 @@ def files(*patterns: str) -> dict[str, Path]:
 
 
 DOCUMENTS = files("*.md", "docs/*.md", "profiles/*.md", "vaedeploy/**/*.md")
-SCRIPTS = files("benchmarks/**/*.py", "tools/**/*.py")
+SCRIPTS = files("benchmarks/**/*.py", "examples/*.py", "tools/**/*.py")
 TEXTS = {**DOCUMENTS, **SCRIPTS, **files("Makefile", "pyproject.toml", "constraints.txt", "vaedeploy/**/*.py")}
 MAIN = 'if __name__ == "__main__":'
 
@@ -181,9 +181,9 @@ def test_commands_in_sentences_exist(document: str) -> None:
 
 
 NAMED_SCRIPT = re.compile(
-    r"(?:python|PYTHON\)|python\)) ((?:benchmarks|tools)/[\w./]*\w|-m (?:benchmarks|tools)[\w.]*)([^`#;\n]*)"
+    r"(?:python|PYTHON\)|python\)) ((?:benchmarks|examples|tools)/[\w./]*\w|-m (?:benchmarks|tools)[\w.]*)([^`#;\n]*)"
 )
-NAMED_FILE = re.compile(r"\b((?:benchmarks|tools)/[\w./-]*\w)")
+NAMED_FILE = re.compile(r"\b((?:benchmarks|examples|tools)/[\w./-]*\w)")
 
 HELP = """
 import contextlib, io, json, runpy, sys

@@ -22,11 +22,12 @@ writes it; to change it, edit the help texts in `vaedeploy/cli/`.
 Results go to stdout; progress, warnings and errors go to stderr. `--json` prints one JSON document on stdout and
 nothing else there; an error is still a sentence on stderr and an exit code.
 
-A JSON document has the fields of a Python object, whose `help()` explains each: `vd.Report` and `vd.Case` for `verify`;
-`vd.Comparison` for `compare`, `vd.Optimized` for `optimize`, `vd.Bench` for `bench`, `vd.Preset` for `presets` and
-`vd.Profile` for `profiles`. The document of `inspect` has the fields of [bundle-format.md](bundle-format.md). Times are
-in milliseconds (`ms`), sizes in bytes, the rates of `bench` in operations and bytes per second; shares go from 0 to 1.
-`null` is infinity or means that there is no such figure, as the description of the field says.
+A JSON document has the fields of a Python object, whose `help()` explains each: `vd.Report` and `vd.Case` for `verify`
+(see [verification.md](verification.md#the-report)), `vd.Comparison` for `compare`, `vd.Optimized` for `optimize`,
+`vd.Bench` for `bench`, `vd.Preset` for `presets` and `vd.Profile` for `profiles`. Commands that make a bundle, and
+`inspect`, print the fields of [bundle-format.md](bundle-format.md) and those that their help names. Times are in
+milliseconds (`ms`) or `seconds`, sizes in bytes, the rates of `bench` in operations and bytes per second; shares go
+from 0 to 1. `null` is infinity or means that there is no such figure, as the description of the field says.
 """
 
 

@@ -31,6 +31,8 @@ from .pipeline.compare import compare_bundles as compare_bundles
 from .pipeline.export import export_vae as export_vae
 from .pipeline.optimize import Optimized as Optimized
 from .pipeline.optimize import optimize_onnx as optimize_onnx
+from .pipeline.pull import pull_bundle as pull_bundle
+from .pipeline.push import push_bundle as push_bundle
 from .pipeline.swap import restore_vae as restore_vae
 from .pipeline.swap import swap_vae as swap_vae
 from .pipeline.verify import UnnotedVerdictWarning as UnnotedVerdictWarning

@@ -103,14 +103,23 @@ class BackendError(VaedeployError):
 
 
 class BuildError(VaedeployError):
-    """An engine could not be built."""
+    """An engine could not be built. bundle: the ``Bundle`` with what could be, where one is there."""
+
+    def __init__(self, message: str, bundle: Any = None) -> None:
+        super().__init__(message)
+        self.bundle = bundle
 
 
 class VerificationError(VaedeployError):
-    """Outputs differ by more than the limits allow. report: the ``Report``, which says where and by how much."""
+    """Outputs differ by more than the limits allow.
+
+    report: the ``Report``, which says where and by how much. bundle: the ``Bundle`` that is marked unverified, where
+    one is there.
+    """
 
     exit_code: ClassVar[int] = 3
 
-    def __init__(self, message: str, report: Any) -> None:
+    def __init__(self, message: str, report: Any, bundle: Any = None) -> None:
         super().__init__(message)
         self.report = report
+        self.bundle = bundle

@@ -19,23 +19,15 @@ from places import ROOT
 from tiny_bundle import FAILED
 
 from vaedeploy.bundle import Bundle
+from vaedeploy.bundle.encoding import BLANK, decode_manifest, encode_manifest, path_fault
 from vaedeploy.bundle.engines import engine_faults
 from vaedeploy.bundle.golden import decode_golden
-from vaedeploy.bundle.manifest import (
-    EngineIdentity,
-    EngineInfo,
-    FileInfo,
-    Manifest,
-    VaeInfo,
-    Verification,
-    decode_manifest,
-    encode_manifest,
-    path_fault,
-)
+from vaedeploy.bundle.manifest import EngineIdentity, EngineInfo, FileInfo, Manifest, VaeInfo, Verification
 from vaedeploy.errors import BundleError
 from vaedeploy.values.latent import LatentSpec
 from vaedeploy.values.origin import Origin
 from vaedeploy.values.shapes import ShapeSet
+from vaedeploy.version import __version__
 
 # Manifests
 
@@ -89,6 +81,57 @@ def test_manifest_with_wrong_fields_is_refused(
     with pytest.raises(BundleError) as caught:
         Bundle.open(bundle.path)
     assert str(caught.value) == cannot_be_used(bundle, why)
+
+
+def _as_newer(bundle: Bundle, version: str, sealed: bool) -> None:
+    """A manifest with a field that is not known here, as a vaedeploy of this version writes it."""
+    told = json.loads((bundle.path / "bundle.json").read_text())
+    told = {"format": 1, "vaedeploy": version, "news": 1} | {
+        k: v for k, v in told.items() if k not in ("seal", "format", "vaedeploy")
+    }
+    data = json.dumps(told | ({"seal": BLANK} if sealed else {})).encode()
+    if sealed:
+        data = data.replace(BLANK.encode(), hashlib.sha256(data).hexdigest().encode())
+    (bundle.path / "bundle.json").write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("version", "sealed", "writer"),
+    [
+        ("99.0.0", True, "vaedeploy 99.0.0"),
+        ("99.0", False, "vaedeploy 99.0"),
+        (f"{__version__}.post1", True, f"a newer vaedeploy {__version__}.post1"),
+        (__version__, True, f"a newer vaedeploy {__version__}"),
+    ],
+)
+def test_a_field_of_a_newer_version_asks_for_an_upgrade(
+    bundle: Bundle, version: str, sealed: bool, writer: str
+) -> None:
+    _as_newer(bundle, version, sealed)
+    with pytest.raises(BundleError) as caught:
+        Bundle.open(bundle.path)
+    assert str(caught.value) == (
+        f"bundle {bundle.path} was written by {writer}, and this is {__version__}, which cannot read it: Object "
+        "contains unknown field `news`. Upgrade: pip install --upgrade vaedeploy"
+    )
+
+
+@pytest.mark.parametrize(
+    ("version", "sealed"), [("0.0.1", True), (__version__, False), ("", True), ("no version", True)]
+)
+def test_a_field_of_nobody_is_told_as_one(bundle: Bundle, version: str, sealed: bool) -> None:
+    _as_newer(bundle, version, sealed)
+    with pytest.raises(BundleError) as caught:
+        Bundle.open(bundle.path)
+    assert str(caught.value) == cannot_be_used(bundle, "Object contains unknown field `news`")
+
+
+def test_a_field_that_was_added_by_hand_is_no_newer_version(bundle: Bundle) -> None:
+    _as_newer(bundle, __version__, sealed=True)
+    path = bundle.path / "bundle.json"
+    path.write_bytes(path.read_bytes().replace(b"news", b"more"))
+    with pytest.raises(BundleError, match=r"cannot be used: Object contains unknown field `more`\. Export it again"):
+        Bundle.open(bundle.path)
 
 
 @pytest.mark.parametrize(

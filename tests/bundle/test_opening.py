@@ -15,8 +15,9 @@ from command_line import Ended
 from tiny_bundle import FAILED, tiny_bundle
 
 from vaedeploy.bundle import Bundle, check_bundle, edit_bundle
+from vaedeploy.bundle.encoding import decode_manifest
 from vaedeploy.bundle.engines import check_engine
-from vaedeploy.bundle.manifest import Manifest, decode_manifest
+from vaedeploy.bundle.manifest import Manifest
 from vaedeploy.bundle.stored import LARGEST, read_manifest
 from vaedeploy.errors import BundleError, EngineError, InputError, OutputError
 from vaedeploy.runtime import VAE

@@ -34,7 +34,7 @@ def test_inspect_shows_the_manifest(vaedeploy, bundle):
 
 def test_inspect_as_json_is_the_manifest_and_what_speaks_against_it(vaedeploy, bundle, tmp_path):
     manifest = json.loads((bundle / "bundle.json").read_text())
-    added = {"problems": [], "engine_states": {}, "checked": False, "memory": {}}
+    added = {"path": str(bundle), "verified": True, "problems": [], "engine_states": {}, "checked": False, "memory": {}}
     assert json.loads(vaedeploy("inspect", bundle, "--json").out) == manifest | added
     assert json.loads(vaedeploy("inspect", bundle, "--json", "--check").out) == manifest | added | {"checked": True}
     made = tiny_bundle(tmp_path / "b", verification=None).path
@@ -149,8 +149,14 @@ def test_ctrl_c_during_export_leaves_nothing(small_vae, tmp_path):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 def test_the_exporters_noise_is_for_verbose_only(vaedeploy, small_vae, tmp_path):
-    """Above there is none."""
-    noisy = vaedeploy("-v", "export", "--vae", small_vae, "--no-verify", "--out", tmp_path / "noisy")
+    """Above there is none. With --json, stdout is one document for all that."""
+    out = tmp_path / "noisy"
+    noisy = vaedeploy("-v", "export", "--vae", small_vae, "--no-verify", "--out", out, "--json")
+    told = json.loads(noisy.out)
+    assert (told["path"], told["verified"], told.pop("error"), told.pop("seconds") > 0) == (str(out), False, None, True)
+    assert told == json.loads(vaedeploy("inspect", out, "--json").out)
+    again = vaedeploy("export", "--vae", small_vae, "--out", out, "--json")
+    assert (again.code, again.out) == (2, "")
     assert noisy.code == 0
     assert "Info: " in noisy.err
     assert noisy.err.endswith(f"It is not verified yet. To verify it, run: vaedeploy verify {tmp_path / 'noisy'}\n")

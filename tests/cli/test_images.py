@@ -124,7 +124,7 @@ def test_a_folder_of_failures_leaves_no_folder(vaedeploy, bundle, tmp_path):
     photo(pictures / "a.png", 17, 23)
     ended = vaedeploy("encode", bundle, pictures, "-o", tmp_path / "latents")
     assert (ended.code, ended.out) == (2, "")
-    assert "Error: 1 of 1 files failed:\n" in ended.err
+    assert "Error: 1 of 1 file failed:\n" in ended.err
     assert not (tmp_path / "latents").exists()
 
 

@@ -125,6 +125,7 @@ def test_a_failed_verification_leaves_the_bundle_unverified(flat: Reference, tmp
         export_vae(broken, out=tmp_path / "broken")
     assert error.value.exit_code == 3
     assert not error.value.report.passed
+    assert error.value.bundle.path == tmp_path / "broken"
     assert str(error.value).startswith(f"bundle {tmp_path / 'broken'} failed its verification in ")
     assert "First: decoder, odd, image: relative error is " in str(error.value)
     bundle = check_bundle(tmp_path / "broken")

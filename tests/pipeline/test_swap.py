@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import shutil
 from collections.abc import Callable
@@ -80,8 +81,8 @@ def test_there_and_back(
     with VAE(swapped.path) as vae, pytest.warns(UserWarning, match="was never verified"):
         np.testing.assert_array_equal(vae.decode(latent), VAE(demo_mse_bundle.path).decode(latent))
 
-    ended = vaedeploy("swap", bundle.path, "--restore")
-    assert (ended.code, ended.out) == (0, f"{bundle.path}\n")
+    told = json.loads(vaedeploy("swap", bundle.path, "--restore", "--json").out)
+    assert (told["path"], told["verified"], told["drift"], told["error"]) == (str(bundle.path), True, None, None)
     assert snapshot(bundle) == first
     check_bundle(bundle.path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["demo", "mine.toml"]

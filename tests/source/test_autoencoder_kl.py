@@ -58,7 +58,7 @@ def test_modules_compute_what_diffusers_does(tmp_path: Path, photo: Tensor, quan
             {"_class_name": None},
             f"does not name its class (_class_name); the classes that can be loaded are {LOADED}",
         ),
-        ({"in_channels": 1}, f"has 1 channels in and 3 out; both must be 3 (RGB) or 4 (RGBA). {OWN_MODULES}"),
+        ({"in_channels": 1}, f"has 1 channel in and 3 out; both must be 3 (RGB) or 4 (RGBA). {OWN_MODULES}"),
         (
             {"block_out_channels": "wide"},
             "is not the config of a diffusers AutoencoderKL: Expected `array`, got `str` - at `$.block_out_channels`",

@@ -22,8 +22,8 @@ from places import ROOT
 from safetensors.torch import save, save_file
 
 from vaedeploy.source import get_preset, load_reference
-from vaedeploy.source.hub import _reporting_bar
 from vaedeploy.source.network import random_tensors
+from vaedeploy.system.hub import reporting_bar
 
 MEGABYTE = 1_000_000
 REPOSITORY = "someone/a-vae"
@@ -269,8 +269,8 @@ def test_gated_repository_says_how_to_get_in_and_opens_to_the_token(client: Clie
             assert got["error"] == "DownloadError"
             assert got["message"] == (
                 f"the hub repository {REPOSITORY} is gated. Accept its licence at {hub.url}/{REPOSITORY}, then run "
-                "`hf auth login` or set HF_TOKEN, and run the command again; or give a local copy of "
-                f"{REPOSITORY}/{WEIGHTS}: --weights PATH"
+                "`hf auth login` or set HF_TOKEN, and run the command again, or download it elsewhere and give the "
+                "file: --weights PATH"
             )
         got = client.run(hub.url, FETCH, REPOSITORY, [WEIGHTS], HF_TOKEN="hf_right")
     assert Path(got["path"]).read_bytes() == b"weights"
@@ -516,7 +516,7 @@ def test_full_architecture_from_the_hub(client: Client, tmp_path: Path) -> None:
 def test_a_bar_is_full_once_the_file_is_there() -> None:
     """The client does not report what it takes from a cache of its own."""
     steps = []
-    bar = _reporting_bar("what", lambda *step: steps.append(step))
+    bar = reporting_bar("what", lambda *step: steps.append(step))
     bar(total=10).update(2)
     bar.finish()
     bar.finish()

@@ -10,7 +10,8 @@ import msgspec
 import numpy as np
 
 from vaedeploy.bundle import Bundle
-from vaedeploy.bundle.manifest import FileInfo, encode_manifest
+from vaedeploy.bundle.encoding import encode_manifest
+from vaedeploy.bundle.manifest import FileInfo
 from vaedeploy.runtime import VAE
 
 FACTOR, CHANNELS = 4, 2

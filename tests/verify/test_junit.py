@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from xml.etree import ElementTree as ET
 
+import msgspec
+
+from vaedeploy.system.gpu import Gpu
 from vaedeploy.verify.junit import junit_xml
-from vaedeploy.verify.report import Case, Report
+from vaedeploy.verify.report import Case, Machine, Report, Subject
 
 GOOD = Case("encoder", "odd", "latent_mean", "onnxruntime", 3, 72, 88, 1e-6, 1e-7, 2e-6)
 BAD = Case(
@@ -37,3 +40,21 @@ def test_every_case_is_a_test() -> None:
 def test_names_of_strangers_are_still_xml() -> None:
     root = ET.fromstring(junit_xml(Report("fp32", "", "", ()), "a\x00b\udcff<"))
     assert root[0].attrib["name"] == "a\\x00b\\xff<"
+
+
+def test_times_and_where_it_was() -> None:
+    """Outputs of one call share its time, so that the suite's is the sum."""
+    report = Report(
+        "fp32", "PyTorch", "onnxruntime-cuda", tuple(msgspec.structs.replace(c, seconds=0.75) for c in (GOOD, BAD)),
+        bundle=Subject("mine", "1" * 64), versions={"vaedeploy": "0.1.0", "onnxruntime-gpu": "1.32.0"},
+        machine=Machine("A CPU", Gpu("A GPU", "9.0", 80.0), "13.0"), date="2026-11-26T12:00:00Z",
+    )  # fmt: skip
+    root = ET.fromstring(junit_xml(report, "mine"))
+    (suite,) = root
+    assert (root.get("time"), suite.get("time"), suite.get("timestamp")) == ("1.500", "1.500", "2026-11-26T12:00:00Z")
+    assert [test.get("time") for test in suite.iter("testcase")] == ["0.750", "0.750"]
+    properties = {p.attrib["name"]: p.attrib["value"] for p in suite.iter("property")}
+    assert properties == {
+        "precision": "fp32", "reference": "PyTorch", "backend": "onnxruntime-cuda", "vae": "mine", "identity": "1" * 64,
+        "cpu": "A CPU", "gpu": "A GPU", "version of vaedeploy": "0.1.0", "version of onnxruntime-gpu": "1.32.0",
+    }  # fmt: skip

@@ -19,12 +19,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from vaedeploy.bundle.address import is_cached
 from vaedeploy.bundle.manifest import NAME, FileInfo, Manifest, Verification
 from vaedeploy.bundle.stored import link_fault, read_manifest
 from vaedeploy.errors import BundleError, InputError
 from vaedeploy.system.files import HeldFolder, handle_bytes, handle_sha256, handle_size, open_regular
 from vaedeploy.system.hashing import file_sha256
 from vaedeploy.system.oserrors import reason
+from vaedeploy.system.progress import Progress, silent
 from vaedeploy.values.kinds import Form, Part
 
 __all__ = ["PREVIOUS", "Bundle", "GraphContent", "as_bundle", "file_info"]
@@ -61,6 +63,8 @@ class Bundle:
     def open(cls, path: str | Path, verify_hashes: bool = True) -> Bundle:
         """Open a bundle: read its manifest and check its files.
 
+        path: its folder, or ``hf://owner/name@revision``, whose copy in the cache is pulled if need be.
+
         Every file that the manifest names must exist and have the size and, unless ``verify_hashes`` is False, the
         sha256 that the manifest states. Engines and the files that a swap kept are not checked here but where they are
         used: a bundle can be run without them, and engines can be built again.
@@ -72,15 +76,16 @@ class Bundle:
         return cls(held.path, held.manifest)
 
     @classmethod
-    def hold(cls, path: str | Path, verify_hashes: bool = True) -> Bundle:
+    def hold(cls, path: str | Path, verify_hashes: bool = True, progress: Progress = silent) -> Bundle:
         """``open``, with every file held open: ``read`` gives what was checked here, even if another process puts
-        another bundle at ``path``. ``release`` lets go of the files.
+        another bundle at ``path``. ``release`` lets go of the files. progress: is told how far a pull is.
         """
         from vaedeploy.bundle.opening import open_whole  # which imports this module
+        from vaedeploy.bundle.pull import bundle_folder
 
         if not isinstance(path, str | os.PathLike):
             raise BundleError(f"the bundle is of type {type(path).__name__}; give its folder (of a Bundle, .path)")
-        return open_whole(Path(path), verify_hashes)
+        return open_whole(bundle_folder(path, progress), verify_hashes)
 
     def release(self) -> None:
         """Let go of the files that are held. ``read`` raises InputError from now on."""
@@ -256,9 +261,11 @@ class Bundle:
         state = "is damaged" if damages else "is undamaged, but has files that its manifest does not name"
         if not damages:
             remedy = "Move them elsewhere"
-        elif len(engines) == len(problems):
+        elif len(engines) == len(problems) and not is_cached(self.path):
             commands = dict.fromkeys(self.manifest.build_command(self.path, name) for name in engines)
             remedy = f"Build what is damaged again: {'; '.join(commands)}"
+        elif is_cached(self.path):
+            remedy = "It is the cache's copy of a bundle on the hub: remove the folder, and it is pulled again"
         else:
             remedy = f"Export it again: {self.manifest.export_command(self.path)}"
         raise BundleError(f"bundle {self.path} {state}: {listing}{'. ' if len(problems) == 1 else ''}{remedy}")

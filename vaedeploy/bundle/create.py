@@ -19,8 +19,9 @@ import msgspec
 
 from vaedeploy.bundle.bundle import Bundle, file_info
 from vaedeploy.bundle.edit import check_replaceable, naming_bundle, writing
-from vaedeploy.bundle.manifest import Manifest, check_manifest
-from vaedeploy.bundle.stored import is_bundle, write_manifest
+from vaedeploy.bundle.encoding import check_manifest
+from vaedeploy.bundle.manifest import Manifest
+from vaedeploy.bundle.stored import is_bundle, read_manifest, write_manifest
 from vaedeploy.errors import OutputError
 from vaedeploy.system.atomic import clear_leftovers, draft_name, replace_directory, share, transient_folder
 from vaedeploy.system.interrupts import stop_if_interrupted
@@ -33,7 +34,7 @@ BUSY = "Wait until it is done, or choose another place with --out"
 
 @dataclass
 class BundleDraft:
-    """A bundle that is being made. Write its files under ``path``, then call ``finish``.
+    """A bundle that is being made. Write its files under ``path``, then call ``finish`` or ``adopt``.
 
     path: the temporary folder. out: where the caller wants the bundle, for messages. place: the same path, resolved.
     force: whether a bundle at ``place`` is replaced.
@@ -55,7 +56,13 @@ class BundleDraft:
             files[file.relative_to(self.path).as_posix()] = file_info(file, sync=True)
         manifest = msgspec.structs.replace(manifest, files=files)
         check_manifest(manifest, self.out)
-        manifest = write_manifest(self.path, manifest)
+        return self._put_in_place(write_manifest(self.path, manifest))
+
+    def adopt(self) -> Bundle:
+        """Rename the folder to its place, where a whole bundle is under ``path`` already, on disk and checked."""
+        return self._put_in_place(read_manifest(self.path))
+
+    def _put_in_place(self, manifest: Manifest) -> Bundle:
         _check_free(self.place, self.out, self.force)
         stop_if_interrupted()
         with naming_bundle(self.out):

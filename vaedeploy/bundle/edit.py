@@ -15,8 +15,10 @@ from pathlib import Path
 
 import msgspec
 
+from vaedeploy.bundle.address import is_cached
 from vaedeploy.bundle.bundle import Bundle, file_info
-from vaedeploy.bundle.manifest import EngineInfo, FileInfo, Manifest, Verification, path_fault
+from vaedeploy.bundle.encoding import path_fault
+from vaedeploy.bundle.manifest import EngineInfo, FileInfo, Manifest, Verification
 from vaedeploy.bundle.stored import link_fault, read_manifest, write_manifest
 from vaedeploy.errors import BundleError, OutputError
 from vaedeploy.system.atomic import (
@@ -117,6 +119,11 @@ def edit_bundle(bundle: Bundle, replace: bool = False) -> Iterator[BundleEdit]:
     put another bundle there since ``bundle`` was opened, or if the bundle cannot be written to, or not be replaced.
     """
     place = bundle.path.resolve()
+    if is_cached(place):
+        raise OutputError(
+            f"cannot write bundle {bundle.path}: it is the cache's copy of a bundle on the hub. Pull it into a folder "
+            "of your own: vaedeploy pull OWNER/NAME -o FOLDER"
+        )
     if replace:
         check_replaceable(place, bundle.path)
     with writing(place, bundle.path, "Wait until it is done"):

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import re
 import shlex
 from collections.abc import Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Annotated
 
 import msgspec
 
 from vaedeploy.bundle.graphs import EXTRA_FORMS
-from vaedeploy.errors import BundleError, ContractError
 from vaedeploy.values.interface import Interface
 from vaedeploy.values.kinds import Backend, ComputeCapability, Form, ImageInput, Part, Precision, Sha256
 from vaedeploy.values.latent import LatentSpec, numbers_text
@@ -24,10 +22,6 @@ FORMAT = 1
 
 NAME = "bundle.json"
 """The path of the manifest in a bundle."""
-
-BLANK = "0" * 64
-"""What stands for the seal while its sha256 is computed."""
-
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
 
@@ -220,81 +214,3 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         info = self.engines[engine]
         words = ["vaedeploy", "build", str(bundle), "--profile", info.profile, "--backend", info.identity.backend]
         return shlex.join(words)
-
-
-class _Head(msgspec.Struct):
-    """The one field that is decoded first, before it is known whether this version can read the others."""
-
-    format: int
-
-
-def encode_manifest(manifest: Manifest) -> bytes:
-    """The bytes of ``bundle.json``, with their seal."""
-    blank = msgspec.structs.replace(manifest, seal=BLANK)
-    data = msgspec.json.format(msgspec.json.encode(blank), indent=2) + b"\n"
-    return _with_seal(data, BLANK, hashlib.sha256(data).hexdigest())
-
-
-def _with_seal(data: bytes, seal: str, new: str) -> bytes:
-    """The bytes of a manifest with another seal: it is the last field, so it is where ``seal`` occurs last."""
-    before, found, after = data.rpartition(seal.encode())
-    return before + new.encode() + after if found else data
-
-
-def decode_manifest(data: bytes, bundle: Path) -> Manifest:
-    """Read the bytes of ``bundle.json``. bundle: the path that errors name.
-
-    Raises BundleError for bytes that are not JSON, another format version, unknown or missing fields, values of a wrong
-    type, a seal that is not theirs, paths that leave the bundle, and graphs or engines that are not among the files.
-    """
-    advice = f"Export it again: vaedeploy export --vae NAME --out {shlex.quote(str(bundle))} --force"
-    try:
-        version = msgspec.json.decode(data, type=_Head).format
-        if version != FORMAT:
-            raise BundleError(
-                f"bundle {bundle} has format {version}; this vaedeploy knows format {FORMAT} only. "
-                + ("Upgrade: pip install --upgrade vaedeploy" if version > FORMAT else advice)
-            )
-        manifest = msgspec.json.decode(data, type=Manifest)
-    except (msgspec.MsgspecError, UnicodeDecodeError, ContractError, RecursionError) as error:
-        raise BundleError(f"bundle {bundle}: {NAME} cannot be used: {error}. {advice}") from error
-    if manifest.seal is not None:
-        found = hashlib.sha256(_with_seal(data, manifest.seal, BLANK)).hexdigest()
-        if found != manifest.seal:
-            raise BundleError(
-                f"bundle {bundle}: {NAME} is altered: its sha256 is {found} where its seal says {manifest.seal}. "
-                + advice
-            )
-    check_manifest(manifest, bundle)
-    return manifest
-
-
-def check_manifest(manifest: Manifest, bundle: Path) -> None:
-    """Raise BundleError if the manifest contradicts itself or names a path that a file in a bundle cannot have."""
-    graphs = [name for forms in manifest.graphs.values() for name in forms.values()]
-    for name in (*manifest.files, *graphs, *manifest.rows.values(), *manifest.engines, *manifest.unfinished):
-        if fault := path_fault(name):
-            raise BundleError(f"bundle {bundle}: {NAME} names the path {name!r}, which {fault}; it is refused")
-    for part in ("encoder", "decoder"):
-        if "portable" not in manifest.graphs.get(part, {}):
-            raise BundleError(f"bundle {bundle}: {NAME} names no portable graph of the {part}")
-    for kind, names in (("graph", graphs), ("pieces", manifest.rows.values()), ("engine", manifest.engines)):
-        for name in names:
-            if name not in manifest.files:
-                raise BundleError(f"bundle {bundle}: {NAME} names the {kind} {name} but not among its files")
-
-
-def path_fault(name: str) -> str | None:
-    """Why no file in a bundle can have the path ``name``, as words that follow it; None if one can, on every system."""
-    if not name or re.search(r"[\x00-\x1f\x7f]", name):
-        return "is empty or has control characters"
-    if "\\" in name or ":" in name:
-        return "has a backslash or a colon"
-    if name.startswith("/"):
-        return "is absolute"
-    segments = name.split("/")
-    if ".." in segments:
-        return "leaves the bundle"
-    if "." in segments or "" in segments or any(s[-1] in ". " for s in segments):
-        return "is not in its plain form"
-    return "is the manifest itself" if PurePosixPath(name.lower()) == PurePosixPath(NAME) else None

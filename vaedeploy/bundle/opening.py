@@ -13,6 +13,7 @@ from pathlib import Path
 
 from vaedeploy.bundle.bundle import Bundle
 from vaedeploy.bundle.manifest import NAME
+from vaedeploy.bundle.pull import bundle_folder
 from vaedeploy.bundle.stored import link_fault, read_manifest
 from vaedeploy.errors import BundleError
 from vaedeploy.system.atomic import is_draft
@@ -41,7 +42,7 @@ def check_bundle(path: str | Path) -> Bundle:
 
     Raises BundleError, which lists everything that is wrong.
     """
-    bundle = _open(Path(path), lambda bundle: (bundle.damages(bundle.manifest.files), _surplus(bundle)))
+    bundle = _open(bundle_folder(path), lambda bundle: (bundle.damages(bundle.manifest.files), _surplus(bundle)))
     bundle.release()
     return Bundle(bundle.path, bundle.manifest)
 

@@ -6,7 +6,8 @@ import os
 import time
 from pathlib import Path
 
-from vaedeploy.bundle.manifest import NAME, Manifest, decode_manifest, encode_manifest
+from vaedeploy.bundle.encoding import decode_manifest, encode_manifest
+from vaedeploy.bundle.manifest import NAME, Manifest
 from vaedeploy.errors import BundleError
 from vaedeploy.system.atomic import put_back, set_aside, write_file
 from vaedeploy.system.files import HeldFolder, handle_bytes, open_regular

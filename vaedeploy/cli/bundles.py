@@ -10,11 +10,15 @@ from typing import Any
 import click
 
 from vaedeploy.cli import terminal
+from vaedeploy.cli.documents import telling_bundle
 from vaedeploy.cli.group import (
+    BUNDLE,
     PATH,
+    bundle_argument,
     cli,
     json_option,
     keep_result,
+    local,
     numbers,
     page_option,
     photos_option,
@@ -102,12 +106,16 @@ from vaedeploy.cli.group import (
 @click.option("--no-rewrite", is_flag=True, help="Leave the graphs as PyTorch exports them: no exact rewrites.")
 @click.option("--no-verify", is_flag=True, help="Do not verify the bundle; it is marked unverified.")
 @click.option("--force", is_flag=True, help="Replace a bundle that --out already holds.")
-def export(no_rewrite: bool, no_verify: bool, folder: Path | None, **options: Any) -> None:
+@json_option
+def export(no_rewrite: bool, no_verify: bool, folder: Path | None, as_json: bool, **options: Any) -> None:
     """Export a VAE's weights to a bundle, and verify it.
 
     The command exports the encoder and the decoder to ONNX, rewrites the graphs to run faster, and compares their
     outputs with PyTorch's on photographs. It prints the bundle's folder. If the verification fails, the bundle is
     kept, marked unverified, and the exit code is 3.
+
+    --json prints what inspect --json does but for memory, with two fields more: seconds, the time that it took, and
+    error, which is null, or why the bundle that is there failed its verification or lacks an engine.
 
     \b
     Example:
@@ -119,11 +127,12 @@ def export(no_rewrite: bool, no_verify: bool, folder: Path | None, **options: An
     """
     from vaedeploy.pipeline.export import export_vae
 
-    with terminal.progress_display() as progress:
-        bundle = export_vae(
+    with telling_bundle(as_json) as made, terminal.progress_display() as progress:
+        made.bundle = bundle = export_vae(
             rewrite=not no_rewrite, verify=not no_verify, profile_folder=folder, progress=progress, **options
         )
-    terminal.show(str(bundle.path))
+    if not as_json:
+        terminal.show(str(bundle.path))
     again = f"vaedeploy verify {shlex.quote(str(bundle.path))}"
     if no_verify:
         terminal.say(f"It is not verified yet. To verify it, run: {again}")
@@ -132,7 +141,7 @@ def export(no_rewrite: bool, no_verify: bool, folder: Path | None, **options: An
 
 
 @cli.command()
-@click.argument("bundle", type=PATH)
+@bundle_argument
 @click.option("--check", is_flag=True, help="Read every file and compare its sha256 with the manifest.")
 @click.option("--layers", is_flag=True, help="Also list the layers and tensors of each engine.")
 @json_option
@@ -143,26 +152,26 @@ def inspect(bundle: Path, check: bool, layers: bool, as_json: bool) -> None:
     have on this machine, such as an engine for another GPU or of another version of TensorRT. It also prints the memory
     that a call takes on the CPU, beyond the loaded graphs.
 
-    --json prints all of bundle.json with four fields more: problems, a list of sentences; engine_states, the state and
-    the problems of each engine; checked, which is true after --check; and memory, in bytes. If --check finds the bundle
-    damaged, that is an error with exit code 2.
+    --json prints all of bundle.json with six fields more: path, the folder; verified; problems, a list of sentences;
+    engine_states, the state and the problems of each engine; checked, which is true after --check; and memory, in
+    bytes. If --check finds the bundle damaged, that is an error with exit code 2.
 
     \b
     Example:
       vaedeploy inspect mse840k --check
     """
     from vaedeploy.bundle import Bundle, check_bundle
-    from vaedeploy.cli.tables.known import bundle_document, bundle_rows
+    from vaedeploy.cli.tables.known import bundle_document, bundle_rows, memory_needs
 
     opened = check_bundle(bundle) if check else Bundle.open(bundle, verify_hashes=False)
     if as_json:
-        terminal.show_json(bundle_document(opened, checked=check))
+        terminal.show_json(bundle_document(opened, checked=check) | {"memory": memory_needs(opened)})
     else:
         terminal.show_table((), bundle_rows(opened, checked=check, layers=layers))
 
 
 @cli.command()
-@click.argument("bundle", type=PATH)
+@bundle_argument
 @click.option(
     "--vae",
     metavar="NAME|REPO|PATH",
@@ -171,11 +180,15 @@ def inspect(bundle: Path, check: bool, layers: bool, as_json: bool) -> None:
 @click.option("--weights", metavar="SRC", help="Use other weights with the preset's architecture, as in export.")
 @place_options
 @click.option("--restore", is_flag=True, help="Bring back the VAE that the bundle had first, bit for bit.")
-def swap(bundle: Path, vae: str | None, restore: bool, **place: str | None) -> None:
+@json_option
+def swap(bundle: Path, vae: str | None, restore: bool, as_json: bool, **place: str | None) -> None:
     """Replace a bundle's VAE by another one, or bring the first back.
 
     The other VAE must have the same architecture and latent contract. It is exported and verified, and every engine of
     the bundle is built again, before the bundle is changed. The command prints how far latents and images move.
+
+    --json prints what inspect --json does of the bundle as it is now, but for memory, with three fields more:
+    seconds; error, which is null; and drift, which is null after --restore.
 
     \b
     Example:
@@ -190,24 +203,30 @@ def swap(bundle: Path, vae: str | None, restore: bool, **place: str | None) -> N
         raise click.UsageError(f"{given[0]} needs --vae, the VAE to put in.")
     if restore == (vae is not None):
         raise click.UsageError("Give either --vae or --restore.")
-    if restore:
-        terminal.show(str(restore_vae(bundle).path))
+    drift = None
+    with telling_bundle(as_json) as made, terminal.progress_display() as progress:
+        if vae is None:
+            swapped = restore_vae(bundle)
+        else:
+            swapped, drift = swap_vae(bundle, vae, progress=progress, **place)
+        made.bundle, made.more["drift"] = swapped, drift
+    if as_json:
         return
-    assert vae is not None
-    with terminal.progress_display() as progress:
-        swapped, drift = swap_vae(bundle, vae, progress=progress, **place)
-    terminal.show_table((), drift_rows(swapped, drift))
+    if drift is None:
+        terminal.show(str(swapped.path))
+    else:
+        terminal.show_table((), drift_rows(swapped, drift))
 
 
 @cli.command()
-@click.argument("bundles", nargs=-1, required=True, type=PATH, metavar="BUNDLE BUNDLE...")
+@click.argument("bundles", nargs=-1, required=True, type=BUNDLE, metavar="BUNDLE BUNDLE...")
 @click.option(
     "--images", required=True, type=PATH, metavar="DIR", help="Compare the VAEs on the photographs in this folder."
 )
 @page_option
 @click.option("--backend", metavar="NAME", help="Run on this backend. [default: the first that is available]")
 @json_option
-def compare(bundles: tuple[Path, ...], images: Path, as_json: bool, **options: Any) -> None:
+def compare(bundles: tuple[Path | str, ...], images: Path, as_json: bool, **options: Any) -> None:
     """Compare VAEs: fidelity, speed, and whose latents each decodes.
 
     Each bundle encodes and decodes the photographs. The command prints how far each result is from its photograph, how
@@ -223,7 +242,9 @@ def compare(bundles: tuple[Path, ...], images: Path, as_json: bool, **options: A
     from vaedeploy.pipeline.compare import compare_bundles
     from vaedeploy.pipeline.compare.words import summary_lines, swap_lines
 
-    found, problem = keep_result(lambda tell: compare_bundles(bundles, images, progress=tell, **options))
+    found, problem = keep_result(
+        lambda tell: compare_bundles(list(map(local, bundles)), images, progress=tell, **options)
+    )
     if as_json:
         terminal.show_json(found)
     else:

@@ -8,11 +8,12 @@ from typing import Any
 import click
 
 from vaedeploy.cli import terminal
-from vaedeploy.cli.group import PATH, cli, json_option, profiles_option
+from vaedeploy.cli.documents import telling_bundle
+from vaedeploy.cli.group import bundle_argument, cli, json_option, profiles_option
 
 
 @cli.command()
-@click.argument("bundle", type=PATH)
+@bundle_argument
 @click.option(
     "--profile",
     "names",
@@ -28,12 +29,16 @@ from vaedeploy.cli.group import PATH, cli, json_option, profiles_option
 )
 @profiles_option
 @click.option("--force", is_flag=True, help="Build engines again even where they are up to date.")
-def build(bundle: Path, names: tuple[str, ...], **options: Any) -> None:
+@json_option
+def build(bundle: Path, names: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """Build TensorRT engines of a bundle for one or several GPU kinds.
 
     A build needs neither PyTorch nor the weights; with tensorrt-rtx, it needs no GPU either. The command puts the
     engines into the bundle and prints them. They are unverified until vaedeploy verify --backend has run them on their
     GPU. If one build fails, the others go on, and the exit code is 1.
+
+    --json prints what inspect --json does but for memory, with two fields more: seconds, the time that it took, and
+    error, which is null, or which builds failed and why.
 
     \b
     Example:
@@ -43,9 +48,10 @@ def build(bundle: Path, names: tuple[str, ...], **options: Any) -> None:
     from vaedeploy.cli.tables.known import ENGINE_COLUMNS, engine_rows
     from vaedeploy.pipeline.build import build_engines
 
-    with terminal.progress_display() as progress:
-        built = build_engines(bundle, names, progress=progress, **options)
-    terminal.show_table(ENGINE_COLUMNS, engine_rows(built, names))
+    with telling_bundle(as_json) as made, terminal.progress_display() as progress:
+        made.bundle = built = build_engines(bundle, names, progress=progress, **options)
+    if not as_json:
+        terminal.show_table(ENGINE_COLUMNS, engine_rows(built, names))
 
 
 @cli.command()

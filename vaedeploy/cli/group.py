@@ -5,6 +5,7 @@ The modules of commands import nothing heavier than click at their top, so that 
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,38 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 Result = TypeVar("Result")
 
 PATH = click.Path(path_type=Path)
+
+
+class BundlePlace(click.ParamType[Path | str]):
+    """A bundle: the path of its folder, or its address on the hub."""
+
+    name = "bundle"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path | str:
+        return value if isinstance(value, Path) or value.startswith("hf://") else Path(value)
+
+
+BUNDLE = BundlePlace()
+
+
+def local(bundle: Path | str) -> Path:
+    """The folder of a bundle on this disk; one of the hub is pulled into the cache first."""
+    if isinstance(bundle, Path):
+        return bundle
+    from vaedeploy.bundle import bundle_folder
+
+    with terminal.progress_display() as progress:
+        return bundle_folder(bundle, progress)
+
+
+def bundle_argument(command: Command) -> Command:
+    """The argument BUNDLE, a folder or an address. The command is given the folder."""
+
+    @functools.wraps(command)
+    def with_folder(*args: Any, bundle: Path | str, **options: Any) -> Any:
+        return command(*args, bundle=local(bundle), **options)
+
+    return click.argument("bundle", type=BUNDLE)(cast(Command, with_folder))
 
 
 def numbers(text: str) -> float | tuple[float, ...]:
@@ -42,6 +75,8 @@ ORDER = (
     "optimize",
     "inspect",
     "swap",
+    "push",
+    "pull",
     "compare",
     "bench",
     "presets",

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from vaedeploy.cli import terminal
-from vaedeploy.cli.group import PATH, cli, memory_options
+from vaedeploy.cli.documents import converted_document
+from vaedeploy.cli.group import PATH, bundle_argument, cli, json_option, memory_options
+
+if TYPE_CHECKING:
+    from vaedeploy.pipeline.codec import Converted
+    from vaedeploy.runtime import VAE
 
 
 @cli.command()
-@click.argument("bundle", type=PATH)
+@bundle_argument
 @click.argument("image", type=PATH)
 @click.option(
     "-o",
@@ -34,6 +40,7 @@ from vaedeploy.cli.group import PATH, cli, memory_options
     help="Accept images of any size: pad them by reflection to the next size that fits. decode crops them again.",
 )
 @memory_options
+@json_option
 def encode(
     bundle: Path,
     image: Path,
@@ -43,10 +50,14 @@ def encode(
     pad: bool,
     max_memory: int | None,
     workspace: Path | None,
+    as_json: bool,
 ) -> None:
     """Encode an image, or a folder of images, to latent files.
 
     The command prints the files that it wrote. In a folder, if a file fails, the others go on, and the exit code is 2.
+
+    --json prints the bundle, its identity and backend; files, each with its source, what was written, that file's
+    sha256 and bytes, and the seconds that it took; and failures, a list of sentences.
 
     \b
     Example:
@@ -61,13 +72,11 @@ def encode(
     display = terminal.progress_display()
     with display as progress, VAE(bundle, max_memory=max_memory, workspace=workspace, progress=progress) as vae:
         converted = encode_files(vae, image, out, sample=sample, seed=seed, pad=pad, progress=progress)
-    for path in converted.written:
-        terminal.show(str(path))
-    converted.check()
+    _tell(vae, converted, as_json)
 
 
 @cli.command()
-@click.argument("bundle", type=PATH)
+@bundle_argument
 @click.argument("latent", type=PATH)
 @click.option(
     "-o",
@@ -78,11 +87,17 @@ def encode(
     help="The image to write; if LATENT is a folder, the folder to write PNG images to.",
 )
 @memory_options
-def decode(bundle: Path, latent: Path, out: Path, max_memory: int | None, workspace: Path | None) -> None:
+@json_option
+def decode(
+    bundle: Path, latent: Path, out: Path, max_memory: int | None, workspace: Path | None, as_json: bool
+) -> None:
     """Decode a latent file, or a folder of latent files, to images.
 
     The command prints the files that it wrote. In a folder, if a file fails, the others go on, and the exit code is 2.
     A latent that another VAE made is decoded with a warning.
+
+    --json prints the bundle, its identity and backend; files, each with its source, what was written, that file's
+    sha256 and bytes, and the seconds that it took; and failures, a list of sentences.
 
     \b
     Example:
@@ -95,6 +110,14 @@ def decode(bundle: Path, latent: Path, out: Path, max_memory: int | None, worksp
     display = terminal.progress_display()
     with display as progress, VAE(bundle, max_memory=max_memory, workspace=workspace, progress=progress) as vae:
         converted = decode_files(vae, latent, out, progress=progress)
-    for path in converted.written:
-        terminal.show(str(path))
+    _tell(vae, converted, as_json)
+
+
+def _tell(vae: VAE, converted: Converted, as_json: bool) -> None:
+    """Print what was written, then raise InputError if there were failures."""
+    if as_json:
+        terminal.show_json(converted_document(vae, converted))
+    else:
+        for path in converted.written:
+            terminal.show(str(path))
     converted.check()

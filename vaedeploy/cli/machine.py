@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from vaedeploy.cli import terminal
-from vaedeploy.cli.group import PATH, cli, json_option
+from vaedeploy.cli.group import bundle_argument, cli, json_option
 
 
 @cli.command()
@@ -32,7 +32,7 @@ def presets(as_json: bool) -> None:
 
 
 @cli.command()
-@click.argument("bundle", type=PATH)
+@bundle_argument
 @click.option(
     "--backend",
     "backends",

@@ -11,6 +11,7 @@ import click
 from vaedeploy.cli import terminal
 from vaedeploy.cli.group import (
     PATH,
+    bundle_argument,
     cli,
     json_option,
     keep_result,
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @cli.command()
-@click.argument("bundle", type=PATH)
+@bundle_argument
 @click.option(
     "--weights",
     metavar="SRC",

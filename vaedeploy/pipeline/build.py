@@ -90,9 +90,10 @@ def build_planned(bundle: Bundle, jobs: Sequence[Job], force: bool = False, prog
                     failures.append(error)
     if failures:
         total = len(PARTS) * len(jobs)
-        kept = f"; the other {total - len(failures)} are in {bundle.path}" if len(failures) < total else ""
+        others = total - len(failures)
+        kept = f"; the other {others} {'is' if others == 1 else 'are'} in {bundle.path}" if others else ""
         reasons = "".join(f"\n- {reason}" for reason in dict.fromkeys(map(str, failures)))
-        raise BuildError(f"{len(failures)} of {total} engines could not be built{kept}:{reasons}")
+        raise BuildError(f"{len(failures)} of {total} engines could not be built{kept}:{reasons}", edit.bundle)
     return edit.bundle
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -25,6 +26,7 @@ from vaedeploy.system.atomic import check_place, clear_drafts, transient_folder
 from vaedeploy.system.oserrors import reason
 from vaedeploy.system.progress import Progress, silent
 from vaedeploy.values.latent import RGBA, LatentSpec
+from vaedeploy.values.words import counted
 
 LATENT = ".safetensors"
 
@@ -36,19 +38,33 @@ class OtherVAEWarning(UserWarning):
 
 
 @dataclass(frozen=True)
+class ConvertedFile:
+    """A file that was read, the file that was written for it, and the seconds that both took with the call between."""
+
+    source: Path
+    written: Path
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Converted:
     """The result of a conversion: the files that were written, and a line for each file that could not be converted."""
 
-    written: tuple[Path, ...]
+    files: tuple[ConvertedFile, ...]
     failures: tuple[str, ...]
+
+    @property
+    def written(self) -> tuple[Path, ...]:
+        """The paths of the files that were written."""
+        return tuple(file.written for file in self.files)
 
     def check(self) -> None:
         """Raise InputError, listing the failures, if there are any."""
         if self.failures:
-            total = len(self.failures) + len(self.written)
+            total = len(self.failures) + len(self.files)
             lines = "".join(f"\n  {failure}" for failure in self.failures)
-            others = "; the others are written" if self.written else ""
-            raise InputError(f"{len(self.failures)} of {total} files failed{others}:{lines}")
+            others = "; the others are written" if self.files else ""
+            raise InputError(f"{len(self.failures)} of {counted(total, 'file')} failed{others}:{lines}")
 
 
 def encode_files(
@@ -182,26 +198,30 @@ def _convert(
         with _output_folder(out):
             return _convert_all(pairs, work, what, progress)
     progress(what, 0, 1)
-    work(source, out)
+    converted = _timed(work, source, out)
     progress(what, 1, 1)
-    return Converted((out,), ())
+    return Converted((converted,), ())
+
+
+def _timed(work: Callable[[Path, Path], None], source: Path, out: Path) -> ConvertedFile:
+    begun = time.monotonic()
+    work(source, out)
+    return ConvertedFile(source, out, time.monotonic() - begun)
 
 
 def _convert_all(
     pairs: list[tuple[Path, Path]], work: Callable[[Path, Path], None], what: str, progress: Progress
 ) -> Converted:
-    written: list[Path] = []
+    converted: list[ConvertedFile] = []
     failures: list[str] = []
     for done, (file, target) in enumerate(pairs):
         progress(what, done, len(pairs))
         try:
-            work(file, target)
+            converted.append(_timed(work, file, target))
         except VaedeployError as error:
             failures.append(str(error) if str(file) in str(error) else f"{file}: {error}")
-        else:
-            written.append(target)
     progress(what, len(pairs), len(pairs))
-    return Converted(tuple(written), tuple(failures))
+    return Converted(tuple(converted), tuple(failures))
 
 
 def _pairs(source: Path, out: Path, suffixes: tuple[str, ...], suffix: str) -> list[tuple[Path, Path]]:

@@ -26,6 +26,7 @@ from vaedeploy.system.heap import collect_garbage
 from vaedeploy.system.progress import Progress, silent
 from vaedeploy.values.kinds import ImageInput, Part, Precision, Target
 from vaedeploy.values.latent import RGB, RGBA
+from vaedeploy.values.words import counted
 from vaedeploy.verify.graphs import verify_graphs
 from vaedeploy.verify.looks import make_looks
 from vaedeploy.verify.reference import compute_golden
@@ -159,7 +160,7 @@ def export_vae(
             manifest = msgspec.structs.replace(manifest, verification=summary(report))
         bundle = draft.finish(manifest)
     if report is not None and not report.passed:
-        raise VerificationError(_verdict(bundle, report), report)
+        raise VerificationError(_verdict(bundle, report), report, bundle)
     if jobs:
         from vaedeploy.pipeline.build import build_planned
 
@@ -205,8 +206,9 @@ def _manifest(
 def _verdict(bundle: Bundle, report: Report) -> str:
     failed = [case for case in report.cases if not case.passed]
     first = failed[0]
+    cases = counted(len(report.cases), "case")
     return (
-        f"bundle {bundle.path} failed its verification in {len(failed)} of {len(report.cases)} cases and is marked "
-        f"unverified. First: {first.part}, {first.name}, {first.output}: {'; '.join(first.failures)}. "
+        f"bundle {bundle.path} failed its verification in {len(failed)} of {cases} and is marked unverified. "
+        f"First: {first.part}, {first.name}, {first.output}: {'; '.join(first.failures)}. "
         f"All of them: {bundle.path / REPORT}. Where it goes wrong: vaedeploy verify {bundle.path} --bisect"
     )

@@ -12,7 +12,7 @@ from vaedeploy.bundle import PREVIOUS, Bundle, BundleEdit, as_bundle, check_bund
 from vaedeploy.bundle.graphs import EXTRA_FORMS
 from vaedeploy.bundle.manifest import NAME
 from vaedeploy.engines.plan import plan_rebuilds
-from vaedeploy.errors import InputError, VerificationError
+from vaedeploy.errors import BuildError, InputError, VerificationError
 from vaedeploy.graph.graph import load_graph
 from vaedeploy.images.opacity import on_white
 from vaedeploy.images.photos import crop_batch, load_photos
@@ -112,7 +112,11 @@ def swap_vae(
                 error.report,
             ) from error
         _check_architecture(old, new)
-        new = build_planned(new, jobs, progress=progress) if jobs else new
+        try:
+            new = build_planned(new, jobs, progress=progress) if jobs else new
+        except BuildError as error:
+            error.bundle = None  # it is in the draft, which is removed
+            raise
         drift = _drift(old, new)
         _keep(old, new)
         return _put_in_place(edit, new.path), drift

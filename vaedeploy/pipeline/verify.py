@@ -29,6 +29,7 @@ from vaedeploy.verify.backend import (
 )
 from vaedeploy.verify.graphs import verify_graphs
 from vaedeploy.verify.looks import Looks, make_looks
+from vaedeploy.verify.record import record
 from vaedeploy.verify.reference import compute_golden
 from vaedeploy.verify.report import Case, Report, summary
 from vaedeploy.verify.shapes import verification_shapes
@@ -161,7 +162,7 @@ def _verify_backend(
     else:
         # Only the first: the second, which repeats in float32 what overflowed in half precision, is the portable graph.
         cases = verify_runners(bundle, candidates[0], truth, looks, progress)
-    report = Report(bundle.manifest.precision, truth.name, backend, cases)
+    report = record(bundle.manifest, bundle.manifest.precision, truth.name, backend, cases, device=device)
     if not note:
         return report
     noted = {

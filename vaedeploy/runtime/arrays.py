@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from vaedeploy.errors import ImageError, InputError, LatentError
 from vaedeploy.values.interface import Tensor, channel_axis, spatial_axes
 from vaedeploy.values.latent import RGB, RGBA, LatentSpec, SizeRule, frames_text
+from vaedeploy.values.words import counted
 
 FLOATS = (np.dtype(np.float16), np.dtype(np.float32), np.dtype(np.float64))
 
@@ -128,7 +129,9 @@ def check_latent(latent: NDArray[Any], spec: LatentSpec) -> NDArray[np.float32]:
     if latent.ndim != 4:
         raise LatentError(f"latent has shape {latent.shape}; {wanted}{frames_text(latent.shape)}")
     if latent.shape[1] != spec.channels:
-        raise LatentError(f"latent has {latent.shape[1]} channels where this VAE has {spec.channels}; {wanted}")
+        raise LatentError(
+            f"latent has {counted(latent.shape[1], 'channel')} where this VAE has {spec.channels}; {wanted}"
+        )
     if latent.size == 0:
         raise LatentError(f"latent has no elements: its shape is {latent.shape}")
     with np.errstate(over="ignore"):

@@ -9,8 +9,9 @@ from types import TracebackType
 from typing import Any, Literal
 
 from vaedeploy.bundle import Bundle
+from vaedeploy.bundle.encoding import check_identity
 from vaedeploy.bundle.manifest import Manifest
-from vaedeploy.errors import InputError
+from vaedeploy.errors import BundleError, InputError
 from vaedeploy.runtime import on_host
 from vaedeploy.runtime.backends import find_candidates
 from vaedeploy.runtime.calls import ArrayCalls
@@ -33,7 +34,8 @@ class VAE(ArrayCalls):
     Any number of threads may use one VAE at the same time. A graph is loaded when it is first needed. A VAE is pickled
     by its path and these arguments; ``docs/processes.md`` says more of processes.
 
-    path: the bundle's folder.
+    path: the bundle's folder, or ``hf://owner/name@revision`` on the hub, which is pulled into the cache and opened
+        from there; ``docs/services.md`` says how to pin it.
     backend: the only backend to use: "tensorrt", "tensorrt-rtx", "onnxruntime-cuda" or "onnxruntime-cpu". None uses the
         first of them, in this order, that works on this machine. Where it cannot load a half of the bundle, or does not
         take an image's size, the next one computes instead, and a warning is logged.
@@ -54,12 +56,14 @@ class VAE(ArrayCalls):
         waits for others to end. None for 70 % of what is free when a call begins, by the limits of containers too.
     workspace: a folder on a fast disk. Calls by rows store in files there what memory does not hold, where computing it
         again would take longer. The files have no names, and are gone when the call ends, however it ends.
-    progress: is told how far each call is that runs by rows, by the thread that calls; see ``Progress``. It is not
-        pickled.
+    identity: that of the VAE which the bundle must hold, as ``vaedeploy inspect`` shows it; None for any.
+    progress: is told how far each call is that runs by rows, by the thread that calls, and how far a pull is; see
+        ``Progress``. It is not pickled.
 
     Issues UnverifiedBundleWarning if the bundle is not verified. Raises BundleError for a bundle that is missing or
-    damaged, BackendError for a backend that is not installed, and InputError for other invalid arguments. A call by
-    rows raises OutputError where its workspace has no room left.
+    damaged, or holds another VAE, DownloadError where the hub cannot be reached, BackendError for a backend that is not
+    installed, and InputError for other invalid arguments. A call by rows raises OutputError where its workspace has no
+    room left.
     """
 
     def __init__(
@@ -75,6 +79,7 @@ class VAE(ArrayCalls):
         profile: str | None = None,
         max_memory: int | None = None,
         workspace: str | Path | None = None,
+        identity: str | None = None,
         progress: Progress = silent,
     ) -> None:
         if on_nan not in ("rerun", "warn", "raise"):
@@ -83,9 +88,14 @@ class VAE(ArrayCalls):
             raise InputError(f"device is {device!r}; it must be the number of a CUDA device, 0 or more")
         if threads is not None and (not isinstance(threads, int) or threads < 1):
             raise InputError(f"threads is {threads!r}; it must be 1 or more, or None for all cores")
-        bundle = Bundle.hold(path, verify_hashes)
-        self._place = Path(path).absolute()  # now, since the process may change its folder later
         budget = Budget(max_memory, progress=progress, workspace=workspace)
+        bundle = Bundle.hold(path, verify_hashes, progress)
+        try:
+            check_identity(bundle.manifest, bundle.path, identity)
+        except BundleError:
+            bundle.release()
+            raise
+        self._place = bundle.path.absolute()  # now, since the process may change its folder later
         candidates = find_candidates(bundle, backend, device, threads, provider_options, profile, verify_hashes, budget)
         super().__init__(bundle, Dispatch(bundle, candidates, backend is None, on_nan), device)
         self._open_again = partial(
@@ -99,12 +109,13 @@ class VAE(ArrayCalls):
             profile=profile,
             max_memory=max_memory,
             workspace=None if budget.workspace is None else budget.workspace.folder,
+            identity=identity,
         )
         warn_of_unverified(bundle)
 
     @property
     def path(self) -> Path:
-        """The bundle's folder, as it was passed in."""
+        """The bundle's folder, as it was passed in; of an address, the copy in the cache."""
         return self._bundle.path
 
     @property
@@ -123,6 +134,11 @@ class VAE(ArrayCalls):
     def backend(self) -> str:
         """The backend that computes, or that is tried first if there are several."""
         return self._dispatch.backend
+
+    @property
+    def device(self) -> int:
+        """The number of the CUDA device that backends on a GPU use."""
+        return self._device
 
     @property
     def limits(self) -> Limits:

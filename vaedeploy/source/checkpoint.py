@@ -14,6 +14,7 @@ from vaedeploy.source.torch_file import read_torch_file
 from vaedeploy.system.files import special
 from vaedeploy.system.hashing import file_sha256
 from vaedeploy.system.text import shown
+from vaedeploy.values.words import counted
 
 LISTED = 10
 """Number of names that a message lists; it only counts the others."""
@@ -117,7 +118,7 @@ def select_vae(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
 
 def count_of(names: Collection[str]) -> str:
     """The number of ``names``, in words: "1 tensor", "2 tensors"."""
-    return f"{len(names)} tensor{'s' if len(names) != 1 else ''}"
+    return counted(len(names), "tensor")
 
 
 def listed(names: Collection[str]) -> str:

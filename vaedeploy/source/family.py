@@ -14,6 +14,7 @@ import msgspec
 from vaedeploy.errors import WeightsError
 from vaedeploy.source.statement import Statement, config_statement
 from vaedeploy.values.latent import COLORS, RGB
+from vaedeploy.values.words import counted
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -166,5 +167,6 @@ def check_colors(channels_in: int, channels_out: int, patch: int = 1) -> None:
         numbers = " or ".join(f"{channels} ({colors})" for channels, colors in wanted.items())
         patches = f", in patches of {patch}x{patch} pixels" if patch > 1 else ""
         raise WeightsError(
-            f"has {channels_in} channels in and {channels_out} out; both must be {numbers}{patches}. {OWN_MODULES}"
+            f"has {counted(channels_in, 'channel')} in and {channels_out} out; both must be {numbers}{patches}. "
+            + OWN_MODULES
         )

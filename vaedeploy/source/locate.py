@@ -7,7 +7,6 @@ loaded is refused before anything slow begins. ``repository`` fetches what is on
 from __future__ import annotations
 
 import dataclasses
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,14 +16,12 @@ from vaedeploy.errors import WeightsError
 from vaedeploy.source import checkpoint
 from vaedeploy.source.folder import STEM, find_weights
 from vaedeploy.source.preset import Preset, get_preset, presets
+from vaedeploy.system.hub import REPOSITORY_NAME
 from vaedeploy.values.origin import Origin
 from vaedeploy.values.reference import Reference
 
 SUBFOLDERS = ("vae", "movq", "vqgan")
 """Folders in which diffusers' pipelines keep their VAE: nearly all, Kandinsky's, and those of Stable Cascade."""
-
-REPOSITORY_NAME = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w./-]+))?")
-"""A hub repository, and after @ the branch, tag or commit that is meant."""
 
 FILE_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 

@@ -9,6 +9,7 @@ from vaedeploy.source.contract import class_named
 from vaedeploy.source.families import FAMILIES
 from vaedeploy.source.folder import STEM, WEIGHTS, parts_of
 from vaedeploy.source.locate import SUBFOLDERS, Found, OnHub
+from vaedeploy.system.hub import Fetched
 from vaedeploy.system.progress import Progress
 from vaedeploy.values.origin import Origin
 
@@ -51,14 +52,14 @@ def _download_described(source: OnHub, folders: tuple[str, ...], progress: Progr
     return _found(source, weights, _fetch_parts(repository, weights, progress), config.path, own=False)
 
 
-def _fetch_weights(repository: str, folders: tuple[str, ...], revision: str | None, progress: Progress) -> hub.Fetched:
+def _fetch_weights(repository: str, folders: tuple[str, ...], revision: str | None, progress: Progress) -> Fetched:
     """The most precise weights in the first of ``folders`` that has any, or the list of their parts."""
     where = " or ".join(f"in {folder}/" if folder not in ("", ".") else "at its top" for folder in folders)
     named = f"{WEIGHTS[0]} (nor .bin, nor a list of parts, nor a variant fp16 or bf16 of these) {where}"
     return hub.fetch(repository, _paths(folders, WEIGHTS), named, revision=revision, progress=progress)
 
 
-def _fetch_parts(repository: str, fetched: hub.Fetched, progress: Progress) -> tuple[Path, ...]:
+def _fetch_parts(repository: str, fetched: Fetched, progress: Progress) -> tuple[Path, ...]:
     """The weights files on this disk: ``fetched`` itself, or those that it lists."""
     parts = parts_of(fetched.path)
     if parts == (fetched.path,):
@@ -71,7 +72,7 @@ def _paths(folders: tuple[str, ...], names: tuple[str, ...]) -> list[str]:
     return [str(PurePosixPath(folder, name)) for folder in folders for name in names]
 
 
-def _found(source: OnHub, fetched: hub.Fetched, files: tuple[Path, ...], config: Path | None, *, own: bool) -> Found:
+def _found(source: OnHub, fetched: Fetched, files: tuple[Path, ...], config: Path | None, *, own: bool) -> Found:
     repository, preset = source.repository, source.preset
     origin = Origin(
         kind="hub",

@@ -28,6 +28,7 @@ EXTRAS = {
         "scipy": "scipy",
         "torch": "torch",
     },
+    "hub": {"huggingface_hub": "huggingface_hub"},
     "build": BUILD,
     "rtx": {"tensorrt-rtx": "tensorrt_rtx", **CUDA, **BUILD},
     "tensorrt": {"tensorrt": "tensorrt", **CUDA, **BUILD},
@@ -38,6 +39,7 @@ PURPOSES = {
     "cpu": "encode, decode, verify",
     "cuda": "the same on an NVIDIA GPU, instead of cpu",
     "export": "export, verify, compare",
+    "hub": "push, pull, and bundles that are named hf://owner/name",
     "build": "optimize, bench, and what builds of any backend need",
     "rtx": "build --backend tensorrt-rtx, on any machine, and run on RTX GPUs",
     "tensorrt": "build --backend tensorrt, on the GPU that it is for, and run there",
@@ -53,7 +55,13 @@ def version_of(package: str) -> str | None:
         return None
 
 
-COMMANDS = {"build": ("rtx", "tensorrt"), "optimize": ("build",), "bench": ("build",)}
+COMMANDS = {
+    "build": ("rtx", "tensorrt"),
+    "optimize": ("build",),
+    "bench": ("build",),
+    "push": ("hub",),
+    "pull": ("hub",),
+}
 """Command -> the extras that it can run with, the usual one first.
 
 Every other command needs the first extra in ``EXTRAS`` that installs the missing package.

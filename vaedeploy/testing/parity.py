@@ -23,6 +23,7 @@ from vaedeploy.values.latent import RGBA
 from vaedeploy.values.reference import Reference
 from vaedeploy.verify.cases import verify_cases
 from vaedeploy.verify.limits import LIMITS, Limit, Metric
+from vaedeploy.verify.record import record
 from vaedeploy.verify.reference import compute_golden
 from vaedeploy.verify.report import Case, Report
 from vaedeploy.verify.shapes import Shape
@@ -74,15 +75,18 @@ def assert_parity(
         if chosen not in LIMITS:
             raise InputError(f"precision is {chosen!r}; it must be one of {', '.join(LIMITS)}")
         goldens, compared_with = _goldens(reference, photos, vae)
+        limits = _limits(chosen, rtol, levels)
         cases = verify_cases(
             goldens,
             lambda photo: _encode(vae, photo),
             lambda latent: _decode(vae, latent),
             precision=chosen,
-            limits=_limits(chosen, rtol, levels),
+            limits=limits,
             form=vae.backend,
         )
-        report = Report(chosen, compared_with, vae.backend, cases)
+        report = record(
+            vae.manifest, chosen, compared_with, vae.backend, cases, limits={chosen: limits}, device=vae.device
+        )
         failed = [case for case in cases if not case.passed]
         if failed:
             raise AssertionError(_message(vae, report, failed))

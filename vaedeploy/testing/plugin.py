@@ -6,6 +6,7 @@ It is loaded by every run of pytest in the environment, so it imports nothing el
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import pytest
@@ -32,15 +33,17 @@ def pytest_configure(config: pytest.Config) -> None:
     """Make the fixture, whose parameters are the bundles that were named."""
     bundles: list[str | None] = config.getoption("vae_bundle") or [str(path) for path in config.getini("vae_bundle")]
 
-    class Fixtures:
-        @pytest.fixture(scope="session", params=bundles or [None], ids=str if bundles else ["no bundle"])
-        def vae(self, request: pytest.FixtureRequest) -> Iterator[VAE]:
-            """An open vaedeploy.VAE for each bundle that --vae-bundle or the settings name."""
-            if request.param is None:
-                pytest.skip(NONE_NAMED)
-            from vaedeploy.runtime import VAE
+    @pytest.fixture(scope="session", params=bundles or [None], ids=str if bundles else ["no bundle"])
+    def vae(request: pytest.FixtureRequest) -> Iterator[VAE]:
+        """An open vaedeploy.VAE for each bundle that --vae-bundle or the settings name."""
+        if request.param is None:
+            pytest.skip(NONE_NAMED)
+        from vaedeploy.runtime import VAE
 
-            with VAE(request.param) as vae:
-                yield vae
+        with VAE(request.param) as vae:
+            yield vae
 
-    config.pluginmanager.register(Fixtures(), "vaedeploy-fixtures")
+    # A module, since pytest warns of a session's fixture that is the method of a class.
+    fixtures = ModuleType("vaedeploy-fixtures")
+    vars(fixtures)["vae"] = vae
+    config.pluginmanager.register(fixtures, fixtures.__name__)

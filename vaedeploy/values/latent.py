@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from vaedeploy.errors import ContractError, SizeError
+from vaedeploy.values.words import counted
 
 RGB, RGBA = 3, 4
 """The channels of an image without and with opacity."""
@@ -65,8 +66,8 @@ class LatentSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
             numbers = value if isinstance(value, tuple) else (value,)
             if isinstance(value, tuple) and len(value) != self.channels:
                 raise ContractError(
-                    f"latent {name} has {len(value)} numbers for {self.channels} channels; it must be one number, or "
-                    "one for each channel"
+                    f"latent {name} has {counted(len(value), 'number')} for {counted(self.channels, 'channel')}; it "
+                    "must be one number, or one for each channel"
                 )
             if not all(math.isfinite(n) for n in numbers):
                 raise ContractError(f"latent {name} is {value}; it must be finite")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from vaedeploy.values.words import counted
 from vaedeploy.verify.bisect import Bisection, Trace
 from vaedeploy.verify.report import Case, Report
 
@@ -64,7 +65,8 @@ def _advise(trace: Trace, failed: Sequence[Case]) -> str:
 def _explain_growth(trace: Trace, failed: Sequence[Case]) -> str:
     """What to do about a graph in which no tensor's error jumps."""
     worst = trace.worst
-    fact = f"nothing jumps in {trace.compared} tensors; the largest error is {worst.after:.1e}, in {worst.tensor}"
+    where = counted(trace.compared, "tensor")
+    fact = f"nothing jumps in {where}; the largest error is {worst.after:.1e}, in {worst.tensor}"
     if not failed:
         return f"{fact}. There is nothing to do."
     if any(case.form == "portable" for case in failed):

@@ -25,6 +25,7 @@ from vaedeploy.values.shapes import CORNERS
 from vaedeploy.verify.cases import verify_cases
 from vaedeploy.verify.graphs import prepare_photo
 from vaedeploy.verify.looks import Looks
+from vaedeploy.verify.record import record
 from vaedeploy.verify.reference import diffusion_space, model_space
 from vaedeploy.verify.report import Case, Report
 from vaedeploy.verify.shapes import verification_shapes
@@ -58,7 +59,7 @@ def verify_engine(
         encode, decode = _calls(bundle, {info.part: session})
         form = f"{info.profile} {identity.backend} {identity.precision}"
         rows += verify_cases(cases, encode, decode, precision=limits, form=form, looks=looks, progress=progress)
-    return Report(identity.precision, truth.name, identity.backend, tuple(rows))
+    return record(bundle.manifest, identity.precision, truth.name, identity.backend, rows, device=device)
 
 
 def verify_runners(

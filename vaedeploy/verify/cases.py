@@ -5,6 +5,7 @@ The metrics are data. ``LIMITS`` says, with reasons, which limits a precision mu
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
@@ -71,37 +72,51 @@ def verify_cases(
     encoded: dict[str, NDArray[np.float32]] = {}
     if encode is not None:
         for golden in goldens:
-            outputs = encode(golden.photo)
+            outputs, seconds = _timed(encode, golden.photo)
             encoded[golden.name] = outputs[next(iter(golden.latents))]
-            cases += [_judge_latent(golden, name, outputs[name], form, judged) for name in golden.latents]
+            share = seconds / len(golden.latents)
+            cases += [_judge_latent(golden, name, outputs[name], form, judged, share) for name in golden.latents]
             progress(what, done := done + 1, total)
     if decode is not None:
         for golden in goldens:
-            outputs = decode(golden.latents[next(iter(golden.latents))])
-            case = _judge_image("decoder", golden, outputs, form, judged)
+            outputs, seconds = _timed(decode, golden.latents[next(iter(golden.latents))])
+            case = _judge_image("decoder", golden, outputs, form, judged, seconds)
             if looks is not None and outputs["image"].shape == golden.image.shape:
                 findings = looks.see(form, golden.name, golden.image, outputs["image"])
                 case = msgspec.structs.replace(case, findings=findings)
             cases.append(case)
             progress(what, done := done + 1, total)
         for golden in trips:
-            cases.append(_judge_image("round trip", golden, decode(encoded[golden.name]), form, judged))
+            outputs, seconds = _timed(decode, encoded[golden.name])
+            cases.append(_judge_image("round trip", golden, outputs, form, judged, seconds))
             progress(what, done := done + 1, total)
     return tuple(cases)
 
 
-def _judge_latent(golden: Golden, name: str, found: NDArray[Any], form: str, judged: Judged) -> Case:
+def _timed(call: Callable[[Any], Outputs], value: NDArray[Any]) -> tuple[Outputs, float]:
+    """What ``call`` gives, and the seconds that it took."""
+    begun = time.perf_counter()
+    outputs = call(value)
+    return outputs, time.perf_counter() - begun
+
+
+def _judge_latent(golden: Golden, name: str, found: NDArray[Any], form: str, judged: Judged, seconds: float) -> Case:
     expected = golden.latents[name]
-    metrics = relative_errors(found, expected)
+    metrics = {**relative_errors(found, expected), "seconds": seconds}
     return _case("encoder", golden, name, form, metrics, _shape_failures(found, expected), judged)
 
 
 def _judge_image(
-    part: Literal["decoder", "round trip"], golden: Golden, outputs: Outputs, form: str, judged: Judged
+    part: Literal["decoder", "round trip"],
+    golden: Golden,
+    outputs: Outputs,
+    form: str,
+    judged: Judged,
+    seconds: float,
 ) -> Case:
     """Judge ``image``, ``image_u8`` (against the reference's own 8-bit pixels) and ``finite`` as one case."""
     failures = _shape_failures(outputs["image"], golden.image)
-    metrics = relative_errors(outputs["image"], golden.image)
+    metrics = {**relative_errors(outputs["image"], golden.image), "seconds": seconds}
     expected = to_levels(golden.image)
     if outputs["image_u8"].shape != expected.shape:
         failures += [f"image_u8 has shape {outputs['image_u8'].shape}, expected {expected.shape}"]

@@ -26,6 +26,7 @@ from vaedeploy.system.progress import Progress, silent
 from vaedeploy.values.kinds import PARTS, Part, Precision
 from vaedeploy.verify.cases import verify_cases
 from vaedeploy.verify.looks import Looks
+from vaedeploy.verify.record import record
 from vaedeploy.verify.report import Case, Report
 
 __all__ = ["prepare_photo", "verify_graphs"]
@@ -97,7 +98,7 @@ def verify_graphs(
         chosen = [case for case in cases if case.name in PORTABLE_CASES]
         halves = _halves_by_rows(manifest, folder)
         rows += verify_cases(chosen, halves["encoder"], halves["decoder"], form=ROWS, looks=looks, progress=progress)
-    return Report(manifest.precision, compared_with, onnxruntime_cpu.NAME, rows)
+    return record(manifest, manifest.precision, compared_with, onnxruntime_cpu.NAME, rows)
 
 
 def _halves_by_rows(

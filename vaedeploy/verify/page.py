@@ -9,6 +9,7 @@ from pathlib import Path
 from vaedeploy.page.document import Cell, Column, Document, Table, Tone
 from vaedeploy.page.write import write_page
 from vaedeploy.quality.candidates import Picture
+from vaedeploy.values.words import counted
 from vaedeploy.verify.limits import limits_line
 from vaedeploy.verify.report import Case, Report
 from vaedeploy.verify.words import METRIC_WORDS, METRICS, metric_text
@@ -51,7 +52,7 @@ def _seen(report: Report) -> list[str]:
 def _verdict(report: Report) -> str:
     failed = sum(not case.passed for case in report.cases)
     if failed:
-        return f"Failed: {failed} of {len(report.cases)} cases are further from PyTorch than allowed"
+        return f"Failed: {failed} of {counted(len(report.cases), 'case')} are further from PyTorch than allowed"
     if _seen(report):
         return f"Verified: all {len(report.cases)} cases are within their limits, but something can be seen"
     return f"Verified: all {len(report.cases)} cases are as near to PyTorch as they must be"

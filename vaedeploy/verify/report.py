@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import msgspec
 import numpy as np
 
 from vaedeploy.bundle.manifest import Verification
+from vaedeploy.system.gpu import Gpu
 from vaedeploy.values.kinds import Precision
 from vaedeploy.values.shapes import size_text
+from vaedeploy.verify.limits import Limit
+
+FORMAT = 1
+"""The version of the JSON that ``to_document`` gives. Reports of before it had one have no ``format``."""
 
 
 class Case(msgspec.Struct, frozen=True):
@@ -31,6 +36,8 @@ class Case(msgspec.Struct, frozen=True):
     findings: faults that a person would see beside the reference's image, a sentence each. They do not make a case
         fail: the limits are stricter, and give their reasons. None where the image was not looked at.
     precision: the precision whose limits apply.
+    seconds: how long the output took, with the loading of its graph where that was not loaded yet. Outputs of one call
+        have equal shares of its time. None in reports of before it was measured.
     """
 
     part: Literal["encoder", "decoder", "round trip"]
@@ -50,6 +57,7 @@ class Case(msgspec.Struct, frozen=True):
     failures: tuple[str, ...] = ()
     findings: tuple[str, ...] | None = None
     precision: Precision = "fp32"
+    seconds: float | None = None
 
     @property
     def passed(self) -> bool:
@@ -62,17 +70,52 @@ class Case(msgspec.Struct, frozen=True):
         return size_text(self.batch, self.height, self.width)
 
 
+class Subject(msgspec.Struct, frozen=True):
+    """The VAE that a report is of: its name, and its identity, see ``VaeInfo``."""
+
+    name: str
+    identity: str
+
+
+class Machine(msgspec.Struct, frozen=True):
+    """Where outputs were computed.
+
+    cpu: as it calls itself. gpu: the one that computed them; None where the CPU did. cuda: the newest version of CUDA
+    that the GPU's driver supports, such as "13.0".
+    """
+
+    cpu: str
+    gpu: Gpu | None
+    cuda: str | None
+
+
 class Report(msgspec.Struct, frozen=True):
     """The result of a verification: the verdict on a bundle, and the cases that it follows from.
 
     precision: of the bundle's graphs, or of the engine. reference: what computed the outputs that were compared with,
     in words. backend: the backend whose outputs were compared.
+
+    What ``record.record`` adds:
+
+    bundle: the VAE that the bundle holds. versions: package -> its version, for those that are installed. machine:
+    where it was. date: when it ended, in UTC, such as "2026-11-26T12:00:00Z". limits: precision -> the limits that its
+    cases had to keep.
     """
 
     precision: Precision
     reference: str
     backend: str
     cases: tuple[Case, ...]
+    bundle: Subject | None = None
+    versions: Mapping[str, str] = {}
+    machine: Machine | None = None
+    date: str | None = None
+    limits: Mapping[Precision, tuple[Limit, ...]] = {}
+
+    @property
+    def seconds(self) -> float:
+        """How long the outputs took together. The work between them is not in it."""
+        return math.fsum(case.seconds or 0.0 for case in self.cases)
 
     @property
     def passed(self) -> bool:
@@ -88,7 +131,7 @@ class Report(msgspec.Struct, frozen=True):
 
     def to_document(self) -> dict[str, Any]:
         """The report with its verdict, as dicts, lists, strings and numbers."""
-        document: dict[str, Any] = {"passed": self.passed} | msgspec.to_builtins(self)
+        document: dict[str, Any] = {"format": FORMAT, "passed": self.passed} | msgspec.to_builtins(self)
         for built, case in zip(document["cases"], self.cases, strict=True):
             built["passed"] = case.passed
         return document

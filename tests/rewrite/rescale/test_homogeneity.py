@@ -173,7 +173,7 @@ REFUSALS: list[tuple[str, str, onnx.ModelProto, dict[str, float], set[str]]] = [
     ),
     (
         "at_h",
-        "2 tensors were not measured and are taken to fit; the first is tensor h",
+        "2 tensors not measured and taken to fit; the first is tensor h",
         graph(IDENTITY, SCALARS),
         {"x": 1.0, "y": 1.0},
         set(),
@@ -187,7 +187,7 @@ REFUSALS: list[tuple[str, str, onnx.ModelProto, dict[str, float], set[str]]] = [
     ),
     (
         "at_h",
-        "3 nodes compute in half precision already; rescale goes first",
+        "3 nodes in half precision already; rescale goes first",
         graph(
             IDENTITY,
             {name: array.astype(np.float16) for name, array in SCALARS.items()},

@@ -18,6 +18,7 @@ from vaedeploy.source.family import LatentShape
 from vaedeploy.system.gpu import Gpu, find_gpu
 from vaedeploy.system.installs import version_of
 from vaedeploy.values.latent import COLORS, RGB, LatentSpec
+from vaedeploy.values.words import counted
 from vaedeploy.verify.words import METRIC_WORDS, amount
 
 Row = tuple[str, ...]
@@ -150,7 +151,7 @@ SIDES = (1024, 2048, 4096)
 """The images, in pixels a side, whose memory ``inspect`` states."""
 
 
-def _memory(bundle: Bundle) -> dict[str, dict[str, dict[str, int]]]:
+def memory_needs(bundle: Bundle) -> dict[str, dict[str, dict[str, int]]]:
     """Half -> size -> bytes that it takes at once on the CPU, and at least, for halves that can run by rows."""
     found: dict[str, dict[str, dict[str, int]]] = {}
     for part in bundle.manifest.rows:
@@ -162,17 +163,19 @@ def _memory(bundle: Bundle) -> dict[str, dict[str, dict[str, int]]]:
 
 
 def bundle_document(bundle: Bundle, checked: bool) -> dict[str, Any]:
-    """The manifest as builtins, with four fields more.
+    """The manifest as builtins, with five fields more.
 
-    ``problems``: everything that is wrong with the bundle on this machine, one sentence each. ``engine_states``: the
-    state and the problems of each engine. ``checked``: whether every file's sha256 was compared with the manifest.
-    ``memory``: by half and image size, bytes that a call takes on the CPU: ``untiled``, and the ``least`` by rows.
+    ``path``: the bundle's folder. ``verified``: whether its last verification passed. ``problems``: everything that is
+    wrong with the bundle on this machine, one sentence each. ``engine_states``: the state and the problems of each
+    engine. ``checked``: whether every file's sha256 was compared with the manifest.
     """
     manifest = bundle.manifest
     engines = _engine_problems(bundle)
     unverified = [] if bundle.verified else [f"verified: {_verification(bundle)}"]
     document: dict[str, Any] = msgspec.to_builtins(manifest)
     return document | {
+        "path": str(bundle.path),
+        "verified": bundle.verified,
         "problems": [
             *unverified,
             *(f"{name}: {problem}" for name, problems in engines.items() for problem in problems),
@@ -182,7 +185,6 @@ def bundle_document(bundle: Bundle, checked: bool) -> dict[str, Any]:
             for name, problems in engines.items()
         },
         "checked": checked,
-        "memory": _memory(bundle),
     }
 
 
@@ -213,7 +215,7 @@ def bundle_rows(bundle: Bundle, checked: bool, layers: bool = False) -> list[Row
     rows += [
         ("engine", _engine_text(bundle, name, problems, layers)) for name, problems in _engine_problems(bundle).items()
     ]
-    rows += [(f"{part} takes", _needs(sizes)) for part, sizes in _memory(bundle).items()]
+    rows += [(f"{part} takes", _needs(sizes)) for part, sizes in memory_needs(bundle).items()]
     rows += [("file", f"{name}  {_size(info.bytes)}") for name, info in sorted(files.items())]
     if checked:
         rows.append(("check", "every file is as the manifest says"))
@@ -246,7 +248,7 @@ def _gpu(gpu: Gpu | None) -> str:
 
 def _latent_shape(latent: LatentSpec | LatentShape) -> str:
     images = f" of {COLORS[latent.image_channels]} images" if latent.image_channels != RGB else ""
-    return f"{latent.channels} channels at 1/{latent.factor} of the size{images}"
+    return f"{counted(latent.channels, 'channel')} at 1/{latent.factor} of the size{images}"
 
 
 def _verification(bundle: Bundle) -> str:
@@ -255,7 +257,7 @@ def _verification(bundle: Bundle) -> str:
         return f"no. Run: vaedeploy verify {bundle.path}"
     worst = ", ".join(_worst(name, value) for name, value in verification.worst.items())
     state = "yes" if verification.passed else "FAILED"
-    setting = f"{verification.cases} cases on {verification.backend} against {verification.reference}"
+    setting = f"{counted(verification.cases, 'case')} on {verification.backend} against {verification.reference}"
     return f"{state}: {setting}; at worst: {worst}"
 
 

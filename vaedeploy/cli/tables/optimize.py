@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from vaedeploy.pipeline.optimize import Optimized
 from vaedeploy.rewrite import Outcome
+from vaedeploy.values.words import counted
 
 Row = tuple[str, ...]
 
@@ -81,7 +82,7 @@ def closing_lines(optimized: Optimized) -> list[str]:
         zeros, small, size = (sum(getattr(u, k) for u in optimized.underflows) for k in ("zeros", "subnormals", "size"))
         lines.append(
             f"Too small for {optimized.precision}: {zeros:,} numbers of the weights became zero and {small:,} lost "
-            f"digits, of {size:,} in {len(optimized.underflows)} tensors"
+            f"digits, of {size:,} in {counted(len(optimized.underflows), 'tensor')}"
         )
     if optimized.not_compared:
         lines.append(f"Not compared: {optimized.not_compared}")

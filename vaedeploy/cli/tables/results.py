@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from vaedeploy.bundle import Bundle
 from vaedeploy.values.shapes import size_text
+from vaedeploy.values.words import counted
 from vaedeploy.verify.limits import limits_line
 from vaedeploy.verify.words import METRIC_WORDS, METRICS, metric_text
 
@@ -71,8 +72,8 @@ def verdict_lines(report: Report) -> list[str]:
     lines += seen or ["seen: not checked, since no image is large enough or scikit-image is not installed"]
     setting = f"on {report.backend} against {report.reference}"
     if report.passed:
-        return [*lines, f"verified: {len(report.cases)} cases {setting}"]
-    return [*lines, f"FAILED: {len(failed)} of {len(report.cases)} cases {setting}"]
+        return [*lines, f"verified: {counted(len(report.cases), 'case')} {setting}"]
+    return [*lines, f"FAILED: {len(failed)} of {counted(len(report.cases), 'case')} {setting}"]
 
 
 def bench_rows(bench: Bench) -> list[Row]:

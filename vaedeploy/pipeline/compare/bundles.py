@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from vaedeploy.bundle import Bundle
+from vaedeploy.bundle import Bundle, bundle_folder
 from vaedeploy.errors import ImageError, InputError
 from vaedeploy.images.files import read_image
 from vaedeploy.images.opacity import has_opacity, with_opacity
@@ -82,7 +82,7 @@ def compare_bundles(
     holds the comparison, where writing it fails afterwards, and whatever ``VAE`` raises.
     """
     given = as_list("bundles", bundles)
-    names = _names([bundle.path if isinstance(bundle, Bundle) else Path(bundle) for bundle in given])
+    names = _names([bundle.path if isinstance(bundle, Bundle) else bundle_folder(bundle) for bundle in given])
     files = photo_files(images)
     if page is not None:
         check_folder(page)

@@ -21,6 +21,7 @@ from vaedeploy.pipeline.compare.words import swap_words
 from vaedeploy.quality import Finding, Quality, find_faults, measure_quality
 from vaedeploy.system.progress import Progress, silent
 from vaedeploy.values.latent import RGB, LatentSpec
+from vaedeploy.values.words import counted
 
 WHAT = "Swapping decoders"
 
@@ -104,7 +105,7 @@ def _judge(
 ) -> tuple[Swap, tuple[tuple[str, Photo], ...]]:
     """One swap, and its images of the first crop, each with what it is."""
     specs = vaes[encoder].latent, vaes[decoder].latent
-    contracts = [f"{spec.channels} channels at 1/{spec.factor} of the size" for spec in specs]
+    contracts = [f"{counted(spec.channels, 'channel')} at 1/{spec.factor} of the size" for spec in specs]
     if contracts[0] != contracts[1]:
         words = f"{encoder} has latents of {contracts[0]}, {decoder} of {contracts[1]}: they cannot be exchanged."
         return Swap(encoder, decoder, "not compatible", words, "another latent contract"), ()

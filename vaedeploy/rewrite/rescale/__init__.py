@@ -27,6 +27,7 @@ from vaedeploy.graph.edit import LOWER_TYPES, free_name, lazy_tensor
 from vaedeploy.rewrite.outcome import Outcome, Refusal
 from vaedeploy.rewrite.rescale.exponents import Bounds, Choice, Exponents, Form
 from vaedeploy.rewrite.rescale.homogeneity import Epsilon, Use, constant, relate_graph
+from vaedeploy.values.words import counted
 
 __all__ = ["Component", "Rescale", "rescale"]
 
@@ -242,19 +243,19 @@ def _unmeasured(quantities: list[_Quantity], maxima: Mapping[str, float]) -> lis
     missing = [q for q in quantities if isinstance(q.key, ir.Value) and q.key.name not in maxima]
     if not missing:
         return []
-    reason = f"{len(missing)} tensors were not measured and are taken to fit; the first is {missing[0].name}"
+    reason = f"{counted(len(missing), 'tensor')} not measured and taken to fit; the first is {missing[0].name}"
     return [Refusal(str(missing[0].nodes[0].name), reason)]
 
 
 def _untyped_or_lowered(model: ir.Model) -> Iterator[Refusal]:
     """Refusals for nodes whose tensors have no exponent because of their types."""
     for types, fault in [
-        ((None,), "make tensors whose type is not known, which are taken to fit"),
-        (LOWER_TYPES, "compute in half precision already; rescale goes first"),
+        ((None,), "with tensors whose type is not known, which are taken to fit"),
+        (LOWER_TYPES, "in half precision already; rescale goes first"),
     ]:
         nodes = [node for node in model.graph if any(value.name and value.dtype in types for value in node.outputs)]
         if nodes:
-            yield Refusal(str(nodes[0].name), f"{len(nodes)} nodes {fault}")
+            yield Refusal(str(nodes[0].name), f"{counted(len(nodes), 'node')} {fault}")
 
 
 def _name_nodes(model: ir.Model) -> None:

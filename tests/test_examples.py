@@ -1,0 +1,131 @@
+"""What is under examples/ runs, with a tiny bundle."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from command_line import parse
+from PIL import Image
+from places import ROOT
+from safetensors.numpy import load_file, save
+from tiny_bundle import tiny_bundle
+
+from vaedeploy.bundle import Bundle
+from vaedeploy.cli import cli
+from vaedeploy.runtime import VAE
+
+EXAMPLES = ROOT / "examples"
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return tiny_bundle(tmp_path_factory.mktemp("tiny") / "tiny")
+
+
+def python(*arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, **variables})
+
+
+# -------------------------------------------------------------------------------------------------------- service
+
+
+def ask(url: str, body: bytes | None = None) -> tuple[int, bytes]:
+    try:
+        with urllib.request.urlopen(url, body, timeout=60) as answer:
+            return answer.status, answer.read()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read()
+
+
+@pytest.fixture
+def service(bundle: Bundle) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    command = [sys.executable, "examples/service.py", str(bundle.path), "--port", "0", "--size", "16", "24"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        try:
+            assert process.stdout is not None
+            yield process, process.stdout.readline().strip()
+        finally:
+            process.kill()
+
+
+def test_the_service(service: tuple[subprocess.Popen[str], str], bundle: Bundle) -> None:
+    process, url = service
+    latent = np.random.default_rng(0).normal(size=(1, 2, 4, 6)).astype(np.float32)
+    status, png = ask(f"{url}/decode", save({"latent": latent}))
+    assert status == 200
+    with VAE(bundle.path) as vae:
+        np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(png))), vae.decode(latent)[0])
+    assert ask(f"{url}/decode", save({"latent": latent[:, :1]})) == (
+        400, b"latent has 1 channel where this VAE has 2; it must be (B, 2, h, w) float\n",
+    )  # fmt: skip
+    assert ask(f"{url}/decode", b"nonsense")[0] == 400
+    for _ in range(1000):
+        if ask(f"{url}/ready") == (200, b"ready\n"):
+            break
+    else:
+        pytest.fail("it was never ready")
+    process.terminate()
+    process.wait(60)
+    assert process.returncode == 0, process.stderr.read() if process.stderr else ""
+
+
+# -------------------------------------------------------------------------------------------------- other programs
+
+
+def test_processes(bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for name in "ab":
+        pixels = np.random.default_rng(ord(name)).integers(0, 256, (16, 23, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "in" / f"{name}.png")
+    done = python("examples/processes.py", bundle.path, tmp_path / "in", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [str(tmp_path / "out" / f"{name}.safetensors") for name in "ab"]
+    with VAE(bundle.path) as vae:
+        expected = vae.encode(Image.open(tmp_path / "in" / "b.png"), pad=True)
+    np.testing.assert_array_equal(load_file(tmp_path / "out" / "b.safetensors")["latent"], expected)
+
+
+def test_tests_of_a_bundle(bundle: Bundle) -> None:
+    # The plugin is named, since vaedeploy may be here without being installed.
+    plugin = ("-p", "no:vaedeploy", "-p", "vaedeploy.testing.plugin", "-p", "no:cacheprovider")
+    command = ("-m", "pytest", "-q", *plugin, "examples/test_parity.py")
+    done = python(*command, "--vae-bundle", bundle.path, OTHER_BUNDLE=str(bundle.path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "3 passed" in done.stdout
+
+
+# ------------------------------------------------------------------------------------- files that are not run here
+
+
+def commands(text: str) -> list[str]:
+    return re.findall(r"^ *(?:- run:|#|\$)? *vaedeploy ([a-z].*)$", text, re.MULTILINE)
+
+
+def test_commands_of_the_job_parse() -> None:
+    found = commands((EXAMPLES / "github-actions.yml").read_text())
+    assert [line.split()[0] for line in found] == ["pull", "verify"]
+    for line in found:
+        assert line.split()[0] in cli.commands
+        parse(line)
+
+
+def test_the_image_has_no_rights_and_copies_what_is_there() -> None:
+    text = (EXAMPLES / "Dockerfile").read_text()
+    last = text.rpartition("\nFROM ")[2]
+    assert re.search(r"^USER [1-9]\d*$", last, re.MULTILINE)
+    assert last.index("USER ") < last.index("ENTRYPOINT ")
+    copied = [name for line in re.findall(r"^COPY (?!--from)(.*) \S+$", text, re.MULTILINE) for name in line.split()]
+    assert len(copied) > 4
+    assert [name for name in copied if not (ROOT / name).exists()] == []

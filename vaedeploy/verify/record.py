@@ -1,0 +1,50 @@
+"""Cases -> Report, with what is to be known of a verdict later: of which bundle, by what, where and when."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+
+from vaedeploy.bundle import Manifest
+from vaedeploy.runtime import onnxruntime_cpu
+from vaedeploy.system.gpu import driver_version, find_gpu
+from vaedeploy.system.installs import version_of
+from vaedeploy.system.machine import cpu_name
+from vaedeploy.values.kinds import Precision
+from vaedeploy.verify.limits import LIMITS, Limit
+from vaedeploy.verify.report import Case, Machine, Report, Subject
+from vaedeploy.version import __version__
+
+PACKAGES = ("onnxruntime", "onnxruntime-gpu", "torch", "tensorrt", "tensorrt-rtx")
+"""The packages whose versions a report has, where they are installed."""
+
+
+def record(
+    manifest: Manifest,
+    precision: Precision,
+    reference: str,
+    backend: str,
+    cases: Sequence[Case],
+    *,
+    limits: Mapping[Precision, Sequence[Limit]] = LIMITS,
+    device: int = 0,
+) -> Report:
+    """The report of ``cases`` that were run now, on this machine.
+
+    manifest: of the bundle. precision, reference, backend: see ``Report``. limits: those that the cases were judged by,
+    of each precision. device: the number of the CUDA device, where ``backend`` is one of a GPU.
+    """
+    # The driver is asked only where it was used: a process that has begun to use CUDA cannot be forked.
+    gpu = None if backend == onnxruntime_cpu.NAME else find_gpu(device)
+    versions = {name: version for name in PACKAGES if (version := version_of(name)) is not None}
+    return Report(
+        precision,
+        reference,
+        backend,
+        tuple(cases),
+        bundle=Subject(manifest.vae.name, manifest.vae.identity),
+        versions={"vaedeploy": __version__, **versions},
+        machine=Machine(cpu_name(), gpu, driver_version() if gpu else None),
+        date=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        limits={kind: tuple(limits[kind]) for kind in dict.fromkeys(case.precision for case in cases)},
+    )
