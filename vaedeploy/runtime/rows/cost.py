@@ -36,10 +36,11 @@ SCORES = 2 * 64 * 2**20
 OVERHEAD = 48 * 2**20
 """Bytes that a call takes whatever the size: sessions, and what the allocator keeps."""
 
-ARENA, ARENAS = 2.0, 2.75
-"""What ONNX Runtime takes for tensors that need 1, in one session and in several: its arena grows by doubling, and what
-a session gives is copied. At most this was measured.
-"""
+ARENA = 2.0
+"""What ONNX Runtime takes for tensors that need 1: its arena grows by doubling. At most this was measured."""
+
+STATISTICS = 3
+"""How often a tensor is in memory while the variances of its rows are computed: itself, without its mean, squared."""
 
 WEIGHTS = 3
 """How often the weights of an open piece are in memory: as read, in the session, and in the order of its kernels."""
@@ -91,11 +92,13 @@ def work(layout: Layout, turn: Turn, height: int) -> int:
     if layout.cuts[piece.targets[0]].axis is None:
         tensors = int(piece.work * layout.rows * layout.columns * ARENA)
         return total + tensors + sum(weight.bytes for weight in piece.weights) * WEIGHTS
-    chain = layout.far_chain(piece, height)
-    arena = ARENA if len(chain) == 1 else ARENAS
-    for below, first, last in chain:
+    for below, first, last in layout.far_chain(piece, height):
         steps = min(last - first + 2 * below.halo, layout.rows * below.steps)
-        total += int(below.work * steps * layout.columns * arena)
+        tensors = below.work * steps * layout.columns
+        if below is piece:
+            normalised = (cut for cut in map(layout.cuts.__getitem__, piece.targets) if cut.norms)
+            tensors = max(tensors, STATISTICS * sum(_bytes_of_steps(layout, piece, cut, steps) for cut in normalised))
+        total += int(tensors * ARENA)
         total += sum(weight.bytes for weight in below.weights) * WEIGHTS
         pairs += below.quadratic
         files = (layout.cuts[n] for n in below.strips if layout.is_file(n) and layout.is_stored(n))
