@@ -44,6 +44,7 @@ ORDER = (
     "swap",
     "compare",
     "bench",
+    "serve",
     "presets",
     "profiles",
     "doctor",
@@ -139,6 +140,18 @@ class MemorySize(click.ParamType[int]):
         if size < 1 or (found and found[3] and not power):
             self.fail(f"{value!r} is no number of bytes above 0; write it as 4G (4 * 10^9) or 4GiB (4 * 2^30)")
         return size
+
+
+class Size(click.ParamType[tuple[int, int]]):
+    """A height and a width in pixels, as in 512x768."""
+
+    name = "HxW"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        height, by, width = str(value).partition("x")
+        if not (by and height.isdecimal() and width.isdecimal()):
+            self.fail(f"{value!r} is not a size; give height x width in pixels, such as 512x768")
+        return int(height), int(width)
 
 
 def memory_option(command: Command) -> Command:

@@ -29,6 +29,7 @@ EXTRAS = {
         "torch": "torch",
     },
     "build": BUILD,
+    "serve": {"uvicorn": "uvicorn"},
     "rtx": {"tensorrt-rtx": "tensorrt_rtx", **CUDA, **BUILD},
     "tensorrt": {"tensorrt": "tensorrt", **CUDA, **BUILD},
 }
@@ -39,6 +40,7 @@ PURPOSES = {
     "cuda": "the same on an NVIDIA GPU, instead of cpu",
     "export": "export, verify, compare",
     "build": "optimize, bench, and what builds of any backend need",
+    "serve": "serve, beside a backend",
     "rtx": "build --backend tensorrt-rtx, on any machine, and run on RTX GPUs",
     "tensorrt": "build --backend tensorrt, on the GPU that it is for, and run there",
 }

@@ -1,0 +1,80 @@
+"""A connection of uvicorn that does not wait for its client for ever.
+
+uvicorn has a limit only on the time between two requests. A client that stops in the middle of a request's head, that
+goes on sending a body that was refused, or that does not take its answer, would keep its connection, and would keep the
+server from stopping.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Literal
+
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+Wait = Literal["sends", "takes", "closes"]
+"""What is waited for: that the client sends the rest of a head or of a refused body, that it takes what is sent, or
+that it takes the last of it, after which the connection is closed."""
+
+
+class Connection(H11Protocol):
+    """patience: seconds, see ``Settings``. It is set on a class that is derived for each server, since uvicorn makes the
+    instances.
+    """
+
+    patience: float
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._waits: dict[Wait, asyncio.TimerHandle] = {}
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._wait("sends")
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.cycle is None or self.cycle.response_complete:
+            self._wait("sends")
+        else:
+            self._stop("sends")
+        self._close_in_time()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        for what in list(self._waits):
+            self._stop(what)
+        super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._wait("takes")
+
+    def resume_writing(self) -> None:
+        self._stop("takes")
+        super().resume_writing()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._close_in_time()
+
+    def timeout_keep_alive_handler(self) -> None:
+        super().timeout_keep_alive_handler()
+        self._close_in_time()
+
+    def shutdown(self) -> None:
+        super().shutdown()
+        self._close_in_time()
+
+    def _close_in_time(self) -> None:
+        """Where the connection is being closed, which waits until all is taken, wait no longer than for the rest."""
+        if self.transport.is_closing():
+            self._wait("closes")
+
+    def _wait(self, what: Wait) -> None:
+        """Break the connection off unless ``_stop`` is called in time. A wait that has begun goes on."""
+        if what not in self._waits:
+            self._waits[what] = self.loop.call_later(self.patience, self.transport.abort)
+
+    def _stop(self, what: Wait) -> None:
+        if timer := self._waits.pop(what, None):
+            timer.cancel()
