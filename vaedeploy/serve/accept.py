@@ -23,7 +23,7 @@ def choose(accept: str | None, kinds: Sequence[str]) -> str:
     if weights[best] == 0:
         raise RequestError(
             HTTPStatus.NOT_ACCEPTABLE,
-            f"Accept is {shown(accept)!r}; this answer can be {', '.join(kinds)}",
+            f"Accept is '{shown(accept)}'; this answer can be {', '.join(kinds)}",
         )
     return best
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Literal
 
+import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 Wait = Literal["sends", "takes", "closes"]
@@ -18,9 +19,7 @@ that it takes the last of it, after which the connection is closed."""
 
 
 class Connection(H11Protocol):
-    """patience: seconds, see ``Settings``. It is set on a class that is derived for each server, since uvicorn makes the
-    instances.
-    """
+    """patience: seconds, see ``Settings``; it is set on a class that is derived for a server."""
 
     patience: float
 
@@ -34,11 +33,7 @@ class Connection(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        if self.cycle is None or self.cycle.response_complete:
-            self._wait("sends")
-        else:
-            self._stop("sends")
-        self._close_in_time()
+        self._look()
 
     def connection_lost(self, exc: Exception | None) -> None:
         for what in list(self._waits):
@@ -55,7 +50,7 @@ class Connection(H11Protocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        self._close_in_time()
+        self._look()
 
     def timeout_keep_alive_handler(self) -> None:
         super().timeout_keep_alive_handler()
@@ -63,6 +58,16 @@ class Connection(H11Protocol):
 
     def shutdown(self) -> None:
         super().shutdown()
+        self._close_in_time()
+
+    def _look(self) -> None:
+        """Wait for the client where it is in the middle of something that nobody works on."""
+        works = self.cycle is not None and not self.cycle.response_complete
+        rests = self.cycle is not None and self.conn.their_state is h11.IDLE and not self.conn.trailing_data[0]
+        if works or rests:
+            self._stop("sends")
+        else:
+            self._wait("sends")
         self._close_in_time()
 
     def _close_in_time(self) -> None:

@@ -34,9 +34,9 @@ def server_metadata() -> Answer:
 def find_model(models: Mapping[str, Model], name: str, version: str = VERSION) -> Model:
     """Raises RequestError (404) for a model or a version that is not there."""
     if name not in models:
-        raise missing(f"there is no model {shown(name)!r}; there is: {', '.join(models)}")
+        raise missing(f"there is no model '{shown(name)}'; there is: {', '.join(models)}")
     if version != VERSION:
-        raise missing(f"there is no version {shown(version)!r} of {name}; there is: {VERSION}")
+        raise missing(f"there is no version '{shown(version)}' of {name}; there is: {VERSION}")
     return models[name]
 
 

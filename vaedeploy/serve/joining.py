@@ -157,7 +157,7 @@ class Line:
             return []
         chosen = min(ripe, key=lambda jobs: jobs[0].since)
         key = chosen[0].key
-        taken = [chosen.popleft() for _ in range(self._together(chosen))]
+        taken = [chosen.popleft() for _ in range(self._how_many(chosen))]
         if not chosen:
             del self._waiting[key]
         return taken
@@ -165,7 +165,7 @@ class Line:
     def _is_ripe(self, jobs: deque[Job], now: float) -> bool:
         return self._most == 1 or now >= jobs[0].since + self._delay or sum(job.items for job in jobs) >= self._most
 
-    def _together(self, jobs: deque[Job]) -> int:
+    def _how_many(self, jobs: deque[Job]) -> int:
         """How many of these requests, from the first on, go into one call: as many as have a power of two of items.
 
         Backends on a GPU plan each batch of another size anew, which takes ONNX Runtime up to seconds, and keep few
@@ -199,16 +199,19 @@ class Line:
     async def _call(self, jobs: list[Job]) -> None:
         loop = asyncio.get_running_loop()
         began = loop.time()
-        first = jobs[0]
-        array = first.array if len(jobs) == 1 else np.concatenate([job.array for job in jobs])
-        outputs = await loop.run_in_executor(self._pool, self._compute, first.part, array, first.outputs)
+        outputs = await loop.run_in_executor(self._pool, self._together, jobs)
         seconds = loop.time() - began
-        self._told(first.part, len(array), len(jobs), seconds)
+        self._told(jobs[0].part, sum(job.items for job in jobs), len(jobs), seconds)
         start = 0
         for job in jobs:
             own = {name: value[start : start + job.items] for name, value in outputs.items()}
             start += job.items
             _settle(job, Computed(own, began - job.since, seconds, len(jobs)))
+
+    def _together(self, jobs: Sequence[Job]) -> Outputs:
+        """The outputs for the items of all ``jobs``, in a thread."""
+        array = jobs[0].array if len(jobs) == 1 else np.concatenate([job.array for job in jobs])
+        return self._compute(jobs[0].part, array, jobs[0].outputs)
 
 
 def _settle(job: Job, result: Computed | Exception) -> None:

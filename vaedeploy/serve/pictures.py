@@ -92,7 +92,7 @@ def find_model(models: Mapping[str, Model], suffix: str, query: Mapping[str, str
     if name is None:
         raise bad(f"this server has several VAEs; choose one with ?model=: {', '.join(names)}")
     if name not in names:
-        raise bad(f"there is no VAE {shown(name)!r}; there is: {', '.join(names)}")
+        raise bad(f"there is no VAE '{shown(name)}'; there is: {', '.join(names)}")
     return f"{name}-{suffix}"
 
 
@@ -100,10 +100,10 @@ def _flag(query: Mapping[str, str], name: str, known: tuple[str, ...]) -> bool:
     """Whether a parameter is set. Raises RequestError for one that is not known, or neither true nor false."""
     for given in query:
         if given not in known:
-            raise bad(f"there is no parameter {shown(given)!r} here; there is: {', '.join(known)}")
+            raise bad(f"there is no parameter '{shown(given)}' here; there is: {', '.join(known)}")
     value = query.get(name, "false").lower()
     if value not in ("true", "1", "false", "0"):
-        raise bad(f"{name} is {shown(value)!r}; it must be true or false")
+        raise bad(f"{name} is '{shown(value)}'; it must be true or false")
     return value in ("true", "1")
 
 

@@ -95,7 +95,7 @@ def json_length(header: str | None, size: int) -> int:
     if header is None:
         return size
     if not (header.isascii() and header.isdecimal() and len(header) < 19):
-        raise bad(f"Inference-Header-Content-Length is {shown(header)!r}; it must be the number of bytes of JSON")
+        raise bad(f"Inference-Header-Content-Length is '{shown(header)}'; it must be the number of bytes of JSON")
     if int(header) > size:
         raise bad(f"Inference-Header-Content-Length is {header}, but the whole body has {size} bytes")
     return int(header)
@@ -113,7 +113,7 @@ def read_inference(body: bytearray, length: int, model: Model) -> Asked:
         raise bad(f"the request has {len(inference.inputs)} inputs; {model.name} takes one, {model.inputs[0]}")
     (tensor,) = inference.inputs
     if tensor.name not in model.inputs:
-        raise bad(f"there is no input {shown(tensor.name)!r}; {model.name} takes {model.inputs[0]}")
+        raise bad(f"there is no input '{shown(tensor.name)}'; {model.name} takes {model.inputs[0]}")
     outputs = _outputs(inference, model.interface)
     return Asked(_array(tensor, memoryview(body)[length:], model), outputs, inference.id)
 
@@ -134,7 +134,7 @@ def _outputs(inference: Inference, interface: Interface) -> dict[str, bool]:
     for output in inference.outputs:
         given = output.parameters
         if output.name not in interface.outputs:
-            raise bad(f"there is no output {shown(output.name)!r}; there is: {', '.join(interface.outputs)}")
+            raise bad(f"there is no output '{shown(output.name)}'; there is: {', '.join(interface.outputs)}")
         if output.name in outputs:
             raise bad(f"the output {output.name} is asked for twice")
         if given.classification or given.shared_memory_region is not None:
@@ -148,7 +148,7 @@ def _array(tensor: InputTensor, data: memoryview, model: Model) -> NDArray[Any]:
     name, shape = tensor.name, tuple(tensor.shape)
     dtype = TYPES.get(tensor.datatype)
     if dtype is None:
-        raise bad(f"{name} is of type {shown(tensor.datatype)!r}; it must be one of {', '.join(TYPES)}")
+        raise bad(f"{name} is of type '{shown(tensor.datatype)}'; it must be one of {', '.join(TYPES)}")
     if tensor.parameters.shared_memory_region is not None:
         raise bad(f"{name} is in shared memory, which this server does not read; send it in the body")
     model.check_type(dtype)
@@ -186,7 +186,8 @@ def _numbers(tensor: InputTensor, count: int, dtype: np.dtype[Any]) -> NDArray[A
         for _ in tensor.shape[1:]:
             kind = list[kind]
     try:
-        array = np.array(_decode(text, kind, f"data of {tensor.name}"), dtype)
+        with np.errstate(over="ignore"):  # infinity, which the runtime refuses
+            array = np.array(_decode(text, kind, f"data of {tensor.name}"), dtype)
     except ValueError:  # rows of different lengths
         raise bad(f"data of {tensor.name} is not nested as its shape {tensor.shape} says") from None
     flat = array.ndim == 1 and len(tensor.shape) != 1
