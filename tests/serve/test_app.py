@@ -77,7 +77,7 @@ def test_metrics_count_what_happened(vae):
         for _ in range(3):
             ask(client, "tiny-decode", latent)
         server.infer("tiny-decode", b"{")
-        server.infer('huge\n"-decode', b"{")
+        server.infer("huge%0a%22-decode", b"{")
         found = metrics(server)
     assert found["vaedeploy_requests_total model=tiny-decode status=200"] == 3
     assert found["vaedeploy_requests_total model=tiny-decode status=400"] == 1

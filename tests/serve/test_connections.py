@@ -5,12 +5,12 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 
 import numpy as np
 import pytest
-from serving import Serving, body_of, post, read_answer, serving
+from serving import Serving, body_of, post, read_answer, serving, until
 
 from vaedeploy.runtime import VAE
 
@@ -45,13 +45,6 @@ def send_until_cut_off(connection: socket.socket, first: bytes, again: bytes) ->
         for _ in range(10_000):
             connection.sendall(again)
             time.sleep(0.005)
-
-
-def until(true: Callable[[], bool]) -> None:
-    end = time.monotonic() + 30
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.005)
 
 
 @pytest.mark.parametrize(

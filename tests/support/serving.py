@@ -7,7 +7,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -108,8 +108,7 @@ def serving(vaes: Mapping[str, VAE], *, wait: bool = True, **settings: Any) -> I
             if wait:
                 serving.wait()
             else:
-                while not server.started:
-                    time.sleep(0.001)
+                until(lambda: server.started)
             yield serving
         finally:
             server.should_exit = True
@@ -150,8 +149,26 @@ def post(path: str, body: bytes, *headers: str) -> bytes:
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
 
+def until(true: Callable[[], bool]) -> None:
+    """Wait for what another thread does."""
+    end = time.monotonic() + 30
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
 def read_answer(connection: socket.socket) -> Answered:
-    """The next answer on a connection."""
-    answer = http.client.HTTPResponse(connection)
-    answer.begin()
-    return Answered(answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read())
+    """The next answer on a connection, and not a byte more."""
+    head = b""
+    while not head.endswith(b"\r\n\r\n"):
+        byte = connection.recv(1)
+        assert byte, head
+        head += byte
+    first, *lines = head.decode("latin-1").strip().split("\r\n")
+    headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    body = b""
+    while len(body) < int(headers["content-length"]):
+        data = connection.recv(int(headers["content-length"]) - len(body))
+        assert data, body
+        body += data
+    return Answered(int(first.split()[1]), headers, body)
