@@ -7,7 +7,7 @@ import threading
 import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from serving import Serving, ask, body_of, serving
+from serving import Serving, ask, body_of, serving, until
 from tiny_bundle import tiny_bundle
 
 from vaedeploy.errors import BackendError
@@ -101,6 +101,7 @@ def test_the_access_log(server):
     latent = np.zeros((2, 2, 4, 4), np.float32)
     with server.triton() as client:
         ask(client, "tiny-decode", latent, {"image_u8": True})
+    until(lambda: server.log[-1].get("shape") == [2, 2, 4, 4])
     good = server.log[-1]
     assert {name: good[name] for name in ("method", "path", "status", "model", "shape", "joined")} == {
         "method": "POST",
@@ -114,7 +115,7 @@ def test_the_access_log(server):
     assert good["bytes_out"] > 2 * 16 * 16 * 3
     assert 0 <= good["queue_ms"] + good["compute_ms"] <= good["ms"]
     server.infer("tiny-decode", b"{}")
-    assert server.log[-1]["reason"] == "input"
+    until(lambda: server.log[-1].get("reason") == "input")
     assert server.log[-1]["error"].startswith("the request's JSON is not valid: Object missing")
 
 

@@ -116,14 +116,13 @@ def test_an_unverified_bundle_is_served_with_a_warning(tmp_path):
 
 
 def stop_under_load(bundle: Path, clients: int) -> None:
-    """Clients send one request after another until the port is closed: each that began to be answered gets all of it."""
+    """Clients send one request after another until the port is closed. Each that was read is answered, and whole."""
     latent = np.random.default_rng(0).standard_normal((1, 2, 64, 64), np.float32)
     with VAE(bundle) as vae:
         wanted = vae.compute("decoder", latent, ["image", "image_u8", "finite"])
     body, length = body_of(latent)
     sent = post("/v2/models/tiny-decode/infer", body, f"Inference-Header-Content-Length: {length}")
     answers: list[Answered] = []
-    broken: list[bytes] = []
 
     def client(port: int) -> None:
         with suppress(ConnectionRefusedError):
@@ -153,7 +152,6 @@ def stop_under_load(bundle: Path, clients: int) -> None:
     assert len(answers) == len(lines)
     image = np.ascontiguousarray(wanted["image_u8"]).tobytes()
     assert all(answer.status == 200 and answer.body.find(image) > 0 for answer in answers)
-    assert not broken
 
 
 def test_sigterm_under_load(bundle):

@@ -40,7 +40,7 @@ class App:
         self.models = make_models(vaes, settings, self.metrics)
         self.ready = False
         self.vaes, self.settings, self._write = vaes, settings, write
-        self._held = Held(settings.max_held)
+        self.held = Held(settings.max_held)
         self.metrics.families += self._read_families()
 
     def line(self, name: str) -> Line:
@@ -56,7 +56,7 @@ class App:
         if scope["type"] != "http":
             return
         began = time.perf_counter()
-        request = Request(scope, receive, self.settings, self._held)
+        request = Request(scope, receive, self.settings, self.held)
         closes, status, size = False, CLIENT_CLOSED, 0
         try:
             try:

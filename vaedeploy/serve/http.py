@@ -49,16 +49,16 @@ class Held:
     """Bytes of bodies that are in memory, of all requests."""
 
     def __init__(self, most: int) -> None:
-        self._most, self._bytes = most, 0
+        self._most, self.bytes = most, 0
 
     def take(self, size: int) -> None:
         """Raise RequestError (503) if there is no room for as many bytes."""
-        if self._bytes + size > self._most:
+        if self.bytes + size > self._most:
             raise busy("the bodies of other requests fill the memory for them; try again later")
-        self._bytes += size
+        self.bytes += size
 
     def free(self, size: int) -> None:
-        self._bytes -= size
+        self.bytes -= size
 
 
 class Request:

@@ -128,6 +128,12 @@ class Server(uvicorn.Server):
         self.served = app
         self.stopped_by = ""
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        if self.force_exit:
+            # The loop ends the tasks of requests that are in flight. uvicorn would call that a fault, with a traceback.
+            logging.getLogger("uvicorn.error").disabled = True
+
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         """As uvicorn's, for every signal that asks to stop. It does not raise them again: the server did as asked."""
