@@ -6,7 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 import numpy as np
 import pytest
@@ -174,38 +174,42 @@ def gate(vae: VAE, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
     gate.open()
 
 
+def calls_of(server: Serving) -> int:
+    """How many calls run at once."""
+    return server.server.served.line("tiny").calls
+
+
 def waiting(server: Serving) -> int:
     return server.server.served.line("tiny").waiting
 
 
 def test_a_client_that_goes_away_leaves_the_queue(vae, gate):
     with serving({"tiny": vae}, joins=True, max_delay=0.0) as server:
-        calls = 2  # a joined line on the CPU of this test has as many calls as any on it
-        with server.raw(GOOD) as first, server.raw(GOOD) as second:
-            for _ in range(calls):
+        calls = calls_of(server)
+        with ExitStack() as stack:
+            opened = []
+            for _ in range(calls):  # one after another, so that none are joined
+                opened.append(stack.enter_context(server.raw(GOOD)))
                 assert gate.entered.acquire(timeout=30)
             with server.raw(GOOD):
                 until(lambda: waiting(server) == 1)
             until(lambda: waiting(server) == 0)
             gate.open()
-            assert [read_answer(connection).status for connection in (first, second)] == [200, 200]
+            assert [read_answer(connection).status for connection in opened] == [200] * calls
         until(lambda: [line.get("status") for line in server.log].count(499) == 1)
         assert [line["reason"] for line in server.log if line["status"] == 499] == ["gone"]
 
 
 def test_a_full_queue_is_told_before_the_body_is_sent(vae, gate):
-    with serving({"tiny": vae}, max_queue=1) as server:
-        connections = [server.raw(GOOD) for _ in range(3)]
-        opened = [connection.__enter__() for connection in connections]
+    with serving({"tiny": vae}, max_queue=1) as server, ExitStack() as stack:
+        opened = [stack.enter_context(server.raw(GOOD)) for _ in range(calls_of(server) + 1)]
         until(lambda: waiting(server) == 1)
         with server.raw(GOOD[: -len(BODY)]) as connection:
             answer = read_answer(connection)
         assert (answer.status, answer.headers["retry-after"]) == (503, "1")
         assert answer.error == "1 requests wait already; try again later"
         gate.open()
-        assert [read_answer(connection).status for connection in opened] == [200] * 3
-        for connection in connections:
-            connection.__exit__(None, None, None)
+        assert {read_answer(connection).status for connection in opened} == {200}
 
 
 def test_bodies_together_are_bounded(vae, gate):
@@ -214,34 +218,29 @@ def test_bodies_together_are_bounded(vae, gate):
         held = post(INFER, BODY + bytes(4000 // 5 - len(BODY)))
         sent = held[: held.index(b"\r\n\r\n") + 4 + 799]
         assert len(sent) - sent.index(b"\r\n\r\n") - 4 == 799
-        connections = [server.raw(sent) for _ in range(5)]
-        opened = [connection.__enter__() for connection in connections]
-        until(lambda: server.server.served.held.bytes == 5 * 799)
-        with server.raw(GOOD) as connection:
-            answer = read_answer(connection)
-        assert (answer.status, answer.error) == (
-            503,
-            "the bodies of other requests fill the memory for them; try again later",
-        )
-        for connection in opened:
-            connection.sendall(b"x")
-            assert read_answer(connection).status == 400
-        for connection in connections:
-            connection.__exit__(None, None, None)
+        with ExitStack() as stack:
+            opened = [stack.enter_context(server.raw(sent)) for _ in range(5)]
+            until(lambda: server.server.served.held.bytes == 5 * 799)
+            with server.raw(GOOD) as connection:
+                answer = read_answer(connection)
+            assert (answer.status, answer.error) == (
+                503,
+                "the bodies of other requests fill the memory for them; try again later",
+            )
+            for connection in opened:
+                connection.sendall(b"x")
+                assert read_answer(connection).status == 400
         until(lambda: server.server.served.held.bytes == 0)
 
 
 def test_what_is_in_flight_when_the_server_stops_is_answered(vae, gate):
-    with serving({"tiny": vae}, max_queue=30) as server:
-        connections = [server.raw(GOOD) for _ in range(24)]
-        opened = [connection.__enter__() for connection in connections]
-        until(lambda: waiting(server) == 22)
+    with serving({"tiny": vae}, max_queue=30) as server, ExitStack() as stack:
+        opened = [stack.enter_context(server.raw(GOOD)) for _ in range(24)]
+        until(lambda: waiting(server) == 24 - calls_of(server))
         server.server.should_exit = True
         until(lambda: _refused(server.port))
         gate.open()
         assert [read_answer(connection).status for connection in opened] == [200] * 24
-        for connection in connections:
-            connection.__exit__(None, None, None)
 
 
 def _refused(port: int) -> bool:

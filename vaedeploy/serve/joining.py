@@ -75,7 +75,7 @@ class Line:
         told: Callable[[Part, int, int, float], None] = lambda *_: None,
     ) -> None:
         self._compute, self._most, self._delay, self._longest, self._told = compute, most, delay, longest, told
-        self._free = calls
+        self.calls = self._free = calls
         self._pool = ThreadPoolExecutor(calls, "vaedeploy-serve")
         self._waiting: dict[object, deque[Job]] = {}
         self._timer: asyncio.TimerHandle | None = None

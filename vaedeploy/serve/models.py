@@ -31,6 +31,10 @@ SUFFIXES: dict[Part, str] = {"encoder": "encode", "decoder": "decode"}
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 """Names of VAEs: they are part of paths."""
 
+CALLS_ON_CPU = 4
+"""Calls that run at once on a CPU of fewer cores: a small image does not wait for two large ones, and on two cores the
+processors' time for an image is no longer than with two calls."""
+
 CALLS_ON_GPU = 2
 """Calls that run at once on a GPU: while one computes, the arrays of the other are copied."""
 
@@ -152,7 +156,7 @@ def make_models(vaes: Mapping[str, VAE], settings: Settings, metrics: Metrics) -
         joins = on_gpu if settings.joins is None else settings.joins
         line = Line(
             vae.compute,
-            calls=CALLS_ON_GPU if on_gpu else max(2, usable_cores()),
+            calls=CALLS_ON_GPU if on_gpu else max(CALLS_ON_CPU, usable_cores()),
             most=settings.max_batch if joins else 1,
             delay=settings.max_delay,
             longest=settings.max_queue,
