@@ -252,14 +252,14 @@ def test_much_json_is_refused_before_it_is_read(server, vae):
     many = '{"inputs": [{"name": "latent", "datatype": "FP32", "shape": [1, 2, 2000, 1000], "data": [0]}]}'
     with serving({"tiny": vae}) as roomy:
         assert roomy.infer("tiny-decode", many.replace("1000]", "2000]")).error == (
-            "latent has more than 4,194,304 numbers in JSON; send it as bytes"
+            "latent has more than 1,048,576 numbers in JSON; send it as bytes"
         )
         big, length = body_of(np.zeros((1, 2, 300, 300), np.float32))
         text = big[:length].replace(b"true", b"false")
         answer = roomy.infer("tiny-decode", text + big[length:], len(text))
         assert (answer.status, answer.error) == (
             413,
-            "the output image would have 4,320,000 numbers, and 4,194,304 are sent in JSON at most; ask for it with "
+            "the output image would have 4,320,000 numbers, and 1,048,576 are sent in JSON at most; ask for it with "
             "binary_data",
         )
 

@@ -89,6 +89,9 @@ def test_what_bad_files_are_told(server, vae):
     )
     assert told("/v1/decode?pad=1", b"x") == "400 there is no parameter 'pad' here; there is: model"
     assert server.request("GET", "/v1/decode").error == "/v1/decode takes POST, not GET"
+    assert told("/v1/encode", as_file(photo(1, 1).repeat(1000, 0).repeat(800, 1))).startswith(
+        "400 the body is too large: it has 800,000 pixels, and at most 666,666 are read. Crop it or"
+    )
     huge = latent_bytes(LatentFile(np.zeros((1, 2, 250, 250), np.float32)))
     assert told("/v1/decode", huge).startswith("413 the answer would have 3,000,000 bytes for 1 of 1000x1000 pixels")
 

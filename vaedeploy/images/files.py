@@ -97,7 +97,7 @@ def read_image(path: str | Path, *, opacity: bool = False) -> NDArray[np.uint8]:
             raise ImageError(f"{path} {fault}; give an image file")
         if path.is_file() and path.stat().st_size == 0:
             raise ImageError(f"{path} is empty (0 bytes)")
-        return _read(path, path, opacity)
+        return _read(path, path, opacity, MOST_PIXELS)
     except FileNotFoundError as error:
         raise ImageError(f"there is no file {path}") from error
     except OSError as error:
@@ -106,22 +106,22 @@ def read_image(path: str | Path, *, opacity: bool = False) -> NDArray[np.uint8]:
         raise ImageError(f"{path} cannot be read: {error}") from error
 
 
-def image_from_bytes(data: bytes, name: str, *, opacity: bool = False) -> NDArray[np.uint8]:
-    """The content of an image file, read as ``read_image`` does. ``name`` is for messages."""
+def image_from_bytes(data: bytes, name: str, *, opacity: bool = False, most: int = MOST_PIXELS) -> NDArray[np.uint8]:
+    """The content of an image file of at most ``most`` pixels, read as ``read_image`` does. ``name`` is for messages."""
     if not data:
         raise ImageError(f"{name} is empty (0 bytes)")
-    return _read(io.BytesIO(data), name, opacity)
+    return _read(io.BytesIO(data), name, opacity, min(most, MOST_PIXELS))
 
 
-def _read(source: Path | io.BytesIO, name: Path | str, opacity: bool) -> NDArray[np.uint8]:
+def _read(source: Path | io.BytesIO, name: Path | str, opacity: bool, most: int) -> NDArray[np.uint8]:
     """Read an image that Pillow opens. Raises ImageError, and OSError for a path that cannot be opened."""
     try:
         Image.init()
         with Image.open(source, formats=[form for form in READ_FORMATS if form in Image.OPEN]) as image:
-            if image.width * image.height > MOST_PIXELS:
+            if image.width * image.height > most:
                 raise ImageError(
-                    f"{name} is too large: it has {image.width * image.height:,} pixels, and at most {MOST_PIXELS:,} "
-                    "are read. Crop it or make it smaller first"
+                    f"{name} is too large: it has {image.width * image.height:,} pixels, and at most {most:,} are "
+                    "read. Crop it or make it smaller first"
                 )
             image.load()
             return _pixels(image, opacity, name)

@@ -6,6 +6,7 @@ import logging
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Any
@@ -29,6 +30,9 @@ log = logging.getLogger(__name__)
 CLIENT_CLOSED = 499
 """The status in the log and in metrics of a request whose client went away: nginx's."""
 
+READERS = 2
+"""Files and long JSON that are read or written at once: an image takes up to 20 bytes of memory for each pixel then."""
+
 MODEL = re.compile(r"/v2/models/(?P<name>[^/]+)(?:/versions/(?P<version>[^/]+))?(?P<rest>/ready|/infer)?")
 
 
@@ -40,6 +44,7 @@ class App:
         self.models = make_models(vaes, settings, self.metrics)
         self.ready = False
         self.vaes, self.settings, self._write = vaes, settings, write
+        self._aside = ThreadPoolExecutor(READERS, "vaedeploy-files")
         self.held = Held(settings.max_held)
         self.metrics.families += self._read_families()
 
@@ -51,12 +56,13 @@ class App:
         """Let the calls that run end."""
         for name in self.vaes:
             self.line(name).close()
+        self._aside.shutdown()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
         began = time.perf_counter()
-        request = Request(scope, receive, self.settings, self.held)
+        request = Request(scope, receive, self.settings, self.held, self._aside)
         closes, status, size = False, CLIENT_CLOSED, 0
         try:
             try:

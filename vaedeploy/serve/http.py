@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, MutableMapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, TypeVar
@@ -62,11 +63,13 @@ class Held:
 
 
 class Request:
-    """A request. told: what is known of it, for the log. model: the name of its model, empty until it is known.
+    """A request. aside: threads for what would hold up the event loop.
+
+    told: what is known of it, for the log. model: the name of its model, empty until it is known.
     queued: seconds in the line, once it has left it.
     """
 
-    def __init__(self, scope: Scope, receive: Receive, settings: Settings, held: Held) -> None:
+    def __init__(self, scope: Scope, receive: Receive, settings: Settings, held: Held, aside: Executor) -> None:
         self.method: str = scope["method"]
         self.path: str = scope["path"]
         self.headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
@@ -74,7 +77,7 @@ class Request:
         self.model = ""
         self.queued: float | None = None
         self._query: bytes = scope["query_string"]
-        self._receive, self._settings, self._held = receive, settings, held
+        self._receive, self._settings, self._held, self._aside = receive, settings, held, aside
         self._taken = 0
         self._read = False
 
@@ -147,6 +150,10 @@ class Request:
         """Say that the body is no longer in memory."""
         self._held.free(self._taken)
         self._taken = 0
+
+    async def aside(self, work: Callable[..., Result], *arguments: Any) -> Result:
+        """The result of ``work`` in another thread. Few such threads are at work, which bounds what they take."""
+        return await asyncio.get_running_loop().run_in_executor(self._aside, work, *arguments)
 
     async def unless_gone(self, work: Coroutine[Any, Any, Result]) -> Result:
         """The result of ``work``, which is cancelled when the client goes away. Raises GoneError then.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 
 from vaedeploy.serve.http import Answer, Request, json_answer
@@ -23,8 +22,7 @@ from vaedeploy.system.text import shown
 from vaedeploy.version import __version__
 
 MUCH_JSON = 2**16
-"""Bytes of JSON, and of tensors that become JSON, from which a thread of its own reads or writes them: the event loop
-serves others meanwhile."""
+"""Bytes of JSON, and of tensors that become JSON, from which another thread reads or writes them."""
 
 
 def server_metadata() -> Answer:
@@ -53,12 +51,12 @@ async def infer(request: Request, model: Model, settings: Settings) -> Answer:
     body = await request.body()
     length = json_length(request.headers.get(HEADER), len(body))
     if length > MUCH_JSON:
-        asked = await asyncio.to_thread(read_inference, body, length, model)
+        asked = await request.aside(read_inference, body, length, model)
     else:
         asked = read_inference(body, length, model)
     gives = model.check_request(asked.array, tuple(asked.outputs), settings)
     check_numbers(asked, gives)
     arrays = await compute(request, model, asked.array, tuple(asked.outputs))
     if sum(arrays[name].nbytes for name, in_bytes in asked.outputs.items() if not in_bytes) > MUCH_JSON:
-        return await asyncio.to_thread(write_inference, model, asked, arrays)
+        return await request.aside(write_inference, model, asked, arrays)
     return write_inference(model, asked, arrays)

@@ -6,7 +6,6 @@ curl --data-binary @photo.safetensors http://localhost:8000/v1/decode -o decoded
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -48,7 +47,7 @@ async def encode(request: Request, model: Model, settings: Settings) -> Answer:
     choose(request.headers.get("accept"), (LATENT_TYPE,))
     model.line.check()
     body = await request.body()
-    image, size, warning = await asyncio.to_thread(_read_image, bytes(body), model, pad)
+    image, size, warning = await request.aside(_read_image, bytes(body), model, pad, settings)
     (output, *_) = model.interface.outputs
     model.check_request(image, [output], settings)
     latent = (await compute(request, model, image, [output]))[output]
@@ -68,7 +67,7 @@ async def decode(request: Request, model: Model, settings: Settings) -> Answer:
     kind = choose(request.headers.get("accept"), kinds)
     model.line.check()
     body = await request.body()
-    file = await asyncio.to_thread(latent_from_bytes, bytes(body), BODY)
+    file = await request.aside(latent_from_bytes, bytes(body), BODY)
     if len(file.latent) != 1:
         raise LatentError(f"{BODY} holds {len(file.latent)} latents; a picture takes one. Send each by itself")
     model.check_request(file.latent, ["image_u8"], settings)
@@ -81,7 +80,7 @@ async def decode(request: Request, model: Model, settings: Settings) -> Answer:
         None if outputs["finite"].all() else "the image has NaN or infinity; it shows nothing there",
     ]
     picture = outputs["image_u8"][0, :height, :width]
-    data = await asyncio.to_thread(image_bytes, picture, Path(f"answer{PICTURES[kind]}"))
+    data = await request.aside(image_bytes, picture, Path(f"answer{PICTURES[kind]}"))
     return Answer([data], kind, headers=_warnings(*warnings))
 
 
@@ -107,10 +106,13 @@ def _flag(query: Mapping[str, str], name: str, known: tuple[str, ...]) -> bool:
     return value in ("true", "1")
 
 
-def _read_image(body: bytes, model: Model, pad: bool) -> tuple[NDArray[np.uint8], tuple[int, int], str | None]:
+def _read_image(
+    body: bytes, model: Model, pad: bool, settings: Settings
+) -> tuple[NDArray[np.uint8], tuple[int, int], str | None]:
     """The image as a batch of one, its size before it was padded, and what is doubtful about it."""
     latent = model.vae.latent
-    image = image_from_bytes(body, BODY, opacity=latent.image_channels == RGBA)
+    most = settings.max_body // latent.image_channels  # as many as a body of plain pixels has
+    image = image_from_bytes(body, BODY, opacity=latent.image_channels == RGBA, most=most)
     warning = None
     if latent.image_channels == RGBA and not has_opacity(image):
         image, warning = with_opacity(image), "the image has no alpha channel; it is encoded as opaque"

@@ -41,11 +41,11 @@ TYPES = {
 
 NAMES = {dtype: name for name, dtype in TYPES.items()}
 
-MOST_NUMBERS = 2**22
-"""Numbers that the data of a tensor in JSON has at most: each takes up to 40 bytes of memory while it is read. This is
-an image of 1024x1024."""
+MOST_NUMBERS = 2**20
+"""Numbers that the data of a tensor in JSON has at most, such as those of an image of 512x512: reading them holds up
+everything else in this process."""
 
-MOST_JSON = 2**26
+MOST_JSON = 2**24
 """Bytes of JSON that are read at most."""
 
 Side = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
