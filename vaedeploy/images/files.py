@@ -106,8 +106,8 @@ def read_image(path: str | Path, *, opacity: bool = False) -> NDArray[np.uint8]:
         raise ImageError(f"{path} cannot be read: {error}") from error
 
 
-def image_from_bytes(data: bytes, name: str, *, opacity: bool = False, most: int = MOST_PIXELS) -> NDArray[np.uint8]:
-    """The content of an image file of at most ``most`` pixels, read as ``read_image`` does. ``name`` is for messages."""
+def image_from_bytes(data: bytes, name: str, *, most: int, opacity: bool = False) -> NDArray[np.uint8]:
+    """The content of an image file, read as ``read_image`` does. name: for messages. most: pixels that it may have."""
     if not data:
         raise ImageError(f"{name} is empty (0 bytes)")
     return _read(io.BytesIO(data), name, opacity, min(most, MOST_PIXELS))
