@@ -47,6 +47,11 @@ class Server:
         pages = int(Path(f"/proc/{self._process.pid}/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGESIZE") / 1e6
 
+    def cpu(self) -> float:
+        """Seconds of the processors' time that it has taken."""
+        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def connection(self) -> http.client.HTTPConnection:
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=600)
 
@@ -129,10 +134,16 @@ def throughput(bundle: Path, rounds: int, side: int, requests: int) -> dict[str,
 
             works = [(1, alone), (clients, called), (clients, served)]
             turns: list[list[float]] = []
+            cpu: list[list[float]] = []
             together(clients, served)
             for turn in range(rounds):
-                times = [together(*work) for work in (works[::-1] if turn % 2 else works)]
+                times, used = [], []
+                for work in works[::-1] if turn % 2 else works:
+                    before = time.process_time() + server.cpu()
+                    times.append(together(*work))
+                    used.append(time.process_time() + server.cpu() - before)
                 turns.append(times[::-1] if turn % 2 else times)
+                cpu.append(used[::-1] if turn % 2 else used)
             count = each * clients
             ratios = {
                 "items/s, one caller": [count / one for one, _, _ in turns],
@@ -141,6 +152,8 @@ def throughput(bundle: Path, rounds: int, side: int, requests: int) -> dict[str,
                 "served over one caller": [one / through for one, _, through in turns],
                 "served over as many callers": [several / through for _, several, through in turns],
             }
+            for name, column in zip(("one caller", "as many callers", "served"), zip(*cpu, strict=True), strict=True):
+                ratios[f"processors' ms for an item, {name}"] = [1000 * used / count for used in column]
             found[f"{clients} clients"] = {name: spread(values) for name, values in ratios.items()}
             print(f"{clients} clients:", json.dumps(found[f"{clients} clients"]), flush=True)
     return found
@@ -240,7 +253,9 @@ def main() -> None:
     if options.json:
         told = json.loads(options.json.read_text()) if options.json.exists() else {}
         told |= {"python": platform.python_version(), "onnxruntime": onnxruntime.__version__, "cores": usable_cores()}
-        told[options.part] = found | {"load of the machine before": round(before, 2)}
+        with VAE(options.bundle) as vae:
+            name = vae.manifest.vae.name
+        told.setdefault(options.part, {})[name] = found | {"load of the machine before": round(before, 2)}
         options.json.write_text(json.dumps(told, indent=1) + "\n")
 
 

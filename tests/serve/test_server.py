@@ -62,6 +62,12 @@ def test_what_it_says(bundle):
     assert json.loads(line)["path"] == "/v2/health/ready"
 
 
+def test_it_needs_neither_pytorch_nor_onnx():
+    script = "import sys, vaedeploy.serve.server; print({'torch', 'onnx', 'onnx_ir', 'diffusers'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+
+
 def refused(vaedeploy, *arguments: object) -> str:
     ended = vaedeploy("serve", *arguments)
     assert (ended.code, ended.out) == (2, "")
@@ -73,7 +79,8 @@ def test_what_it_refuses_to_start_with(vaedeploy, bundle, tmp_path):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        assert refused(vaedeploy, bundle, "--port", port) == (
+        told = refused(vaedeploy, bundle, "--port", port)
+        assert told == (
             f"Error: cannot listen on port {port} of 127.0.0.1: another program does. Choose another port with --port, "
             "or 0 for any that is free\n"
         )

@@ -14,7 +14,7 @@ from types import FrameType
 
 import uvicorn
 
-from vaedeploy.errors import InputError, VaedeployError
+from vaedeploy.errors import InputError
 from vaedeploy.serve.app import App
 from vaedeploy.serve.connection import Connection
 from vaedeploy.serve.models import open_vaes
@@ -53,7 +53,7 @@ def serve(
 
     Raises InputError for a port that cannot be listened on, and what ``open_vaes`` and ``VAE.warm_up`` raise.
     """
-    with _bound(settings) as listener:
+    with _listening(settings) as listener:
         vaes = open_vaes(places, allow_unverified=allow_unverified, max_memory=max_memory)
         try:
             for name, vae in vaes.items():
@@ -96,10 +96,9 @@ async def _warm_up(server: Server, say: Say) -> None:
             say(f"Warming up {name} at {', '.join(f'{height}x{width}' for height, width in sizes)}")
             for batch in app.line(name).batches:
                 await asyncio.to_thread(vae.warm_up, sizes, batch=batch)
-    except VaedeployError:
-        server.should_exit = True
-        raise
-    app.ready = True
+        app.ready = True
+    finally:
+        server.should_exit = server.should_exit or not app.ready
     say(f"Ready after {loop.time() - began:.1f} s")
 
 
@@ -157,8 +156,8 @@ class Server(uvicorn.Server):
 
 
 @contextmanager
-def _bound(settings: Settings) -> Iterator[socket.socket]:
-    """Context with a socket that is bound, and does not listen yet. Raises InputError."""
+def _listening(settings: Settings) -> Iterator[socket.socket]:
+    """Context with a socket that listens: who connects waits until the server runs. Raises InputError."""
     host, port = settings.host, settings.port
     try:
         (family, kind, protocol, _, address), *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
@@ -169,6 +168,7 @@ def _bound(settings: Settings) -> Iterator[socket.socket]:
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(address)
+            listener.listen(WAITING)  # two sockets may be bound to one port, and only one may listen
         except OSError as error:
             raise InputError(f"cannot listen on port {port} of {host}: {_why(error)}") from error
         yield listener
