@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from serving import Serving, ask, body_of, serving, until
 from tiny_bundle import tiny_bundle
 
-from vaedeploy.errors import BackendError
+from vaedeploy.errors import BackendError, BundleError
 from vaedeploy.runtime import VAE
 
 
@@ -129,8 +130,11 @@ def test_a_backend_that_fails_tells_the_log_and_not_the_client(vae, monkeypatch,
         answer = server.infer("tiny-decode", *body_of(latent))
         assert (answer.status, answer.error) == (500, "the model failed; the server's log says why")
         assert caplog.messages == ["tiny-decode failed: ONNX Runtime failed in /secret/decoder.onnx"]
+        damaged = BundleError("/secret/decoder.onnx was altered")
+        monkeypatch.setattr(server.server.served.line("tiny"), "_compute", Mock(side_effect=damaged))
+        assert server.infer("tiny-decode", *body_of(latent)).error == "the model failed; the server's log says why"
         monkeypatch.setattr(server.server.served.line("tiny"), "_compute", lambda *_: 1 / 0)
         answer = server.infer("tiny-decode", *body_of(latent))
         assert (answer.status, answer.error) == (500, "the server failed; its log says why")
         assert caplog.records[-1].exc_info[0] is ZeroDivisionError
-        assert metrics(server)["vaedeploy_failures_total model=tiny-decode reason=failed"] == 2
+        assert metrics(server)["vaedeploy_failures_total model=tiny-decode reason=failed"] == 3

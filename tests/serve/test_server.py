@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -172,8 +172,11 @@ def test_sigterm_under_load_many_times(bundle, time):
 
 
 def test_a_second_signal_stops_it_at_once(bundle):
-    with started(bundle) as (process, port), socket.create_connection(("127.0.0.1", port)) as connection:
-        connection.sendall(b"POST /v1/decode HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n")
+    body, length = body_of(np.zeros((1, 2, 400, 400), np.float32))
+    waiting = post("/v2/models/tiny-decode/infer", body, f"Inference-Header-Content-Length: {length}")
+    with started(bundle) as (process, port), ExitStack() as stack:
+        for sent in (b"POST /v1/decode HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n", *[waiting] * 20):
+            stack.enter_context(socket.create_connection(("127.0.0.1", port))).sendall(sent)
         process.terminate()
         while True:  # until it is stopping: a new connection is refused then
             try:

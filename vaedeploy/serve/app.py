@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from vaedeploy.errors import InputError, VaedeployError
+from vaedeploy.errors import ImageError, LatentError, SizeError, VaedeployError
 from vaedeploy.runtime import VAE
 from vaedeploy.serve import http, inference, pictures
 from vaedeploy.serve.http import Answer, Held, Receive, Request, Scope, Send, json_answer
@@ -81,7 +81,7 @@ class App:
         """Raises RequestError for whatever fails, and GoneError."""
         try:
             return await self._route(request)
-        except InputError as error:
+        except (ImageError, LatentError, SizeError) as error:
             raise RequestError(HTTPStatus.BAD_REQUEST, str(error)) from error
         except VaedeployError as error:
             # Its words have paths of this machine; they are for the log.

@@ -139,7 +139,8 @@ class Line:
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._running.discard(task)
         self._free += 1
-        self._start()
+        if not task.cancelled():  # the loop ends otherwise
+            self._start()
 
     def _next(self) -> list[Job]:
         """The requests of the next call, taken out of the line; none where all are to wait for others to join."""
