@@ -57,8 +57,19 @@ class Server:
 
 
 @contextmanager
-def started(bundle: Path) -> Iterator[Server]:
-    command = [sys.executable, "-m", "vaedeploy", "serve", f"it={bundle}", "--port", "0", "--warm-up", "64x64"]
+def started(bundle: Path, *options: str) -> Iterator[Server]:
+    command = [
+        sys.executable,
+        "-m",
+        "vaedeploy",
+        "serve",
+        f"it={bundle}",
+        "--port",
+        "0",
+        "--warm-up",
+        "64x64",
+        *options,
+    ]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     port = 0
@@ -108,10 +119,11 @@ def together(clients: int, work: Callable[[int], None]) -> float:
     return time.perf_counter() - began
 
 
-def throughput(bundle: Path, rounds: int, side: int, requests: int) -> dict[str, Any]:
+def throughput(bundle: Path, rounds: int, side: int, requests: int, threads: int | None) -> dict[str, Any]:
     """Items per second of direct calls by one thread and by as many as there are clients, and of the server."""
-    found: dict[str, Any] = {"side": side, "requests of a turn": requests, "rounds": rounds}
-    with VAE(bundle) as vae, started(bundle) as server:
+    found: dict[str, Any] = {"side": side, "threads": threads, "requests of a turn": requests, "rounds": rounds}
+    asked = () if threads is None else ("--threads", str(threads))
+    with VAE(bundle, threads=threads) as vae, started(bundle, *asked) as server:
         latent = latent_of(vae, side, side)
         wanted = vae.decode(latent).tobytes()
         body, headers = message(latent)
@@ -163,29 +175,33 @@ def spread(values: list[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "least": min(values), "most": max(values)}
 
 
-def overhead(bundle: Path, rounds: int, side: int) -> dict[str, Any]:
+def overhead(bundle: Path, rounds: int, side: int, repeats: int) -> dict[str, Any]:
     """What a call takes longer through the server than directly, one client, pair by pair."""
     with VAE(bundle) as vae, started(bundle) as server:
         latent = latent_of(vae, side, side)
         wanted, connection = vae.decode(latent).tobytes(), server.connection()
         body, headers = message(latent)
         ask(connection, body, headers)
-        pairs = []
+        pairs, cpu = [], []
         for turn in range(rounds):
             works: list[Callable[[], Any]] = [lambda: vae.decode(latent), lambda: ask(connection, body, headers)]
-            times = []
+            times, used = [], []
             for work in works[::-1] if turn % 2 else works:
-                began = time.perf_counter()
-                result = work()
-                times.append(time.perf_counter() - began)
+                before, began = time.process_time() + server.cpu(), time.perf_counter()
+                for _ in range(repeats):
+                    result = work()
+                times.append((time.perf_counter() - began) / repeats)
+                used.append((time.process_time() + server.cpu() - before) / repeats)
                 if isinstance(result, bytes) and result != wanted:
                     raise RuntimeError("an answer differs from the runtime's")
             pairs.append(tuple(times[::-1] if turn % 2 else times))
+            cpu.append(tuple(used[::-1] if turn % 2 else used))
     found = {
         "side": side,
         "rounds": rounds,
         "direct ms": spread([1000 * direct for direct, _ in pairs]),
         "added ms": spread([1000 * (served - direct) for direct, served in pairs]),
+        "added, processors' ms": spread([1000 * (served - direct) for direct, served in cpu]),
         "served over direct, in time": spread([served / direct for direct, served in pairs]),
     }
     print(json.dumps(found))
@@ -241,13 +257,14 @@ def main() -> None:
     parser.add_argument(
         "--requests", type=int, default=0, help="of a turn, or of each client; 0 for 64, and 1000 for many"
     )
+    parser.add_argument("--threads", type=int, help="of a call, in the part throughput; all cores unless given")
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()
     before = os.getloadavg()[0]
     if options.part == "throughput":
-        found = throughput(options.bundle, options.rounds, options.side or 64, options.requests or 64)
+        found = throughput(options.bundle, options.rounds, options.side or 64, options.requests or 64, options.threads)
     elif options.part == "overhead":
-        found = overhead(options.bundle, options.rounds, options.side or 512)
+        found = overhead(options.bundle, options.rounds, options.side or 512, options.requests or 1)
     else:
         found = many(options.bundle, options.clients, options.requests or 1000)
     if options.json:

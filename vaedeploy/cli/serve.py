@@ -63,6 +63,13 @@ from vaedeploy.errors import OutputError
     metavar="SIZE",
     help="Take and give at most this much in a request and its answer.",
 )
+@click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Use this many threads for a call on the CPU. 1 gives many clients the most images per second, and a client "
+    "that is alone waits longer. [default: all cores]",
+)
 @memory_option
 @click.option("--allow-unverified", is_flag=True, help="Also serve bundles that are not verified.")
 def serve(bundles: tuple[str, ...], max_delay: float, warm_up: Any, **options: Any) -> None:
@@ -85,13 +92,12 @@ def serve(bundles: tuple[str, ...], max_delay: float, warm_up: Any, **options: A
     from vaedeploy.serve.server import serve as run
     from vaedeploy.serve.settings import Settings
 
-    allow_unverified, max_memory = options.pop("allow_unverified"), options.pop("max_memory")
+    opening = {name: options.pop(name) for name in ("allow_unverified", "threads", "max_memory")}
     settings = Settings(warm_up=warm_up, max_delay=max_delay / 1000, **options)
     run(
         bundles,
         settings,
-        allow_unverified=allow_unverified,
-        max_memory=max_memory,
+        **opening,
         say=terminal.say,
         write=_AccessLog(),
     )

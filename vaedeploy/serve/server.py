@@ -42,19 +42,20 @@ def serve(
     settings: Settings,
     *,
     allow_unverified: bool = False,
+    threads: int | None = None,
     max_memory: int | None = None,
     say: Say,
     write: Say,
 ) -> None:
     """Serve bundles until a signal asks to stop, and answer the requests that are in flight then.
 
-    places: each ``BUNDLE`` or ``NAME=BUNDLE``. max_memory: see ``VAE``, for each bundle. say: is told what happens, in
-    sentences. write: is given the access log, a line of JSON for each request.
+    places: each ``BUNDLE`` or ``NAME=BUNDLE``. threads, max_memory: see ``VAE``, for each bundle. say: is told what
+    happens, in sentences. write: is given the access log, a line of JSON for each request.
 
     Raises InputError for a port that cannot be listened on, and what ``open_vaes`` and ``VAE.warm_up`` raise.
     """
     with _listening(settings) as listener:
-        vaes = open_vaes(places, allow_unverified=allow_unverified, max_memory=max_memory)
+        vaes = open_vaes(places, allow_unverified=allow_unverified, threads=threads, max_memory=max_memory)
         try:
             for name, vae in vaes.items():
                 say(f"{name} is bundle {vae.path}, {vae.manifest.precision}, on {vae.backend}")
