@@ -151,6 +151,23 @@ def test_a_client_that_does_not_take_its_answer_is_cut_off(vae):
     assert got < 20_000_000
 
 
+def test_a_connection_too_many_is_told_and_closed(vae):
+    with serving({"tiny": vae}, max_connections=3) as server, ExitStack() as stack:
+        opened = [stack.enter_context(server.raw()) for _ in range(3)]
+        until(lambda: len(server.server.server_state.connections) == 3)
+        for _ in range(5):
+            with server.raw(HEALTH) as connection:
+                answer = read_answer(connection)
+                assert (answer.status, answer.headers["retry-after"]) == (503, "1")
+                assert answer.error == "too many connections are open; try again later"
+        opened[0].sendall(HEALTH)
+        assert read_answer(opened[0]).status == 200
+        opened[1].close()
+        until(lambda: len(server.server.server_state.connections) == 2)
+        with server.raw(HEALTH) as connection:
+            assert read_answer(connection).status == 200
+
+
 class Gate:
     """Holds up the calls of a VAE until it is opened."""
 

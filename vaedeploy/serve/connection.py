@@ -18,10 +18,18 @@ Wait = Literal["sends", "takes", "closes"]
 that it takes the last of it, after which the connection is closed."""
 
 
+FULL = (
+    b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\nconnection: close\r\ncontent-type: application/json\r\n"
+    b'content-length: 58\r\n\r\n{"error":"too many connections are open; try again later"}'
+)
+"""What a connection too many is answered."""
+
+
 class Connection(H11Protocol):
-    """patience: seconds, see ``Settings``; it is set on a class that is derived for a server."""
+    """patience, most: seconds and connections, see ``Settings``. They are set on a class that is derived for a server."""
 
     patience: float
+    most: int
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -30,8 +38,15 @@ class Connection(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._wait("sends")
+        if len(self.connections) > self.most:
+            # Without files left to open, asyncio would log a traceback for each connection that waits, without end.
+            self.transport.write(FULL)
+            self.transport.close()
+            self._close_in_time()
 
     def data_received(self, data: bytes) -> None:
+        if self.transport.is_closing():
+            return
         super().data_received(data)
         self._look()
 

@@ -26,8 +26,11 @@ KEEP_ALIVE = 75
 """Seconds that a connection stays open between two requests: longer than the 60 of nginx, which would else send a
 request on a connection that is just being closed."""
 
-WAITING = 1024
-"""Connections that wait to be accepted."""
+WAITING = 128
+"""Connections that wait to be accepted, and are accepted at once."""
+
+SPARE_FILES = 256
+"""Files that are left open to others than connections: bundles, libraries, and connections that are refused."""
 
 USUAL_SIDE = 512
 """Pixels of the side of the image that VAEs are warmed up at where no size is asked for."""
@@ -110,7 +113,9 @@ class Server(uvicorn.Server):
     """
 
     def __init__(self, app: App, settings: Settings) -> None:
-        connection = type("Connection", (Connection,), {"patience": settings.patience})
+        connection = type(
+            "Connection", (Connection,), {"patience": settings.patience, "most": _most_connections(settings)}
+        )
         super().__init__(
             uvicorn.Config(
                 app,
@@ -154,6 +159,17 @@ class Server(uvicorn.Server):
         self.force_exit = self.should_exit
         self.should_exit = True
         self.stopped_by = signal.Signals(sig).name
+
+
+def _most_connections(settings: Settings) -> int:
+    if settings.max_connections is not None:
+        return settings.max_connections
+    try:
+        import resource
+    except ModuleNotFoundError:  # Windows has no such limit
+        return 10_000
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return 10_000 if files == resource.RLIM_INFINITY else max(files - SPARE_FILES, files // 4)
 
 
 @contextmanager

@@ -19,6 +19,8 @@ class Settings:
     max_body: bytes that a request's body has at most, and the tensors of an answer.
     joins: whether requests of one size are joined; None joins them on a GPU, and not on a CPU, where several calls side
         by side are faster than a batch.
+    max_connections: how many connections are open at most; further ones are closed. None for what the process' limit on
+        open files leaves.
     patience: seconds that a client may stall: in the middle of a request, or while it takes its answer.
     """
 
@@ -30,6 +32,7 @@ class Settings:
     max_queue: int = 64
     max_body: int = GIB // 4
     joins: bool | None = None
+    max_connections: int | None = None
     patience: float = 20.0
 
     @property
