@@ -26,7 +26,7 @@ FULL = (
 
 
 class Connection(H11Protocol):
-    """patience, most: seconds and connections, see ``Settings``. They are set on a class that is derived for a server."""
+    """patience, most: seconds and connections, see ``Settings``; set on a class derived for a server."""
 
     patience: float
     most: int
