@@ -29,9 +29,23 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def started(*arguments: object) -> Iterator[tuple[subprocess.Popen[str], int]]:
-    """A server that is ready, and its port."""
-    command = [sys.executable, "-m", "vaedeploy", "serve", *map(str, arguments), "--port", "0", "--warm-up", "16x16"]
+def started(*arguments: object, files: int = 1024) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """A server that is ready, and its port. files: how many it may have open."""
+    command = [
+        "sh",
+        "-c",
+        f'ulimit -n {files}; exec "$@"',
+        "sh",
+        sys.executable,
+        "-m",
+        "vaedeploy",
+        "serve",
+        *map(str, arguments),
+        "--port",
+        "0",
+        "--warm-up",
+        "16x16",
+    ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     said = ""
@@ -188,6 +202,18 @@ def test_a_second_signal_stops_it_at_once(bundle):
         _, err = process.communicate(timeout=10)
     assert process.returncode == 0
     assert err == "Stopped by SIGTERM; requests that were not answered are lost\n"
+
+
+def test_more_connections_than_files_that_may_be_open(bundle):
+    """asyncio would log a traceback for each connection that waits, over and over."""
+    with started(bundle, files=150) as (process, port), ExitStack() as stack:
+        opened = [stack.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(300)]
+        assert {read_answer(connection).status for connection in opened[-100:]} == {503}
+        opened[0].sendall(b"GET /v2 HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert read_answer(opened[0]).status == 200
+        process.terminate()
+        _, err = process.communicate(timeout=30)
+    assert err == "Stopped by SIGTERM; every request was answered\n"
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="it needs a full disk")  # noqa: PTH110

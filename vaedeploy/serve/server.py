@@ -26,8 +26,11 @@ KEEP_ALIVE = 75
 """Seconds that a connection stays open between two requests: longer than the 60 of nginx, which would else send a
 request on a connection that is just being closed."""
 
-WAITING = 128
-"""Connections that wait to be accepted, and are accepted at once."""
+WAITING = 1024
+"""Connections that wait to be accepted."""
+
+ACCEPTED_AT_ONCE = 16
+"""Of those: each takes some turns of the event loop until it can be refused, and more are accepted meanwhile."""
 
 SPARE_FILES = 256
 """Files that are left open to others than connections: bundles, libraries, and connections that are refused."""
@@ -126,12 +129,17 @@ class Server(uvicorn.Server):
                 log_config=None,
                 access_log=False,
                 server_header=False,
-                backlog=WAITING,
+                backlog=ACCEPTED_AT_ONCE,
                 timeout_keep_alive=KEEP_ALIVE,
             )
         )
         self.served = app
         self.stopped_by = ""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for listener in sockets or []:
+            listener.listen(WAITING)  # asyncio has taken ACCEPTED_AT_ONCE for this number too
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await super().shutdown(sockets)
