@@ -48,8 +48,8 @@ test-faults: $(READY)  ## look for faults at every point, and not at some: see d
 	$(BIN)/python -m pytest --full $(FAULTS)
 
 # More of what these tests try at each run: CASES=20000 SEED=7.
-fuzz: $(READY)  ## open 40,000 files as strangers make them, of another seed each day
-	VAEDEPLOY_FUZZ_CASES=$(or $(CASES),20000) VAEDEPLOY_FUZZ_SEED=$(or $(SEED),$(shell date +%Y%m%d)) $(BIN)/python -m pytest tests/test_fuzz.py tests/source/test_broken_weights.py
+fuzz: $(READY)  ## open 40,000 files as strangers make them, and send a server 20,000 bodies, of another seed each day
+	VAEDEPLOY_FUZZ_CASES=$(or $(CASES),20000) VAEDEPLOY_FUZZ_SEED=$(or $(SEED),$(shell date +%Y%m%d)) $(BIN)/python -m pytest tests/test_fuzz.py tests/source/test_broken_weights.py tests/serve/test_fuzz.py
 
 # Debian's: browsers that packages of Python bring are hundreds of megabytes.
 test-page: $(READY)  ## run the tests of the report's page in headless Chromium, which is installed if it is not there

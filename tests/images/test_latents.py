@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from vaedeploy.errors import LatentError
-from vaedeploy.images.latents import LatentFile, read_latent, write_latent
+from vaedeploy.images.latents import LatentFile, latent_from_bytes, read_latent, write_latent
 from vaedeploy.values.latent import LatentSpec
 
 # Latents
@@ -35,10 +35,10 @@ def test_latent_round_trip(
 ) -> None:
     path = tmp_path_factory.mktemp("latent") / "a.safetensors"
     write_latent(path, LatentFile(latent, "12ab", name, SPEC, size))
-    read = read_latent(path)
-    np.testing.assert_array_equal(read.latent, latent)
-    assert read.latent.dtype == np.float32
-    assert (read.vae_identity, read.vae_name, read.spec, read.size) == ("12ab", name, SPEC, size)
+    for read in (read_latent(path), latent_from_bytes(path.read_bytes(), "it")):
+        np.testing.assert_array_equal(read.latent, latent)
+        assert read.latent.dtype == np.float32
+        assert (read.vae_identity, read.vae_name, read.spec, read.size) == ("12ab", name, SPEC, size)
 
 
 def test_latent_is_written_as_specified(tmp_path: Path) -> None:
@@ -57,9 +57,10 @@ def test_latent_is_written_as_specified(tmp_path: Path) -> None:
 def test_latent_of_another_program_is_read(tmp_path: Path) -> None:
     latent = np.random.default_rng(0).normal(size=(1, 4, 2, 2)).astype(np.float16)
     safetensors.numpy.save_file({"latent": latent, "other": latent}, tmp_path / "a.safetensors")
-    read = read_latent(tmp_path / "a.safetensors")
-    np.testing.assert_array_equal(read.latent, latent.astype(np.float32))
-    assert (read.vae_identity, read.vae_name, read.spec, read.size) == (None, None, None, None)
+    path = tmp_path / "a.safetensors"
+    for read in (read_latent(path), latent_from_bytes(path.read_bytes(), "it")):
+        np.testing.assert_array_equal(read.latent, latent.astype(np.float32))
+        assert (read.vae_identity, read.vae_name, read.spec, read.size) == (None, None, None, None)
 
 
 def _tensors(metadata: dict[str, str] | None = None, **tensors: np.ndarray) -> bytes:
@@ -105,7 +106,11 @@ def test_what_is_no_latent_is_refused(tmp_path: Path, data: bytes, message: str)
     path.write_bytes(data)
     with pytest.raises(LatentError) as caught:
         read_latent(path)
-    assert str(caught.value) == message.format(path, wanted="it must be (B, C, h, w) of type F32, F16 or F64")
+    wanted = "it must be (B, C, h, w) of type F32, F16 or F64"
+    assert str(caught.value) == message.format(path, wanted=wanted)
+    with pytest.raises(LatentError) as caught:
+        latent_from_bytes(data, "it")
+    assert str(caught.value) == message.format("it", wanted=wanted)
 
 
 @pytest.mark.parametrize("data", [b"", b"hello, I am text", _tensors(latent=ZEROS)[:-1], _tensors(latent=ZEROS)[:20]])
@@ -115,6 +120,8 @@ def test_file_that_is_not_safetensors_is_refused(tmp_path: Path, data: bytes) ->
     with pytest.raises(LatentError) as caught:
         read_latent(path)
     assert str(caught.value).startswith(f"{path} is not a safetensors file, or is truncated: ")
+    with pytest.raises(LatentError, match=r"^it is not a safetensors file, or is truncated: "):
+        latent_from_bytes(data, "it")
 
 
 def test_missing_latent_and_folder(tmp_path: Path) -> None:

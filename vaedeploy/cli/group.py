@@ -79,6 +79,7 @@ ORDER = (
     "pull",
     "compare",
     "bench",
+    "serve",
     "presets",
     "profiles",
     "doctor",
@@ -176,20 +177,34 @@ class MemorySize(click.ParamType[int]):
         return size
 
 
-def memory_options(command: Command) -> Command:
-    """What a call by rows may take: memory, and a folder for files."""
-    command = click.option(
-        "--workspace",
-        type=PATH,
-        metavar="DIR",
-        help="A folder on a fast disk for what --max-memory does not hold. Nothing is left there.",
-    )(command)
+class Size(click.ParamType[tuple[int, int]]):
+    """A height and a width in pixels, as in 512x768."""
+
+    name = "HxW"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        height, by, width = str(value).partition("x")
+        if not (by and height.isdecimal() and width.isdecimal()):
+            self.fail(f"{value!r} is not a size; give height x width in pixels, such as 512x768")
+        return int(height), int(width)
+
+
+def memory_option(command: Command) -> Command:
     return click.option(
         "--max-memory",
         type=MemorySize(),
         metavar="SIZE",
         help="Take no more memory than this on the CPU beyond the loaded graphs, such as 4G or 4GiB: what would take "
         "more is computed by rows, with the same result. [default: 70 % of what is free]",
+    )(command)
+
+
+def workspace_option(command: Command) -> Command:
+    return click.option(
+        "--workspace",
+        type=PATH,
+        metavar="DIR",
+        help="A folder on a fast disk for what --max-memory does not hold. Nothing is left there.",
     )(command)
 
 

@@ -9,7 +9,7 @@ import click
 
 from vaedeploy.cli import terminal
 from vaedeploy.cli.documents import converted_document
-from vaedeploy.cli.group import PATH, bundle_argument, cli, json_option, memory_options
+from vaedeploy.cli.group import PATH, bundle_argument, cli, json_option, memory_option, workspace_option
 
 if TYPE_CHECKING:
     from vaedeploy.pipeline.codec import Converted
@@ -39,7 +39,8 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Accept images of any size: pad them by reflection to the next size that fits. decode crops them again.",
 )
-@memory_options
+@memory_option
+@workspace_option
 @json_option
 def encode(
     bundle: Path,
@@ -86,7 +87,8 @@ def encode(
     metavar="IMAGE",
     help="The image to write; if LATENT is a folder, the folder to write PNG images to.",
 )
-@memory_options
+@memory_option
+@workspace_option
 @json_option
 def decode(
     bundle: Path, latent: Path, out: Path, max_memory: int | None, workspace: Path | None, as_json: bool

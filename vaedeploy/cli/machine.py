@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from vaedeploy.cli import terminal
-from vaedeploy.cli.group import bundle_argument, cli, json_option
+from vaedeploy.cli.group import Size, bundle_argument, cli, json_option
 
 
 @cli.command()
@@ -43,6 +43,7 @@ def presets(as_json: bool) -> None:
 @click.option(
     "--size",
     "sizes",
+    type=Size(),
     multiple=True,
     default=("512x512",),
     show_default=True,
@@ -60,7 +61,7 @@ def presets(as_json: bool) -> None:
 )
 @click.option("--rounds", type=int, default=7, show_default=True, help="Time each backend this many times, in turns.")
 @json_option
-def bench(bundle: Path, sizes: tuple[str, ...], as_json: bool, **options: Any) -> None:
+def bench(bundle: Path, as_json: bool, **options: Any) -> None:
     """Time a bundle's encoder and decoder on this machine.
 
     The command times whole calls, from arrays in the host's memory to arrays in the host's memory. The backends take
@@ -76,19 +77,12 @@ def bench(bundle: Path, sizes: tuple[str, ...], as_json: bool, **options: Any) -
     from vaedeploy.pipeline.bench import bench_bundle
 
     with terminal.progress_display() as progress:
-        found = bench_bundle(bundle, sizes=[_size(text) for text in sizes], progress=progress, **options)
+        found = bench_bundle(bundle, progress=progress, **options)
     if as_json:
         terminal.show_json(found)
     else:
         terminal.show_table(BENCH_COLUMNS, bench_rows(found), numbers=BENCH_COLUMNS[4:8])
         terminal.show("\n".join(ceiling_lines(found)))
-
-
-def _size(text: str) -> tuple[int, int]:
-    height, by, width = text.partition("x")
-    if not (by and height.isdecimal() and width.isdecimal()):
-        raise click.UsageError(f"{text!r} is not a size; give height x width in pixels, such as 512x768.")
-    return int(height), int(width)
 
 
 @cli.command()

@@ -97,30 +97,45 @@ def read_image(path: str | Path, *, opacity: bool = False) -> NDArray[np.uint8]:
             raise ImageError(f"{path} {fault}; give an image file")
         if path.is_file() and path.stat().st_size == 0:
             raise ImageError(f"{path} is empty (0 bytes)")
-        Image.init()
-        with Image.open(path, formats=[name for name in READ_FORMATS if name in Image.OPEN]) as image:
-            if image.width * image.height > MOST_PIXELS:
-                raise ImageError(
-                    f"{path} is too large: it has {image.width * image.height:,} pixels, and at most {MOST_PIXELS:,} "
-                    "are read. Crop it or make it smaller first"
-                )
-            image.load()
-            return _pixels(image, opacity, path)
-    except ImageError:
-        raise
+        return _read(path, path, opacity, MOST_PIXELS)
     except FileNotFoundError as error:
         raise ImageError(f"there is no file {path}") from error
+    except OSError as error:
+        raise ImageError(f"{path} cannot be read: {reason(error)}") from error
+    except ValueError as error:  # a path with a null character
+        raise ImageError(f"{path} cannot be read: {error}") from error
+
+
+def image_from_bytes(data: bytes, name: str, *, most: int, opacity: bool = False) -> NDArray[np.uint8]:
+    """The content of an image file, read as ``read_image`` does. name: for messages. most: pixels that it may have."""
+    if not data:
+        raise ImageError(f"{name} is empty (0 bytes)")
+    return _read(io.BytesIO(data), name, opacity, min(most, MOST_PIXELS))
+
+
+def _read(source: Path | io.BytesIO, name: Path | str, opacity: bool, most: int) -> NDArray[np.uint8]:
+    """Read an image that Pillow opens. Raises ImageError, and OSError for a path that cannot be opened."""
+    try:
+        Image.init()
+        with Image.open(source, formats=[form for form in READ_FORMATS if form in Image.OPEN]) as image:
+            if image.width * image.height > most:
+                raise ImageError(
+                    f"{name} is too large: it has {image.width * image.height:,} pixels, and at most {most:,} are "
+                    "read. Crop it or make it smaller first"
+                )
+            image.load()
+            return _pixels(image, opacity, name)
+    except (ImageError, FileNotFoundError, IsADirectoryError, PermissionError):
+        raise
     except UnidentifiedImageError as error:
         raise ImageError(
-            f"{path} is not an image, or has no pixels; formats that can be read: {', '.join(READ_FORMATS)}"
+            f"{name} is not an image, or has no pixels; formats that can be read: {', '.join(READ_FORMATS)}"
         ) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageError(f"{path} is too large: {error} Crop it or make it smaller first") from error
-    except (IsADirectoryError, PermissionError) as error:
-        raise ImageError(f"{path} cannot be read: {reason(error)}") from error
+        raise ImageError(f"{name} is too large: {error} Crop it or make it smaller first") from error
     # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and more on broken files.
     except Exception as error:
-        raise ImageError(f"{path} cannot be decoded, it is truncated or broken: {error}") from error
+        raise ImageError(f"{name} cannot be decoded, it is truncated or broken: {error}") from error
 
 
 def is_pillow(value: object) -> bool:
@@ -171,6 +186,11 @@ def write_image(path: str | Path, image: NDArray[np.uint8]) -> None:
     that cannot be written to, ImageError for an array of another shape or dtype or without pixels.
     """
     path = Path(path)
+    write_file(path, image_bytes(image, path))
+
+
+def image_bytes(image: NDArray[np.uint8], path: Path) -> bytes:
+    """What ``write_image`` writes to ``path``, which is used for its suffix and for messages."""
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in COLORS or image.size == 0:
         raise ImageError(f"image is {image.dtype} of shape {image.shape}; a picture is (H, W, 3) or (H, W, 4) uint8")
     check_image_name(path, image.shape[2])
@@ -183,7 +203,7 @@ def write_image(path: str | Path, image: NDArray[np.uint8]) -> None:
             f"{path}: a picture of {image.shape[0]}x{image.shape[1]} (height x width) cannot be written as {form}: "
             f"{error}. Write it as .png"
         ) from error
-    write_file(path, data.getvalue())
+    return data.getvalue()
 
 
 def _pixels(image: Image.Image, opacity: bool, path: Path | str) -> NDArray[np.uint8]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,14 @@ from vaedeploy.errors import ContractError, LatentError
 from vaedeploy.system.atomic import write_file
 from vaedeploy.system.files import special
 from vaedeploy.system.oserrors import reason
-from vaedeploy.system.tensors import safetensors_bytes
+from vaedeploy.system.tensors import safetensors_bytes, safetensors_metadata
 from vaedeploy.values.latent import LatentSpec, frames_text
 
 LATENT_KEY = "latent"
 """The name of the latent's tensor in a latent file."""
+
+FLOATS: dict[str, np.dtype[Any]] = {"F16": np.dtype("<f2"), "F32": np.dtype("<f4"), "F64": np.dtype("<f8")}
+"""The types that a latent has in a file, as safetensors names them."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,23 @@ class LatentFile:
     spec: LatentSpec | None = None
     size: tuple[int, int] | None = None
 
+    def told_apart(self, identity: str, name: str, spec: LatentSpec) -> str | None:
+        """A sentence that says that another VAE than the one of this identity, name and contract made the latent, and
+        how their contracts differ; None where this one made it, or the file does not say.
+        """
+        if self.vae_identity in (None, identity):
+            return None
+        fields = self.spec.differences(spec) if self.spec else []
+        differ = ", ".join(f"{field} is {there} there and {here} here" for field, there, here in fields)
+        return (
+            f"{self.vae_name or 'another VAE'} ({_short(self.vae_identity)}) made the latent, {name} "
+            f"({_short(identity)}) decodes it" + (f"; their latent contracts differ: {differ}" if differ else "")
+        )
+
+
+def _short(identity: str | None) -> str:
+    return (identity or "")[:12]
+
 
 def read_latent(path: str | Path) -> LatentFile:
     """Read a latent file: a safetensors file with a tensor ``latent`` (B, C, h, w) of float16, float32 or float64.
@@ -50,35 +71,59 @@ def read_latent(path: str | Path) -> LatentFile:
         raise LatentError(f"{path} {fault}; give a latent file")
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
-            names = list(file.keys())
-            if LATENT_KEY not in names:
-                raise LatentError(f"{path} has no tensor {LATENT_KEY!r}; it has {', '.join(sorted(names)) or 'none'}")
+            _check_names(path, file.keys())
             tensor = file.get_slice(LATENT_KEY)
-            if tensor.get_dtype() not in ("F16", "F32", "F64") or len(tensor.get_shape()) != 4:
-                shape = tuple(tensor.get_shape())
-                raise LatentError(
-                    f"{path} has a latent of type {tensor.get_dtype()} and shape {shape}; "
-                    f"it must be (B, C, h, w) of type F32, F16 or F64{frames_text(shape)}"
-                )
-            with np.errstate(over="ignore"):
-                latent = file.get_tensor(LATENT_KEY).astype(np.float32, copy=False)
-            metadata = file.metadata() or {}
+            _check_tensor(path, tensor.get_dtype(), tensor.get_shape())
+            return _latent_file(path, file.get_tensor(LATENT_KEY), file.metadata() or {})
     except FileNotFoundError as error:
         raise LatentError(f"there is no file {path}") from error
     except OSError as error:
         raise LatentError(f"{path} cannot be read: {reason(error)}") from error
     except safetensors.SafetensorError as error:
         raise LatentError(f"{path} is not a safetensors file, or is truncated: {error}") from error
+
+
+def latent_from_bytes(data: bytes, name: str) -> LatentFile:
+    """The content of a latent file, read as ``read_latent`` does. ``name`` is for messages."""
+    try:
+        tensors = dict(safetensors.deserialize(data))  # type: ignore[no-untyped-call]
+    except safetensors.SafetensorError as error:
+        raise LatentError(f"{name} is not a safetensors file, or is truncated: {error}") from error
+    _check_names(name, tensors)
+    tensor: Any = tensors[LATENT_KEY]
+    _check_tensor(name, tensor["dtype"], tensor["shape"])
+    dtype = FLOATS[tensor["dtype"]]
+    latent = np.frombuffer(tensor["data"], dtype).reshape(tensor["shape"])
+    return _latent_file(name, latent, safetensors_metadata(data))
+
+
+def _check_names(name: Path | str, names: Iterable[str]) -> None:
+    if LATENT_KEY not in names:
+        raise LatentError(f"{name} has no tensor {LATENT_KEY!r}; it has {', '.join(sorted(names)) or 'none'}")
+
+
+def _check_tensor(name: Path | str, dtype: str, sides: Iterable[int]) -> None:
+    shape = tuple(sides)
+    if dtype not in FLOATS or len(shape) != 4:
+        raise LatentError(
+            f"{name} has a latent of type {dtype} and shape {shape}; it must be (B, C, h, w) of type F32, F16 or F64"
+            f"{frames_text(shape)}"
+        )
+
+
+def _latent_file(name: Path | str, tensor: NDArray[Any], metadata: dict[str, str]) -> LatentFile:
+    with np.errstate(over="ignore"):
+        latent = tensor.astype(np.float32, copy=False)
     if latent.size == 0:
-        raise LatentError(f"{path} has a latent without elements: its shape is {latent.shape}")
+        raise LatentError(f"{name} has a latent without elements: its shape is {latent.shape}")
     if not np.isfinite(latent).all():
-        raise LatentError(f"{path} has NaN or infinity in its latent")
+        raise LatentError(f"{name} has NaN or infinity in its latent")
     return LatentFile(
         latent,
         metadata.get("vaedeploy.identity"),
         metadata.get("vaedeploy.vae"),
-        _read_json(path, metadata, "vaedeploy.latent", LatentSpec),
-        _read_json(path, metadata, "vaedeploy.size", tuple[int, int]),
+        _read_json(name, metadata, "vaedeploy.latent", LatentSpec),
+        _read_json(name, metadata, "vaedeploy.size", tuple[int, int]),
     )
 
 
@@ -87,6 +132,11 @@ def write_latent(path: str | Path, file: LatentFile) -> None:
 
     Raises OutputError for a path that cannot be written to, LatentError for a latent that is not (B, C, h, w) float32.
     """
+    write_file(Path(path), latent_bytes(file))
+
+
+def latent_bytes(file: LatentFile) -> bytes:
+    """The content of a latent file. Raises LatentError for a latent that is not (B, C, h, w) float32."""
     latent = file.latent
     if latent.dtype != np.float32 or latent.ndim != 4:
         raise LatentError(f"latent is {latent.dtype} of shape {latent.shape}; it must be (B, C, h, w) float32")
@@ -97,10 +147,10 @@ def write_latent(path: str | Path, file: LatentFile) -> None:
         "vaedeploy.size": None if file.size is None else msgspec.json.encode(file.size).decode(),
     }
     metadata = {key: value for key, value in entries.items() if value is not None}
-    write_file(Path(path), safetensors_bytes({LATENT_KEY: latent}, metadata))
+    return safetensors_bytes({LATENT_KEY: latent}, metadata)
 
 
-def _read_json(path: Path, metadata: dict[str, str], key: str, kind: Any) -> Any:
+def _read_json(path: Path | str, metadata: dict[str, str], key: str, kind: Any) -> Any:
     """The JSON under ``key`` in a file's metadata, decoded as the type ``kind``; None if there is no such key."""
     if key not in metadata:
         return None

@@ -25,7 +25,7 @@ from vaedeploy.runtime import VAE
 from vaedeploy.system.atomic import check_place, clear_drafts, transient_folder
 from vaedeploy.system.oserrors import reason
 from vaedeploy.system.progress import Progress, silent
-from vaedeploy.values.latent import RGBA, LatentSpec
+from vaedeploy.values.latent import RGBA
 from vaedeploy.values.words import counted
 
 LATENT = ".safetensors"
@@ -137,31 +137,15 @@ def decode_files(vae: VAE, source: Path, out: Path, *, progress: Progress = sile
             raise LatentError(
                 f"{file} holds {len(read.latent)} latents; a picture takes one. Save each to its own file"
             )
-        if read.vae_identity not in (None, vae_info.identity):
-            differ = _differing(read.spec, vae.latent) if read.spec else ""
+        if other := read.told_apart(vae_info.identity, vae_info.name, vae.latent):
             # The text leaves out the file's name: Python shows equal warnings once, so a whole folder gives one.
-            warnings.warn(
-                f"{read.vae_name or 'another VAE'} ({_short(read.vae_identity)}) made the latent, "
-                f"{vae_info.name} ({_short(vae_info.identity)}) decodes it{differ}",
-                OtherVAEWarning,
-                stacklevel=2,
-            )
+            warnings.warn(other, OtherVAEWarning, stacklevel=2)
         write_image(target, vae.decode(read.latent, size=read.size)[0])
 
     _check_places(source, out, tuple(WRITE_OPTIONS), ".png")
     if not source.is_dir():
         check_image_name(out, vae.latent.image_channels)
     return _convert(source, out, (LATENT,), ".png", decode, f"Decoding {source}", progress)
-
-
-def _short(identity: str | None) -> str:
-    return (identity or "")[:12]
-
-
-def _differing(theirs: LatentSpec, ours: LatentSpec) -> str:
-    """The end of a sentence that says how the latent contracts of a file and a VAE differ; empty where they agree."""
-    fields = [f"{field} is {there} there and {here} here" for field, there, here in theirs.differences(ours)]
-    return f"; their latent contracts differ: {', '.join(fields)}" if fields else ""
 
 
 def _check_places(source: Path, out: Path, suffixes: Iterable[str], suffix: str) -> None:

@@ -30,6 +30,7 @@ EXTRAS = {
     },
     "hub": {"huggingface_hub": "huggingface_hub"},
     "build": BUILD,
+    "serve": {"uvicorn": "uvicorn"},
     "rtx": {"tensorrt-rtx": "tensorrt_rtx", **CUDA, **BUILD},
     "tensorrt": {"tensorrt": "tensorrt", **CUDA, **BUILD},
 }
@@ -41,6 +42,7 @@ PURPOSES = {
     "export": "export, verify, compare",
     "hub": "push, pull, and bundles that are named hf://owner/name",
     "build": "optimize, bench, and what builds of any backend need",
+    "serve": "serve, beside a backend",
     "rtx": "build --backend tensorrt-rtx, on any machine, and run on RTX GPUs",
     "tensorrt": "build --backend tensorrt, on the GPU that it is for, and run there",
 }

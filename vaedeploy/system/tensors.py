@@ -1,4 +1,4 @@
-"""The bytes of a safetensors file, which are the same on every run for the same arrays and metadata."""
+"""The bytes of a safetensors file, the same on every run for the same arrays and metadata, and its metadata."""
 
 from __future__ import annotations
 
@@ -27,3 +27,10 @@ def safetensors_bytes(arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str,
     header = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
     header += b" " * (-len(header) % ALIGNMENT)
     return len(header).to_bytes(8, "little") + header + saved[end:]
+
+
+def safetensors_metadata(data: bytes) -> dict[str, str]:
+    """The metadata of a safetensors file with this content, which the safetensors library has read without an error."""
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    metadata: dict[str, str] = header.get("__metadata__") or {}
+    return metadata

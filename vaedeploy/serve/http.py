@@ -1,0 +1,196 @@
+"""Requests and answers of HTTP, as the routes see them, on top of ASGI."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, MutableMapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any, TypeVar
+from urllib.parse import parse_qsl
+
+import msgspec
+
+from vaedeploy.serve.refusals import GoneError, RequestError, bad, busy, too_large
+from vaedeploy.serve.settings import Settings
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Piece = bytes | memoryview
+Result = TypeVar("Result")
+
+SLOWEST = 10_000
+"""Bytes per second at which a body must arrive at least, once the client's patience is used up."""
+
+SENT_AT_ONCE = 1 << 20
+"""Bytes that are handed to the connection at once: it is waited for in between, until the client has taken them."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer: its body is ``pieces``, one after the other."""
+
+    pieces: Sequence[Piece]
+    content_type: str = "application/json"
+    status: HTTPStatus = HTTPStatus.OK
+    headers: MutableMapping[str, str] = field(default_factory=dict)
+
+    @property
+    def size(self) -> int:
+        return sum(map(len, self.pieces))
+
+
+def json_answer(value: object, status: HTTPStatus = HTTPStatus.OK) -> Answer:
+    return Answer([msgspec.json.encode(value)], status=status)
+
+
+class Held:
+    """Bytes of bodies that are in memory, of all requests."""
+
+    def __init__(self, most: int) -> None:
+        self._most, self.bytes = most, 0
+
+    def take(self, size: int) -> None:
+        """Raise RequestError (503) if there is no room for as many bytes."""
+        if self.bytes + size > self._most:
+            raise busy("the bodies of other requests fill the memory for them; try again later")
+        self.bytes += size
+
+    def free(self, size: int) -> None:
+        self.bytes -= size
+
+
+class Request:
+    """A request. aside: threads for what would hold up the event loop.
+
+    told: what is known of it, for the log. model: the name of its model, empty until it is known.
+    queued: seconds in the line, once it has left it.
+    """
+
+    def __init__(self, scope: Scope, receive: Receive, settings: Settings, held: Held, aside: Executor) -> None:
+        self.method: str = scope["method"]
+        self.path: str = scope["path"]
+        self.headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        self.told: dict[str, object] = {}
+        self.model = ""
+        self.queued: float | None = None
+        self._query: bytes = scope["query_string"]
+        self._receive, self._settings, self._held, self._aside = receive, settings, held, aside
+        self._taken = 0
+        self._read = False
+
+    @property
+    def holds_back(self) -> bool:
+        """Whether the client waits for leave to send its body, which it has not got: what comes next on its connection
+        may be that body, or another request.
+        """
+        return not self._read and "expect" in self.headers
+
+    @property
+    def query(self) -> dict[str, str]:
+        """The parameters after the question mark. Raises RequestError (400) for one that is given twice."""
+        pairs = parse_qsl(self._query.decode("latin-1"), keep_blank_values=True)
+        query = dict(pairs)
+        if len(query) < len(pairs):
+            raise bad("a parameter is given twice after the '?'")
+        return query
+
+    def check_content(self, taken: Sequence[str], advice: str) -> None:
+        """Raise RequestError (415) for a body that is compressed, or of a type that is neither unsaid nor begins with
+        one of ``taken``. advice: what to send instead.
+        """
+        if (encoding := self.headers.get("content-encoding", "identity")) != "identity":
+            raise RequestError(
+                HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"the body's encoding is {encoding}; send it as it is, uncompressed"
+            )
+        kind = self.headers.get("content-type", "").partition(";")[0].strip().lower()
+        # curl and others send this where nothing else is said.
+        if kind and kind != "application/x-www-form-urlencoded" and not kind.startswith(tuple(taken)):
+            raise RequestError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"the body is {kind}; {advice}")
+
+    async def body(self) -> bytearray:
+        """The body, which is in memory until ``forget``.
+
+        Raises RequestError for one that is too large (413, before it is read where its length is stated), that stalls
+        (408), or that finds no memory (503), and GoneError.
+        """
+        most = self._settings.max_body
+        stated = int(self.headers.get("content-length", "0"))  # the protocol's library has checked that it is a number
+        if stated > most:
+            raise self._too_large(f"has {stated:,} bytes")
+        body, loop = bytearray(), asyncio.get_running_loop()
+        began, more = loop.time(), True
+        self._read = True
+        while more:
+            until = began + self._settings.patience + len(body) / SLOWEST
+            try:
+                async with asyncio.timeout_at(until):
+                    message = await self._receive()
+            except TimeoutError:
+                raise RequestError(
+                    HTTPStatus.REQUEST_TIMEOUT,
+                    f"the body stalled after {len(body):,} bytes; send all of it at once",
+                    "stalled",
+                    closes=True,
+                ) from None
+            if message["type"] == "http.disconnect":
+                raise GoneError
+            data, more = message.get("body", b""), message.get("more_body", False)
+            if len(body) + len(data) > most:
+                raise self._too_large("is larger")
+            self._held.take(len(data))
+            self._taken += len(data)
+            body += data
+        self.told["bytes_in"] = len(body)
+        return body
+
+    def forget(self) -> None:
+        """Say that the body is no longer in memory."""
+        self._held.free(self._taken)
+        self._taken = 0
+
+    async def aside(self, work: Callable[..., Result], *arguments: Any) -> Result:
+        """The result of ``work`` in another thread. Few such threads are at work, which bounds what they take."""
+        return await asyncio.get_running_loop().run_in_executor(self._aside, work, *arguments)
+
+    async def unless_gone(self, work: Coroutine[Any, Any, Result]) -> Result:
+        """The result of ``work``, which is cancelled when the client goes away. Raises GoneError then.
+
+        The body must have been read.
+        """
+        loop = asyncio.get_running_loop()
+        working, leaving = loop.create_task(work), loop.create_task(self._disconnected())
+        try:
+            await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            if not working.done():
+                raise GoneError
+            return working.result()
+        finally:
+            for task in (working, leaving):
+                task.cancel()
+
+    async def _disconnected(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+
+    def _too_large(self, what: str) -> RequestError:
+        return too_large(f"the body {what}; this server takes at most {self._settings.max_body:,} bytes (--max-body)")
+
+
+async def send(send: Send, answer: Answer, *, closes: bool = False) -> None:
+    """Send an answer. closes: whether the connection ends with it."""
+    headers = {
+        "content-type": answer.content_type,
+        "content-length": str(answer.size),
+        **answer.headers,
+        **({"connection": "close"} if closes else {}),
+    }
+    encoded = [(name.encode("latin-1"), value.encode("latin-1", "replace")) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": answer.status, "headers": encoded})
+    for piece in answer.pieces:
+        for start in range(0, len(piece), SENT_AT_ONCE):
+            data = piece[start : start + SENT_AT_ONCE]
+            await send({"type": "http.response.body", "body": data, "more_body": True})
+    await send({"type": "http.response.body", "body": b"", "more_body": False})

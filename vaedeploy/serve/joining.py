@@ -1,0 +1,224 @@
+"""Requests in line for a VAE: which of them go into a call together, and when.
+
+On a GPU, requests of one size are joined; of the sizes that are ripe (full, or waiting for longer than the delay) the
+one goes first that waited longest. On a CPU each request is a call, and as many calls run side by side as there are
+cores. Everything here but the calls themselves happens on the thread of the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vaedeploy.serve.refusals import busy
+from vaedeploy.values.kinds import Part
+
+Outputs = dict[str, NDArray[Any]]
+
+Compute = Callable[[Part, NDArray[Any], Sequence[str]], Outputs]
+"""A half's named outputs for a batch: ``VAE.compute``."""
+
+
+@dataclass(frozen=True)
+class Computed:
+    """What a request gets. queued, computed: seconds. joined: the requests of its call."""
+
+    outputs: Outputs
+    queued: float
+    computed: float
+    joined: int
+
+
+@dataclass(eq=False)
+class Job:
+    """A request in line. array: its items along the first axis. since: when it joined the line."""
+
+    part: Part
+    array: NDArray[Any]
+    outputs: tuple[str, ...]
+    since: float
+    result: asyncio.Future[Computed]
+
+    @property
+    def items(self) -> int:
+        return len(self.array)
+
+    @property
+    def key(self) -> object:
+        """Equal for requests that may be joined."""
+        return self.part, self.array.dtype, self.array.shape[1:], self.outputs
+
+
+class Line:
+    """The requests that wait for one VAE.
+
+    calls: how many run at once. most: the items of a joined call; 1 joins nothing. delay: seconds that a request waits
+    for others. longest: how many requests wait. told: is called after each call with the half, its items, its requests
+    and its seconds.
+    """
+
+    def __init__(
+        self,
+        compute: Compute,
+        *,
+        calls: int,
+        most: int,
+        delay: float,
+        longest: int,
+        told: Callable[[Part, int, int, float], None] = lambda *_: None,
+    ) -> None:
+        self._compute, self._most, self._delay, self._longest, self._told = compute, most, delay, longest, told
+        self.calls = self._free = calls
+        self._pool = ThreadPoolExecutor(calls, "vaedeploy-serve")
+        self._waiting: dict[object, deque[Job]] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._running: set[asyncio.Task[None]] = set()
+
+    @property
+    def batches(self) -> list[int]:
+        """The powers of two that calls have as their number of items."""
+        return [2**power for power in range(self._most.bit_length())]
+
+    @property
+    def waiting(self) -> int:
+        """How many requests wait."""
+        return sum(map(len, self._waiting.values()))
+
+    @property
+    def running(self) -> int:
+        """How many calls run."""
+        return len(self._running)
+
+    def check(self) -> None:
+        """Raise RequestError (503) if no other request may wait."""
+        if self.waiting >= self._longest:
+            raise busy(f"{self._longest} requests wait already; try again later")
+
+    async def compute(self, part: Part, array: NDArray[Any], outputs: Sequence[str]) -> Computed:
+        """The named outputs of a half for ``array``, once it is its turn.
+
+        Raises RequestError (503) if too many wait, and what the VAE raises for this array. When the caller is
+        cancelled, the request leaves the line.
+        """
+        self.check()
+        loop = asyncio.get_running_loop()
+        job = Job(part, array, tuple(outputs), loop.time(), loop.create_future())
+        self._waiting.setdefault(job.key, deque()).append(job)
+        self._start()
+        try:
+            return await job.result
+        finally:
+            self._leave(job)
+
+    def close(self) -> None:
+        """Let the calls that run end."""
+        self._pool.shutdown()
+
+    def _leave(self, job: Job) -> None:
+        jobs = self._waiting.get(job.key)
+        if jobs and job in jobs:
+            jobs.remove(job)
+            if not jobs:
+                del self._waiting[job.key]
+
+    def _start(self) -> None:
+        """Start as many calls as may run."""
+        while self._free and (jobs := self._next()):
+            self._free -= 1
+            task = asyncio.get_running_loop().create_task(self._run(jobs))
+            self._running.add(task)
+            task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._running.discard(task)
+        self._free += 1
+        if not task.cancelled():  # the loop ends otherwise
+            self._start()
+
+    def _next(self) -> list[Job]:
+        """The requests of the next call, taken out of the line; none where all are to wait for others to join."""
+        loop = asyncio.get_running_loop()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if not self._waiting:
+            return []
+        oldest = min(self._waiting.values(), key=lambda jobs: jobs[0].since)
+        now = loop.time()
+        ripe = [jobs for jobs in self._waiting.values() if self._is_ripe(jobs, now)]
+        if not ripe:
+            self._timer = loop.call_at(oldest[0].since + self._delay, self._start)
+            return []
+        chosen = min(ripe, key=lambda jobs: jobs[0].since)
+        key = chosen[0].key
+        taken = [chosen.popleft() for _ in range(self._how_many(chosen))]
+        if not chosen:
+            del self._waiting[key]
+        return taken
+
+    def _is_ripe(self, jobs: deque[Job], now: float) -> bool:
+        return self._most == 1 or now >= jobs[0].since + self._delay or sum(job.items for job in jobs) >= self._most
+
+    def _how_many(self, jobs: deque[Job]) -> int:
+        """How many of these requests, from the first on, go into one call: as many as have a power of two of items.
+
+        Backends on a GPU plan each batch of another size anew, which takes ONNX Runtime up to seconds, and keep few
+        plans. Powers of two are few, and are those that the VAE was warmed up with.
+        """
+        number, items = 1, 0
+        for count, job in enumerate(jobs, start=1):
+            items += job.items
+            if items > self._most:
+                break
+            if items.bit_count() == 1:
+                number = count
+        return number
+
+    async def _run(self, jobs: list[Job]) -> None:
+        """Compute the requests in one call. Where that fails, compute each alone: no request fails for what it was
+        joined with.
+        """
+        try:
+            await self._call(jobs)
+        except Exception as error:
+            for job in jobs:
+                if len(jobs) == 1:
+                    _settle(job, error)
+                    continue
+                try:
+                    await self._call([job])
+                except Exception as own:
+                    _settle(job, own)
+
+    async def _call(self, jobs: list[Job]) -> None:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        outputs = await loop.run_in_executor(self._pool, self._together, jobs)
+        seconds = loop.time() - began
+        self._told(jobs[0].part, sum(job.items for job in jobs), len(jobs), seconds)
+        start = 0
+        for job in jobs:
+            own = {name: value[start : start + job.items] for name, value in outputs.items()}
+            start += job.items
+            _settle(job, Computed(own, began - job.since, seconds, len(jobs)))
+
+    def _together(self, jobs: Sequence[Job]) -> Outputs:
+        """The outputs for the items of all ``jobs``, in a thread."""
+        array = jobs[0].array if len(jobs) == 1 else np.concatenate([job.array for job in jobs])
+        return self._compute(jobs[0].part, array, jobs[0].outputs)
+
+
+def _settle(job: Job, result: Computed | Exception) -> None:
+    if job.result.done():  # the client has gone
+        return
+    if isinstance(result, Exception):
+        job.result.set_exception(result)
+    else:
+        job.result.set_result(result)

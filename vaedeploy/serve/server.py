@@ -1,0 +1,207 @@
+"""Runs a server until SIGTERM: binds the port, opens and warms up the VAEs, and answers what is in flight."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from types import FrameType
+
+import uvicorn
+
+from vaedeploy.errors import InputError
+from vaedeploy.serve.app import App
+from vaedeploy.serve.connection import Connection
+from vaedeploy.serve.models import open_vaes
+from vaedeploy.serve.settings import Settings
+from vaedeploy.system.interrupts import SIGNALS
+from vaedeploy.system.oserrors import reason
+
+KEEP_ALIVE = 75
+"""Seconds that a connection stays open between two requests: longer than the 60 of nginx, which would else send a
+request on a connection that is just being closed."""
+
+WAITING = 1024
+"""Connections that wait to be accepted."""
+
+ACCEPTED_AT_ONCE = 16
+"""Of those: each takes some turns of the event loop until it can be refused, and more are accepted meanwhile."""
+
+SPARE_FILES = 256
+"""Files that are left open to others than connections: bundles, libraries, and connections that are refused."""
+
+USUAL_SIDE = 512
+"""Pixels of the side of the image that VAEs are warmed up at where no size is asked for."""
+
+log = logging.getLogger(__name__)
+
+Say = Callable[[str], None]
+
+
+def serve(
+    places: Sequence[str],
+    settings: Settings,
+    *,
+    allow_unverified: bool = False,
+    threads: int | None = None,
+    max_memory: int | None = None,
+    say: Say,
+    write: Say,
+) -> None:
+    """Serve bundles until a signal asks to stop, and answer the requests that are in flight then.
+
+    places: each ``BUNDLE`` or ``NAME=BUNDLE``. threads, max_memory: see ``VAE``, for each bundle. say: is told what
+    happens, in sentences. write: is given the access log, a line of JSON for each request.
+
+    Raises InputError for a port that cannot be listened on, and what ``open_vaes`` and ``VAE.warm_up`` raise.
+    """
+    with _listening(settings) as listener:
+        vaes = open_vaes(places, allow_unverified=allow_unverified, threads=threads, max_memory=max_memory)
+        try:
+            for name, vae in vaes.items():
+                say(f"{name} is bundle {vae.path}, {vae.manifest.precision}, on {vae.backend}")
+            run(Server(App(vaes, settings, write), settings), listener, say)
+        finally:
+            for vae in vaes.values():
+                vae.close()
+
+
+def run(server: Server, listener: socket.socket, say: Say) -> None:
+    """Serve on a bound socket until ``server`` is to stop; see ``serve``."""
+    address = listener.getsockname()
+    host = f"[{address[0]}]" if listener.family == socket.AF_INET6 else address[0]
+    say(f"Listening on http://{host}:{address[1]} for {', '.join(server.served.models)}")
+
+    async def main() -> None:
+        warming = asyncio.get_running_loop().create_task(_warm_up(server, say))
+        await server.serve([listener])
+        warming.cancel()
+        with suppress(asyncio.CancelledError):
+            await warming  # raises what warming up raised
+
+    try:
+        asyncio.run(main())
+    finally:
+        server.served.close()
+    if server.stopped_by:
+        end = "requests that were not answered are lost" if server.force_exit else "every request was answered"
+        say(f"Stopped by {server.stopped_by}; {end}")
+
+
+async def _warm_up(server: Server, say: Say) -> None:
+    """Run each VAE once at every size, and let the server say that it is ready; where that fails, stop it."""
+    loop, app = asyncio.get_running_loop(), server.served
+    began = loop.time()
+    try:
+        for name, vae in app.vaes.items():
+            sizes = app.settings.warm_up or (vae.latent.sizes.padded(USUAL_SIDE, USUAL_SIDE),)
+            say(f"Warming up {name} at {', '.join(f'{height}x{width}' for height, width in sizes)}")
+            for batch in app.line(name).batches:
+                await asyncio.to_thread(vae.warm_up, sizes, batch=batch)
+        app.ready = True
+    finally:
+        server.should_exit = server.should_exit or not app.ready
+    say(f"Ready after {loop.time() - began:.1f} s")
+
+
+class Server(uvicorn.Server):
+    """uvicorn, which stops after what is in flight. A second signal stops it at once.
+
+    served: the application. stopped_by: the name of the last signal, if one came.
+    """
+
+    def __init__(self, app: App, settings: Settings) -> None:
+        connection = type(
+            "Connection", (Connection,), {"patience": settings.patience, "most": _most_connections(settings)}
+        )
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http=connection,
+                ws="none",
+                lifespan="off",
+                interface="asgi3",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                backlog=ACCEPTED_AT_ONCE,
+                timeout_keep_alive=KEEP_ALIVE,
+            )
+        )
+        self.served = app
+        self.stopped_by = ""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for listener in sockets or []:
+            listener.listen(WAITING)  # asyncio has taken ACCEPTED_AT_ONCE for this number too
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        if self.force_exit:
+            # The loop ends the tasks of requests that are in flight. uvicorn would call that a fault, with a traceback.
+            logging.getLogger("uvicorn.error").disabled = True
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """As uvicorn's, for every signal that asks to stop. It does not raise them again: the server did as asked."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.getsignal(number) for number in SIGNALS}
+        for number, handler in before.items():
+            if handler is not signal.SIG_IGN:
+                signal.signal(number, self.handle_exit)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self.force_exit = self.should_exit
+        self.should_exit = True
+        self.stopped_by = signal.Signals(sig).name
+
+
+def _most_connections(settings: Settings) -> int:
+    if settings.max_connections is not None:
+        return settings.max_connections
+    try:
+        import resource
+    except ModuleNotFoundError:  # Windows has no such limit
+        return 10_000
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return 10_000 if files == resource.RLIM_INFINITY else max(files - SPARE_FILES, files // 4)
+
+
+@contextmanager
+def _listening(settings: Settings) -> Iterator[socket.socket]:
+    """Context with a socket that listens: who connects waits until the server runs. Raises InputError."""
+    host, port = settings.host, settings.port
+    try:
+        (family, kind, protocol, _, address), *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        listener = socket.socket(family, kind, protocol)
+    except (OSError, UnicodeError) as error:
+        raise InputError(f"cannot listen on {host!r}: {error}. Give an address of this machine with --host") from error
+    with listener:
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen(WAITING)  # two sockets may be bound to one port, and only one may listen
+        except OSError as error:
+            raise InputError(f"cannot listen on port {port} of {host}: {_why(error)}") from error
+        yield listener
+
+
+def _why(error: OSError) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return "another program does. Choose another port with --port, or 0 for any that is free"
+    if error.errno == errno.EACCES:
+        return "that port needs rights that this process does not have. Choose one above 1023 with --port"
+    return f"{reason(error)}. Give an address of this machine with --host"
