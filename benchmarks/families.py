@@ -48,6 +48,7 @@ VAES = (
     "stable-cascade",
     "asymmetric-x1.5",
     "svd",
+    "kvae-2d",
 )
 """Presets that stand for the families: where two have the same architecture, one of them."""
 

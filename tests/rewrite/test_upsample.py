@@ -30,7 +30,17 @@ EXACT = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"
 PADDED = {"pads": [1, 1, 1, 1]}
 ROWS = ["Constant", "Concat", "Concat", "Reshape", "Reshape"]
 COLUMNS = ["Concat", "Shape", "Constant", "Mul", "Reshape"]
-OPERATORS = {"convolutions": ["Conv"] * 4 + ROWS + COLUMNS, "transposed": ["ConvTranspose"]}
+OPERATORS = {
+    ("convolutions", False): ["Conv"] * 4 + ROWS + COLUMNS,
+    ("convolutions", True): ["Pad", "Conv"] * 4 + ROWS + COLUMNS,
+    ("transposed", False): ["ConvTranspose"],
+    ("transposed", True): ["Pad", "ConvTranspose"],
+}
+BY_ONE = {"pads": np.array([0, 0, 1, 1, 0, 0, 1, 1])}
+
+
+def node(operator: str, inputs: str, output: str, **attributes: Any) -> onnx.NodeProto:
+    return helper.make_node(operator, inputs.split(), [output], name=output, **attributes)
 
 
 def upsampler(
@@ -90,6 +100,12 @@ def upsampler(
     return onnx.shape_inference.infer_shapes(model)
 
 
+def bordered(border: str, *channels: Any, **options: Any) -> onnx.ModelProto:
+    """``upsampler`` with a Pad by one pixel on each side, of that mode, and a convolution that does not pad."""
+    given = {"between": [node("Pad", "up pads", "read", mode=border)], "conv": {}, "tensors": BY_ONE}
+    return upsampler(*channels, **{**given, **options})
+
+
 def folded(model: onnx.ModelProto, form: UpsampleForm, matches: int = 1) -> onnx.ModelProto:
     new = ir.from_proto(model)
     outcome = fold_upsampling(new, form)
@@ -128,12 +144,15 @@ def float64(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
     return ReferenceEvaluator(model, new_ops=[ConvTranspose]).run(None, {"x": x})[0]
 
 
-def layer(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
-    """y by its definition, in float64: repeat every pixel, then the sums of the convolution."""
+def layer(model: onnx.ModelProto, x: np.ndarray, border: str = "constant") -> np.ndarray:
+    """y by its definition, in float64: repeat every pixel, then the sums of the convolution.
+
+    border: numpy's name of what lies beyond the border; constant is zeros.
+    """
     tensors = {t.name: numpy_helper.to_array(t).astype(np.float64) for t in model.graph.initializer}
     weight, bias = tensors["w"], tensors["b"]
     groups = x.shape[1] // weight.shape[1]
-    up = np.pad(x.astype(np.float64).repeat(2, 2).repeat(2, 3), ((0, 0), (0, 0), (1, 1), (1, 1)))
+    up = np.pad(x.astype(np.float64).repeat(2, 2).repeat(2, 3), ((0, 0), (0, 0), (1, 1), (1, 1)), border)
     windows = np.lib.stride_tricks.sliding_window_view(up, (3, 3), (2, 3))
     batch, _, height, width = windows.shape[:4]
     windows = windows.reshape(batch, groups, -1, height, width, 3, 3)
@@ -145,6 +164,7 @@ def layer(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
 @at_most(30)
 @given(
     form=st.sampled_from(FORMS),
+    border=st.sampled_from(["constant", "edge", "reflect"]),
     batch=st.integers(1, 2),
     groups=st.integers(1, 3),
     per_group=st.tuples(st.integers(2, 3), st.integers(1, 3)),
@@ -153,14 +173,34 @@ def layer(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
     seed=st.integers(0, 2**31),
 )
 def test_equation_holds_in_float64(
-    form: UpsampleForm, batch: int, groups: int, per_group: tuple[int, int], height: int, width: int, seed: int
+    form: UpsampleForm,
+    border: str,
+    batch: int,
+    groups: int,
+    per_group: tuple[int, int],
+    height: int,
+    width: int,
+    seed: int,
 ) -> None:
-    model = upsampler((groups * per_group[0], groups * per_group[1]), groups)
+    channels = groups * per_group[0], groups * per_group[1]
+    model = upsampler(channels, groups) if border == "constant" else bordered(border, channels, groups)
     new = folded(model, form)
-    assert operators(new) == OPERATORS[form]
+    assert operators(new) == OPERATORS[form, border != "constant"]
     x = np.random.default_rng(seed).normal(size=(batch, groups * per_group[0], height, width))
     # A few dozen roundings of 1e-16 in another order.
-    np.testing.assert_allclose(float64(new, x), layer(model, x), rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(float64(new, x), layer(model, x, border), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("border", ["edge", "reflect"])
+@pytest.mark.parametrize("form", FORMS)
+def test_a_repeated_border_in_onnxruntime(form: UpsampleForm, border: str) -> None:
+    model = bordered(border, dtype=np.float32)
+    new = folded(model, form)
+    for size in ((1, 1), (1, 4), (5, 3)):
+        x = np.random.default_rng(0).normal(size=(2, 2, *size)).astype(np.float32)
+        # float32 sums of 18 products of numbers around 1.
+        np.testing.assert_allclose(run(new, x), run(model, x), rtol=0, atol=1e-5)
+        np.testing.assert_allclose(run(new, x), layer(model, x, border), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -219,10 +259,6 @@ def test_defaults_of_resize_are_nearest() -> None:
     assert "Resize" not in operators(folded(upsampler(resize={}), "transposed"))
 
 
-def node(operator: str, inputs: str, output: str, **attributes: Any) -> onnx.NodeProto:
-    return helper.make_node(operator, inputs.split(), [output], name=output, **attributes)
-
-
 def computed_sizes(*height_and_width: onnx.NodeProto) -> list[onnx.NodeProto]:
     """As exporters compute them: from the Shape of x, by nodes that give "high" and "wide", each (1,)."""
     kept = [node("Shape", "x", "kept", start=0, end=2), node("Shape", "x", "h0", start=2, end=3)]
@@ -274,6 +310,8 @@ def test_axes() -> None:
     assert operators(folded(model, "transposed")) == ["ConvTranspose"]
 
 
+PADS = {mode: [node("Pad", "up pads", "read", mode=mode)] for mode in ("constant", "edge", "reflect", "wrap")}
+
 REFUSALS: list[tuple[str, str, dict[str, Any]]] = [
     ("resize", "its mode is linear, not nearest", {"resize": {**EXACT, "mode": "linear"}}),
     ("resize", "its scales are [1.0, 1.0, 2.0, 3.0], not [1, 1, 2, 2]", {"scales": (1, 1, 2, 3)}),
@@ -295,6 +333,33 @@ REFUSALS: list[tuple[str, str, dict[str, Any]]] = [
         "it is depthwise: reading and writing images takes its time, not multiplications",
         {"channels": (4, 4), "groups": 4},
     ),
+    ("read", "its mode is constant, not edge or reflect", {"between": PADS["constant"], "tensors": BY_ONE}),
+    ("read", "its mode is wrap, not edge or reflect", {"between": PADS["wrap"], "tensors": BY_ONE}),
+    (
+        "read",
+        "it pads by [1, 0, 1, 1], not by 1 on each side",
+        {"between": PADS["edge"], "tensors": {"pads": np.array([0, 0, 1, 0, 0, 0, 1, 1])}},
+    ),
+    (
+        "read",
+        "it pads by [2, 2, 2, 2], not by 1 on each side",
+        {"between": PADS["reflect"], "tensors": {"pads": np.array([0, 0, 2, 2, 0, 0, 2, 2])}},
+    ),
+    (
+        "read",
+        "it pads the batch or the channels",
+        {"between": PADS["edge"], "channels": (4, 4), "tensors": {"pads": np.array([0, 1, 1, 1, 0, 1, 1, 1])}},
+    ),
+    (
+        "conv",
+        "its padding is [1, 1, 1, 1], not 0 behind a Pad",
+        {"between": PADS["reflect"], "tensors": BY_ONE},
+    ),
+    (
+        "conv",
+        "its padding is SAME_UPPER, not 0 behind a Pad",
+        {"between": PADS["reflect"], "tensors": BY_ONE, "conv": {"auto_pad": "SAME_UPPER"}},
+    ),
     (
         "conv",
         "sums of its weights overflow their type",
@@ -306,6 +371,11 @@ REFUSALS: list[tuple[str, str, dict[str, Any]]] = [
 @pytest.mark.parametrize(("name", "reason", "options"), REFUSALS, ids=[reason for _, reason, _ in REFUSALS])
 def test_refusals(name: str, reason: str, options: dict[str, Any]) -> None:
     assert refused(upsampler(**options)) == [(name, reason)]
+
+
+def test_two_pads_are_left_alone() -> None:
+    twice = [node("Pad", "up pads", "framed", mode="edge"), node("Pad", "framed pads", "read", mode="edge")]
+    assert refused(bordered("edge", between=twice)) == [("resize", "no convolution reads it")]
 
 
 def test_padding_by_size_is_padding_by_one() -> None:
@@ -324,6 +394,21 @@ def test_casts_between_go_to_the_small_image(form: UpsampleForm) -> None:
     x = np.random.default_rng(0).normal(size=(1, 2, 3, 4))
     # A few dozen roundings of 1e-16 in another order; without the casts, 1e-8.
     np.testing.assert_allclose(float64(new, x), layer(model, x.astype(np.float32)), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_pad_among_casts(form: UpsampleForm) -> None:
+    between = [
+        node("Cast", "up", "rounded", to=TensorProto.FLOAT),
+        node("Pad", "rounded pads", "framed", mode="reflect"),
+        node("Cast", "framed", "read", to=TensorProto.DOUBLE),
+    ]
+    model = bordered("reflect", between=between)
+    new = folded(model, form)
+    assert operators(new)[:3] == ["Cast", "Cast", "Pad"]
+    x = np.random.default_rng(0).normal(size=(1, 2, 3, 4))
+    # As above.
+    np.testing.assert_allclose(float64(new, x), layer(model, x.astype(np.float32), "edge"), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -347,8 +432,7 @@ def test_a_second_call_folds_what_the_first_could_not() -> None:
     """With the same weights, whose folded names are taken."""
     padding = helper.make_node("Pad", ["up", "pads"], ["framed"], name="pad")
     second = helper.make_node("Conv", ["framed", "w"], ["z"], name="second")
-    pads = {"pads": np.array([0, 0, 1, 1, 0, 0, 1, 1])}
-    model = ir.from_proto(upsampler(extra=[padding, second], outputs=("y", "z"), tensors=pads))
+    model = ir.from_proto(upsampler(extra=[padding, second], outputs=("y", "z"), tensors=BY_ONE))
     assert fold_upsampling(model, "transposed").matches == 1
     assert fold_padding(model).matches == 1
     assert fold_upsampling(model, "transposed").matches == 1
@@ -368,6 +452,13 @@ def test_new_values_have_shapes_and_types() -> None:
     for node in model.graph:
         assert node.name
         assert node.outputs[0].dtype == (ir.DataType.INT64 if node.op_type in sizes else ir.DataType.DOUBLE)
+
+
+def test_new_values_behind_a_pad_have_shapes() -> None:
+    model = ir.from_proto(bordered("reflect"))
+    fold_upsampling(model, "convolutions")
+    shapes = [node.outputs[0].shape for node in model.graph if node.op_type in ("Pad", "Conv")]
+    assert [str(shape) for shape in shapes] == ["[batch,2,height + 1,width + 1]", "[batch,4,height,width]"] * 4
 
 
 def test_an_unknown_form_is_told() -> None:

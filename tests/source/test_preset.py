@@ -19,6 +19,7 @@ NAMES = [
     "dc-ae-f32c32", "dc-ae-f32c32-sana-1.0", "dc-ae-f64c128", "dc-ae-f128c512", "hunyuanimage",
     "qwen-image", "qwen-image-layered", "qwen-image-2.1", "wan-2.1", "wan-2.2",
     "kandinsky22", "kandinsky3", "stable-cascade", "asymmetric-x1.5", "asymmetric-x2", "svd",
+    "kvae-2d",
     "demo", "demo-mse",
 ]  # fmt: skip
 ALL = len(NAMES)

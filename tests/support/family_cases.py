@@ -352,7 +352,6 @@ CASES = {
         factor=2,
         scale=0.5,
         shift=0.25,
-        folds=0,
         stated=False,
     ),
 }

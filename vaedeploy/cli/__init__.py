@@ -6,7 +6,6 @@ click or rich.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
 from vaedeploy.cli import bundles, engines, graphs, hub, images, machine, serve, terminal, verify
@@ -22,4 +21,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     Exit codes: 0 done, 1 a stage failed, 2 bad input, 3 verification failed, 130 interrupted, 143 terminated.
     """
-    sys.exit(terminal.run(cli, arguments))
+    terminal.leave(terminal.run(cli, arguments))

@@ -17,13 +17,13 @@ import time
 import traceback
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import TextIO
+from contextlib import contextmanager, suppress
+from typing import NoReturn, TextIO
 
 import click
 
 from vaedeploy.errors import OutputError, VaedeployError
-from vaedeploy.system.interrupts import Stopped, remembering
+from vaedeploy.system.interrupts import Stopped, remembering, stop_if_interrupted
 from vaedeploy.system.progress import Progress
 from vaedeploy.system.text import encodable, printable
 
@@ -67,6 +67,22 @@ def run(command: click.Command, arguments: Sequence[str] | None) -> int:
         say(f"Error: {advice}")
         return VaedeployError.exit_code
     return result if isinstance(result, int) else 0
+
+
+def leave(code: int) -> NoReturn:
+    """End the process with an exit code of ``run``.
+
+    After a signal, it ends at once: everything is closed by then, but Python would go on to free what PyTorch holds,
+    object by object, which has taken most of a minute on a busy machine. Whoever sent the signal kills sooner.
+    """
+    if code > SIGNALLED:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(
+                OSError, ValueError, AttributeError
+            ):  # its reader has gone, or it is closed, or there is none
+                stream.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def say(message: str) -> None:
@@ -208,7 +224,7 @@ class _LogLines(logging.Handler):
 @contextmanager
 def progress_display() -> Iterator[Progress]:
     """A context with a Progress that draws bars on stderr. Where stderr is not a terminal, it writes a line when a step
-    starts, and another when it ends.
+    starts, and another when it ends. What calls it is stopped there once a signal has asked for that.
     """
     if not sys.stderr.isatty():
         yield _lines()
@@ -226,6 +242,7 @@ def progress_display() -> Iterator[Progress]:
         tasks: dict[str, TaskID] = {}
 
         def draw(what: str, done: float, total: float) -> None:
+            stop_if_interrupted()
             if what not in tasks:
                 tasks[what] = bars.add_task(escape(printable(what)), total=total)
             bars.update(tasks[what], completed=done, total=total)
@@ -239,6 +256,7 @@ def _lines() -> Progress:
     started: dict[str, float] = {}
 
     def write(what: str, done: float, total: float) -> None:
+        stop_if_interrupted()
         if what not in started and done >= total:  # the step had nothing to do
             say(what)
             return

@@ -33,8 +33,7 @@ from vaedeploy.graph.graph import module_path
 from vaedeploy.numerics.emulation import save_emulating
 from vaedeploy.rewrite.normalization import split_means
 from vaedeploy.rewrite.precision.plan import LINEAR
-from vaedeploy.runtime.onnxruntime_cpu import measuring_session
-from vaedeploy.system.processes import native_call
+from vaedeploy.runtime.onnxruntime_cpu import measuring_session, running
 
 __all__ = ["Difference", "measure_differences"]
 
@@ -119,8 +118,8 @@ def measure_differences(
         save_emulating(model, path)
         session = measuring_session(path)
         try:
-            with native_call():
-                numbers = iter([float(number) for number in session.run(None, dict(feeds))])
+            with running() as options:
+                numbers = iter([float(number) for number in session.run(None, dict(feeds), options)])
         except Exception as error:  # ONNX Runtime's errors have no common type
             raise BackendError(f"ONNX Runtime failed to compare the graphs: {error}") from error
         del session  # Windows deletes no file that is open

@@ -21,8 +21,7 @@ from numpy.typing import NDArray
 from vaedeploy.errors import BackendError, InputError
 from vaedeploy.graph.edit import LOWER_TYPES, free_name
 from vaedeploy.graph.graph import load_model
-from vaedeploy.runtime.onnxruntime_cpu import measuring_session
-from vaedeploy.system.processes import native_call
+from vaedeploy.runtime.onnxruntime_cpu import measuring_session, running
 from vaedeploy.system.progress import Progress, silent
 
 WHAT = "Measuring activations"
@@ -60,8 +59,8 @@ def measure_maxima(
         for done, feed in enumerate(feeds):
             progress(what, min(done, total - 1), total)
             try:
-                with native_call():
-                    numbers = iter(session.run(None, dict(feed)))
+                with running() as options:
+                    numbers = iter(session.run(None, dict(feed), options))
             except Exception as error:
                 shapes = ", ".join(f"{name} {np.shape(array)}" for name, array in feed.items())
                 raise BackendError(f"ONNX Runtime failed to measure the graph on {shapes}: {error}") from error

@@ -77,7 +77,7 @@ MEASURES = (
     Measure(
         Column("Brightness", "L*, 0 is equal", "Of 100 between black and white. Over 0 is lighter."),
         lambda q: q.color.bias_l,
-        "{:+.2f}",
+        "{:+z.2f}",
     ),
     DETAIL,
 )
@@ -97,11 +97,11 @@ FURTHER = (
         Column("Pixels off by more than 2 levels", "% of pixels"), lambda q: 100 * q.error.off_by_more_than_2, "{:.2f}"
     ),
     Measure(Column("Largest colour difference", "CIEDE2000"), lambda q: q.color.ciede2000_max, "{:.1f}"),
-    Measure(Column("Shift from green to red", "a*, 0 is equal"), lambda q: q.color.bias_a, "{:+.2f}"),
-    Measure(Column("Shift from blue to yellow", "b*, 0 is equal"), lambda q: q.color.bias_b, "{:+.2f}"),
-    Measure(Column("Turn of hue", "degrees, 0 is equal"), lambda q: q.color.hue_shift, "{:+.1f}"),
-    Measure(Column("White is lighter by", "L*, 0 is equal"), lambda q: q.color.white_shift, "{:+.2f}"),
-    Measure(Column("Black is lighter by", "L*, 0 is equal"), lambda q: q.color.black_shift, "{:+.2f}"),
+    Measure(Column("Shift from green to red", "a*, 0 is equal"), lambda q: q.color.bias_a, "{:+z.2f}"),
+    Measure(Column("Shift from blue to yellow", "b*, 0 is equal"), lambda q: q.color.bias_b, "{:+z.2f}"),
+    Measure(Column("Turn of hue", "degrees, 0 is equal"), lambda q: q.color.hue_shift, "{:+z.1f}"),
+    Measure(Column("White is lighter by", "L*, 0 is equal"), lambda q: q.color.white_shift, "{:+z.2f}"),
+    Measure(Column("Black is lighter by", "L*, 0 is equal"), lambda q: q.color.black_shift, "{:+z.2f}"),
     Measure(Column("Local contrast", "%, 100 is equal"), lambda q: 100 * q.contrast.local_ratio, "{:.0f}"),
     Measure(Column("Grid pattern", "levels of 255"), lambda q: q.artifacts.grid, "{:.2f}"),
     Measure(Column("Seams of tiles", "levels of 255"), lambda q: q.artifacts.seams, "{:.2f}", "no tiles"),
@@ -125,7 +125,7 @@ OPACITY = (
     Measure(
         Column("More opaque by", "levels of 255, 0 is equal"),
         lambda q: q.opacity.bias if q.opacity else None,
-        "{:+.2f}",
+        "{:+z.2f}",
         "no opacity",
     ),
 )

@@ -22,6 +22,7 @@ from vaedeploy.rewrite.precision import Underflow, lower_precision
 from vaedeploy.rewrite.rescale import rescale
 from vaedeploy.rewrite.unrolled import unroll_attention
 from vaedeploy.rewrite.upsample import UpsampleForm, fold_upsampling
+from vaedeploy.system.interrupts import stop_if_interrupted
 from vaedeploy.values.kinds import Precision
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ def rewrite_graph(
             "the form for ONNX Runtime's CUDA provider is one of fused operators in fp16; for other precisions, the "
             "form for onnxruntime runs on that provider too"
         )
+    stop_if_interrupted()
     model = graph.model.clone()
     outcomes: list[Outcome] = []
     kept: frozenset[str] = frozenset()

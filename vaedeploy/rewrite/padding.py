@@ -20,7 +20,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from vaedeploy.graph.sizes import evaluate
 from vaedeploy.rewrite.outcome import Outcome, Refusal
 
-__all__ = ["fold_padding"]
+__all__ = ["counts_of_pad", "fold_padding"]
 
 
 def fold_padding(model: ir.Model) -> Outcome:
@@ -71,14 +71,20 @@ def _zeros(pad: ir.Node, rank: int, opset: int) -> list[int] | str:
     mode = pad.attributes.get_string("mode", "constant")
     if mode != "constant":
         return f"its mode is {mode}, not constant"
-    inputs = dict(zip(("x", "pads", "value", "axes"), pad.inputs, strict=False))
-    pads, value, axes = (inputs.get(name) for name in ("pads", "value", "axes"))
+    value = pad.inputs[2] if len(pad.inputs) > 2 else None
     if value is not None:
         number = evaluate(value, opset)
         if number is None:
             return "the value that it pads with is not constant"
         if np.any(number != 0):
             return f"it pads with {number.item():g}, not zero"
+    return counts_of_pad(pad, rank, opset)
+
+
+def counts_of_pad(pad: ir.Node, rank: int, opset: int) -> list[int] | str:
+    """How much ``pad`` adds before and after each spatial axis, in Conv's order, or why no convolution pads so."""
+    inputs = dict(zip(("x", "pads", "value", "axes"), pad.inputs, strict=False))
+    pads, axes = inputs.get("pads"), inputs.get("axes")
     counts = None if pads is None else evaluate(pads, opset)
     padded_axes = np.arange(rank) if axes is None else evaluate(axes, opset)
     if counts is None or padded_axes is None:

@@ -6,12 +6,22 @@ w1 u[j] + w2 u[j + 1], with zeros beyond the border, is
     y[2i]     = w0 x[i - 1] + (w1 + w2) x[i]
     y[2i + 1] = (w0 + w1) x[i] + w2 x[i + 1],
 
-and in two dimensions it is the product of both. Two forms compute it, each with 4/9 of the multiplications:
+and in two dimensions it is the product of both. A Pad between them may repeat the border instead, by one row and one
+column. With n rows in x, the rows beyond the border of u are then, whether the Pad reflects or repeats the last row,
+
+    u[-1] = u[1] = u[0] = x[0]    and    u[2n] = u[2n - 2] = u[2n - 1] = x[n - 1],
+
+which is x[-1] = x[0] and x[n] = x[n - 1] in the equations: a Pad of mode edge, of x.
+
+Two forms compute it, each with 4/9 of the multiplications:
 
     "convolutions"  a 2x2 convolution for each phase (a, b) of (row, column), padded by 1 - a above, a below, 1 - b to
                     the left, b to the right; then y[2i + a, 2j + b] = phase_ab[i, j], by Concats of rows and
                     then of columns
     "transposed"    a transposed convolution, kernel (w2, w1 + w2, w0 + w1, w0), stride 2, padding 1
+
+A repeated border is padded before instead: by as much for each phase, whose convolution then has no padding, and by 1
+on each side for the transposed convolution, whose padding, which is cut off its result, then is 3.
 
 Taps are summed in float64 and rounded once. The full-size decoder of Stable Diffusion's VAE has three such layers: in
 ONNX Runtime at 256x256 its image differs from the unfolded one's by 7.4e-7 ("convolutions") and 7.8e-7 ("transposed"),
@@ -27,11 +37,12 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from vaedeploy.graph.edit import constant_of, free_name
+from vaedeploy.graph.edit import add_constant, constant_of, free_name
 from vaedeploy.rewrite.doubling import why_not_double
 from vaedeploy.rewrite.outcome import Outcome, Refusal
+from vaedeploy.rewrite.padding import counts_of_pad
 
-__all__ = ["PHASES", "UpsampleForm", "fold_upsampling", "fold_weights", "why_not_foldable"]
+__all__ = ["PHASES", "UpsampleForm", "fold_upsampling", "fold_weights", "why_no_border", "why_not_foldable"]
 
 UpsampleForm = Literal["convolutions", "transposed"]
 
@@ -49,23 +60,28 @@ TRANSPOSED_TAPS = np.array([[0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]], np.floa
 def fold_upsampling(model: ir.Model, form: UpsampleForm) -> Outcome:
     """Fold each nearest x2 Resize of the main graph into the 3x3 convolutions that read it, in place.
 
-    Casts and Identities may lie between them. A Resize that another node reads too stays for that node, and the
-    convolution is folded all the same, since its cost is its multiplications. For a Pad between them, apply
-    ``fold_padding`` before. Initializers that nothing reads any more are removed.
+    Casts, Identities and one Pad that repeats the border may lie between them. A Resize that another node reads too
+    stays for that node, and the convolution is folded all the same, since its cost is its multiplications. For a Pad of
+    zeros between them, apply ``fold_padding`` before. Initializers that nothing reads any more are removed.
     """
     if form not in get_args(UpsampleForm):
         raise ValueError(f"form is {form!r}; it must be one of {', '.join(get_args(UpsampleForm))}")
     matches, refusals, folded = 0, [], {}
+    opset = model.graph.opset_imports.get("", 0)
     for resize in [node for node in model.graph if node.op_type == "Resize" and node.domain == ""]:
         convolutions = [path for path in _paths(resize.outputs[0]) if path[-1].op_identifier() == ("", "Conv", "")]
-        reason = why_not_double(resize, model.graph.opset_imports.get("", 0))
+        reason = why_not_double(resize, opset)
         if reason is None and not convolutions:
             reason = "no convolution reads it"
         if reason is not None:
             refusals.append(Refusal(resize.name or "", reason))
             continue
         for *between, conv in convolutions:
-            reason = why_not_foldable(conv)
+            pad = next((node for node in between if node.op_type == "Pad"), None)
+            if pad is not None and (reason := why_no_border(pad, opset)):
+                refusals.append(Refusal(pad.name or "", reason))
+                continue
+            reason = why_not_foldable(conv, bordered=pad is not None)
             if reason is not None:
                 refusals.append(Refusal(conv.name or "", reason))
                 continue
@@ -85,15 +101,34 @@ def fold_upsampling(model: ir.Model, form: UpsampleForm) -> Outcome:
 
 
 def _paths(value: ir.Value, passed: tuple[ir.Node, ...] = ()) -> Iterator[tuple[ir.Node, ...]]:
-    """For each node that reads ``value`` as its first input: the Casts and Identities on the way, and that node."""
+    """For each node that reads ``value`` as its first input: what lies on the way, and that node.
+
+    Casts, Identities and one Pad may lie on the way.
+    """
+    padded = any(node.op_type == "Pad" for node in passed)
     for node, index in value.uses():
-        if node.op_type in ("Cast", "Identity") and node.domain == "":
+        if index == 0 and node.domain == "" and node.op_type in ("Cast", "Identity", *(() if padded else ("Pad",))):
             yield from _paths(node.outputs[0], (*passed, node))
         elif index == 0:
             yield (*passed, node)
 
 
-def why_not_foldable(conv: ir.Node) -> str | None:
+def why_no_border(pad: ir.Node, opset: int) -> str | None:
+    """Why ``pad``, of an image, may not repeat its border by one row and one column on each side; None where it does.
+
+    Of an image after nearest x2, the reflected border is the repeated one.
+    """
+    mode = pad.attributes.get_string("mode", "constant")
+    if mode not in ("edge", "reflect"):
+        return f"its mode is {mode}, not edge or reflect"
+    counts = counts_of_pad(pad, 4, opset)
+    if isinstance(counts, str):
+        return counts
+    return None if counts == [1, 1, 1, 1] else f"it pads by {counts}, not by 1 on each side"
+
+
+def why_not_foldable(conv: ir.Node, *, bordered: bool = False) -> str | None:
+    """Why ``conv`` cannot be folded; None where it can. bordered: whether a Pad in front of it repeats the border."""
     weight, attributes = conv.inputs[1], conv.attributes
     tensor = constant_of(weight)
     if tensor is None:
@@ -106,8 +141,10 @@ def why_not_foldable(conv: ir.Node) -> str | None:
         if numbers != [1, 1]:
             return f"its {name} are {numbers}, not 1"
     auto, pads = attributes.get_string("auto_pad", "NOTSET"), list(attributes.get_ints("pads", (0, 0, 0, 0)))
-    if auto == "VALID" or (auto == "NOTSET" and pads != [1, 1, 1, 1]):
-        return f"its padding is {pads if auto == 'NOTSET' else auto}, not 1 on each side"
+    own = {"NOTSET": pads, "VALID": [0, 0, 0, 0]}.get(auto, [1, 1, 1, 1])
+    if own != ([0, 0, 0, 0] if bordered else [1, 1, 1, 1]):
+        wanted = "0 behind a Pad" if bordered else "1 on each side"
+        return f"its padding is {pads if auto == 'NOTSET' else auto}, not {wanted}"
     if shape[1] == 1 and attributes.get_int("group", 1) > 1:
         return "it is depthwise: reading and writing images takes its time, not multiplications"
     return None
@@ -145,8 +182,9 @@ def fold_weights(graph: ir.Graph, weight: ir.Value, groups: int, form: UpsampleF
 def _replace(resize: ir.Node, between: Sequence[ir.Node], conv: ir.Node, weights: Sequence[ir.Value]) -> None:
     """Replace ``conv`` by the folded form; nodes that nothing reads any more are left in the graph."""
     nodes: list[ir.Node] = []
-    output, x = conv.outputs[0], resize.inputs[0]
+    output, x, graph = conv.outputs[0], resize.inputs[0], conv.graph
     assert x is not None
+    assert graph is not None
 
     def add(
         operator: str, inputs: Sequence[ir.Value | None], like: ir.Value, suffix: str, **attributes: Any
@@ -160,23 +198,38 @@ def _replace(resize: ir.Node, between: Sequence[ir.Node], conv: ir.Node, weights
         nodes.append(node)
         return value
 
-    source = x
-    for index, node in enumerate(between):
+    source, bordered = x, any(node.op_type == "Pad" for node in between)
+    for index, node in enumerate(node for node in between if node.op_type != "Pad"):
         source = add(node.op_type, [source], node.outputs[0], f"input_{index}", **node.attributes)
+
+    def padded(suffix: str, pads: Sequence[int]) -> tuple[ir.Value, Sequence[int]]:
+        """What a convolution that is padded by ``pads`` reads, and the padding that it has itself then."""
+        if not bordered:
+            return source, pads
+        top, left, bottom, right = pads
+        numbers = np.array([0, 0, top, left, 0, 0, bottom, right], np.int64)
+        counts = add_constant(graph, f"{output.name}.{suffix}.pads", numbers)
+        value = add("Pad", [source, counts], source, f"{suffix}.padded", mode="edge")
+        if value.shape is not None:
+            batch, channels, height, width = value.shape
+            value.shape = ir.Shape([batch, channels, height + top + bottom, width + left + right])
+        return value, (0, 0, 0, 0)
+
     shared = {"group": conv.attributes.get_int("group", 1), "dilations": (1, 1)}
     bias = conv.inputs[2:]
     if len(weights) == 1:
-        shared |= {"kernel_shape": (4, 4), "strides": (2, 2), "pads": (1, 1, 1, 1)}
-        add("ConvTranspose", [source, *weights, *bias], output, "transposed", **shared)
+        # It gives two rows and two columns of each that is padded: they are cut off.
+        cut = (3, 3, 3, 3) if bordered else (1, 1, 1, 1)
+        shared |= {"kernel_shape": (4, 4), "strides": (2, 2), "pads": cut}
+        given, _ = padded("transposed", (1, 1, 1, 1))
+        add("ConvTranspose", [given, *weights, *bias], output, "transposed", **shared)
     else:
         shared |= {"kernel_shape": (2, 2), "strides": (1, 1)}
-        phases = [
-            add("Conv", [source, w, *bias], output, f"phase_{a}{b}", pads=(1 - a, 1 - b, a, b), **shared)
-            for w, (a, b) in zip(weights, PHASES, strict=True)
-        ]
+        phases = []
+        for w, (a, b) in zip(weights, PHASES, strict=True):
+            given, pads = padded(f"phase_{a}{b}", (1 - a, 1 - b, a, b))
+            phases.append(add("Conv", [given, w, *bias], output, f"phase_{a}{b}", pads=pads, **shared))
         nodes += _interleave(phases, output, f"{conv.name}.interleaved")
-    graph = conv.graph
-    assert graph is not None
     ir.convenience.replace_nodes_and_values(graph, conv, [conv], nodes, [output], [nodes[-1].outputs[0]])
 
 

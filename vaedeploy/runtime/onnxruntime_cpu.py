@@ -16,6 +16,7 @@ from vaedeploy.errors import BackendError
 from vaedeploy.runtime.device import Array, shape_of
 from vaedeploy.system.heap import trim_heap
 from vaedeploy.system.installs import install_command
+from vaedeploy.system.interrupts import ending_early, stop_if_interrupted
 from vaedeploy.system.processes import native_call, never_destroyed_in_child
 
 NAME = "onnxruntime-cpu"
@@ -62,16 +63,30 @@ class Session:
 
         after: not used; ``EngineSession.run`` describes it and ``results``, which are in host memory here.
         """
-        with failures_explained(self.graph, inputs), native_call():
+        with failures_explained(self.graph, inputs), running() as options:
             if not results:
-                return self._session.run(outputs, inputs)  # type: ignore[no-any-return]
+                return self._session.run(outputs, inputs, options)  # type: ignore[no-any-return]
             binding = self._session.io_binding()
             for name, array in inputs.items():
                 binding.bind_cpu_input(name, array)
             bind_to_host(binding, outputs, results)
-            self._session.run_with_iobinding(binding)
+            self._session.run_with_iobinding(binding, options)
             values = dict(zip(outputs, binding.get_outputs(), strict=True))
             return [results[name] if name in results else value.numpy() for name, value in values.items()]
+
+
+@contextmanager
+def running() -> Iterator[Any]:
+    """Context of a call that runs a session, with the RunOptions to give it: a signal that asks a command to stop ends
+    the run before its next node.
+    """
+    options = load_library().RunOptions()
+
+    def end() -> None:
+        options.terminate = True
+
+    with native_call(), ending_early(end):
+        yield options
 
 
 @contextmanager
@@ -80,6 +95,7 @@ def failures_explained(graph: Path, inputs: Mapping[str, Array]) -> Iterator[Non
     try:
         yield
     except Exception as error:
+        stop_if_interrupted()  # which ended the run
         shapes = ", ".join(f"{name} {shape_of(array)}" for name, array in inputs.items())
         advice = ". There is not enough memory: give a smaller batch or size" if is_out_of_memory(error) else ""
         raise BackendError(f"ONNX Runtime failed in {graph} on {shapes}: {error}{advice}") from error
@@ -88,7 +104,7 @@ def failures_explained(graph: Path, inputs: Mapping[str, Array]) -> Iterator[Non
 def open_piece(name: Path, model: bytes, weights: Mapping[str, NDArray[Any]], threads: int | None) -> Any:
     """A session of ONNX Runtime for a piece of a graph, which runs many strips of one size and is closed then.
 
-    name: for errors. weights: by the names that the model has for them. Its calls belong into ``native_call``. Raises
+    name: for errors. weights: by the names that the model has for them. Its calls belong into ``running``. Raises
     BackendError with ONNX Runtime's message.
     """
     options, ort = _options(threads), load_library()
@@ -115,7 +131,7 @@ def bind_to_host(binding: Any, outputs: Iterable[str], results: Mapping[str, Any
 def measuring_session(graph: Path) -> Any:
     """A session of ONNX Runtime that computes the nodes of a graph as they are, one by one, in their order.
 
-    Its calls belong into ``native_call``. Raises BackendError with ONNX Runtime's message.
+    Its calls belong into ``running``. Raises BackendError with ONNX Runtime's message.
     """
     options, ort = _options(None), load_library()
     # Without fusion, every tensor is computed as the graph has it.

@@ -17,7 +17,6 @@ from vaedeploy.runtime import onnxruntime_cpu
 from vaedeploy.runtime.device import Array, OnDevice, shape_of
 from vaedeploy.system.gpu import FORKED, cuda_devices, was_forked
 from vaedeploy.system.installs import install_command
-from vaedeploy.system.processes import native_call
 from vaedeploy.values.kinds import Form, Precision
 
 log = logging.getLogger(__name__)
@@ -111,8 +110,8 @@ class Session(onnxruntime_cpu.Session):
         on_device: bool,
     ) -> list[Any]:
         if not on_device and not targets:
-            with onnxruntime_cpu.failures_explained(self.graph, inputs), native_call():
-                return session.run(outputs, inputs)  # type: ignore[no-any-return]
+            with onnxruntime_cpu.failures_explained(self.graph, inputs), onnxruntime_cpu.running() as options:
+                return session.run(outputs, inputs, options)  # type: ignore[no-any-return]
         binding = session.io_binding()
         # A binding keeps no array alive: these do, until the run is over.
         given = {name: aligned(array) if isinstance(array, OnDevice) else array for name, array in inputs.items()}
@@ -127,8 +126,8 @@ class Session(onnxruntime_cpu.Session):
             self._bind(binding.bind_output, name, place)
         on_host = {name: array for name, array in targets.items() if name not in places}
         onnxruntime_cpu.bind_to_host(binding, [name for name in outputs if name not in places], on_host)
-        with onnxruntime_cpu.failures_explained(self.graph, inputs), native_call():
-            session.run_with_iobinding(binding)  # it returns when the results are there
+        with onnxruntime_cpu.failures_explained(self.graph, inputs), onnxruntime_cpu.running() as options:
+            session.run_with_iobinding(binding, options)  # it returns when the results are there
         for name, place in places.items():
             if place is not there[name]:
                 there[name].copy_from(place)

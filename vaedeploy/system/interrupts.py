@@ -1,16 +1,21 @@
 """Signals that ask a command to stop: Ctrl-C, and what systems send before they kill.
 
 Python raises them as exceptions in whatever runs at that moment. One that is raised in a destructor or in a callback of
-a library is lost: Python prints that it ignores it, and the command goes on. So they are remembered, and whatever is
-about to replace something asks.
+a library is lost: Python prints that it ignores it, and the command goes on. So they are remembered, and asked for
+between the steps of long work: where it is told how far it is, before each graph runs, before each is rewritten, and
+before anything is replaced.
+
+A call into a library that takes minutes comes back to Python at its end only, so one that can be ended from another
+thread is, see ``ending_early``.
 """
 
 from __future__ import annotations
 
 import signal
+import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -18,6 +23,9 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, *([] if sys.platform == "win32" else [
 """SIGTERM comes from `kill`, from containers and from the system when it shuts down, SIGHUP from a closed terminal."""
 
 _received: list[int] = []
+
+_running: list[Callable[[], None]] = []
+"""What ends the calls that are in progress."""
 
 
 class Stopped(KeyboardInterrupt):
@@ -38,17 +46,53 @@ def remembering() -> Iterator[None]:
         yield
         return
     before = {number: signal.getsignal(number) for number in SIGNALS}
+    heard = [number for number, handler in before.items() if handler in (signal.SIG_DFL, signal.default_int_handler)]
     _received.clear()
-    for number, handler in before.items():
-        if handler in (signal.SIG_DFL, signal.default_int_handler):
-            signal.signal(number, _stop)
+    for number in heard:
+        signal.signal(number, _stop)
     try:
-        yield
+        with _watching(heard):
+            yield
     finally:
         for number, handler in before.items():
             if handler is not None:  # None: it was not set from Python, and cannot be
                 signal.signal(number, handler)
         _received.clear()
+
+
+@contextmanager
+def ending_early(end: Callable[[], None]) -> Iterator[None]:
+    """Context of a long call: ``end`` is called, in another thread, once a signal has asked a command to stop."""
+    _running.append(end)
+    try:
+        yield
+    finally:
+        _running.remove(end)
+
+
+@contextmanager
+def _watching(numbers: Collection[int]) -> Iterator[None]:
+    """Context in which a thread ends the calls in progress where one of these signals arrives."""
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+
+    def watch() -> None:
+        while arrived := reader.recv(64):
+            if not set(numbers).isdisjoint(arrived):
+                for end in _running.copy():
+                    end()
+
+    thread = threading.Thread(target=watch, name="signals", daemon=True)
+    with reader:
+        with writer:
+            # The system's own handler writes each signal's number, while Python's waits for the main thread.
+            before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+            thread.start()
+            try:
+                yield
+            finally:
+                signal.set_wakeup_fd(before)
+        thread.join()
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from typing import Protocol, TypeVar
 from weakref import WeakSet
 
+from vaedeploy.system.interrupts import stop_if_interrupted
+
 
 class Forking(Protocol):
     """Something that has to know that it is in a forked process now."""
@@ -52,8 +54,11 @@ def tell_of_fork(thing: Forking) -> None:
 def native_call() -> Iterator[None]:
     """Context of a call into such a library. The end of the process waits for the calls that are in progress; a daemon
     thread that comes later waits here, where it ends without harm.
+
+    No call begins once a signal has asked a command to stop: ``Stopped`` is raised.
     """
     global _calls
+    stop_if_interrupted()
     with _change:
         while _ending and threading.current_thread().daemon:
             _change.wait()

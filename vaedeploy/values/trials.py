@@ -15,6 +15,11 @@ FEWER = ((64, 8), (32, 4), (16, 2), (1, 1))
 fewer.
 """
 
+MOST_LATENTS = 128
+"""The most latents that a side has, whatever the factor: attention over 256x256 elements takes sixteen times as long as
+over 128x128, and sixteen times the memory. No factor from 4 on comes near with images of 512x512.
+"""
+
 
 def trial_latents(latents: int, factor: int) -> int:
     """How many latents a side has, at that spatial factor, in the place of ``latents`` at a factor of 8; at least 1.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vaedeploy.values.trials import trial_latents
+from vaedeploy.values.trials import MOST_LATENTS, trial_latents
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,7 @@ def verification_shapes(factor: int) -> tuple[Shape, ...]:
 
     Small shapes find faults that depend on the shape; ``trial_latents`` says how small. The one of 512x512 finds errors
     that grow with the area, such as rounding in normalisation; it takes most of the time (five sixths at a factor of 8)
-    and is left out of the round trip. A factor below 4 makes it smaller, because attention over more than 128x128
-    elements would not fit into memory.
+    and is left out of the round trip. A factor below 4 makes it smaller, see ``MOST_LATENTS``.
     """
     short, long = (trial_latents(latents, factor) for latents in (8, 12))
     odd = (short + 1) | 1 if short > 1 else 1
@@ -43,5 +42,5 @@ def verification_shapes(factor: int) -> tuple[Shape, ...]:
         ("odd", 3, odd, odd + 2),
     )
     small = tuple(Shape(name, batch, h * factor, w * factor, True) for name, batch, h, w in rows)
-    side = min(128, -(-LARGE // factor)) * factor
+    side = min(MOST_LATENTS, -(-LARGE // factor)) * factor
     return (*small, Shape("large", 1, side, side, False))

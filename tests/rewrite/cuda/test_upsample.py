@@ -30,6 +30,13 @@ def layer(**attributes: Any) -> list[onnx.NodeProto]:
     return [resize(), convolution("up", "y", "k", **attributes)]
 
 
+BY_ONE = {"pads": np.array([0, 0, 1, 1, 0, 0, 1, 1])}
+
+
+def bordered(mode: str) -> list[onnx.NodeProto]:
+    return [resize(), node("Pad", "up pads", "framed", mode=mode), convolution("framed", "y", "k", pads=[0] * 4)]
+
+
 def folded(model: onnx.ModelProto, matches: int = 1, keep: set[str] | None = None) -> onnx.ModelProto:
     new, (outcome,) = rewritten(model, fold_upsampling_last, keep=keep)
     assert (outcome.rule, outcome.matches, outcome.refusals) == ("fold_upsampling_last", matches, ())
@@ -78,6 +85,16 @@ def test_a_resize_that_is_an_output_too() -> None:
     assert_same(new, model, X, ROUNDING)
 
 
+@pytest.mark.parametrize("mode", ["edge", "reflect"])
+@pytest.mark.parametrize("size", [(1, 8, 1, 1), (2, 8, 5, 7)], ids=str)
+def test_a_repeated_border(size: tuple[int, ...], mode: str) -> None:
+    model = graph(bordered(mode), {**weights("k"), **SCALES, **BY_ONE})
+    new = folded(model)
+    assert "Resize" not in operators(new)
+    assert operators(new).count("Pad") == 4
+    assert_same(new, model, draw(*size), ROUNDING)
+
+
 def test_what_lies_around_it_is_channels_last_too() -> None:
     """Once the graph is turned, no Transpose is left between its layers."""
     nodes = [convolution("x", "c", "j"), resize("c"), convolution("up", "f", "k"), convolution("f", "y", "l")]
@@ -102,6 +119,13 @@ REFUSALS: list[tuple[str, list[onnx.NodeProto], dict[str, Any]]] = [
         layer(group=8),
         weights("k", inputs=1),
     ),
+    ("its mode is wrap, not edge or reflect", bordered("wrap"), BY_ONE),
+    (ALONE, [*bordered("edge"), node("Relu", "framed", "z")], BY_ONE),
+    (
+        "its padding is [1, 1, 1, 1], not 0 behind a Pad",
+        [*bordered("edge")[:2], convolution("framed", "y", "k")],
+        BY_ONE,
+    ),
     ("sums of its weights overflow their type", layer(), {"kw": np.full((8, 8, 3, 3), 3e38, np.float32)}),
 ]
 
@@ -118,10 +142,10 @@ def test_shapes_that_are_not_known() -> None:
     assert [r.reason for r in refusals(model, fold_upsampling_last)] == ["its shape is not known"]
 
 
-@pytest.mark.parametrize("kept", ["at_up", "at_y"])
+@pytest.mark.parametrize("kept", ["at_up", "at_framed", "at_y"])
 def test_one_kept_node_keeps_the_convolutions(kept: str) -> None:
     keep = {kept}
-    new = folded(graph(layer(), {**weights("k"), **SCALES}), keep=keep)
+    new = folded(graph(bordered("edge"), {**weights("k"), **SCALES, **BY_ONE}), keep=keep)
     assert [n.op_type for n in new.graph.node if n.name in keep].count("NhwcConv") == 4
     keep = {"another"}
     folded(graph(layer(), {**weights("k"), **SCALES}), keep=keep)

@@ -75,6 +75,7 @@ LAYERS: dict[str, tuple[Callable[[Network], Network], int]] = {
     "two norms of one tensor": (two_norms, 1),
     "blocks": (lambda net: net.block().block(12), 1),
     "up": (lambda net: net.block().up().conv().block(), 2),
+    "up, with its border repeated": (lambda net: padded("reflect")(net.block().up()).block(), 2),
     "up without a convolution": (lambda net: net.conv().up().silu().block(), 2),
     "transposed": (lambda net: transposed(net).block(), 2),
     "depth to space": (lambda net: net.conv(16).add("DepthToSpace", blocksize=2), 2),

@@ -31,6 +31,7 @@ from vaedeploy.runtime import VAE
 from vaedeploy.system.arguments import as_list
 from vaedeploy.system.progress import Progress, silent
 from vaedeploy.values.latent import RGB, RGBA
+from vaedeploy.values.trials import MOST_LATENTS
 
 WHAT = "Reconstructing photographs"
 
@@ -46,7 +47,9 @@ SWAP_CROPS = 4
 """How many photographs these crops are cut from, chosen evenly from all."""
 
 SPEED_SIDE = 512
-"""Side, in pixels, of the image that is timed, rounded down to a multiple of the factors."""
+"""Side, in pixels, of the image that is timed, rounded down to a multiple of the factors; less for factors below 4, see
+``MOST_LATENTS``.
+"""
 
 ROUNDS = 5
 """How many times each VAE has its turn in the timing."""
@@ -90,12 +93,13 @@ def compare_bundles(
         opened = {name: stack.enter_context(VAE(path, backend)) for name, path in names.items()}
         flattened, vaes = _alike(opened)
         rgba = not flattened and next(iter(opened.values())).latent.image_channels == RGBA
-        factor = math.lcm(*(vae.latent.factor for vae in vaes.values()))
+        factors = [vae.latent.factor for vae in vaes.values()]
+        factor = math.lcm(*factors)
         photos = {name: _read(path, factor, rgba) for name, path in _titles(files).items()}
         pictures = _reconstruct(vaes, photos, progress)
         swap_photos = [photos[name] for name in _evenly(list(photos), SWAP_CROPS)]
         swaps, strips = swap_matrix(vaes, [crop_middle(photo, factor, SWAP_SIDE) for photo in swap_photos], progress)
-        side = max(SPEED_SIDE // factor, 1) * factor
+        side = max(min(SPEED_SIDE, MOST_LATENTS * min(factors)) // factor, 1) * factor
         speeds = _time(vaes, crop_batch(swap_photos, 1, side, side, channels=RGBA if rgba else RGB), progress)
     rows = [
         Reconstruction(candidate.name, picture.name, candidate.quality, candidate.findings)

@@ -4,7 +4,8 @@
 
     y[:, 2i + a, 2j + b] = y_ab[:, i, j]:        (B, h, 2, w, 2, O)   read as   (B, 2h, 2w, O),
 
-so that channels-last they are joined by Concats of whole rows of channels.
+so that channels-last they are joined by Concats of whole rows of channels. A Pad that repeats the border is one of x
+here as well, for each phase.
 """
 
 from __future__ import annotations
@@ -20,31 +21,35 @@ from vaedeploy.graph.edit import add_constant
 from vaedeploy.rewrite.cuda.operators import DOMAIN
 from vaedeploy.rewrite.doubling import why_not_double
 from vaedeploy.rewrite.outcome import Outcome, Refusal
-from vaedeploy.rewrite.upsample import PHASES, fold_weights, why_not_foldable
+from vaedeploy.rewrite.upsample import PHASES, fold_weights, why_no_border, why_not_foldable
 
 __all__ = ["fold_upsampling_last"]
 
 
 def fold_upsampling_last(model: ir.Model, keep: set[str]) -> Outcome:
     """Fold each nearest x2 Resize of a float32 ``model``'s main graph into the convolution that alone reads it, in
-    place. keep: see ``fuse_group_norm``.
+    place, and with it a Pad between them that repeats the border. keep: see ``fuse_group_norm``.
     """
     matches, refusals = 0, []
+    opset = model.graph.opset_imports.get("", 0)
     for resize in [node for node in model.graph if node.op_type == "Resize" and node.domain == ""]:
-        readers = [use.node for use in resize.outputs[0].uses()]
-        reason = why_not_double(resize, model.graph.opset_imports.get("", 0))
+        pads, readers = [], [use.node for use in resize.outputs[0].uses()]
+        reason = why_not_double(resize, opset)
+        if reason is None and [node.op_identifier() for node in readers] == [("", "Pad", "")]:
+            pads, readers = readers, [use.node for use in readers[0].outputs[0].uses()]
+            reason = why_no_border(pads[0], opset)
         if reason is None and [node.op_identifier() for node in readers] != [("", "Conv", "")]:
             reason = "one convolution alone does not read it"
         if reason is None and (resize.inputs[0].shape is None or readers[0].outputs[0].shape is None):  # type: ignore[union-attr]
             reason = "its shape is not known"
-        reason = reason or why_not_foldable(readers[0])
+        reason = reason or why_not_foldable(readers[0], bordered=bool(pads))
         # The number of groups is of no concern to this form of the weights.
         phases = [] if reason else fold_weights(model.graph, readers[0].inputs[1], 1, "convolutions")  # type: ignore[arg-type]
         if reason is not None or not phases:
             refusals.append(Refusal(resize.name or "", reason or "sums of its weights overflow their type"))
             continue
-        convolutions = _replace(model.graph, resize, readers[0], phases)
-        if not keep.isdisjoint((str(resize.name), str(readers[0].name))):
+        convolutions = _replace(model.graph, resize, readers[0], phases, bordered=bool(pads))
+        if not keep.isdisjoint(str(node.name) for node in (resize, *pads, readers[0])):
             keep.update(convolutions)
         matches += 1
     if matches:
@@ -53,8 +58,13 @@ def fold_upsampling_last(model: ir.Model, keep: set[str]) -> Outcome:
     return Outcome("fold_upsampling_last", matches, tuple(refusals))
 
 
-def _replace(graph: ir.Graph, resize: ir.Node, conv: ir.Node, weights: Sequence[ir.Value]) -> list[str]:
-    """Replace both nodes; returns the names of the new convolutions."""
+def _replace(
+    graph: ir.Graph, resize: ir.Node, conv: ir.Node, weights: Sequence[ir.Value], *, bordered: bool
+) -> list[str]:
+    """Replace both nodes, and the Pad between them where there is one: the border of the image is repeated then.
+
+    Returns the names of the new convolutions.
+    """
     x, output, name = resize.inputs[0], conv.outputs[0], f"{conv.outputs[0].name}.phases"
     assert x is not None
     assert x.shape is not None
@@ -81,8 +91,13 @@ def _replace(graph: ir.Graph, resize: ir.Node, conv: ir.Node, weights: Sequence[
     shared = {"kernel_shape": (2, 2), "strides": (1, 1), "dilations": (1, 1)}
     for weight, (a, b) in zip(weights, PHASES, strict=True):
         array = np.ascontiguousarray(weight.const_value.numpy().transpose(0, 2, 3, 1))  # type: ignore[union-attr]
-        inputs = [last, constant(f"kernel_{a}{b}", array), *conv.inputs[2:]]
-        attributes = {**shared, "pads": (1 - a, 1 - b, a, b), "group": conv.attributes.get_int("group", 1)}
+        source, pads = last, (1 - a, 1 - b, a, b)
+        if bordered:
+            counts = constant(f"pads_{a}{b}", np.array([0, *pads[:2], 0, 0, *pads[2:], 0], np.int64))
+            source = add("Pad", [last, counts], [batch, height + 1, width + 1, x.shape[1]], mode="edge")
+            pads = (0, 0, 0, 0)
+        inputs = [source, constant(f"kernel_{a}{b}", array), *conv.inputs[2:]]
+        attributes = {**shared, "pads": pads, "group": conv.attributes.get_int("group", 1)}
         phases.append(add("NhwcConv", inputs, [batch, height, width, channels], DOMAIN, **attributes))
     rows = []
     row = constant("row", np.array([0, 0, 1, -1], np.int64))

@@ -22,7 +22,6 @@ from vaedeploy.runtime.rows.budget import Budget
 from vaedeploy.runtime.rows.plan import Plan, make_plan, untiled_bytes
 from vaedeploy.runtime.rows.store import Workspace
 from vaedeploy.runtime.rows.strips import Run, RunPiece
-from vaedeploy.system.processes import native_call
 from vaedeploy.system.progress import Progress, silent
 from vaedeploy.values.kinds import Part
 
@@ -155,8 +154,8 @@ class _OpenPiece:
         self._session = onnxruntime_cpu.open_piece(self._name, piece.model, half.weights(piece), half.threads)
 
     def __call__(self, outputs: Sequence[str], inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
-        with onnxruntime_cpu.failures_explained(self._name, inputs), native_call():
-            return self._session.run(outputs, inputs)  # type: ignore[no-any-return]
+        with onnxruntime_cpu.failures_explained(self._name, inputs), onnxruntime_cpu.running() as options:
+            return self._session.run(outputs, inputs, options)  # type: ignore[no-any-return]
 
 
 class BoundedSession(onnxruntime_cpu.Session):
