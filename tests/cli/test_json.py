@@ -26,7 +26,9 @@ def document(ended: Ended) -> dict[str, object]:
 
 
 def inspected(vaedeploy: Command, bundle: Path) -> dict[str, object]:
-    return document(vaedeploy("inspect", bundle, "--json"))
+    told = document(vaedeploy("inspect", bundle, "--json"))
+    del told["memory"]
+    return told
 
 
 def photo(path: Path, side: int = 16) -> Path:
