@@ -12,13 +12,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given as given_by
+from hypothesis import settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from vaedeploy.bundle import Bundle
 from vaedeploy.errors import BackendError, InputError
-from vaedeploy.runtime import VAE
+from vaedeploy.runtime import VAE, onnxruntime_cpu
 from vaedeploy.runtime.rows.budget import Budget
 from vaedeploy.runtime.rows.session import RowsHalf
+from vaedeploy.runtime.rows.store import Workspace
+from vaedeploy.values.kinds import PARTS, Part
 
 FACTOR, CHANNELS = 4, 4
 
@@ -74,6 +79,40 @@ def test_extreme_sizes(whole: VAE, tiny_vae_bundle: Bundle, size: tuple[int, int
         results.append(image)
     assert far(results[0], whole.decode(given, output="float")) < 2e-6
     assert np.array_equal(*results)
+
+
+@settings(max_examples=8)
+@given_by(
+    rows=st.integers(1, 40),
+    columns=st.integers(1, 40),
+    batch=st.integers(1, 2),
+    part=st.sampled_from(PARTS),
+    budget=st.integers(0, 1 << 28),
+    on_disk=st.booleans(),
+)
+def test_any_size_within_any_budget_has_the_same_bits(
+    tiny_vae_bundle: Bundle,
+    tmp_path_factory: pytest.TempPathFactory,
+    rows: int,
+    columns: int,
+    batch: int,
+    part: Part,
+    budget: int,
+    on_disk: bool,
+) -> None:
+    workspace = Workspace(tmp_path_factory.getbasetemp()) if on_disk else None
+    half = RowsHalf(tiny_vae_bundle, part, threads=1, workspace=workspace)
+    if part == "decoder":
+        given = latents(batch, rows, columns)
+    else:
+        shape = batch, 3, rows * FACTOR, columns * FACTOR
+        given = np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32)
+    session = onnxruntime_cpu.Session(tiny_vae_bundle.graph(part, "onnxruntime"), threads=1)
+    output = half.table.outputs[0]
+    (wanted,) = session.run([output], {half.table.input: given})
+    (most,), (some,) = (half.run(half.plan(rows, columns, size), [output], given) for size in (1 << 40, budget))
+    assert np.array_equal(most, some)
+    assert far(most, wanted) < 2e-6
 
 
 def test_an_encoder_by_rows_is_the_whole(whole: VAE) -> None:
