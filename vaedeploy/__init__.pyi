@@ -22,9 +22,15 @@ from .errors import UnknownPresetError as UnknownPresetError
 from .errors import VaedeployError as VaedeployError
 from .errors import VerificationError as VerificationError
 from .errors import WeightsError as WeightsError
+from .images.cache_format import Failure as Failure
+from .images.latent_cache import CachedLatent as CachedLatent
+from .images.latent_cache import LatentCache as LatentCache
+from .images.latent_cache import LatentDataset as LatentDataset
 from .pipeline.bench import Bench as Bench
 from .pipeline.bench import bench_bundle as bench_bundle
 from .pipeline.build import build_engines as build_engines
+from .pipeline.cache import Cached as Cached
+from .pipeline.cache import cache_latents as cache_latents
 from .pipeline.codec import OtherVAEWarning as OtherVAEWarning
 from .pipeline.compare import Comparison as Comparison
 from .pipeline.compare import compare_bundles as compare_bundles

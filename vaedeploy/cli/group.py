@@ -72,6 +72,7 @@ ORDER = (
     "verify",
     "encode",
     "decode",
+    "cache",
     "optimize",
     "inspect",
     "swap",
