@@ -36,7 +36,7 @@ def image_size(file: IO[bytes], name: Path | str) -> tuple[int, int]:
     """
     late = _has_late_texts(file)
     with opened(file, name) as image:
-        if late:
+        if late or image.format == "TIFF":  # which some versions of Pillow turn when they decode it
             image.load()
         # Not image.getexif(): of a PNG without EXIF data that decodes the whole image, to look behind the pixels.
         turned = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1) in TURNED

@@ -202,8 +202,8 @@ def _claim(folder: Path, info: CacheInfo) -> None:
         raise OutputError(f"cannot write to {folder}: {reason(error)}. Choose another place with -o") from error
     if other != info:
         raise OutputError(
-            f"{folder} is a cache of another VAE or of other options: {other.differences(info)}. Choose another folder, "
-            "or the same options"
+            f"{folder} is a cache of another VAE or of other options: {other.differences(info)}. Choose another "
+            "folder, or the same options"
         )
 
 

@@ -5,7 +5,6 @@ A ``Picture`` is a range of bytes of a file, and a stamp, the file's size and ti
 
 from __future__ import annotations
 
-import io
 import logging
 import os
 import tarfile
@@ -198,7 +197,7 @@ def _of_member(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path, stamp:
         return
     if not looks:
         content = tar.extractfile(member)
-        if content is None or not is_image(io.BytesIO(content.read(64))):
+        if content is None or not is_image(content):
             return
     if inside.is_absolute() or ".." in inside.parts:
         yield Failure(key, f"its path in the tar file, {encodable(member.name)}, leads out of it")
