@@ -177,9 +177,9 @@ def _of_tar(path: Path, prefix: str) -> Found:
             with tarfile.open(fileobj=file, mode="r:") as tar:
                 for member in tar:
                     yield from _of_member(tar, member, path, stamp, prefix)
-                end = tar.offset
-            if end > stamp[0]:
-                yield Failure(name, "the tar file is truncated")
+                # The library ends without a word at a header that is cut off or broken. At the end there are zeros.
+                if any(handle_bytes(handle, tarfile.BLOCKSIZE, tar.offset)):
+                    yield Failure(name, f"the tar file is truncated or broken from byte {tar.offset:,} on")
         except tarfile.TarError as error:
             compressed = " Decompress it first" if stamp[0] and _is_compressed(handle) else ""
             yield Failure(name, f"it is no tar file, or is truncated or broken: {error}.{compressed}")
