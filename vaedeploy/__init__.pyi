@@ -35,6 +35,7 @@ from .pipeline.codec import OtherVAEWarning as OtherVAEWarning
 from .pipeline.compare import Comparison as Comparison
 from .pipeline.compare import compare_bundles as compare_bundles
 from .pipeline.export import export_vae as export_vae
+from .pipeline.export_cache import export_cache as export_cache
 from .pipeline.optimize import Optimized as Optimized
 from .pipeline.optimize import optimize_onnx as optimize_onnx
 from .pipeline.pull import pull_bundle as pull_bundle

@@ -62,13 +62,13 @@ def test_by_key_and_by_number(cache: LatentCache) -> None:
 def test_by_bucket(cache: LatentCache) -> None:
     assert {size: len(numbers) for size, numbers in cache.buckets.items()} == {(24, 40): 4, (32, 32): 4, (40, 24): 4}
     assert [latent.mean.shape for latent in cache.bucket((24, 40))] == [(2, 6, 10)] * 4
-    with pytest.raises(LatentError, match="no picture is 8x8 in .*; sizes are 24x40, 32x32, 40x24"):
+    with pytest.raises(LatentError, match=r"no picture is 8x8 in .*; sizes are 24x40, 32x32, 40x24"):
         cache.bucket((8, 8))
 
 
 def test_batches_are_of_one_size_and_follow_from_the_seed(cache: LatentCache) -> None:
     batches = cache.batches(3, seed=0)
-    assert sorted(sum(batches, [])) == list(range(12))
+    assert sorted(number for batch in batches for number in batch) == list(range(12))
     assert all(len({cache[number].mean.shape for number in batch}) == 1 for batch in batches)
     assert batches == cache.batches(3, seed=0)
     assert batches != cache.batches(3, seed=1)

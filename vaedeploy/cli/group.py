@@ -73,6 +73,7 @@ ORDER = (
     "encode",
     "decode",
     "cache",
+    "export-cache",
     "optimize",
     "inspect",
     "swap",

@@ -118,6 +118,19 @@ class LatentCache:
         return list(self._numbers)
 
     @property
+    def items(self) -> Sequence[IndexItem]:
+        """All pictures by number: their keys, where they are, and what was done with them; no latents are read."""
+        return self._index.items
+
+    @property
+    def shards(self) -> list[list[int]]:
+        """The numbers of the pictures of each shard; they have one size."""
+        found: list[list[int]] = [[] for _ in self._index.shards]
+        for number, item in enumerate(self._index.items):
+            found[item.shard].append(number)
+        return [numbers for numbers in found if numbers]
+
+    @property
     def buckets(self) -> dict[Size, list[int]]:
         """(H, W) of the pictures with padding -> the numbers of the pictures of that size."""
         found: dict[Size, list[int]] = {}

@@ -16,6 +16,7 @@ from tiny_bundle import tiny_bundle
 import vaedeploy as vd
 from vaedeploy.bundle import Bundle
 from vaedeploy.errors import InputError, OutputError
+from vaedeploy.images.files import read_image
 from vaedeploy.images.sizing import Sizing, fitted
 from vaedeploy.pipeline.cache import shards
 from vaedeploy.system.lock import lock
@@ -37,7 +38,7 @@ def test_buckets(bundle: Bundle, photos: Path, tmp_path: Path) -> None:
     sizing = Sizing(SizeRule(4), buckets=32)
     with vd.VAE(bundle.path) as vae:
         for latent in cache:
-            pixels = np.asarray(Image.open(photos / latent.key))
+            pixels = read_image(photos / latent.key)
             fit = sizing.fit(latent.key, pixels.shape[:2])
             assert (latent.original, latent.resized, latent.crop, latent.size) == (
                 fit.original,
@@ -56,7 +57,7 @@ def test_pictures_that_keep_their_size_are_padded(bundle: Bundle, tmp_path: Path
     latent = vd.LatentCache(tmp_path / "latents")["a.png"]
     assert (latent.size, latent.mean.shape) == ((17, 23), (2, 5, 6))
     with vd.VAE(bundle.path) as vae:
-        np.testing.assert_array_equal(latent.mean, vae.encode(np.asarray(Image.open(path)), pad=True)[0])
+        np.testing.assert_array_equal(latent.mean, vae.encode(read_image(path), pad=True)[0])
 
 
 def test_a_vae_without_a_distribution(photos: Path, tmp_path: Path) -> None:
@@ -103,7 +104,7 @@ def test_a_changed_picture_is_encoded_again(bundle: Bundle, tmp_path: Path) -> N
     os.utime(photos / "000.png", ns=(0, 5))
     assert vd.cache_latents(bundle, photos, out, dtype="float32", shard=1).made == 1
     with vd.VAE(bundle.path) as vae:
-        wanted = vae.encode(np.asarray(Image.open(photos / "000.png")))[0]
+        wanted = vae.encode(read_image(photos / "000.png"))[0]
     np.testing.assert_array_equal(vd.LatentCache(out)["000.png"].mean, wanted)
 
 
@@ -295,7 +296,7 @@ def test_refused(source: str, options: dict[str, object], reason: str, bundle: B
 
 def test_places_that_cannot_be_written_to(bundle: Bundle, photos: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(OutputError, match="cannot write to .*file: Not a directory"):
+    with pytest.raises(OutputError, match=r"cannot write to .*file: Not a directory"):
         vd.cache_latents(bundle, photos, tmp_path / "file")
     (tmp_path / "latents/shards").mkdir(parents=True)
     (tmp_path / "latents/shards/a.safetensors").touch()
