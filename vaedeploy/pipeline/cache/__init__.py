@@ -46,11 +46,11 @@ from vaedeploy.images.cache_format import (
 )
 from vaedeploy.images.sizing import Crop, Size, Sizing
 from vaedeploy.pipeline.cache.plan import Plan, Shard, make_plan
-from vaedeploy.pipeline.cache.shards import is_free, make_shard, shard_done
+from vaedeploy.pipeline.cache.shards import held, is_free, make_shard, shard_done
 from vaedeploy.pipeline.cache.workers import work_on
 from vaedeploy.runtime import VAE
 from vaedeploy.runtime.unverified import warn_of_unverified
-from vaedeploy.system.atomic import clear_drafts, lock_name, write_file
+from vaedeploy.system.atomic import clear_drafts, write_file
 from vaedeploy.system.interrupts import stop_if_interrupted
 from vaedeploy.system.lock import lock
 from vaedeploy.system.oserrors import reason
@@ -190,13 +190,14 @@ def _claim(folder: Path, info: CacheInfo) -> None:
     place = folder / CACHE
     try:
         (folder / SHARDS).mkdir(parents=True, exist_ok=True)
-        with lock(lock_name(place)) as free:
-            if free and not place.exists():
+        while not place.exists():
+            with held(place) as free:
+                if not free:  # another job is writing it at this moment
+                    time.sleep(PAUSE)
+                    continue
                 if there := [path.name for path in (folder / SHARDS).glob(f"*{SUFFIX}")]:
                     raise OutputError(f"{folder} has shards, such as {there[0]}, and no {CACHE}. Choose another folder")
                 write_file(place, msgspec.json.format(msgspec.json.encode(info)) + b"\n")
-        while not place.exists():  # another job is writing it at this moment
-            time.sleep(PAUSE)
         other = read_cache_document(place, CacheInfo)
     except OSError as error:
         raise OutputError(f"cannot write to {folder}: {reason(error)}. Choose another place with -o") from error

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,20 @@ AHEAD = 2
 """Pictures that are read and resized while the encoder runs on another. Each may take hundreds of megabytes."""
 
 
+@contextmanager
+def held(place: Path) -> Iterator[bool]:
+    """Context that holds the lock of a file that is to be written. It gives False if another process holds it.
+
+    It gives True on a file system without locks: twice the work does no harm, since the bytes are equal.
+    """
+    with ExitStack() as stack:
+        try:
+            free = stack.enter_context(lock(lock_name(place)))
+        except OSError:
+            free = True
+        yield free
+
+
 def shard_done(folder: Path, shard: Shard) -> ShardHeader | None:
     """The header of a shard that is there and whole; None for one that is to be made."""
     try:
@@ -58,11 +72,7 @@ def make_shard(vae: VAE, folder: Path, info: CacheInfo, shard: Shard) -> bool:
     BackendError.
     """
     place = shard_path(folder, shard.name)
-    with ExitStack() as stack:
-        try:
-            free = stack.enter_context(lock(lock_name(place)))
-        except OSError:  # a file system without locks: twice the work does no harm, since the bytes are equal
-            free = True
+    with held(place) as free:
         if free and shard_done(folder, shard) is None:
             write_file(place, _encoded(vae, info, shard))
         return free
@@ -70,11 +80,8 @@ def make_shard(vae: VAE, folder: Path, info: CacheInfo, shard: Shard) -> bool:
 
 def is_free(folder: Path, shard: Shard) -> bool:
     """Whether no process is at work on a shard."""
-    try:
-        with lock(lock_name(shard_path(folder, shard.name))) as free:
-            return free
-    except OSError:
-        return True
+    with held(shard_path(folder, shard.name)) as free:
+        return free
 
 
 def _encoded(vae: VAE, info: CacheInfo, shard: Shard) -> bytes:
