@@ -7,6 +7,7 @@ import mmap
 import os
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,9 @@ def empty(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
         return np.empty(shape, dtype)
     try:
         pages = _Pages(-1, _bytes(shape, dtype), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        with suppress(OSError):  # a kernel without huge pages
+            # One row of a channel would take a huge page of it, and a huge page goes back only as a whole.
+            pages.madvise(mmap.MADV_NOHUGEPAGE)
     except OSError as error:
         raise MemoryError(f"no memory for an array of {_bytes(shape, dtype):,} bytes") from error
     return np.ndarray(shape, dtype, pages)
