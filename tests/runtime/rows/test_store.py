@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from vaedeploy.bundle import Bundle
-from vaedeploy.errors import InputError, OutputError
+from vaedeploy.errors import BackendError, InputError, OutputError
 from vaedeploy.runtime.rows.store import GIVES_BACK, PAGE, Workspace, empty, give_back, leave_memory
 
 RAM_DISK = Path("/dev/shm")
@@ -29,6 +29,13 @@ def test_what_is_not_given_back_stays(shape: tuple[int, ...]) -> None:
         left = (slice(None),) * axis + (slice(end, None),)
         assert np.array_equal(array[left], wanted[left])
         done = end
+
+
+@pytest.mark.skipif(not GIVES_BACK, reason="numpy allocates, and says it in its own words")
+def test_memory_that_is_not_there_is_said() -> None:
+    message = r"^a call by rows cannot have 4,611,686,018,427,387,904 bytes of memory: Cannot allocate memory\. Give a "
+    with pytest.raises(BackendError, match=message):
+        empty((1 << 62,), np.uint8)
 
 
 def resident() -> int:

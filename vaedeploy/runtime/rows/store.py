@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from vaedeploy.errors import InputError, OutputError
+from vaedeploy.errors import BackendError, InputError, OutputError
 from vaedeploy.system.oserrors import advice, reason
 
 __all__ = ["GIVES_BACK", "PAGE", "Workspace", "empty", "give_back", "leave_memory"]
@@ -36,7 +36,9 @@ class _File(mmap.mmap):
 
 
 def empty(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
-    """An array of any content in memory, of which ``give_back`` gives back parts."""
+    """An array of any content in memory, of which ``give_back`` gives back parts. Raises BackendError where there is
+    no memory for it.
+    """
     if not GIVES_BACK:
         return np.empty(shape, dtype)
     try:
@@ -45,7 +47,10 @@ def empty(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
             # One row of a channel would take a huge page of it, and a huge page goes back only as a whole.
             pages.madvise(mmap.MADV_NOHUGEPAGE)
     except OSError as error:
-        raise MemoryError(f"no memory for an array of {_bytes(shape, dtype):,} bytes") from error
+        raise BackendError(
+            f"a call by rows cannot have {_bytes(shape, dtype):,} bytes of memory: {reason(error)}. Give a lower "
+            "max_memory, or a smaller image"
+        ) from error
     return np.ndarray(shape, dtype, pages)
 
 
