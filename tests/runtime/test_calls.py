@@ -45,6 +45,34 @@ def test_moments_of_a_vae_without_a_distribution(tmp_path: Path) -> None:
     assert str(caught.value) == "VAE tiny gives no distribution of latents; call encode, which gives the latent"
 
 
+# Outputs by name
+
+
+def test_outputs_by_name_come_from_one_run(vae: VAE) -> None:
+    image = photo(2, 8, 12)
+    latent, std = vae.encode_moments(image)
+    encoded = vae.compute("encoder", image, ["latent_std", "latent_mean"])
+    assert list(encoded) == ["latent_std", "latent_mean"]
+    np.testing.assert_array_equal([encoded["latent_mean"], encoded["latent_std"]], [latent, std])
+    np.testing.assert_array_equal(vae.compute("encoder", image, ["latent_std"])["latent_std"], std)
+    latent[1] = 3.4e38
+    decoded = vae.compute("decoder", latent, ["finite", "image_u8", "image"])
+    np.testing.assert_array_equal(decoded["finite"], [True, False])
+    np.testing.assert_array_equal(decoded["image_u8"], vae.decode(latent))
+    np.testing.assert_array_equal(decoded["image"], vae.decode(latent, output="float"))
+    assert list(vae.compute("decoder", latent, ["image"])) == ["image"]
+
+
+def test_outputs_and_halves_that_do_not_exist(vae: VAE) -> None:
+    latent = noise(1, CHANNELS, 2, 2)
+    with pytest.raises(InputError, match=r"^the decoder has no output 'latent_mean'; it has image, image_u8, finite$"):
+        vae.compute("decoder", latent, ["image", "latent_mean"])
+    with pytest.raises(InputError, match=r"^there is no half 'decode' of a VAE; there is: encoder, decoder$"):
+        vae.compute("decode", latent, ["image"])  # type: ignore[arg-type]
+    with pytest.raises(SizeError):
+        vae.compute("encoder", photo(7, 5), ["latent_mean"])
+
+
 # Pillow's images
 
 

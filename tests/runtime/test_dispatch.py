@@ -79,7 +79,9 @@ def test_what_half_precision_cannot_hold_runs_again_alone(weak: Bundle, caplog: 
         fast = vae.decode(latent, output="float")
         assert not np.isfinite(fast[1]).all()
         caplog.clear()
+        assert rerunning.reruns == 0
         image = rerunning.decode(latent, output="float")
+        assert (vae.reruns, rerunning.reruns) == (0, 1)
         assert np.isfinite(image).all()
         np.testing.assert_array_equal(
             image[[0, 2]], fast[[0, 2]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -17,6 +18,7 @@ from vaedeploy.runtime.dispatch import Dispatch
 from vaedeploy.runtime.dlpack import is_on_device
 from vaedeploy.runtime.types import HostImage, HostLatent, Moments, SupportsDLPack
 from vaedeploy.system.gpu import FORKED, was_forked
+from vaedeploy.values.kinds import Part
 
 
 class ArrayCalls:
@@ -184,6 +186,21 @@ class ArrayCalls:
                 )
         refuse_stream(stream)
         return on_host.decode(self._dispatch, self._bundle, latent, output, size, out)
+
+    def compute(self, part: Part, value: HostImage | HostLatent, outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
+        """Run one half and return its outputs by the names that they have in the graph, for servers.
+
+            >>> vae.compute("decoder", latent, ["image_u8", "finite"])
+            {'image_u8': array(...), 'finite': array([ True])}
+
+        part: "encoder" or "decoder". value: what ``encode`` or ``decode`` takes, in host memory.
+        outputs: of the encoder ``latent_mean`` and ``latent_std``, or ``latent`` where ``latent.sampled`` is False; of
+            the decoder ``image`` (B, 3, H, W) float32, ``image_u8`` (B, H, W, 3) uint8 and ``finite`` (B,) bool, which
+            is False for an item with NaN or infinity in its image. All are computed in one run.
+
+        Raises what ``encode`` and ``decode`` raise, and InputError for an output that the half does not have.
+        """
+        return on_host.compute(self._dispatch, self._bundle, part, value, outputs)
 
     def _gpu(self) -> CudaDevice:
         """The CUDA device, which is opened for the first array in its memory. Raises BackendError in a process that was

@@ -31,6 +31,8 @@ class Dispatch:
     candidates: the ways to compute, the preferred one first; each opens a half when it is first needed.
     may_fall_back: whether another backend computes where the preferred one cannot open a half or does not take the
     size; otherwise the caller gets the error. on_nan: see ``VAE``.
+
+    reruns: how many items were run again in float32.
     """
 
     def __init__(self, bundle: Bundle, candidates: Sequence[Candidate], may_fall_back: bool, on_nan: OnNan) -> None:
@@ -42,6 +44,7 @@ class Dispatch:
         self._logged: set[str] = set()
         self._closed = False
         self._warming = 0
+        self.reruns = 0
         self._make_locks()
         tell_of_fork(self)
 
@@ -109,6 +112,8 @@ class Dispatch:
         where = f"in item {', '.join(map(str, items))} of a batch of {len(finite)} (bundle {self._bundle.path})"
         if self._on_nan == "rerun" and self._rerun(candidate, part, outputs, inputs, computed, items, on_device):
             log.warning("%s in %s %s; run again in fp32", what, candidate.precision, where)
+            with self._lock:
+                self.reruns += len(items)
             finite = self._finite_items(computed)
             if finite.all():
                 return computed

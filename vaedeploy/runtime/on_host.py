@@ -20,6 +20,12 @@ from vaedeploy.values.kinds import PARTS, Part
 
 def encode(dispatch: Dispatch, bundle: Bundle, image: Any, outputs: int, pad: bool) -> list[NDArray[np.float32]]:
     """The first ``outputs`` outputs of the encoder for ``image``: the mean, or the mean and the deviation."""
+    interface = bundle.manifest.interface("encoder")
+    return _run(dispatch, "encoder", interface.outputs[:outputs], {interface.input: _pixels(bundle, image, pad)})
+
+
+def _pixels(bundle: Bundle, image: Any, pad: bool) -> NDArray[Any]:
+    """``image`` as the encoder's graph takes it."""
     manifest = bundle.manifest
     channels = manifest.latent.image_channels
     pixels = check_image(as_pixels(image, channels), channels)
@@ -32,10 +38,9 @@ def encode(dispatch: Dispatch, bundle: Bundle, image: Any, outputs: int, pad: bo
         pixels = pad_image(pixels, manifest.latent.sizes)
     if pixels.dtype == np.uint8 and manifest.image_input == "float":
         pixels = to_float(pixels)
-    interface = manifest.interface("encoder")
-    _, height, width = interface.pixels(pixels.shape)
+    _, height, width = manifest.interface("encoder").pixels(pixels.shape)
     manifest.latent.sizes.check(height, width)
-    return _run(dispatch, "encoder", interface.outputs[:outputs], {interface.input: np.ascontiguousarray(pixels)})
+    return np.ascontiguousarray(pixels)
 
 
 def decode(
@@ -66,6 +71,25 @@ def decode(
         return np.ascontiguousarray(image)
     np.copyto(out, image)
     return out
+
+
+def compute(
+    dispatch: Dispatch, bundle: Bundle, part: Part, value: Any, outputs: Sequence[str]
+) -> dict[str, NDArray[Any]]:
+    """``VAE.compute``."""
+    if part not in PARTS:
+        raise InputError(f"there is no half {part!r} of a VAE; there is: {', '.join(PARTS)}")
+    interface = bundle.manifest.interface(part)
+    if missing := [name for name in outputs if name not in interface.outputs]:
+        raise InputError(f"the {part} has no output {missing[0]!r}; it has {', '.join(interface.outputs)}")
+    if part == "encoder":
+        given = _pixels(bundle, value, pad=False)
+    else:
+        given = check_latent(as_numpy(value, "latent", LatentError), bundle.manifest.latent)
+    # In the graph's order, in which the decoder's last one says what is finite.
+    run = [name for name in interface.outputs if name in outputs or name == "finite"]
+    computed = dict(zip(run, _run(dispatch, part, run, {interface.input: given}), strict=True))
+    return {name: computed[name] for name in outputs}
 
 
 def warm_up(dispatch: Dispatch, bundle: Bundle, sizes: Iterable[tuple[int, int]], batch: int) -> None:

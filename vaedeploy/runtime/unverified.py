@@ -11,12 +11,15 @@ class UnverifiedBundleWarning(UserWarning):
     """The outputs of the bundle were never compared with PyTorch's, or differed from them by more than allowed."""
 
 
+def unverified_text(bundle: Bundle) -> str | None:
+    """A sentence that says that ``bundle`` is not verified, and what to run; None where it is."""
+    if bundle.verified:
+        return None
+    state = "was never verified" if bundle.manifest.verification is None else "failed its verification"
+    return f"bundle {bundle.path} {state}; its images may be wrong. Run: vaedeploy verify {bundle.path}"
+
+
 def warn_of_unverified(bundle: Bundle) -> None:
     """Issue UnverifiedBundleWarning, for the caller's caller, if ``bundle`` is not verified."""
-    if not bundle.verified:
-        state = "was never verified" if bundle.manifest.verification is None else "failed its verification"
-        warnings.warn(
-            f"bundle {bundle.path} {state}; its images may be wrong. Run: vaedeploy verify {bundle.path}",
-            UnverifiedBundleWarning,
-            stacklevel=3,
-        )
+    if text := unverified_text(bundle):
+        warnings.warn(text, UnverifiedBundleWarning, stacklevel=3)

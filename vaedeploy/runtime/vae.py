@@ -150,6 +150,11 @@ class VAE(ArrayCalls):
         """Whether both halves are loaded and no ``warm_up`` is in progress. False after ``close``."""
         return self._dispatch.ready
 
+    @property
+    def reruns(self) -> int:
+        """How many items gave NaN or infinity in half precision and were run again in float32, since it was opened."""
+        return self._dispatch.reruns
+
     def warm_up(self, sizes: Iterable[tuple[int, int]], *, batch: int = 1) -> None:
         """Load both halves and run each once at every size, so that later calls of these sizes take their usual time.
 
