@@ -9,10 +9,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from vaedeploy.cli import bundles, engines, graphs, hub, images, machine, terminal, verify
+from vaedeploy.cli import bundles, engines, graphs, hub, images, machine, terminal, triton, verify
 from vaedeploy.cli.group import cli
 
-__all__ = ["bundles", "cli", "engines", "graphs", "hub", "images", "machine", "main", "verify"]
+__all__ = ["bundles", "cli", "engines", "graphs", "hub", "images", "machine", "main", "triton", "verify"]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
