@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -68,4 +69,4 @@ def triton(bundle: Path, out: Path, as_json: bool, **options: Any) -> None:
         terminal.show("\n".join(map(str, models)))
     if not options["native"]:
         terminal.say('Their Python needs vaedeploy: pip install "vaedeploy[cpu]", or [cuda] or [tensorrt] for a GPU')
-    terminal.say(f"To serve them, run: tritonserver --model-repository {out}")
+    terminal.say(f"To serve them, run: tritonserver --model-repository {shlex.quote(str(out))}")

@@ -74,7 +74,7 @@ def write_triton(
     """Write a model repository for Triton Inference Server, and return the folders of its models.
 
     >>> vd.write_triton("mse840k", "models")
-    (PosixPath('models/mse840k-encode'), PosixPath('models/mse840k-decode'))
+    (PosixPath('models/mse840k-decode'), PosixPath('models/mse840k-encode'))
 
     out: the folder to make, which ``tritonserver --model-repository`` takes.
     name: what the models' names begin with; by default what the bundle calls its VAE.
@@ -199,6 +199,8 @@ def _check_free(place: Path, out: Path, force: bool) -> None:
     """Raise OutputError if something is at ``place`` that may not be replaced. An empty folder may."""
     if not place.exists() or (place.is_dir() and not any(place.iterdir())):
         return
+    if not place.is_dir():
+        raise OutputError(f"{out} is there and is a file. Choose another place with -o (out=)")
     if foreign := _foreign(place):
         raise OutputError(
             f"{out} has {foreign}, which vaedeploy did not write; it is left as it is. Choose another place with -o "
@@ -212,9 +214,7 @@ def _check_free(place: Path, out: Path, force: bool) -> None:
 
 
 def _foreign(place: Path) -> str | None:
-    """Something at ``place`` that is no model of ours."""
-    if not place.is_dir():
-        return "a file"
+    """Something in the folder ``place`` that is no model of ours."""
     for entry in sorted(place.iterdir()):
         config = entry / CONFIG
         if not config.is_file() or not config.read_bytes().startswith(MARK.encode()):
