@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-PATIENCE = 60
-"""Seconds after which something that was to happen has not."""
+PATIENCE = 180
+"""Seconds after which something that was to happen has not; a busy machine takes a minute to load models."""
 
 
 def missing() -> str | None:
@@ -63,14 +63,16 @@ class Server:
         return int(found[1]) if found else 0
 
     def stub(self, model: str) -> int:
-        """The process that runs a model."""
+        """The process of this server that runs a model."""
         for place in Path("/proc").iterdir():
             if place.name.isdecimal():
                 try:
                     words = (place / "cmdline").read_bytes().split(b"\0")
+                    parent = int((place / "stat").read_text().rpartition(")")[2].split()[1])
                 except OSError:  # it is gone by now
                     continue
-                if words[0].endswith(b"triton_python_backend_stub") and any(f"/{model}/".encode() in w for w in words):
+                is_stub = parent == self.process.pid and words[0].endswith(b"triton_python_backend_stub")
+                if is_stub and any(f"/{model}/".encode() in word for word in words):
                     return int(place.name)
         raise AssertionError(f"no process runs {model}")
 
