@@ -4,6 +4,7 @@ the server's Python backend takes no numpy 2.
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
 import signal
@@ -15,22 +16,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-from triton_server import PATIENCE, Server, missing, prepare, runs, serving, until
-
-if why := missing():
-    pytest.skip(why, allow_module_level=True)
-
-import tritonclient.grpc
-import tritonclient.http
 from arrays import noise
 from tiny_bundle import tiny_bundle
-from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+from triton_server import PATIENCE, Server, missing, prepare, runs, serving, until
 
 import vaedeploy as vd
 from vaedeploy.errors import VaedeployError
 from vaedeploy.values.kinds import Part
 
-PROTOCOLS = {"http": tritonclient.http, "grpc": tritonclient.grpc}
+if why := missing():
+    pytestmark = pytest.mark.skip(reason=why)
+else:
+    from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+
+PROTOCOLS = ("http", "grpc")
 
 Outputs = Mapping[str, np.ndarray[Any, Any]]
 
@@ -46,20 +45,24 @@ def photo(*shape: int) -> np.ndarray[Any, Any]:
     return np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
 
 
+def library(protocol: str) -> Any:
+    return importlib.import_module(f"tritonclient.{protocol}")
+
+
 def connect(server: Server, protocol: str) -> Any:
     port = server.http if protocol == "http" else server.grpc
-    return PROTOCOLS[protocol].InferenceServerClient(f"127.0.0.1:{port}")
+    return library(protocol).InferenceServerClient(f"127.0.0.1:{port}")
 
 
 def tensors(protocol: str, arrays: Outputs, outputs: tuple[str, ...] = ()) -> dict[str, Any]:
     """The arguments of a client's ``infer``."""
-    library = PROTOCOLS[protocol]
+    client = library(protocol)
     inputs = []
     for name, array in arrays.items():
-        given = library.InferInput(name, array.shape, np_to_triton_dtype(array.dtype))
+        given = client.InferInput(name, array.shape, np_to_triton_dtype(array.dtype))
         given.set_data_from_numpy(array)
         inputs.append(given)
-    return {"inputs": inputs, "outputs": [library.InferRequestedOutput(name) for name in outputs] or None}
+    return {"inputs": inputs, "outputs": [client.InferRequestedOutput(name) for name in outputs] or None}
 
 
 def read(result: Any) -> Outputs:
