@@ -77,6 +77,7 @@ ORDER = (
     "swap",
     "push",
     "pull",
+    "triton",
     "compare",
     "bench",
     "serve",
