@@ -5,7 +5,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 DEMO := build/demo
 
-.PHONY: help setup demo test test-fast test-full test-faults fuzz test-page test-gpu bench-gpu lint types format check clean
+.PHONY: help setup demo test test-fast test-full test-faults fuzz test-page triton-env test-triton test-gpu bench-gpu lint types format check clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -55,6 +55,25 @@ fuzz: $(READY)  ## open 40,000 files as strangers make them, and send a server 2
 test-page: $(READY)  ## run the tests of the report's page in headless Chromium, which is installed if it is not there
 	command -v chromium >/dev/null || apt-get install --yes --no-install-recommends chromium
 	$(BIN)/python -m pytest -m browser
+
+# A Triton server with its Python backend, which takes no numpy 2. The wheel is for Linux on x86-64.
+TRITON := .triton
+TRITON_READY := $(TRITON)/.ready
+TRITON_FOLDER := $(TRITON)/lib/python3.*/site-packages/pytriton/tritonserver
+
+triton-env: $(TRITON_READY)  ## make an environment with a Triton server, beside the usual one
+
+$(TRITON_READY): pyproject.toml constraints.txt
+	test -x $(TRITON)/bin/python || $(PYTHON) -m venv $(TRITON)
+	grep -vE '^(grpcio|ml_dtypes|numpy|protobuf|tritonclient)==' constraints.txt > $(TRITON)/constraints.txt
+	$(TRITON)/bin/python -m pip install --quiet --constraint $(TRITON)/constraints.txt nvidia-pytriton==0.7.0 'numpy<2' onnx pytest --editable '.[cpu]'
+	$(TRITON)/bin/python -m pip install --quiet --no-deps --upgrade --target $(TRITON)/numpy2 $$(grep '^numpy==' constraints.txt)
+	cp $(TRITON_FOLDER)/python_backend_stubs/$$($(TRITON)/bin/python -c 'import sys; print("%d.%d" % sys.version_info[:2])')/triton_python_backend_stub $(TRITON_FOLDER)/backends/python/
+	touch $@
+
+test-triton:  ## run the tests in a Triton server; where it cannot be installed they are skipped, and say so
+	$(MAKE) $(TRITON_READY) || echo "There is no environment with a Triton server: the tests are skipped."
+	$$(test -e $(TRITON_READY) && echo $(TRITON)/bin/python || echo $(BIN)/python) -m pytest tests/triton
 
 # GPU_PYTHON=python3 takes an environment of your own, which has what is to be tried: onnxruntime-gpu, tensorrt.
 test-gpu: $(if $(GPU_PYTHON),,$(READY))  ## run the tests that need a CUDA device

@@ -42,6 +42,7 @@ from .pipeline.pull import pull_bundle as pull_bundle
 from .pipeline.push import push_bundle as push_bundle
 from .pipeline.swap import restore_vae as restore_vae
 from .pipeline.swap import swap_vae as swap_vae
+from .pipeline.triton import write_triton as write_triton
 from .pipeline.verify import UnnotedVerdictWarning as UnnotedVerdictWarning
 from .pipeline.verify import verify_bundle as verify_bundle
 from .runtime import VAE as VAE

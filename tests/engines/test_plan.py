@@ -145,7 +145,7 @@ def test_both_halves_are_built_for_the_sizes_of_the_profile(built: Bundle) -> No
 def test_a_place_that_is_taken_stops_no_other_build(built: Bundle, profile_folder: Path) -> None:
     (built.path / ENCODER).unlink()
     (built.path / ENCODER).mkdir()
-    with pytest.raises(BuildError, match=r"1 of 2 engines could not be built; the other 1 are in"):
+    with pytest.raises(BuildError, match=r"1 of 2 engines could not be built; the other 1 is in"):
         build_engines(built, ["mine"], folder=profile_folder, force=True)
 
 

@@ -200,6 +200,19 @@ def test_who_may_not_write(hub: HubServer, client: HubClient, bundle: Bundle) ->
     assert ended.err.endswith("or take a token with the right to write: HF_TOKEN\n")
 
 
+def test_push_without_a_token(hub: HubServer, client: HubClient, bundle: Bundle) -> None:
+    client.python("import os; del os.environ['HF_TOKEN']")
+    try:
+        ended = client.run("push", bundle.path, REPOSITORY)
+    finally:
+        client.python(f"import os; os.environ['HF_TOKEN'] = {hub.writer!r}")
+    assert (ended.code, ended.out) == (1, "")
+    assert ended.err.endswith(
+        f"Error: the hub wants a token for {REPOSITORY}, and there is none. Run `hf auth login`, or set HF_TOKEN, or "
+        "copy the bundle's folder in another way\n"
+    )
+
+
 def test_push_to_a_repository_that_is_not_there(hub: HubServer, client: HubClient, bundle: Bundle) -> None:
     ended = client.run("push", bundle.path, "someone/else")
     assert ended.code == 1

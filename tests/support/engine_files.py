@@ -8,9 +8,11 @@ from typing import Any
 import msgspec
 
 from vaedeploy.bundle import Bundle
+from vaedeploy.bundle.engines import engine_name
 from vaedeploy.bundle.manifest import EngineIdentity, EngineInfo, FileInfo
 from vaedeploy.system.gpu import Gpu
 from vaedeploy.system.hashing import file_sha256
+from vaedeploy.values.kinds import Backend
 from vaedeploy.values.shapes import ShapeSet
 
 GOOD_PROFILE = {
@@ -41,13 +43,14 @@ def snapshot(bundle: Bundle) -> dict[str, bytes]:
     return {str(p.relative_to(bundle.path)): p.read_bytes() for p in bundle.path.rglob("*") if p.is_file()}
 
 
-def claim_engine(bundle: Bundle) -> dict[str, Any]:
+def claim_engine(bundle: Bundle, backend: Backend = "tensorrt-rtx") -> dict[str, Any]:
     """Write a file that carries an engine's mark and is none, and return the manifest that names it, as plain JSON."""
+    name = engine_name("mine", "encoder", backend)
     identity = EngineIdentity(
         graph="0" * 64,
         rewritten="1" * 64,
         precision="fp32",
-        backend="tensorrt-rtx",
+        backend=backend,
         backend_version="1.7.1.116",
         compute_capability="8.9",
         gpu=None,
@@ -63,10 +66,10 @@ def claim_engine(bundle: Bundle) -> dict[str, Any]:
         tensors={"image": "float32 (-1, 3, -1, -1)"},
         layers={"convolution float32": 1},
     )
-    path = bundle.path / ENCODER
+    path = bundle.path / name
     path.parent.mkdir(parents=True)
     path.write_bytes(identity.mark)
     told: dict[str, Any] = msgspec.to_builtins(bundle.manifest)
-    told["files"][ENCODER] = msgspec.to_builtins(FileInfo(file_sha256(path), path.stat().st_size))
-    told["engines"] = {ENCODER: msgspec.to_builtins(info)}
+    told["files"][name] = msgspec.to_builtins(FileInfo(file_sha256(path), path.stat().st_size))
+    told["engines"] = {name: msgspec.to_builtins(info)}
     return told

@@ -110,3 +110,39 @@ def test_a_signal_ends_the_run_of_a_graph_before_its_end(number: signal.Signals,
         output, errors = process.communicate()
     assert output.startswith(f"{number.value} "), errors
     assert "terminate flag" in output
+
+
+HANDLED = """
+    import os, signal
+    from vaedeploy.system.interrupts import ending_early, remembering
+
+    with ending_early(lambda: print("ended")), remembering():
+        signal.signal(signal.SIGTERM, lambda *_: print("handled"))
+        os.kill(os.getpid(), signal.SIGTERM)
+"""
+
+
+def test_a_signal_that_is_handled_otherwise_ends_no_call() -> None:
+    """A server answers what is in flight: it has a handler of its own."""
+    with child(textwrap.dedent(HANDLED)) as process:
+        output, errors = process.communicate()
+    assert (output, errors) == ("handled\n", "")
+
+
+FAILED = """
+    import threading
+    from contextlib import suppress
+    from vaedeploy.system.interrupts import remembering
+
+    for _ in range(100):
+        with suppress(ValueError), remembering():
+            raise ValueError
+        print(*(thread.name for thread in threading.enumerate()))
+"""
+
+
+def test_an_error_leaves_no_thread_that_waits_for_signals() -> None:
+    """Its socket is closed, or is somebody else's by then."""
+    with child(textwrap.dedent(FAILED)) as process:
+        output, errors = process.communicate()
+    assert (output, errors) == ("MainThread\n" * 100, "")

@@ -79,6 +79,7 @@ ORDER = (
     "swap",
     "push",
     "pull",
+    "triton",
     "compare",
     "bench",
     "serve",

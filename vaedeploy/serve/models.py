@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -24,12 +23,7 @@ from vaedeploy.serve.refusals import bad, too_large
 from vaedeploy.serve.settings import Settings
 from vaedeploy.values.interface import Interface, Tensor, spatial_axes
 from vaedeploy.values.kinds import PARTS, Part
-
-SUFFIXES: dict[Part, str] = {"encoder": "encode", "decoder": "decode"}
-"""What the name of a model ends in, after the VAE's and a hyphen."""
-
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-"""Names of VAEs: they are part of paths."""
+from vaedeploy.values.served import NAME, model_name
 
 CALLS_ON_CPU = 8
 """Calls that run at once on a CPU of fewer cores: on two cores an image takes a fifth less of the processors' time than
@@ -87,7 +81,7 @@ class Model:
 
     @property
     def name(self) -> str:
-        return f"{self.vae_name}-{SUFFIXES[self.part]}"
+        return model_name(self.vae_name, self.part)
 
     @property
     def interface(self) -> Interface:
@@ -150,7 +144,7 @@ def make_models(vaes: Mapping[str, VAE], settings: Settings, metrics: Metrics) -
     for name, vae in vaes.items():
 
         def told(part: Part, items: int, requests: int, seconds: float, vae_name: str = name) -> None:
-            model = f"{vae_name}-{SUFFIXES[part]}"
+            model = model_name(vae_name, part)
             metrics.items.observe(items, model)
             metrics.joined.observe(requests, model)
             metrics.computed.observe(seconds, model)

@@ -223,7 +223,11 @@ def explain(error: Exception, request: Request) -> str:
             return words()
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status == 401:
-        return f"the hub refused the token for {wanted}. Run `hf auth login` again, or set HF_TOKEN, {otherwise}"
+        if client().get_token() is None:
+            told, login = f"the hub wants a token for {wanted}, and there is none", "`hf auth login`"
+        else:
+            told, login = f"the hub refused the token for {wanted}", "`hf auth login` again"
+        return f"{told}. Run {login}, or set HF_TOKEN, {otherwise}"
     return f"{request.what} failed: {one_line(error)}. Run the command again, {otherwise}"
 
 

@@ -78,21 +78,24 @@ def _watching(numbers: Collection[int]) -> Iterator[None]:
 
     def watch() -> None:
         while arrived := reader.recv(64):
-            if not set(numbers).isdisjoint(arrived):
+            # A program that handles the signal itself, as a server does, decides what becomes of its calls.
+            if any(number in numbers and signal.getsignal(number) == _stop for number in arrived):
                 for end in _running.copy():
                     end()
 
     thread = threading.Thread(target=watch, name="signals", daemon=True)
     with reader:
-        with writer:
-            # The system's own handler writes each signal's number, while Python's waits for the main thread.
-            before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-            thread.start()
-            try:
-                yield
-            finally:
-                signal.set_wakeup_fd(before)
-        thread.join()
+        thread.start()
+        try:
+            with writer:
+                # The system's own handler writes each signal's number, while Python's waits for the main thread.
+                before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+                try:
+                    yield
+                finally:
+                    signal.set_wakeup_fd(before)
+        finally:
+            thread.join()  # before what it reads from is closed, also where an error ends the context
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

@@ -76,8 +76,8 @@ class Layout:
         return name not in self.virtual and name not in self.table.outputs
 
     def is_file(self, name: str) -> bool:
-        """Whether a cut is stored in a file: not where it is given, a result, or read whole."""
-        return self.on_disk and name not in self._in_memory
+        """Whether a cut is stored in a file: not where it is given, a result, read whole, or without rows."""
+        return self.on_disk and name not in self._in_memory and self.cuts[name].axis is not None
 
     @cached_property
     def _in_memory(self) -> frozenset[str]:

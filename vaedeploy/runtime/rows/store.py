@@ -7,16 +7,18 @@ import mmap
 import os
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from vaedeploy.errors import InputError, OutputError
+from vaedeploy.errors import BackendError, InputError, OutputError
 from vaedeploy.system.oserrors import advice, reason
 
-__all__ = ["GIVES_BACK", "PAGE", "Workspace", "empty", "give_back", "leave_memory"]
+__all__ = ["GIVES_BACK", "PAGE", "FileArray", "Workspace", "empty", "give_back"]
 
 GIVES_BACK = sys.platform == "linux"
 """Whether this system takes back parts of an array at once."""
@@ -30,18 +32,22 @@ class _Pages(mmap.mmap):
     """Pages of memory alone. What is given back of them is lost."""
 
 
-class _File(mmap.mmap):
-    """The pages of a file. What is given back of them is still in the file."""
-
-
 def empty(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
-    """An array of any content in memory, of which ``give_back`` gives back parts."""
+    """An array of any content in memory, of which ``give_back`` gives back parts. Raises BackendError where there is
+    no memory for it.
+    """
     if not GIVES_BACK:
         return np.empty(shape, dtype)
     try:
         pages = _Pages(-1, _bytes(shape, dtype), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        with suppress(OSError):  # a kernel without huge pages
+            # One row of a channel would take a huge page of it, and a huge page goes back only as a whole.
+            pages.madvise(mmap.MADV_NOHUGEPAGE)
     except OSError as error:
-        raise MemoryError(f"no memory for an array of {_bytes(shape, dtype):,} bytes") from error
+        raise BackendError(
+            f"a call by rows cannot have {_bytes(shape, dtype):,} bytes of memory: {reason(error)}. Give a lower "
+            "max_memory, or a smaller image"
+        ) from error
     return np.ndarray(shape, dtype, pages)
 
 
@@ -77,36 +83,67 @@ class Workspace:
             problem = f"workspace {folder} cannot be used: {reason(error)}"
             raise InputError(f"{problem}. Give a folder in which you may write") from error
 
-    def empty(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+    def empty(self, shape: tuple[int, ...], dtype: DTypeLike) -> FileArray:
         """An array of any content in a new file, whose room on the disk is reserved. Raises OutputError where there is
         not enough.
         """
         size = _bytes(shape, dtype)
+        file = tempfile.TemporaryFile(dir=self.folder, buffering=0)  # noqa: SIM115  # FileArray closes it
         try:
-            with tempfile.TemporaryFile(dir=self.folder, buffering=0) as file:
-                _reserve(file.fileno(), size)
-                mapped = _File(file.fileno(), size)
+            _reserve(file, size)
         except OSError as error:
+            file.close()
             problem = f"workspace {self.folder} does not take {size:,} bytes: {reason(error)}"
             raise OutputError(f"{problem}. {advice(error)}") from error
-        return np.ndarray(shape, dtype, mapped)
+        return FileArray(file, shape, np.dtype(dtype))
+
+
+class FileArray:
+    """An array in a file, which is read and written, and not mapped: mapped pages would count as the process's memory.
+
+    file: without a buffer. It is closed with the array.
+    """
+
+    def __init__(self, file: IO[bytes], shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        self.shape, self.dtype = shape, dtype
+        self._file = file
+
+    def __del__(self) -> None:
+        self._file.close()
+
+    def read(self, axis: int, low: int, high: int) -> NDArray[Any]:
+        """The elements [low, high) along ``axis``."""
+        rows = np.empty((*self.shape[:axis], high - low, *self.shape[axis + 1 :]), self.dtype)
+        for place, part in self._parts(axis, low, rows):
+            self._file.seek(place)
+            left = part.data.cast("B")
+            while left:
+                left = left[self._file.readinto(left) :]  # type: ignore[attr-defined]  # a file without a buffer has it
+        return rows
+
+    def write(self, axis: int, low: int, values: NDArray[Any]) -> None:
+        """Write the elements from ``low`` on along ``axis``."""
+        for place, part in self._parts(axis, low, np.ascontiguousarray(values)):
+            self._file.seek(place)
+            left = part.data.cast("B")
+            while left:
+                left = left[self._file.write(left) :]
+
+    def _parts(self, axis: int, low: int, rows: NDArray[Any]) -> Iterator[tuple[int, NDArray[Any]]]:
+        """Where each contiguous part of ``rows`` lies in the file, and the part."""
+        inner = math.prod(self.shape[axis + 1 :]) * self.dtype.itemsize
+        for outer, part in enumerate(rows.reshape(math.prod(self.shape[:axis]), -1)):
+            yield (outer * self.shape[axis] + low) * inner, part
 
 
 def _bytes(shape: tuple[int, ...], dtype: DTypeLike) -> int:
     return math.prod(shape) * np.dtype(dtype).itemsize
 
 
-def _reserve(file: int, size: int) -> None:
-    """Make a file of ``size`` bytes. Written through a map to a file with holes, a full disk would end the process."""
+def _reserve(file: IO[bytes], size: int) -> None:
+    """Give a file ``size`` bytes, so that a full disk is told now and not in the middle of a call."""
     if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(file, 0, size)
+        os.posix_fallocate(file.fileno(), 0, size)
         return
     while size:
-        size -= os.write(file, FILL[:size])
-
-
-def leave_memory(array: NDArray[Any]) -> None:
-    """Let go of the memory that an array of a workspace has taken. Its content stays in the file."""
-    pages: object = array.base
-    if isinstance(pages, _File) and hasattr(mmap, "MADV_DONTNEED"):
-        pages.madvise(mmap.MADV_DONTNEED)
+        size -= file.write(FILL[:size])

@@ -13,7 +13,7 @@ from vaedeploy.bundle.rows import COLUMNS, Cut, Piece
 from vaedeploy.runtime.rows.cost import turn_operations
 from vaedeploy.runtime.rows.layout import Turn
 from vaedeploy.runtime.rows.plan import Plan
-from vaedeploy.runtime.rows.store import Workspace, empty, give_back, leave_memory
+from vaedeploy.runtime.rows.store import FileArray, Workspace, empty, give_back
 from vaedeploy.system.heap import trim_heap
 
 __all__ = ["Run", "RunPiece"]
@@ -49,7 +49,7 @@ class Run:
         self._workspace = workspace
         self.table = plan.layout.table
         self.finite = True
-        self._stored: dict[str, Array] = {}
+        self._stored: dict[str, Array | FileArray] = {}
         self._statistics: dict[str, Array] = {}
         self._sessions: dict[int, RunPiece] = {}
         self._over: _Over | None = None
@@ -80,7 +80,7 @@ class Run:
         trim_heap()
 
     def _store_whole(self, piece: Piece) -> None:
-        inputs = {name: self._stored[name] for name in (*piece.strips, *piece.whole)}
+        inputs = {name: self._whole(name) for name in (*piece.strips, *piece.whole)}
         for name, array in zip(piece.targets, self._run(piece, piece.targets, inputs), strict=True):
             self._stored[name] = array
 
@@ -99,7 +99,7 @@ class Run:
                 values, *statistics = computed.pop(cut.name)
                 each = (cut.scale or 1) // piece.steps
                 if cut.name in places:
-                    self._part(places[cut.name], cut, first * each, end * each)[...] = values
+                    self._write(places[cut.name], cut, first * each, values)
                 if cut.name == self.table.outputs[0]:
                     self.finite = self.finite and bool(np.isfinite(values).all())
                 if statistics:
@@ -108,8 +108,6 @@ class Run:
             if self._over is not None:
                 self._over.written = end * ((self._over.cut.scale or 1) // piece.steps)
                 self._over.first, self._over.rows = kept
-            for array in (*self._stored.values(), *places.values()):
-                leave_memory(array)
             self._give_back(turn, *following)
             self._advance((end - first) / last * share)
         self._over = None
@@ -120,9 +118,9 @@ class Run:
             if cut.name in places and cut.name in layout.read:
                 self._stored[cut.name] = places[cut.name]
 
-    def _places(self, turn: Turn, targets: Sequence[Cut], results: Mapping[str, Array]) -> dict[str, Array]:
+    def _places(self, turn: Turn, targets: Sequence[Cut], results: Mapping[str, Array]) -> dict[str, Array | FileArray]:
         """Where each target is written: what the caller wants, over a cut that dies, or to a new array."""
-        places = {}
+        places: dict[str, Array | FileArray] = {}
         for cut in targets:
             if cut.name in results:
                 places[cut.name] = results[cut.name]
@@ -134,7 +132,16 @@ class Run:
                     places[cut.name] = self._empty(cut)
         return places
 
-    def _empty(self, cut: Cut) -> Array:
+    def _write(self, place: Array | FileArray, cut: Cut, low: int, values: Array) -> None:
+        """Write ``values`` as the rows of a cut from ``low`` on."""
+        assert cut.axis is not None
+        if isinstance(place, FileArray):
+            place.write(cut.axis, low * self.layout.row_elements(cut), values)
+        else:
+            each = self.layout.row_elements(cut)
+            self._part(place, cut, low, low + values.shape[cut.axis] // each)[...] = values
+
+    def _empty(self, cut: Cut) -> Array | FileArray:
         shape = cut.at(self.layout.rows, self.layout.columns)
         if self.layout.is_file(cut.name) and self._workspace is not None:
             return self._workspace.empty(shape, cut.dtype)
@@ -147,7 +154,7 @@ class Run:
             assert cut.axis is not None
             low = min(self._lowest(turn.piece, first, last, cut)) if first < last else self.layout.height(cut)
             each = self.layout.row_elements(cut)
-            give_back(self._stored[name], cut.axis, self._given_back.get(name, 0) * each, low * each)
+            give_back(self._whole(name), cut.axis, self._given_back.get(name, 0) * each, low * each)
             self._given_back[name] = low
 
     def _kept(self, piece: Piece, first: int, last: int) -> tuple[int, Array]:
@@ -193,7 +200,7 @@ class Run:
     ) -> dict[str, list[Array]]:
         """``_compute`` for a piece whose virtual cuts are ``computed``: name -> the first of some rows, and these."""
         layout = self.layout
-        inputs = {name: self._stored[name] for name in piece.whole}
+        inputs = {name: self._whole(name) for name in piece.whole}
         for name in piece.strips:
             cut = layout.cuts[name]
             low, high = layout.inside(cut, *layout.source_rows(piece, cut, first, last))
@@ -226,6 +233,12 @@ class Run:
             inputs[COLUMNS] = self._columns
         return self._sessions[id(piece)](outputs, inputs)
 
+    def _whole(self, name: str) -> Array:
+        """A cut that is stored in memory."""
+        array = self._stored[name]
+        assert not isinstance(array, FileArray)
+        return array
+
     def _slice(self, cut: Cut, low: int, high: int) -> Array:
         """Rows [low, high) of a stored cut, those that were overwritten among them."""
         array, over = self._stored[cut.name], self._over
@@ -234,10 +247,12 @@ class Run:
         kept = self._part(over.rows, cut, low - over.first, min(high, over.written) - over.first)
         return np.concatenate([kept, self._part(array, cut, over.written, max(high, over.written))], axis=cut.axis)
 
-    def _part(self, array: Array, cut: Cut, low: int, high: int) -> Array:
+    def _part(self, array: Array | FileArray, cut: Cut, low: int, high: int) -> Array:
         """Rows [low, high) of an array that holds rows of a cut."""
         assert cut.axis is not None
         each = self.layout.row_elements(cut)
+        if isinstance(array, FileArray):
+            return array.read(cut.axis, low * each, high * each)
         return array[(slice(None),) * cut.axis + (slice(low * each, high * each),)]
 
     def _combine(self, cut: Cut, rows: Sequence[tuple[Array, Array]]) -> None:

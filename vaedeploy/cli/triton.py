@@ -1,0 +1,72 @@
+"""The command that writes model repositories for Triton Inference Server."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+import click
+
+from vaedeploy.cli import terminal
+from vaedeploy.cli.documents import telling_bundle
+from vaedeploy.cli.group import PATH, bundle_argument, cli, json_option
+
+
+@cli.command()
+@bundle_argument
+@click.option("--out", "-o", required=True, type=PATH, metavar="REPOSITORY", help="The folder to create.")
+@click.option("--name", metavar="NAME", help="What the models are called. [default: what the bundle calls its VAE]")
+@click.option(
+    "--bundle-at",
+    metavar="PATH",
+    help="Do not copy the bundle: the models open it at this absolute path on the server's machine.",
+)
+@click.option(
+    "--native",
+    is_flag=True,
+    help="Write models for Triton's onnxruntime and tensorrt backends instead, which run without vaedeploy and lose "
+    "what its runtime does; each config.pbtxt says what.",
+)
+@click.option(
+    "--max-batch",
+    type=click.IntRange(min=1),
+    default=8,
+    show_default=True,
+    metavar="N",
+    help="Items of a request, and of requests that are joined, at most.",
+)
+@click.option("--allow-unverified", is_flag=True, help="Write a bundle, too, that was never verified or failed.")
+@click.option("--force", is_flag=True, help="Replace a repository that --out already holds.")
+@json_option
+def triton(bundle: Path, out: Path, as_json: bool, **options: Any) -> None:
+    """Write a model repository for Triton Inference Server.
+
+    The models NAME-encode and NAME-decode are run by vaedeploy in Triton's Python backend, whose Python needs
+    vaedeploy and one of its backends. They answer with the bits that the runtime gives, compute requests of one size
+    together, and refuse bad input with the runtime's own sentences. Each has a copy of the bundle in its folder. The
+    command prints the folders of the models.
+
+    With --native there is also a model NAME-encode-PROFILE and NAME-decode-PROFILE for each TensorRT engine of the
+    bundle.
+
+    --json prints what inspect --json does of the bundle but for memory, with four fields more: repository; models,
+    their names; seconds; and error, which is null.
+
+    \b
+    Example:
+      vaedeploy triton mse840k -o models
+      tritonserver --model-repository models
+    """
+    from vaedeploy.bundle import Bundle
+    from vaedeploy.pipeline.triton import write_triton
+
+    with telling_bundle(as_json) as made, terminal.progress_display() as progress:
+        models = write_triton(bundle, out, progress=progress, **options)
+        made.bundle = Bundle.open(bundle, verify_hashes=False)
+        made.more |= {"repository": str(out), "models": [model.name for model in models]}
+    if not as_json:
+        terminal.show("\n".join(map(str, models)))
+    if not options["native"]:
+        terminal.say('Their Python needs vaedeploy: pip install "vaedeploy[cpu]", or [cuda] or [tensorrt] for a GPU')
+    terminal.say(f"To serve them, run: tritonserver --model-repository {shlex.quote(str(out))}")
