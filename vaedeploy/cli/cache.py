@@ -79,6 +79,9 @@ class Color(click.ParamType[tuple[int, int, int]]):
     metavar="N",
     help="Processes that encode; they share the cores.",
 )
+@click.option(
+    "--column", default="image", show_default=True, metavar="NAME", help="The column of pictures in parquet files."
+)
 @memory_option
 @json_option
 def cache(
@@ -96,13 +99,14 @@ def cache(
     dtype: Any,
     shard: int,
     workers: int,
+    column: str,
     max_memory: int | None,
     as_json: bool,
 ) -> None:
     """Encode the pictures of a data set into a cache of latents.
 
-    SOURCE is a folder, with all folders in it, a list of files (.txt or .lst), or a tar file of webdataset's.
-    vd.LatentCache reads the cache.
+    SOURCE is a folder, with all folders in it, a list of files (.txt or .lst), a tar file of webdataset's, or a parquet
+    file, which needs the extra [data]. vd.LatentCache reads the cache.
 
     A run that was stopped, in whatever way, goes on where it was when the command is given again; a second run does
     nothing. Pictures that cannot be read are named in CACHE/failed.jsonl, each with its reason; the others are encoded,
@@ -137,6 +141,7 @@ def cache(
             dtype=dtype,
             shard=shard,
             workers=workers,
+            column=column,
             options={"max_memory": max_memory},
             progress=progress,
         )

@@ -23,7 +23,7 @@ ELSEWHERE = Path("/nowhere")
 
 def found(source: Path, leave_out: Path = ELSEWHERE) -> tuple[list[str], dict[str, str]]:
     """The keys of a source's pictures, sorted, and what failed there."""
-    pictures = list(find_pictures(source, leave_out))
+    pictures = list(find_pictures(source, leave_out, "image"))
     keys = sorted(one.key for one in pictures if isinstance(one, Picture))
     return keys, {one.key: one.reason for one in pictures if isinstance(one, Failure)}
 
@@ -74,7 +74,7 @@ def test_what_is_no_file(tmp_path: Path) -> None:
 
 def test_names_that_are_no_utf_8(tmp_path: Path) -> None:
     picture(tmp_path / "a.png").rename(tmp_path / os.fsdecode(b"a\xff.png"))
-    (one,) = find_pictures(tmp_path, ELSEWHERE)
+    (one,) = find_pictures(tmp_path, ELSEWHERE, "image")
     assert isinstance(one, Picture)
     assert one.key == "a\\xff.png"
     assert one.read().startswith(b"\x89PNG")
@@ -103,7 +103,7 @@ def test_folders_and_files_that_may_not_be_read() -> None:
 
 def test_a_file_that_has_changed_is_not_read(tmp_path: Path) -> None:
     path = picture(tmp_path / "a.png")
-    (one,) = find_pictures(tmp_path, ELSEWHERE)
+    (one,) = find_pictures(tmp_path, ELSEWHERE, "image")
     assert isinstance(one, Picture)
     path.write_bytes(path.read_bytes() + b"x")
     with pytest.raises(ImageError, match=r"a\.png has changed since this run began"):
@@ -143,7 +143,7 @@ def test_a_list_that_is_no_text(tmp_path: Path) -> None:
 def test_a_tar_file_of_webdatasets(png: bytes, tmp_path: Path) -> None:
     tar = tar_of(tmp_path / "0.tar", {"a.png": png, "a.txt": b"a cat", "b/c.jpg": png, "b/c.json": b"{}", "d": png})
     assert found(tar) == (["a.png", "b/c.jpg", "d"], {})
-    for one in find_pictures(tar, ELSEWHERE):
+    for one in find_pictures(tar, ELSEWHERE, "image"):
         assert isinstance(one, Picture)
         assert one.read() == png
 
@@ -199,3 +199,44 @@ def test_tar_files_that_are_broken(png: bytes, tmp_path: Path) -> None:
     assert failed == {"head.tar": f"the tar file is truncated or broken from byte {second:,} on"}
     assert found(tmp_path / "zip.tar")[1]["zip.tar"].endswith("Decompress it first")
     assert "it is no tar file" in found(tmp_path / "none.tar")[1]["none.tar"]
+
+
+# ------------------------------------------------------------------------------------------------------- parquet files
+
+
+def parquet_of(path: Path, columns: dict[str, list[object]], rows: int = 2) -> Path:
+    """A parquet file with these columns, ``rows`` rows in a group."""
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(arrow.table(columns), path, row_group_size=rows)
+    return path
+
+
+def test_a_parquet_file(bundle: Bundle, tmp_path: Path) -> None:
+    photos = data_set(tmp_path / "photos", 5)
+    data = [path.read_bytes() for path in sorted(photos.rglob("*.png"), key=lambda path: path.name)]
+    structs = [{"bytes": one, "path": None} for one in data]
+    table = parquet_of(tmp_path / "a.parquet", {"image": [*structs, None], "plain": [*data, b""], "text": ["a"] * 6})
+    cached = vd.cache_latents(bundle, table, tmp_path / "of-structs", dtype="float32", shard=1)
+    assert cached.failures == (Failure("000000005", "its row of a.parquet has no bytes in the column 'image'"),)
+    cache = vd.LatentCache(tmp_path / "of-structs")
+    assert sorted(cache.keys) == [f"{number:09}" for number in range(5)]
+    plain = vd.cache_latents(bundle, table, tmp_path / "of-bytes", dtype="float32", column="plain")
+    assert plain.failures == (Failure("000000005", "000000005 is empty (0 bytes)"),)
+    of_bytes = vd.LatentCache(tmp_path / "of-bytes")
+    vd.cache_latents(bundle, photos, tmp_path / "of-files", dtype="float32")
+    for latent in vd.LatentCache(tmp_path / "of-files"):
+        key = f"{int(Path(latent.key).stem):09}"
+        assert (cache[key].mean == latent.mean).all()
+        assert (of_bytes[key].mean == latent.mean).all()
+
+
+def test_parquet_files_that_cannot_be_read(tmp_path: Path) -> None:
+    table = parquet_of(tmp_path / "a.parquet", {"image": ["words"], "label": [1]})
+    assert found(table)[1] == {
+        "a.parquet": "its column 'image' is string; pictures are bytes, or a struct with a field 'bytes'"
+    }
+    table = parquet_of(tmp_path / "a.parquet", {"picture": [b""], "label": [1]})
+    told = "it has no column 'image'; it has picture, label. Name the one of pictures with --column"
+    assert found(table)[1] == {"a.parquet": told}
+    table.write_bytes(table.read_bytes()[:-5])
+    assert "it is no parquet file, or is truncated or broken" in found(tmp_path)[1]["a.parquet"]

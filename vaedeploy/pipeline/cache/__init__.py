@@ -58,6 +58,9 @@ from vaedeploy.system.progress import Progress, silent
 from vaedeploy.values.latent import RGBA
 from vaedeploy.values.words import counted
 
+COLUMN = "image"
+"""The column of pictures in parquet files, as data sets of the Hugging Face hub call it."""
+
 SHARD = 64
 """Pictures in a shard: what a killed worker has to do again at most. At one megapixel that is 17 MB, 4 channels in
 float16, and some minutes of two CPU cores.
@@ -108,6 +111,7 @@ def cache_latents(
     dtype: DType = "float16",
     shard: int = SHARD,
     workers: int = 1,
+    column: str = COLUMN,
     options: Mapping[str, Any] | None = None,
     progress: Progress = silent,
 ) -> Cached:
@@ -116,8 +120,8 @@ def cache_latents(
         >>> vd.cache_latents("mse840k", "photos", "latents", buckets=1024).check()
         >>> cache = vd.LatentCache("latents")
 
-    bundle: a bundle, or its path or address. source: a folder, with all folders in it, a list of files (.txt, .lst), or
-        a tar file. out: the folder of the cache; it is made.
+    bundle: a bundle, or its path or address. source: a folder, with all folders in it, a list of files (.txt, .lst), a
+        tar file or a parquet file. out: the folder of the cache; it is made.
     buckets: bring pictures to the sizes of about buckets x buckets pixels whose sides are multiples of ``step``
         (default: the VAE's factor). size: bring all to this (H, W). With neither, pictures keep their sizes, and are
         padded by reflection to the factor.
@@ -128,6 +132,7 @@ def cache_latents(
     dtype: of the stored numbers: "float16", "bfloat16" or "float32". shard: pictures in a shard at most.
     workers: processes that encode; 1 is this one alone. Several are started by spawn: a script that calls this needs
         ``if __name__ == "__main__":``.
+    column: of parquet files, which has the pictures: bytes, or a struct with a field ``bytes``. It needs pyarrow.
     options: keyword arguments of ``VAE``. Several workers share the cores unless ``threads`` says otherwise.
 
     What is done is not done again, and the files are the same however often a run was stopped.
@@ -158,7 +163,7 @@ def cache_latents(
         background=background,
         shard=shard,
     )
-    plan = make_plan(Path(source), folder, info, sizing, progress)
+    plan = make_plan(Path(source), folder, info, sizing, column, progress)
     _claim(folder, info)
     shards = folder / SHARDS
     _sweep(shards)

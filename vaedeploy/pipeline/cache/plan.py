@@ -41,16 +41,17 @@ class Plan:
     failed: tuple[Failure, ...]
 
 
-def make_plan(source: Path, folder: Path, info: CacheInfo, sizing: Sizing, progress: Progress) -> Plan:
+def make_plan(source: Path, folder: Path, info: CacheInfo, sizing: Sizing, column: str, progress: Progress) -> Plan:
     """Find the pictures of ``source``, read their sizes, and sort them into shards.
 
-    folder: that of the cache, which is no part of the source. Raises InputError for a source without pictures.
+    folder: that of the cache, which is no part of the source. column: of parquet files, see ``find_pictures``. Raises
+    InputError for a source without pictures.
     """
     what = f"Finding pictures in {source}"
     failed: list[Failure] = []
     by_size: dict[Size, list[tuple[Picture, Fit]]] = {}
     keys: set[str] = set()
-    for count, found in enumerate(find_pictures(source, folder)):
+    for count, found in enumerate(find_pictures(source, folder, column)):
         if count % STEP == 0:
             progress(what, 0, 1)
         if isinstance(found, Failure):
@@ -77,7 +78,7 @@ def make_plan(source: Path, folder: Path, info: CacheInfo, sizing: Sizing, progr
 
 
 def _size(picture: Picture) -> Size:
-    if picture.size is None:
+    if picture.size is None and picture.cell is None:
         try:
             with Path(picture.path).open("rb") as file:
                 if picture.stamp[0] == 0:
@@ -97,5 +98,7 @@ def _pieces(pictures: list[tuple[Picture, Fit]], count: int) -> Iterable[list[tu
 
 def _name(info: CacheInfo, size: Size, pictures: list[tuple[Picture, Fit]]) -> str:
     """The hash of all that decides on the bytes of a shard. Where the files are is no part of it."""
-    content = [(Item(picture.key, fit), picture.stamp, picture.start, picture.size) for picture, fit in pictures]
+    content = [
+        (Item(picture.key, fit), picture.stamp, picture.start, picture.size, picture.cell) for picture, fit in pictures
+    ]
     return hashlib.sha256(msgspec.json.encode((info, size, content))).hexdigest()[:NAME]

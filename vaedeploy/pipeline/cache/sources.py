@@ -1,6 +1,7 @@
-"""Where pictures are: folders, lists of files, and tar files as webdataset writes them.
+"""Where pictures are: folders, lists of files, tar files as webdataset writes them, and parquet files.
 
-A ``Picture`` is a range of bytes of a file, and a stamp, the file's size and time: while these stay, the picture does.
+A ``Picture`` is a range of bytes of a file, or a cell of a table, and a stamp, the file's size and time: while these
+stay, the picture does.
 """
 
 from __future__ import annotations
@@ -18,11 +19,14 @@ from vaedeploy.images.cache_format import Failure
 from vaedeploy.images.files import image_suffixes
 from vaedeploy.images.headers import is_image
 from vaedeploy.images.plugins import PLUGINS
+from vaedeploy.pipeline.cache import parquet
 from vaedeploy.system.files import handle_bytes, open_regular
 from vaedeploy.system.oserrors import reason
 from vaedeploy.system.text import encodable
 
 TAR = ".tar"
+
+PARQUET = ".parquet"
 
 LISTS = (".txt", ".lst")
 """Suffixes of lists: a path a line, relative to the list's folder."""
@@ -34,7 +38,7 @@ class Picture(msgspec.Struct, frozen=True):
     """A picture that is there. key: its path below the source, with forward slashes; unique. path: of the file.
 
     stamp: bytes and time of change, in nanoseconds, of the file. start, size: where in the file it is, in bytes; size
-    is None for a whole file.
+    is None for a whole file. cell: the column, the row group and the row in it, of a table.
     """
 
     key: str
@@ -42,6 +46,7 @@ class Picture(msgspec.Struct, frozen=True):
     stamp: tuple[int, int]
     start: int = 0
     size: int | None = None
+    cell: tuple[str, int, int] | None = None
 
     def read(self) -> bytes:
         """Its bytes. Raises ImageError where the file cannot be read, or is not the one that was found."""
@@ -52,9 +57,13 @@ class Picture(msgspec.Struct, frozen=True):
         try:
             if _stamp(os.fstat(handle)) != self.stamp:
                 raise ImageError(f"{self.key} has changed since this run began. Run the command again")
+            if self.cell is not None:
+                return parquet.cell(self.path, self.stamp, *self.cell)
             return handle_bytes(handle, self.stamp[0] if self.size is None else self.size, self.start)
         except OSError as error:
             raise ImageError(f"{self.key} cannot be read: {reason(error)}") from error
+        except parquet.ParquetError as error:
+            raise ImageError(f"{self.key} cannot be read: {error}") from error
         finally:
             os.close(handle)
 
@@ -62,30 +71,34 @@ class Picture(msgspec.Struct, frozen=True):
 Found = Iterator[Picture | Failure]
 
 
-def find_pictures(source: Path, leave_out: Path) -> Found:
+def find_pictures(source: Path, leave_out: Path, column: str) -> Found:
     """The pictures of a source, and what cannot be read there, in an order of their own.
 
-    source: a folder, with all folders in it; a list of files, .txt or .lst; or a tar file. Tar files in folders and
-        lists are looked into as well. leave_out: a folder that is no part of the source, where the cache is written.
+    source: a folder, with all folders in it; a list of files, .txt or .lst; a tar file; or a parquet file. Those in
+        folders and lists are looked into as well. leave_out: a folder that is no part of the source, where the cache is
+        written. column: of parquet files, which has the pictures.
 
     A file is a picture where its name or its first bytes say so; hidden files and others are left out. Raises
     InputError for a source that is missing or none of these.
     """
     suffix = source.suffix.lower()
     if source.is_dir():
-        return _of_folder(source, leave_out.resolve())
+        return _of_folder(source, leave_out.resolve(), column)
     if not source.exists():
         raise InputError(f"there is no file {source}, and no folder of that name")
     if suffix == TAR:
         return _of_tar(source, "")
+    if suffix == PARQUET:
+        return _of_parquet(source, "", column)
     if suffix in LISTS:
-        return _of_list(source)
+        return _of_list(source, column)
     raise InputError(
-        f"{source} is not a source of pictures: give a folder, a list of files ({' or '.join(LISTS)}), or a {TAR} file"
+        f"{source} is not a source of pictures: give a folder, a list of files ({' or '.join(LISTS)}), or a {TAR} or "
+        f"{PARQUET} file"
     )
 
 
-def _of_folder(source: Path, leave_out: Path) -> Found:
+def _of_folder(source: Path, leave_out: Path, column: str) -> Found:
     others = 0
     seen: set[tuple[int, int]] = set()
     waiting = [(source, "")]
@@ -108,7 +121,7 @@ def _of_folder(source: Path, leave_out: Path) -> Found:
                 waiting.append((Path(entry.path), f"{prefix}{entry.name}/"))
             else:
                 one = 0
-                for picture in _of_file(Path(entry.path), prefix + entry.name):
+                for picture in _of_file(Path(entry.path), prefix + entry.name, column):
                     one += 1
                     yield picture
                 others += not one
@@ -116,12 +129,18 @@ def _of_folder(source: Path, leave_out: Path) -> Found:
         log.info("left out of %s: %d hidden or other files", source, others)
 
 
-def _of_file(path: Path, name: str, *, surely: bool = False) -> Found:
-    """The picture in a file, those in a tar file, or nothing. surely: whether the file was named, and is to be one."""
+def _of_file(path: Path, name: str, column: str, *, surely: bool = False) -> Found:
+    """The picture in a file, those in a tar or parquet file, or nothing.
+
+    surely: whether the file was named, and is to be one.
+    """
     key = encodable(name)
     suffix = path.suffix.lower()
     if suffix == TAR:
         yield from _of_tar(path, f"{key}/")
+        return
+    if suffix == PARQUET:
+        yield from _of_parquet(path, f"{key}/", column)
         return
     try:
         handle = open_regular(path)
@@ -139,7 +158,7 @@ def picture_suffixes() -> tuple[str, ...]:
     return (*image_suffixes(), *(suffix for plugin in PLUGINS.values() for suffix in plugin.suffixes))
 
 
-def _of_list(source: Path) -> Found:
+def _of_list(source: Path, column: str) -> Found:
     try:
         lines = source.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
@@ -160,7 +179,7 @@ def _of_list(source: Path) -> Found:
         elif not path.exists():
             yield Failure(key, "there is no such file")
         else:
-            yield from _of_file(path, key, surely=True)
+            yield from _of_file(path, key, column, surely=True)
 
 
 def _of_tar(path: Path, prefix: str) -> Found:
@@ -205,6 +224,23 @@ def _of_member(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path, stamp:
         yield Failure(key, "its tar file is truncated")
     else:
         yield Picture(key, str(path.absolute()), stamp, member.offset_data, member.size)
+
+
+def _of_parquet(path: Path, prefix: str, column: str) -> Found:
+    """The pictures of a parquet file, whose keys are the numbers of rows."""
+    name = prefix.rstrip("/") or encodable(path.name)
+    try:
+        stamp = _stamp(path.stat())
+        for number, (group, row, there) in enumerate(parquet.rows(str(path), column)):
+            key = f"{prefix}{number:09}"
+            if there:
+                yield Picture(key, str(path.absolute()), stamp, cell=(column, group, row))
+            else:
+                yield Failure(key, f"its row of {name} has no bytes in the column {column!r}")
+    except OSError as error:
+        yield Failure(name, f"it cannot be read: {reason(error)}")
+    except parquet.ParquetError as error:
+        yield Failure(name, str(error))
 
 
 def _is_compressed(handle: int) -> bool:
