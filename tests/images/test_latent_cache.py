@@ -127,6 +127,24 @@ def test_what_is_no_cache(tmp_path: Path) -> None:
         LatentCache(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        ('"name":"', '"name":"../', "is not of a latent cache of format 1: Expected `str` matching regex"),
+        ('"row":0', '"row":-1', "is not of a latent cache of format 1: Expected `int` >= 0"),
+        ('"row":2', '"row":3', "has an index that contradicts itself"),
+        ('"shard":5,"row"', '"shard":6,"row"', "has an index that contradicts itself"),
+        ('"format":1', '"format":2', "has format 2; this version reads format 1"),
+    ],
+)
+def test_an_index_from_a_stranger(old: str, new: str, reason: str, made: Path, tmp_path: Path) -> None:
+    index = (made / "latents/index.json").read_text()
+    assert old in index
+    (tmp_path / "index.json").write_text(index.replace(old, new, 1))
+    with pytest.raises(LatentError, match=reason):
+        LatentCache(tmp_path)
+
+
 @pytest.mark.parametrize("fault", ["missing", "truncated", "of another cache"])
 def test_shards_that_cannot_be_used(fault: str, made: Path, tmp_path: Path) -> None:
     out = tmp_path / "latents"

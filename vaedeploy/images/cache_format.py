@@ -12,7 +12,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 import numpy as np
@@ -98,7 +98,7 @@ class ShardHeader(msgspec.Struct, frozen=True):
 class ShardInfo(msgspec.Struct, frozen=True):
     """A shard in the index. name: of its file, without suffix. size: of the pictures with padding. rows: how many."""
 
-    name: str
+    name: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]
     size: Size
     rows: int
 
@@ -107,8 +107,8 @@ class IndexItem(msgspec.Struct, frozen=True):
     """A picture in the index: see ``Item``. shard: the number of the shard in ``Index.shards``. row: where in it."""
 
     key: str
-    shard: int
-    row: int
+    shard: Annotated[int, msgspec.Meta(ge=0)]
+    row: Annotated[int, msgspec.Meta(ge=0)]
     fit: Fit
 
 
@@ -162,9 +162,11 @@ def read_shard_header(path: Path) -> ShardHeader:
             if text is None:
                 raise LatentError(f"{path} is no shard of a latent cache")
             header: ShardHeader = _decode(path, text.encode(), ShardHeader)
+            known = TYPES[header.cache.dtype], 4, len(header.items)
             for name in tensor_names(header.cache):
                 tensor = file.get_slice(name)
-                if tensor.get_dtype() != TYPES[header.cache.dtype] or tensor.get_shape()[0] != len(header.items):
+                kind, shape = tensor.get_dtype(), tensor.get_shape()
+                if (kind, len(shape), *shape[:2]) != (*known, header.cache.latent.channels):
                     raise LatentError(f"{path} has a tensor {name} that is not what its header says")
             return header
     except FileNotFoundError as error:

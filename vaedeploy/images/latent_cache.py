@@ -99,6 +99,9 @@ class LatentCache:
             ) from error
         if self.info.format != FORMAT:
             raise LatentError(f"{path} has format {self.info.format}; this version reads format {FORMAT}")
+        shards = self._index.shards
+        if any(item.shard >= len(shards) or item.row >= shards[item.shard].rows for item in self._index.items):
+            raise LatentError(f"{path} has an index that contradicts itself. Run vaedeploy cache again")
         if identity not in (None, self.info.identity):
             raise LatentError(
                 f"{path} has latents of {self.info.vae} ({self.info.identity[:12]}), not of the VAE {identity[:12]}: "
