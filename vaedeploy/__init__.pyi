@@ -22,7 +22,7 @@ from .errors import UnknownPresetError as UnknownPresetError
 from .errors import VaedeployError as VaedeployError
 from .errors import VerificationError as VerificationError
 from .errors import WeightsError as WeightsError
-from .images.cache_format import Failure as Failure
+from .images.cache_format import FailedPicture as FailedPicture
 from .images.latent_cache import CachedLatent as CachedLatent
 from .images.latent_cache import LatentCache as LatentCache
 from .images.latent_cache import LatentDataset as LatentDataset

@@ -6,7 +6,7 @@
   hash of
   all that goes in, and the bytes follow from that: a shard that is there is never written again.
 - ``index.json``: all pictures and where they are (``Index``); written last.
-- ``failed.jsonl``: a ``Failure`` a line, for each picture that is not there.
+- ``failed.jsonl``: a ``FailedPicture`` a line, for each picture that is not there.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Item(msgspec.Struct, frozen=True):
     fit: Fit
 
 
-class Failure(msgspec.Struct, frozen=True):
+class FailedPicture(msgspec.Struct, frozen=True):
     """A picture that could not be read or encoded, and why."""
 
     key: str
@@ -92,7 +92,7 @@ class ShardHeader(msgspec.Struct, frozen=True):
 
     cache: CacheInfo
     items: tuple[Item, ...]
-    failed: tuple[Failure, ...]
+    failed: tuple[FailedPicture, ...]
 
 
 class ShardInfo(msgspec.Struct, frozen=True):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +115,7 @@ class LatentCache:
         """Whose latents they are, and how they were made."""
         return self._index.cache
 
-    @property
+    @cached_property
     def keys(self) -> Sequence[str]:
         """The keys of all pictures, by number."""
         return list(self._numbers)
@@ -133,7 +133,7 @@ class LatentCache:
             found[item.shard].append(number)
         return [numbers for numbers in found if numbers]
 
-    @property
+    @cached_property
     def buckets(self) -> dict[Size, list[int]]:
         """(H, W) of the pictures with padding -> the numbers of the pictures of that size."""
         found: dict[Size, list[int]] = {}

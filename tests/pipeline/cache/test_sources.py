@@ -15,7 +15,7 @@ from data_sets import data_set, picture
 import vaedeploy as vd
 from vaedeploy.bundle import Bundle
 from vaedeploy.errors import ImageError, InputError
-from vaedeploy.images.cache_format import Failure
+from vaedeploy.images.cache_format import FailedPicture
 from vaedeploy.pipeline.cache.sources import Picture, find_pictures
 
 ELSEWHERE = Path("/nowhere")
@@ -25,7 +25,7 @@ def found(source: Path, leave_out: Path = ELSEWHERE) -> tuple[list[str], dict[st
     """The keys of a source's pictures, sorted, and what failed there."""
     pictures = list(find_pictures(source, leave_out, "image"))
     keys = sorted(one.key for one in pictures if isinstance(one, Picture))
-    return keys, {one.key: one.reason for one in pictures if isinstance(one, Failure)}
+    return keys, {one.key: one.reason for one in pictures if isinstance(one, FailedPicture)}
 
 
 def tar_of(path: Path, members: dict[str, bytes]) -> Path:
@@ -161,7 +161,7 @@ def test_latents_of_a_tar_file_are_those_of_its_pictures(bundle: Bundle, tmp_pat
     members["empty.png"] = b""
     cached = vd.cache_latents(bundle, tar_of(tmp_path / "a.tar", members), tmp_path / "of-tar", size=(16, 16))
     vd.cache_latents(bundle, photos, tmp_path / "of-folder", size=(16, 16))
-    assert cached.failures == (Failure("empty.png", "empty.png is empty (0 bytes)"),)
+    assert cached.failures == (FailedPicture("empty.png", "empty.png is empty (0 bytes)"),)
     tars, folders = vd.LatentCache(tmp_path / "of-tar"), vd.LatentCache(tmp_path / "of-folder")
     assert tars.keys == folders.keys
     assert all((tars[key].mean == folders[key].mean).all() for key in folders.keys)
@@ -217,11 +217,11 @@ def test_a_parquet_file(bundle: Bundle, tmp_path: Path) -> None:
     structs = [{"bytes": one, "path": None} for one in data]
     table = parquet_of(tmp_path / "a.parquet", {"image": [*structs, None], "plain": [*data, b""], "text": ["a"] * 6})
     cached = vd.cache_latents(bundle, table, tmp_path / "of-structs", dtype="float32", shard=1)
-    assert cached.failures == (Failure("000000005", "its row of a.parquet has no bytes in the column 'image'"),)
+    assert cached.failures == (FailedPicture("000000005", "its row of a.parquet has no bytes in the column 'image'"),)
     cache = vd.LatentCache(tmp_path / "of-structs")
     assert sorted(cache.keys) == [f"{number:09}" for number in range(5)]
     plain = vd.cache_latents(bundle, table, tmp_path / "of-bytes", dtype="float32", column="plain")
-    assert plain.failures == (Failure("000000005", "000000005 is empty (0 bytes)"),)
+    assert plain.failures == (FailedPicture("000000005", "000000005 is empty (0 bytes)"),)
     of_bytes = vd.LatentCache(tmp_path / "of-bytes")
     vd.cache_latents(bundle, photos, tmp_path / "of-files", dtype="float32")
     for latent in vd.LatentCache(tmp_path / "of-files"):

@@ -12,12 +12,11 @@ The design, in ten lines:
 5. ``workers`` are processes with a VAE each; they are given shards and say when one is done.
 6. ``cache.json`` comes first and says whose latents these are: another VAE and other options are refused.
 7. ``index.json`` and ``failed.jsonl`` come last, and follow from the plan and the headers of the shards alone.
-8. ``images.cache_format`` has the files, and ``images.latent_cache`` reads them for training.
+8. ``folder`` has 6 and 7. ``images.cache_format`` has the files, and ``images.latent_cache`` reads them for training.
 """
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -25,35 +24,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from vaedeploy.bundle import Bundle
-from vaedeploy.errors import InputError, OutputError
-from vaedeploy.images.cache_format import (
-    CACHE,
-    FAILED,
-    INDEX,
-    SHARDS,
-    SUFFIX,
-    CacheInfo,
-    DType,
-    Failure,
-    Index,
-    IndexItem,
-    ShardInfo,
-    check_dtype,
-    read_cache_document,
-)
+from vaedeploy.errors import InputError
+from vaedeploy.images.cache_format import FAILED, SHARDS, CacheInfo, DType, FailedPicture, check_dtype
 from vaedeploy.images.sizing import Crop, Size, Sizing
+from vaedeploy.pipeline.cache.folder import PAUSE, claim, sweep, write_index
 from vaedeploy.pipeline.cache.plan import Plan, Shard, make_plan
-from vaedeploy.pipeline.cache.shards import held, is_free, make_shard, shard_done
+from vaedeploy.pipeline.cache.shards import is_free, make_shard, shard_done
 from vaedeploy.pipeline.cache.workers import work_on
 from vaedeploy.runtime import VAE
 from vaedeploy.runtime.unverified import warn_of_unverified
-from vaedeploy.system.atomic import clear_drafts, write_file
 from vaedeploy.system.interrupts import stop_if_interrupted
-from vaedeploy.system.lock import lock
-from vaedeploy.system.oserrors import reason
 from vaedeploy.system.progress import Progress, silent
 from vaedeploy.values.latent import RGBA
 from vaedeploy.values.words import counted
@@ -65,11 +46,6 @@ SHARD = 64
 """Pictures in a shard: what a killed worker has to do again at most. At one megapixel that is 17 MB, 4 channels in
 float16, and some minutes of two CPU cores.
 """
-
-PAUSE = 0.2
-"""Seconds between two looks at shards that another job is at work on."""
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -83,7 +59,7 @@ class Cached:
     pictures: int
     shards: int
     made: int
-    failures: tuple[Failure, ...]
+    failures: tuple[FailedPicture, ...]
     seconds: float
 
     def check(self) -> None:
@@ -164,20 +140,20 @@ def cache_latents(
         shard=shard,
     )
     plan = make_plan(Path(source), folder, info, sizing, column, progress)
-    _claim(folder, info)
+    claim(folder, info)
     shards = folder / SHARDS
-    _sweep(shards)
+    sweep(shards)
     missing = [shard for shard in plan.shards if shard_done(folder, shard) is None]
     try:
-        _make(plan, missing, folder, opened, workers, options or {}, progress)
+        made = _make(plan, missing, folder, opened, workers, options or {}, progress)
     finally:
-        _sweep(shards)
-    failures = _finish(plan, folder)
+        sweep(shards)
+    failures = write_index(plan, folder)
     return Cached(
         folder,
         sum(len(shard.pictures) for shard in plan.shards) + len(plan.failed) - len(failures),
         len(plan.shards),
-        len(missing),
+        made,
         failures,
         time.monotonic() - begun,
     )
@@ -190,41 +166,6 @@ def _check(shard: int, workers: int, dtype: str) -> None:
     check_dtype(dtype)
 
 
-def _claim(folder: Path, info: CacheInfo) -> None:
-    """Make the folder this cache's. Raises OutputError where it is another's, or cannot be written to."""
-    place = folder / CACHE
-    try:
-        (folder / SHARDS).mkdir(parents=True, exist_ok=True)
-        while not place.exists():
-            with held(place) as free:
-                if not free:  # another job is writing it at this moment
-                    time.sleep(PAUSE)
-                    continue
-                if there := [path.name for path in (folder / SHARDS).glob(f"*{SUFFIX}")]:
-                    raise OutputError(f"{folder} has shards, such as {there[0]}, and no {CACHE}. Choose another folder")
-                write_file(place, msgspec.json.format(msgspec.json.encode(info)) + b"\n")
-        other = read_cache_document(place, CacheInfo)
-    except OSError as error:
-        raise OutputError(f"cannot write to {folder}: {reason(error)}. Choose another place with -o") from error
-    if other != info:
-        raise OutputError(
-            f"{folder} is a cache of another VAE or of other options: {other.differences(info)}. Choose another "
-            "folder, or the same options"
-        )
-
-
-def _sweep(shards: Path) -> None:
-    """Remove what killed jobs left: drafts, and locks that nobody holds."""
-    clear_drafts(shards)
-    clear_drafts(shards.parent)
-    for path in (*shards.glob(".*.lock"), *shards.parent.glob(".*.lock")):
-        try:
-            with lock(path):  # which removes it, unless another process has it
-                pass
-        except OSError:
-            continue
-
-
 def _make(
     plan: Plan,
     missing: list[Shard],
@@ -233,10 +174,10 @@ def _make(
     workers: int,
     options: Mapping[str, Any],
     progress: Progress,
-) -> None:
-    """Make the missing shards, and wait for those that another job makes."""
+) -> int:
+    """Make the missing shards, wait for those that another job makes, and return how many were made here."""
     if not missing:
-        return
+        return 0
     total = sum(len(shard.pictures) for shard in missing)
     what, done, waiting = f"Encoding {counted(total, 'picture')}", 0, missing
     progress(what, 0, total)
@@ -244,6 +185,7 @@ def _make(
     if count > 1:
         warn_of_unverified(bundle)  # once, and not by each worker
         options = {"threads": max(1, (os.cpu_count() or 1) // count), **options}
+    made_here = 0
     while waiting:
         busy: list[Shard] = []
         made = (
@@ -253,6 +195,7 @@ def _make(
         )
         for shard, free in made:
             if free:
+                made_here += 1
                 done += len(shard.pictures)
                 progress(what, done, total)
             else:
@@ -260,6 +203,7 @@ def _make(
         waiting = _let_go(folder, busy)
         done += sum(len(shard.pictures) for shard in busy) - sum(len(shard.pictures) for shard in waiting)
         progress(what, done, total)
+    return made_here
 
 
 def _let_go(folder: Path, busy: list[Shard]) -> list[Shard]:
@@ -278,24 +222,3 @@ def _here(
     with VAE(bundle, **options) as vae:
         for shard in shards:
             yield shard, make_shard(vae, folder, info, shard)
-
-
-def _finish(plan: Plan, folder: Path) -> tuple[Failure, ...]:
-    """Write the index and the list of failures, and return the failures, by key."""
-    shards: list[ShardInfo] = []
-    items: list[IndexItem] = []
-    failed = list(plan.failed)
-    for shard in plan.shards:
-        header = shard_done(folder, shard)
-        if header is None:
-            raise OutputError(f"shard {shard.name} has gone from {folder} while this ran. Run the command again")
-        items += [IndexItem(item.key, len(shards), row, item.fit) for row, item in enumerate(header.items)]
-        shards.append(ShardInfo(shard.name, shard.size, len(header.items)))
-        failed += header.failed
-    failed.sort(key=lambda failure: failure.key)
-    write_file(folder / FAILED, b"".join(msgspec.json.encode(failure) + b"\n" for failure in failed))
-    write_file(folder / INDEX, msgspec.json.encode(Index(plan.info, tuple(shards), tuple(items))) + b"\n")
-    unused = {path.stem for path in (folder / SHARDS).glob(f"*{SUFFIX}")} - {shard.name for shard in plan.shards}
-    if unused:
-        log.warning("%s of %s are of pictures that have changed or gone, and are not in the index", len(unused), folder)
-    return tuple(failed)

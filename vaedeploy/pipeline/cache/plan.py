@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from vaedeploy.errors import ImageError, InputError
-from vaedeploy.images.cache_format import CacheInfo, Failure, Item
+from vaedeploy.images.cache_format import CacheInfo, FailedPicture, Item
 from vaedeploy.images.headers import image_size
 from vaedeploy.images.sizing import Fit, Size, Sizing
 from vaedeploy.pipeline.cache.sources import Picture, find_pictures
@@ -38,7 +38,7 @@ class Plan:
 
     info: CacheInfo
     shards: tuple[Shard, ...]
-    failed: tuple[Failure, ...]
+    failed: tuple[FailedPicture, ...]
 
 
 def make_plan(source: Path, folder: Path, info: CacheInfo, sizing: Sizing, column: str, progress: Progress) -> Plan:
@@ -48,22 +48,22 @@ def make_plan(source: Path, folder: Path, info: CacheInfo, sizing: Sizing, colum
     InputError for a source without pictures.
     """
     what = f"Finding pictures in {source}"
-    failed: list[Failure] = []
+    failed: list[FailedPicture] = []
     by_size: dict[Size, list[tuple[Picture, Fit]]] = {}
     keys: set[str] = set()
     for count, found in enumerate(find_pictures(source, folder, column)):
         if count % STEP == 0:
             progress(what, 0, 1)
-        if isinstance(found, Failure):
+        if isinstance(found, FailedPicture):
             failed.append(found)
         elif found.key in keys:
-            failed.append(Failure(found.key, "another picture has the same key"))
+            failed.append(FailedPicture(found.key, "another picture has the same key"))
         else:
             keys.add(found.key)
             try:
                 fit = sizing.fit(found.key, _size(found))
             except ImageError as error:
-                failed.append(Failure(found.key, str(error)))
+                failed.append(FailedPicture(found.key, str(error)))
                 continue
             by_size.setdefault(sizing.shard_size(fit), []).append((found, fit))
     progress(what, 1, 1)

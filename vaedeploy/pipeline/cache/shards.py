@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from vaedeploy.errors import ImageError, LatentError
 from vaedeploy.images.cache_format import (
     CacheInfo,
-    Failure,
+    FailedPicture,
     Item,
     ShardHeader,
     read_shard_header,
@@ -88,12 +88,12 @@ def _encoded(vae: VAE, info: CacheInfo, shard: Shard) -> bytes:
     names = tensor_names(info)
     rows: dict[str, list[NDArray[Any]]] = {name: [] for name in names}
     items: list[Item] = []
-    failed: list[Failure] = []
+    failed: list[FailedPicture] = []
     for picture, fit, pixels in _read_ahead(info, shard):
         try:
             values = _latents(vae, info, picture.key, pixels())
         except ImageError as error:
-            failed.append(Failure(picture.key, str(error)))
+            failed.append(FailedPicture(picture.key, str(error)))
             continue
         items.append(Item(picture.key, fit))
         for name, value in zip(names, values, strict=True):

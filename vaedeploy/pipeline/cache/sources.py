@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 import msgspec
 
 from vaedeploy.errors import ImageError, InputError
-from vaedeploy.images.cache_format import Failure
+from vaedeploy.images.cache_format import FailedPicture
 from vaedeploy.images.files import image_suffixes
 from vaedeploy.images.headers import is_image
 from vaedeploy.images.plugins import PLUGINS
@@ -68,7 +68,7 @@ class Picture(msgspec.Struct, frozen=True):
             os.close(handle)
 
 
-Found = Iterator[Picture | Failure]
+Found = Iterator[Picture | FailedPicture]
 
 
 def find_pictures(source: Path, leave_out: Path, column: str) -> Found:
@@ -112,7 +112,7 @@ def _of_folder(source: Path, leave_out: Path, column: str) -> Found:
             with os.scandir(folder) as entries:
                 found = sorted(entries, key=lambda entry: entry.name)
         except OSError as error:
-            yield Failure(encodable(prefix) or ".", f"the folder cannot be read: {reason(error)}")
+            yield FailedPicture(encodable(prefix) or ".", f"the folder cannot be read: {reason(error)}")
             continue
         for entry in found:
             if entry.name.startswith("."):
@@ -146,7 +146,7 @@ def _of_file(path: Path, name: str, column: str, *, surely: bool = False) -> Fou
         handle = open_regular(path)
     except OSError as error:
         if surely or suffix in picture_suffixes():
-            yield Failure(key, f"it cannot be read: {reason(error)}")
+            yield FailedPicture(key, f"it cannot be read: {reason(error)}")
         return
     with os.fdopen(handle, "rb") as file:
         if surely or suffix in picture_suffixes() or is_image(file):
@@ -175,9 +175,9 @@ def _of_list(source: Path, column: str) -> Found:
         key = "/".join(part for part in inside.parts if part not in ("..", inside.anchor))
         path = source.parent / line
         if path.is_dir():
-            yield Failure(key, "it is a folder; a list has files. Give the folder itself")
+            yield FailedPicture(key, "it is a folder; a list has files. Give the folder itself")
         elif not path.exists():
-            yield Failure(key, "there is no such file")
+            yield FailedPicture(key, "there is no such file")
         else:
             yield from _of_file(path, key, column, surely=True)
 
@@ -188,7 +188,7 @@ def _of_tar(path: Path, prefix: str) -> Found:
     try:
         handle = open_regular(path)
     except OSError as error:
-        yield Failure(name, f"it cannot be read: {reason(error)}")
+        yield FailedPicture(name, f"it cannot be read: {reason(error)}")
         return
     with os.fdopen(handle, "rb") as file:
         stamp = _stamp(os.fstat(handle))
@@ -198,10 +198,10 @@ def _of_tar(path: Path, prefix: str) -> Found:
                     yield from _of_member(tar, member, path, stamp, prefix)
                 # The library ends without a word at a header that is cut off or broken. At the end there are zeros.
                 if any(handle_bytes(handle, tarfile.BLOCKSIZE, tar.offset)):
-                    yield Failure(name, f"the tar file is truncated or broken from byte {tar.offset:,} on")
+                    yield FailedPicture(name, f"the tar file is truncated or broken from byte {tar.offset:,} on")
         except tarfile.TarError as error:
             compressed = " Decompress it first" if stamp[0] and _is_compressed(handle) else ""
-            yield Failure(name, f"it is no tar file, or is truncated or broken: {error}.{compressed}")
+            yield FailedPicture(name, f"it is no tar file, or is truncated or broken: {error}.{compressed}")
 
 
 def _of_member(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path, stamp: tuple[int, int], prefix: str) -> Found:
@@ -212,16 +212,16 @@ def _of_member(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path, stamp:
         return
     if not member.isreg() or member.issparse():
         if looks:
-            yield Failure(key, "it is a link, or another thing that is no file, in its tar file")
+            yield FailedPicture(key, "it is a link, or another thing that is no file, in its tar file")
         return
     if not looks:
         content = tar.extractfile(member)
         if content is None or not is_image(content):
             return
     if inside.is_absolute() or ".." in inside.parts:
-        yield Failure(key, f"its path in the tar file, {encodable(member.name)}, leads out of it")
+        yield FailedPicture(key, f"its path in the tar file, {encodable(member.name)}, leads out of it")
     elif member.offset_data + member.size > stamp[0]:
-        yield Failure(key, "its tar file is truncated")
+        yield FailedPicture(key, "its tar file is truncated")
     else:
         yield Picture(key, str(path.absolute()), stamp, member.offset_data, member.size)
 
@@ -236,11 +236,11 @@ def _of_parquet(path: Path, prefix: str, column: str) -> Found:
             if there:
                 yield Picture(key, str(path.absolute()), stamp, cell=(column, group, row))
             else:
-                yield Failure(key, f"its row of {name} has no bytes in the column {column!r}")
+                yield FailedPicture(key, f"its row of {name} has no bytes in the column {column!r}")
     except OSError as error:
-        yield Failure(name, f"it cannot be read: {reason(error)}")
+        yield FailedPicture(name, f"it cannot be read: {reason(error)}")
     except parquet.ParquetError as error:
-        yield Failure(name, str(error))
+        yield FailedPicture(name, str(error))
 
 
 def _is_compressed(handle: int) -> bool:
