@@ -13,7 +13,7 @@ from PIL import Image, PngImagePlugin
 
 from vaedeploy.errors import ImageError
 from vaedeploy.images import headers
-from vaedeploy.images.files import image_from_bytes
+from vaedeploy.images.files import image_from_bytes, image_suffixes, read_image
 from vaedeploy.images.headers import image_size, is_image
 
 PHOTO = Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8))
@@ -81,3 +81,20 @@ def test_what_a_plugin_would_read(head: bytes, told: str, monkeypatch: pytest.Mo
     monkeypatch.setattr("vaedeploy.images.files.plugin_formats", list)
     with pytest.raises(ImageError, match=told):
         headers.image_size(io.BytesIO(head), "a")
+
+
+@pytest.mark.parametrize(
+    ("form", "module", "suffix"), [("HEIF", "pillow_heif", ".heic"), ("JXL", "pillow_jxl", ".jxl")]
+)
+def test_what_a_plugin_reads(form: str, module: str, suffix: str, tmp_path: Path) -> None:
+    pytest.importorskip(module)
+    assert suffix in image_suffixes()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = io.BytesIO()
+    Image.new("RGB", (80, 60), (200, 100, 50)).save(data, form, exif=exif.tobytes())
+    (tmp_path / f"a{suffix}").write_bytes(data.getvalue())
+    pixels = read_image(tmp_path / f"a{suffix}")
+    assert pixels.shape == (80, 60, 3)
+    assert np.abs(pixels.astype(int) - (200, 100, 50)).max() <= 8  # both are lossy
+    assert image_size(data, "a") == (80, 60)

@@ -17,7 +17,6 @@ The design, in ten lines:
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ from vaedeploy.pipeline.cache.plan import Plan, Shard, make_plan
 from vaedeploy.pipeline.cache.shards import is_free, make_shard, shard_done
 from vaedeploy.pipeline.cache.workers import work_on
 from vaedeploy.runtime import VAE
+from vaedeploy.runtime.onnxruntime_cpu import usable_cores
 from vaedeploy.runtime.unverified import warn_of_unverified
 from vaedeploy.system.interrupts import stop_if_interrupted
 from vaedeploy.system.progress import Progress, silent
@@ -184,7 +184,7 @@ def _make(
     count = min(workers, len(missing))
     if count > 1:
         warn_of_unverified(bundle)  # once, and not by each worker
-        options = {"threads": max(1, (os.cpu_count() or 1) // count), **options}
+        options = {"threads": max(1, usable_cores() // count), **options}
     made_here = 0
     while waiting:
         busy: list[Shard] = []
