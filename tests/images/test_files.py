@@ -531,7 +531,7 @@ def test_what_is_left_out_of_a_folder_is_told(tmp_path: Path, caplog: pytest.Log
     (tmp_path / "gone.png").symlink_to("nowhere")
     assert files_in(tmp_path, image_suffixes()) == [tmp_path / "a.png"]
     assert caplog.messages == [
-        f"left out of {tmp_path}: 1 .psd file (d.psd), 1 .png device, pipe or broken link (gone.png), "
+        f"left out of {tmp_path}: 1 .png device, pipe or broken link (gone.png), 1 .psd file (d.psd), "
         "2 .txt files (b.txt, ...), 1 file (plain), 1 folder (folder.png)"
     ]
 

@@ -7,6 +7,7 @@ import os
 import shutil
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from data_sets import content, data_set, picture
@@ -15,7 +16,7 @@ from tiny_bundle import tiny_bundle
 
 import vaedeploy as vd
 from vaedeploy.bundle import Bundle
-from vaedeploy.errors import InputError, OutputError
+from vaedeploy.errors import BundleError, InputError, OutputError
 from vaedeploy.images.files import read_image
 from vaedeploy.images.sizing import Sizing, fitted
 from vaedeploy.pipeline.cache import shards
@@ -302,3 +303,14 @@ def test_places_that_cannot_be_written_to(bundle: Bundle, photos: Path, tmp_path
     (tmp_path / "latents/shards/a.safetensors").touch()
     with pytest.raises(OutputError, match=r"has shards, such as a\.safetensors, and no cache\.json"):
         vd.cache_latents(bundle, photos, tmp_path / "latents")
+
+
+def test_another_vae_in_the_bundles_place_is_refused(photos: Path, tmp_path: Path) -> None:
+    """It comes between the reading of the bundle and the first shard."""
+    first = tiny_bundle(tmp_path / "tiny")
+    manifest = msgspec.structs.replace(
+        first.manifest, vae=msgspec.structs.replace(first.manifest.vae, identity="2" * 64)
+    )
+    held = Bundle(first.path, manifest)
+    with pytest.raises(BundleError, match="2222"):
+        vd.cache_latents(held, photos, tmp_path / "latents", size=(16, 16))

@@ -182,6 +182,18 @@ def test_killed_workers_and_their_job(
     assert content(out) == whole
 
 
+@pytest.mark.slow
+def test_a_run_that_is_stopped_ends_its_workers_before_it_sweeps(bundle: Bundle, many: Path, tmp_path: Path) -> None:
+    def stop(what: str, done: float, total: float) -> None:
+        if what.startswith("Encoding") and done:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        vd.cache_latents(bundle, many, tmp_path / "out", workers=2, progress=stop, **OPTIONS)
+    assert not children(os.getpid())
+    assert not [path for path in (tmp_path / "out").rglob(".*") if path.is_file()]
+
+
 @pytest.mark.full
 @pytest.mark.parametrize("seed", range(5))
 def test_a_job_whose_workers_are_killed_ends_well(

@@ -18,7 +18,8 @@ The design, in ten lines:
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -182,6 +183,7 @@ def _make(
     what, done, waiting = f"Encoding {counted(total, 'picture')}", 0, missing
     progress(what, 0, total)
     count = min(workers, len(missing))
+    options = {"identity": plan.info.identity, **options}  # another VAE may have come into the bundle's place by now
     if count > 1:
         warn_of_unverified(bundle)  # once, and not by each worker
         options = {"threads": max(1, usable_cores() // count), **options}
@@ -193,13 +195,14 @@ def _make(
             if count == 1
             else work_on(waiting, count, bundle.path, options, folder, plan.info)
         )
-        for shard, free in made:
-            if free:
-                made_here += 1
-                done += len(shard.pictures)
-                progress(what, done, total)
-            else:
-                busy.append(shard)
+        with closing(made):  # whatever is raised here, workers have ended before what they left is swept up
+            for shard, free in made:
+                if free:
+                    made_here += 1
+                    done += len(shard.pictures)
+                    progress(what, done, total)
+                else:
+                    busy.append(shard)
         waiting = _let_go(folder, busy)
         done += sum(len(shard.pictures) for shard in busy) - sum(len(shard.pictures) for shard in waiting)
         progress(what, done, total)
@@ -218,7 +221,7 @@ def _let_go(folder: Path, busy: list[Shard]) -> list[Shard]:
 
 def _here(
     shards: list[Shard], bundle: Path, options: Mapping[str, Any], folder: Path, info: CacheInfo
-) -> Iterator[tuple[Shard, bool]]:
+) -> Generator[tuple[Shard, bool], None, None]:
     with VAE(bundle, **options) as vae:
         for shard in shards:
             yield shard, make_shard(vae, folder, info, shard)

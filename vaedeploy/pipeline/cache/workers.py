@@ -8,7 +8,7 @@ import signal
 import threading
 import warnings
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -53,7 +53,7 @@ class _Worker:
 
 def work_on(
     shards: list[Shard], count: int, bundle: Path, options: Mapping[str, Any], folder: Path, info: CacheInfo
-) -> Iterator[tuple[Shard, bool]]:
+) -> Generator[tuple[Shard, bool], None, None]:
     """Make shards in ``count`` processes; give each with whether it was free, see ``make_shard``, in no order.
 
     bundle, options: what each process opens its VAE with. One that dies is replaced, and its shard given to another.
