@@ -34,8 +34,10 @@ from vaedeploy.pipeline.cache.shards import is_free, make_shard, shard_done
 from vaedeploy.pipeline.cache.workers import work_on
 from vaedeploy.runtime import VAE
 from vaedeploy.runtime.onnxruntime_cpu import usable_cores
+from vaedeploy.runtime.rows.budget import SHARE
 from vaedeploy.runtime.unverified import warn_of_unverified
 from vaedeploy.system.interrupts import stop_if_interrupted
+from vaedeploy.system.memory import free_memory
 from vaedeploy.system.progress import Progress, silent
 from vaedeploy.values.latent import RGBA
 from vaedeploy.values.words import counted
@@ -110,7 +112,8 @@ def cache_latents(
     workers: processes that encode; 1 is this one alone. Several are started by spawn: a script that calls this needs
         ``if __name__ == "__main__":``.
     column: of parquet files, which has the pictures: bytes, or a struct with a field ``bytes``. It needs pyarrow.
-    options: keyword arguments of ``VAE``. Several workers share the cores unless ``threads`` says otherwise.
+    options: keyword arguments of ``VAE``. Several workers share the cores, unless ``threads`` says what each
+        takes, and ``max_memory``, or what is free.
 
     What is done is not done again, and the files are the same however often a run was stopped.
 
@@ -186,7 +189,7 @@ def _make(
     options = {"identity": plan.info.identity, **options}  # another VAE may have come into the bundle's place by now
     if count > 1:
         warn_of_unverified(bundle)  # once, and not by each worker
-        options = {"threads": max(1, usable_cores() // count), **options}
+        options = _shared(options, count)
     made_here = 0
     while waiting:
         busy: list[Shard] = []
@@ -207,6 +210,15 @@ def _make(
         done += sum(len(shard.pictures) for shard in busy) - sum(len(shard.pictures) for shard in waiting)
         progress(what, done, total)
     return made_here
+
+
+def _shared(options: Mapping[str, Any], count: int) -> dict[str, Any]:
+    """The arguments of ``VAE`` for each of several workers, which share the cores and the memory."""
+    most, free = options.get("max_memory"), free_memory()
+    if most is None and free is not None:
+        most = int(free * SHARE)
+    share = None if most is None else max(1, most // count)
+    return {"threads": max(1, usable_cores() // count), **options, "max_memory": share}
 
 
 def _let_go(folder: Path, busy: list[Shard]) -> list[Shard]:
