@@ -35,11 +35,11 @@ from .pipeline.codec import OtherVAEWarning as OtherVAEWarning
 from .pipeline.compare import Comparison as Comparison
 from .pipeline.compare import compare_bundles as compare_bundles
 from .pipeline.export import export_vae as export_vae
-from .pipeline.export_cache import export_cache as export_cache
 from .pipeline.optimize import Optimized as Optimized
 from .pipeline.optimize import optimize_onnx as optimize_onnx
 from .pipeline.pull import pull_bundle as pull_bundle
 from .pipeline.push import push_bundle as push_bundle
+from .pipeline.recast import recast_cache as recast_cache
 from .pipeline.swap import restore_vae as restore_vae
 from .pipeline.swap import swap_vae as swap_vae
 from .pipeline.triton import write_triton as write_triton

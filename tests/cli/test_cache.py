@@ -23,7 +23,7 @@ def test_a_cache_and_what_a_trainer_reads(vaedeploy, bundle, photos, tmp_path):
     assert LatentCache(out).info.flip
     again = vaedeploy("cache", bundle, photos, "-o", out, "--buckets", 32, "--flip", "--dtype", "float32")
     assert "0 of them made now" in again.err
-    ended = vaedeploy("export-cache", out, "--to", "files", "-o", tmp_path / "files")
+    ended = vaedeploy("recast", out, "--to", "files", "-o", tmp_path / "files")
     assert (ended.code, ended.out) == (0, f"{tmp_path / 'files'}\n")
     assert "3 files written" in ended.err
     assert vaedeploy("decode", bundle, tmp_path / "files/000.png.safetensors", "-o", tmp_path / "a.png").code == 0

@@ -170,7 +170,7 @@ def cache(
     cached.check()
 
 
-@cli.command("export-cache")
+@cli.command()
 @click.argument("cache", type=PATH)
 @click.option("-o", "out", required=True, type=PATH, metavar="DIR", help="The folder to write to; it is made.")
 @click.option(
@@ -183,16 +183,16 @@ def cache(
 )
 @click.option("--mean", is_flag=True, help="Write the mean of each distribution, and no sample of it.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="The seed of the samples.")
-def export_cache(cache: Path, out: Path, form: Any, mean: bool, seed: int) -> None:
+def recast(cache: Path, out: Path, form: Any, mean: bool, seed: int) -> None:
     """Write a cache of latents as trainers read it.
 
     \b
     Example:
-      vaedeploy export-cache latents --to kohya-sdxl -o photos
+      vaedeploy recast latents --to kohya-sdxl -o photos
     """
-    from vaedeploy.pipeline.export_cache import export_cache
+    from vaedeploy.pipeline.recast import recast_cache
 
     with terminal.progress_display() as progress:
-        written = export_cache(cache, out, form, sample=not mean, seed=seed, progress=progress)
+        written = recast_cache(cache, out, form, sample=not mean, seed=seed, progress=progress)
     terminal.show(str(out))
     terminal.say(f"{len(written)} files written")

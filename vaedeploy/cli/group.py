@@ -73,7 +73,7 @@ ORDER = (
     "encode",
     "decode",
     "cache",
-    "export-cache",
+    "recast",
     "optimize",
     "inspect",
     "swap",

@@ -1,4 +1,4 @@
-"""Caches of latents as trainers read them: what ``vaedeploy export-cache`` does.
+"""Caches of latents as trainers read them: what ``vaedeploy recast`` does.
 
 ========== ================================================= ==========================================================
 kohya      ``KEY_WWWWxHHHH_sd.npz``, to lie beside pictures  a sample as the VAE itself gives it: latent / scale + shift
@@ -39,7 +39,7 @@ KOHYA_FACTOR, KOHYA_CHANNELS = 8, 4
 Latent = NDArray[np.float32]
 
 
-def export_cache(
+def recast_cache(
     cache: LatentCache | str | Path,
     out: str | Path,
     form: Format,
@@ -50,7 +50,7 @@ def export_cache(
 ) -> list[Path]:
     """Write a cache of latents into the folder ``out`` as a trainer reads it, and return the files, in their order.
 
-        >>> vd.export_cache("latents", "photos", "kohya-sdxl")
+        >>> vd.recast_cache("latents", "photos", "kohya-sdxl")
 
     cache: a cache, or its path.
     form: "kohya-sd" or "kohya-sdxl", an .npz file for each picture, to lie beside it; "webdataset", tar files;

@@ -76,7 +76,7 @@ def kohya_reads(picture: Path, suffix: str) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize(("form", "suffix"), [("kohya-sd", "_sd.npz"), ("kohya-sdxl", "_sdxl.npz")])
 def test_kohyas_latents_are_the_vaes_own(form: Any, suffix: str, made: Path) -> None:
-    written = vd.export_cache(made / "latents", made / "photos", form)
+    written = vd.recast_cache(made / "latents", made / "photos", form)
     assert len(written) == 7
     for path in sorted(made.glob("photos/**/0*.png")):
         read, key = kohya_reads(path, suffix), path.relative_to(made / "photos").as_posix()
@@ -91,14 +91,14 @@ def test_kohyas_latents_are_the_vaes_own(form: Any, suffix: str, made: Path) -> 
 
 
 def test_kohyas_mean(made: Path, tmp_path: Path) -> None:
-    vd.export_cache(made / "latents", tmp_path, "kohya-sd", sample=False)
+    vd.recast_cache(made / "latents", tmp_path, "kohya-sd", sample=False)
     read = np.load(tmp_path / "000_0064x0064_sd.npz")["latents"]
     np.testing.assert_allclose(read, raw_moments(made, "000.png")[0], atol=1e-5)  # float32, of numbers of about 1
 
 
 def test_kohyas_crop(made: Path, tmp_path: Path) -> None:
     """120 x 50 goes to the bucket 96 x 32, or 80 x 48, ..., and does not fill it when it is made to fit into it."""
-    vd.export_cache(made / "latents", tmp_path, "kohya-sd")
+    vd.recast_cache(made / "latents", tmp_path, "kohya-sd")
     read = np.load(tmp_path / "wide.one_0120x0050_sd.npz")
     latent = LatentCache(made / "latents")["wide.one.png"]
     height, width = latent.size
@@ -130,7 +130,7 @@ def webdataset_reads(path: Path) -> list[dict[str, Any]]:
 
 
 def test_webdatasets_latents_are_those_of_the_diffusion_model(made: Path, tmp_path: Path) -> None:
-    written = vd.export_cache(made / "latents", tmp_path, "webdataset")
+    written = vd.recast_cache(made / "latents", tmp_path, "webdataset")
     assert [path.name for path in written] == [f"{number:06}.tar" for number in range(len(written))]
     keys = []
     for path in written:
@@ -154,10 +154,10 @@ def test_webdatasets_latents_are_those_of_the_diffusion_model(made: Path, tmp_pa
 def test_files_are_those_of_encode(vaedeploy: Any, made: Path, tmp_path: Path) -> None:
     picture, encoded = made / "photos/000.png", tmp_path / "000.safetensors"
     assert vaedeploy("encode", made / "tiny", picture, "-o", encoded).code == 0
-    vd.export_cache(made / "latents", tmp_path / "out", "files", sample=False)
+    vd.recast_cache(made / "latents", tmp_path / "out", "files", sample=False)
     assert (tmp_path / "out/000.png.safetensors").read_bytes() == encoded.read_bytes()
     np.testing.assert_allclose(read_latent(encoded).latent[0], scaled(raw_moments(made, "000.png")[0]), atol=1e-5)
-    vd.export_cache(made / "latents", tmp_path / "samples", "files")
+    vd.recast_cache(made / "latents", tmp_path / "samples", "files")
     mean, std = raw_moments(made, "000.png")
     sample = read_latent(tmp_path / "samples/000.png.safetensors").latent[0]
     assert is_sample(sample, scaled(mean), std * np.reshape(np.abs(SCALE), (-1, 1, 1)))
@@ -169,25 +169,25 @@ def test_files_are_those_of_encode(vaedeploy: Any, made: Path, tmp_path: Path) -
 @pytest.mark.parametrize("form", ["kohya-sd", "webdataset", "files"])
 def test_the_same_again(form: Any, made: Path, tmp_path: Path) -> None:
     for name in "ab":
-        vd.export_cache(LatentCache(made / "latents"), tmp_path / name, form)
-    vd.export_cache(made / "latents", tmp_path / "c", form, seed=1)
+        vd.recast_cache(LatentCache(made / "latents"), tmp_path / name, form)
+    vd.recast_cache(made / "latents", tmp_path / "c", form, seed=1)
     assert content(tmp_path / "a") == content(tmp_path / "b") != content(tmp_path / "c")
 
 
 def test_refused(made: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="form is 'mds'; it must be one of kohya-sd, kohya-sdxl, webdataset, files"):
-        vd.export_cache(made / "latents", tmp_path, "mds")  # type: ignore[arg-type]
+        vd.recast_cache(made / "latents", tmp_path, "mds")  # type: ignore[arg-type]
     vd.cache_latents(made / "tiny", made / "photos", tmp_path / "own")
     with pytest.raises(InputError, match="keeps the sizes of pictures, and kohya's sd-scripts reads latents of its"):
-        vd.export_cache(tmp_path / "own", tmp_path / "out", "kohya-sd")
+        vd.recast_cache(tmp_path / "own", tmp_path / "out", "kohya-sd")
     other = tiny_bundle(tmp_path / "other")
     vd.cache_latents(other, made / "photos", tmp_path / "fours", size=(16, 16))
     with pytest.raises(InputError, match="4 channels and factor 8; tiny has 2 channels and factor 4"):
-        vd.export_cache(tmp_path / "fours", tmp_path / "out", "kohya-sd")
+        vd.recast_cache(tmp_path / "fours", tmp_path / "out", "kohya-sd")
     assert not (tmp_path / "out").exists()
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match=r"cannot make the folder .*file"):
-        vd.export_cache(made / "latents", tmp_path / "file", "files")
+        vd.recast_cache(made / "latents", tmp_path / "file", "files")
 
 
 @pytest.mark.parametrize(
@@ -199,8 +199,8 @@ def test_names_that_would_be_equal(names: tuple[str, str], form: Any, name: str,
         picture(tmp_path / "photos" / each, 64, 64)
     vd.cache_latents(made / "tiny", tmp_path / "photos", tmp_path / "latents", size=(64, 64)).check()
     with pytest.raises(InputError, match=f"would both be written as {name}; rename one"):
-        vd.export_cache(tmp_path / "latents", tmp_path / "out", form)
-    assert len(vd.export_cache(tmp_path / "latents", tmp_path / "out", "files")) == 2
+        vd.recast_cache(tmp_path / "latents", tmp_path / "out", form)
+    assert len(vd.recast_cache(tmp_path / "latents", tmp_path / "out", "files")) == 2
 
 
 def test_keys_that_leave_the_folder(made: Path, tmp_path: Path) -> None:
@@ -209,4 +209,4 @@ def test_keys_that_leave_the_folder(made: Path, tmp_path: Path) -> None:
     (tmp_path / "shards").symlink_to(made / "latents/shards")
     (tmp_path / "index.json").write_text(index)
     with pytest.raises(LatentError, match=r"has a picture '\.\./\.\./01\.png', whose file would be outside"):
-        vd.export_cache(tmp_path, tmp_path / "out", "files")
+        vd.recast_cache(tmp_path, tmp_path / "out", "files")
