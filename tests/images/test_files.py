@@ -525,13 +525,13 @@ def test_every_suffix_that_pillow_has_for_a_format_is_found(tmp_path: Path) -> N
 
 
 def test_what_is_left_out_of_a_folder_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    for name in ("a.png", "b.txt", "c.TXT", "d.heic", "plain", ".hidden"):
+    for name in ("a.png", "b.txt", "c.TXT", "d.psd", "plain", ".hidden"):
         (tmp_path / name).touch()
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "gone.png").symlink_to("nowhere")
     assert files_in(tmp_path, image_suffixes()) == [tmp_path / "a.png"]
     assert caplog.messages == [
-        f"left out of {tmp_path}: 1 .heic file (d.heic), 1 .png device, pipe or broken link (gone.png), "
+        f"left out of {tmp_path}: 1 .png device, pipe or broken link (gone.png), 1 .psd file (d.psd), "
         "2 .txt files (b.txt, ...), 1 file (plain), 1 folder (folder.png)"
     ]
 

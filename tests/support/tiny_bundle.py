@@ -35,17 +35,20 @@ def tiny_bundle(
     report: bytes | None = None,
     seed: int = 0,
     gain: float = 1.0,
+    scale: float | tuple[float, ...] = 1.0,
+    shift: float | tuple[float, ...] = 0.0,
     force: bool = False,
 ) -> Bundle:
     """Make a bundle of an encoder of one strided convolution and a decoder of one transposed convolution.
 
-    ``gain`` multiplies the encoder's weights.
+    ``gain`` multiplies the encoder's weights, which ``encoder_weights`` gives.
+    ``scale`` and ``shift``: of the latent contract, which the encoder's graph applies, and the decoder's leaves out.
     ``onnxruntime_form``: the decoder has a second form, whose image is the portable one's negative.
     ``fused_form``: the decoder has a form for ONNX Runtime's CUDA provider, whose image is the negative too, or which
     has an operator that no CPU has. The manifest says that the graphs are fp16 then.
     ``report``: the content of ``report/onnxruntime-cuda.json``.
     """
-    latent = LatentSpec(channels, factor, scale=1.0, sampled=sampled, image_channels=image_channels)
+    latent = LatentSpec(channels, factor, scale, shift, sampled, image_channels)
     manifest = tiny_manifest(latent, image_input, verification)
     with create_bundle(out, force) as draft:
         _save(_encoder(latent, image_input, seed, gain), draft.path / "encoder.onnx")
@@ -84,11 +87,17 @@ def tiny_manifest(
     )
 
 
-def _encoder(spec: LatentSpec, image_input: str, seed: int, gain: float = 1.0) -> onnx.ModelProto:
-    rng = np.random.default_rng(seed)
+def encoder_weights(spec: LatentSpec, seed: int = 0, gain: float = 1.0) -> np.ndarray:
+    """Of the convolution that is the encoder: means, and the logarithms of deviations behind them."""
     many = spec.channels * (2 if spec.sampled else 1)
-    weights = (gain * rng.normal(0, 0.1, (many, spec.image_channels, spec.factor, spec.factor))).astype(np.float32)
-    tensors = {"weights": weights, "half": np.float32(127.5), "one": np.float32(1)}
+    shape = (many, spec.image_channels, spec.factor, spec.factor)
+    return (gain * np.random.default_rng(seed).normal(0, 0.1, shape)).astype(np.float32)
+
+
+def _encoder(spec: LatentSpec, image_input: str, seed: int, gain: float = 1.0) -> onnx.ModelProto:
+    scale, shift = (np.reshape(np.float32(value), (-1, 1, 1)) for value in (spec.scale, spec.shift))
+    tensors = {"weights": encoder_weights(spec, seed, gain), "half": np.float32(127.5), "one": np.float32(1)}
+    tensors |= {"scale": scale, "shift": shift, "size of scale": np.abs(scale)}
     nodes = []
     image = ("image", FLOAT, ["batch", spec.image_channels, "height", "width"])
     if image_input == "uint8":
@@ -100,11 +109,15 @@ def _encoder(spec: LatentSpec, image_input: str, seed: int, gain: float = 1.0) -
             helper.make_node("Sub", ["divided", "one"], ["image"]),
         ]
     stride = [spec.factor, spec.factor]
-    result = "moments" if spec.sampled else "latent"
+    result = "moments" if spec.sampled else "raw_mean"
+    mean = "latent_mean" if spec.sampled else "latent"
     nodes.append(helper.make_node("Conv", ["image", "weights"], [result], strides=stride))
     if spec.sampled:
-        nodes.append(helper.make_node("Split", ["moments"], ["latent_mean", "logarithm"], axis=1, num_outputs=2))
-        nodes.append(helper.make_node("Exp", ["logarithm"], ["latent_std"]))
+        nodes.append(helper.make_node("Split", ["moments"], ["raw_mean", "logarithm"], axis=1, num_outputs=2))
+        nodes.append(helper.make_node("Exp", ["logarithm"], ["raw_std"]))
+        nodes.append(helper.make_node("Mul", ["raw_std", "size of scale"], ["latent_std"]))
+    nodes.append(helper.make_node("Sub", ["raw_mean", "shift"], ["shifted"]))
+    nodes.append(helper.make_node("Mul", ["shifted", "scale"], [mean]))
     shape = ["batch", spec.channels, "h", "w"]
     outputs = [(name, FLOAT, shape) for name in (["latent_mean", "latent_std"] if spec.sampled else ["latent"])]
     return _model(nodes, [image], outputs, tensors)

@@ -8,10 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vaedeploy.cli import bundles, engines, graphs, hub, images, machine, serve, terminal, triton, verify
+from vaedeploy.cli import bundles, cache, engines, graphs, hub, images, machine, serve, terminal, triton, verify
 from vaedeploy.cli.group import cli
 
-__all__ = ["bundles", "cli", "engines", "graphs", "hub", "images", "machine", "main", "serve", "triton", "verify"]
+__all__ = [
+    "bundles",
+    "cache",
+    "cli",
+    "engines",
+    "graphs",
+    "hub",
+    "images",
+    "machine",
+    "main",
+    "serve",
+    "triton",
+    "verify",
+]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

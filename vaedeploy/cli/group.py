@@ -72,6 +72,8 @@ ORDER = (
     "verify",
     "encode",
     "decode",
+    "cache",
+    "export-cache",
     "optimize",
     "inspect",
     "swap",

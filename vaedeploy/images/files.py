@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from vaedeploy.errors import ImageError, OutputError
+from vaedeploy.images.color import to_srgb
 from vaedeploy.images.opacity import OPAQUE, with_opacity
+from vaedeploy.images.plugins import advice_for, plugin_formats
 from vaedeploy.system.atomic import write_file
 from vaedeploy.system.files import special
 from vaedeploy.system.oserrors import reason
@@ -49,7 +52,16 @@ KEEPS_OPACITY = (".png", ".webp", ".tif", ".tiff")
 
 def image_suffixes() -> tuple[str, ...]:
     """The suffixes of image files that can be read, in lower case, for finding such files in a folder: ``.png``, ..."""
-    return tuple(sorted(suffix for suffix, form in Image.registered_extensions().items() if form in READ_FORMATS))
+    forms = (*READ_FORMATS, *plugin_formats())  # Pillow opens MPO as JPEG, so it is not in ``readable_formats``
+    return tuple(sorted(suffix for suffix, form in Image.registered_extensions().items() if form in forms))
+
+
+def readable_formats() -> list[str]:
+    """Pillow's names of the formats that are read here: those of ``READ_FORMATS`` that Pillow was built with, and those
+    of plugins that are installed.
+    """
+    Image.init()
+    return [form for form in READ_FORMATS if form in Image.OPEN] + plugin_formats()
 
 
 def files_in(folder: Path, suffixes: Sequence[str]) -> list[Path]:
@@ -115,21 +127,32 @@ def image_from_bytes(data: bytes, name: str, *, most: int, opacity: bool = False
 
 def _read(source: Path | io.BytesIO, name: Path | str, opacity: bool, most: int) -> NDArray[np.uint8]:
     """Read an image that Pillow opens. Raises ImageError, and OSError for a path that cannot be opened."""
+    with opened(source, name, most) as image:
+        image.load()
+        return _pixels(image, opacity, name)
+
+
+@contextmanager
+def opened(source: Path | IO[bytes], name: Path | str, most: int = MOST_PIXELS) -> Iterator[Image.Image]:
+    """Context with an image that Pillow has opened, and not decoded yet. name: for messages.
+
+    Raises ImageError for what is no image of a format that is read, for more than ``most`` pixels, and for whatever
+    Pillow raises in the context, where it decodes; OSError for a path that cannot be opened.
+    """
     try:
-        Image.init()
-        with Image.open(source, formats=[form for form in READ_FORMATS if form in Image.OPEN]) as image:
+        with Image.open(source, formats=readable_formats()) as image:
             if image.width * image.height > most:
                 raise ImageError(
                     f"{name} is too large: it has {image.width * image.height:,} pixels, and at most {most:,} are "
                     "read. Crop it or make it smaller first"
                 )
-            image.load()
-            return _pixels(image, opacity, name)
+            yield image
     except (ImageError, FileNotFoundError, IsADirectoryError, PermissionError):
         raise
     except UnidentifiedImageError as error:
         raise ImageError(
-            f"{name} is not an image, or has no pixels; formats that can be read: {', '.join(READ_FORMATS)}"
+            advice_for(source, name)
+            or f"{name} is not an image, or has no pixels; formats that can be read: {', '.join(READ_FORMATS)}"
         ) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(f"{name} is too large: {error} Crop it or make it smaller first") from error
@@ -229,7 +252,7 @@ def _to_srgb(image: Image.Image, opacity: bool, path: Path | str) -> NDArray[np.
         image = image.convert("L" if image.mode == "1" else "RGB")
     if image.mode not in ("L", "RGB", "CMYK"):
         raise ImageError(f"{path} is a picture of Pillow's mode {image.mode}, which is not read. Save it as 8-bit RGB")
-    pixels = np.array(_convert(image, profile, path) if profile else image.convert("RGB"))
+    pixels = np.array(to_srgb(image, profile, path) if profile else image.convert("RGB"))
     return with_opacity(pixels, channel) if opacity and channel is not None else pixels
 
 
@@ -259,41 +282,3 @@ def _apart(image: Image.Image) -> tuple[Image.Image, NDArray[np.uint8]]:
     opaque_mode = "L" if image.mode in ("L", "LA", "La", "1") else "RGB"
     image = image.convert("RGBA")
     return image.convert(opaque_mode), np.asarray(image.getchannel("A"))
-
-
-def _convert(image: Image.Image, data: bytes, path: Path | str) -> Image.Image:
-    """Convert the image from its embedded colour profile ``data`` to sRGB.
-
-    The intent is relative colorimetric (white stays white) with black point compensation (black stays black), as in
-    browsers.
-    """
-    try:
-        profile = ImageCms.ImageCmsProfile(io.BytesIO(data))
-        space = profile.profile.xcolor_space.strip()
-        if space == "RGB":
-            image = image.convert("RGB")
-        transform = ImageCms.buildTransform(
-            profile,
-            ImageCms.createProfile("sRGB"),
-            image.mode,
-            "RGB",
-            ImageCms.Intent.RELATIVE_COLORIMETRIC,
-            ImageCms.Flags.BLACKPOINTCOMPENSATION,
-        )
-    except (ImageCms.PyCMSError, OSError, ValueError) as error:
-        raise ImageError(
-            f"{path} has a colour profile that cannot be used on it: {error}. Save it again in sRGB, or without profile"
-        ) from error
-    if image.mode == "RGB" and _is_srgb(transform):
-        return image
-    result = ImageCms.applyTransform(image, transform)
-    assert result is not None  # applyTransform gives None only with inPlace=True
-    return result
-
-
-def _is_srgb(transform: ImageCms.ImageCmsTransform) -> bool:
-    """Whether a transform to sRGB changes colours by no more than rounding does; then the pixels are better kept."""
-    levels = np.linspace(0, 255, 9).astype(np.uint8)
-    grid = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(27, 27, 3)
-    result = ImageCms.applyTransform(Image.fromarray(grid), transform)
-    return result is not None and bool(np.abs(np.asarray(result).astype(int) - grid).max() <= 1)

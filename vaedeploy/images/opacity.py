@@ -65,6 +65,11 @@ def on_white(pixels: Pixels) -> Pixels:
     return _in_front_of(pixels, np.float32(WHITE))
 
 
+def flattened(pixels: Pixels, background: tuple[int, int, int]) -> Pixels:
+    """What is seen of an image, (..., H, W, N), in front of a colour: (..., H, W, 3). One without opacity stays."""
+    return _in_front_of(pixels, np.array(background, np.float32))
+
+
 def as_seen(pixels: Pixels) -> Pixels:
     """What of an image counts when it is compared with another: colours in front of white, and opacity as a channel of
     its own, (..., H, W, N). Colours that nobody sees do not count. One without opacity stays as it is.

@@ -31,6 +31,7 @@ EXTRAS = {
     "hub": {"huggingface_hub": "huggingface_hub"},
     "build": BUILD,
     "serve": {"uvicorn": "uvicorn"},
+    "data": {"pyarrow": "pyarrow"},
     "rtx": {"tensorrt-rtx": "tensorrt_rtx", **CUDA, **BUILD},
     "tensorrt": {"tensorrt": "tensorrt", **CUDA, **BUILD},
 }
@@ -43,6 +44,7 @@ PURPOSES = {
     "hub": "push, pull, and bundles that are named hf://owner/name",
     "build": "optimize, bench, and what builds of any backend need",
     "serve": "serve, beside a backend",
+    "data": "cache, for pictures in parquet files",
     "rtx": "build --backend tensorrt-rtx, on any machine, and run on RTX GPUs",
     "tensorrt": "build --backend tensorrt, on the GPU that it is for, and run there",
 }

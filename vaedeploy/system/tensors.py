@@ -14,8 +14,12 @@ ALIGNMENT = 8
 """In bytes: the data of a safetensors file begins at a multiple of this, as the safetensors library writes it."""
 
 
-def safetensors_bytes(arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> bytes:
+def safetensors_bytes(
+    arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, str], *, bfloat16: bool = False
+) -> bytes:
     """The content of a safetensors file with ``arrays`` and ``metadata``, both by name.
+
+    bfloat16: uint16 arrays are the bits of bfloat16 numbers, which numpy does not know (see ``bfloat16_bits``).
 
     The safetensors library sorts tensors, but writes metadata in an order that differs from run to run. So this
     function puts the metadata into the header itself, sorted by name.
@@ -23,10 +27,26 @@ def safetensors_bytes(arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str,
     # The library writes an array's memory as it is, and ignores strides.
     saved = safetensors.numpy.save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
     end = 8 + int.from_bytes(saved[:8], "little")
-    entries = {"__metadata__": dict(sorted(metadata.items()))} | json.loads(saved[8:end])
+    tensors = json.loads(saved[8:end])
+    for tensor in tensors.values():
+        if bfloat16 and tensor["dtype"] == "U16":
+            tensor["dtype"] = "BF16"
+    entries = {"__metadata__": dict(sorted(metadata.items()))} | tensors
     header = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
     header += b" " * (-len(header) % ALIGNMENT)
     return len(header).to_bytes(8, "little") + header + saved[end:]
+
+
+def bfloat16_bits(values: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """Finite float32 numbers rounded to bfloat16, the even one of two that are equally near, as bits."""
+    bits = np.ascontiguousarray(values).view(np.uint32)
+    rounded: NDArray[np.uint16] = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+    return rounded
+
+
+def from_bfloat16(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
+    """The float32 numbers that bfloat16 numbers are, which are given as bits."""
+    return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
 def safetensors_metadata(data: bytes) -> dict[str, str]:

@@ -1,0 +1,212 @@
+"""Caches as trainers read them, each by the reader's own rules, and compared with what the VAE itself computes."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from data_sets import content, data_set, picture
+from tiny_bundle import encoder_weights, tiny_bundle
+
+import vaedeploy as vd
+from vaedeploy.errors import InputError, LatentError, OutputError
+from vaedeploy.images.files import read_image
+from vaedeploy.images.latent_cache import LatentCache
+from vaedeploy.images.latents import read_latent
+
+SCALE, SHIFT = (0.18, 2.0, -1.5, 0.5), (0.5, 0.0, -3.0, 1.0)
+
+SIZES = ((64, 64), (48, 80), (80, 48))
+"""All three are among the buckets of 64 x 64 pixels in steps of 16."""
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``tiny``, whose scale and shift are not trivial, ``photos`` (6, and one that is cropped), and ``latents``."""
+    folder = tmp_path_factory.mktemp("exported")
+    bundle = tiny_bundle(folder / "tiny", factor=8, channels=4, scale=SCALE, shift=SHIFT)
+    data_set(folder / "photos", 6, sizes=SIZES)
+    picture(folder / "photos/wide.one.png", 50, 120)
+    options: dict[str, Any] = {"buckets": 64, "step": 16, "flip": True, "dtype": "float32", "shard": 2}
+    vd.cache_latents(bundle, folder / "photos", folder / "latents", **options).check()
+    return folder
+
+
+def raw_moments(made: Path, key: str, mirrored: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """What the encoder's convolution gives a picture of its bucket's size, without scale and shift, in float64."""
+    pixels = read_image(made / "photos" / key).astype(np.float64) / 127.5 - 1
+    pixels = pixels[:, ::-1] if mirrored else pixels
+    height, width, _ = pixels.shape
+    patches = pixels.reshape(height // 8, 8, width // 8, 8, 3)
+    weights = encoder_weights(LatentCache(made / "latents").info.latent)
+    moments = np.einsum("hiwjc,ocij->ohw", patches, weights)
+    return moments[:4], np.exp(moments[4:])
+
+
+def is_sample(latent: np.ndarray, mean: np.ndarray, std: np.ndarray) -> bool:
+    """Whether (latent - mean) / std is standard noise."""
+    noise = (latent - mean) / std
+    # Of 192 numbers, the deviation is off by 0.05 and the mean by 0.07, each taken four times and more.
+    return abs(noise.std() - 1) < 0.25 and abs(noise.mean()) < 0.3
+
+
+def scaled(values: np.ndarray) -> np.ndarray:
+    return (values - np.reshape(SHIFT, (-1, 1, 1))) * np.reshape(SCALE, (-1, 1, 1))
+
+
+# --------------------------------------------------------------------------------------------------------------- kohya
+
+
+def kohya_reads(picture: Path, suffix: str) -> dict[str, np.ndarray]:
+    """The file that sd-scripts looks for beside a picture, checked as it does against the picture's bucket."""
+    height, width = read_image(picture).shape[:2]
+    with np.load(picture.with_name(f"{picture.stem}_{width:04d}x{height:04d}{suffix}")) as file:
+        read = dict(file)
+    assert read["latents"].dtype == np.float32
+    assert read["original_size"].tolist() == [width, height]
+    assert read["crop_ltrb"].shape == (4,)
+    assert read["latents_flipped"].shape == read["latents"].shape
+    return read
+
+
+@pytest.mark.parametrize(("form", "suffix"), [("kohya-sd", "_sd.npz"), ("kohya-sdxl", "_sdxl.npz")])
+def test_kohyas_latents_are_the_vaes_own(form: Any, suffix: str, made: Path) -> None:
+    written = vd.export_cache(made / "latents", made / "photos", form)
+    assert len(written) == 7
+    for path in sorted(made.glob("photos/**/0*.png")):
+        read, key = kohya_reads(path, suffix), path.relative_to(made / "photos").as_posix()
+        mean, std = raw_moments(made, key)
+        assert read["latents"].shape == mean.shape
+        assert is_sample(read["latents"], mean, std)
+        assert is_sample(read["latents_flipped"], *raw_moments(made, key, mirrored=True))
+        height, width = read_image(path).shape[:2]
+        assert read["crop_ltrb"].tolist() == [0, 0, width, height]
+    for path in written:
+        path.unlink()
+
+
+def test_kohyas_mean(made: Path, tmp_path: Path) -> None:
+    vd.export_cache(made / "latents", tmp_path, "kohya-sd", sample=False)
+    read = np.load(tmp_path / "000_0064x0064_sd.npz")["latents"]
+    np.testing.assert_allclose(read, raw_moments(made, "000.png")[0], atol=1e-5)  # float32, of numbers of about 1
+
+
+def test_kohyas_crop(made: Path, tmp_path: Path) -> None:
+    """120 x 50 goes to the bucket 96 x 32, or 80 x 48, ..., and does not fill it when it is made to fit into it."""
+    vd.export_cache(made / "latents", tmp_path, "kohya-sd")
+    read = np.load(tmp_path / "wide.one_0120x0050_sd.npz")
+    latent = LatentCache(made / "latents")["wide.one.png"]
+    height, width = latent.size
+    assert read["latents"].shape == (4, height // 8, width // 8)
+    left, top, right, bottom = read["crop_ltrb"]
+    assert (right - left) / (bottom - top) == pytest.approx(120 / 50)
+    assert (right - left == width) or (bottom - top == height)
+    assert (left, top) == ((width - (right - left)) // 2, (height - (bottom - top)) // 2)
+
+
+# ---------------------------------------------------------------------------------------------------------- webdataset
+
+
+def webdataset_reads(path: Path) -> list[dict[str, Any]]:
+    """The samples of a tar file: neighbours whose names are equal up to the first dot behind the last slash."""
+    samples: list[dict[str, Any]] = []
+    with tarfile.open(path) as tar:
+        for member in tar:
+            folder, _, name = member.name.rpartition("/")
+            key, _, kind = name.partition(".")
+            file = tar.extractfile(member)
+            assert file is not None
+            if not samples or samples[-1]["__key__"] != f"{folder}/{key}":
+                samples.append({"__key__": f"{folder}/{key}"})
+            assert kind not in samples[-1]
+            load = np.load if kind.endswith("npy") else json.load
+            samples[-1][kind] = load(io.BytesIO(file.read()))
+    return samples
+
+
+def test_webdatasets_latents_are_those_of_the_diffusion_model(made: Path, tmp_path: Path) -> None:
+    written = vd.export_cache(made / "latents", tmp_path, "webdataset")
+    assert [path.name for path in written] == [f"{number:06}.tar" for number in range(len(written))]
+    keys = []
+    for path in written:
+        samples = webdataset_reads(path)
+        assert len({sample["npy"].shape for sample in samples}) == 1
+        for sample in samples:
+            about = sample["json"]
+            keys.append(about["key"])
+            assert about["latent"]["scale"] == list(SCALE)
+            assert about["raw"] is False
+            if about["key"] != "wide.one.png":
+                mean, std = raw_moments(made, about["key"])
+                assert is_sample(sample["npy"], scaled(mean), std * np.reshape(np.abs(SCALE), (-1, 1, 1)))
+                assert tuple(about["original"]) == read_image(made / "photos" / about["key"]).shape[:2]
+    assert sorted(keys) == sorted(LatentCache(made / "latents").keys)
+
+
+# --------------------------------------------------------------------------------------------------------------- files
+
+
+def test_files_are_those_of_encode(vaedeploy: Any, made: Path, tmp_path: Path) -> None:
+    picture, encoded = made / "photos/000.png", tmp_path / "000.safetensors"
+    assert vaedeploy("encode", made / "tiny", picture, "-o", encoded).code == 0
+    vd.export_cache(made / "latents", tmp_path / "out", "files", sample=False)
+    assert (tmp_path / "out/000.png.safetensors").read_bytes() == encoded.read_bytes()
+    np.testing.assert_allclose(read_latent(encoded).latent[0], scaled(raw_moments(made, "000.png")[0]), atol=1e-5)
+    vd.export_cache(made / "latents", tmp_path / "samples", "files")
+    mean, std = raw_moments(made, "000.png")
+    sample = read_latent(tmp_path / "samples/000.png.safetensors").latent[0]
+    assert is_sample(sample, scaled(mean), std * np.reshape(np.abs(SCALE), (-1, 1, 1)))
+
+
+# ----------------------------------------------------------------------------------------------------------------- all
+
+
+@pytest.mark.parametrize("form", ["kohya-sd", "webdataset", "files"])
+def test_the_same_again(form: Any, made: Path, tmp_path: Path) -> None:
+    for name in "ab":
+        vd.export_cache(LatentCache(made / "latents"), tmp_path / name, form)
+    vd.export_cache(made / "latents", tmp_path / "c", form, seed=1)
+    assert content(tmp_path / "a") == content(tmp_path / "b") != content(tmp_path / "c")
+
+
+def test_refused(made: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="form is 'mds'; it must be one of kohya-sd, kohya-sdxl, webdataset, files"):
+        vd.export_cache(made / "latents", tmp_path, "mds")  # type: ignore[arg-type]
+    vd.cache_latents(made / "tiny", made / "photos", tmp_path / "own")
+    with pytest.raises(InputError, match="keeps the sizes of pictures, and kohya's sd-scripts reads latents of its"):
+        vd.export_cache(tmp_path / "own", tmp_path / "out", "kohya-sd")
+    other = tiny_bundle(tmp_path / "other")
+    vd.cache_latents(other, made / "photos", tmp_path / "fours", size=(16, 16))
+    with pytest.raises(InputError, match="4 channels and factor 8; tiny has 2 channels and factor 4"):
+        vd.export_cache(tmp_path / "fours", tmp_path / "out", "kohya-sd")
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match=r"cannot make the folder .*file"):
+        vd.export_cache(made / "latents", tmp_path / "file", "files")
+
+
+@pytest.mark.parametrize(
+    ("names", "form", "name"),
+    [(("a.png", "a.jpg"), "kohya-sd", "a_0064x0064_sd.npz"), (("a.b.png", "a_b.png"), "webdataset", "a_b_png")],
+)
+def test_names_that_would_be_equal(names: tuple[str, str], form: Any, name: str, made: Path, tmp_path: Path) -> None:
+    for each in names:
+        picture(tmp_path / "photos" / each, 64, 64)
+    vd.cache_latents(made / "tiny", tmp_path / "photos", tmp_path / "latents", size=(64, 64)).check()
+    with pytest.raises(InputError, match=f"would both be written as {name}; rename one"):
+        vd.export_cache(tmp_path / "latents", tmp_path / "out", form)
+    assert len(vd.export_cache(tmp_path / "latents", tmp_path / "out", "files")) == 2
+
+
+def test_keys_that_leave_the_folder(made: Path, tmp_path: Path) -> None:
+    """An index may come from a stranger."""
+    index = (made / "latents/index.json").read_text().replace("more/001.png", "../../01.png")
+    (tmp_path / "shards").symlink_to(made / "latents/shards")
+    (tmp_path / "index.json").write_text(index)
+    with pytest.raises(LatentError, match=r"has a picture '\.\./\.\./01\.png', whose file would be outside"):
+        vd.export_cache(tmp_path, tmp_path / "out", "files")

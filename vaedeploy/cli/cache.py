@@ -1,0 +1,198 @@
+"""The commands that make caches of latents, and write them as trainers read them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from vaedeploy.cli import terminal
+from vaedeploy.cli.group import PATH, Size, bundle_argument, cli, json_option, memory_option
+
+
+class Color(click.ParamType[tuple[int, int, int]]):
+    """A colour, by its name or as #RRGGBB."""
+
+    name = "color"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int, int]:
+        from PIL import ImageColor
+
+        try:
+            red, green, blue = ImageColor.getcolor(str(value), "RGB")  # type: ignore[misc]  # of RGB it gives three
+        except ValueError:
+            self.fail(f"{value!r} is not a colour; give a name, such as white, or #RRGGBB")
+        return red, green, blue
+
+
+@cli.command()
+@bundle_argument
+@click.argument("source", type=PATH)
+@click.option("-o", "out", required=True, type=PATH, metavar="CACHE", help="The folder of the cache; it is made.")
+@click.option(
+    "--buckets",
+    type=click.IntRange(min=1),
+    metavar="PX",
+    help="Bring each picture to the most similar of the sizes whose area is that of a square of PX pixels a side.",
+)
+@click.option(
+    "--bucket-step",
+    type=click.IntRange(min=1),
+    metavar="PX",
+    help="The sides of --buckets are multiples of this. [default: the VAE's factor]",
+)
+@click.option("--size", type=Size(), metavar="HxW", help="Bring each picture to this height and width.")
+@click.option(
+    "--no-resize", is_flag=True, help="Keep each picture's size, padded by reflection to a multiple of the factor."
+)
+@click.option(
+    "--crop",
+    type=click.Choice(["center", "corner", "random"]),
+    default="center",
+    show_default=True,
+    help="Where a picture that is too long is cropped: at both ends, at its bottom or right, or anywhere.",
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="The seed of --crop random.")
+@click.option("--flip", is_flag=True, help="Encode each picture mirrored as well.")
+@click.option("--background", type=Color(), metavar="COLOR", help="Flatten transparent pictures on this colour.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float16", "bfloat16", "float32"]),
+    default="float16",
+    show_default=True,
+    help="The type of the stored numbers.",
+)
+@click.option(
+    "--shard",
+    type=click.IntRange(min=1),
+    default=64,
+    show_default=True,
+    metavar="N",
+    help="Pictures in a shard at most.",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Processes that encode; they share the cores.",
+)
+@click.option(
+    "--column", default="image", show_default=True, metavar="NAME", help="The column of pictures in parquet files."
+)
+@memory_option
+@json_option
+def cache(
+    bundle: Path,
+    source: Path,
+    out: Path,
+    buckets: int | None,
+    bucket_step: int | None,
+    size: tuple[int, int] | None,
+    no_resize: bool,
+    crop: Any,
+    seed: int,
+    flip: bool,
+    background: tuple[int, int, int] | None,
+    dtype: Any,
+    shard: int,
+    workers: int,
+    column: str,
+    max_memory: int | None,
+    as_json: bool,
+) -> None:
+    """Encode the pictures of a data set into a cache of latents.
+
+    SOURCE is a folder, with all folders in it, a list of files (.txt or .lst), a tar file of webdataset's, or a parquet
+    file, which needs the extra [data]. vd.LatentCache reads the cache.
+
+    A run that was stopped, in whatever way, goes on where it was when the command is given again; a second run does
+    nothing. Pictures that cannot be read are named in CACHE/failed.jsonl, each with its reason; the others are encoded,
+    and the exit code is 2.
+
+    --json prints the cache, its VAE and identity; pictures, shards and made (the shards that this run made), failures,
+    each with key and reason, and seconds.
+
+    \b
+    Example:
+      vaedeploy cache mse840k photos -o latents --buckets 512
+      vaedeploy cache mse840k shards/0001.tar -o latents --size 512x512 --flip --dtype bfloat16
+    """
+    from vaedeploy.pipeline.cache import cache_latents
+
+    if (buckets is not None) + (size is not None) + no_resize != 1:
+        raise click.UsageError("Give one of --buckets, --size and --no-resize.")
+    if bucket_step is not None and buckets is None:
+        raise click.UsageError("--bucket-step needs --buckets.")
+    with terminal.progress_display() as progress:
+        cached = cache_latents(
+            bundle,
+            source,
+            out,
+            buckets=buckets,
+            size=size,
+            step=bucket_step,
+            crop=crop,
+            seed=seed,
+            flip=flip,
+            background=background,
+            dtype=dtype,
+            shard=shard,
+            workers=workers,
+            column=column,
+            options={"max_memory": max_memory},
+            progress=progress,
+        )
+    if as_json:
+        from vaedeploy.images.latent_cache import LatentCache
+
+        info = LatentCache(out).info
+        terminal.show_json(
+            {
+                "cache": str(cached.path),
+                "vae": info.vae,
+                "identity": info.identity,
+                "pictures": cached.pictures,
+                "shards": cached.shards,
+                "made": cached.made,
+                "failures": cached.failures,
+                "seconds": cached.seconds,
+            }
+        )
+    else:
+        terminal.show(str(cached.path))
+        terminal.say(
+            f"{cached.pictures} pictures in {cached.shards} shards, {cached.made} of them made now; "
+            f"{len(cached.failures)} pictures failed"
+        )
+    cached.check()
+
+
+@cli.command("export-cache")
+@click.argument("cache", type=PATH)
+@click.option("-o", "out", required=True, type=PATH, metavar="DIR", help="The folder to write to; it is made.")
+@click.option(
+    "--to",
+    "form",
+    required=True,
+    type=click.Choice(["kohya-sd", "kohya-sdxl", "webdataset", "files"]),
+    help="What to write: kohya's .npz files, to lie beside the pictures; tar files of webdataset's; or a latent file "
+    "of vaedeploy's for each picture.",
+)
+@click.option("--mean", is_flag=True, help="Write the mean of each distribution, and no sample of it.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="The seed of the samples.")
+def export_cache(cache: Path, out: Path, form: Any, mean: bool, seed: int) -> None:
+    """Write a cache of latents as trainers read it.
+
+    \b
+    Example:
+      vaedeploy export-cache latents --to kohya-sdxl -o photos
+    """
+    from vaedeploy.pipeline.export_cache import export_cache
+
+    with terminal.progress_display() as progress:
+        written = export_cache(cache, out, form, sample=not mean, seed=seed, progress=progress)
+    terminal.show(str(out))
+    terminal.say(f"{len(written)} files written")

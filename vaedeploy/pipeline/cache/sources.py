@@ -1,0 +1,251 @@
+"""Where pictures are: folders, lists of files, tar files as webdataset writes them, and parquet files.
+
+A ``Picture`` is a range of bytes of a file, or a cell of a table, and a stamp, the file's size and time: while these
+stay, the picture does.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+import msgspec
+
+from vaedeploy.errors import ImageError, InputError
+from vaedeploy.images.cache_format import FailedPicture
+from vaedeploy.images.files import image_suffixes
+from vaedeploy.images.headers import is_image
+from vaedeploy.images.plugins import PLUGINS
+from vaedeploy.pipeline.cache import parquet
+from vaedeploy.system.files import handle_bytes, open_regular
+from vaedeploy.system.oserrors import reason
+from vaedeploy.system.text import encodable
+
+TAR = ".tar"
+
+PARQUET = ".parquet"
+
+LISTS = (".txt", ".lst")
+"""Suffixes of lists: a path a line, relative to the list's folder."""
+
+log = logging.getLogger(__name__)
+
+
+class Picture(msgspec.Struct, frozen=True):
+    """A picture that is there. key: its path below the source, with forward slashes; unique. path: of the file.
+
+    stamp: bytes and time of change, in nanoseconds, of the file. start, size: where in the file it is, in bytes; size
+    is None for a whole file. cell: the column, the row group and the row in it, of a table.
+    """
+
+    key: str
+    path: str
+    stamp: tuple[int, int]
+    start: int = 0
+    size: int | None = None
+    cell: tuple[str, int, int] | None = None
+
+    def read(self) -> bytes:
+        """Its bytes. Raises ImageError where the file cannot be read, or is not the one that was found."""
+        try:
+            handle = open_regular(self.path)
+        except OSError as error:
+            raise ImageError(f"{self.key} cannot be read: {reason(error)}") from error
+        try:
+            if _stamp(os.fstat(handle)) != self.stamp:
+                raise ImageError(f"{self.key} has changed since this run began. Run the command again")
+            if self.cell is not None:
+                return parquet.cell(self.path, self.stamp, *self.cell)
+            return handle_bytes(handle, self.stamp[0] if self.size is None else self.size, self.start)
+        except OSError as error:
+            raise ImageError(f"{self.key} cannot be read: {reason(error)}") from error
+        except parquet.ParquetError as error:
+            raise ImageError(f"{self.key} cannot be read: {error}") from error
+        finally:
+            os.close(handle)
+
+
+Found = Iterator[Picture | FailedPicture]
+
+
+def find_pictures(source: Path, leave_out: Path, column: str) -> Found:
+    """The pictures of a source, and what cannot be read there, in an order of their own.
+
+    source: a folder, with all folders in it; a list of files, .txt or .lst; a tar file; or a parquet file. Those in
+        folders and lists are looked into as well. leave_out: a folder that is no part of the source, where the cache is
+        written. column: of parquet files, which has the pictures.
+
+    A file is a picture where its name or its first bytes say so; hidden files and others are left out. Raises
+    InputError for a source that is missing or none of these.
+    """
+    suffix = source.suffix.lower()
+    if source.is_dir():
+        return _of_folder(source, leave_out.resolve(), column)
+    if not source.exists():
+        raise InputError(f"there is no file {source}, and no folder of that name")
+    if suffix == TAR:
+        return _of_tar(source, "")
+    if suffix == PARQUET:
+        return _of_parquet(source, "", column)
+    if suffix in LISTS:
+        return _of_list(source, column)
+    raise InputError(
+        f"{source} is not a source of pictures: give a folder, a list of files ({' or '.join(LISTS)}), or a {TAR} or "
+        f"{PARQUET} file"
+    )
+
+
+def _of_folder(source: Path, leave_out: Path, column: str) -> Found:
+    others = 0
+    seen: set[tuple[int, int]] = set()
+    waiting = [(source, "")]
+    while waiting:
+        folder, prefix = waiting.pop()
+        try:
+            there = folder.stat()
+            if (there.st_dev, there.st_ino) in seen or folder.resolve() == leave_out:  # a link to a folder above it
+                continue
+            seen.add((there.st_dev, there.st_ino))
+            with os.scandir(folder) as entries:
+                found = sorted(entries, key=lambda entry: entry.name)
+        except OSError as error:
+            yield FailedPicture(encodable(prefix) or ".", f"the folder cannot be read: {reason(error)}")
+            continue
+        for entry in found:
+            if entry.name.startswith("."):
+                others += 1
+            elif entry.is_dir():
+                waiting.append((Path(entry.path), f"{prefix}{entry.name}/"))
+            else:
+                one = 0
+                for picture in _of_file(Path(entry.path), prefix + entry.name, column):
+                    one += 1
+                    yield picture
+                others += not one
+    if others:
+        log.info("left out of %s: %d hidden or other files", source, others)
+
+
+def _of_file(path: Path, name: str, column: str, *, surely: bool = False) -> Found:
+    """The picture in a file, those in a tar or parquet file, or nothing.
+
+    surely: whether the file was named, and is to be one.
+    """
+    key = encodable(name)
+    suffix = path.suffix.lower()
+    if suffix == TAR:
+        yield from _of_tar(path, f"{key}/")
+        return
+    if suffix == PARQUET:
+        yield from _of_parquet(path, f"{key}/", column)
+        return
+    try:
+        handle = open_regular(path)
+    except OSError as error:
+        if surely or suffix in picture_suffixes():
+            yield FailedPicture(key, f"it cannot be read: {reason(error)}")
+        return
+    with os.fdopen(handle, "rb") as file:
+        if surely or suffix in picture_suffixes() or is_image(file):
+            yield Picture(key, str(path.absolute()), _stamp(os.fstat(handle)))
+
+
+def picture_suffixes() -> tuple[str, ...]:
+    """Suffixes of files that are to be pictures: one that cannot be read is a failure and not another kind of file."""
+    return (*image_suffixes(), *(suffix for plugin in PLUGINS.values() for suffix in plugin.suffixes))
+
+
+def _of_list(source: Path, column: str) -> Found:
+    try:
+        lines = source.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{source} is not a list of files in UTF-8: {error}") from error
+    except OSError as error:
+        raise InputError(f"{source} cannot be read: {reason(error)}") from error
+    seen = set()
+    for line in filter(None, map(str.strip, lines)):
+        if line in seen:
+            continue
+        seen.add(line)
+        inside = PurePosixPath(Path(line).as_posix())
+        # A key must not leave the folder that an exporter writes to.
+        key = "/".join(part for part in inside.parts if part not in ("..", inside.anchor))
+        path = source.parent / line
+        if path.is_dir():
+            yield FailedPicture(key, "it is a folder; a list has files. Give the folder itself")
+        elif not path.exists():
+            yield FailedPicture(key, "there is no such file")
+        else:
+            yield from _of_file(path, key, column, surely=True)
+
+
+def _of_tar(path: Path, prefix: str) -> Found:
+    """The pictures of a tar file. What is in it is read in place, and never written anywhere by its name."""
+    name = prefix.rstrip("/") or encodable(path.name)
+    try:
+        handle = open_regular(path)
+    except OSError as error:
+        yield FailedPicture(name, f"it cannot be read: {reason(error)}")
+        return
+    with os.fdopen(handle, "rb") as file:
+        stamp = _stamp(os.fstat(handle))
+        try:
+            with tarfile.open(fileobj=file, mode="r:") as tar:
+                for member in tar:
+                    yield from _of_member(tar, member, path, stamp, prefix)
+                # The library ends without a word at a header that is cut off or broken. At the end there are zeros.
+                if any(handle_bytes(handle, tarfile.BLOCKSIZE, tar.offset)):
+                    yield FailedPicture(name, f"the tar file is truncated or broken from byte {tar.offset:,} on")
+        except tarfile.TarError as error:
+            compressed = " Decompress it first" if stamp[0] and _is_compressed(handle) else ""
+            yield FailedPicture(name, f"it is no tar file, or is truncated or broken: {error}.{compressed}")
+
+
+def _of_member(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path, stamp: tuple[int, int], prefix: str) -> Found:
+    inside = PurePosixPath(member.name)
+    key = encodable(prefix + "/".join(part for part in inside.parts if part not in (".", "..", inside.anchor)))
+    looks = inside.suffix.lower() in picture_suffixes()
+    if inside.name.startswith(".") or member.isdir():
+        return
+    if not member.isreg() or member.issparse():
+        if looks:
+            yield FailedPicture(key, "it is a link, or another thing that is no file, in its tar file")
+        return
+    if not looks:
+        content = tar.extractfile(member)
+        if content is None or not is_image(content):
+            return
+    if inside.is_absolute() or ".." in inside.parts:
+        yield FailedPicture(key, f"its path in the tar file, {encodable(member.name)}, leads out of it")
+    elif member.offset_data + member.size > stamp[0]:
+        yield FailedPicture(key, "its tar file is truncated")
+    else:
+        yield Picture(key, str(path.absolute()), stamp, member.offset_data, member.size)
+
+
+def _of_parquet(path: Path, prefix: str, column: str) -> Found:
+    """The pictures of a parquet file, whose keys are the numbers of rows."""
+    name = prefix.rstrip("/") or encodable(path.name)
+    try:
+        stamp = _stamp(path.stat())
+        for number, (group, row, there) in enumerate(parquet.rows(str(path), column)):
+            key = f"{prefix}{number:09}"
+            if there:
+                yield Picture(key, str(path.absolute()), stamp, cell=(column, group, row))
+            else:
+                yield FailedPicture(key, f"its row of {name} has no bytes in the column {column!r}")
+    except OSError as error:
+        yield FailedPicture(name, f"it cannot be read: {reason(error)}")
+    except parquet.ParquetError as error:
+        yield FailedPicture(name, str(error))
+
+
+def _is_compressed(handle: int) -> bool:
+    return handle_bytes(handle, 4)[:2] in (b"\x1f\x8b", b"BZ", b"\xfd7", b"(\xb5")
+
+
+def _stamp(status: os.stat_result) -> tuple[int, int]:
+    return status.st_size, status.st_mtime_ns

@@ -1,0 +1,231 @@
+"""Caches of latents as trainers read them: what ``vaedeploy export-cache`` does.
+
+========== ================================================= ==========================================================
+kohya      ``KEY_WWWWxHHHH_sd.npz``, to lie beside pictures  a sample as the VAE itself gives it: latent / scale + shift
+webdataset ``000000.tar``, one size each, KEY.npy, KEY.json  a sample as the diffusion model sees it
+files      ``KEY.safetensors``, which ``decode`` reads       a sample as the diffusion model sees it
+========== ================================================= ==========================================================
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, get_args
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from vaedeploy.errors import InputError, LatentError, OutputError
+from vaedeploy.images.latent_cache import CachedLatent, LatentCache
+from vaedeploy.images.latents import LatentFile, latent_bytes
+from vaedeploy.system.atomic import clear_drafts, write_file
+from vaedeploy.system.oserrors import reason
+from vaedeploy.system.progress import Progress, silent
+from vaedeploy.values.latent import LatentSpec
+
+Format = Literal["kohya-sd", "kohya-sdxl", "webdataset", "files"]
+
+KOHYA = {"kohya-sd": "_sd.npz", "kohya-sdxl": "_sdxl.npz"}
+"""Format -> how kohya's sd-scripts end the names of its files."""
+
+KOHYA_FACTOR, KOHYA_CHANNELS = 8, 4
+"""What sd-scripts takes for granted of the VAEs of Stable Diffusion and SDXL."""
+
+Latent = NDArray[np.float32]
+
+
+def export_cache(
+    cache: LatentCache | str | Path,
+    out: str | Path,
+    form: Format,
+    *,
+    sample: bool = True,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> list[Path]:
+    """Write a cache of latents into the folder ``out`` as a trainer reads it, and return the files, in their order.
+
+        >>> vd.export_cache("latents", "photos", "kohya-sdxl")
+
+    cache: a cache, or its path.
+    form: "kohya-sd" or "kohya-sdxl", an .npz file for each picture, to lie beside it; "webdataset", tar files;
+        "files", a latent file of vaedeploy's for each picture. docs/datasets.md says what is in each.
+    sample: write a sample of each picture's distribution, drawn by ``seed`` and key, as trainers do; False for the
+    mean.
+
+    Existing files of these names are replaced. Raises InputError for a form that is not known or cannot hold this
+    cache, and where two pictures would be written to one file; OutputError for an ``out`` that cannot be written to.
+    """
+    cache = cache if isinstance(cache, LatentCache) else LatentCache(cache)
+    if form not in get_args(Format):
+        raise InputError(f"form is {form!r}; it must be one of {', '.join(get_args(Format))}")
+    folder = Path(out)
+    _check_keys(cache)
+    take = _taker(sample, seed)
+    if form in KOHYA:
+        _check_kohya(cache)
+        files = _kohya(cache, take, KOHYA[form])
+        names = [_kohya_name(item.key, item.fit.original, KOHYA[form]) for item in cache.items]
+    elif form == "webdataset":
+        files, names = _webdataset(cache, take), [_sample_key(item.key) for item in cache.items]
+    else:
+        files, names = _files(cache, take), [f"{item.key}.safetensors" for item in cache.items]
+    _check_names(cache, names)
+    return _write(folder, files, len(cache), f"Writing {len(cache)} latents to {folder}", progress)
+
+
+Take = Callable[[CachedLatent, bool], Latent]
+"""Gives the (C, h, w) float32 to be written of a latent, or of the mirrored picture."""
+
+
+def _taker(sample: bool, seed: int) -> Take:
+    def take(latent: CachedLatent, flipped: bool = False) -> Latent:
+        if not sample:
+            return latent.flipped[0] if flipped and latent.flipped is not None else latent.mean
+        digest = hashlib.sha256(f"{seed}:{flipped}:{latent.key}".encode()).digest()
+        return latent.sample(int.from_bytes(digest[:16], "little"), flipped=flipped)
+
+    return take
+
+
+def _check_keys(cache: LatentCache) -> None:
+    for key in cache.keys:
+        path = PurePosixPath(key)
+        if path.is_absolute() or ".." in path.parts or not path.name:
+            raise LatentError(f"{cache.path} has a picture {key!r}, whose file would be outside of the folder")
+
+
+def _check_names(cache: LatentCache, names: list[str]) -> None:
+    """Raise InputError where two pictures have one name."""
+    taken: dict[str, str] = {}
+    for key, name in zip(cache.keys, names, strict=True):
+        if name in taken:
+            raise InputError(f"{taken[name]} and {key} would both be written as {name}; rename one, and cache again")
+        taken[name] = key
+
+
+def _write(
+    folder: Path, files: Iterator[tuple[str, bytes, int]], total: int, what: str, progress: Progress
+) -> list[Path]:
+    written: list[Path] = []
+    done = 0
+    progress(what, 0, total)
+    for name, data, count in files:
+        path = folder / name
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(
+                f"cannot make the folder {path.parent}: {reason(error)}. Choose another place with -o"
+            ) from error
+        if not written:
+            clear_drafts(folder)
+        write_file(path, data)
+        written.append(path)
+        done += count
+        progress(what, done, total)
+    return written
+
+
+# --------------------------------------------------------------------------------------------------------------- kohya
+
+
+def _check_kohya(cache: LatentCache) -> None:
+    spec = cache.info.latent
+    if (spec.factor, spec.channels) != (KOHYA_FACTOR, KOHYA_CHANNELS):
+        raise InputError(
+            f"kohya's files are for latents of Stable Diffusion and SDXL, {KOHYA_CHANNELS} channels and factor "
+            f"{KOHYA_FACTOR}; {cache.info.vae} has {spec.channels} channels and factor {spec.factor}"
+        )
+    if cache.info.buckets is None and cache.info.size is None:
+        raise InputError(
+            f"{cache.path} keeps the sizes of pictures, and kohya's sd-scripts reads latents of its buckets. Make a "
+            "cache with --buckets and --bucket-step 64"
+        )
+
+
+def _kohya(cache: LatentCache, take: Take, suffix: str) -> Iterator[tuple[str, bytes, int]]:
+    spec = cache.info.latent
+    for latent in cache:
+        arrays: dict[str, NDArray[Any]] = {
+            "latents": raw(take(latent, False), spec),
+            "original_size": np.array(latent.original[::-1]),
+            "crop_ltrb": np.array(kohya_crop(latent)),
+        }
+        if latent.flipped is not None:
+            arrays["latents_flipped"] = raw(take(latent, True), spec)
+        data = io.BytesIO()
+        np.savez(data, **arrays)  # type: ignore[arg-type]  # its stub takes the names for those of options
+        yield _kohya_name(latent.key, latent.original, suffix), data.getvalue(), 1
+
+
+def _kohya_name(key: str, original: tuple[int, int], suffix: str) -> str:
+    height, width = original
+    path = PurePosixPath(key)
+    return str(path.with_name(f"{path.stem}_{width:04d}x{height:04d}{suffix}"))
+
+
+def raw(latent: Latent, spec: LatentSpec) -> Latent:
+    """What the VAE itself computes, of a latent (C, h, w) as the diffusion model sees it: latent / scale + shift."""
+    scale, shift = (np.reshape(np.asarray(value, np.float32), (-1, 1, 1)) for value in (spec.scale, spec.shift))
+    return latent / scale + shift
+
+
+def kohya_crop(latent: CachedLatent) -> tuple[float, float, float, float]:
+    """``crop_ltrb`` as sd-scripts computes it: where a picture of the original's ratio lies in the bucket, if it is
+    made to fit into it. It does not depend on where the picture was cropped.
+    """
+    (height, width), ratio = latent.size, latent.original[1] / latent.original[0]
+    inner = (height * ratio, height) if width / height > ratio else (width, width / ratio)
+    left, top = (width - inner[0]) // 2, (height - inner[1]) // 2
+    return left, top, left + inner[0], top + inner[1]
+
+
+# ---------------------------------------------------------------------------------------------------------- webdataset
+
+
+def _webdataset(cache: LatentCache, take: Take) -> Iterator[tuple[str, bytes, int]]:
+    """Tar files of one shard each, whose pictures have one size."""
+    info = cache.info
+    kind = np.float16 if info.dtype == "float16" else np.float32
+    contract = {"vae": info.vae, "identity": info.identity, "latent": msgspec.to_builtins(info.latent), "raw": False}
+    for number, numbers in enumerate(cache.shards):
+        data = io.BytesIO()
+        with tarfile.open(fileobj=data, mode="w", format=tarfile.PAX_FORMAT) as tar:
+            for latent in map(cache.__getitem__, numbers):
+                sizes = {name: getattr(latent, name) for name in ("original", "resized", "crop", "size")}
+                members = {"npy": _npy(take(latent, False).astype(kind))}
+                if latent.flipped is not None:
+                    members["flipped.npy"] = _npy(take(latent, True).astype(kind))
+                members["json"] = msgspec.json.encode({"key": latent.key, **sizes, **contract})
+                for suffix, content in members.items():
+                    member = tarfile.TarInfo(f"{_sample_key(latent.key)}.{suffix}")
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
+        yield f"{number:06d}.tar", data.getvalue(), len(numbers)
+
+
+def _sample_key(key: str) -> str:
+    """A key without dots: webdataset takes what is behind the first dot of a name for the kind of a file."""
+    return key.replace(".", "_")
+
+
+def _npy(array: NDArray[Any]) -> bytes:
+    data = io.BytesIO()
+    np.save(data, array)
+    return data.getvalue()
+
+
+# --------------------------------------------------------------------------------------------------------------- files
+
+
+def _files(cache: LatentCache, take: Take) -> Iterator[tuple[str, bytes, int]]:
+    info = cache.info
+    for latent in cache:
+        file = LatentFile(take(latent, False)[None], info.identity, info.vae, info.latent, latent.size)
+        yield f"{latent.key}.safetensors", latent_bytes(file), 1
