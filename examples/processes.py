@@ -9,6 +9,7 @@ lock, such as reading pictures.
 from __future__ import annotations
 
 import argparse
+import json
 import multiprocessing
 import os
 from functools import partial
@@ -26,9 +27,14 @@ def start(bundle: str, threads: int) -> None:
 
 
 def encode(picture: Path, folder: Path) -> Path:
-    latent = vae.encode(Image.open(picture), pad=True)
+    image = Image.open(picture)
     out = folder / f"{picture.stem}.safetensors"
-    save_file({"latent": latent}, out)
+    # As vaedeploy encode does, so that vaedeploy decode knows the size before padding, and a latent of another VAE.
+    metadata = {
+        "vaedeploy.identity": vae.manifest.vae.identity,
+        "vaedeploy.size": json.dumps([image.height, image.width]),
+    }
+    save_file({"latent": vae.encode(image, pad=True)}, out, metadata)
     return out
 
 

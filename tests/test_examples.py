@@ -17,11 +17,12 @@ import pytest
 from command_line import parse
 from PIL import Image
 from places import ROOT
-from safetensors.numpy import load_file, save
+from safetensors.numpy import save
 from tiny_bundle import tiny_bundle
 
 from vaedeploy.bundle import Bundle
 from vaedeploy.cli import cli
+from vaedeploy.images.latents import read_latent
 from vaedeploy.runtime import VAE
 
 EXAMPLES = ROOT / "examples"
@@ -94,7 +95,9 @@ def test_processes(bundle: Bundle, tmp_path: Path) -> None:
     assert done.stdout.split() == [str(tmp_path / "out" / f"{name}.safetensors") for name in "ab"]
     with VAE(bundle.path) as vae:
         expected = vae.encode(Image.open(tmp_path / "in" / "b.png"), pad=True)
-    np.testing.assert_array_equal(load_file(tmp_path / "out" / "b.safetensors")["latent"], expected)
+    written = read_latent(tmp_path / "out" / "b.safetensors")
+    np.testing.assert_array_equal(written.latent, expected)
+    assert (written.size, written.vae_identity) == ((16, 23), bundle.manifest.vae.identity)
 
 
 def test_tests_of_a_bundle(bundle: Bundle) -> None:

@@ -36,6 +36,15 @@ def test_rights_are_what_the_umask_leaves(tmp_path: Path) -> None:
     assert {p.stat().st_mode & 0o777 for p in (tmp_path / "tiny").iterdir()} == {0o640}
 
 
+@pytest.mark.parametrize("out", ["hf://owner/name", Path("hf://owner/name@main")])
+def test_no_folder_is_named_as_an_address(out: str | Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    message = r"^hf:/owner/name(@main)? is on the hub\. Choose a folder with --out, then run: vaedeploy push FOLDER"
+    with pytest.raises(OutputError, match=message), create_bundle(out):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
 def test_missing_parents_are_made(tmp_path: Path) -> None:
     tiny_bundle(tmp_path / "a" / "b" / "tiny")
     assert names(tmp_path / "a" / "b") == [f"tiny/{name}" for name in FILES]

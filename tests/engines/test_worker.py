@@ -58,7 +58,7 @@ def test_a_graph_that_the_parser_refuses(tmp_path: Path, profile_folder: Path) -
         build_engines(bundle, ["mine"], folder=profile_folder)
     said = str(refused.value)
     assert said.startswith(
-        f"1 of 2 engines could not be built; the other 1 are in {bundle.path}:\n"
+        f"1 of 2 engines could not be built; the other 1 is in {bundle.path}:\n"
         "- Building mine decoder with tensorrt-rtx failed: the parser refuses Bernoulli, node node_odd, which is "
         "decoder.up.0.odd in PyTorch. TensorRT's last messages:\n"
     )
@@ -135,7 +135,7 @@ def test_a_build_that_is_killed(built: Bundle, profile_folder: Path) -> None:
         os.kill(worker_of(process), signal.SIGKILL)
         _, said = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert "1 of 2 engines could not be built; the other 1 are in" in said
+    assert "1 of 2 engines could not be built; the other 1 is in" in said
     assert "the build's process was killed by SIGKILL, as the system does when memory runs out: lower the" in said
     assert snapshot(built)[ENCODER] == before[ENCODER]
     check_bundle(built.path)

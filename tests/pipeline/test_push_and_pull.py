@@ -23,6 +23,7 @@ from vaedeploy.errors import BundleError, DownloadError, InputError, OutputError
 from vaedeploy.pipeline.pull import pull_bundle
 from vaedeploy.pipeline.push import push_bundle
 from vaedeploy.runtime import VAE
+from vaedeploy.runtime.unverified import unverified_text
 
 REPOSITORY = "someone/tiny"
 CACHE = Path("vaedeploy", "bundles", *REPOSITORY.split("/"))
@@ -462,3 +463,7 @@ def test_without_huggingface_hub(monkeypatch: pytest.MonkeyPatch, bundle: Bundle
     place = tmp_path / "cache" / "vaedeploy" / "bundles" / "a" / "b" / COMMIT / "b"
     shutil.copytree(bundle.path, place)
     assert pull_bundle(f"a/b@{COMMIT}").path == place
+    # No verdict can be noted there.
+    (place.parents[2] / "c" / COMMIT).mkdir(parents=True)
+    unverified = tiny_bundle(place.parents[2] / "c" / COMMIT / "c", verification=None)
+    assert str(unverified_text(unverified)).endswith("(vaedeploy pull OWNER/NAME -o FOLDER) and verify it there")

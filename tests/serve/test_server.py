@@ -20,7 +20,12 @@ import pytest
 from serving import Answered, body_of, post, read_answer
 from tiny_bundle import FAILED, tiny_bundle
 
+from vaedeploy.bundle import Bundle
 from vaedeploy.runtime import VAE
+from vaedeploy.serve.app import App
+from vaedeploy.serve.server import Server
+from vaedeploy.serve.settings import Settings
+from vaedeploy.system.interrupts import ending_early
 
 
 @pytest.fixture(scope="module")
@@ -108,8 +113,8 @@ def test_what_it_refuses_to_start_with(vaedeploy, bundle, tmp_path):
     assert refused(vaedeploy, bundle, bundle, *free) == (
         f"Error: bundles {bundle} and {bundle} are both called tiny; give one another name: NAME={bundle}\n"
     )
-    assert refused(vaedeploy, f"a b={bundle}", *free).startswith(
-        f"Error: the VAE of bundle {bundle} is called 'a b', which cannot be part of a path; give it a name of letters"
+    assert refused(vaedeploy, f"a b={bundle}", *free) == (
+        f"Error: 'a b' cannot be part of a path; give a name of letters, digits, '.', '_' and '-': NAME={bundle}\n"
     )
     assert "there is no bundle" in refused(vaedeploy, tmp_path / "none", *free)
     unverified = tiny_bundle(tmp_path / "unverified", verification=FAILED).path
@@ -121,10 +126,12 @@ def test_what_it_refuses_to_start_with(vaedeploy, bundle, tmp_path):
     (damaged / "decoder.onnx").write_bytes(b"x" * (damaged / "decoder.onnx").stat().st_size)
     assert "decoder.onnx" in refused(vaedeploy, bundle, f"other={damaged}", *free)
     assert "'64' is not a size; give height x width" in refused(vaedeploy, bundle, "--warm-up", "64", *free)
-    assert (
-        refused(vaedeploy, bundle, "--warm-up", "30x64", *free)
-        .splitlines()[-1]
-        .startswith("Error: image is 30x64 (height x width), but both must be multiples of 4")
+    assert refused(vaedeploy, bundle, f"b={bundle}", "--warm-up", "64x64", "--warm-up", "30x64", *free) == (
+        "Error: tiny cannot be warmed up at 30x64 (height x width): both must be multiples of 4, and at least that. "
+        "Give another --warm-up\n"
+    )
+    assert refused(vaedeploy, f"={bundle}", *free).startswith(
+        "Error: '' cannot be part of a path; give a name of letters"
     )
     assert "Missing argument '[NAME=]BUNDLE...'" in refused(vaedeploy)
 
@@ -241,3 +248,26 @@ def test_a_full_disk_ends_the_log_and_not_the_server(bundle):
             "Stopped by SIGTERM; every request was answered",
         ],
     )
+
+
+def test_a_signal_ends_the_warm_up(tiny_vae_bundle: Bundle) -> None:
+    place = str(tiny_vae_bundle.path)
+    command = [sys.executable, "-m", "vaedeploy", "serve", place, "--port", "0", "--warm-up", "2048x2048"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
+        assert server.stderr is not None
+        while not server.stderr.readline().startswith("Warming up"):
+            pass
+        server.terminate()
+        told = server.stderr.read()
+    assert (server.returncode, told) == (0, "Stopped by SIGTERM; every request was answered\n")
+
+
+@pytest.mark.parametrize("ready", [False, True])
+def test_a_signal_ends_calls_of_the_warm_up_alone(ready: bool) -> None:
+    app = App({}, Settings(), print)
+    app.ready = ready
+    ended: list[bool] = []
+    with ending_early(lambda: ended.append(True)):
+        Server(app, Settings()).handle_exit(signal.SIGTERM, None)
+    app.close()
+    assert ended == ([] if ready else [True])

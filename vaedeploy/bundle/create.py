@@ -17,6 +17,7 @@ from pathlib import Path
 
 import msgspec
 
+from vaedeploy.bundle.address import SCHEME
 from vaedeploy.bundle.bundle import Bundle, file_info
 from vaedeploy.bundle.edit import check_replaceable, naming_bundle, writing
 from vaedeploy.bundle.encoding import check_manifest
@@ -82,6 +83,10 @@ def create_bundle(out: str | Path, force: bool = False) -> Iterator[BundleDraft]
     """
     out = Path(out)
     place = out.resolve()
+    if out.parts[:1] == (SCHEME.rstrip("/"),):  # a Path has lost a slash of it
+        raise OutputError(
+            f"{out} is on the hub. Choose a folder with --out, then run: vaedeploy push FOLDER OWNER/NAME"
+        )
     if not place.name:
         raise OutputError(f"{out} cannot be a bundle. Choose another place with --out")
     check_replaceable(place, out)

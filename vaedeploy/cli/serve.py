@@ -81,7 +81,7 @@ def serve(bundles: tuple[str, ...], max_delay: float, warm_up: Any, **options: A
 
     The server asks nobody who they are: it listens on this machine alone, unless --host says otherwise, and belongs
     behind a proxy then. It writes a line of JSON for each request to stdout. SIGTERM and Ctrl-C stop it after what is
-    in flight, with exit code 0; a second one stops it at once.
+    in flight, with exit code 0; a second one stops it when the running calls end.
 
     \b
     Example:

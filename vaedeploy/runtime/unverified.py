@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 
 from vaedeploy.bundle import Bundle
+from vaedeploy.bundle.address import is_cached
 
 
 class UnverifiedBundleWarning(UserWarning):
@@ -16,7 +17,10 @@ def unverified_text(bundle: Bundle) -> str | None:
     if bundle.verified:
         return None
     state = "was never verified" if bundle.manifest.verification is None else "failed its verification"
-    return f"bundle {bundle.path} {state}; its images may be wrong. Run: vaedeploy verify {bundle.path}"
+    remedy = f"Run: vaedeploy verify {bundle.path}"
+    if is_cached(bundle.path):  # where no verdict can be noted
+        remedy = "Pull it into a folder of your own (vaedeploy pull OWNER/NAME -o FOLDER) and verify it there"
+    return f"bundle {bundle.path} {state}; its images may be wrong. {remedy}"
 
 
 def warn_of_unverified(bundle: Bundle) -> None:

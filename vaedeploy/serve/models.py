@@ -49,11 +49,11 @@ def open_vaes(
             bundle = Bundle.open(path, verify_hashes=False)
             if not allow_unverified and (text := unverified_text(bundle)):
                 raise InputError(f"{text}. To serve it all the same, give --allow-unverified")
-            name = given or bundle.manifest.vae.name
+            name = bundle.manifest.vae.name if given is None else given
             if not NAME.fullmatch(name):
+                what = f"the VAE of bundle {path} is called {name!r}, which" if given is None else repr(name)
                 raise InputError(
-                    f"the VAE of bundle {path} is called {name!r}, which cannot be part of a path; give it a name of "
-                    f"letters, digits, '.', '_' and '-': NAME={path}"
+                    f"{what} cannot be part of a path; give a name of letters, digits, '.', '_' and '-': NAME={path}"
                 )
             if name in vaes:
                 raise InputError(

@@ -14,12 +14,13 @@ from types import FrameType
 
 import uvicorn
 
-from vaedeploy.errors import InputError
+from vaedeploy.errors import BackendError, InputError, SizeError
+from vaedeploy.runtime import VAE
 from vaedeploy.serve.app import App
 from vaedeploy.serve.connection import Connection
 from vaedeploy.serve.models import open_vaes
 from vaedeploy.serve.settings import Settings
-from vaedeploy.system.interrupts import SIGNALS
+from vaedeploy.system.interrupts import SIGNALS, end_calls
 from vaedeploy.system.oserrors import reason
 
 KEEP_ALIVE = 75
@@ -64,11 +65,23 @@ def serve(
         vaes = open_vaes(places, allow_unverified=allow_unverified, threads=threads, max_memory=max_memory)
         try:
             for name, vae in vaes.items():
+                for height, width in settings.warm_up:
+                    _check_size(name, vae, height, width)
                 say(f"{name} is bundle {vae.path}, {vae.manifest.precision}, on {vae.backend}")
             run(Server(App(vaes, settings, write), settings), listener, say)
         finally:
             for vae in vaes.values():
                 vae.close()
+
+
+def _check_size(name: str, vae: VAE, height: int, width: int) -> None:
+    try:
+        vae.latent.sizes.check(height, width)
+    except SizeError as error:
+        raise InputError(
+            f"{name} cannot be warmed up at {height}x{width} (height x width): both must be multiples of "
+            f"{vae.latent.factor}, and at least that. Give another --warm-up"
+        ) from error
 
 
 def run(server: Server, listener: socket.socket, say: Say) -> None:
@@ -104,6 +117,10 @@ async def _warm_up(server: Server, say: Say) -> None:
             for batch in app.line(name).batches:
                 await asyncio.to_thread(vae.warm_up, sizes, batch=batch)
         app.ready = True
+    except BackendError:
+        if not server.stopped_by:
+            raise
+        return  # the signal ended the call
     finally:
         server.should_exit = server.should_exit or not app.ready
     say(f"Ready after {loop.time() - began:.1f} s")
@@ -167,6 +184,8 @@ class Server(uvicorn.Server):
         self.force_exit = self.should_exit
         self.should_exit = True
         self.stopped_by = signal.Signals(sig).name
+        if not self.served.ready:  # no request is in flight that would want the call's result
+            end_calls()
 
 
 def _most_connections(settings: Settings) -> int:

@@ -70,6 +70,12 @@ def ending_early(end: Callable[[], None]) -> Iterator[None]:
         _running.remove(end)
 
 
+def end_calls() -> None:
+    """End the calls that are in progress, see ``ending_early``."""
+    for end in _running.copy():
+        end()
+
+
 @contextmanager
 def _watching(numbers: Collection[int]) -> Iterator[None]:
     """Context in which a thread ends the calls in progress where one of these signals arrives."""
@@ -80,8 +86,7 @@ def _watching(numbers: Collection[int]) -> Iterator[None]:
         while arrived := reader.recv(64):
             # A program that handles the signal itself, as a server does, decides what becomes of its calls.
             if any(number in numbers and signal.getsignal(number) == _stop for number in arrived):
-                for end in _running.copy():
-                    end()
+                end_calls()
 
     thread = threading.Thread(target=watch, name="signals", daemon=True)
     with reader:
