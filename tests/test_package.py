@@ -259,7 +259,17 @@ def test_commands_in_the_clean_environment(clean, bundle):
     assert list(problems) == ["tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime-cpu"]
     assert problems["onnxruntime-cpu"] is None
     missing = {extra["name"]: len(extra["missing"]) for extra in diagnosis["extras"]}
-    assert missing == {"cpu": 0, "cuda": 3, "export": 9, "hub": 1, "build": 4, "serve": 1, "rtx": 7, "tensorrt": 7}
+    assert missing == {
+        "cpu": 0,
+        "cuda": 3,
+        "export": 9,
+        "hub": 1,
+        "data": 1,
+        "build": 4,
+        "serve": 1,
+        "rtx": 7,
+        "tensorrt": 7,
+    }
     assert "rtx4090" in clean("vaedeploy", "profiles").stdout
 
 
