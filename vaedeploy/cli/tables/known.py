@@ -157,7 +157,8 @@ def memory_needs(bundle: Bundle) -> dict[str, dict[str, dict[str, int]]]:
     for part in bundle.manifest.rows:
         half = RowsHalf(bundle, part)
         for side in SIDES:
-            untiled, least = half.needs(side, side)
+            rows = side // half.table.factor
+            untiled, least = half.needs(1, rows, rows)
             found.setdefault(part, {})[f"{side}x{side}"] = {"untiled": untiled, "least": least}
     return found
 

@@ -96,10 +96,9 @@ class RowsHalf:
             self._plans[key] = make_plan(self.table, rows, columns, budget, self._workspace is not None)
         return self._plans[key]
 
-    def needs(self, height: int, width: int) -> tuple[int, int]:
-        """Bytes that an image of (height, width) takes at once, and the fewest that it can take."""
-        rows, columns = height // self.table.factor, width // self.table.factor
-        untiled = untiled_bytes(self.table, rows, columns, 1)
+    def needs(self, batch: int, rows: int, columns: int) -> tuple[int, int]:
+        """Bytes that a batch of so many rows and columns of latents takes at once, and the fewest that it can take."""
+        untiled = untiled_bytes(self.table, rows, columns, batch)
         return untiled, min(untiled, self.plan(rows, columns, 0).bytes)
 
     def run(
@@ -208,9 +207,8 @@ class BoundedSession(onnxruntime_cpu.Session):
 
     def plan(self, batch: int, rows: int, columns: int) -> MemoryPlan:
         """What a call takes that is the only one."""
-        table, limit = self.half.table, self._budget.limit()
-        whole = untiled_bytes(table, rows, columns, batch)
-        least = min(whole, self.half.plan(rows, columns, 0).bytes)
+        limit = self._budget.limit()
+        whole, least = self.half.needs(batch, rows, columns)
         if whole <= limit:
             return MemoryPlan(whole, "untiled", 0, 0.0, least, fits=True)
         plan = self.half.plan(rows, columns, limit)
