@@ -34,10 +34,9 @@ from vaedeploy.pipeline.cache.shards import is_free, make_shard, shard_done
 from vaedeploy.pipeline.cache.workers import work_on
 from vaedeploy.runtime import VAE
 from vaedeploy.runtime.onnxruntime_cpu import usable_cores
-from vaedeploy.runtime.rows.budget import SHARE
+from vaedeploy.runtime.rows.budget import Budget
 from vaedeploy.runtime.unverified import warn_of_unverified
 from vaedeploy.system.interrupts import stop_if_interrupted
-from vaedeploy.system.memory import free_memory
 from vaedeploy.system.progress import Progress, silent
 from vaedeploy.values.latent import RGBA
 from vaedeploy.values.words import counted
@@ -214,10 +213,7 @@ def _make(
 
 def _shared(options: Mapping[str, Any], count: int) -> dict[str, Any]:
     """The arguments of ``VAE`` for each of several workers, which share the cores and the memory."""
-    most, free = options.get("max_memory"), free_memory()
-    if most is None and free is not None:
-        most = int(free * SHARE)
-    share = None if most is None else max(1, most // count)
+    share = max(1, Budget(options.get("max_memory")).limit() // count)
     return {"threads": max(1, usable_cores() // count), **options, "max_memory": share}
 
 
