@@ -59,7 +59,7 @@ def open_vaes(
                 raise InputError(
                     f"bundles {vaes[name].path} and {path} are both called {name}; give one another name: NAME={path}"
                 )
-            vaes[name] = opened.enter_context(VAE(path, threads=threads, max_memory=max_memory))
+            vaes[name] = opened.enter_context(VAE(bundle.path, threads=threads, max_memory=max_memory))
         opened.pop_all()
         return vaes
 
