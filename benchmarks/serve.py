@@ -30,7 +30,7 @@ import numpy as np
 import onnxruntime
 
 from vaedeploy.runtime import VAE
-from vaedeploy.runtime.onnxruntime_cpu import usable_cores
+from vaedeploy.system.machine import usable_cores
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 from serving import body_of

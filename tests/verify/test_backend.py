@@ -70,7 +70,7 @@ def test_every_optimisation_profile_runs_at_its_own_corners(own: Bundle, monkeyp
         plans.append(HostPlan(own, path.relative_to(own.path).as_posix()))
         return plans[-1]
 
-    monkeypatch.setattr("vaedeploy.runtime.backends.tensorrt.load_plan", load)
+    monkeypatch.setattr("vaedeploy.runtime.tensorrt.load_plan", load)
     verify_bundle(own, backend="tensorrt-rtx")
     for name in (ENCODER, DECODER):
         events = [event for plan in plans if plan.name == name for event in plan.events if event.startswith("shape")]
@@ -82,7 +82,7 @@ def test_every_engine_runs_before_it_is_verified(own: Bundle, tmp_path: Path, mo
     write_profile(tmp_path, "twin", precision='"fp32"', shapes=SIZES)
     made = build_engines(own, ["twin"], folder=tmp_path)
     monkeypatch.setattr(
-        "vaedeploy.runtime.backends.tensorrt.load_plan",
+        "vaedeploy.runtime.tensorrt.load_plan",
         lambda path, *_: HostPlan(made, path.relative_to(made.path).as_posix()),
     )
     report = verify_bundle(made, backend="tensorrt-rtx")
@@ -115,7 +115,7 @@ def test_engines_that_are_wrong_do_not_pass(
             plan.session = wrong
         return plan
 
-    monkeypatch.setattr("vaedeploy.runtime.backends.tensorrt.load_plan", load)
+    monkeypatch.setattr("vaedeploy.runtime.tensorrt.load_plan", load)
     ended = vaedeploy("verify", own.path, "--backend", "tensorrt-rtx", "--profile", "mine")
     assert ended.code == 3
     assert "relative error is 0.001; it must be at most 2e-05" in ended.out
@@ -141,4 +141,4 @@ def test_the_gate_needs_something_to_compare_with(own: Bundle) -> None:
 def test_a_profile_without_a_backend_is_a_mistake(vaedeploy: Callable[..., Ended], engine_bundle: Bundle) -> None:
     ended = vaedeploy("verify", engine_bundle.path, "--profile", "mine")
     assert (ended.code, ended.out) == (2, "")
-    assert "--profile needs --backend: only engines are built for a profile." in ended.err
+    assert "--profile needs --backend: it says how a backend computes." in ended.err

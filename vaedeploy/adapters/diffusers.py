@@ -172,7 +172,7 @@ def bundle_config(spec: LatentSpec) -> BundleConfig:
 def _prepared(tensor: Tensor, vae: VAE) -> Any:
     """A tensor as the runtime takes it: float32, contiguous, and in the host's memory where the bundle runs there."""
     tensor = tensor.detach().float().contiguous()
-    return tensor if tensor.is_cuda and vae.backend != "onnxruntime-cpu" else tensor.cpu().numpy()
+    return tensor if tensor.is_cuda and vae.on_gpu else tensor.cpu().numpy()
 
 
 def _tensor(array: Any, device: torch.device) -> Tensor:

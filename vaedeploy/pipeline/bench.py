@@ -18,7 +18,8 @@ from vaedeploy.images.photos import Photo, crop_batch, load_photos
 from vaedeploy.pipeline.ceilings import Ceilings, measure_ceilings
 from vaedeploy.pipeline.turns import milliseconds, take_turns
 from vaedeploy.runtime import VAE
-from vaedeploy.runtime.backends import BACKENDS, ENGINES, precision_of, problem_of
+from vaedeploy.runtime.backends import BACKENDS, ENGINES, problem_of
+from vaedeploy.runtime.graph_candidates import precision_of
 from vaedeploy.system.arguments import as_list
 from vaedeploy.system.progress import Progress, silent
 from vaedeploy.values.kinds import PARTS, Part, Precision

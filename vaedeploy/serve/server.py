@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import Any
 
 import uvicorn
 
@@ -49,25 +50,24 @@ def serve(
     settings: Settings,
     *,
     allow_unverified: bool = False,
-    threads: int | None = None,
-    max_memory: int | None = None,
     say: Say,
     write: Say,
+    **options: Any,
 ) -> None:
     """Serve bundles until a signal asks to stop, and answer the requests that are in flight then.
 
-    places: each ``BUNDLE`` or ``NAME=BUNDLE``. threads, max_memory: see ``VAE``, for each bundle. say: is told what
-    happens, in sentences. write: is given the access log, a line of JSON for each request.
+    places: each ``BUNDLE`` or ``NAME=BUNDLE``. say: is told what happens, in sentences. write: is given the access log,
+    a line of JSON for each request. options: those of ``VAE``, for each bundle.
 
     Raises InputError for a port that cannot be listened on, and what ``open_vaes`` and ``VAE.warm_up`` raise.
     """
     with _listening(settings) as listener:
-        vaes = open_vaes(places, allow_unverified=allow_unverified, threads=threads, max_memory=max_memory)
+        vaes = open_vaes(places, allow_unverified=allow_unverified, **options)
         try:
             for name, vae in vaes.items():
                 for height, width in settings.warm_up:
                     _check_size(name, vae, height, width)
-                say(f"{name} is bundle {vae.path}, {vae.manifest.precision}, on {vae.backend}")
+                say(f"{name} is bundle {vae.path}, {vae.precision}, on {vae.backend}")
             run(Server(App(vaes, settings, write), settings), listener, say)
         finally:
             for vae in vaes.values():

@@ -33,10 +33,10 @@ from vaedeploy.pipeline.cache.plan import Plan, Shard, make_plan
 from vaedeploy.pipeline.cache.shards import is_free, make_shard, shard_done
 from vaedeploy.pipeline.cache.workers import work_on
 from vaedeploy.runtime import VAE
-from vaedeploy.runtime.onnxruntime_cpu import usable_cores
 from vaedeploy.runtime.rows.budget import Budget
 from vaedeploy.runtime.unverified import warn_of_unverified
 from vaedeploy.system.interrupts import stop_if_interrupted
+from vaedeploy.system.machine import usable_cores
 from vaedeploy.system.progress import Progress, silent
 from vaedeploy.values.latent import RGBA
 from vaedeploy.values.words import counted
