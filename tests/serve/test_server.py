@@ -11,20 +11,18 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
-from serving import Answered, body_of, post, read_answer
+from serving import Answered, body_of, post, read_answer, serving, until
 from tiny_bundle import FAILED, tiny_bundle
 
 from vaedeploy.bundle import Bundle
+from vaedeploy.errors import BackendError
 from vaedeploy.runtime import VAE
-from vaedeploy.serve.app import App
-from vaedeploy.serve.server import Server
-from vaedeploy.serve.settings import Settings
 from vaedeploy.system.interrupts import ending_early
 
 
@@ -192,7 +190,12 @@ def test_sigterm_under_load_many_times(bundle, time):
     stop_under_load(bundle, clients=4 + 2 * time)
 
 
-def test_a_second_signal_stops_it_at_once(bundle):
+def at_once(number: signal.Signals) -> str:
+    return f"Stopped at once by {number.name}, the second signal; requests that were not answered are lost"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_stops_it_at_once(bundle, number):
     body, length = body_of(np.zeros((1, 2, 400, 400), np.float32))
     waiting = post("/v2/models/tiny-decode/infer", body, f"Inference-Header-Content-Length: {length}")
     with started(bundle) as (process, port), ExitStack() as stack:
@@ -205,10 +208,10 @@ def test_a_second_signal_stops_it_at_once(bundle):
                 time.sleep(0.01)
             except ConnectionRefusedError:
                 break
-        process.terminate()
+        process.send_signal(number)
         _, err = process.communicate(timeout=10)
-    assert process.returncode == 0
-    assert err == "Stopped by SIGTERM; requests that were not answered are lost\n"
+    assert process.returncode == 128 + number
+    assert err == f"{at_once(number)}\n"
 
 
 def test_more_connections_than_files_that_may_be_open(bundle):
@@ -250,24 +253,72 @@ def test_a_full_disk_ends_the_log_and_not_the_server(bundle):
     )
 
 
-def test_a_signal_ends_the_warm_up(tiny_vae_bundle: Bundle) -> None:
-    place = str(tiny_vae_bundle.path)
-    command = [sys.executable, "-m", "vaedeploy", "serve", place, "--port", "0", "--warm-up", "2048x2048"]
+@contextmanager
+def warming_up(place: Path) -> Iterator[subprocess.Popen[str]]:
+    """A server that warms up for longer than the tests take."""
+    command = [sys.executable, "-m", "vaedeploy", "serve", str(place), "--port", "0", "--warm-up", "2048x2048"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
         assert server.stderr is not None
         while not server.stderr.readline().startswith("Warming up"):
             pass
+        yield server
+
+
+def test_a_signal_ends_the_warm_up(tiny_vae_bundle: Bundle) -> None:
+    with warming_up(tiny_vae_bundle.path) as server:
         server.terminate()
-        told = server.stderr.read()
+        _, told = server.communicate()
     assert (server.returncode, told) == (0, "Stopped by SIGTERM; every request was answered\n")
 
 
-@pytest.mark.parametrize("ready", [False, True])
-def test_a_signal_ends_calls_of_the_warm_up_alone(ready: bool) -> None:
-    app = App({}, Settings(), print)
-    app.ready = ready
-    ended: list[bool] = []
-    with ending_early(lambda: ended.append(True)):
-        Server(app, Settings()).handle_exit(signal.SIGTERM, None)
-    app.close()
-    assert ended == ([] if ready else [True])
+def test_a_second_signal_stops_the_warm_up_at_once(tiny_vae_bundle: Bundle) -> None:
+    with warming_up(tiny_vae_bundle.path) as server:
+        os.kill(server.pid, signal.SIGSTOP)  # both are there when it goes on
+        server.terminate()
+        server.send_signal(signal.SIGINT)
+        os.kill(server.pid, signal.SIGCONT)
+        _, told = server.communicate()
+    # Of signals that wait, the one of the lowest number comes first.
+    assert (server.returncode, told) == (143, f"{at_once(signal.SIGTERM)}\n")
+
+
+def test_a_signal_ends_the_loading() -> None:
+    """The hub that the bundle is on does not answer."""
+    with socket.socket() as hub:
+        hub.bind(("127.0.0.1", 0))
+        hub.listen()
+        hub.settimeout(60)
+        places = {"HF_ENDPOINT": f"http://127.0.0.1:{hub.getsockname()[1]}", "NO_PROXY": "*"}
+        command = [sys.executable, "-m", "vaedeploy", "serve", "hf://someone/something", "--port", "0"]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | places) as server:
+            with hub.accept()[0]:
+                server.terminate()
+                _, told = server.communicate()
+    assert (server.returncode, told) == (0, "Stopped by SIGTERM before a bundle was served\n")
+
+
+class Late(VAE):
+    """Its warm-up waits for a signal, begins a call, and ends only if that call is ended."""
+
+    stopping: threading.Event
+    sizes: list[tuple[int, int]]
+
+    def warm_up(self, sizes: Iterable[tuple[int, int]], *, batch: int = 1) -> None:
+        self.sizes += sizes
+        self.stopping.wait(60)
+        ended = threading.Event()
+        with ending_early(ended.set):
+            assert ended.wait(60)
+        raise BackendError("it was ended")
+
+
+def test_a_signal_also_ends_what_the_warm_up_begins_after_it(bundle: Path) -> None:
+    """A graph that is being loaded when the signal comes is run afterwards."""
+    with Late(bundle) as vae:
+        vae.stopping, vae.sizes = threading.Event(), []
+        with serving({"tiny": vae}, wait=False, warm_up=((16, 16), (32, 32))) as server:
+            until(lambda: bool(vae.sizes))
+            server.server.handle_exit(signal.SIGTERM, None)
+            vae.stopping.set()
+    assert vae.sizes == [(16, 16)]
+    assert server.said[-1] == "Stopped by SIGTERM; every request was answered"
