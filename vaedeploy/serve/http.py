@@ -72,7 +72,10 @@ class Request:
     def __init__(self, scope: Scope, receive: Receive, settings: Settings, held: Held, aside: Executor) -> None:
         self.method: str = scope["method"]
         self.path: str = scope["path"]
-        self.headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        self.headers: dict[str, str] = {}
+        for name, value in ((name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]):
+            # A list may come as several headers of one name.
+            self.headers[name] = ", ".join(filter(None, (self.headers.get(name), value)))
         self.told: dict[str, object] = {}
         self.model = ""
         self.queued: float | None = None
@@ -101,7 +104,7 @@ class Request:
         """Raise RequestError (415) for a body that is compressed, or of a type that is neither unsaid nor begins with
         one of ``taken``. advice: what to send instead.
         """
-        if (encoding := self.headers.get("content-encoding", "identity")) != "identity":
+        if (encoding := self.headers.get("content-encoding", "identity").lower()) != "identity":
             raise RequestError(
                 HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"the body's encoding is {encoding}; send it as it is, uncompressed"
             )
