@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,8 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
+
+import msgspec
 
 from vaedeploy.bundle import Bundle
 from vaedeploy.bundle.engines import check_engine, read_engine
@@ -209,10 +210,23 @@ def _open_fused(bundle: Bundle, fused: Callable[[Part], Runner], plain: Callable
     return runner
 
 
+class _Report(msgspec.Struct):
+    """What is read of a report of ``vaedeploy verify``."""
+
+    passed: bool
+
+
 def _passed(bundle: Bundle, backend: str) -> bool:
-    """Whether ``vaedeploy verify --backend`` passed for a backend that runs graphs, on any machine."""
+    """Whether ``vaedeploy verify --backend`` passed for a backend that runs graphs, on any machine. A file that is no
+    report says nothing.
+    """
     name = f"report/{backend}.json"
-    return name in bundle.manifest.files and bool(json.loads(bundle.read(name))["passed"])
+    if name not in bundle.manifest.files:
+        return False
+    try:
+        return msgspec.json.decode(bundle.read(name), type=_Report).passed
+    except (msgspec.MsgspecError, RecursionError):
+        return False
 
 
 def _engine_candidates(
