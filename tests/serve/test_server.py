@@ -29,6 +29,18 @@ def test_what_it_says(bundle):
     assert json.loads(line)["path"] == "/v2/health/ready"
 
 
+@pytest.mark.skipif(not os.path.exists("/proc/net/if_inet6"), reason="it needs IPv6")  # noqa: PTH110
+def test_addresses_of_ipv6_are_told_as_urls_have_them(bundle):
+    with served(bundle, "--host", "::1") as (process, port):
+        with socket.create_connection(("::1", port)) as connection:
+            connection.sendall(b"GET /v2 HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert read_answer(connection).status == 200
+            client = connection.getsockname()[1]
+        process.terminate()
+        out, _ = process.communicate(timeout=30)
+    assert json.loads(out)["client"] == f"[::1]:{client}"
+
+
 def test_it_needs_neither_pytorch_nor_onnx():
     script = "import sys, vaedeploy.serve.server; print({'torch', 'onnx', 'onnx_ir', 'diffusers'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

@@ -26,7 +26,7 @@ def served(
             said += line
             if line.startswith("Ready after"):
                 break
-        found = re.search(r"Listening on http://127\.0\.0\.1:(\d+) for", said)
+        found = re.search(r"Listening on http://\S+:(\d+) for", said)
         assert found, said
         yield process, int(found[1])
     finally:

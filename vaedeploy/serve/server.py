@@ -18,6 +18,7 @@ from vaedeploy.errors import BackendError, InputError, SizeError
 from vaedeploy.runtime import VAE
 from vaedeploy.serve.app import App
 from vaedeploy.serve.connection import Connection
+from vaedeploy.serve.http import address_text
 from vaedeploy.serve.models import open_vaes
 from vaedeploy.serve.settings import Settings
 from vaedeploy.system.interrupts import SIGNALLED, SIGNALS, end_calls, stop_if_interrupted
@@ -90,9 +91,8 @@ def _check_size(name: str, vae: VAE, height: int, width: int) -> None:
 
 def run(server: Server, listener: socket.socket) -> None:
     """Serve on a bound socket until ``server`` is to stop; see ``serve``."""
-    address = listener.getsockname()
-    host = f"[{address[0]}]" if listener.family == socket.AF_INET6 else address[0]
-    server.say(f"Listening on http://{host}:{address[1]} for {', '.join(server.served.models)}")
+    place = address_text(*listener.getsockname()[:2])
+    server.say(f"Listening on http://{place} for {', '.join(server.served.models)}")
 
     async def main() -> None:
         warming = asyncio.get_running_loop().create_task(_warm_up(server))
