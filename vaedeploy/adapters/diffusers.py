@@ -85,7 +85,7 @@ class BundleVAE(nn.Module):
         Gives ``latent_dist``, with ``sample(generator)`` and ``mode()``; ``latents`` for a VAE without a distribution.
         Raises ImageError, SizeError and BackendError.
         """
-        _check_type(x, "image", ImageError)
+        _check_type(x, "image", ImageError, " in [-1, 1]")
         image = _prepared(x, self.vae)
         scale, shift = _numbers(self.vae.latent, x.device)
         if not self.vae.latent.sampled:
@@ -186,12 +186,15 @@ def bundle_config(spec: LatentSpec) -> BundleConfig:
     return BundleConfig(values)  # type: ignore[no-untyped-call]
 
 
-def _check_type(value: object, what: str, error: type[InputError]) -> None:
-    """Raise ``error`` for what is no tensor of a floating type: torch would turn bytes and complex numbers into it."""
+def _check_type(value: object, what: str, error: type[InputError], values: str = "") -> None:
+    """Raise ``error`` for what is no tensor of a floating type: torch would make one of bytes and complex numbers.
+
+    values: which ones it has, for the message.
+    """
     if not isinstance(value, Tensor):
         raise error(f"{what} is of type {type(value).__name__}; give a torch.Tensor")
     if not value.is_floating_point():
-        raise error(f"{what} is {value.dtype}; give a floating type, images in [-1, 1]")
+        raise error(f"{what} is {value.dtype}; give floating numbers{values}")
 
 
 def _prepared(tensor: Tensor, vae: VAE) -> Any:
