@@ -213,7 +213,20 @@ def images(bundle: Bundle, backend: str) -> list[np.ndarray]:
 
 @pytest.mark.usefixtures("cuda_stand_in")
 @pytest.mark.filterwarnings("ignore:Duplicate provider:UserWarning")
-@pytest.mark.parametrize("report", [None, b'{"passed": false}', b'{"passed": true}'])
+@pytest.mark.parametrize(
+    "report",
+    [
+        None,
+        b'{"passed": false}',
+        b'{"passed": true}',
+        b"",
+        b"[]",
+        b"{}",
+        b'{"passed": "no"}',
+        b'{"passed": true, "cases": ' + b"[" * 100_000,
+    ],
+    ids=["no report", "failed", "passed", "empty", "a list", "no verdict", "a word", "nested"],
+)
 def test_the_fused_form_is_run_and_told_of_unless_it_was_verified(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, report: bytes | None
 ) -> None:

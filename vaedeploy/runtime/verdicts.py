@@ -24,7 +24,10 @@ def report_name(backend: str, precision: Precision | None = None, processor: str
 
 
 def read_verdict(bundle: Bundle, name: str) -> Verdict | None:
-    """The verdict of the report in the file ``name`` of a bundle; None where there is none."""
+    """The verdict of the report in the file ``name`` of a bundle; None where there is none, or it is no report."""
     if name not in bundle.manifest.files:
         return None
-    return msgspec.json.decode(bundle.read(name), type=Verdict)
+    try:
+        return msgspec.json.decode(bundle.read(name), type=Verdict)
+    except (msgspec.MsgspecError, RecursionError):
+        return None
