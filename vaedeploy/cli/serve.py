@@ -13,7 +13,6 @@ from vaedeploy.cli.group import MemorySize, Size, cli, computing_options, memory
 from vaedeploy.errors import OutputError
 from vaedeploy.system.interrupts import Stopped
 
-
 OPENING = ("allow_unverified", "backend", "precision", "threads", "max_memory", "keep_memory")
 """The options that say how bundles are opened; the others are the server's."""
 
