@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,8 @@ from vaedeploy.errors import BundleError, InputError
 from vaedeploy.pipeline.build import build_engines
 from vaedeploy.pipeline.verify import verify_bundle
 from vaedeploy.runtime import VAE
+from vaedeploy.runtime.verdicts import report_name
+from vaedeploy.system.machine import cpu_name
 
 # ------------------------------------------------------------------------------------------------------------- the gate
 
@@ -142,3 +145,32 @@ def test_a_profile_without_a_backend_is_a_mistake(vaedeploy: Callable[..., Ended
     ended = vaedeploy("verify", engine_bundle.path, "--profile", "mine")
     assert (ended.code, ended.out) == (2, "")
     assert "--profile needs --backend: it says how a backend computes." in ended.err
+
+
+@pytest.mark.slow
+def test_openvino_is_judged_by_its_precision_and_timed_beside_onnx_runtime(
+    demo_bundle: Bundle, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("openvino")
+    own = Bundle.open(shutil.copytree(demo_bundle.path, tmp_path / "demo"))
+    report = verify_bundle(own, backend="openvino", precision="bf16")
+    assert (report.passed, report.backend, report.precision) == (True, "openvino", "bf16")
+    assert {case.precision for case in report.cases} == {"bf16"}
+    assert report.pace is not None
+    assert report.pace > 0
+    name = report_name("openvino", "bf16", cpu_name())
+    noted = Bundle.open(own.path)
+    assert json.loads(noted.read(name))["pace"] == report.pace
+    assert noted.verified  # by the graphs' own verification
+    caplog.clear()
+    with VAE(own.path, "openvino", precision="bf16") as vae:
+        vae.decode(np.zeros((1, 16, 2, 2), np.float32))
+    assert caplog.messages == []
+    with VAE(own.path) as vae:
+        assert vae.backend == "onnxruntime-cpu"  # bfloat16 was not asked for
+
+
+def test_a_precision_without_a_backend_is_a_mistake(vaedeploy: Callable[..., Ended], engine_bundle: Bundle) -> None:
+    ended = vaedeploy("verify", engine_bundle.path, "--precision", "bf16")
+    assert (ended.code, ended.out) == (2, "")
+    assert "--precision needs --backend: it says how a backend computes." in ended.err

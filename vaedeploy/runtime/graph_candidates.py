@@ -11,7 +11,7 @@ from vaedeploy.bundle import Bundle
 from vaedeploy.errors import BackendError
 from vaedeploy.runtime import onnxruntime_cpu, onnxruntime_cuda, openvino
 from vaedeploy.runtime.candidate import Candidate, Runner, Settings
-from vaedeploy.runtime.rows.session import BoundedRunner, RowsHalf
+from vaedeploy.runtime.rows.session import BoundedRunner, RowsHalf, Whole
 from vaedeploy.runtime.verdicts import read_verdict, report_name
 from vaedeploy.values.kinds import Form, Part, Precision
 
@@ -94,7 +94,7 @@ def _openvino_precision(bundle: Bundle, device: str) -> Precision:
     return "bf16" if lower else "fp32"
 
 
-def _within_budget(bundle: Bundle, part: Part, asked: Settings, whole: Runner) -> Runner:
+def _within_budget(bundle: Bundle, part: Part, asked: Settings, whole: Whole) -> Runner:
     """``whole``, by rows where a call would take more memory than the budget has."""
     if (budget := asked.budget) is None:
         return whole

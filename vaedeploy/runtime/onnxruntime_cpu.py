@@ -35,6 +35,8 @@ class Session:
     a run stays for the next one.
     """
 
+    extra_bytes = 0
+
     def __init__(
         self,
         graph: Path,

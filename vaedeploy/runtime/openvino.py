@@ -68,6 +68,10 @@ class Session:
             # Two processes that pin their threads take the same cores, however many others are idle.
             self._options["ENABLE_CPU_PINNING"] = False
         self._running, self._lock = 0, threading.Lock()
+        self.extra_bytes = 0
+        """A run packs the weights of its convolutions. A full-size decoder, of 236 MB, took 0.15 GB more in float32
+        than in ONNX Runtime at 256x256, and no more at 512x512.
+        """
         self._model: Any = self._compile()
         self.inputs = [value.any_name for value in self._model.inputs]
         self.outputs = [value.any_name for value in self._model.outputs]
@@ -76,6 +80,8 @@ class Session:
         core = _core()
         _refuse_fork()
         with self._read() as content:
+            if content is not None:
+                self.extra_bytes = sum(map(len, content.weights.values()))
             try:
                 with native_call(), _on_disk(self.graph, content) as path:
                     model = core.compile_model(core.read_model(path), self._device, self._options)

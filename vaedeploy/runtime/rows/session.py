@@ -27,7 +27,7 @@ from vaedeploy.runtime.rows.strips import Run, RunPiece
 from vaedeploy.system.progress import Progress, silent
 from vaedeploy.values.kinds import Part
 
-__all__ = ["BoundedRunner", "MemoryPlan", "RowsHalf"]
+__all__ = ["BoundedRunner", "MemoryPlan", "RowsHalf", "Whole"]
 
 log = logging.getLogger(__name__)
 
@@ -160,8 +160,12 @@ class _OpenPiece:
 
 
 class Whole(Protocol):
-    """What runs the whole graph, see ``runtime.candidate.Runner``."""
+    """What runs the whole graph, see ``runtime.candidate.Runner``.
 
+    extra_bytes: how much more memory its runs take than those of ONNX Runtime, which plans are made for.
+    """
+
+    extra_bytes: int
     graph: Path
     inputs: list[str]
     outputs: list[str]
@@ -201,7 +205,7 @@ class BoundedRunner:
         chosen: list[Plan | None] = []
 
         def choose(left: int, alone: bool) -> int | None:
-            whole = untiled_bytes(self.half.table, rows, columns, batch)
+            whole = untiled_bytes(self.half.table, rows, columns, batch) + self._whole.extra_bytes
             if whole <= left:
                 chosen.append(None)
                 return whole
@@ -229,6 +233,7 @@ class BoundedRunner:
         """What a call takes that is the only one."""
         limit = self._budget.limit()
         whole, least = self.half.needs(batch, rows, columns)
+        whole += self._whole.extra_bytes
         if whole <= limit:
             return MemoryPlan(whole, "untiled", 0, 0.0, least, fits=True)
         plan = self.half.plan(rows, columns, limit)
