@@ -99,7 +99,7 @@ def _within_budget(bundle: Bundle, part: Part, asked: Settings, whole: Whole) ->
     if (budget := asked.budget) is None:
         return whole
     half = RowsHalf(bundle, part, asked.threads, asked.verify_hashes, budget.progress, budget.workspace)
-    return BoundedRunner(half, budget, whole)
+    return BoundedRunner(half, budget, whole, asked.keep_memory)
 
 
 def cuda_candidates(bundle: Bundle, asked: Settings) -> list[Candidate]:

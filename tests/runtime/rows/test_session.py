@@ -21,7 +21,7 @@ from vaedeploy.bundle import Bundle
 from vaedeploy.errors import BackendError, InputError
 from vaedeploy.runtime import VAE, onnxruntime_cpu
 from vaedeploy.runtime.rows.budget import Budget
-from vaedeploy.runtime.rows.session import RowsHalf
+from vaedeploy.runtime.rows.session import BoundedRunner, RowsHalf
 from vaedeploy.runtime.rows.store import Workspace
 from vaedeploy.values.kinds import PARTS, Part
 
@@ -266,3 +266,27 @@ def test_a_budget_gives_no_more_than_it_has() -> None:
         with shared.take(choose), shared.take(choose):
             pass
     assert seen == [(700, True), (695, False), (7, True), (2, False)]
+
+
+def test_memory_that_was_kept_for_a_call_counts_as_free() -> None:
+    seen: list[int] = []
+
+    def choose(left: int, alone: bool) -> int:
+        seen.append(left)
+        return 5
+
+    for most in (None, 100):
+        with Budget(most, partial(int, 1000)).take(choose, kept=500):
+            pass
+    assert seen == [1050, 100]
+
+
+def test_what_a_call_kept_does_not_make_the_next_one_run_by_rows(tiny_vae_bundle: Bundle) -> None:
+    with VAE(tiny_vae_bundle.path, "onnxruntime-cpu", keep_memory=True) as vae:
+        runner = vae._dispatch._runner(vae._dispatch._candidates[0], "decoder")
+        assert isinstance(runner, BoundedRunner)
+        whole = vae.plan(96, 64)["decoder"].bytes
+        runner._budget._free = lambda: whole * 2
+        vae.decode(latents(1, 96, 64))
+        runner._budget._free = lambda: whole  # the other half is what was kept
+        assert vae.plan(96, 64)["decoder"].way == "untiled"

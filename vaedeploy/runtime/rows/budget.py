@@ -52,24 +52,26 @@ class Budget:
         self._limit = 0
         self._taken: list[int] = []
 
-    def limit(self) -> int:
-        """Bytes that a call could take if it were the only one."""
+    def limit(self, kept: int = 0) -> int:
+        """Bytes that a call could take if it were the only one. kept: those that are not free since they were kept for
+        it.
+        """
         if self.most is not None:
             return self.most
         free = self._free()
-        return UNLIMITED if free is None else int(free * SHARE)
+        return UNLIMITED if free is None else int((free + kept) * SHARE)
 
     @contextmanager
-    def take(self, choose: Callable[[int, bool], int | None]) -> Iterator[None]:
+    def take(self, choose: Callable[[int, bool], int | None], kept: int = 0) -> Iterator[None]:
         """Context of a running call. Waits for other calls where it needs what they have.
 
-        choose: takes the bytes that are left and whether no other call is running. It returns how many the call takes,
-        or None to wait for others.
+        kept: see ``limit``. choose: takes the bytes that are left and whether no other call is running. It returns how
+        many the call takes, or None to wait for others.
         """
         with self._changed:
             while True:
                 if not self._taken:
-                    self._limit = self.limit()
+                    self._limit = self.limit(kept)
                 taken = choose(self._limit - sum(self._taken), not self._taken)
                 if taken is not None:
                     break

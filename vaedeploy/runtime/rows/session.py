@@ -182,10 +182,13 @@ class Whole(Protocol):
 class BoundedRunner:
     """The whole graph of a half, which runs by rows, on ONNX Runtime, where a call would take more memory than there
     is.
+
+    keep_memory: whether ``whole`` keeps the memory of its runs.
     """
 
-    def __init__(self, half: RowsHalf, budget: Budget, whole: Whole) -> None:
-        self.half, self._budget, self._whole = half, budget, whole
+    def __init__(self, half: RowsHalf, budget: Budget, whole: Whole, keep_memory: bool = False) -> None:
+        self.half, self._budget, self._whole, self._keep_memory = half, budget, whole, keep_memory
+        self._kept = 0
         self.graph, self.inputs, self.outputs = whole.graph, whole.inputs, whole.outputs
         self._logged = False
         self._lock = threading.Lock()
@@ -205,7 +208,7 @@ class BoundedRunner:
         chosen: list[Plan | None] = []
 
         def choose(left: int, alone: bool) -> int | None:
-            whole = untiled_bytes(self.half.table, rows, columns, batch) + self._whole.extra_bytes
+            whole = self._untiled(batch, rows, columns)
             if whole <= left:
                 chosen.append(None)
                 return whole
@@ -216,11 +219,14 @@ class BoundedRunner:
             chosen.append(plan)
             return plan.bytes
 
-        with self._budget.take(choose):
+        with self._budget.take(choose, self._kept):
             plan = chosen[-1]
             if plan is None:
                 try:
-                    return self._whole.run(outputs, inputs, results, after)
+                    computed = self._whole.run(outputs, inputs, results, after)
+                    if self._keep_memory:
+                        self._kept = max(self._kept, self._untiled(batch, rows, columns))
+                    return computed
                 except BackendError as error:
                     if not is_out_of_memory(error.__cause__):
                         raise
@@ -231,13 +237,15 @@ class BoundedRunner:
 
     def plan(self, batch: int, rows: int, columns: int) -> MemoryPlan:
         """What a call takes that is the only one."""
-        limit = self._budget.limit()
-        whole, least = self.half.needs(batch, rows, columns)
-        whole += self._whole.extra_bytes
+        limit = self._budget.limit(self._kept)
+        whole, (_, least) = self._untiled(batch, rows, columns), self.half.needs(batch, rows, columns)
         if whole <= limit:
             return MemoryPlan(whole, "untiled", 0, 0.0, least, fits=True)
         plan = self.half.plan(rows, columns, limit)
         return MemoryPlan(plan.bytes, "rows", plan.disk, plan.again, least, fits=plan.bytes <= limit)
+
+    def _untiled(self, batch: int, rows: int, columns: int) -> int:
+        return untiled_bytes(self.half.table, rows, columns, batch) + self._whole.extra_bytes
 
     def _check(self, plan: Plan, limit: int) -> None:
         if plan.bytes > limit and self._budget.most is not None:
