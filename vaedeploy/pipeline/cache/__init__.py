@@ -208,8 +208,9 @@ def _make(
                     else:
                         busy.append(shard)
             waiting = _let_go(folder, busy)
-            done += sum(len(shard.pictures) for shard in busy) - sum(len(shard.pictures) for shard in waiting)
-            progress(what, done, total)
+            if busy:  # otherwise the last word was that all is done
+                done += sum(len(shard.pictures) for shard in busy) - sum(len(shard.pictures) for shard in waiting)
+                progress(what, done, total)
     return made_here
 
 

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import signal
 import socket
-import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from vaedeploy.errors import BackendError, InputError
 from vaedeploy.runtime.onnxruntime_cpu import usable_cores
+from vaedeploy.system.interrupts import stop_if_interrupted
 from vaedeploy.system.oserrors import reason
 from vaedeploy.system.progress import Progress
 
@@ -31,14 +32,14 @@ VARIABLE = "RAY_ADDRESS"
 OBJECTS = 100 * 2**20
 """Bytes of Ray's object store on this machine, near the least that it takes: only names of shards pass through it."""
 
-QUIET = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # without it Ray warns, and hides GPUs from what asks for none
-}
-"""Environment variables of a cluster that is started here."""
+STATISTICS = "RAY_USAGE_STATS_ENABLED"
+"""The environment variable by which Ray is kept from sending statistics to its makers."""
 
 PATIENCE = 5
 """Seconds in which a cluster's port is to answer. Ray itself tries for a minute, and may then end this process."""
+
+MOMENT = 0.02
+"""Seconds for which SIGTERM may have Ray's handler."""
 
 
 @dataclass(frozen=True)
@@ -81,30 +82,47 @@ def cluster(address: str | bool, progress: Progress) -> Iterator[None]:
     if isinstance(address, bool):
         address = os.environ.get(VARIABLE) or LOCAL
         check_address(address)
-    temporary = None
-    try:
+    with ExitStack() as stack:
+        arguments: dict[str, Any] = {}
+        what = f"Joining the Ray cluster at {address}"
         if address == LOCAL:
             what = "Starting Ray on this machine"
-            progress(what, 0, 1)
-            # Ray puts sockets there, whose paths may have 107 characters: TMPDIR may be too long.
-            temporary = tempfile.mkdtemp(prefix="ray-", dir=None if os.name == "nt" else "/tmp")
-            _connect(
-                address=LOCAL,
-                num_cpus=usable_cores(),
-                include_dashboard=False,
-                object_store_memory=OBJECTS,
-                _node_ip_address="127.0.0.1",
-                _temp_dir=temporary,
-            )
-            progress(what, 1, 1)
-        else:
+            arguments = {
+                "num_cpus": usable_cores(),
+                "include_dashboard": False,
+                "object_store_memory": OBJECTS,
+                "_node_ip_address": "127.0.0.1",
+                "_temp_dir": stack.enter_context(_folder()),
+            }
+        elif address != AUTO:
             _check_port(address)
-            _connect(address=address)
-        yield
-    finally:
-        ray.shutdown()
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
+        progress(what, 0, 1)
+        # A signal raises its exception in the main thread, and would leave processes behind in the midst of Ray's start
+        # or end. In another thread both are whole. That one lives as long as the cluster, since the system ends Ray's
+        # processes with the thread that began them.
+        thread = stack.enter_context(ThreadPoolExecutor(1, "ray"))
+        stack.callback(lambda: _result(thread.submit(ray.shutdown)))
+        _result(thread.submit(_connect, address, **arguments))
+        progress(what, 1, 1)
+        try:
+            yield
+        except KeyboardInterrupt:
+            stop_if_interrupted()  # Ray raises it in the place of Stopped, which says by which signal
+            raise
+
+
+def _result(future: Future[None]) -> None:
+    """Wait for Ray's start or end. SIGTERM keeps its handler: Ray's core puts another there, which aborts the process,
+    and at the end none.
+    """
+    handler = signal.getsignal(signal.SIGTERM)
+    ours = threading.current_thread() is threading.main_thread() and handler is not None
+    done = False
+    while not done:
+        done = bool(wait([future], MOMENT).done)
+        if ours:
+            signal.signal(signal.SIGTERM, handler)
+    future.result()
 
 
 def nodes() -> list[Node]:
@@ -130,33 +148,24 @@ def _check_port(address: str) -> None:
         ) from error
 
 
-def _connect(**arguments: Any) -> None:
+def _folder() -> TemporaryDirectory[str]:
+    """A folder for what Ray writes."""
+    # It has sockets, whose paths may have 107 characters: TMPDIR may be too long.
+    return TemporaryDirectory(prefix="ray-", dir=None if os.name == "nt" else "/tmp", ignore_cleanup_errors=True)
+
+
+def _connect(address: str, **arguments: Any) -> None:
     import ray
 
-    before = {name: os.environ.get(name) for name in QUIET}
-    handler = signal.getsignal(signal.SIGTERM)
-    os.environ.update(QUIET)
+    before = os.environ.get(STATISTICS)
+    os.environ[STATISTICS] = "0"
     try:
-        ray.init(log_to_driver=False, logging_level=logging.ERROR, **arguments)
-    except SystemExit as error:
-        if error.code != signal.SIGTERM:  # with which Ray's own handler answers the signal
-            raise
-        _restore(handler)
-        signal.raise_signal(signal.SIGTERM)
-        raise
+        ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **arguments)
     except Exception as error:
-        verb = "start Ray on this machine" if arguments["address"] == LOCAL else f"join Ray at {arguments['address']}"
+        verb = "start Ray on this machine" if address == LOCAL else f"join the Ray cluster at {address}"
         raise BackendError(f"cannot {verb}: {error}") from error
     finally:
-        _restore(handler)
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-def _restore(handler: Any) -> None:
-    """Give SIGTERM back its handler: Ray puts one of its own in its place, which exits with another code."""
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.SIG_DFL if handler is None else handler)
+        if before is None:
+            del os.environ[STATISTICS]
+        else:
+            os.environ[STATISTICS] = before

@@ -37,7 +37,7 @@ from vaedeploy.version import __version__
 CORES = 4
 """Cores of a worker where the number of workers is not given. Each worker takes the memory of a VAE."""
 
-PATIENCE = 5
+PATIENCE = 3
 """Seconds that actors have to end."""
 
 SHARED = "Source and cache must be in folders that all machines of the Ray cluster have under the same path"
@@ -97,7 +97,7 @@ def ray_work(
 
 def room(machines: list[Node], cores: int, gpu: bool) -> int:
     """How many workers of so many cores, and of a GPU each if ``gpu``, the machines have room for."""
-    return sum(min(node.cores // cores, *([node.gpus] if gpu else [])) for node in machines)
+    return sum(min(node.cores // cores, node.gpus) if gpu else node.cores // cores for node in machines)
 
 
 def cut(machines: list[Node], workers: int | None, threads: int | None, gpu: bool) -> tuple[int, int]:
