@@ -26,14 +26,14 @@ from vaedeploy.bundle import Bundle
 from vaedeploy.errors import BackendError, InputError, OutputError
 from vaedeploy.pipeline.cache import ray_job
 
-if why := missing():
-    pytestmark = pytest.mark.skip(reason=why)
-else:
-    pytestmark = pytest.mark.slow
+why = missing()
+pytestmark = pytest.mark.skip(reason=why) if why else pytest.mark.slow
 
 PICTURES = 240
 
 SHARD = 2
+
+SHARDS = PICTURES // SHARD
 
 OPTIONS: dict[str, Any] = {"size": (256, 256), "shard": SHARD}
 
@@ -65,9 +65,11 @@ def whole(bundle: Bundle, photos: Path, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
-    with TemporaryDirectory(prefix="ray-tests-", dir="/tmp", ignore_cleanup_errors=True) as folder:
-        with two_nodes(folder) as cluster:
-            yield cluster
+    with (
+        TemporaryDirectory(prefix="ray-tests-", dir="/tmp", ignore_cleanup_errors=True) as folder,
+        two_nodes(folder) as cluster,
+    ):
+        yield cluster
 
 
 class Command:
@@ -91,7 +93,7 @@ def leftovers(out: Path) -> list[Path]:
     return [path for path in out.rglob(".*") if path.is_file()]
 
 
-# ------------------------------------------------------------------------------------------------- a cluster of its own
+# ------------------------------------------------------------------------------------------------ a cluster of its own
 
 
 def test_the_files_are_those_of_a_run_without_ray(
@@ -108,7 +110,7 @@ def test_the_files_are_those_of_a_run_without_ray(
         f"Encoding {PICTURES} pictures",
         "Starting Ray on this machine",
         ray_job.WAITING,
-        f"{PICTURES - 1} pictures in {PICTURES // SHARD} shards, {PICTURES // SHARD} of them made now; 1 pictures failed",
+        f"{PICTURES - 1} pictures in {SHARDS} shards, {SHARDS} of them made now; 1 pictures failed",
         lines[-1],
     ]
     assert "1 of 240 pictures failed" in lines[-1]
@@ -151,49 +153,51 @@ def test_the_cluster_of_a_killed_command_ends(
     assert content(out) == whole
 
 
-# ------------------------------------------------------------------------------------------------- a cluster of two nodes
+# ------------------------------------------------------------------------------------------------ a cluster of two nodes
 
 
 def test_actors_on_every_core_of_two_nodes(
     cluster: Any, bundle: Bundle, photos: Path, whole: dict[str, bytes], tmp_path: Path
 ) -> None:
     cached = vd.cache_latents(bundle, photos, tmp_path / "latents", ray=cluster.address, workers=2, **OPTIONS)
-    assert cached.made == PICTURES // SHARD
+    assert cached.made == SHARDS
     assert content(tmp_path / "latents") == whole
+
+
+def kill_once(command: Command, out: Path, rng: random.Random) -> bool:
+    """Kill the command or one of its actors with SIGKILL, after some more shards. False where it had ended before."""
+    wanted = min(shards(out) + rng.randint(1, 10), SHARDS)
+    until(lambda: shards(out) >= wanted or command.process.poll() is not None, "there are more shards")
+    time.sleep(rng.uniform(0, 0.05))
+    actors = encoders()
+    if command.process.poll() is not None or not actors:
+        return False
+    try:
+        os.kill(rng.choice([command.process.pid, *actors]), signal.SIGKILL)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 @pytest.mark.parametrize("kills", [3, pytest.param(30, marks=pytest.mark.full)])
 def test_killed_actors_and_commands(
     kills: int, cluster: Any, bundle: Bundle, photos: Path, whole: dict[str, bytes], tmp_path: Path
 ) -> None:
-    """Each kill hits an actor or the command, at a random moment. What is made again is what was in the making."""
+    """Each kill hits an actor or the command, at a random moment. A killed command is given again."""
     rng, killed, tries = random.Random(kills), 0, 0
     while killed < kills:
-        out = tmp_path / str(tries)
-        tries += 1
-        while killed < kills:
+        out, code = tmp_path / str(tries), -signal.SIGKILL
+        while code == -signal.SIGKILL:
             command = Command(bundle.path, photos, "-o", out, *WORDS, "--ray", cluster.address)
-            wanted = min(shards(out) + rng.randint(1, 20), PICTURES // SHARD)
-            until(lambda: shards(out) >= wanted or command.process.poll() is not None, "there are more shards")
-            time.sleep(rng.uniform(0, 0.05))
-            of_command = rng.random() < 0.5
-            chosen = command.process.pid if of_command else rng.choice([*encoders(), 0])
-            if chosen and command.process.poll() is None:
-                with suppress(ProcessLookupError):
-                    os.kill(chosen, signal.SIGKILL)
-                    killed += 1
+            while killed < kills and kill_once(command, out, rng):
+                killed += 1
             code, told = command.end()
-            if code == 2:
-                break
-            assert code == -signal.SIGKILL, told
-        else:
-            vd.cache_latents(bundle, photos, out, ray=cluster.address, **OPTIONS)
+        assert code == 2, told
         assert content(out) == whole
+        tries += 1
 
 
-def test_a_node_that_dies(
-    cluster: Any, bundle: Bundle, photos: Path, whole: dict[str, bytes], tmp_path: Path
-) -> None:
+def test_a_node_that_dies(cluster: Any, bundle: Bundle, photos: Path, whole: dict[str, bytes], tmp_path: Path) -> None:
     out = tmp_path / "latents"
     node = cluster.add_node(num_cpus=1)
     command = Command(bundle.path, photos, "-o", out, *WORDS, "--workers", 3, "--ray", cluster.address)
@@ -257,7 +261,9 @@ def test_another_version_is_told(
     cluster: Any, bundle: Bundle, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ray_job, "__version__", "0.0.1")
-    with pytest.raises(BackendError, match=f"there is vaedeploy {vd.__version__}, and 0.0.1 where the command was given"):
+    with pytest.raises(
+        BackendError, match=f"there is vaedeploy {vd.__version__}, and 0.0.1 where the command was given"
+    ):
         vd.cache_latents(bundle, photos, tmp_path / "latents", ray=cluster.address, **OPTIONS)
 
 
