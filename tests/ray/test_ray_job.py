@@ -153,7 +153,7 @@ def test_the_cluster_of_a_killed_command_ends(
     assert content(out) == whole
 
 
-# ------------------------------------------------------------------------------------------------ a cluster of two nodes
+# ----------------------------------------------------------------------------------------------- a cluster of two nodes
 
 
 def test_actors_on_every_core_of_two_nodes(
