@@ -81,7 +81,7 @@ class Command:
 
     def end(self) -> tuple[int, str]:
         """Exit code and stderr."""
-        _, told = self.process.communicate(timeout=180)
+        _, told = self.process.communicate(timeout=400)
         return self.process.returncode, told
 
 

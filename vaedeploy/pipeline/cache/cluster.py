@@ -9,8 +9,9 @@ import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -87,12 +88,13 @@ def cluster(address: str | bool, progress: Progress) -> Iterator[None]:
         what = f"Joining the Ray cluster at {address}"
         if address == LOCAL:
             what = "Starting Ray on this machine"
+            folder = stack.enter_context(_folder())
             arguments = {
                 "num_cpus": usable_cores(),
                 "include_dashboard": False,
                 "object_store_memory": OBJECTS,
                 "_node_ip_address": "127.0.0.1",
-                "_temp_dir": stack.enter_context(_folder()),
+                "_temp_dir": folder,
             }
         elif address != AUTO:
             _check_port(address)
@@ -148,10 +150,23 @@ def _check_port(address: str) -> None:
         ) from error
 
 
-def _folder() -> TemporaryDirectory[str]:
-    """A folder for what Ray writes."""
+@contextmanager
+def _folder() -> Iterator[str]:
+    """Context with a folder for what Ray writes, which is removed, once the processes that write there are ended."""
     # It has sockets, whose paths may have 107 characters: TMPDIR may be too long.
-    return TemporaryDirectory(prefix="ray-", dir=None if os.name == "nt" else "/tmp", ignore_cleanup_errors=True)
+    with TemporaryDirectory(prefix="ray-", dir=None if os.name == "nt" else "/tmp", ignore_cleanup_errors=True) as path:
+        try:
+            yield path
+        finally:
+            _end_writers(path)
+
+
+def _end_writers(folder: str) -> None:
+    """End the processes whose output goes into ``folder``. After a start that failed, Ray leaves some for a minute."""
+    for place in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended, or is another user's
+            if (place / "fd/1").readlink().is_relative_to(folder):
+                os.kill(int(place.name), signal.SIGKILL)
 
 
 def _connect(address: str, **arguments: Any) -> None:
