@@ -139,8 +139,6 @@ def nodes() -> list[Node]:
 
 
 def _check_port(address: str) -> None:
-    if address == AUTO:
-        return
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), PATIENCE).close()

@@ -9,6 +9,7 @@ without end with a shard that kills its actors.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import warnings
 from collections import deque
@@ -203,28 +204,32 @@ def _work_on(
             ready, _ = ray.wait(list(asked), timeout=1)
             stop_if_interrupted()
             for answer in ready:
-                actor, shard = asked.pop(answer)
+                actor, shard = asked[answer]
                 try:
                     made = value_of(ray.get(answer))
                 except ray.exceptions.RayActorError as error:
                     ray.kill(actor)  # it may live, out of reach
+                    del asked[answer]
                     if shard is None:
                         lost += 1
                         _check_lost(lost, count, error)
                     else:
-                        count_death(deaths, shard, str(error))
+                        count_death(deaths, shard, _last_line(error))
                         waiting.appendleft(shard)
                     continue
-                if shard is not None:
-                    yield shard, made
-                elif told:
-                    progress(WAITING, 1, 1)
-                    told = False
+                del asked[answer]
                 if waiting:
-                    shard = waiting.popleft()
-                    asked[actor.make.remote(shard)] = (actor, shard)
+                    following = waiting.popleft()
+                    asked[actor.make.remote(following)] = (actor, following)
                 else:
                     ray.kill(actor)
+                if shard is not None:
+                    yield shard, made
+                    continue
+                lost = 0
+                if told:
+                    progress(WAITING, 1, 1)
+                    told = False
     finally:
         for actor, _ in asked.values():
             ray.kill(actor)
@@ -246,10 +251,24 @@ def _check_room(job: _Job) -> None:
         )
 
 
-def _check_lost(lost: int, count: int, error: Exception) -> None:
-    """Raise BackendError where actors die while they open the VAE; as many may end with their machine."""
+def _check_lost(lost: int, count: int, error: Any) -> None:
+    """Raise BackendError where actors cannot be started, or die while they open the VAE, more than with a machine."""
+    if error.actor_init_failed:
+        found = re.search(r"\bip=([^ ,)]+)", str(error))
+        where = f"the machine {found[1]}" if found else "a machine of the Ray cluster"
+        raise BackendError(
+            f"{where} cannot start a worker: {_last_line(error)}. All need vaedeploy {__version__} in the environment "
+            "that Ray runs in"
+        )
     if lost >= count + DEATHS:
-        raise BackendError(f"{lost} workers died one after another before they had opened the VAE: {error}")
+        raise BackendError(
+            f"{lost} workers died one after another before they had opened the VAE, the last: {_last_line(error)}"
+        )
+
+
+def _last_line(error: Exception) -> str:
+    """Why an actor died; Ray says before which it was."""
+    return str(error).strip().splitlines()[-1]
 
 
 def _words(machines: list[Node]) -> str:

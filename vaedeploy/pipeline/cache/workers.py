@@ -91,7 +91,7 @@ def work_on(
                 except (EOFError, OSError):
                     del workers[pipe]
                     worker.end()
-                    count_death(deaths, shard, f"with code {worker.process.exitcode}")
+                    count_death(deaths, shard, f"code {worker.process.exitcode}")
                     waiting.appendleft(shard)
                     continue
                 yield shard, value_of(answer)
@@ -135,7 +135,7 @@ def count_death(deaths: dict[str, int], shard: Shard, how: str) -> None:
     if deaths[shard.name] >= DEATHS:
         raise BackendError(
             f"{DEATHS} workers died one after another at shard {shard.name} (pictures of {shard.size[0]}x"
-            f"{shard.size[1]}), the last {how}. If memory ran out (dmesg says so), take fewer --workers or give "
+            f"{shard.size[1]}), the last: {how}. If memory ran out (dmesg says so), take fewer --workers or give "
             "--max-memory"
         )
 
