@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -66,10 +65,7 @@ def whole(bundle: Bundle, photos: Path, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
-    with (
-        TemporaryDirectory(prefix="ray-tests-", dir="/tmp", ignore_cleanup_errors=True) as folder,
-        two_nodes(folder) as cluster,
-    ):
+    with two_nodes() as cluster:
         yield cluster
 
 
@@ -269,6 +265,21 @@ def test_another_version_is_told(
         BackendError, match=f"there is vaedeploy {vd.__version__}, and 0.0.1 where the command was given"
     ):
         vd.cache_latents(bundle, photos, tmp_path / "latents", ray=cluster.address, **OPTIONS)
+
+
+def test_a_machine_that_cannot_import_vaedeploy_is_told(
+    bundle: Bundle, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "path").mkdir()
+    (tmp_path / "path/vaedeploy.py").write_text("raise ImportError('there is none here')")
+    before = os.environ.get("PYTHONPATH", "")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "path"))
+    with two_nodes() as cluster:
+        monkeypatch.setenv("PYTHONPATH", before)
+        monkeypatch.chdir(tmp_path)  # a folder of the command's is one of its actors' as well
+        code, told = Command(bundle.path, photos, "-o", "latents", *WORDS, "--ray", cluster.address).end()
+    assert code == 1
+    assert "cannot start a worker: ImportError: there is none here. All need vaedeploy" in told
 
 
 def test_more_workers_than_cores_are_refused(cluster: Any, bundle: Bundle, photos: Path, tmp_path: Path) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from vaedeploy.errors import InputError
 from vaedeploy.pipeline.cache.cluster import Node
-from vaedeploy.pipeline.cache.ray_job import cut
+from vaedeploy.pipeline.cache.ray_job import _Job, _options, cut
+from vaedeploy.runtime.onnxruntime_cpu import usable_cores
 
 
 def machines(*sizes: tuple[int, int]) -> list[Node]:
@@ -51,3 +54,11 @@ def test_cores_and_workers(sizes, workers, threads, wanted):
 def test_no_room(sizes, workers, threads, reason):
     with pytest.raises(InputError, match=f"the Ray cluster {reason}"):
         cut(machines(*sizes), workers, threads, any(gpus for _, gpus in sizes))
+
+
+@pytest.mark.parametrize(("cores", "threads"), [(1, 1), (10_000, usable_cores())])
+def test_threads_are_the_cores_of_a_worker_that_there_are(cores, threads):
+    """And the workers of a machine share what memory it may take."""
+    job = _Job("0", Path("tiny"), {"max_memory": 900, "identity": "a"}, Path("out"), (0, 0), None, cores, False)
+    options = _options(job, machines((3 * cores, 0)))
+    assert options == {"threads": threads, "max_memory": 300, "identity": "a"}

@@ -146,15 +146,18 @@ class _Encoder:
         if job.version != __version__:
             raise BackendError(f"there is vaedeploy {__version__}, and {job.version} where the command was given")
         _check_folder(job)
-        here = [node for node in nodes() if node.address == self._node]
-        options = shared(job.options, max(1, room(here, job.cores, job.gpu)))
-        # A cluster may be told of more cores than its machines have.
-        self._vae = VAE(job.bundle, **{**options, "threads": min(job.cores, usable_cores())})
+        self._vae = VAE(job.bundle, **_options(job, [node for node in nodes() if node.address == self._node]))
         return True
 
     def _make(self, shard: Shard) -> bool:
         _check_pictures(shard)
         return make_shard(self._vae, self._job.folder, self._job.info, shard)
+
+
+def _options(job: _Job, machine: list[Node]) -> dict[str, Any]:
+    """The arguments of ``VAE`` on a machine, whose nodes these are: one, but for tests."""
+    options = shared(job.options, max(1, room(machine, job.cores, job.gpu)))
+    return {**options, "threads": min(job.cores, usable_cores())}  # Ray may be told of more cores than there are
 
 
 def _check_folder(job: _Job) -> None:
