@@ -156,9 +156,26 @@ def test_the_cluster_of_a_killed_command_ends(
 
 
 def test_actors_on_every_core_of_two_nodes(
-    cluster: Any, bundle: Bundle, photos: Path, whole: dict[str, bytes], tmp_path: Path
+    cluster: Any,
+    bundle: Bundle,
+    photos: Path,
+    whole: dict[str, bytes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    cached = vd.cache_latents(bundle, photos, tmp_path / "latents", ray=cluster.address, workers=2, **OPTIONS)
+    """Of the cluster that RAY_ADDRESS names."""
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+    told: list[str] = []
+    cached = vd.cache_latents(
+        bundle,
+        photos,
+        tmp_path / "latents",
+        ray=True,
+        workers=2,
+        progress=lambda what, done, total: told.append(what),
+        **OPTIONS,
+    )
+    assert f"Joining the Ray cluster at {cluster.address}" in told
     assert cached.made == SHARDS
     assert content(tmp_path / "latents") == whole
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import signal
 import socket
 import threading
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -35,6 +37,9 @@ OBJECTS = 100 * 2**20
 
 STATISTICS = "RAY_USAGE_STATS_ENABLED"
 """The environment variable by which Ray is kept from sending statistics to its makers."""
+
+MODE, TOKEN, TOKEN_FILE = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
+"""Environment variables that say how a cluster's ports are guarded. Ray itself sets the first."""
 
 PATIENCE = 5
 """Seconds in which a cluster's port is to answer. Ray itself tries for a minute, and may then end this process."""
@@ -167,18 +172,37 @@ def _end_writers(folder: str) -> None:
                 os.kill(int(place.name), signal.SIGKILL)
 
 
+@cache
+def _token() -> str:
+    """What guards the clusters that this process starts. Ray keeps the first that it has read."""
+    return secrets.token_hex(32)
+
+
+def _has_token() -> bool:
+    """Whether the user has a token. Where there is none, Ray would write one to the home folder, and so guard the next
+    clusters of the user as well.
+    """
+    return TOKEN in os.environ or TOKEN_FILE in os.environ or (Path.home() / ".ray/auth_token").exists()
+
+
 def _connect(address: str, **arguments: Any) -> None:
     import ray
 
-    before = os.environ.get(STATISTICS)
+    before = {name: os.environ.get(name) for name in (STATISTICS, MODE, TOKEN)}
     os.environ[STATISTICS] = "0"
+    if address == LOCAL and not _has_token():
+        os.environ[TOKEN] = _token()
     try:
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **arguments)
     except Exception as error:
-        verb = "start Ray on this machine" if address == LOCAL else f"join the Ray cluster at {address}"
-        raise BackendError(f"cannot {verb}: {error}") from error
+        if address == LOCAL:
+            raise BackendError(f"cannot start Ray on this machine: {error}") from error
+        raise BackendError(
+            f"cannot join the Ray cluster at {address}: {error}. If it is guarded by a token, set RAY_AUTH_MODE=token"
+        ) from error
     finally:
-        if before is None:
-            del os.environ[STATISTICS]
-        else:
-            os.environ[STATISTICS] = before
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
