@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 PATIENCE = 300
@@ -27,15 +26,13 @@ def two_nodes() -> Iterator[Any]:
     """A cluster of two nodes with a core each, which has its ``address``."""
     from ray.cluster_utils import Cluster
 
-    # The paths of its sockets may have 107 characters.
-    with TemporaryDirectory(prefix="ray-tests-", dir="/tmp", ignore_cleanup_errors=True) as folder:
-        cluster = Cluster()
-        try:
-            cluster.add_node(num_cpus=1, include_dashboard=False, temp_dir=folder)
-            cluster.add_node(num_cpus=1)
-            yield cluster
-        finally:
-            cluster.shutdown()
+    cluster = Cluster()
+    try:
+        cluster.add_node(num_cpus=1, include_dashboard=False)
+        cluster.add_node(num_cpus=1)
+        yield cluster
+    finally:
+        cluster.shutdown()
 
 
 def until(true: Callable[[], object], what: str) -> None:
