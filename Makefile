@@ -75,7 +75,7 @@ test-triton:  ## run the tests in a Triton server; where it cannot be installed 
 	$(MAKE) $(TRITON_READY) || echo "There is no environment with a Triton server: the tests are skipped."
 	$$(test -e $(TRITON_READY) && echo $(TRITON)/bin/python || echo $(BIN)/python) -m pytest tests/triton
 
-# Ray, which takes 240 MB, and without PyTorch.
+# An environment with Ray, which takes 240 MB, and without PyTorch.
 RAY := .ray
 RAY_READY := $(RAY)/.ready
 
