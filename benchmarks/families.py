@@ -161,7 +161,7 @@ def precisions(vae: str, folder: Path, args: argparse.Namespace) -> dict[str, An
                 for file in folder.glob(f"{part}.onnx*"):
                     shutil.copy(file, copy)
             rules = write_forms(copy, precision, calibration, rules=True)
-            manifest = msgspec.structs.replace(bundle.manifest, precision=precision, graphs=graph_names(copy))
+            manifest = msgspec.structs.replace(bundle.manifest, precision=precision, graphs=graph_names(copy), rows={})
             report = verify_graphs(manifest, copy, cases, "", None, lambda *_: None)
         result[precision] = {"rules": rules, **worst(report.to_document())}
     return result

@@ -15,7 +15,6 @@ import http.client
 import json
 import os
 import platform
-import re
 import statistics
 import subprocess
 import sys
@@ -30,9 +29,10 @@ import numpy as np
 import onnxruntime
 
 from vaedeploy.runtime import VAE
-from vaedeploy.runtime.onnxruntime_cpu import usable_cores
+from vaedeploy.system.machine import usable_cores
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
+from served import served
 from serving import body_of
 
 
@@ -58,31 +58,9 @@ class Server:
 
 @contextmanager
 def started(bundle: Path, *options: str) -> Iterator[Server]:
-    command = [
-        sys.executable,
-        "-m",
-        "vaedeploy",
-        "serve",
-        f"it={bundle}",
-        "--port",
-        "0",
-        "--warm-up",
-        "64x64",
-        *options,
-    ]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    port = 0
-    for line in process.stderr:
-        if found := re.search(r"http://127\.0\.0\.1:(\d+)", line):
-            port = int(found[1])
-        if line.startswith("Ready"):
-            break
-    try:
+    arguments = (f"it={bundle}", *options)
+    with served(*arguments, warm_up="64x64", stdout=subprocess.DEVNULL) as (process, port):
         yield Server(port, process)
-    finally:
-        process.terminate()
-        process.wait(60)
 
 
 def latent_of(vae: VAE, height: int, width: int, seed: int = 0) -> np.ndarray:

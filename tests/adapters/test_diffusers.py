@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import io
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from tiny_bundle import tiny_bundle
 
 from vaedeploy.adapters.diffusers import BundleVAE, bundle_config
 from vaedeploy.bundle import Bundle
+from vaedeploy.errors import ImageError, InputError, LatentError
 from vaedeploy.pipeline.export import export_vae
 from vaedeploy.runtime import VAE
 from vaedeploy.source import get_preset
@@ -170,6 +173,63 @@ def test_tensors_of_any_layout(tiny: BundleVAE) -> None:
     expected = tiny.decode(latent).sample
     assert not expected.requires_grad
     assert torch.equal(tiny.decode(latent.to(memory_format=torch.channels_last)).sample, expected)
+
+
+def test_what_is_no_tensor_of_a_floating_type_is_refused(tiny: BundleVAE) -> None:
+    """torch would make floating numbers of all but the first: bytes in [0, 255], and the real part alone."""
+    image = torch.zeros(1, 3, 8, 8)
+    with pytest.raises(ImageError, match=r"^image is of type ndarray; give a torch\.Tensor$"):
+        tiny.encode(image.numpy())  # type: ignore[arg-type]
+    for dtype in (torch.uint8, torch.bool, torch.complex64):
+        with pytest.raises(ImageError, match=rf"^image is {dtype}; give floating numbers in \[-1, 1\]$"):
+            tiny.encode(image.to(dtype))
+    with pytest.raises(LatentError, match=r"^latent is torch\.int64; give floating numbers$"):
+        tiny.decode(torch.zeros(1, 2, 2, 2, dtype=torch.int64))
+    with pytest.raises(InputError, match=r"^vae is of type str; give an open vaedeploy\.VAE, or BundleVAE\.from_"):
+        BundleVAE("tiny")  # type: ignore[arg-type]
+
+
+def test_it_is_copied_and_saved_with_its_type(tiny: BundleVAE) -> None:
+    """Each copy opens the bundle again."""
+    image = torch.rand(1, 3, 8, 8)
+    moved = tiny.to(torch.bfloat16)
+    file = io.BytesIO()
+    torch.save(moved, file)
+    file.seek(0)
+    for other in (copy.deepcopy(moved), pickle.loads(pickle.dumps(moved)), torch.load(file, weights_only=False)):
+        assert other.vae is not moved.vae
+        assert (other.dtype, other.config, other.training) == (torch.bfloat16, moved.config, False)
+        assert torch.equal(other.encode(image).latent_dist.parameters, moved.encode(image).latent_dist.parameters)
+
+
+def test_gradients_and_autocast_change_nothing(tiny: BundleVAE) -> None:
+    image = torch.rand(1, 3, 8, 8)
+    expected = tiny.encode(image).latent_dist.parameters
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(tiny.encode(image).latent_dist.parameters, expected)
+    with torch.inference_mode():
+        assert torch.equal(tiny.encode(image).latent_dist.parameters, expected)
+    found = tiny.encode(image.requires_grad_()).latent_dist
+    assert torch.equal(found.parameters, expected)
+    assert not found.sample().requires_grad
+
+
+def test_programs_may_compile_it(tiny: BundleVAE) -> None:
+    latent = torch.rand(1, 2, 2, 2)
+    expected = tiny.decode(latent).sample
+    decode = torch.compile(tiny.decode, backend="eager")
+    around = torch.compile(lambda half: tiny.decode(half + half).sample + 0, backend="eager")
+    assert torch.equal(decode(latent).sample, expected)
+    assert torch.equal(around(latent / 2), expected)
+
+
+def test_a_generator_for_each_image(tiny: BundleVAE) -> None:
+    image = torch.rand(2, 3, 8, 8)
+    distribution = tiny.encode(image).latent_dist
+    both = distribution.sample([torch.Generator().manual_seed(seed) for seed in (3, 4)])
+    for index, seed in enumerate((3, 4)):
+        one = tiny.encode(image[index : index + 1]).latent_dist.sample(torch.Generator().manual_seed(seed))
+        torch.testing.assert_close(both[index : index + 1], one)
 
 
 def test_a_vae_without_a_distribution_gives_latents(tmp_path: Path) -> None:

@@ -136,7 +136,7 @@ def test_a_place_for_junit_is_looked_at_before_the_work(
 
 
 def test_a_profile_needs_its_backend(bundle: Path) -> None:
-    with pytest.raises(vd.InputError, match=r"^a profile chooses engines, .*; give backend= too$"):
+    with pytest.raises(vd.InputError, match=r"^profile and precision say how a backend computes; give backend= too$"):
         vd.verify_bundle(bundle, profile="rtx4090")
 
 

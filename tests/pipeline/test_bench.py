@@ -20,6 +20,8 @@ from vaedeploy.pipeline import ceilings as measured
 from vaedeploy.pipeline.bench import Timing, bench_bundle
 from vaedeploy.pipeline.ceilings import Ceilings
 from vaedeploy.pipeline.turns import WARM, take_turns
+from vaedeploy.runtime import openvino
+from vaedeploy.runtime.backends import BACKENDS, ENGINES, problem_of
 
 
 @pytest.fixture(scope="module")
@@ -27,9 +29,12 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return tiny_bundle(tmp_path_factory.mktemp("bench") / "tiny")
 
 
+CPU = ["onnxruntime-cpu"]
+
+
 @pytest.mark.slow
 def test_every_half_at_every_size(bundle: Bundle) -> None:
-    found = bench_bundle(bundle, sizes=[(8, 12), (16, 16)], batches=[1, 2], rounds=2)
+    found = bench_bundle(bundle, backends=CPU, sizes=[(8, 12), (16, 16)], batches=[1, 2], rounds=2)
     rows = {(t.part, t.batch, t.height, t.width) for t in found.timings}
     assert rows == {(part, n, *size) for part in ("encoder", "decoder") for n in (1, 2) for size in ((8, 12), (16, 16))}
     for row in found.timings:
@@ -48,12 +53,12 @@ def test_the_floor(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     operations = 2 * 2 * 3 * 16 * 6
     ceilings = Ceilings("CPU", {"fp32": 1000.0}, 1e9)
     monkeypatch.setattr(measured, "_of_cpu", lambda: ceilings)
-    (row,) = [t for t in bench_bundle(bundle, sizes=[(8, 12)], rounds=1).timings if t.part == "decoder"]
+    (row,) = [t for t in bench_bundle(bundle, backends=CPU, sizes=[(8, 12)], rounds=1).timings if t.part == "decoder"]
     assert row.floor_ms == pytest.approx(operations)  # at 1000 operations a second
     assert row.share == pytest.approx(operations / row.ms)
     # With a slow copy: 4 bytes for each of 96 weights, and 3 bytes a pixel and 4 x 2 / 16 for the latent.
     monkeypatch.setattr(measured, "_of_cpu", lambda: Ceilings("CPU", {"fp32": 1e12}, 100.0))
-    (row,) = [t for t in bench_bundle(bundle, sizes=[(8, 12)], rounds=1).timings if t.part == "decoder"]
+    (row,) = [t for t in bench_bundle(bundle, backends=CPU, sizes=[(8, 12)], rounds=1).timings if t.part == "decoder"]
     assert row.floor_ms == pytest.approx(10 * (4 * 96 + 96 * 3.5), rel=0.1)
 
 
@@ -105,6 +110,11 @@ def test_no_share_without_figures() -> None:
             InputError,
             "there is no backend 'tensorflow'; there is: tensorrt, tensorrt-rtx",
         ),
+        (
+            {"backends": ["openvino:int8"]},
+            InputError,
+            "there is no precision 'int8'; there is: fp32, fp16, bf16",
+        ),
     ],
 )
 def test_bad_input(
@@ -123,7 +133,7 @@ def test_bad_input(
 
 def test_on_the_command_line(vaedeploy: Callable[..., Ended], bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measured, "_of_cpu", lambda: Ceilings("CPU", {"fp32": 1e11}, 1e10))  # measured above
-    ended = vaedeploy("bench", bundle.path, "--size", "8x12", "--batch", 2, "--rounds", 1)
+    ended = vaedeploy("bench", bundle.path, "--backend", *CPU, "--size", "8x12", "--batch", 2, "--rounds", 1)
     header, *rows, ceilings = ended.out.splitlines()
     assert re.split("  +", header) == [
         *("backend", "precision", "part", "size", "ms", "range, ms", "floor, ms", "floor, % of the time", "problem")
@@ -147,7 +157,7 @@ def test_nothing_there(vaedeploy: Callable[..., Ended], tmp_path: Path) -> None:
 def test_noise_is_timed_where_there_are_no_photographs(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     """With [cpu] and [build] alone there is no scikit-image."""
     monkeypatch.setitem(sys.modules, "skimage.data", None)
-    found = bench_bundle(bundle, sizes=[(8, 12)], rounds=1)
+    found = bench_bundle(bundle, backends=CPU, sizes=[(8, 12)], rounds=1)
     assert [(t.part, t.problem) for t in found.timings] == [("encoder", None), ("decoder", None)]
 
 
@@ -177,3 +187,21 @@ def test_ceilings_leave_pytorch_as_it_was(monkeypatch: pytest.MonkeyPatch) -> No
         assert (during, setting.fp32_precision) == (["ieee"], "tf32")
     finally:
         setting.fp32_precision = before
+
+
+def test_a_backend_is_timed_in_each_precision_that_is_named(bundle: Bundle) -> None:
+    names = ["onnxruntime-cpu", "openvino", "openvino:bf16", "onnxruntime-cpu:bf16"]
+    found = bench_bundle(bundle, backends=names, sizes=[(24, 24)], rounds=1).timings
+    timed = [(timing.backend, timing.precision) for timing in found if timing.ms is not None]
+    assert timed == [("onnxruntime-cpu", "fp32"), ("openvino", "fp32"), ("openvino", "bf16")] * 2
+    assert {timing.problem for timing in found if timing.ms is None} == {
+        f"onnxruntime-cpu computes bundle {bundle.path} in fp32, and not in bf16"
+    }
+
+
+@pytest.mark.slow
+def test_all_that_works_here_is_timed_unless_something_is_named(bundle: Bundle) -> None:
+    found = bench_bundle(bundle, sizes=[(8, 12)], rounds=1).timings
+    works = [name for name in BACKENDS if name not in ENGINES and problem_of(name) is None]
+    lower = ["openvino"] * ("openvino" in works and openvino.has_bfloat16())
+    assert [timing.backend for timing in found] == [*works, *lower] * 2

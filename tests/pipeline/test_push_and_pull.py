@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from bundle_folders import contents, edit, names
+from engine_files import ENCODER, claim_engine
 from hub_client import HubClient
 from hub_server import COMMIT, HubServer
 from PIL import Image
@@ -91,7 +92,9 @@ def test_there_and_back(hub: HubServer, client: HubClient, bundle: Bundle, tmp_p
     assert len(hub.commits) == 2
 
 
-def test_the_card(hub: HubServer, client: HubClient, bundle: Bundle) -> None:
+def test_the_card_and_the_engines(hub: HubServer, client: HubClient, bundle: Bundle) -> None:
+    with_engine = claim_engine(bundle)
+    edit(bundle, lambda told: told.update(files=with_engine["files"], engines=with_engine["engines"]))
     assert client.run("push", bundle.path, REPOSITORY).code == 0
     card = hub.repositories[REPOSITORY]["README.md"].decode()
     assert card.startswith("---\nlibrary_name: vaedeploy\ntags:\n- vae\n- onnx\nlicense: apache-2.0\n---\n")
@@ -99,6 +102,8 @@ def test_the_card(hub: HubServer, client: HubClient, bundle: Bundle) -> None:
     assert "| latent | 2 channels at 1/4 of the size of RGB images" in card
     assert f'vd.VAE("hf://{REPOSITORY}", identity="{bundle.manifest.vae.identity}")' in card
     assert "| verified | yes: 1 case on none against made by hand; " in card
+    assert f"| engine | {ENCODER} |" in card
+    assert hub.repositories[REPOSITORY][ENCODER] == (bundle.path / ENCODER).read_bytes()
 
 
 def test_a_bundle_on_the_hub_stands_where_a_folder_does(

@@ -147,3 +147,20 @@ def test_refusals(reason: str, options: dict[str, object]) -> None:
     assert outcome.matches == 0
     assert [refusal.reason for refusal in outcome.refusals] == [reason]
     assert "InstanceNormalization" in {node.op_type for node in model.graph}
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("groups", "the input is not reshaped to (batch, groups, rest)"),
+        ("ones", "InstanceNormalization's scale is not 1"),
+        ("zeros", "InstanceNormalization's bias is not 0"),
+    ],
+)
+def test_what_a_caller_may_give_is_no_constant(name: str, reason: str) -> None:
+    """An initializer that is an input as well is only what it is where the caller gives nothing."""
+    model = ir.from_proto(group_norm())
+    model.graph.inputs.append(model.graph.initializers[name])
+    outcome = split_means(model)
+    assert outcome.matches == 0
+    assert [refusal.reason for refusal in outcome.refusals] == [reason]

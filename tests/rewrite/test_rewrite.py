@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime
+import pytest
 from group_norms import group_norm
 from onnx import helper, numpy_helper
 from upsamplers import upsampler
 
+from vaedeploy.errors import InputError
 from vaedeploy.graph.graph import Graph, load_graph, save_form, save_graph
 from vaedeploy.rewrite import names_in, rewrite_graph
 
@@ -54,3 +57,19 @@ def test_nodes_stay_in_float32_with_all_that_is_made_of_them(tmp_path: Path) -> 
     assert len(made) == 4  # the folded upsampling's
     assert {types[name] for name in made} == {ir.DataType.FLOAT}
     assert types["conv_in"] == ir.DataType.FLOAT16
+
+
+def test_the_form_for_openvino_has_short_sums_transposed_convolutions_and_no_loop(tmp_path: Path) -> None:
+    model = ir.load(upsampler(tmp_path / "in.onnx"))
+    made = rewrite_graph(Graph(model, "decoder"), "openvino").graph.model
+    kinds = {node.op_type for node in made.graph}
+    assert "ConvTranspose" in kinds
+    assert not kinds & {"Resize", "Loop"}
+    norm = rewrite_graph(Graph(ir.from_proto(group_norm()), "decoder"), "openvino").graph.model
+    assert "InstanceNormalization" not in {node.op_type for node in norm.graph}
+
+
+@pytest.mark.parametrize("options", [{"precision": "bf16"}, {"precision": "fp16"}, {"rules": False}])
+def test_openvino_lowers_its_form_itself(options: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="the form for OpenVINO is one of rewrites in fp32: OpenVINO itself lowers it"):
+        rewrite_graph(Graph(ir.from_proto(group_norm()), "decoder"), "openvino", **options)

@@ -19,6 +19,7 @@ from vaedeploy.errors import BackendError, EngineError, InputError, SizeError
 from vaedeploy.pipeline.build import build_engines
 from vaedeploy.runtime import VAE, onnxruntime_cpu, onnxruntime_cuda
 from vaedeploy.runtime.backends import find_candidates
+from vaedeploy.runtime.candidate import Settings
 from vaedeploy.system.gpu import Gpu, cuda_devices
 
 
@@ -48,7 +49,7 @@ def test_backend_that_is_not_installed_is_told(bundle: Bundle) -> None:
     # None in sys.modules is how Python itself marks a module that cannot be imported.
     script = f"""
 import sys
-sys.modules["onnxruntime"] = None
+sys.modules["onnxruntime"] = sys.modules["openvino"] = None
 from vaedeploy.runtime import VAE, onnxruntime_cpu, onnxruntime_cuda
 from vaedeploy.runtime.backends import find_candidates
 VAE({str(bundle.path)!r})
@@ -57,7 +58,8 @@ VAE({str(bundle.path)!r})
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == (
         "vaedeploy.errors.BackendError: ONNX Runtime cannot be imported (import of onnxruntime halted; None in "
-        'sys.modules). Install it: pip install "vaedeploy[cpu]"'
+        'sys.modules). Install it: pip install "vaedeploy[cpu]". OpenVINO cannot be imported (import of openvino '
+        'halted; None in sys.modules). Install it: pip install "vaedeploy[openvino]"'
     )
 
 
@@ -90,7 +92,7 @@ def test_an_engine_that_several_profiles_have_is_loaded_once(
         loaded.append(path.parent.name)
         return HostPlan(made, path.relative_to(made.path).as_posix())
 
-    monkeypatch.setattr("vaedeploy.runtime.backends.tensorrt.load_plan", load)
+    monkeypatch.setattr("vaedeploy.runtime.tensorrt.load_plan", load)
     with VAE(made.path, "tensorrt-rtx") as vae:
         vae.decode(noise(1, 2, 2, 2))
     assert len(loaded) == 1
@@ -140,7 +142,8 @@ def test_without_a_gpu_engines_are_not_missed(engine_bundle: Bundle, caplog: pyt
 def test_another_gpu(
     gpu: HostDevice, engine_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("vaedeploy.runtime.backends.find_gpu", lambda number: Gpu("NVIDIA T4", "7.5", 15.0))
+    for module in ("engine_candidates", "backends"):
+        monkeypatch.setattr(f"vaedeploy.runtime.{module}.find_gpu", lambda number: Gpu("NVIDIA T4", "7.5", 15.0))
     with VAE(engine_bundle.path) as vae:
         assert vae.backend == "onnxruntime-cpu"
     (told,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
@@ -183,7 +186,7 @@ def test_an_altered_engine_is_not_loaded(gpu: HostDevice, tmp_path: Path, caplog
 def test_a_profile_whose_engines_cannot_run_here_is_told_of(
     engine_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("vaedeploy.runtime.backends.problem_of", lambda name, _: "no GPU" if "rt-rtx" in name else None)
+    monkeypatch.setattr("vaedeploy.runtime.tensorrt.problem", lambda *_: "no GPU")
     with VAE(engine_bundle.path) as vae:
         backend = vae.backend
     assert caplog.messages == []  # where nobody asked for engines, none is what most machines have
@@ -204,13 +207,26 @@ def cuda_stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
 def images(bundle: Bundle, backend: str) -> list[np.ndarray]:
     """What each candidate of the backend decodes, the preferred one first."""
     latent = noise(2, 2, 3, 4)
-    found = find_candidates(bundle, backend)
+    found = find_candidates(bundle, Settings(backend=backend))
     return [candidate.open("decoder").run(["image"], {"latent": latent})[0] for candidate in found]
 
 
 @pytest.mark.usefixtures("cuda_stand_in")
 @pytest.mark.filterwarnings("ignore:Duplicate provider:UserWarning")
-@pytest.mark.parametrize("report", [None, b'{"passed": false}', b'{"passed": true}'])
+@pytest.mark.parametrize(
+    "report",
+    [
+        None,
+        b'{"passed": false}',
+        b'{"passed": true}',
+        b"",
+        b"[]",
+        b"{}",
+        b'{"passed": "no"}',
+        b'{"passed": true, "cases": ' + b"[" * 100_000,
+    ],
+    ids=["no report", "failed", "passed", "empty", "a list", "no verdict", "a word", "nested"],
+)
 def test_the_fused_form_is_run_and_told_of_unless_it_was_verified(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, report: bytes | None
 ) -> None:

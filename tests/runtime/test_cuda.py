@@ -255,7 +255,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 def vae(driver: ctypes.CDLL, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> VAE:
     """All of it but the engines' own work: this machine has the driver, and the GPU that the engines are for."""
     monkeypatch.setattr(
-        "vaedeploy.runtime.backends.tensorrt.load_plan",
+        "vaedeploy.runtime.tensorrt.load_plan",
         lambda path, *_: DriverPlan(bundle, path.relative_to(bundle.path).as_posix(), driver=driver),
     )
     return VAE(bundle.path, "tensorrt-rtx")

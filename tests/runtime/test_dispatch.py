@@ -19,7 +19,8 @@ from tiny_inputs import CHANNELS, noise, photo, reopened
 from vaedeploy.bundle import Bundle
 from vaedeploy.errors import BackendError
 from vaedeploy.runtime import BACKENDS, VAE, on_device, onnxruntime_cuda
-from vaedeploy.runtime.backends import Candidate, find_candidates
+from vaedeploy.runtime.backends import find_candidates
+from vaedeploy.runtime.candidate import Candidate, Settings
 from vaedeploy.runtime.dispatch import Dispatch
 from vaedeploy.runtime.engine import EngineSession
 from vaedeploy.runtime.routes import Half
@@ -86,7 +87,7 @@ def test_what_half_precision_cannot_hold_runs_again_alone(weak: Bundle, caplog: 
         np.testing.assert_array_equal(
             image[[0, 2]], fast[[0, 2]]
         )  # not run again: the portable form gives the negative
-        exact = next(c for c in find_candidates(weak, None) if c.precision == "fp32").open("decoder")
+        exact = next(c for c in find_candidates(weak, Settings()) if c.precision == "fp32").open("decoder")
         np.testing.assert_array_equal(image[1], exact.run(["image"], {"latent": latent})[0][1])
     assert [record.getMessage() for record in caplog.records] == [
         f"decode gave NaN or infinity in fp16 in item 1 of a batch of 3 (bundle {weak.path}); run again in fp32"
@@ -137,7 +138,9 @@ def test_a_provider_that_does_not_start_is_not_taken_for_a_gpu(bundle: Bundle) -
 def test_a_backend_that_cannot_load_a_graph_hands_over_once(bundle: Bundle, caplog: pytest.LogCaptureFixture) -> None:
     with VAE(bundle.path) as vae:
         cuda = Candidate("onnxruntime-cuda", "fp32", lambda part: onnxruntime_cuda.Session(bundle.graph(part)))
-        vae._dispatch = Dispatch(bundle, [cuda, *find_candidates(bundle, "onnxruntime-cpu")], True, "rerun")
+        vae._dispatch = Dispatch(
+            bundle, [cuda, *find_candidates(bundle, Settings(backend="onnxruntime-cpu"))], True, "rerun"
+        )
         assert vae.backend == "onnxruntime-cuda"
         for _ in range(2):
             assert vae.decode(noise(1, CHANNELS, 2, 2)).shape == (1, 8, 8, 3)

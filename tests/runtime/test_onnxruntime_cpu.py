@@ -14,7 +14,8 @@ from tiny_inputs import CHANNELS, noise, reopened, run_python
 
 from vaedeploy.bundle import Bundle
 from vaedeploy.errors import BackendError, BundleError
-from vaedeploy.runtime.onnxruntime_cpu import Session, usable_cores
+from vaedeploy.runtime.onnxruntime_cpu import Session
+from vaedeploy.system.machine import usable_cores
 
 
 def test_graph_that_breaks_the_contract_is_refused(tmp_path: Path) -> None:
@@ -49,7 +50,7 @@ def test_weights_outside_of_the_bundle_are_not_read(tmp_path: Path) -> None:
 def test_cores_are_those_that_the_process_may_use() -> None:
     script = (
         "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
-        "from vaedeploy.runtime.onnxruntime_cpu import usable_cores; print(usable_cores())"
+        "from vaedeploy.system.machine import usable_cores; print(usable_cores())"
     )
     assert run_python(script).stdout == "1\n"
     assert 1 <= usable_cores() <= len(os.sched_getaffinity(0))

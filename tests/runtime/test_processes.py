@@ -16,9 +16,11 @@ from tiny_inputs import CHANNELS, noise
 from vaedeploy.bundle import Bundle
 from vaedeploy.errors import InputError
 from vaedeploy.runtime import VAE
-from vaedeploy.runtime.backends import Candidate, Runner, find_candidates
+from vaedeploy.runtime.backends import find_candidates
+from vaedeploy.runtime.candidate import Candidate, Runner, Settings
 from vaedeploy.runtime.dispatch import Dispatch
-from vaedeploy.runtime.onnxruntime_cpu import measuring_session, usable_cores
+from vaedeploy.runtime.onnxruntime_cpu import measuring_session
+from vaedeploy.system.machine import usable_cores
 from vaedeploy.values.kinds import Part
 
 forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
@@ -98,7 +100,7 @@ class Opening:
     """A candidate of a bundle whose opening of the decoder waits for ``go_on``."""
 
     def __init__(self, bundle: Bundle) -> None:
-        (real,) = find_candidates(bundle, "onnxruntime-cpu")
+        (real,) = find_candidates(bundle, Settings(backend="onnxruntime-cpu"))
         self.begun, self.go_on = threading.Event(), threading.Event()
 
         def open_half(part: Part) -> Runner:

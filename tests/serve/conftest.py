@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from serving import Serving, serving
@@ -12,9 +13,14 @@ from vaedeploy.runtime import VAE
 
 
 @pytest.fixture(scope="module")
-def vae(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VAE]:
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two channels of latents, a factor of 4."""
-    with VAE(tiny_bundle(tmp_path_factory.mktemp("tiny") / "tiny").path) as vae:
+    return tiny_bundle(tmp_path_factory.mktemp("tiny") / "tiny").path
+
+
+@pytest.fixture(scope="module")
+def vae(bundle: Path) -> Iterator[VAE]:
+    with VAE(bundle) as vae:
         yield vae
 
 

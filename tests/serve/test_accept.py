@@ -1,4 +1,4 @@
-"""Which type of picture a client gets."""
+"""Which type of file a client gets."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from vaedeploy.serve.refusals import RequestError
 
 KINDS = ("image/png", "image/jpeg", "image/webp")
 FIREFOX = "image/avif,image/webp,image/png,image/svg+xml,image/*;q=0.8,*/*;q=0.5"
+JAVA = "text/html, image/gif, image/jpeg, *; q=.2, */*; q=.2"
 
 
 @pytest.mark.parametrize(
@@ -25,6 +26,8 @@ FIREFOX = "image/avif,image/webp,image/png,image/svg+xml,image/*;q=0.8,*/*;q=0.5
         ("image/png;q=0, */*", "image/jpeg"),
         ("*/*;q=0.1, image/webp;q=x", "image/png"),
         (FIREFOX, "image/png"),
+        (JAVA, "image/jpeg"),
+        ("text/html, *;q=.2", "image/png"),
     ],
 )
 def test_the_type_that_is_liked_most(accept, kind):

@@ -133,6 +133,16 @@ def test_what_is_no_request_is_told(hasty, sent):
     assert b"Traceback" not in answered
 
 
+def test_a_body_that_ends_in_two_ways_ends_the_connection(server):
+    """A proxy may believe the length: for it, the second request is the body of the first."""
+    hidden = b"0\r\n\r\n" + HEALTH
+    with server.raw(post(INFER, hidden, "Transfer-Encoding: chunked")) as connection:
+        answer = read_answer(connection)
+        assert (answer.status, answer.headers["connection"]) == (400, "close")
+        assert answer.error == "the request has both Content-Length and Transfer-Encoding; send one of them"
+        assert ended(connection) == b""
+
+
 def test_pipelined_requests_are_answered_in_their_order(server, vae):
     with server.raw(HEALTH + GOOD + GOOD + HEALTH + GOOD) as connection:
         kinds = [read_answer(connection).headers["content-type"] for _ in range(5)]

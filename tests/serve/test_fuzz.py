@@ -1,6 +1,6 @@
 """Bodies as strangers make them: each gets a 4xx with a sentence, or a 200 where it happens to be right.
 
-``VAEDEPLOY_FUZZ_CASES`` says how many there are, and ``VAEDEPLOY_FUZZ_SEED`` which: make fuzz-serve.
+``VAEDEPLOY_FUZZ_CASES`` says how many there are, and ``VAEDEPLOY_FUZZ_SEED`` which: make fuzz.
 """
 
 from __future__ import annotations

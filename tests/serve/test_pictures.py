@@ -7,7 +7,7 @@ import io
 import numpy as np
 import pytest
 from PIL import Image
-from serving import serving
+from serving import post, read_answer, serving
 from tiny_bundle import tiny_bundle
 
 from vaedeploy.images.latents import LatentFile, latent_bytes
@@ -51,6 +51,37 @@ def test_pictures_are_of_the_accepted_type(server, vae, accept, form):
     assert answer.headers["content-type"] == f"image/{form.lower()}"
 
 
+PLAIN, SAFETENSORS = "application/octet-stream", "application/vnd.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("accept", "kind"),
+    [
+        (None, PLAIN),
+        ("*/*", PLAIN),
+        ("application/*;q=0.5", PLAIN),
+        (PLAIN, PLAIN),
+        (SAFETENSORS, SAFETENSORS),
+        (f"{PLAIN};q=0.5, {SAFETENSORS}", SAFETENSORS),
+        (f"{SAFETENSORS};q=0.5, */*", PLAIN),
+    ],
+)
+def test_latents_are_of_the_accepted_type(server, accept, kind):
+    sent = as_file(photo(16, 24))
+    answer = server.request("POST", "/v1/encode", sent, {} if accept is None else {"Accept": accept})
+    assert (answer.status, answer.headers["content-type"]) == (200, kind)
+    assert answer.body == server.request("POST", "/v1/encode", sent).body
+    decoded = server.request("POST", "/v1/decode", answer.body, {"Content-Type": kind})
+    assert (decoded.status, decoded.headers["content-type"]) == (200, "image/png")
+
+
+def test_a_header_may_come_in_several_lines(server, vae):
+    body = latent_bytes(LatentFile(vae.encode(photo(16, 24))))
+    sent = post("/v1/decode", body, "Accept: image/webp", "Content-Encoding: Identity", "Accept: text/html")
+    with server.raw(sent) as connection:
+        assert read_answer(connection).headers["content-type"] == "image/webp"
+
+
 def test_what_bad_files_are_told(server, vae):
     def told(path: str, body: bytes, **headers: str) -> str:
         answer = server.request("POST", path, body, {name.replace("_", "-"): text for name, text in headers.items()})
@@ -68,7 +99,7 @@ def test_what_bad_files_are_told(server, vae):
     assert told("/v1/encode?pad=1&pad=0", b"x") == "400 a parameter is given twice after the '?'"
     assert told("/v1/encode?model=other", b"x") == "400 there is no VAE 'other'; there is: tiny"
     assert told("/v1/encode", b"x", Accept="image/png") == (
-        "406 Accept is 'image/png'; this answer can be application/octet-stream"
+        "406 Accept is 'image/png'; this answer can be application/octet-stream, application/vnd.safetensors"
     )
     assert told("/v1/encode", b"x", Content_Type="multipart/form-data; boundary=x") == (
         "415 the body is multipart/form-data; send the image file itself: curl --data-binary @FILE"

@@ -1,75 +1,23 @@
-"""``vaedeploy serve`` as a process: what it says, what it refuses to start with, and how it stops."""
+"""``vaedeploy serve`` as a process: what it says, what it refuses to start with, and what it does without room."""
 
 from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import socket
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path
+from contextlib import ExitStack
 
-import numpy as np
 import pytest
-from serving import Answered, body_of, post, read_answer
+from served import served
+from serving import read_answer
 from tiny_bundle import FAILED, tiny_bundle
-
-from vaedeploy.bundle import Bundle
-from vaedeploy.runtime import VAE
-from vaedeploy.serve.app import App
-from vaedeploy.serve.server import Server
-from vaedeploy.serve.settings import Settings
-from vaedeploy.system.interrupts import ending_early
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_bundle(tmp_path_factory.mktemp("tiny") / "tiny").path
-
-
-@contextmanager
-def started(*arguments: object, files: int = 1024) -> Iterator[tuple[subprocess.Popen[str], int]]:
-    """A server that is ready, and its port. files: how many it may have open."""
-    command = [
-        "sh",
-        "-c",
-        f'ulimit -n {files}; exec "$@"',
-        "sh",
-        sys.executable,
-        "-m",
-        "vaedeploy",
-        "serve",
-        *map(str, arguments),
-        "--port",
-        "0",
-        "--warm-up",
-        "16x16",
-    ]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    said = ""
-    try:
-        for line in process.stderr:
-            said += line
-            if line.startswith("Ready after"):
-                break
-        found = re.search(r"Listening on http://127\.0\.0\.1:(\d+) for", said)
-        assert found, said
-        yield process, int(found[1])
-    finally:
-        if process.poll() is None:
-            process.kill()
-        process.communicate()
 
 
 def test_what_it_says(bundle):
-    with started(f"small={bundle}") as (process, port):
+    with served(f"small={bundle}") as (process, port):
         with socket.create_connection(("127.0.0.1", port)) as connection:
             connection.sendall(b"GET /v2/health/ready HTTP/1.1\r\nHost: x\r\n\r\n")
             assert read_answer(connection).status == 200
@@ -79,6 +27,18 @@ def test_what_it_says(bundle):
     assert err == "Stopped by SIGINT; every request was answered\n"
     (line,) = out.splitlines()
     assert json.loads(line)["path"] == "/v2/health/ready"
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/net/if_inet6"), reason="it needs IPv6")  # noqa: PTH110
+def test_addresses_of_ipv6_are_told_as_urls_have_them(bundle):
+    with served(bundle, "--host", "::1") as (process, port):
+        with socket.create_connection(("::1", port)) as connection:
+            connection.sendall(b"GET /v2 HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert read_answer(connection).status == 200
+            client = connection.getsockname()[1]
+        process.terminate()
+        out, _ = process.communicate(timeout=30)
+    assert json.loads(out)["client"] == f"[::1]:{client}"
 
 
 def test_it_needs_neither_pytorch_nor_onnx():
@@ -138,82 +98,14 @@ def test_what_it_refuses_to_start_with(vaedeploy, bundle, tmp_path):
 
 def test_an_unverified_bundle_is_served_with_a_warning(tmp_path):
     unverified = tiny_bundle(tmp_path / "unverified", verification=None).path
-    with started(unverified, "--allow-unverified") as (process, _):
+    with served(unverified, "--allow-unverified") as (process, _):
         process.terminate()
         assert process.wait(timeout=30) == 0
 
 
-def stop_under_load(bundle: Path, clients: int) -> None:
-    """Clients send one request after another until the port is closed. Each that was read is answered, and whole."""
-    latent = np.random.default_rng(0).standard_normal((1, 2, 64, 64), np.float32)
-    with VAE(bundle) as vae:
-        wanted = vae.compute("decoder", latent, ["image", "image_u8", "finite"])
-    body, length = body_of(latent)
-    sent = post("/v2/models/tiny-decode/infer", body, f"Inference-Header-Content-Length: {length}")
-    answers: list[Answered] = []
-
-    def client(port: int) -> None:
-        with suppress(ConnectionRefusedError):
-            while True:
-                with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
-                    try:
-                        connection.sendall(sent)
-                        if not connection.recv(1, socket.MSG_PEEK):
-                            continue  # it was not accepted
-                    except ConnectionError:
-                        continue
-                    answers.append(read_answer(connection))
-
-    with started(bundle) as (process, port):
-        threads = [threading.Thread(target=client, args=(port,)) for _ in range(clients)]
-        for thread in threads:
-            thread.start()
-        while len(answers) < clients:
-            time.sleep(0.01)
-        process.terminate()
-        out, err = process.communicate(timeout=60)
-        for thread in threads:
-            thread.join(60)
-    assert (process.returncode, err) == (0, "Stopped by SIGTERM; every request was answered\n")
-    lines = [json.loads(line) for line in out.splitlines()]
-    assert {line["status"] for line in lines} == {200}
-    assert len(answers) == len(lines)
-    image = np.ascontiguousarray(wanted["image_u8"]).tobytes()
-    assert all(answer.status == 200 and answer.body.find(image) > 0 for answer in answers)
-
-
-def test_sigterm_under_load(bundle):
-    stop_under_load(bundle, clients=8)
-
-
-@pytest.mark.full
-@pytest.mark.parametrize("time", range(20))
-def test_sigterm_under_load_many_times(bundle, time):
-    stop_under_load(bundle, clients=4 + 2 * time)
-
-
-def test_a_second_signal_stops_it_at_once(bundle):
-    body, length = body_of(np.zeros((1, 2, 400, 400), np.float32))
-    waiting = post("/v2/models/tiny-decode/infer", body, f"Inference-Header-Content-Length: {length}")
-    with started(bundle) as (process, port), ExitStack() as stack:
-        for sent in (b"POST /v1/decode HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n", *[waiting] * 20):
-            stack.enter_context(socket.create_connection(("127.0.0.1", port))).sendall(sent)
-        process.terminate()
-        while True:  # until it is stopping: a new connection is refused then
-            try:
-                socket.create_connection(("127.0.0.1", port)).close()
-                time.sleep(0.01)
-            except ConnectionRefusedError:
-                break
-        process.terminate()
-        _, err = process.communicate(timeout=10)
-    assert process.returncode == 0
-    assert err == "Stopped by SIGTERM; requests that were not answered are lost\n"
-
-
 def test_more_connections_than_files_that_may_be_open(bundle):
     """asyncio would log a traceback for each connection that waits, over and over."""
-    with started(bundle, files=150) as (process, port), ExitStack() as stack:
+    with served(bundle, files=150) as (process, port), ExitStack() as stack:
         opened = [stack.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(300)]
         assert {read_answer(connection).status for connection in opened[-100:]} == {503}
         opened[0].sendall(b"GET /v2 HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -225,22 +117,13 @@ def test_more_connections_than_files_that_may_be_open(bundle):
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="it needs a full disk")  # noqa: PTH110
 def test_a_full_disk_ends_the_log_and_not_the_server(bundle):
-    command = [sys.executable, "-m", "vaedeploy", "serve", str(bundle), "--port", "0", "--warm-up", "16x16"]
-    with open("/dev/full", "w") as full:  # noqa: PTH123
-        process = subprocess.Popen(command, stdout=full, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    port = 0
-    for line in process.stderr:
-        if found := re.search(r"127\.0\.0\.1:(\d+)", line):
-            port = int(found[1])
-        if line.startswith("Ready"):
-            break
-    for _ in range(2):
-        with socket.create_connection(("127.0.0.1", port)) as connection:
-            connection.sendall(b"GET /v2 HTTP/1.1\r\nHost: x\r\n\r\n")
-            assert read_answer(connection).status == 200
-    process.terminate()
-    _, err = process.communicate(timeout=30)
+    with open("/dev/full", "w") as full, served(bundle, stdout=full) as (process, port):  # noqa: PTH123
+        for _ in range(2):
+            with socket.create_connection(("127.0.0.1", port)) as connection:
+                connection.sendall(b"GET /v2 HTTP/1.1\r\nHost: x\r\n\r\n")
+                assert read_answer(connection).status == 200
+        process.terminate()
+        _, err = process.communicate(timeout=30)
     assert (process.returncode, err.splitlines()) == (
         0,
         [
@@ -248,26 +131,3 @@ def test_a_full_disk_ends_the_log_and_not_the_server(bundle):
             "Stopped by SIGTERM; every request was answered",
         ],
     )
-
-
-def test_a_signal_ends_the_warm_up(tiny_vae_bundle: Bundle) -> None:
-    place = str(tiny_vae_bundle.path)
-    command = [sys.executable, "-m", "vaedeploy", "serve", place, "--port", "0", "--warm-up", "2048x2048"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
-        assert server.stderr is not None
-        while not server.stderr.readline().startswith("Warming up"):
-            pass
-        server.terminate()
-        told = server.stderr.read()
-    assert (server.returncode, told) == (0, "Stopped by SIGTERM; every request was answered\n")
-
-
-@pytest.mark.parametrize("ready", [False, True])
-def test_a_signal_ends_calls_of_the_warm_up_alone(ready: bool) -> None:
-    app = App({}, Settings(), print)
-    app.ready = ready
-    ended: list[bool] = []
-    with ending_early(lambda: ended.append(True)):
-        Server(app, Settings()).handle_exit(signal.SIGTERM, None)
-    app.close()
-    assert ended == ([] if ready else [True])

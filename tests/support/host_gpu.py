@@ -198,14 +198,16 @@ def stand_in(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> HostDevice:
     """Let this machine look as if it had the GPU that the engines of ``bundle`` are for; returns that GPU."""
     device = HostDevice()
     version = bundle.manifest.engines[DECODER].identity.backend_version
-    backends = "vaedeploy.runtime.backends"
-    monkeypatch.setattr(f"{backends}.find_gpu", lambda number: RTX4090)
-    monkeypatch.setattr(f"{backends}.tensorrt.problem", lambda backend, number: None)
-    monkeypatch.setattr(f"{backends}.tensorrt.load_library", lambda backend: SimpleNamespace(__version__=version))
-    monkeypatch.setattr(f"{backends}.CudaDevice", lambda number: device)
+    engines = "vaedeploy.runtime.engine_candidates"
+    for module in (engines, "vaedeploy.runtime.backends"):
+        monkeypatch.setattr(f"{module}.find_gpu", lambda number: RTX4090)
+    monkeypatch.setattr("vaedeploy.runtime.tensorrt.problem", lambda backend, number: None)
+    monkeypatch.setattr("vaedeploy.runtime.tensorrt.load_library", lambda backend: SimpleNamespace(__version__=version))
+    monkeypatch.setattr(f"{engines}.CudaDevice", lambda number: device)
     monkeypatch.setattr("vaedeploy.runtime.calls.CudaDevice", lambda number: device)
     monkeypatch.setattr(
-        f"{backends}.tensorrt.load_plan", lambda path, *_: HostPlan(bundle, path.relative_to(bundle.path).as_posix())
+        "vaedeploy.runtime.tensorrt.load_plan",
+        lambda path, *_: HostPlan(bundle, path.relative_to(bundle.path).as_posix()),
     )
     return device
 

@@ -92,17 +92,19 @@ def serving(vaes: Mapping[str, VAE], *, wait: bool = True, **settings: Any) -> I
     """A server of these VAEs, which is warm, or with ``wait`` False listens. Afterwards it has answered everything."""
     settings = {"port": 0, "warm_up": ((64, 64),), **settings}
     lines: list[str] = []
-    server = Server(App(vaes, Settings(**settings), lines.append), Settings(**settings))
+    said: list[str] = []
+    ready = threading.Event()
+
+    def say(sentence: str) -> None:
+        said.append(sentence)
+        if sentence.startswith("Ready"):
+            ready.set()
+
+    server = Server(App(vaes, Settings(**settings), lines.append), Settings(**settings), say)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        serving = Serving(server, listener.getsockname()[1], [], lines)
-
-        def say(sentence: str) -> None:
-            serving.said.append(sentence)
-            if sentence.startswith("Ready"):
-                serving.ready.set()
-
-        thread = threading.Thread(target=run, args=(server, listener, say))
+        serving = Serving(server, listener.getsockname()[1], said, lines, ready)
+        thread = threading.Thread(target=run, args=(server, listener))
         thread.start()
         try:
             if wait:

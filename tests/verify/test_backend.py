@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,8 @@ from vaedeploy.errors import BundleError, InputError
 from vaedeploy.pipeline.build import build_engines
 from vaedeploy.pipeline.verify import verify_bundle
 from vaedeploy.runtime import VAE
+from vaedeploy.runtime.verdicts import report_name
+from vaedeploy.system.machine import cpu_name
 
 # ------------------------------------------------------------------------------------------------------------- the gate
 
@@ -70,7 +73,7 @@ def test_every_optimisation_profile_runs_at_its_own_corners(own: Bundle, monkeyp
         plans.append(HostPlan(own, path.relative_to(own.path).as_posix()))
         return plans[-1]
 
-    monkeypatch.setattr("vaedeploy.runtime.backends.tensorrt.load_plan", load)
+    monkeypatch.setattr("vaedeploy.runtime.tensorrt.load_plan", load)
     verify_bundle(own, backend="tensorrt-rtx")
     for name in (ENCODER, DECODER):
         events = [event for plan in plans if plan.name == name for event in plan.events if event.startswith("shape")]
@@ -82,7 +85,7 @@ def test_every_engine_runs_before_it_is_verified(own: Bundle, tmp_path: Path, mo
     write_profile(tmp_path, "twin", precision='"fp32"', shapes=SIZES)
     made = build_engines(own, ["twin"], folder=tmp_path)
     monkeypatch.setattr(
-        "vaedeploy.runtime.backends.tensorrt.load_plan",
+        "vaedeploy.runtime.tensorrt.load_plan",
         lambda path, *_: HostPlan(made, path.relative_to(made.path).as_posix()),
     )
     report = verify_bundle(made, backend="tensorrt-rtx")
@@ -115,7 +118,7 @@ def test_engines_that_are_wrong_do_not_pass(
             plan.session = wrong
         return plan
 
-    monkeypatch.setattr("vaedeploy.runtime.backends.tensorrt.load_plan", load)
+    monkeypatch.setattr("vaedeploy.runtime.tensorrt.load_plan", load)
     ended = vaedeploy("verify", own.path, "--backend", "tensorrt-rtx", "--profile", "mine")
     assert ended.code == 3
     assert "relative error is 0.001; it must be at most 2e-05" in ended.out
@@ -141,4 +144,33 @@ def test_the_gate_needs_something_to_compare_with(own: Bundle) -> None:
 def test_a_profile_without_a_backend_is_a_mistake(vaedeploy: Callable[..., Ended], engine_bundle: Bundle) -> None:
     ended = vaedeploy("verify", engine_bundle.path, "--profile", "mine")
     assert (ended.code, ended.out) == (2, "")
-    assert "--profile needs --backend: only engines are built for a profile." in ended.err
+    assert "--profile needs --backend: it says how a backend computes." in ended.err
+
+
+@pytest.mark.slow
+def test_openvino_is_judged_by_its_precision_and_timed_beside_onnx_runtime(
+    demo_bundle: Bundle, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("openvino")
+    own = Bundle.open(shutil.copytree(demo_bundle.path, tmp_path / "demo"))
+    report = verify_bundle(own, backend="openvino", precision="bf16")
+    assert (report.passed, report.backend, report.precision) == (True, "openvino", "bf16")
+    assert {case.precision for case in report.cases} == {"bf16"}
+    assert report.pace is not None
+    assert report.pace > 0
+    name = report_name("openvino", "bf16", cpu_name())
+    noted = Bundle.open(own.path)
+    assert json.loads(noted.read(name))["pace"] == report.pace
+    assert noted.verified  # by the graphs' own verification
+    caplog.clear()
+    with VAE(own.path, "openvino", precision="bf16") as vae:
+        vae.decode(np.zeros((1, 16, 2, 2), np.float32))
+    assert caplog.messages == []
+    with VAE(own.path) as vae:
+        assert vae.backend == "onnxruntime-cpu"  # bfloat16 was not asked for
+
+
+def test_a_precision_without_a_backend_is_a_mistake(vaedeploy: Callable[..., Ended], engine_bundle: Bundle) -> None:
+    ended = vaedeploy("verify", engine_bundle.path, "--precision", "bf16")
+    assert (ended.code, ended.out) == (2, "")
+    assert "--precision needs --backend: it says how a backend computes." in ended.err

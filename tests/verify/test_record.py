@@ -91,7 +91,15 @@ def test_a_report_of_before_this_is_read() -> None:
 
 @pytest.mark.parametrize(
     ("told", "name"),
-    [("processor\t: 0\nmodel name\t: A CPU @ 2 GHz\n", "A CPU @ 2 GHz"), ("BogoMIPS\t: 50\n", None), (None, None)],
+    [
+        ("processor\t: 0\nmodel name\t: A CPU @ 2 GHz\n", "A CPU @ 2 GHz"),
+        (
+            "cpu family\t: 6\nmodel\t: 207\nmodel name\t: A CPU\n\ncpu family\t: 7\nmodel name\t: Another\n",
+            "A CPU, family 6, model 207",
+        ),
+        ("BogoMIPS\t: 50\n", None),
+        (None, None),
+    ],
 )
 def test_the_name_of_the_cpu(tmp_path: Path, told: str | None, name: str | None) -> None:
     place = tmp_path / "cpuinfo"

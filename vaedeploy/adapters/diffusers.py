@@ -6,8 +6,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -18,8 +19,16 @@ from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from torch import Tensor, nn
 from torch.utils.dlpack import from_dlpack
 
+from vaedeploy.errors import ImageError, InputError, LatentError
 from vaedeploy.runtime import VAE
 from vaedeploy.values.latent import LatentSpec
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def _not_traced(method: Method) -> Method:
+    """``method`` as ``torch.compile`` leaves it alone, which otherwise looks into the runtime, and fails there."""
+    return cast(Method, torch.compiler.disable(method))  # type: ignore[no-untyped-call]
 
 
 class BundleVAE(nn.Module):
@@ -34,13 +43,17 @@ class BundleVAE(nn.Module):
     everything else is converted for the call, and the results have ``dtype`` and are on the device of the argument. The
     bundle computes in its own precision, whatever ``dtype`` is. Nothing has a gradient.
 
-    vae: the bundle, opened; it is not closed here.
+    vae: the bundle, opened; it is not closed here. Raises InputError for anything else.
 
     Slicing and tiling may be turned on and off, and change nothing.
     """
 
     def __init__(self, vae: VAE) -> None:
         super().__init__()
+        if not isinstance(vae, VAE):
+            raise InputError(
+                f"vae is of type {type(vae).__name__}; give an open vaedeploy.VAE, or BundleVAE.from_bundle(path)"
+            )
         self.vae = vae
         self.config = bundle_config(vae.latent)
         # Without elements, and all that .to(), .half() and .cuda() need.
@@ -63,6 +76,7 @@ class BundleVAE(nn.Module):
         """The device that the pipeline's tensors are on: the CPU, or what ``to`` was told."""
         return self._place.device
 
+    @_not_traced
     def encode(
         self, x: Tensor, return_dict: bool = True
     ) -> AutoencoderKLOutput | AutoencoderTinyOutput | tuple[DiagonalGaussianDistribution] | tuple[Tensor]:
@@ -71,6 +85,7 @@ class BundleVAE(nn.Module):
         Gives ``latent_dist``, with ``sample(generator)`` and ``mode()``; ``latents`` for a VAE without a distribution.
         Raises ImageError, SizeError and BackendError.
         """
+        _check_type(x, "image", ImageError, " in [-1, 1]")
         image = _prepared(x, self.vae)
         scale, shift = _numbers(self.vae.latent, x.device)
         if not self.vae.latent.sampled:
@@ -81,6 +96,7 @@ class BundleVAE(nn.Module):
         distribution = DiagonalGaussianDistribution(parameters.to(self.dtype))
         return AutoencoderKLOutput(distribution) if return_dict else (distribution,)
 
+    @_not_traced
     def decode(
         self, z: Tensor, return_dict: bool = True, generator: torch.Generator | None = None
     ) -> DecoderOutput | tuple[Tensor]:
@@ -88,6 +104,7 @@ class BundleVAE(nn.Module):
 
         generator: not used; pipelines of inpainting pass it. Raises LatentError and BackendError.
         """
+        _check_type(z, "latent", LatentError)
         scale, shift = _numbers(self.vae.latent, z.device)
         latent = _prepared((z.float() - shift) * scale, self.vae)
         image = _tensor(self.vae.decode(latent, output="float"), z.device).to(self.dtype)
@@ -169,10 +186,21 @@ def bundle_config(spec: LatentSpec) -> BundleConfig:
     return BundleConfig(values)  # type: ignore[no-untyped-call]
 
 
+def _check_type(value: object, what: str, error: type[InputError], values: str = "") -> None:
+    """Raise ``error`` for what is no tensor of a floating type: torch would make one of bytes and complex numbers.
+
+    values: which ones it has, for the message.
+    """
+    if not isinstance(value, Tensor):
+        raise error(f"{what} is of type {type(value).__name__}; give a torch.Tensor")
+    if not value.is_floating_point():
+        raise error(f"{what} is {value.dtype}; give floating numbers{values}")
+
+
 def _prepared(tensor: Tensor, vae: VAE) -> Any:
     """A tensor as the runtime takes it: float32, contiguous, and in the host's memory where the bundle runs there."""
     tensor = tensor.detach().float().contiguous()
-    return tensor if tensor.is_cuda and vae.backend != "onnxruntime-cpu" else tensor.cpu().numpy()
+    return tensor if tensor.is_cuda and vae.on_gpu else tensor.cpu().numpy()
 
 
 def _tensor(array: Any, device: torch.device) -> Tensor:

@@ -16,6 +16,7 @@ SUFFIXES: Mapping[Form, str] = {
     "portable": ".onnx",
     "onnxruntime": ".ort.onnx",
     "onnxruntime-cuda": ".cuda.onnx",
+    "openvino": ".ov.onnx",
     "tensorrt": ".trt.onnx",
 }
 """Form -> the suffix of its file name."""
@@ -31,9 +32,9 @@ ONNX Runtime has no bfloat16 convolution, so its form of a bf16 bundle stays in 
 """
 
 
-EXTRA_FORMS: Mapping[Target, Precision] = {"onnxruntime-cuda": "fp16"}
-"""Each form that a bundle has only where it was asked for -> the precision that the bundle must have, and the form has.
-None of them runs on a CPU, so none is among those that are verified when the bundle is made.
+EXTRA_FORMS: Mapping[Target, Precision] = {"onnxruntime-cuda": "fp16", "openvino": "fp32"}
+"""Each form that a bundle has only where it was asked for -> its precision, which the bundle must have too unless it is
+fp32. None of them is among those that are verified when the bundle is made: ``verify --backend`` does it.
 """
 
 

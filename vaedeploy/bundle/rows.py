@@ -143,6 +143,10 @@ class Piece(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     model: bytes
     weights: tuple[Weight, ...] = ()
 
+    def rows_of_step(self, cut: Cut) -> int:
+        """How many rows of ``cut``, which the piece computes or takes strips of, a step is; 1 for one without rows."""
+        return (cut.scale or 1) // self.steps
+
 
 class RowsTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One half as pieces, in the order in which they can run.

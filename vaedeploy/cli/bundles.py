@@ -87,9 +87,10 @@ from vaedeploy.cli.group import (
 @click.option(
     "--form",
     "forms",
-    type=click.Choice(["onnxruntime-cuda"]),
+    type=click.Choice(["onnxruntime-cuda", "openvino"]),
     multiple=True,
-    help="Also write the graphs with the fused operators of ONNX Runtime's CUDA provider; needs --precision fp16.",
+    help="Also write the graphs in the form that is faster in OpenVINO, or those with the fused operators of ONNX "
+    "Runtime's CUDA provider, which need --precision fp16. Repeatable.",
 )
 @photos_option("Measure activations, and verify,")
 @click.option(

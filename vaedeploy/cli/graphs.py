@@ -24,7 +24,7 @@ from vaedeploy.cli.group import PATH, cli, json_option
 )
 @click.option(
     "--target",
-    type=click.Choice(["onnxruntime", "onnxruntime-cuda", "tensorrt"]),
+    type=click.Choice(["onnxruntime", "onnxruntime-cuda", "openvino", "tensorrt"]),
     default="onnxruntime",
     show_default=True,
     help="Rewrite the graph for this runtime. onnxruntime-cuda has operators that ONNX Runtime's CUDA provider alone "

@@ -9,13 +9,14 @@ import functools
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, cast, get_args
 
 import click
 
 from vaedeploy.cli import terminal
 from vaedeploy.errors import PageError
 from vaedeploy.system.progress import Progress
+from vaedeploy.values.kinds import Precision
 from vaedeploy.version import __version__
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -208,6 +209,18 @@ def workspace_option(command: Command) -> Command:
         type=PATH,
         metavar="DIR",
         help="A folder on a fast disk for what --max-memory does not hold. Nothing is left there.",
+    )(command)
+
+
+def computing_options(command: Command) -> Command:
+    """What computes, and in which precision: ``backend`` and ``precision`` of ``VAE``."""
+    command = click.option(
+        "--precision",
+        type=click.Choice(get_args(Precision)),
+        help="Compute in this precision, where the backend can. [default: the bundle's]",
+    )(command)
+    return click.option(
+        "--backend", metavar="NAME", help="Compute with this backend alone. [default: the first that works here]"
     )(command)
 
 

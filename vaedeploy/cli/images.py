@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from vaedeploy.cli import terminal
 from vaedeploy.cli.documents import converted_document
-from vaedeploy.cli.group import PATH, bundle_argument, cli, json_option, memory_option, workspace_option
+from vaedeploy.cli.group import (
+    PATH,
+    bundle_argument,
+    cli,
+    computing_options,
+    json_option,
+    memory_option,
+    workspace_option,
+)
 
 if TYPE_CHECKING:
     from vaedeploy.pipeline.codec import Converted
@@ -39,6 +47,7 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Accept images of any size: pad them by reflection to the next size that fits. decode crops them again.",
 )
+@computing_options
 @memory_option
 @workspace_option
 @json_option
@@ -49,9 +58,8 @@ def encode(
     sample: bool,
     seed: int | None,
     pad: bool,
-    max_memory: int | None,
-    workspace: Path | None,
     as_json: bool,
+    **options: Any,
 ) -> None:
     """Encode an image, or a folder of images, to latent files.
 
@@ -70,8 +78,7 @@ def encode(
 
     if seed is not None and not sample:
         raise click.UsageError("--seed needs --sample.")
-    display = terminal.progress_display()
-    with display as progress, VAE(bundle, max_memory=max_memory, workspace=workspace, progress=progress) as vae:
+    with terminal.progress_display() as progress, VAE(bundle, **options, progress=progress) as vae:
         converted = encode_files(vae, image, out, sample=sample, seed=seed, pad=pad, progress=progress)
     _tell(vae, converted, as_json)
 
@@ -87,12 +94,11 @@ def encode(
     metavar="IMAGE",
     help="The image to write; if LATENT is a folder, the folder to write PNG images to.",
 )
+@computing_options
 @memory_option
 @workspace_option
 @json_option
-def decode(
-    bundle: Path, latent: Path, out: Path, max_memory: int | None, workspace: Path | None, as_json: bool
-) -> None:
+def decode(bundle: Path, latent: Path, out: Path, as_json: bool, **options: Any) -> None:
     """Decode a latent file, or a folder of latent files, to images.
 
     The command prints the files that it wrote. In a folder, if a file fails, the others go on, and the exit code is 2.
@@ -109,8 +115,7 @@ def decode(
     from vaedeploy.pipeline.codec import decode_files
     from vaedeploy.runtime import VAE
 
-    display = terminal.progress_display()
-    with display as progress, VAE(bundle, max_memory=max_memory, workspace=workspace, progress=progress) as vae:
+    with terminal.progress_display() as progress, VAE(bundle, **options, progress=progress) as vae:
         converted = decode_files(vae, latent, out, progress=progress)
     _tell(vae, converted, as_json)
 

@@ -37,8 +37,8 @@ def presets(as_json: bool) -> None:
     "--backend",
     "backends",
     multiple=True,
-    metavar="NAME",
-    help="Time only this backend. Repeatable. [default: every backend that is available]",
+    metavar="NAME[:PRECISION]",
+    help="Time only this backend, such as openvino:bf16. Repeatable. [default: every backend that is available]",
 )
 @click.option(
     "--size",

@@ -23,12 +23,9 @@ from typing import NoReturn, TextIO
 import click
 
 from vaedeploy.errors import OutputError, VaedeployError
-from vaedeploy.system.interrupts import Stopped, remembering, stop_if_interrupted
+from vaedeploy.system.interrupts import SIGNALLED, Stopped, remembering, stop_if_interrupted
 from vaedeploy.system.progress import Progress
 from vaedeploy.system.text import encodable, printable
-
-SIGNALLED = 128
-"""Added to a signal's number, this is the exit code after it, by the convention of shells: 130 after Ctrl-C."""
 
 
 def run(command: click.Command, arguments: Sequence[str] | None) -> int:

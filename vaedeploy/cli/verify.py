@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
@@ -20,6 +20,7 @@ from vaedeploy.cli.group import (
     tell_page,
 )
 from vaedeploy.errors import VerificationError
+from vaedeploy.values.kinds import Precision
 
 if TYPE_CHECKING:
     from vaedeploy.verify.bisect import Bisection
@@ -37,12 +38,17 @@ if TYPE_CHECKING:
 @click.option(
     "--backend",
     metavar="NAME",
-    help="Check what this backend computes on this machine's GPU, instead of the graphs on the CPU.",
+    help="Check what this backend computes on this machine, instead of the graphs in ONNX Runtime on the CPU.",
 )
 @click.option(
     "--profile",
     metavar="NAME",
     help="With --backend: check only the engines that were built for this GPU profile.",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(get_args(Precision)),
+    help="With --backend: check what it computes in this precision. [default: the bundle's]",
 )
 @photos_option("Compute the reference with PyTorch again, and verify,")
 @click.option("--no-note", is_flag=True, help="Leave the bundle as it is, and write no verdict into it.")
@@ -66,9 +72,10 @@ def verify(
     case with its metrics, the faults that a person would see, and the verdict, and writes the verdict into the bundle,
     unless --no-note is given. The exit code is 3 if a case exceeds a limit.
 
-    With --backend, it runs the bundle's engines, or the graphs in ONNX Runtime, on this machine's GPU. It compares them
-    with the bundle's verified float32 graph on the CPU, or with PyTorch in float32 on the GPU if --weights is given.
-    Each engine runs at the smallest, the optimum and the largest size of each of its optimisation profiles.
+    With --backend, it runs the bundle's engines or graphs on this machine's GPU, or the graphs in OpenVINO. It compares
+    them with the bundle's verified float32 graph on the CPU, or with PyTorch in float32 on the GPU if --weights is
+    given. Each engine runs at the smallest, the optimum and the largest size of each of its optimisation profiles.
+    OpenVINO's verdict holds for CPUs of this kind, and says how long a decode takes beside ONNX Runtime.
 
     With --bisect, it then compares the graphs that failed, or all graphs if none failed, with the portable float32
     graphs tensor by tensor.
@@ -81,13 +88,15 @@ def verify(
       vaedeploy verify mse840k --report report
       vaedeploy verify mse840k --no-note --junit verify.xml
       vaedeploy verify mse840k --backend tensorrt-rtx --profile rtx4090
+      vaedeploy verify mse840k --backend openvino --precision bf16
     """
     from vaedeploy.pipeline.verify import verify_bundle
     from vaedeploy.system.atomic import check_place, write_file
     from vaedeploy.verify.junit import junit_xml
 
-    if backend is None and options["profile"] is not None:
-        raise click.UsageError("--profile needs --backend: only engines are built for a profile.")
+    for name in ("profile", "precision"):
+        if backend is None and options[name] is not None:
+            raise click.UsageError(f"--{name} needs --backend: it says how a backend computes.")
     if backend is not None and bisect:
         raise click.UsageError("--bisect cannot be used with --backend: it compares the graphs on the CPU.")
     if bisect:

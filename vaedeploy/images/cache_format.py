@@ -3,8 +3,7 @@
 - ``cache.json``: whose latents they are, and how they were made (``CacheInfo``); written first, so that no other VAE
   and no other options get into the folder.
 - ``shards/NAME.safetensors``: the latents of pictures of one size, and a ``ShardHeader`` in its metadata. NAME is a
-  hash of
-  all that goes in, and the bytes follow from that: a shard that is there is never written again.
+  hash of all that goes in, and the bytes follow from that: a shard that is there is never written again.
 - ``index.json``: all pictures and where they are (``Index``); written last.
 - ``failed.jsonl``: a ``FailedPicture`` a line, for each picture that is not there.
 """
@@ -16,11 +15,11 @@ from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 import numpy as np
-import safetensors
 from numpy.typing import NDArray
 
 from vaedeploy.errors import ContractError, LatentError
 from vaedeploy.images.sizing import Crop, Fit, Size
+from vaedeploy.images.tensors import tensors_of
 from vaedeploy.system.documents import read_document
 from vaedeploy.system.oserrors import reason
 from vaedeploy.system.tensors import bfloat16_bits, safetensors_bytes
@@ -156,25 +155,18 @@ def read_shard_header(path: Path) -> ShardHeader:
 
     Raises LatentError where the file is missing, truncated, no shard of a cache, or contradicts itself.
     """
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            text = (file.metadata() or {}).get("vaedeploy.cache")
-            if text is None:
-                raise LatentError(f"{path} is no shard of a latent cache")
-            header: ShardHeader = _decode(path, text.encode(), ShardHeader)
-            known = TYPES[header.cache.dtype], 4, len(header.items)
-            for name in tensor_names(header.cache):
-                tensor = file.get_slice(name)
-                kind, shape = tensor.get_dtype(), tensor.get_shape()
-                if (kind, len(shape), *shape[:2]) != (*known, header.cache.latent.channels):
-                    raise LatentError(f"{path} has a tensor {name} that is not what its header says")
-            return header
-    except FileNotFoundError as error:
-        raise LatentError(f"there is no shard {path}. Run the command again that made the cache") from error
-    except OSError as error:
-        raise LatentError(f"{path} cannot be read: {reason(error)}") from error
-    except safetensors.SafetensorError as error:
-        raise LatentError(f"{path} is not a safetensors file, or is truncated: {error}") from error
+    with tensors_of(path, f"there is no shard {path}. Run the command again that made the cache") as file:
+        text = (file.metadata() or {}).get("vaedeploy.cache")
+        if text is None:
+            raise LatentError(f"{path} is no shard of a latent cache")
+        header: ShardHeader = _decode(path, text.encode(), ShardHeader)
+        known = TYPES[header.cache.dtype], 4, len(header.items)
+        for name in tensor_names(header.cache):
+            tensor = file.get_slice(name)
+            kind, shape = tensor.get_dtype(), tensor.get_shape()
+            if (kind, len(shape), *shape[:2]) != (*known, header.cache.latent.channels):
+                raise LatentError(f"{path} has a tensor {name} that is not what its header says")
+        return header
 
 
 def read_cache_document(path: Path, kind: Any) -> Any:

@@ -13,9 +13,9 @@ import safetensors
 from numpy.typing import NDArray
 
 from vaedeploy.errors import ContractError, LatentError
+from vaedeploy.images.tensors import faults_told, tensors_of
 from vaedeploy.system.atomic import write_file
 from vaedeploy.system.files import special
-from vaedeploy.system.oserrors import reason
 from vaedeploy.system.tensors import safetensors_bytes, safetensors_metadata
 from vaedeploy.values.latent import LatentSpec, frames_text
 
@@ -69,26 +69,17 @@ def read_latent(path: str | Path) -> LatentFile:
     path = Path(path)
     if fault := special(path):
         raise LatentError(f"{path} {fault}; give a latent file")
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            _check_names(path, file.keys())
-            tensor = file.get_slice(LATENT_KEY)
-            _check_tensor(path, tensor.get_dtype(), tensor.get_shape())
-            return _latent_file(path, file.get_tensor(LATENT_KEY), file.metadata() or {})
-    except FileNotFoundError as error:
-        raise LatentError(f"there is no file {path}") from error
-    except OSError as error:
-        raise LatentError(f"{path} cannot be read: {reason(error)}") from error
-    except safetensors.SafetensorError as error:
-        raise LatentError(f"{path} is not a safetensors file, or is truncated: {error}") from error
+    with tensors_of(path, f"there is no file {path}") as file:
+        _check_names(path, file.keys())
+        tensor = file.get_slice(LATENT_KEY)
+        _check_tensor(path, tensor.get_dtype(), tensor.get_shape())
+        return _latent_file(path, file.get_tensor(LATENT_KEY), file.metadata() or {})
 
 
 def latent_from_bytes(data: bytes, name: str) -> LatentFile:
     """The content of a latent file, read as ``read_latent`` does. ``name`` is for messages."""
-    try:
+    with faults_told(name):
         tensors = dict(safetensors.deserialize(data))  # type: ignore[no-untyped-call]
-    except safetensors.SafetensorError as error:
-        raise LatentError(f"{name} is not a safetensors file, or is truncated: {error}") from error
     _check_names(name, tensors)
     tensor: Any = tensors[LATENT_KEY]
     _check_tensor(name, tensor["dtype"], tensor["shape"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, get_args
 
 import msgspec
 import numpy as np
@@ -17,8 +17,9 @@ from vaedeploy.graph.operations import count_operations, weight_bytes
 from vaedeploy.images.photos import Photo, crop_batch, load_photos
 from vaedeploy.pipeline.ceilings import Ceilings, measure_ceilings
 from vaedeploy.pipeline.turns import milliseconds, take_turns
-from vaedeploy.runtime import VAE
-from vaedeploy.runtime.backends import BACKENDS, ENGINES, precision_of, problem_of
+from vaedeploy.runtime import VAE, openvino
+from vaedeploy.runtime.backends import BACKENDS, ENGINES, problem_of
+from vaedeploy.runtime.graph_candidates import precision_of
 from vaedeploy.system.arguments import as_list
 from vaedeploy.system.progress import Progress, silent
 from vaedeploy.values.kinds import PARTS, Part, Precision
@@ -80,7 +81,8 @@ def bench_bundle(
 
     The backends take turns, so that whatever disturbs one of them disturbs all.
 
-    backends: the names of the backends to time; by default, all that work here.
+    backends: the names of the backends to time, such as "onnxruntime-cpu", or with the precision to compute in, such as
+        "openvino:bf16"; by default, all that work here, and OpenVINO in bf16 too where the CPU has it.
     sizes: (height, width) in pixels. batches: how many items a call has. Each size is timed with each batch.
     rounds: how many times each backend has its turn.
     device: the number of the CUDA device.
@@ -93,15 +95,16 @@ def bench_bundle(
     """
     bundle = as_bundle(bundle)
     _check(bundle, sizes, batches, rounds)
-    chosen = _choose_backends(bundle, as_list("backends", backends), device)
+    chosen = _choose(bundle, as_list("backends", backends), device)
     photos, timings = _photos(), []
     total, done = len(sizes) * len(batches) * len(PARTS), 0
     with ExitStack() as stack:
         vaes, problems = _open(bundle, chosen, device, stack)
-        ceilings = {name: measure_ceilings(name, device) for name in chosen}
+        ceilings = {way: measure_ceilings(way.backend, device) for way in chosen}
+        precisions = {way: vae.precision for way, vae in vaes.items()}
         timings += [
-            Timing(name, _precision(bundle, name), part, 0, 0, 0, problem=why)
-            for name, why in problems.items()
+            Timing(way.backend, way.precision or _precision(bundle, way.backend), part, 0, 0, 0, problem=why)
+            for way, why in problems.items()
             for part in PARTS
         ]
         for height, width in sizes:
@@ -111,10 +114,11 @@ def bench_bundle(
                 for part in PARTS:
                     progress("Timing", done, total)
                     calls = {n: _call(vae, part, photo if part == "encoder" else latent) for n, vae in vaes.items()}
-                    floors = {n: _floor(bundle, part, (batch, height, width), ceilings[n], n) for n in vaes}
-                    for name, (seconds, problem) in take_turns(calls, rounds).items():
-                        row = Timing(name, _precision(bundle, name), part, batch, height, width, problem=problem)
-                        timings.append(_filled(row, seconds, floors[name]) if seconds else row)
+                    size = batch, height, width
+                    floors = {w: _floor(bundle, part, size, ceilings[w], precisions[w]) for w in vaes}
+                    for way, (seconds, problem) in take_turns(calls, rounds).items():
+                        row = Timing(way.backend, precisions[way], part, *size, problem=problem)
+                        timings.append(_filled(row, seconds, floors[way]) if seconds else row)
                     done += 1
     progress("Timing", total, total)
     return Bench(tuple({c.device: c for c in ceilings.values() if c}.values()), tuple(timings))
@@ -147,35 +151,57 @@ def _check(bundle: Bundle, sizes: Sequence[tuple[int, int]], batches: Sequence[i
         raise InputError(f"rounds is {rounds}; it must be 1 or more")
 
 
-def _choose_backends(bundle: Bundle, backends: Sequence[str], device: int) -> list[str]:
+class _Way(NamedTuple):
+    """A backend, and the precision that was asked of it."""
+
+    backend: str
+    precision: Precision | None = None
+
+
+def _choose(bundle: Bundle, backends: Sequence[str], device: int) -> list[_Way]:
     """``backends``, or by default all that work here and, if they run engines, have some in the bundle."""
+    if backends:
+        return list(dict.fromkeys(map(_way, backends)))
     built = {info.identity.backend for info in bundle.manifest.engines.values()}
     possible = [name for name in BACKENDS if name not in ENGINES or name in built]
-    if unknown := [name for name in backends if name not in BACKENDS]:
-        raise InputError(f"there is no backend {unknown[0]!r}; there is: {', '.join(BACKENDS)}")
-    chosen = list(dict.fromkeys(backends)) or [name for name in possible if problem_of(name, device) is None]
+    chosen = [_Way(name) for name in possible if problem_of(name, device) is None]
     if not chosen:
         raise BackendError(". ".join(str(problem_of(name, device)) for name in possible))
+    if _Way(openvino.NAME) in chosen and openvino.has_bfloat16():
+        chosen.append(_Way(openvino.NAME, "bf16"))
     return chosen
 
 
+def _way(text: str) -> _Way:
+    """The way that is written NAME or NAME:PRECISION. Raises InputError where there is no such backend or precision."""
+    name, _, precision = text.partition(":")
+    if name not in BACKENDS:
+        raise InputError(f"there is no backend {name!r}; there is: {', '.join(BACKENDS)}")
+    for known in get_args(Precision):
+        if precision == known:
+            return _Way(name, known)
+    if precision:
+        raise InputError(f"there is no precision {precision!r}; there is: {', '.join(get_args(Precision))}")
+    return _Way(name)
+
+
 def _open(
-    bundle: Bundle, chosen: Sequence[str], device: int, stack: ExitStack
-) -> tuple[dict[str, VAE], dict[str, str]]:
+    bundle: Bundle, chosen: Sequence[_Way], device: int, stack: ExitStack
+) -> tuple[dict[_Way, VAE], dict[_Way, str]]:
     """The backends that can be opened, and why the others cannot. Raises the last reason where none can."""
-    vaes: dict[str, VAE] = {}
-    problems: dict[str, str] = {}
-    for name in chosen:
+    vaes: dict[_Way, VAE] = {}
+    problems: dict[_Way, str] = {}
+    for way in chosen:
         try:
-            vaes[name] = stack.enter_context(VAE(bundle.path, name, device=device))
+            vaes[way] = stack.enter_context(VAE(bundle.path, way.backend, precision=way.precision, device=device))
         except (BackendError, EngineError) as error:
-            if not vaes and name == chosen[-1]:
+            if not vaes and way == chosen[-1]:
                 raise
-            problems[name] = str(error)
+            problems[way] = str(error)
     return vaes, problems
 
 
-def _latent(vaes: Mapping[str, VAE], photo: Photo) -> Any:
+def _latent(vaes: Mapping[_Way, VAE], photo: Photo) -> Any:
     """The latent of a batch of photographs, or noise of its shape where none of ``vaes`` takes their size."""
     for vae in vaes.values():
         with suppress(BackendError, EngineError, SizeError):
@@ -194,18 +220,18 @@ def _filled(row: Timing, seconds: Sequence[float], floor: float | None) -> Timin
 
 
 def _precision(bundle: Bundle, backend: str) -> Precision:
+    """What a backend that cannot be opened would compute in."""
     engines = bundle.manifest.engines.values()
     built = [info.identity.precision for info in engines if info.identity.backend == backend]
     return built[0] if built else precision_of(bundle)
 
 
 def _floor(
-    bundle: Bundle, part: Part, size: tuple[int, int, int], ceilings: Ceilings | None, backend: str
+    bundle: Bundle, part: Part, size: tuple[int, int, int], ceilings: Ceilings | None, precision: Precision
 ) -> float | None:
     """``Timing.floor_ms``, in seconds. Operations are counted in the portable graph, so that those which a rewrite
     saves count in its favour.
     """
-    precision = _precision(bundle, backend)
     if ceilings is None or precision not in ceilings.product:
         return None
     graph = load_graph(bundle.graph(part), part)

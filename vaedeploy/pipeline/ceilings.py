@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 
 from vaedeploy.pipeline.turns import seconds_of
+from vaedeploy.runtime.candidate import HOST
 from vaedeploy.values.kinds import Precision
 
 
@@ -30,7 +31,7 @@ def measure_ceilings(backend: str, device: int) -> Ceilings | None:
 
     device: the number of the CUDA device.
     """
-    return _of_cpu() if backend.endswith("-cpu") else _of_gpu(device)
+    return _of_cpu() if backend in HOST else _of_gpu(device)
 
 
 def _of_cpu() -> Ceilings:

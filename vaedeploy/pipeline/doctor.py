@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from vaedeploy.system.gpu import Gpu, find_gpu
 from vaedeploy.system.installs import BASE, EXTRAS, PURPOSES, install_command, missing_packages, version_of
+from vaedeploy.system.machine import cpu_name
 from vaedeploy.version import __version__
 
 
@@ -35,12 +36,14 @@ class ExtraStatus:
 @dataclass(frozen=True)
 class Diagnosis:
     """Everything that ``vaedeploy doctor`` shows. ``packages`` maps names to versions, or to None where one is not
-    installed.
+    installed. ``bfloat16``: whether the CPU has instructions for it, which OpenVINO uses where it is asked to.
     """
 
     vaedeploy: str
     python: str
     platform: str
+    cpu: str
+    bfloat16: bool
     gpu: Gpu | None
     packages: dict[str, str | None]
     backends: tuple[BackendStatus, ...]
@@ -49,7 +52,8 @@ class Diagnosis:
 
 
 def diagnose() -> Diagnosis:
-    """Examine this environment. Imports ONNX Runtime, if it is installed, and no other heavy library."""
+    """Examine this environment. Imports ONNX Runtime and OpenVINO where they are installed, and nothing else heavy."""
+    from vaedeploy.runtime import openvino
     from vaedeploy.runtime.backends import BACKENDS, problem_of
 
     names = dict.fromkeys([*BASE, *(package for extra in EXTRAS.values() for package in extra)])
@@ -57,6 +61,8 @@ def diagnose() -> Diagnosis:
         vaedeploy=__version__,
         python=platform.python_version(),
         platform=platform.platform(),
+        cpu=cpu_name(),
+        bfloat16=openvino.has_bfloat16(),
         gpu=find_gpu(),
         packages={name: version_of(name) for name in names},
         backends=tuple(BackendStatus(name, problem_of(name)) for name in BACKENDS),

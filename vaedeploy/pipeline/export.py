@@ -172,7 +172,7 @@ def _check_forms(forms: Sequence[Target], precision: Precision, rewrite: bool) -
     for form in as_list("forms", forms):
         if form not in EXTRA_FORMS:
             raise InputError(f"forms has {form!r}; what can be added is: {', '.join(EXTRA_FORMS)}")
-        if precision != EXTRA_FORMS[form] or not rewrite:
+        if EXTRA_FORMS[form] not in (precision, "fp32") or not rewrite:
             raise InputError(
                 f"the form {form} is made by rewrites, in {EXTRA_FORMS[form]}: choose that precision, and leave the "
                 "rewrites on"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
-from vaedeploy.bundle.graphs import FORMS, file_name
+from vaedeploy.bundle.graphs import EXTRA_FORMS, FORMS, file_name
 from vaedeploy.bundle.rows import rows_name
 from vaedeploy.errors import ExportError, InputError
 from vaedeploy.images.photos import Photo, crop_batch
@@ -122,7 +122,7 @@ def write_forms(
     if missing := sorted(set(keep_fp32) - known):
         raise InputError(f"keep_fp32 names {missing[0]!r}, and no graph has a node of that name")
     for part, portable in graphs.items():
-        for form, form_precision in (*FORMS[precision].items(), *((form, precision) for form in extra)):
+        for form, form_precision in (*FORMS[precision].items(), *((form, EXTRA_FORMS[form]) for form in extra)):
             if not rules and form_precision == "fp32":
                 continue
             maxima = calibration.of(part) if calibration else None

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from vaedeploy.errors import BackendError, EngineError, SizeError
+
+K = TypeVar("K", bound=Hashable)
 
 WARM = 2
 """How many calls run before any is timed: kernels are compiled and CUDA graphs recorded in them."""
@@ -16,12 +18,12 @@ SHORTEST = 0.05
 """Seconds that one turn lasts at least: a shorter call is repeated until they are filled."""
 
 
-def take_turns(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, tuple[list[float], str | None]]:
+def take_turns(calls: Mapping[K, Callable[[], Any]], rounds: int) -> dict[K, tuple[list[float], str | None]]:
     """Time every call once in each round: name -> (seconds per call, one number a round; why there are none, or None).
     The order is reversed in every other round.
     """
-    repeats: dict[str, int] = {}
-    problems: dict[str, str] = {}
+    repeats: dict[K, int] = {}
+    problems: dict[K, str] = {}
     for name, call in calls.items():
         try:
             for _ in range(WARM):
@@ -29,7 +31,7 @@ def take_turns(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str,
             repeats[name] = max(1, round(SHORTEST / seconds_of(call, 1)))
         except (BackendError, EngineError, SizeError) as error:
             problems[name] = str(error)
-    times: dict[str, list[float]] = {name: [] for name in repeats}
+    times: dict[K, list[float]] = {name: [] for name in repeats}
     for turn in range(rounds):
         for name in list(repeats)[:: -1 if turn % 2 else 1]:
             times[name].append(seconds_of(calls[name], repeats[name]))

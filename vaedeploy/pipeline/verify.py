@@ -16,7 +16,11 @@ from vaedeploy.bundle.golden import GoldenCase, decode_golden, encode_golden
 from vaedeploy.errors import InputError, OutputError, WeightsError
 from vaedeploy.images.photos import load_photos
 from vaedeploy.pipeline.export import FRESH, REPORT
+from vaedeploy.pipeline.pace import measure_pace
+from vaedeploy.runtime import openvino
 from vaedeploy.runtime.backends import ENGINES, find_candidates
+from vaedeploy.runtime.candidate import Settings
+from vaedeploy.runtime.verdicts import report_name
 from vaedeploy.system.progress import Progress, silent
 from vaedeploy.verify.backend import (
     CasesAtSizes,
@@ -35,6 +39,7 @@ from vaedeploy.verify.report import Case, Report, summary
 from vaedeploy.verify.shapes import verification_shapes
 
 if TYPE_CHECKING:
+    from vaedeploy.values.kinds import Precision
     from vaedeploy.values.reference import Reference
 
 KEPT = f"PyTorch in float64, computed earlier and kept in {GOLDEN}"
@@ -48,8 +53,9 @@ def verify_bundle(
     bundle: Bundle | str | Path,
     *,
     backend: str | None = None,
+    precision: Precision | None = None,
     profile: str | None = None,
-    device: int = 0,
+    device: int | str = 0,
     reference: Reference | None = None,
     weights: str | Path | None = None,
     photos: str | Path | None = None,
@@ -66,7 +72,8 @@ def verify_bundle(
         verified or not. A backend's name compares what that backend computes on this machine: each engine at the
         minimum, the optimum and the maximum of each of its optimisation profiles, or graphs at the sizes that every
         bundle is verified at. The verdict is noted with the engines then.
-    profile: only the engines of that GPU profile. device: the number of the CUDA device.
+    precision: what the backend computes in, see ``VAE``. profile: only the engines of that GPU profile. device: the
+        number of the CUDA device, or OpenVINO's name of a device.
     reference: the VAE in PyTorch; weights: where its weights are now. Without either, graphs are compared with the
         outputs that PyTorch gave when the bundle was made (or, with other ``photos``, with the source that the bundle
         names), and a backend is compared with the bundle's float32 graph on the CPU, which must be verified. With one
@@ -90,14 +97,15 @@ def verify_bundle(
         check_folder(page)
     if reference is not None and weights is not None:
         raise InputError("reference and weights both say what to compare with; give one of them")
-    if profile is not None and backend is None:
-        raise InputError("a profile chooses engines, which are verified on their backend; give backend= too")
+    if backend is None and (profile is not None or precision is not None):
+        raise InputError("profile and precision say how a backend computes; give backend= too")
     bundle = as_bundle(bundle).current()
     looks = make_looks(bundle.manifest.latent.factor)
     if backend is None:
         report = _verify_graphs(bundle, reference, weights, photos, looks, note, progress)
     else:
-        report = _verify_backend(bundle, backend, profile, device, reference, weights, photos, looks, note, progress)
+        asked = Settings(backend=backend, precision=precision, profile=profile, device=device)
+        report = _verify_backend(bundle, asked, reference, weights, photos, looks, note, progress)
     if page is not None:
         from vaedeploy.verify.page import write_verification
 
@@ -134,9 +142,7 @@ def _verify_graphs(
 
 def _verify_backend(
     bundle: Bundle,
-    backend: str,
-    profile: str | None,
-    device: int,
+    asked: Settings,
     reference: Reference | None,
     weights: str | Path | None,
     photos: str | Path | None,
@@ -144,7 +150,7 @@ def _verify_backend(
     note: bool,
     progress: Progress,
 ) -> Report:
-    candidates = find_candidates(bundle, backend, device, profile=profile)
+    candidates, backend, device = find_candidates(bundle, asked), str(asked.backend), asked.cuda_device
     source: Truth
     if reference is None and weights is None:
         source = GraphTruth(bundle)
@@ -162,7 +168,10 @@ def _verify_backend(
     else:
         # Only the first: the second, which repeats in float32 what overflowed in half precision, is the portable graph.
         cases = verify_runners(bundle, candidates[0], truth, looks, progress)
-    report = record(bundle.manifest, bundle.manifest.precision, truth.name, backend, cases, device=device)
+    precision = candidates[0].precision if backend == openvino.NAME else bundle.manifest.precision
+    report = record(bundle.manifest, precision, truth.name, backend, cases, device=device)
+    if backend == openvino.NAME and report.passed:
+        report = msgspec.structs.replace(report, pace=measure_pace(bundle, candidates[0]))
     if not note:
         return report
     noted = {
@@ -170,9 +179,16 @@ def _verify_backend(
         for name, verdict in verdicts.items()
     }
     with warn_if_not_noted(), edit_bundle(bundle) as edit:
-        name = backend if profile is None else f"{backend}.{profile}"  # each profile's report is kept
-        edit.put(files={f"report/{name}.json": report.to_json()}, engines=noted)
+        edit.put(files={_report_name(asked, report): report.to_json()}, engines=noted)
     return report
+
+
+def _report_name(asked: Settings, report: Report) -> str:
+    """The file of a backend's report: one for each profile, and for OpenVINO for each precision and kind of CPU."""
+    if report.backend == openvino.NAME:
+        device = asked.device if isinstance(asked.device, str) else openvino.CPU
+        return report_name(openvino.NAME, report.precision, openvino.processor(device))
+    return report_name(report.backend if asked.profile is None else f"{report.backend}.{asked.profile}")
 
 
 def _checked_reference(

@@ -31,9 +31,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Outcome", "Refusal", "Rewritten", "Underflow", "names_in", "rewrite_graph"]
 
-UPSAMPLING: dict[Target, UpsampleForm] = {"onnxruntime": "convolutions", "tensorrt": "transposed"}
-"""Target -> the form in which upsampling is folded: the faster one in ONNX Runtime on the CPU, and the one for which
-TensorRT-RTX plans less scratch memory.
+UPSAMPLING: dict[Target, UpsampleForm] = {
+    "onnxruntime": "convolutions",
+    "openvino": "transposed",
+    "tensorrt": "transposed",
+}
+"""Target -> the form in which upsampling is folded: the faster one in ONNX Runtime on the CPU and in OpenVINO, and the
+one for which TensorRT-RTX plans less scratch memory.
 """
 
 NOT_IN_BFLOAT16 = "TensorRT has no transposed convolution in bfloat16, and the other form takes twice the memory"
@@ -70,12 +74,18 @@ def rewrite_graph(
     dimension -> size, for the target tensorrt: attention that would be too large there is computed in blocks.
 
     Raises InputError where the graph cannot be lowered, for the reasons that ``lower_precision`` lists, and for the
-    target onnxruntime-cuda in another precision than fp16 or without rules: that form is made by rules alone.
+    targets onnxruntime-cuda and openvino in another precision than fp16 and fp32 or without rules: these forms are made
+    by rules alone.
     """
     if target == "onnxruntime-cuda" and (precision != "fp16" or not rules):
         raise InputError(
             "the form for ONNX Runtime's CUDA provider is one of fused operators in fp16; for other precisions, the "
             "form for onnxruntime runs on that provider too"
+        )
+    if target == "openvino" and (precision != "fp32" or not rules):
+        raise InputError(
+            "the form for OpenVINO is one of rewrites in fp32: OpenVINO itself lowers it to the precision that it is "
+            "asked for"
         )
     stop_if_interrupted()
     model = graph.model.clone()
@@ -96,7 +106,7 @@ def rewrite_graph(
             outcomes.append(Outcome("fold_upsampling", 0, (Refusal("", NOT_IN_BFLOAT16),)))
         else:
             outcomes.append(fold_upsampling(model, UPSAMPLING[target]))
-        if target == "onnxruntime":
+        if target in ("onnxruntime", "openvino"):
             outcomes.append(split_means(model))
     if precision == "bf16" and target == "tensorrt":
         kept |= _named_transposed_convolutions(model)
@@ -105,7 +115,8 @@ def rewrite_graph(
         lowering = lower_precision(model, precision, keep_fp32=kept)
         outcomes, underflows = [*outcomes, lowering.outcome], lowering.underflows
     if rules and target == "onnxruntime":
-        # This rule is last, since it moves nodes into a loop, where the other rules do not look.
+        # This rule is last, since it moves nodes into a loop, where the other rules do not look. OpenVINO computes
+        # attention in blocks by itself, and crashes where a graph with a loop gives memory back in bfloat16 (2026.4).
         outcomes.append(chunk_attention(model))
     if rules and target == "tensorrt" and largest:
         outcomes.append(unroll_attention(model, largest))

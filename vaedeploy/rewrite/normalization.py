@@ -47,14 +47,12 @@ class _Instances(RewriteRuleClassBase):
             return result.fail(f"opset {opset} is older than {FIRST_OPSET}", node)
         if x.dtype != ir.DataType.FLOAT:
             return result.fail("it is not float32; lower the precision after this rule", x)
-        shape = ir.convenience.get_const_tensor(groups)
-        if shape is None or len(shape.numpy()) != 3 or shape.numpy()[0] != 0 or shape.numpy()[2] != -1:
+        if group_count(groups) is None:
             return result.fail("the input is not reshaped to (batch, groups, rest)", groups)
         if x.shape is None or not isinstance(x.shape[1], int) or len(x.shape) < 3:
             return result.fail("the number of channels is not known", x)
         for name, weight, number in (("ones", "scale", 1), ("zeros", "bias", 0)):
-            tensor = ir.convenience.get_const_tensor(values[name])
-            if tensor is None or not np.all(tensor.numpy() == number):
+            if not is_filled(values[name], number):
                 return result.fail(f"InstanceNormalization's {weight} is not {number}", values[name])
         if not is_shape_of(back, x):
             return result.fail("the result is not reshaped back to the input's shape", back)
@@ -65,7 +63,8 @@ class _Instances(RewriteRuleClassBase):
         return result
 
     def rewrite(self, op: Any, *_: Any, **values: Any) -> Any:
-        count = int(ir.convenience.get_const_tensor(values["groups"]).numpy()[1])  # type: ignore[union-attr]
+        count = group_count(values["groups"])
+        assert count is not None  # as check has seen
         epsilon = values["normal"].producer().attributes.get_float("epsilon", 1e-5)
         return _two_stages(op, values["x"], count, epsilon, values["gamma"], values["beta"])
 

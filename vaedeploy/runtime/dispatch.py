@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 
 from vaedeploy.bundle import Bundle
 from vaedeploy.errors import BackendError, BundleError, EngineError, InputError, SizeError
-from vaedeploy.runtime.backends import Candidate, Runner
+from vaedeploy.runtime.candidate import Candidate, Runner
 from vaedeploy.runtime.device import Array, OnDevice
-from vaedeploy.runtime.rows.session import BoundedSession, MemoryPlan
+from vaedeploy.runtime.rows.session import BoundedRunner, MemoryPlan
 from vaedeploy.system.gpu import FORKED, was_forked
 from vaedeploy.system.processes import tell_of_fork
-from vaedeploy.values.kinds import PARTS, Part
+from vaedeploy.values.kinds import PARTS, Part, Precision
 
 OnNan = Literal["rerun", "warn", "raise"]
 
@@ -52,6 +52,16 @@ class Dispatch:
     def backend(self) -> str:
         """The backend that is tried first."""
         return self._candidates[0].backend
+
+    @property
+    def precision(self) -> Precision:
+        """The precision of that backend."""
+        return self._candidates[0].precision
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether that backend computes on a CUDA device."""
+        return self._candidates[0].on_gpu
 
     @property
     def ready(self) -> bool:
@@ -129,11 +139,11 @@ class Dispatch:
         """See ``VAE.plan``; rows, columns: of the latents."""
         candidate = next((c for c in self._candidates if not c.on_gpu), None)
         if candidate is None:
-            raise BackendError(f"{self.backend} computes on the GPU, and memory is planned on the CPU alone")
+            raise BackendError(f"{self.backend} computes on the GPU, and memory is planned on the host alone")
         plans: dict[Part, MemoryPlan] = {}
         for part in PARTS:
             runner = self._runner(candidate, part)
-            if not isinstance(runner, BoundedSession) or not runner.half.exists:
+            if not isinstance(runner, BoundedRunner) or not runner.half.exists:
                 raise BackendError(
                     f"the {part} of bundle {self._bundle.path} cannot be computed by rows. If an older vaedeploy made "
                     f"it, export it again: {self._bundle.manifest.export_command(self._bundle.path)}"
@@ -246,6 +256,8 @@ class Dispatch:
                     return runner
             runner = candidate.open(part)
             self._check_contract(part, runner)
+            if candidate.warning:
+                self._warn_once(candidate.warning)
             with self._lock:
                 self._opened(key)  # it may have been closed meanwhile
                 self._runners[key] = runner

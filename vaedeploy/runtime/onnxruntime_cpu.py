@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -13,10 +12,12 @@ from numpy.typing import NDArray
 
 from vaedeploy.bundle import GraphContent
 from vaedeploy.errors import BackendError
-from vaedeploy.runtime.device import Array, shape_of
+from vaedeploy.runtime.device import Array
+from vaedeploy.runtime.failures import failures_explained
 from vaedeploy.system.heap import trim_heap
 from vaedeploy.system.installs import install_command
-from vaedeploy.system.interrupts import ending_early, stop_if_interrupted
+from vaedeploy.system.interrupts import ending_early
+from vaedeploy.system.machine import usable_cores
 from vaedeploy.system.processes import native_call, never_destroyed_in_child
 
 NAME = "onnxruntime-cpu"
@@ -30,8 +31,11 @@ class Session:
     """One graph, ready to run. Several threads may call it at the same time.
 
     graph: its file. read: gives a context with the graph's content, for each session of ONNX Runtime that is opened;
-    the file is then only its name in errors. None in the context has the file read.
+    the file is then only its name in errors. None in the context has the file read. keep_memory: whether the memory of
+    a run stays for the next one.
     """
+
+    extra_bytes = 0
 
     def __init__(
         self,
@@ -39,9 +43,10 @@ class Session:
         threads: int | None = None,
         providers: Sequence[Any] = (PROVIDER,),
         read: Read = nullcontext,
+        keep_memory: bool = False,
     ) -> None:
         self.graph = graph
-        self._threads, self._providers, self._read = threads, providers, read
+        self._threads, self._providers, self._read, self._keep_memory = threads, providers, read, keep_memory
         self._session = self._open_again()
         self.inputs = [value.name for value in self._session.get_inputs()]
         self.outputs = [value.name for value in self._session.get_outputs()]
@@ -49,7 +54,7 @@ class Session:
     def _open_again(self) -> Any:
         """One more session of ONNX Runtime for the same graph."""
         with self._read() as content:
-            return _open(self.graph, _options(self._threads), self._providers, content)
+            return _open(self.graph, _options(self._threads, self._keep_memory), self._providers, content)
 
     def run(
         self,
@@ -63,7 +68,7 @@ class Session:
 
         after: not used; ``EngineSession.run`` describes it and ``results``, which are in host memory here.
         """
-        with failures_explained(self.graph, inputs), running() as options:
+        with failures_explained("ONNX Runtime", self.graph, inputs), running() as options:
             if not results:
                 return self._session.run(outputs, inputs, options)  # type: ignore[no-any-return]
             binding = self._session.io_binding()
@@ -87,18 +92,6 @@ def running() -> Iterator[Any]:
 
     with native_call(), ending_early(end):
         yield options
-
-
-@contextmanager
-def failures_explained(graph: Path, inputs: Mapping[str, Array]) -> Iterator[None]:
-    """Context in which an exception becomes a BackendError that names the graph and the inputs' shapes."""
-    try:
-        yield
-    except Exception as error:
-        stop_if_interrupted()  # which ended the run
-        shapes = ", ".join(f"{name} {shape_of(array)}" for name, array in inputs.items())
-        advice = ". There is not enough memory: give a smaller batch or size" if is_out_of_memory(error) else ""
-        raise BackendError(f"ONNX Runtime failed in {graph} on {shapes}: {error}{advice}") from error
 
 
 def open_piece(name: Path, model: bytes, weights: Mapping[str, NDArray[Any]], threads: int | None) -> Any:
@@ -142,13 +135,13 @@ def measuring_session(graph: Path) -> Any:
     return _open(graph, options)
 
 
-def _options(threads: int | None) -> Any:
+def _options(threads: int | None, keep_memory: bool = False) -> Any:
     options = load_library().SessionOptions()
     # The default of ONNX Runtime is one thread for each core of the machine.
     options.intra_op_num_threads = threads or usable_cores()
     # The arena keeps the largest memory that any size ever took: a full-size decoder held 2.2 GB after one call at
     # 512x512, and 0.3 GB without the arena, with a lower peak (1.5 GB against 2.1) in the same time.
-    options.enable_cpu_mem_arena = False
+    options.enable_cpu_mem_arena = keep_memory
     # Errors arrive as exceptions; the library would print them to stderr as well.
     options.log_severity_level = 4
     return options
@@ -204,27 +197,3 @@ def problem() -> str | None:
     except BackendError as error:
         return str(error)
     return None
-
-
-def usable_cores() -> int:
-    """How many cores this process may use: by its CPU affinity, or by its container's CPU quota if that is less."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return max(1, min(cores, math.ceil(int(quota) / int(period))))
-    except (OSError, ValueError):
-        return cores
-
-
-def is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether an exception of ONNX Runtime says that memory was lacking, the host's or a device's."""
-    # ALLOC_FAILED is a status of cuBLAS and cuDNN, and the resource is memory of the GPU.
-    words = (
-        "resource allocation failed",
-        "allocate memory",
-        "bad_alloc",
-        "out of memory",
-        "smaller than requested bytes",
-        "ALLOC_FAILED",
-    )
-    return isinstance(error, MemoryError) or any(word in str(error) for word in words)

@@ -15,6 +15,7 @@ from typing import Any
 from vaedeploy.errors import BackendError
 from vaedeploy.runtime import onnxruntime_cpu
 from vaedeploy.runtime.device import Array, OnDevice, shape_of
+from vaedeploy.runtime.failures import failures_explained, is_out_of_memory
 from vaedeploy.system.gpu import FORKED, cuda_devices, was_forked
 from vaedeploy.system.installs import install_command
 from vaedeploy.values.kinds import Form, Precision
@@ -97,7 +98,7 @@ class Session(onnxruntime_cpu.Session):
         try:
             return self._run(session, outputs, inputs, results or {}, bool(on_device))
         except BackendError as error:
-            if not onnxruntime_cpu.is_out_of_memory(error.__cause__) or not self._by_size.drop_others(session):
+            if not is_out_of_memory(error.__cause__) or not self._by_size.drop_others(session):
                 raise
         return self._run(session, outputs, inputs, results or {}, bool(on_device))
 
@@ -110,7 +111,7 @@ class Session(onnxruntime_cpu.Session):
         on_device: bool,
     ) -> list[Any]:
         if not on_device and not targets:
-            with onnxruntime_cpu.failures_explained(self.graph, inputs), onnxruntime_cpu.running() as options:
+            with failures_explained("ONNX Runtime", self.graph, inputs), onnxruntime_cpu.running() as options:
                 return session.run(outputs, inputs, options)  # type: ignore[no-any-return]
         binding = session.io_binding()
         # A binding keeps no array alive: these do, until the run is over.
@@ -126,7 +127,7 @@ class Session(onnxruntime_cpu.Session):
             self._bind(binding.bind_output, name, place)
         on_host = {name: array for name, array in targets.items() if name not in places}
         onnxruntime_cpu.bind_to_host(binding, [name for name in outputs if name not in places], on_host)
-        with onnxruntime_cpu.failures_explained(self.graph, inputs), onnxruntime_cpu.running() as options:
+        with failures_explained("ONNX Runtime", self.graph, inputs), onnxruntime_cpu.running() as options:
             session.run_with_iobinding(binding, options)  # it returns when the results are there
         for name, place in places.items():
             if place is not there[name]:

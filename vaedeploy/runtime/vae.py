@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from vaedeploy.bundle import Bundle
 from vaedeploy.bundle.encoding import check_identity
@@ -15,12 +15,13 @@ from vaedeploy.errors import BundleError, InputError
 from vaedeploy.runtime import on_host
 from vaedeploy.runtime.backends import find_candidates
 from vaedeploy.runtime.calls import ArrayCalls
+from vaedeploy.runtime.candidate import Settings
 from vaedeploy.runtime.dispatch import Dispatch
 from vaedeploy.runtime.rows.budget import Budget
 from vaedeploy.runtime.rows.session import MemoryPlan
 from vaedeploy.runtime.unverified import warn_of_unverified
 from vaedeploy.system.progress import Progress, silent
-from vaedeploy.values.kinds import Part
+from vaedeploy.values.kinds import Part, Precision
 from vaedeploy.values.latent import LatentSpec, Limits
 
 
@@ -36,10 +37,12 @@ class VAE(ArrayCalls):
 
     path: the bundle's folder, or ``hf://owner/name@revision`` on the hub, which is pulled into the cache and opened
         from there; ``docs/services.md`` says how to pin it.
-    backend: the only backend to use: "tensorrt", "tensorrt-rtx", "onnxruntime-cuda" or "onnxruntime-cpu". None uses the
-        first of them, in this order, that works on this machine. Where it cannot load a half of the bundle, or does not
-        take an image's size, the next one computes instead, and a warning is logged.
-    device: the number of the CUDA device.
+    backend: the only backend to use: "tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime-cpu" or "openvino".
+        None uses the first of them, in this order, that works on this machine. Where it cannot load a half of the
+        bundle, or does not take an image's size, the next one computes instead, and a warning is logged.
+    precision: "fp32", "fp16" or "bf16", where the backend can compute in several: engines in those that were built,
+        graphs of half precision in float32 too, and OpenVINO any bundle in "fp32" or "bf16". None for the bundle's own.
+    device: the number of the CUDA device; for OpenVINO its name of a device, such as "CPU", "GPU.0" or "NPU".
     threads: how many CPU threads one call uses; None uses all cores that this process may use.
     on_nan: what happens when a result contains NaN or infinity. "rerun" computes the items that do once more, in
         float32, if they were computed in half precision, and logs a warning; items that are still not finite are
@@ -56,6 +59,8 @@ class VAE(ArrayCalls):
         waits for others to end. None for 70 % of what is free when a call begins, by the limits of containers too.
     workspace: a folder on a fast disk. Calls by rows store in files there what memory does not hold, where computing it
         again would take longer. The files have no names, and are gone when the call ends, however it ends.
+    keep_memory: whether the memory that a whole run took on the CPU stays for the next one, until ``close``. That saves
+        the time in which the system gives it again; False gives it back after each call.
     identity: that of the VAE which the bundle must hold, as ``vaedeploy inspect`` shows it; None for any.
     progress: is told how far each call is that runs by rows, by the thread that calls, and how far a pull is; see
         ``Progress``. It is not pickled.
@@ -71,7 +76,8 @@ class VAE(ArrayCalls):
         path: str | Path,
         backend: str | None = None,
         *,
-        device: int = 0,
+        precision: Precision | None = None,
+        device: int | str = 0,
         threads: int | None = None,
         on_nan: Literal["rerun", "warn", "raise"] = "rerun",
         verify_hashes: bool = True,
@@ -79,13 +85,16 @@ class VAE(ArrayCalls):
         profile: str | None = None,
         max_memory: int | None = None,
         workspace: str | Path | None = None,
+        keep_memory: bool = False,
         identity: str | None = None,
         progress: Progress = silent,
     ) -> None:
         if on_nan not in ("rerun", "warn", "raise"):
             raise InputError(f"on_nan is {on_nan!r}; it must be 'rerun', 'warn' or 'raise'")
-        if not isinstance(device, int) or device < 0:
+        if not (isinstance(device, str) or (isinstance(device, int) and device >= 0)):
             raise InputError(f"device is {device!r}; it must be the number of a CUDA device, 0 or more")
+        if precision is not None and precision not in get_args(Precision):
+            raise InputError(f"precision is {precision!r}; it must be one of {', '.join(get_args(Precision))}, or None")
         if threads is not None and (not isinstance(threads, int) or threads < 1):
             raise InputError(f"threads is {threads!r}; it must be 1 or more, or None for all cores")
         budget = Budget(max_memory, progress=progress, workspace=workspace)
@@ -96,20 +105,22 @@ class VAE(ArrayCalls):
             bundle.release()
             raise
         self._place = bundle.path.absolute()  # now, since the process may change its folder later
-        candidates = find_candidates(bundle, backend, device, threads, provider_options, profile, verify_hashes, budget)
-        super().__init__(bundle, Dispatch(bundle, candidates, backend is None, on_nan), device)
+        given: dict[str, Any] = {
+            "backend": backend,
+            "precision": precision,
+            "device": device,
+            "threads": threads,
+            "provider_options": provider_options,
+            "profile": profile,
+            "verify_hashes": verify_hashes,
+            "keep_memory": keep_memory,
+        }
+        asked = Settings(**given, budget=budget)
+        candidates = find_candidates(bundle, asked)
+        super().__init__(bundle, Dispatch(bundle, candidates, backend is None, on_nan), asked.cuda_device)
+        place = None if budget.workspace is None else budget.workspace.folder
         self._open_again = partial(
-            VAE,
-            backend=backend,
-            device=device,
-            threads=threads,
-            on_nan=on_nan,
-            verify_hashes=verify_hashes,
-            provider_options=provider_options,
-            profile=profile,
-            max_memory=max_memory,
-            workspace=None if budget.workspace is None else budget.workspace.folder,
-            identity=identity,
+            VAE, **given, on_nan=on_nan, max_memory=max_memory, workspace=place, identity=identity
         )
         warn_of_unverified(bundle)
 
@@ -134,6 +145,16 @@ class VAE(ArrayCalls):
     def backend(self) -> str:
         """The backend that computes, or that is tried first if there are several."""
         return self._dispatch.backend
+
+    @property
+    def precision(self) -> Precision:
+        """What ``backend`` computes in."""
+        return self._dispatch.precision
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether ``backend`` computes on a CUDA device, and so takes arrays in its memory."""
+        return self._dispatch.on_gpu
 
     @property
     def device(self) -> int:

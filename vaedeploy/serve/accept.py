@@ -40,10 +40,10 @@ def _range(item: str) -> tuple[str, float]:
 
 
 def _weight(kind: str, ranges: Sequence[tuple[str, float]]) -> float:
-    """The weight of the range that fits best: the type itself, its family, or everything."""
+    """The weight of the range that fits best: the type itself, its family, or everything, which Java writes ``*``."""
     family = f"{kind.partition('/')[0]}/*"
-    for wanted in (kind, family, "*/*"):
-        found = [weight for name, weight in ranges if name == wanted]
+    for wanted in ((kind,), (family,), ("*/*", "*")):
+        found = [weight for name, weight in ranges if name in wanted]
         if found:
             return max(found)
     return 0.0

@@ -94,6 +94,7 @@ class App:
             raise _failed("the server failed; its log says why") from error
 
     async def _route(self, request: Request) -> Answer:
+        request.check_length()
         path = request.path
         match path:
             case "/v2":
@@ -151,7 +152,7 @@ class App:
         client = scope.get("client")
         told: dict[str, Any] = {
             "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
-            "client": f"{client[0]}:{client[1]}" if client else None,
+            "client": http.address_text(*client) if client else None,
             "method": request.method,
             "path": shown(request.path),
             "status": status,

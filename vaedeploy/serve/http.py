@@ -72,7 +72,10 @@ class Request:
     def __init__(self, scope: Scope, receive: Receive, settings: Settings, held: Held, aside: Executor) -> None:
         self.method: str = scope["method"]
         self.path: str = scope["path"]
-        self.headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        self.headers: dict[str, str] = {}
+        for name, value in ((name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]):
+            # A list may come as several headers of one name.
+            self.headers[name] = ", ".join(filter(None, (self.headers.get(name), value)))
         self.told: dict[str, object] = {}
         self.model = ""
         self.queued: float | None = None
@@ -97,11 +100,22 @@ class Request:
             raise bad("a parameter is given twice after the '?'")
         return query
 
+    def check_length(self) -> None:
+        """Raise RequestError (400) for a body whose end is told in two ways: a proxy that believes the other one would
+        take what comes next on the connection for another client's request.
+        """
+        if "content-length" in self.headers and "transfer-encoding" in self.headers:
+            raise RequestError(
+                HTTPStatus.BAD_REQUEST,
+                "the request has both Content-Length and Transfer-Encoding; send one of them",
+                closes=True,
+            )
+
     def check_content(self, taken: Sequence[str], advice: str) -> None:
         """Raise RequestError (415) for a body that is compressed, or of a type that is neither unsaid nor begins with
         one of ``taken``. advice: what to send instead.
         """
-        if (encoding := self.headers.get("content-encoding", "identity")) != "identity":
+        if (encoding := self.headers.get("content-encoding", "identity").lower()) != "identity":
             raise RequestError(
                 HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"the body's encoding is {encoding}; send it as it is, uncompressed"
             )
@@ -177,6 +191,11 @@ class Request:
 
     def _too_large(self, what: str) -> RequestError:
         return too_large(f"the body {what}; this server takes at most {self._settings.max_body:,} bytes (--max-body)")
+
+
+def address_text(host: str, port: int) -> str:
+    """An address as URLs have it: ``127.0.0.1:8000``, ``[::1]:8000``."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 async def send(send: Send, answer: Answer, *, closes: bool = False) -> None:

@@ -14,13 +14,12 @@ from vaedeploy.bundle import Bundle
 from vaedeploy.errors import InputError
 from vaedeploy.runtime import VAE
 from vaedeploy.runtime.arrays import FLOATS, check_image, check_latent
-from vaedeploy.runtime.onnxruntime_cpu import NAME as ON_CPU
-from vaedeploy.runtime.onnxruntime_cpu import usable_cores
 from vaedeploy.runtime.unverified import unverified_text
 from vaedeploy.serve.joining import Line
 from vaedeploy.serve.metrics import Metrics
 from vaedeploy.serve.refusals import bad, too_large
 from vaedeploy.serve.settings import Settings
+from vaedeploy.system.machine import usable_cores
 from vaedeploy.values.interface import Interface, Tensor, spatial_axes
 from vaedeploy.values.kinds import PARTS, Part
 from vaedeploy.values.served import NAME, model_name
@@ -34,10 +33,8 @@ CALLS_ON_GPU = 2
 """Calls that run at once on a GPU: while one computes, the arrays of the other are copied."""
 
 
-def open_vaes(
-    places: Sequence[str], *, allow_unverified: bool, threads: int | None, max_memory: int | None
-) -> dict[str, VAE]:
-    """The VAEs of ``places``, each ``BUNDLE`` or ``NAME=BUNDLE``, open, by name.
+def open_vaes(places: Sequence[str], *, allow_unverified: bool, **options: Any) -> dict[str, VAE]:
+    """The VAEs of ``places``, each ``BUNDLE`` or ``NAME=BUNDLE``, open, by name. options: those of ``VAE``.
 
     Raises InputError for two of one name, a name that cannot be part of a path, and a bundle that is not verified
     (without ``allow_unverified``), and what ``VAE`` raises.
@@ -59,7 +56,7 @@ def open_vaes(
                 raise InputError(
                     f"bundles {vaes[name].path} and {path} are both called {name}; give one another name: NAME={path}"
                 )
-            vaes[name] = opened.enter_context(VAE(bundle.path, threads=threads, max_memory=max_memory))
+            vaes[name] = opened.enter_context(VAE(bundle.path, **options))
         opened.pop_all()
         return vaes
 
@@ -149,11 +146,10 @@ def make_models(vaes: Mapping[str, VAE], settings: Settings, metrics: Metrics) -
             metrics.joined.observe(requests, model)
             metrics.computed.observe(seconds, model)
 
-        on_gpu = vae.backend != ON_CPU
-        joins = on_gpu if settings.joins is None else settings.joins
+        joins = vae.on_gpu if settings.joins is None else settings.joins
         line = Line(
             vae.compute,
-            calls=CALLS_ON_GPU if on_gpu else max(CALLS_ON_CPU, usable_cores()),
+            calls=CALLS_ON_GPU if vae.on_gpu else max(CALLS_ON_CPU, usable_cores()),
             most=settings.max_batch if joins else 1,
             delay=settings.max_delay,
             longest=settings.max_queue,

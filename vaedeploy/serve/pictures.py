@@ -29,7 +29,8 @@ from vaedeploy.values.latent import RGBA
 BODY = "the body"
 """What messages call the file that was sent."""
 
-LATENT_TYPE = "application/octet-stream"
+LATENTS = ("application/octet-stream", "application/vnd.safetensors")
+"""Types of latent files, which are taken and given, the usual one first."""
 
 PICTURES = {"image/png": ".png", "image/jpeg": ".jpg", "image/webp": ".webp"}
 """Types of pictures that are given, the usual one first -> suffixes of such files."""
@@ -44,7 +45,7 @@ async def encode(request: Request, model: Model, settings: Settings) -> Answer:
         ("image/", "application/octet-stream"), "send the image file itself: curl --data-binary @FILE"
     )
     pad = _flag(request.query, "pad", ("model", "pad"))
-    choose(request.headers.get("accept"), (LATENT_TYPE,))
+    kind = choose(request.headers.get("accept"), LATENTS)
     model.line.check()
     body = await request.body()
     image, size, warning = await request.aside(_read_image, bytes(body), model, pad, settings)
@@ -53,15 +54,12 @@ async def encode(request: Request, model: Model, settings: Settings) -> Answer:
     latent = (await compute(request, model, image, [output]))[output]
     info = model.vae.manifest.vae
     file = LatentFile(np.ascontiguousarray(latent), info.identity, info.name, model.vae.latent, size)
-    return Answer([latent_bytes(file)], LATENT_TYPE, headers=_warnings(warning))
+    return Answer([latent_bytes(file)], kind, headers=_warnings(warning))
 
 
 async def decode(request: Request, model: Model, settings: Settings) -> Answer:
     """Answer ``/v1/decode``: a latent file becomes a picture, in a format that the client accepts."""
-    request.check_content(
-        ("application/octet-stream", "application/vnd.safetensors"),
-        "send the latent file itself: curl --data-binary @FILE",
-    )
+    request.check_content(LATENTS, "send the latent file itself: curl --data-binary @FILE")
     _flag(request.query, "", ("model",))
     kinds = [kind for kind in PICTURES if model.vae.latent.image_channels != RGBA or kind != "image/jpeg"]
     kind = choose(request.headers.get("accept"), kinds)

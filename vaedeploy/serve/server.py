@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import logging
+import os
 import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from types import FrameType
+from typing import Any
 
 import uvicorn
 
@@ -18,9 +19,10 @@ from vaedeploy.errors import BackendError, InputError, SizeError
 from vaedeploy.runtime import VAE
 from vaedeploy.serve.app import App
 from vaedeploy.serve.connection import Connection
+from vaedeploy.serve.http import address_text
 from vaedeploy.serve.models import open_vaes
 from vaedeploy.serve.settings import Settings
-from vaedeploy.system.interrupts import SIGNALS, end_calls
+from vaedeploy.system.interrupts import SIGNALLED, SIGNALS, end_calls, stop_if_interrupted
 from vaedeploy.system.oserrors import reason
 
 KEEP_ALIVE = 75
@@ -39,7 +41,8 @@ SPARE_FILES = 256
 USUAL_SIDE = 512
 """Pixels of the side of the image that VAEs are warmed up at where no size is asked for."""
 
-log = logging.getLogger(__name__)
+ENDS_CALLS = 0.1
+"""Seconds between two looks, after a signal, whether the warm-up has begun another call."""
 
 Say = Callable[[str], None]
 
@@ -49,29 +52,31 @@ def serve(
     settings: Settings,
     *,
     allow_unverified: bool = False,
-    threads: int | None = None,
-    max_memory: int | None = None,
     say: Say,
     write: Say,
+    **options: Any,
 ) -> None:
     """Serve bundles until a signal asks to stop, and answer the requests that are in flight then.
 
-    places: each ``BUNDLE`` or ``NAME=BUNDLE``. threads, max_memory: see ``VAE``, for each bundle. say: is told what
-    happens, in sentences. write: is given the access log, a line of JSON for each request.
+    places: each ``BUNDLE`` or ``NAME=BUNDLE``. say: is told what happens, in sentences. write: is given the access log,
+    a line of JSON for each request. options: those of ``VAE``, for each bundle.
 
-    Raises InputError for a port that cannot be listened on, and what ``open_vaes`` and ``VAE.warm_up`` raise.
+    A second signal ends the process at once, with the exit code of that signal. Raises InputError for a port that
+    cannot be listened on, what ``open_vaes`` and ``VAE.warm_up`` raise, and, for a signal before the bundles are open,
+    ``Stopped``.
     """
-    with _listening(settings) as listener:
-        vaes = open_vaes(places, allow_unverified=allow_unverified, threads=threads, max_memory=max_memory)
-        try:
-            for name, vae in vaes.items():
-                for height, width in settings.warm_up:
-                    _check_size(name, vae, height, width)
-                say(f"{name} is bundle {vae.path}, {vae.manifest.precision}, on {vae.backend}")
-            run(Server(App(vaes, settings, write), settings), listener, say)
-        finally:
-            for vae in vaes.values():
-                vae.close()
+    with _listening(settings) as listener, ExitStack() as opened:
+        vaes = open_vaes(places, allow_unverified=allow_unverified, **options)
+        for vae in vaes.values():
+            opened.callback(vae.close)
+        for name, vae in vaes.items():
+            for height, width in settings.warm_up:
+                _check_size(name, vae, height, width)
+            say(f"{name} is bundle {vae.path}, {vae.precision}, on {vae.backend}")
+        stop_if_interrupted()
+        server = Server(App(vaes, settings, write), settings, say)
+        with server.capture_signals(), opened.pop_all():
+            run(server, listener)
 
 
 def _check_size(name: str, vae: VAE, height: int, width: int) -> None:
@@ -84,55 +89,57 @@ def _check_size(name: str, vae: VAE, height: int, width: int) -> None:
         ) from error
 
 
-def run(server: Server, listener: socket.socket, say: Say) -> None:
+def run(server: Server, listener: socket.socket) -> None:
     """Serve on a bound socket until ``server`` is to stop; see ``serve``."""
-    address = listener.getsockname()
-    host = f"[{address[0]}]" if listener.family == socket.AF_INET6 else address[0]
-    say(f"Listening on http://{host}:{address[1]} for {', '.join(server.served.models)}")
+    place = address_text(*listener.getsockname()[:2])
+    server.say(f"Listening on http://{place} for {', '.join(server.served.models)}")
 
     async def main() -> None:
-        warming = asyncio.get_running_loop().create_task(_warm_up(server, say))
+        warming = asyncio.get_running_loop().create_task(_warm_up(server))
         await server.serve([listener])
-        warming.cancel()
-        with suppress(asyncio.CancelledError):
-            await warming  # raises what warming up raised
+        while not warming.done():
+            end_calls()
+            await asyncio.wait({warming}, timeout=ENDS_CALLS)
+        await warming  # raises what warming up raised
 
     try:
         asyncio.run(main())
     finally:
         server.served.close()
     if server.stopped_by:
-        end = "requests that were not answered are lost" if server.force_exit else "every request was answered"
-        say(f"Stopped by {server.stopped_by}; {end}")
+        server.say(f"Stopped by {server.stopped_by}; every request was answered")
 
 
-async def _warm_up(server: Server, say: Say) -> None:
+async def _warm_up(server: Server) -> None:
     """Run each VAE once at every size, and let the server say that it is ready; where that fails, stop it."""
     loop, app = asyncio.get_running_loop(), server.served
     began = loop.time()
     try:
         for name, vae in app.vaes.items():
             sizes = app.settings.warm_up or (vae.latent.sizes.padded(USUAL_SIDE, USUAL_SIDE),)
-            say(f"Warming up {name} at {', '.join(f'{height}x{width}' for height, width in sizes)}")
+            server.say(f"Warming up {name} at {', '.join(f'{height}x{width}' for height, width in sizes)}")
             for batch in app.line(name).batches:
-                await asyncio.to_thread(vae.warm_up, sizes, batch=batch)
+                for size in sizes:
+                    if server.should_exit:
+                        return
+                    await asyncio.to_thread(vae.warm_up, [size], batch=batch)
         app.ready = True
     except BackendError:
-        if not server.stopped_by:
+        if not server.should_exit:
             raise
-        return  # the signal ended the call
+        return  # the call was ended
     finally:
         server.should_exit = server.should_exit or not app.ready
-    say(f"Ready after {loop.time() - began:.1f} s")
+    server.say(f"Ready after {loop.time() - began:.1f} s")
 
 
 class Server(uvicorn.Server):
-    """uvicorn, which stops after what is in flight. A second signal stops it at once.
+    """uvicorn, which stops after what is in flight. A second signal ends the process at once.
 
-    served: the application. stopped_by: the name of the last signal, if one came.
+    served: the application. say: see ``serve``. stopped_by: the name of the signal, once one came.
     """
 
-    def __init__(self, app: App, settings: Settings) -> None:
+    def __init__(self, app: App, settings: Settings, say: Say) -> None:
         connection = type(
             "Connection", (Connection,), {"patience": settings.patience, "most": _most_connections(settings)}
         )
@@ -150,7 +157,7 @@ class Server(uvicorn.Server):
                 timeout_keep_alive=KEEP_ALIVE,
             )
         )
-        self.served = app
+        self.served, self.say = app, say
         self.stopped_by = ""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -158,15 +165,13 @@ class Server(uvicorn.Server):
         for listener in sockets or []:
             listener.listen(WAITING)  # asyncio has taken ACCEPTED_AT_ONCE for this number too
 
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().shutdown(sockets)
-        if self.force_exit:
-            # The loop ends the tasks of requests that are in flight. uvicorn would call that a fault, with a traceback.
-            logging.getLogger("uvicorn.error").disabled = True
-
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """As uvicorn's, for every signal that asks to stop. It does not raise them again: the server did as asked."""
+        """As uvicorn's, for every signal that asks to stop. It does not raise them again: the server did as asked.
+
+        uvicorn enters it while it serves. ``serve`` does so before, since what comes after takes time too: the calls
+        whose clients have gone, and the end of the warm-up.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -181,11 +186,15 @@ class Server(uvicorn.Server):
                 signal.signal(number, handler)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self.force_exit = self.should_exit
+        if self.stopped_by:
+            try:
+                name = signal.Signals(sig).name
+                self.say(f"Stopped at once by {name}, the second signal; requests that were not answered are lost")
+            finally:
+                # Anything else waits for threads, each of which may be in a call of minutes.
+                os._exit(SIGNALLED + sig)
         self.should_exit = True
         self.stopped_by = signal.Signals(sig).name
-        if not self.served.ready:  # no request is in flight that would want the call's result
-            end_calls()
 
 
 def _most_connections(settings: Settings) -> int:

@@ -16,6 +16,7 @@ BUILD = {"onnx": "onnx", "onnx_ir": "onnx_ir", "onnxscript": "onnxscript", "poly
 
 EXTRAS = {
     "cpu": {"onnxruntime": "onnxruntime"},
+    "openvino": {"openvino": "openvino"},
     "cuda": {"onnxruntime-gpu": "onnxruntime", **CUDA},
     "export": {
         "diffusers": "diffusers",
@@ -40,6 +41,7 @@ EXTRAS = {
 
 PURPOSES = {
     "cpu": "encode, decode, verify",
+    "openvino": "the same with OpenVINO, beside cpu or without it; in bfloat16 too",
     "cuda": "the same on an NVIDIA GPU, instead of cpu",
     "export": "export, verify, compare",
     "hub": "push, pull, and bundles that are named hf://owner/name",

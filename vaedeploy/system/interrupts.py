@@ -22,6 +22,9 @@ from types import FrameType
 SIGNALS = (signal.SIGINT, signal.SIGTERM, *([] if sys.platform == "win32" else [signal.SIGHUP]))
 """SIGTERM comes from `kill`, from containers and from the system when it shuts down, SIGHUP from a closed terminal."""
 
+SIGNALLED = 128
+"""Added to a signal's number, this is the exit code after it, by the convention of shells: 130 after Ctrl-C."""
+
 _received: list[int] = []
 
 _running: list[Callable[[], None]] = []

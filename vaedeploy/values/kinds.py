@@ -11,7 +11,7 @@ Part = Literal["encoder", "decoder"]
 
 PARTS: tuple[Part, ...] = ("encoder", "decoder")
 
-Form = Literal["portable", "onnxruntime", "onnxruntime-cuda", "tensorrt"]
+Form = Literal["portable", "onnxruntime", "onnxruntime-cuda", "openvino", "tensorrt"]
 """A form of a part's graph in a bundle; ``docs/bundle-format.md`` describes each."""
 
 ImageInput = Literal["float", "uint8"]
@@ -27,5 +27,7 @@ ComputeCapability = Annotated[str, msgspec.Meta(pattern=r"^[1-9][0-9]*\.[0-9]\Z"
 
 Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 
-Target = Literal["onnxruntime", "onnxruntime-cuda", "tensorrt"]
-"""The library that a graph is rewritten for: any provider of ONNX Runtime, its CUDA provider alone, or TensorRT."""
+Target = Literal["onnxruntime", "onnxruntime-cuda", "openvino", "tensorrt"]
+"""The library that a graph is rewritten for: any provider of ONNX Runtime, its CUDA provider alone, OpenVINO or
+TensorRT.
+"""

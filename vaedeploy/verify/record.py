@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
 from vaedeploy.bundle import Manifest
-from vaedeploy.runtime import onnxruntime_cpu
+from vaedeploy.runtime.candidate import HOST
 from vaedeploy.system.gpu import driver_version, find_gpu
 from vaedeploy.system.installs import version_of
 from vaedeploy.system.machine import cpu_name
@@ -15,7 +15,7 @@ from vaedeploy.verify.limits import LIMITS, Limit
 from vaedeploy.verify.report import Case, Machine, Report, Subject
 from vaedeploy.version import __version__
 
-PACKAGES = ("onnxruntime", "onnxruntime-gpu", "torch", "tensorrt", "tensorrt-rtx")
+PACKAGES = ("onnxruntime", "onnxruntime-gpu", "openvino", "torch", "tensorrt", "tensorrt-rtx")
 """The packages whose versions a report has, where they are installed."""
 
 
@@ -35,7 +35,7 @@ def record(
     of each precision. device: the number of the CUDA device, where ``backend`` is one of a GPU.
     """
     # The driver is asked only where it was used: a process that has begun to use CUDA cannot be forked.
-    gpu = None if backend == onnxruntime_cpu.NAME else find_gpu(device)
+    gpu = None if backend in HOST else find_gpu(device)
     versions = {name: version for name in PACKAGES if (version := version_of(name)) is not None}
     return Report(
         precision,

@@ -99,7 +99,8 @@ class Report(msgspec.Struct, frozen=True):
 
     bundle: the VAE that the bundle holds. versions: package -> its version, for those that are installed. machine:
     where it was. date: when it ended, in UTC, such as "2026-11-26T12:00:00Z". limits: precision -> the limits that its
-    cases had to keep.
+    cases had to keep. pace: of a backend beside ONNX Runtime on the same CPU, its time for a decode over that one's,
+    see ``pipeline.pace``; None where they were not timed.
     """
 
     precision: Precision
@@ -111,6 +112,7 @@ class Report(msgspec.Struct, frozen=True):
     machine: Machine | None = None
     date: str | None = None
     limits: Mapping[Precision, tuple[Limit, ...]] = {}
+    pace: float | None = None
 
     @property
     def seconds(self) -> float:

@@ -21,8 +21,8 @@ from vaedeploy.images.files import read_image
 from vaedeploy.images.sizing import Sizing, fitted
 from vaedeploy.pipeline.cache import shards
 from vaedeploy.pipeline.cache.workers import shared
-from vaedeploy.runtime.onnxruntime_cpu import usable_cores
 from vaedeploy.system.lock import lock
+from vaedeploy.system.machine import usable_cores
 from vaedeploy.system.memory import free_memory
 from vaedeploy.values.latent import SizeRule
 

@@ -9,7 +9,7 @@ import pytest
 from vaedeploy.errors import InputError
 from vaedeploy.pipeline.cache.cluster import Node
 from vaedeploy.pipeline.cache.ray_job import _Job, _options, cut
-from vaedeploy.runtime.onnxruntime_cpu import usable_cores
+from vaedeploy.system.machine import usable_cores
 
 
 def machines(*sizes: tuple[int, int]) -> list[Node]:

@@ -18,8 +18,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from vaedeploy.errors import BackendError, InputError
-from vaedeploy.runtime.onnxruntime_cpu import usable_cores
 from vaedeploy.system.interrupts import stop_if_interrupted
+from vaedeploy.system.machine import usable_cores
 from vaedeploy.system.oserrors import reason
 from vaedeploy.system.progress import Progress
 

@@ -24,8 +24,8 @@ from vaedeploy.images.cache_format import CacheInfo
 from vaedeploy.pipeline.cache.plan import Shard
 from vaedeploy.pipeline.cache.shards import make_shard
 from vaedeploy.runtime import VAE, UnverifiedBundleWarning
-from vaedeploy.runtime.onnxruntime_cpu import usable_cores
 from vaedeploy.runtime.rows.budget import Budget
+from vaedeploy.system.machine import usable_cores
 
 DEATHS = 3
 """Workers that may die over one shard. The system ends a process where memory runs out, and another may do better."""

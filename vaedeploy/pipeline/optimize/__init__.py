@@ -96,8 +96,9 @@ def optimize_onnx(
     >>> [(d.output, d.relative_l2) for d in optimized.differences]
 
     source: the ONNX file, which is not changed. out: the file to write; its weights go to ``out`` + ``.data``.
-    target: what will run the graph: "onnxruntime", "tensorrt", or, from fp32 to fp16 alone, "onnxruntime-cuda": ONNX
-        Runtime's CUDA provider, with its fused operators. No CPU runs that graph, so it is not compared.
+    target: what will run the graph: "onnxruntime", "tensorrt", in fp32 alone "openvino", or, from fp32 to fp16 alone,
+        "onnxruntime-cuda": ONNX Runtime's CUDA provider, with its fused operators. No CPU runs that graph, so it is not
+        compared.
     precision: "fp32", "fp16" or "bf16"; by default, that of the graph. Only a float32 graph can be lowered.
     keep_fp32: names of nodes that stay in float32 where the graph is lowered.
     inputs: safetensors files, each with a tensor for every input of the graph, by its name. Activations are measured on
@@ -174,6 +175,8 @@ def _check_precision(path: Path, current: Precision, wanted: Precision, target: 
     if target == "onnxruntime-cuda" and (current, wanted) != ("fp32", "fp16"):
         given = f"and {path} is {current} already" if current != "fp32" else "give --precision fp16"
         raise InputError(f"--target onnxruntime-cuda makes an fp16 graph of an fp32 one: {given}")
+    if target == "openvino" and wanted != "fp32":
+        raise InputError("--target openvino is for fp32 graphs: OpenVINO lowers them itself, to what it is asked for")
     if wanted == "bf16" and target == "onnxruntime":
         raise InputError("ONNX Runtime has no bfloat16 convolution: bf16 is for --target tensorrt")
     return wanted

@@ -91,7 +91,7 @@ class Layout:
 
     def source_rows(self, piece: Piece, cut: Cut, first: int, last: int) -> tuple[int, int]:
         """The rows of a source that ``piece`` takes to compute its steps [first, last), as if there were no border."""
-        each = (cut.scale or 1) // piece.steps
+        each = piece.rows_of_step(cut)
         return (first - piece.halo) * each, (last + piece.halo) * each
 
     def inside(self, cut: Cut, low: int, high: int) -> tuple[int, int]:
@@ -106,7 +106,7 @@ class Layout:
 
     def steps_of(self, piece: Piece, cut: Cut, low: int, high: int) -> tuple[int, int]:
         """The steps of ``piece`` that give at least rows [low, high) of its target ``cut``."""
-        each = (cut.scale or 1) // piece.steps
+        each = piece.rows_of_step(cut)
         return low // each, -(-high // each)
 
     def chain(self, piece: Piece, first: int, last: int) -> list[tuple[Piece, int, int]]:

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from vaedeploy.bundle.rows import Piece, RowsTable, decode_rows
 from vaedeploy.errors import BackendError, InputError
 from vaedeploy.runtime import onnxruntime_cpu
 from vaedeploy.runtime.device import Array, shape_of
+from vaedeploy.runtime.failures import failures_explained, is_out_of_memory
 from vaedeploy.runtime.rows.budget import Budget
 from vaedeploy.runtime.rows.plan import Plan, make_plan, untiled_bytes
 from vaedeploy.runtime.rows.store import Workspace
@@ -25,7 +27,7 @@ from vaedeploy.runtime.rows.strips import Run, RunPiece
 from vaedeploy.system.progress import Progress, silent
 from vaedeploy.values.kinds import Part
 
-__all__ = ["BoundedSession", "MemoryPlan", "RowsHalf"]
+__all__ = ["BoundedRunner", "MemoryPlan", "RowsHalf", "Whole"]
 
 log = logging.getLogger(__name__)
 
@@ -153,16 +155,38 @@ class _OpenPiece:
         self._session = onnxruntime_cpu.open_piece(self._name, piece.model, half.weights(piece), half.threads)
 
     def __call__(self, outputs: Sequence[str], inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
-        with onnxruntime_cpu.failures_explained(self._name, inputs), onnxruntime_cpu.running() as options:
+        with failures_explained("ONNX Runtime", self._name, inputs), onnxruntime_cpu.running() as options:
             return self._session.run(outputs, inputs, options)  # type: ignore[no-any-return]
 
 
-class BoundedSession(onnxruntime_cpu.Session):
-    """The whole graph of a half, which runs by rows where a call would take more memory than there is."""
+class Whole(Protocol):
+    """What runs the whole graph, see ``runtime.candidate.Runner``.
 
-    def __init__(self, half: RowsHalf, budget: Budget, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.half, self._budget = half, budget
+    extra_bytes: how much more memory its runs take than those of ONNX Runtime, which plans are made for.
+    """
+
+    extra_bytes: int
+    graph: Path
+    inputs: list[str]
+    outputs: list[str]
+
+    def run(
+        self,
+        outputs: Sequence[str],
+        inputs: Mapping[str, Array],
+        results: Mapping[str, Array] | None = None,
+        after: Sequence[Any] = (),
+    ) -> list[Any]: ...
+
+
+class BoundedRunner:
+    """The whole graph of a half, which runs by rows, on ONNX Runtime, where a call would take more memory than there
+    is.
+    """
+
+    def __init__(self, half: RowsHalf, budget: Budget, whole: Whole) -> None:
+        self.half, self._budget, self._whole = half, budget, whole
+        self.graph, self.inputs, self.outputs = whole.graph, whole.inputs, whole.outputs
         self._logged = False
         self._lock = threading.Lock()
 
@@ -173,15 +197,15 @@ class BoundedSession(onnxruntime_cpu.Session):
         results: Mapping[str, Array] | None = None,
         after: Sequence[Any] = (),
     ) -> list[Any]:
-        """``Session.run``, within the budget. Raises InputError for a budget that no plan fits."""
+        """``Runner.run``, within the budget. Raises InputError for a budget that no plan fits."""
         if not self.half.exists:
-            return super().run(outputs, inputs, results, after)
+            return self._whole.run(outputs, inputs, results, after)
         ((name, array),) = inputs.items()
         batch, rows, columns = self._size(name, array)
         chosen: list[Plan | None] = []
 
         def choose(left: int, alone: bool) -> int | None:
-            whole = untiled_bytes(self.half.table, rows, columns, batch)
+            whole = untiled_bytes(self.half.table, rows, columns, batch) + self._whole.extra_bytes
             if whole <= left:
                 chosen.append(None)
                 return whole
@@ -196,9 +220,9 @@ class BoundedSession(onnxruntime_cpu.Session):
             plan = chosen[-1]
             if plan is None:
                 try:
-                    return super().run(outputs, inputs, results, after)
+                    return self._whole.run(outputs, inputs, results, after)
                 except BackendError as error:
-                    if not onnxruntime_cpu.is_out_of_memory(error.__cause__):
+                    if not is_out_of_memory(error.__cause__):
                         raise
                     plan = self.half.plan(rows, columns, 0)
                     log.warning("%s: %s. It is computed by rows instead", self.graph, error)
@@ -209,6 +233,7 @@ class BoundedSession(onnxruntime_cpu.Session):
         """What a call takes that is the only one."""
         limit = self._budget.limit()
         whole, least = self.half.needs(batch, rows, columns)
+        whole += self._whole.extra_bytes
         if whole <= limit:
             return MemoryPlan(whole, "untiled", 0, 0.0, least, fits=True)
         plan = self.half.plan(rows, columns, limit)

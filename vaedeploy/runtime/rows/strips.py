@@ -97,7 +97,7 @@ class Run:
             kept = self._kept(piece, *following)
             for cut in targets:
                 values, *statistics = computed.pop(cut.name)
-                each = (cut.scale or 1) // piece.steps
+                each = piece.rows_of_step(cut)
                 if cut.name in places:
                     self._write(places[cut.name], cut, first * each, values)
                 if cut.name == self.table.outputs[0]:
@@ -106,7 +106,7 @@ class Run:
                     rows[cut.name].append((statistics[0], statistics[1]))
             del values, statistics
             if self._over is not None:
-                self._over.written = end * ((self._over.cut.scale or 1) // piece.steps)
+                self._over.written = end * piece.rows_of_step(self._over.cut)
                 self._over.first, self._over.rows = kept
             self._give_back(turn, *following)
             self._advance((end - first) / last * share)
@@ -164,7 +164,7 @@ class Run:
         over = self._over
         if over is None or first >= last:
             return 0, np.empty(0)
-        end = first * ((over.cut.scale or 1) // piece.steps)
+        end = first * piece.rows_of_step(over.cut)
         lowest = min((end, *self._lowest(piece, first, last, over.cut)))
         return lowest, np.array(self._slice(over.cut, lowest, end))
 
@@ -185,7 +185,7 @@ class Run:
         for index, (below, low, high) in enumerate(chain[:-1]):
             low, high = max(0, low), min(layout.all_steps(below), high)
             for name, (rows, *_) in self._compute_steps(below, low, high, computed).items():
-                computed[name] = low * ((layout.cuts[name].scale or 1) // below.steps), rows
+                computed[name] = low * below.rows_of_step(layout.cuts[name]), rows
             read = {name for later, _, _ in chain[index + 1 :] for name in later.strips}
             computed = {name: rows for name, rows in computed.items() if name in read}
         return self._compute_steps(piece, first, last, computed, statistics=True)
@@ -218,7 +218,7 @@ class Run:
         begin = max(0, first - piece.halo)
         found: dict[str, list[Array]] = {}
         for (name, cut), array in zip(outputs.items(), arrays, strict=True):
-            each = (cut.scale or 1) // piece.steps
+            each = piece.rows_of_step(cut)
             low, high = (first - begin) * each, (last - begin) * each
             rows = self._part(array, cut, low, high) if name == cut.name else array[:, :, low:high]
             found.setdefault(cut.name, []).append(rows)

@@ -1,0 +1,37 @@
+"""What libraries that run graphs raise, as errors that say which graph failed, on what, and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from vaedeploy.errors import BackendError
+from vaedeploy.runtime.device import Array, shape_of
+from vaedeploy.system.interrupts import stop_if_interrupted
+
+
+@contextmanager
+def failures_explained(library: str, graph: Path, inputs: Mapping[str, Array]) -> Iterator[None]:
+    """Context in which an exception becomes a BackendError that names the library, the graph and the inputs' shapes."""
+    try:
+        yield
+    except Exception as error:
+        stop_if_interrupted()  # which ended the run
+        shapes = ", ".join(f"{name} {shape_of(array)}" for name, array in inputs.items())
+        advice = ". There is not enough memory: give a smaller batch or size" if is_out_of_memory(error) else ""
+        raise BackendError(f"{library} failed in {graph} on {shapes}: {error}{advice}") from error
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether an exception of such a library says that memory was lacking, the host's or a device's."""
+    # ALLOC_FAILED is a status of cuBLAS and cuDNN, and the resource is memory of the GPU.
+    words = (
+        "resource allocation failed",
+        "allocate memory",
+        "bad_alloc",
+        "out of memory",
+        "smaller than requested bytes",
+        "ALLOC_FAILED",
+    )
+    return isinstance(error, MemoryError) or any(word in str(error) for word in words)

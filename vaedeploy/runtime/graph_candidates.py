@@ -1,0 +1,148 @@
+"""The ways to compute a bundle with its graphs."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+from collections.abc import Callable, Mapping
+from functools import partial
+
+from vaedeploy.bundle import Bundle
+from vaedeploy.errors import BackendError
+from vaedeploy.runtime import onnxruntime_cpu, onnxruntime_cuda, openvino
+from vaedeploy.runtime.candidate import Candidate, Runner, Settings
+from vaedeploy.runtime.rows.session import BoundedRunner, RowsHalf, Whole
+from vaedeploy.runtime.verdicts import read_verdict, report_name
+from vaedeploy.values.kinds import Form, Part, Precision
+
+log = logging.getLogger(__name__)
+
+
+def precision_of(bundle: Bundle) -> Precision:
+    """The precision of a bundle's graphs in the form for ONNX Runtime, which is never bfloat16."""
+    return "fp16" if bundle.manifest.precision == "fp16" else "fp32"
+
+
+def float32_form(bundle: Bundle) -> Form:
+    """The form of a bundle's graphs for ONNX Runtime in float32: the one made for it, if that is float32, else the
+    portable one.
+    """
+    return "onnxruntime" if precision_of(bundle) == "fp32" else "portable"
+
+
+def cpu_candidates(bundle: Bundle, asked: Settings) -> list[Candidate]:
+    """Candidates of ONNX Runtime on the CPU. Raises BackendError if it cannot be used."""
+    if problem := onnxruntime_cpu.problem():
+        raise BackendError(problem)
+
+    def open_half(form: Form, part: Part) -> Runner:
+        read = partial(bundle.read_graph, part, form, asked.verify_hashes)
+        graph = bundle.graph(part, form)
+        return _within_budget(
+            bundle, part, asked, onnxruntime_cpu.Session(graph, asked.threads, read=read, keep_memory=asked.keep_memory)
+        )
+
+    precision = precision_of(bundle)
+    forms: dict[Precision, Form] = {precision: "onnxruntime", "fp32": float32_form(bundle)}
+    return [Candidate(onnxruntime_cpu.NAME, kind, partial(open_half, form)) for kind, form in forms.items()]
+
+
+def openvino_candidates(bundle: Bundle, asked: Settings) -> list[Candidate]:
+    """Candidates of OpenVINO. Raises BackendError if it cannot be used."""
+    device = openvino.CPU if isinstance(asked.device, int) else asked.device
+    if problem := openvino.problem(device):
+        raise BackendError(problem)
+    precision, on_cpu = asked.precision or _openvino_precision(bundle, device), device == openvino.CPU
+    if precision not in openvino.TYPES:
+        raise BackendError(f"OpenVINO computes in {' and '.join(openvino.TYPES)} here, and not in {precision}")
+    if precision == "bf16" and on_cpu and not openvino.has_bfloat16():
+        log.warning("this CPU has no instructions for bfloat16, so openvino is slower in bf16 than in fp32 here")
+
+    def open_half(kind: Precision, part: Part) -> Runner:
+        graph, read = bundle.graph(part, "openvino"), partial(bundle.read_graph, part, "openvino", asked.verify_hashes)
+        session = openvino.Session(graph, kind, device, asked.threads, asked.keep_memory, read)
+        return _within_budget(bundle, part, asked, session) if on_cpu else session
+
+    def warning(kind: Precision) -> str | None:
+        processor = openvino.processor(device)
+        verdict = read_verdict(bundle, report_name(openvino.NAME, kind, processor))
+        if verdict is not None and verdict.passed:
+            return None
+        words = ["vaedeploy", "verify", str(bundle.path), "--backend", openvino.NAME, "--precision", kind]
+        command = shlex.join([*words, *([] if on_cpu else ["--device", device])])
+        missing = f"openvino in {kind} was never compared with PyTorch on {processor}"
+        return f"{missing}; its images may be wrong. Run: {command}"
+
+    kinds = dict.fromkeys((precision, "fp32"))
+    return [Candidate(openvino.NAME, kind, partial(open_half, kind), warning=warning(kind)) for kind in kinds]
+
+
+def openvino_leads(bundle: Bundle, asked: Settings) -> bool:
+    """Whether OpenVINO computes ``bundle`` faster than ONNX Runtime does and as PyTorch does, by what was noted on CPUs
+    of this kind.
+    """
+    precision = asked.precision or _openvino_precision(bundle, openvino.CPU)
+    verdict = read_verdict(bundle, report_name(openvino.NAME, precision, openvino.processor(openvino.CPU)))
+    return verdict is not None and verdict.passed and verdict.pace is not None and verdict.pace < 1
+
+
+def _openvino_precision(bundle: Bundle, device: str) -> Precision:
+    """A bundle's own precision. One in bfloat16 says that less than float32 is enough, which is of no use to a CPU
+    without the instructions.
+    """
+    lower = bundle.manifest.precision == "bf16" and device == openvino.CPU and openvino.has_bfloat16()
+    return "bf16" if lower else "fp32"
+
+
+def _within_budget(bundle: Bundle, part: Part, asked: Settings, whole: Whole) -> Runner:
+    """``whole``, by rows where a call would take more memory than the budget has."""
+    if (budget := asked.budget) is None:
+        return whole
+    half = RowsHalf(bundle, part, asked.threads, asked.verify_hashes, budget.progress, budget.workspace)
+    return BoundedRunner(half, budget, whole)
+
+
+def cuda_candidates(bundle: Bundle, asked: Settings) -> list[Candidate]:
+    """Candidates of ONNX Runtime on a GPU. Raises BackendError if it cannot be used."""
+    device = asked.cuda_device
+    if problem := onnxruntime_cuda.problem(device):
+        raise BackendError(problem)
+
+    def session(precision: Precision, form: Form, more: Mapping[str, str], part: Part) -> Runner:
+        graph, read = bundle.graph(part, form), partial(bundle.read_graph, part, form, asked.verify_hashes)
+        options = {**more, **(asked.provider_options or {})}
+        return onnxruntime_cuda.Session(graph, device, asked.threads, options, precision, read)
+
+    precision = precision_of(bundle)
+    open_half = partial(session, precision, "onnxruntime", {})
+    if precision == "fp16":
+        fused = partial(session, precision, onnxruntime_cuda.FUSED_FORM, onnxruntime_cuda.FUSED_OPTIONS)
+        open_half = partial(_open_fused, bundle, fused, open_half)
+    candidates = [Candidate(onnxruntime_cuda.NAME, precision, open_half)]
+    if precision != "fp32":
+        exact = partial(session, "fp32", float32_form(bundle), {})
+        candidates.append(Candidate(onnxruntime_cuda.NAME, "fp32", exact))
+    return candidates
+
+
+def _open_fused(bundle: Bundle, fused: Callable[[Part], Runner], plain: Callable[[Part], Runner], part: Part) -> Runner:
+    """Open the form with fused operators, or the one for any provider where the bundle has no such form, or this ONNX
+    Runtime lacks an operator.
+    """
+    if onnxruntime_cuda.FUSED_FORM not in bundle.manifest.graphs[part]:
+        return plain(part)
+    try:
+        runner = fused(part)
+    except BackendError as error:
+        log.warning("the %s runs without fused operators: %s", part, error)
+        return plain(part)
+    verdict = read_verdict(bundle, report_name(onnxruntime_cuda.NAME))
+    if verdict is None or not verdict.passed:
+        log.warning(
+            "%s was never compared with PyTorch on a GPU; its images may be wrong. Run: vaedeploy verify %s "
+            "--backend %s",
+            bundle.graph(part, onnxruntime_cuda.FUSED_FORM),
+            bundle.path,
+            onnxruntime_cuda.NAME,
+        )
+    return runner

@@ -1,0 +1,223 @@
+"""OpenVINO, on the CPU and on the other devices that it knows.
+
+A full-size decoder is compiled in half a second, and a compiled one that was stored loads in 0.4 s from a file of its
+size, so none is stored.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vaedeploy.bundle import GraphContent
+from vaedeploy.errors import BackendError
+from vaedeploy.runtime.device import Array
+from vaedeploy.runtime.failures import failures_explained
+from vaedeploy.runtime.onnxruntime_cpu import Read
+from vaedeploy.system.heap import trim_heap
+from vaedeploy.system.installs import install_command
+from vaedeploy.system.interrupts import ending_early
+from vaedeploy.system.machine import cpu_flags, cpu_name, usable_cores
+from vaedeploy.system.processes import native_call, never_destroyed_in_child
+from vaedeploy.values.kinds import Precision
+
+NAME = "openvino"
+
+CPU = "CPU"
+
+TYPES: Mapping[Precision, str] = {"fp32": "f32", "bf16": "bf16"}
+"""The precisions that it computes in -> OpenVINO's names of them."""
+
+BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "avx_ne_convert", "bf16"})
+"""Of CPUs that have instructions for bfloat16, as Linux names them: the last is Arm's."""
+
+
+class Session:
+    """One graph on one device. Several threads may call it at the same time.
+
+    graph: its file, in float32. precision: what it is computed in. device: OpenVINO's name of it, such as "GPU.0".
+    threads: of a call on the CPU; as many calls as the cores have room for run at once, and further ones wait.
+    keep_memory: whether the memory of a run stays for the next one. read: as for ONNX Runtime's session.
+
+    Raises BackendError for a device that is not there, and with OpenVINO's message where it refuses the graph.
+    """
+
+    def __init__(
+        self,
+        graph: Path,
+        precision: Precision = "fp32",
+        device: str = CPU,
+        threads: int | None = None,
+        keep_memory: bool = False,
+        read: Read = nullcontext,
+    ) -> None:
+        self.graph, self._keep_memory, self._device, self._read = graph, keep_memory, device, read
+        self._options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": TYPES[precision]}
+        if device == CPU:
+            calls = max(1, usable_cores() // threads) if threads else 1
+            self._options |= {"NUM_STREAMS": calls, "INFERENCE_NUM_THREADS": calls * (threads or usable_cores())}
+            # Two processes that pin their threads take the same cores, however many others are idle.
+            self._options["ENABLE_CPU_PINNING"] = False
+        self._running, self._lock = 0, threading.Lock()
+        self.extra_bytes = 0
+        """A run packs the weights of its convolutions. A full-size decoder, of 236 MB, took 0.15 GB more in float32
+        than in ONNX Runtime at 256x256, and no more at 512x512.
+        """
+        self._model: Any = self._compile()
+        self.inputs = [value.any_name for value in self._model.inputs]
+        self.outputs = [value.any_name for value in self._model.outputs]
+
+    def _compile(self) -> Any:
+        core = _core()
+        _refuse_fork()
+        with self._read() as content:
+            if content is not None:
+                self.extra_bytes = sum(map(len, content.weights.values()))
+            try:
+                with native_call(), _on_disk(self.graph, content) as path:
+                    model = core.compile_model(core.read_model(path), self._device, self._options)
+            except Exception as error:
+                raise BackendError(f"OpenVINO cannot load {self.graph} on {self._device}: {error}") from error
+        trim_heap()
+        return never_destroyed_in_child(model)
+
+    def run(
+        self,
+        outputs: Sequence[str],
+        inputs: Mapping[str, Array],
+        results: Mapping[str, Array] | None = None,
+        after: Sequence[Any] = (),
+    ) -> list[Any]:
+        """The named outputs: the arrays that ``results`` has for them, new arrays for the others. Raises BackendError
+        with OpenVINO's message.
+
+        after: not used; ``EngineSession.run`` describes it and ``results``, which are in host memory here.
+        """
+        tensor = load_library().Tensor
+        given = results or {}
+        with failures_explained("OpenVINO", self.graph, inputs), native_call(), self._in_use() as model:
+            # A request keeps the arrays that it was given, and making one takes 0.1 ms.
+            request = model.create_infer_request()
+            for name, array in inputs.items():
+                request.set_tensor(name, tensor(np.ascontiguousarray(array), shared_memory=True))
+            for name, array in given.items():
+                request.set_tensor(name, tensor(array, shared_memory=True))
+            with ending_early(request.cancel):
+                request.start_async()
+                request.wait()
+            return [given[name] if name in given else request.get_tensor(name).data.copy() for name in outputs]
+
+    @contextmanager
+    def _in_use(self) -> Iterator[Any]:
+        """Context of a run, with the compiled graph.
+
+        The last run that ends gives the memory back: OpenVINO refuses that while others run. After a run that failed
+        the graph is compiled again, since its nodes keep the shapes of that run, and refuse others (2026.4).
+        """
+        with self._lock:
+            if self._model is None:
+                self._model = self._compile()
+            model = self._model
+            self._running += 1
+        try:
+            yield model
+        except BaseException:
+            with self._lock:
+                self._model = None if self._model is model else self._model
+            raise
+        finally:
+            with self._lock:
+                self._running -= 1
+                if self._model is model and not self._running and not self._keep_memory:
+                    model.release_memory()
+
+
+@contextmanager
+def _on_disk(graph: Path, content: GraphContent | None) -> Iterator[Path]:
+    """Context with a file to read the graph from. Content that was read, and is checked, is written to a folder that is
+    gone afterwards: OpenVINO takes weights beside an ONNX graph from files only.
+    """
+    if content is None:
+        yield graph
+        return
+    # On Windows the files cannot be removed while OpenVINO maps them.
+    with tempfile.TemporaryDirectory(prefix="vaedeploy-", ignore_cleanup_errors=sys.platform == "win32") as folder:
+        for name, data in {graph.name: content.model, **content.weights}.items():
+            Path(folder, name).write_bytes(data)
+        yield Path(folder, graph.name)
+
+
+@cache
+def load_library() -> Any:
+    """The ``openvino`` module. Raises BackendError, naming what to install, if it cannot be imported.
+
+    Importing it sends a message to its makers and writes an identifier into the user's home, unless the package that
+    does so is missing (2026.4). So it is missing while ``openvino`` is imported.
+    """
+    name = "openvino_telemetry"
+    before = sys.modules.get(name)
+    sys.modules[name] = None  # type: ignore[assignment]  # which is how Python spells "cannot be imported"
+    try:
+        import openvino
+    except ImportError as error:
+        raise BackendError(
+            f"OpenVINO cannot be imported ({error}). Install it: {install_command('openvino')}"
+        ) from error
+    finally:
+        del sys.modules[name]
+        if before is not None:
+            sys.modules[name] = before
+    return openvino
+
+
+@cache
+def _core() -> Any:
+    return never_destroyed_in_child(load_library().Core())
+
+
+_compiled_by: int | None = None
+"""Id of the process that first compiled a graph; a forked process inherits the value."""
+
+
+def _refuse_fork() -> None:
+    """Raise BackendError in a process that was forked after OpenVINO was used: compiling a graph there waits for ever
+    for a thread that is not in it (2026.4).
+    """
+    global _compiled_by
+    if _compiled_by not in (None, os.getpid()):
+        raise BackendError(
+            "this process was forked after OpenVINO was used, which does not survive that. Start it with "
+            "multiprocessing's 'spawn', or give backend='onnxruntime-cpu'"
+        )
+    _compiled_by = os.getpid()
+
+
+def problem(device: str = CPU) -> str | None:
+    """Why this backend cannot be used on this machine, and what to do about it; None where it can."""
+    try:
+        devices = _core().available_devices
+    except BackendError as error:
+        return str(error)
+    # "GPU" is the first of several that are called GPU.0 and so on.
+    if device not in devices and device not in {name.partition(".")[0] for name in devices}:
+        return f"OpenVINO has no device {device!r} here; it has: {', '.join(devices) or 'none'}"
+    return None
+
+
+def processor(device: str) -> str:
+    """What computes on a device, as verdicts name it."""
+    return cpu_name() if device == CPU else str(_core().get_property(device, "FULL_DEVICE_NAME"))
+
+
+def has_bfloat16() -> bool:
+    """Whether this CPU has instructions for bfloat16; OpenVINO emulates them on others that have AVX-512."""
+    return not BFLOAT16_FLAGS.isdisjoint(cpu_flags())
