@@ -5,7 +5,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 DEMO := build/demo
 
-.PHONY: help setup demo test test-fast test-full test-faults fuzz test-page triton-env test-triton test-gpu bench-gpu lint types format check clean
+.PHONY: help setup demo test test-fast test-full test-faults fuzz test-page triton-env test-triton ray-env test-ray test-gpu bench-gpu lint types format check clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -74,6 +74,21 @@ $(TRITON_READY): pyproject.toml constraints.txt
 test-triton:  ## run the tests in a Triton server; where it cannot be installed they are skipped, and say so
 	$(MAKE) $(TRITON_READY) || echo "There is no environment with a Triton server: the tests are skipped."
 	$$(test -e $(TRITON_READY) && echo $(TRITON)/bin/python || echo $(BIN)/python) -m pytest tests/triton
+
+# An environment with Ray, which takes 240 MB, and without PyTorch.
+RAY := .ray
+RAY_READY := $(RAY)/.ready
+
+ray-env: $(RAY_READY)  ## make an environment with Ray, beside the usual one
+
+$(RAY_READY): pyproject.toml constraints.txt
+	test -x $(RAY)/bin/python || $(PYTHON) -m venv $(RAY)
+	$(RAY)/bin/python -m pip install --quiet --constraint constraints.txt onnx pytest ray==2.60.0 --editable '.[cpu,ray]'
+	touch $@
+
+test-ray:  ## run the tests in clusters of Ray, with 30 kills; where it cannot be installed they are skipped, and say so
+	$(MAKE) $(RAY_READY) || echo "There is no environment with Ray: the tests are skipped."
+	$$(test -e $(RAY_READY) && echo $(RAY)/bin/python || echo $(BIN)/python) -m pytest --full tests/ray
 
 # GPU_PYTHON=python3 takes an environment of your own, which has what is to be tried: onnxruntime-gpu, tensorrt.
 test-gpu: $(if $(GPU_PYTHON),,$(READY))  ## run the tests that need a CUDA device

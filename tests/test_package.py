@@ -265,6 +265,7 @@ def test_commands_in_the_clean_environment(clean, bundle):
         "export": 9,
         "hub": 1,
         "data": 1,
+        "ray": 1,
         "build": 4,
         "serve": 1,
         "rtx": 7,

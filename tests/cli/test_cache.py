@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 
 import pytest
 from data_sets import content, data_set, picture
@@ -65,4 +66,14 @@ def test_usage(options, reason, vaedeploy, bundle, photos, tmp_path):
     ended = vaedeploy("cache", bundle, photos, "-o", tmp_path / "latents", *options)
     assert (ended.code, ended.out) == (2, "")
     assert reason in ended.err
+    assert not (tmp_path / "latents").exists()
+
+
+@pytest.mark.skipif(find_spec("ray") is not None, reason="Ray is installed")
+def test_ray_that_is_not_installed(vaedeploy, bundle, photos, tmp_path):
+    ended = vaedeploy("cache", bundle, photos, "-o", tmp_path / "latents", "--size", "16x16", "--ray")
+    assert (ended.code, ended.out) == (1, "")
+    assert ended.err == (
+        'Error: cache needs ray, of the extra [ray], which is not installed. Run: pip install "vaedeploy[ray]"\n'
+    )
     assert not (tmp_path / "latents").exists()

@@ -74,10 +74,16 @@ class Color(click.ParamType[tuple[int, int, int]]):
 @click.option(
     "--workers",
     type=click.IntRange(min=1),
-    default=1,
-    show_default=True,
     metavar="N",
-    help="Processes that encode; they share the cores.",
+    help="Processes that encode; they share the cores. [default: 1; with --ray, as many as there is room for]",
+)
+@click.option(
+    "--ray",
+    is_flag=False,
+    flag_value="",
+    metavar="[ADDRESS]",
+    help="Encode on the machines of a Ray cluster: that of this address, host:port or auto, that of RAY_ADDRESS, or "
+    "one that is started on this machine.",
 )
 @click.option(
     "--column", default="image", show_default=True, metavar="NAME", help="The column of pictures in parquet files."
@@ -98,7 +104,8 @@ def cache(
     background: tuple[int, int, int] | None,
     dtype: Any,
     shard: int,
-    workers: int,
+    workers: int | None,
+    ray: str | None,
     column: str,
     max_memory: int | None,
     as_json: bool,
@@ -112,6 +119,9 @@ def cache(
     nothing. Pictures that cannot be read are named in CACHE/failed.jsonl, each with its reason; the others are encoded,
     and the exit code is 2.
 
+    --ray needs the extra [ray], and the bundle, SOURCE and CACHE under the same paths on all machines. Give it last, or
+    as --ray=ADDRESS.
+
     --json prints the cache, its VAE and identity; pictures, shards and made (the shards that this run made), failures,
     each with key and reason, and seconds.
 
@@ -119,6 +129,7 @@ def cache(
     Example:
       vaedeploy cache mse840k photos -o latents --buckets 512
       vaedeploy cache mse840k shards/0001.tar -o latents --size 512x512 --flip --dtype bfloat16
+      vaedeploy cache /nfs/mse840k /nfs/photos -o /nfs/latents --buckets 1024 --ray 10.0.0.1:6379
     """
     from vaedeploy.pipeline.cache import cache_latents
 
@@ -141,6 +152,7 @@ def cache(
             dtype=dtype,
             shard=shard,
             workers=workers,
+            ray=False if ray is None else ray or True,
             column=column,
             options={"max_memory": max_memory},
             progress=progress,

@@ -207,6 +207,8 @@ def configure(verbose: bool) -> None:
     if not verbose:
         # huggingface_hub's own log handler prints each retry. The package reads this variable when it is imported.
         os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+    # Ray prints that a worker died, to stdout. It reads this when it is imported.
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
     logging.basicConfig(level=logging.INFO if verbose else logging.ERROR, handlers=[_LogLines()], force=True)
     logging.getLogger("vaedeploy").setLevel(logging.DEBUG if verbose else logging.WARNING)
     warnings.showwarning = show_warning

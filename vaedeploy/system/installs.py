@@ -33,6 +33,7 @@ EXTRAS = {
     "build": BUILD,
     "serve": {"uvicorn": "uvicorn"},
     "data": {"pyarrow": "pyarrow"},
+    "ray": {"ray": "ray"},
     "rtx": {"tensorrt-rtx": "tensorrt_rtx", **CUDA, **BUILD},
     "tensorrt": {"tensorrt": "tensorrt", **CUDA, **BUILD},
 }
@@ -47,6 +48,7 @@ PURPOSES = {
     "build": "optimize, bench, and what builds of any backend need",
     "serve": "serve, beside a backend",
     "data": "cache, for pictures in parquet files",
+    "ray": "cache --ray, on many machines",
     "rtx": "build --backend tensorrt-rtx, on any machine, and run on RTX GPUs",
     "tensorrt": "build --backend tensorrt, on the GPU that it is for, and run there",
 }

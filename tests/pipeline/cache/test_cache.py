@@ -19,8 +19,8 @@ from vaedeploy.bundle import Bundle
 from vaedeploy.errors import BundleError, InputError, OutputError
 from vaedeploy.images.files import read_image
 from vaedeploy.images.sizing import Sizing, fitted
-from vaedeploy.pipeline import cache
 from vaedeploy.pipeline.cache import shards
+from vaedeploy.pipeline.cache.workers import shared
 from vaedeploy.system.lock import lock
 from vaedeploy.system.machine import usable_cores
 from vaedeploy.system.memory import free_memory
@@ -320,10 +320,13 @@ def test_another_vae_in_the_bundles_place_is_refused(photos: Path, tmp_path: Pat
 
 
 def test_workers_share_cores_and_memory() -> None:
-    shared = cache._shared({"max_memory": 1001, "identity": "a"}, 2)
-    assert shared == {"threads": max(1, usable_cores() // 2), "max_memory": 500, "identity": "a"}
-    assert cache._shared({"threads": 3, "max_memory": 10}, 2)["threads"] == 3
+    assert shared({"max_memory": 1001, "identity": "a"}, 2) == {
+        "threads": max(1, usable_cores() // 2),
+        "max_memory": 500,
+        "identity": "a",
+    }
+    assert shared({"threads": 3, "max_memory": 10}, 2)["threads"] == 3
     free = free_memory()
     if free is not None:
-        share = cache._shared({"max_memory": None}, 4)["max_memory"]
+        share = shared({"max_memory": None}, 4)["max_memory"]
         assert share == pytest.approx(free * 0.7 / 4, rel=0.2)  # others take memory in between

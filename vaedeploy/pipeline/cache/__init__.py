@@ -1,6 +1,6 @@
 """Data sets to latents, once: what ``vaedeploy cache`` does.
 
-The design, in ten lines:
+The design:
 
 1. ``sources`` finds pictures: a key, a place in a file, and the file's size and time.
 2. ``plan`` reads the size of each from its header, lets ``images.sizing`` choose what to do with it, and sorts pictures
@@ -9,7 +9,8 @@ The design, in ten lines:
    again, and its bytes follow from its name. So a job may be killed at any moment, or run twice, or by several
    processes.
 4. A picture that fails is named in the header of its shard, or, where its header cannot be read, by the plan.
-5. ``workers`` are processes with a VAE each; they are given shards and say when one is done.
+5. ``workers`` are processes with a VAE each, and ``ray_job`` has actors on the machines of a ``cluster`` of Ray; they
+   are given shards and say when one is done.
 6. ``cache.json`` comes first and says whose latents these are: another VAE and other options are refused.
 7. ``index.json`` and ``failed.jsonl`` come last, and follow from the plan and the headers of the shards alone.
 8. ``folder`` has 6 and 7. ``images.cache_format`` has the files, and ``images.latent_cache`` reads them for training.
@@ -18,9 +19,10 @@ The design, in ten lines:
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Mapping
-from contextlib import closing
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +30,15 @@ from vaedeploy.bundle import Bundle
 from vaedeploy.errors import InputError
 from vaedeploy.images.cache_format import FAILED, SHARDS, CacheInfo, DType, FailedPicture, check_dtype
 from vaedeploy.images.sizing import Crop, Size, Sizing
+from vaedeploy.pipeline.cache.cluster import check_address
 from vaedeploy.pipeline.cache.folder import PAUSE, claim, sweep, write_index
 from vaedeploy.pipeline.cache.plan import Plan, Shard, make_plan
+from vaedeploy.pipeline.cache.ray_job import ray_work
 from vaedeploy.pipeline.cache.shards import is_free, make_shard, shard_done
-from vaedeploy.pipeline.cache.workers import work_on
+from vaedeploy.pipeline.cache.workers import Work, shared, work_on
 from vaedeploy.runtime import VAE
-from vaedeploy.runtime.rows.budget import Budget
 from vaedeploy.runtime.unverified import warn_of_unverified
 from vaedeploy.system.interrupts import stop_if_interrupted
-from vaedeploy.system.machine import usable_cores
 from vaedeploy.system.progress import Progress, silent
 from vaedeploy.values.latent import RGBA
 from vaedeploy.values.words import counted
@@ -88,7 +90,8 @@ def cache_latents(
     background: tuple[int, int, int] | None = None,
     dtype: DType = "float16",
     shard: int = SHARD,
-    workers: int = 1,
+    workers: int | None = None,
+    ray: str | bool = False,
     column: str = COLUMN,
     options: Mapping[str, Any] | None = None,
     progress: Progress = silent,
@@ -108,11 +111,15 @@ def cache_latents(
     flip: encode each picture mirrored as well. background: RGB, 0 to 255; flatten transparent pictures on it, which
         otherwise fail unless the VAE has opacity.
     dtype: of the stored numbers: "float16", "bfloat16" or "float32". shard: pictures in a shard at most.
-    workers: processes that encode; 1 is this one alone. Several are started by spawn: a script that calls this needs
-        ``if __name__ == "__main__":``.
+    workers: processes that encode. 1, the default without ``ray``, is this one alone. Several are started by spawn: a
+        script that calls this needs ``if __name__ == "__main__":``.
+    ray: have actors of Ray encode, on the machines of the cluster with this address, host:port or "auto". True: of the
+        one that RAY_ADDRESS names, or of one that is started on this machine and ends with the call. ``workers`` are
+        as many as it has room for, with a GPU each where it has any, or up to four cores. All machines must have the
+        bundle, the source and ``out`` under the same paths.
     column: of parquet files, which has the pictures: bytes, or a struct with a field ``bytes``. It needs pyarrow.
-    options: keyword arguments of ``VAE``. Several workers share the cores, unless ``threads`` says what each
-        takes, and ``max_memory``, or what is free.
+    options: keyword arguments of ``VAE``. Several workers of a machine share its cores, unless ``threads`` says what
+        each takes, and ``max_memory``, or what is free.
 
     What is done is not done again, and the files are the same however often a run was stopped.
 
@@ -122,6 +129,8 @@ def cache_latents(
     """
     begun = time.monotonic()
     _check(shard, workers, dtype)
+    if ray is not False:
+        check_address(ray)
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     manifest, folder = opened.manifest, Path(out)
     if background is not None and manifest.latent.image_channels == RGBA:
@@ -148,7 +157,7 @@ def cache_latents(
     sweep(shards)
     missing = [shard for shard in plan.shards if shard_done(folder, shard) is None]
     try:
-        made = _make(plan, missing, folder, opened, workers, options or {}, progress)
+        made = _make(plan, missing, folder, opened, workers, ray, options or {}, progress)
     finally:
         sweep(shards)
     failures = write_index(plan, folder)
@@ -162,8 +171,8 @@ def cache_latents(
     )
 
 
-def _check(shard: int, workers: int, dtype: str) -> None:
-    for name, value in (("shard", shard), ("workers", workers)):
+def _check(shard: int, workers: int | None, dtype: str) -> None:
+    for name, value in (("shard", shard), ("workers", 1 if workers is None else workers)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise InputError(f"{name} is {value!r}; it must be 1 or more")
     check_dtype(dtype)
@@ -174,7 +183,8 @@ def _make(
     missing: list[Shard],
     folder: Path,
     bundle: Bundle,
-    workers: int,
+    workers: int | None,
+    ray: str | bool,
     options: Mapping[str, Any],
     progress: Progress,
 ) -> int:
@@ -184,37 +194,49 @@ def _make(
     total = sum(len(shard.pictures) for shard in missing)
     what, done, waiting = f"Encoding {counted(total, 'picture')}", 0, missing
     progress(what, 0, total)
-    count = min(workers, len(missing))
     options = {"identity": plan.info.identity, **options}  # another VAE may have come into the bundle's place by now
-    if count > 1:
-        warn_of_unverified(bundle)  # once, and not by each worker
-        options = _shared(options, count)
     made_here = 0
-    while waiting:
-        busy: list[Shard] = []
-        made = (
-            _here(waiting, bundle.path, options, folder, plan.info)
-            if count == 1
-            else work_on(waiting, count, bundle.path, options, folder, plan.info)
-        )
-        with closing(made):  # whatever is raised here, workers have ended before what they left is swept up
-            for shard, free in made:
-                if free:
-                    made_here += 1
-                    done += len(shard.pictures)
-                    progress(what, done, total)
-                else:
-                    busy.append(shard)
-        waiting = _let_go(folder, busy)
-        done += sum(len(shard.pictures) for shard in busy) - sum(len(shard.pictures) for shard in waiting)
-        progress(what, done, total)
+    with _workers(plan, len(missing), folder, bundle, workers, ray, options, progress) as work:
+        while waiting:
+            busy: list[Shard] = []
+            with closing(work(waiting)) as made:  # whatever is raised, workers end before what they left is swept up
+                for shard, free in made:
+                    if free:
+                        made_here += 1
+                        done += len(shard.pictures)
+                        progress(what, done, total)
+                    else:
+                        busy.append(shard)
+            waiting = _let_go(folder, busy)
+            if busy:  # otherwise the last word was that all is done
+                done += sum(len(shard.pictures) for shard in busy) - sum(len(shard.pictures) for shard in waiting)
+                progress(what, done, total)
     return made_here
 
 
-def _shared(options: Mapping[str, Any], count: int) -> dict[str, Any]:
-    """The arguments of ``VAE`` for each of several workers, which share the cores and the memory."""
-    share = max(1, Budget(options.get("max_memory")).limit() // count)
-    return {"threads": max(1, usable_cores() // count), **options, "max_memory": share}
+@contextmanager
+def _workers(
+    plan: Plan,
+    most: int,
+    folder: Path,
+    bundle: Bundle,
+    workers: int | None,
+    ray: str | bool,
+    options: Mapping[str, Any],
+    progress: Progress,
+) -> Iterator[Work]:
+    """Context with what makes shards: this process, ``most`` processes or fewer, or a cluster of Ray."""
+    if ray is not False:
+        warn_of_unverified(bundle)  # once, and not by each worker
+        with ray_work(ray, workers, bundle.path, options, folder, plan.info, progress) as work:
+            yield work
+    elif (count := min(workers or 1, most)) > 1:
+        warn_of_unverified(bundle)
+        yield partial(
+            work_on, count=count, bundle=bundle.path, options=shared(options, count), folder=folder, info=plan.info
+        )
+    else:
+        yield partial(_here, bundle=bundle.path, options=options, folder=folder, info=plan.info)
 
 
 def _let_go(folder: Path, busy: list[Shard]) -> list[Shard]:

@@ -55,7 +55,7 @@ class Picture(msgspec.Struct, frozen=True):
         except OSError as error:
             raise ImageError(f"{self.key} cannot be read: {reason(error)}") from error
         try:
-            if _stamp(os.fstat(handle)) != self.stamp:
+            if stamp_of(os.fstat(handle)) != self.stamp:
                 raise ImageError(f"{self.key} has changed since this run began. Run the command again")
             if self.cell is not None:
                 return parquet.cell(self.path, self.stamp, *self.cell)
@@ -150,7 +150,7 @@ def _of_file(path: Path, name: str, column: str, *, surely: bool = False) -> Fou
         return
     with os.fdopen(handle, "rb") as file:
         if surely or suffix in picture_suffixes() or is_image(file):
-            yield Picture(key, str(path.absolute()), _stamp(os.fstat(handle)))
+            yield Picture(key, str(path.absolute()), stamp_of(os.fstat(handle)))
 
 
 def picture_suffixes() -> tuple[str, ...]:
@@ -191,7 +191,7 @@ def _of_tar(path: Path, prefix: str) -> Found:
         yield FailedPicture(name, f"it cannot be read: {reason(error)}")
         return
     with os.fdopen(handle, "rb") as file:
-        stamp = _stamp(os.fstat(handle))
+        stamp = stamp_of(os.fstat(handle))
         try:
             with tarfile.open(fileobj=file, mode="r:") as tar:
                 for member in tar:
@@ -230,7 +230,7 @@ def _of_parquet(path: Path, prefix: str, column: str) -> Found:
     """The pictures of a parquet file, whose keys are the numbers of rows."""
     name = prefix.rstrip("/") or encodable(path.name)
     try:
-        stamp = _stamp(path.stat())
+        stamp = stamp_of(path.stat())
         for number, (group, row, there) in enumerate(parquet.rows(str(path), column)):
             key = f"{prefix}{number:09}"
             if there:
@@ -247,5 +247,6 @@ def _is_compressed(handle: int) -> bool:
     return handle_bytes(handle, 4)[:2] in (b"\x1f\x8b", b"BZ", b"\xfd7", b"(\xb5")
 
 
-def _stamp(status: os.stat_result) -> tuple[int, int]:
+def stamp_of(status: os.stat_result) -> tuple[int, int]:
+    """The size of a file in bytes, and its time of change in nanoseconds."""
     return status.st_size, status.st_mtime_ns

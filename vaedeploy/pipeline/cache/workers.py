@@ -1,4 +1,7 @@
-"""Processes of this machine that make shards. Each holds the VAE, and is told one shard after another."""
+"""Processes of this machine that make shards. Each holds the VAE, and is told one shard after another.
+
+What they share with the actors of ``ray_job``: ``Work``, what is answered, and how many deaths a shard may cost.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,12 @@ import signal
 import threading
 import warnings
 from collections import deque
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from vaedeploy import errors
 from vaedeploy.errors import BackendError, VaedeployError
@@ -21,9 +24,18 @@ from vaedeploy.images.cache_format import CacheInfo
 from vaedeploy.pipeline.cache.plan import Shard
 from vaedeploy.pipeline.cache.shards import make_shard
 from vaedeploy.runtime import VAE, UnverifiedBundleWarning
+from vaedeploy.runtime.rows.budget import Budget
+from vaedeploy.system.machine import usable_cores
 
 DEATHS = 3
 """Workers that may die over one shard. The system ends a process where memory runs out, and another may do better."""
+
+
+Work = Callable[[list[Shard]], Generator[tuple[Shard, bool], None, None]]
+"""Makes shards, and gives each with whether it was free, see ``make_shard``, in no order."""
+
+Answer = bool | tuple[str, str]
+"""What a worker answers: whether the shard was free, or the kind of an error, and its message."""
 
 
 class _Worker:
@@ -54,7 +66,7 @@ class _Worker:
 def work_on(
     shards: list[Shard], count: int, bundle: Path, options: Mapping[str, Any], folder: Path, info: CacheInfo
 ) -> Generator[tuple[Shard, bool], None, None]:
-    """Make shards in ``count`` processes; give each with whether it was free, see ``make_shard``, in no order.
+    """The ``Work`` of ``count`` processes.
 
     bundle, options: what each process opens its VAE with. One that dies is replaced, and its shard given to another.
 
@@ -79,12 +91,10 @@ def work_on(
                 except (EOFError, OSError):
                     del workers[pipe]
                     worker.end()
-                    _count_death(deaths, shard, worker.process.exitcode)
+                    count_death(deaths, shard, f"code {worker.process.exitcode}")
                     waiting.appendleft(shard)
                     continue
-                if isinstance(answer, tuple):
-                    raise _as_error(*answer)
-                yield shard, answer
+                yield shard, value_of(answer)
                 if waiting:
                     worker.give(waiting.popleft())
                 else:
@@ -95,20 +105,39 @@ def work_on(
             worker.end()
 
 
-def _count_death(deaths: dict[str, int], shard: Shard, code: int | None) -> None:
+def shared(options: Mapping[str, Any], count: int) -> dict[str, Any]:
+    """The arguments of ``VAE`` for each of several workers of a machine, which share its cores and its memory."""
+    share = max(1, Budget(options.get("max_memory")).limit() // count)
+    return {"threads": max(1, usable_cores() // count), **options, "max_memory": share}
+
+
+def answer_of(work: Callable[[], bool]) -> Answer:
+    """What ``work`` returns, or the error of vaedeploy that it raises."""
+    try:
+        return work()
+    except VaedeployError as error:
+        kinds = [kind.__name__ for kind in type(error).__mro__ if hasattr(errors, kind.__name__)]
+        return kinds[0], str(error)
+
+
+def value_of(answer: Answer) -> bool:
+    """What a worker's work returned. Raises the error that was raised there."""
+    if isinstance(answer, bool):
+        return answer
+    kind, message = answer
+    error: VaedeployError = getattr(errors, kind)(message)
+    raise error
+
+
+def count_death(deaths: dict[str, int], shard: Shard, how: str) -> None:
+    """Note a death of a worker that was at work on ``shard``. Raises BackendError if it was the last of ``DEATHS``."""
     deaths[shard.name] = deaths.get(shard.name, 0) + 1
     if deaths[shard.name] >= DEATHS:
         raise BackendError(
-            f"{DEATHS} processes died one after another at shard {shard.name} (pictures of {shard.size[0]}x"
-            f"{shard.size[1]}), the last with code {code}. If memory ran out (dmesg says so), take fewer --workers or "
-            "give --max-memory"
+            f"{DEATHS} workers died one after another at shard {shard.name} (pictures of {shard.size[0]}x"
+            f"{shard.size[1]}), the last: {how}. If memory ran out (dmesg says so), take fewer --workers or give "
+            "--max-memory"
         )
-
-
-def _as_error(kind: str, message: str) -> VaedeployError:
-    found = getattr(errors, kind, BackendError)
-    error: VaedeployError = found(message)
-    return error
 
 
 def _work(pipe: Connection, bundle: Path, options: dict[str, Any], folder: Path, info: CacheInfo) -> None:
@@ -116,15 +145,14 @@ def _work(pipe: Connection, bundle: Path, options: dict[str, Any], folder: Path,
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first one ends the others
     threading.Thread(target=_end_with_parent, daemon=True).start()
     warnings.simplefilter("ignore", UnverifiedBundleWarning)  # the process that started this one has warned
-    try:
+
+    def work() -> NoReturn:
         with VAE(bundle, **options) as vae:
             while True:
                 pipe.send(make_shard(vae, folder, info, pipe.recv()))
-    except (EOFError, BrokenPipeError):
-        return
-    except VaedeployError as error:
-        kinds = [kind.__name__ for kind in type(error).__mro__ if hasattr(errors, kind.__name__)]
-        pipe.send((kinds[0], str(error)))
+
+    with suppress(EOFError, BrokenPipeError):
+        pipe.send(answer_of(work))
 
 
 def _end_with_parent() -> None:
