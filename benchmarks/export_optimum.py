@@ -4,7 +4,7 @@ optimum-onnx pins older versions than this project, so it needs an environment o
 published figures are of optimum-onnx 0.1.0 with optimum 2.1.0, transformers 4.57.6 and diffusers 0.35.2.)
 
     python -m venv ENV
-    ENV/bin/pip install torch==2.13.0 optimum-onnx==0.1.0 'diffusers<0.36'
+    ENV/bin/pip install torch==2.13.0 optimum-onnx==0.1.0 'diffusers<0.36' onnxruntime
     python benchmarks/export_optimum.py weights DIR          # this environment: writes DIR, a VAE as diffusers saves it
     ENV/bin/python benchmarks/export_optimum.py graph DIR    # the other one: writes DIR/optimum-PART.onnx
 """

@@ -2,6 +2,7 @@
 
     python benchmarks/peers.py --work DIR [--sizes 256 512] [--rounds 5] [--peers NAME ...] [--python PEER=FILE ...]
         [--optimum DIR] [--json FILE]
+    python benchmarks/peers.py --show [--picture FILE.svg]      # what --json has, as tables and as a picture
 
 The weights are those of the full-size architecture with seed 0, and every peer has them. The peers:
 
@@ -117,7 +118,11 @@ def open_vaedeploy(peer: str, part: str, bundle: Path) -> Callable[[np.ndarray],
 
     _, _, precision = peer.rpartition("-openvino-")
     vae = VAE(bundle, "openvino", precision=precision) if precision != peer else VAE(bundle, "onnxruntime-cpu")
-    return (lambda value: vae.decode(value, output="float")) if part == "decoder" else vae.encode
+    if part == "encoder":
+        vae.encode(np.zeros((1, 3, 64, 64), np.float32))  # which loads the graph, as opening the other peers does
+        return vae.encode
+    vae.decode(np.zeros((1, 4, 8, 8), np.float32))
+    return lambda value: vae.decode(value, output="float")
 
 
 def open_peer(peer: str, part: str, work: Path, optimum: Path | None) -> Callable[[np.ndarray], np.ndarray]:
@@ -263,9 +268,73 @@ def measure(part: str, size: int, args: argparse.Namespace, pythons: dict[str, s
     return cell
 
 
+# What is shown of it
+
+TITLES = {
+    "torch-fp32": "PyTorch",
+    "compile-fp32": "PyTorch, compiled",
+    "onnxruntime": "ONNX Runtime",
+    "optimum": "optimum-onnx",
+    "openvino-optimum-fp32": "OpenVINO on optimum's graph",
+    "vaedeploy": "**vaedeploy**, ONNX Runtime",
+    "vaedeploy-openvino-fp32": "**vaedeploy**, OpenVINO",
+    "torch-bf16": "PyTorch, bf16",
+    "compile-bf16": "PyTorch, compiled, bf16",
+    "openvino-optimum-bf16": "OpenVINO on optimum's graph, bf16",
+    "vaedeploy-openvino-bf16": "**vaedeploy**, OpenVINO, bf16",
+}
+
+
+def tables(results: dict[str, Any]) -> str:
+    """Markdown: for each CPU and half, a row for each peer with its seconds and their ratio to PyTorch's."""
+    lines = []
+    for cpu, told in results.items():
+        for part in PARTS:
+            cells = told.get(part, {})
+            if not cells:
+                continue
+            heads = [f"{size}×{size}, s | over PyTorch | peak, GB" for size in cells]
+            lines += [f"{part.capitalize()}, {cpu}:", "", f"| | {' | '.join(heads)} | relative L2 |"]
+            lines.append("|" + "---|" * (3 * len(cells) + 2))
+            for name, title in TITLES.items():
+                if not any(name in cell for cell in cells.values()):
+                    continue
+                errors = [cell[name]["relative L2"] for cell in cells.values() if cell.get(name, {}).get("relative L2")]
+                row = [_entry(cell.get(name)) for cell in cells.values()]
+                lines.append(f"| {title} | {' | '.join(row)} | {max(errors):.1e} |")
+            lines.append("")
+    return "\n".join(lines)
+
+
+def _entry(cell: dict[str, Any] | None) -> str:
+    if cell is None:
+        return " | | "
+    median, least, most = cell["over torch-fp32"]
+    return f"{cell['s']:.2f} | {median:.2f} ({least:.2f} to {most:.2f}) | {cell['peak MB'] / 1000:.2f}"
+
+
+def picture(results: dict[str, Any], path: Path, size: str = "512") -> None:
+    """Bars of the decoder's seconds at one size on the first CPU, as SVG."""
+    cell = next(iter(results.values()))["decoder"][size]
+    rows = [(title.replace("*", ""), cell[name]["s"]) for name, title in TITLES.items() if name in cell]
+    longest, height = max(seconds for _, seconds in rows), 26
+    bars = []
+    for index, (title, seconds) in enumerate(rows):
+        y, width, own = index * height, 380 * seconds / longest, title.startswith("vaedeploy")
+        bars.append(
+            f'<text x="232" y="{y + 17}" text-anchor="end">{title}</text>'
+            f'<rect x="240" y="{y + 4}" width="{width:.1f}" height="18" fill="{"#1a7f5a" if own else "#9aa5b1"}"/>'
+            f'<text x="{246 + width:.1f}" y="{y + 17}">{seconds:.1f} s</text>'
+        )
+    path.write_text(
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 680 {len(rows) * height}" font-family="sans-serif" '
+        f'font-size="13" fill="#334">{"".join(bars)}</svg>\n'
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--work", type=Path)
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
     parser.add_argument("--sizes", nargs="+", type=int, default=[256, 512, 1024])
     parser.add_argument("--judge", type=int, default=512, help="the largest size with a reference in float64")
@@ -274,11 +343,21 @@ def main() -> None:
     parser.add_argument("--python", nargs="+", default=[], metavar="PEER=FILE")
     parser.add_argument("--optimum", type=Path)
     parser.add_argument("--json", type=Path, default=RESULTS)
+    parser.add_argument("--show", action="store_true")
+    parser.add_argument("--picture", type=Path)
     parser.add_argument("--serve", nargs=2, help=argparse.SUPPRESS)  # this process is a peer's
     args = parser.parse_args()
     if args.serve:
         serve_peer(*args.serve, args.work, args.optimum)
         return
+    if args.show:
+        results = json.loads(args.json.read_text())
+        print(tables(results))
+        if args.picture is not None:
+            picture(results, args.picture)
+        return
+    if args.work is None:
+        parser.error("--work is needed")
     from vaedeploy.system.machine import cpu_flags, cpu_name, usable_cores
 
     prepare(args)

@@ -256,7 +256,7 @@ def test_commands_in_the_clean_environment(clean, bundle):
     diagnosis = json.loads(clean("vaedeploy", "doctor", "--json").stdout)
     assert diagnosis["vaedeploy"] == vd.__version__
     problems = {backend["name"]: backend["problem"] for backend in diagnosis["backends"]}
-    assert list(problems) == ["tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime-cpu"]
+    assert list(problems) == ["tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime-cpu", "openvino"]
     assert problems["onnxruntime-cpu"] is None
     missing = {extra["name"]: len(extra["missing"]) for extra in diagnosis["extras"]}
     assert missing == {

@@ -42,7 +42,7 @@ def test_doctor_as_json(vaedeploy):
     told = json.loads(vaedeploy("doctor", "--json").out)
     assert told["packages"]["numpy"] == np.__version__
     problems = {backend["name"]: backend["problem"] for backend in told["backends"]}
-    assert list(problems) == ["tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime-cpu"]
+    assert list(problems) == ["tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime-cpu", "openvino"]
     assert problems["onnxruntime-cpu"] is None
     assert told["extras"][2]["install"] == 'pip install "vaedeploy[export]"'
 

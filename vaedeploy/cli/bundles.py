@@ -14,6 +14,7 @@ from vaedeploy.cli.documents import telling_bundle
 from vaedeploy.cli.group import (
     BUNDLE,
     PATH,
+    PRECISIONS,
     bundle_argument,
     cli,
     json_option,
@@ -51,7 +52,7 @@ from vaedeploy.cli.group import (
 @click.option("--out", type=PATH, metavar="DIR", help="The folder to create for the bundle. [default: the VAE's name]")
 @click.option(
     "--precision",
-    type=click.Choice(["fp32", "fp16", "bf16"]),
+    type=click.Choice(PRECISIONS),
     default="fp32",
     show_default=True,
     help="The precision that the graphs compute in. Their inputs and outputs stay float32.",

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from vaedeploy.cli import terminal
-from vaedeploy.cli.group import PATH, cli, json_option
+from vaedeploy.cli.group import PATH, PRECISIONS, cli, json_option
 
 
 @cli.command()
@@ -32,7 +32,7 @@ from vaedeploy.cli.group import PATH, cli, json_option
 )
 @click.option(
     "--precision",
-    type=click.Choice(["fp32", "fp16", "bf16"]),
+    type=click.Choice(PRECISIONS),
     help="The precision that the graph computes in; inputs and outputs keep their types. [default: that of IN.onnx]",
 )
 @click.option(

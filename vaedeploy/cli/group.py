@@ -9,14 +9,13 @@ import functools
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar, cast, get_args
+from typing import Any, TypeVar, cast
 
 import click
 
 from vaedeploy.cli import terminal
 from vaedeploy.errors import PageError
 from vaedeploy.system.progress import Progress
-from vaedeploy.values.kinds import Precision
 from vaedeploy.version import __version__
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -212,11 +211,15 @@ def workspace_option(command: Command) -> Command:
     )(command)
 
 
+PRECISIONS = ("fp32", "fp16", "bf16")
+"""``values.kinds.Precision``, which help texts do not wait for."""
+
+
 def computing_options(command: Command) -> Command:
     """What computes, and in which precision: ``backend`` and ``precision`` of ``VAE``."""
     command = click.option(
         "--precision",
-        type=click.Choice(get_args(Precision)),
+        type=click.Choice(PRECISIONS),
         help="Compute in this precision, where the backend can. [default: the bundle's]",
     )(command)
     return click.option(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from vaedeploy.cli import terminal
 from vaedeploy.cli.group import (
     PATH,
+    PRECISIONS,
     bundle_argument,
     cli,
     json_option,
@@ -20,7 +21,6 @@ from vaedeploy.cli.group import (
     tell_page,
 )
 from vaedeploy.errors import VerificationError
-from vaedeploy.values.kinds import Precision
 
 if TYPE_CHECKING:
     from vaedeploy.verify.bisect import Bisection
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--precision",
-    type=click.Choice(get_args(Precision)),
+    type=click.Choice(PRECISIONS),
     help="With --backend: check what it computes in this precision. [default: the bundle's]",
 )
 @photos_option("Compute the reference with PyTorch again, and verify,")

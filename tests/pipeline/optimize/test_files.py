@@ -55,7 +55,16 @@ def test_files_that_are_no_graphs(tmp_path):
         (np.float16, {"precision": "bf16", "target": "tensorrt"}, "is fp16 and cannot become bf16"),
         (np.float32, {"precision": "bf16"}, "ONNX Runtime has no bfloat16 convolution: bf16 is for --target tensorrt"),
         (np.float32, {"precision": "fp8"}, "precision is 'fp8'; it must be one of fp32, fp16, bf16"),
-        (np.float32, {"target": "tpu"}, "target is 'tpu'; it must be one of onnxruntime, onnxruntime-cuda, tensorrt"),
+        (
+            np.float32,
+            {"target": "tpu"},
+            "target is 'tpu'; it must be one of onnxruntime, onnxruntime-cuda, openvino, tensorrt",
+        ),
+        (
+            np.float32,
+            {"target": "openvino", "precision": "fp16"},
+            "--target openvino is for fp32 graphs: OpenVINO lowers",
+        ),
         (np.float64, {}, "computes in float64; export it in float32"),
     ],
 )
