@@ -261,6 +261,7 @@ def test_commands_in_the_clean_environment(clean, bundle):
     missing = {extra["name"]: len(extra["missing"]) for extra in diagnosis["extras"]}
     assert missing == {
         "cpu": 0,
+        "openvino": 1,
         "cuda": 3,
         "export": 9,
         "hub": 1,
