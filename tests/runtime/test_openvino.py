@@ -82,6 +82,29 @@ def test_results_go_into_the_array_that_is_given(opened: VAE) -> None:
     np.testing.assert_array_equal(out, expected)  # which no later call writes into
 
 
+def test_arrays_that_may_not_be_written_to(opened: VAE) -> None:
+    latent = noise(1, CHANNELS, 3, 2)
+    expected = opened.decode(latent)
+    latent.flags.writeable = False
+    np.testing.assert_array_equal(opened.decode(latent), expected)
+    np.testing.assert_array_equal(opened.decode(np.frombuffer(latent.tobytes(), "f4").reshape(latent.shape)), expected)
+
+
+def test_threads_that_open_the_first_one_at_the_same_time(bundle: Bundle) -> None:
+    script = f"""
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from vaedeploy.runtime import VAE
+together = threading.Barrier(4)
+def opened(_):
+    together.wait()
+    return VAE({str(bundle.path)!r}, "openvino").backend
+with ThreadPoolExecutor(4) as pool:
+    print(*pool.map(opened, range(4)))
+"""
+    assert run_python(script).stdout.split() == ["openvino"] * 4
+
+
 @pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=BFLOAT16)])
 def test_threads_that_call_with_several_sizes_get_their_own_results(demo_bundle: Bundle, precision: str) -> None:
     """Each call gives its memory back while others run."""

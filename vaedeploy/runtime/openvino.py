@@ -102,19 +102,24 @@ class Session:
 
         after: not used; ``EngineSession.run`` describes it and ``results``, which are in host memory here.
         """
+        # What OpenVINO made is gone when the inner method returns: a destructor is a call into it, too.
+        with failures_explained("OpenVINO", self.graph, inputs), native_call():
+            return self._infer(outputs, inputs, results or {})
+
+    def _infer(self, outputs: Sequence[str], inputs: Mapping[str, Array], results: Mapping[str, Array]) -> list[Any]:
         tensor = load_library().Tensor
-        given = results or {}
-        with failures_explained("OpenVINO", self.graph, inputs), native_call(), self._in_use() as model:
+        with self._in_use() as model:
             # A request keeps the arrays that it was given, and making one takes 0.1 ms.
             request = model.create_infer_request()
             for name, array in inputs.items():
-                request.set_tensor(name, tensor(np.ascontiguousarray(array), shared_memory=True))
-            for name, array in given.items():
+                # OpenVINO takes only arrays that may be written to, though it writes into no input.
+                request.set_tensor(name, tensor(np.require(array, requirements="CW"), shared_memory=True))
+            for name, array in results.items():
                 request.set_tensor(name, tensor(array, shared_memory=True))
             with ending_early(request.cancel):
                 request.start_async()
                 request.wait()
-            return [given[name] if name in given else request.get_tensor(name).data.copy() for name in outputs]
+            return [results[name] if name in results else request.get_tensor(name).data.copy() for name in outputs]
 
     @contextmanager
     def _in_use(self) -> Iterator[Any]:
@@ -156,6 +161,10 @@ def _on_disk(graph: Path, content: GraphContent | None) -> Iterator[Path]:
         yield Path(folder, graph.name)
 
 
+_importing = threading.Lock()
+"""Held while ``sys.modules`` lacks what another thread would put back."""
+
+
 @cache
 def load_library() -> Any:
     """The ``openvino`` module. Raises BackendError, naming what to install, if it cannot be imported.
@@ -163,6 +172,11 @@ def load_library() -> Any:
     Importing it sends a message to its makers and writes an identifier into the user's home, unless the package that
     does so is missing (2026.4). So it is missing while ``openvino`` is imported.
     """
+    with _importing:
+        return _import_quietly()
+
+
+def _import_quietly() -> Any:
     name = "openvino_telemetry"
     before = sys.modules.get(name)
     sys.modules[name] = None  # type: ignore[assignment]  # which is how Python spells "cannot be imported"
