@@ -163,6 +163,42 @@ def test_an_altered_graph_is_not_run(tmp_path: Path) -> None:
             vae.decode(noise(1, CHANNELS, 2, 2))
 
 
+def test_a_folder_for_temporary_files_that_cannot_be_written(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "none"))
+    with (
+        VAE(bundle.path, "openvino") as vae,
+        pytest.raises(
+            BackendError, match=r"^OpenVINO reads decoder\S* from .* Set TMPDIR to a folder that has 0\.\d MB"
+        ),
+    ):
+        vae.decode(noise(1, CHANNELS, 2, 2))
+
+
+def test_a_process_ends_while_a_graph_is_compiled_again(bundle: Bundle) -> None:
+    """A daemon thread is inside a call when the program ends, and the call has to compile."""
+    script = f"""
+import threading
+import time
+from pathlib import Path
+import numpy as np
+from vaedeploy.runtime import openvino
+session = openvino.Session(Path({str(bundle.graph("decoder"))!r}))
+session._model = None  # as after a run that failed
+started, compile_ = threading.Event(), session._compile
+def late():
+    started.set()
+    time.sleep(0.5)
+    return compile_()
+session._compile = late
+latent = np.zeros((1, {CHANNELS}, 2, 2), np.float32)
+threading.Thread(target=session.run, args=(["image"], {{"latent": latent}}), daemon=True).start()
+started.wait()
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+
+
 def test_threads_are_passed_on_and_not_pinned(bundle: Bundle) -> None:
     cores = usable_cores()
     for threads, total, calls in ((1, cores, cores), (cores, cores, 1), (None, cores, 1)):

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -72,19 +72,25 @@ class Session:
         """A run packs the weights of its convolutions. A full-size decoder, of 236 MB, took 0.15 GB more in float32
         than in ONNX Runtime at 256x256, and no more at 512x512.
         """
-        self._model: Any = self._compile()
-        self.inputs = [value.any_name for value in self._model.inputs]
-        self.outputs = [value.any_name for value in self._model.outputs]
+        with native_call():
+            self._model: Any = self._compile()
+            self.inputs = [value.any_name for value in self._model.inputs]
+            self.outputs = [value.any_name for value in self._model.outputs]
 
     def _compile(self) -> Any:
+        """The compiled graph. Within ``native_call``, which must not be entered twice: at the end of the process the
+        inner one would wait for ever.
+        """
         core = _core()
         _refuse_fork()
         with self._read() as content:
             if content is not None:
                 self.extra_bytes = sum(map(len, content.weights.values()))
             try:
-                with native_call(), _on_disk(self.graph, content) as path:
+                with _on_disk(self.graph, content) as path:
                     model = core.compile_model(core.read_model(path), self._device, self._options)
+            except BackendError:
+                raise
             except Exception as error:
                 raise BackendError(f"OpenVINO cannot load {self.graph} on {self._device}: {error}") from error
         trim_heap()
@@ -155,9 +161,20 @@ def _on_disk(graph: Path, content: GraphContent | None) -> Iterator[Path]:
         yield graph
         return
     # On Windows the files cannot be removed while OpenVINO maps them.
-    with tempfile.TemporaryDirectory(prefix="vaedeploy-", ignore_cleanup_errors=sys.platform == "win32") as folder:
-        for name, data in {graph.name: content.model, **content.weights}.items():
-            Path(folder, name).write_bytes(data)
+    files = {graph.name: content.model, **content.weights}
+    with ExitStack() as stack:
+        try:
+            folder = stack.enter_context(
+                tempfile.TemporaryDirectory(prefix="vaedeploy-", ignore_cleanup_errors=sys.platform == "win32")
+            )
+            for name, data in files.items():
+                Path(folder, name).write_bytes(data)
+        except OSError as error:
+            needed = sum(map(len, files.values())) / 1e6
+            raise BackendError(
+                f"OpenVINO reads {graph.name} from a file in the folder for temporary files, which cannot be written: "
+                f"{error}. Set TMPDIR to a folder that has {needed:,.1f} MB"
+            ) from error
         yield Path(folder, graph.name)
 
 
@@ -218,7 +235,8 @@ def _refuse_fork() -> None:
 def problem(device: str = CPU) -> str | None:
     """Why this backend cannot be used on this machine, and what to do about it; None where it can."""
     try:
-        devices = _core().available_devices
+        with native_call():
+            devices = _core().available_devices
     except BackendError as error:
         return str(error)
     # "GPU" is the first of several that are called GPU.0 and so on.
@@ -229,7 +247,10 @@ def problem(device: str = CPU) -> str | None:
 
 def processor(device: str) -> str:
     """What computes on a device, as verdicts name it."""
-    return cpu_name() if device == CPU else str(_core().get_property(device, "FULL_DEVICE_NAME"))
+    if device == CPU:
+        return cpu_name()
+    with native_call():
+        return str(_core().get_property(device, "FULL_DEVICE_NAME"))
 
 
 def has_bfloat16() -> bool:
