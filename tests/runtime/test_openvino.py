@@ -82,6 +82,29 @@ def test_results_go_into_the_array_that_is_given(opened: VAE) -> None:
     np.testing.assert_array_equal(out, expected)  # which no later call writes into
 
 
+def test_arrays_that_may_not_be_written_to(opened: VAE) -> None:
+    latent = noise(1, CHANNELS, 3, 2)
+    expected = opened.decode(latent)
+    latent.flags.writeable = False
+    np.testing.assert_array_equal(opened.decode(latent), expected)
+    np.testing.assert_array_equal(opened.decode(np.frombuffer(latent.tobytes(), "f4").reshape(latent.shape)), expected)
+
+
+def test_threads_that_open_the_first_one_at_the_same_time(bundle: Bundle) -> None:
+    script = f"""
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from vaedeploy.runtime import VAE
+together = threading.Barrier(4)
+def opened(_):
+    together.wait()
+    return VAE({str(bundle.path)!r}, "openvino").backend
+with ThreadPoolExecutor(4) as pool:
+    print(*pool.map(opened, range(4)))
+"""
+    assert run_python(script).stdout.split() == ["openvino"] * 4
+
+
 @pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=BFLOAT16)])
 def test_threads_that_call_with_several_sizes_get_their_own_results(demo_bundle: Bundle, precision: str) -> None:
     """Each call gives its memory back while others run."""
@@ -138,6 +161,42 @@ def test_an_altered_graph_is_not_run(tmp_path: Path) -> None:
         flip(bundle.graph("decoder"), 99)
         with pytest.raises(BundleError, match=r"decoder\.onnx\S* is altered"):
             vae.decode(noise(1, CHANNELS, 2, 2))
+
+
+def test_a_folder_for_temporary_files_that_cannot_be_written(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "none"))
+    with (
+        VAE(bundle.path, "openvino") as vae,
+        pytest.raises(
+            BackendError, match=r"^OpenVINO reads decoder\S* from .* Set TMPDIR to a folder that has 0\.\d MB"
+        ),
+    ):
+        vae.decode(noise(1, CHANNELS, 2, 2))
+
+
+def test_a_process_ends_while_a_graph_is_compiled_again(bundle: Bundle) -> None:
+    """A daemon thread is inside a call when the program ends, and the call has to compile."""
+    script = f"""
+import threading
+import time
+from pathlib import Path
+import numpy as np
+from vaedeploy.runtime import openvino
+session = openvino.Session(Path({str(bundle.graph("decoder"))!r}))
+session._model = None  # as after a run that failed
+started, compile_ = threading.Event(), session._compile
+def late():
+    started.set()
+    time.sleep(0.5)
+    return compile_()
+session._compile = late
+latent = np.zeros((1, {CHANNELS}, 2, 2), np.float32)
+threading.Thread(target=session.run, args=(["image"], {{"latent": latent}}), daemon=True).start()
+started.wait()
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
 
 
 def test_threads_are_passed_on_and_not_pinned(bundle: Bundle) -> None:

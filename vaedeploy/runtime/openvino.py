@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -72,19 +72,25 @@ class Session:
         """A run packs the weights of its convolutions. A full-size decoder, of 236 MB, took 0.15 GB more in float32
         than in ONNX Runtime at 256x256, and no more at 512x512.
         """
-        self._model: Any = self._compile()
-        self.inputs = [value.any_name for value in self._model.inputs]
-        self.outputs = [value.any_name for value in self._model.outputs]
+        with native_call():
+            self._model: Any = self._compile()
+            self.inputs = [value.any_name for value in self._model.inputs]
+            self.outputs = [value.any_name for value in self._model.outputs]
 
     def _compile(self) -> Any:
+        """The compiled graph. Within ``native_call``, which must not be entered twice: at the end of the process the
+        inner one would wait for ever.
+        """
         core = _core()
         _refuse_fork()
         with self._read() as content:
             if content is not None:
                 self.extra_bytes = sum(map(len, content.weights.values()))
             try:
-                with native_call(), _on_disk(self.graph, content) as path:
+                with _on_disk(self.graph, content) as path:
                     model = core.compile_model(core.read_model(path), self._device, self._options)
+            except BackendError:
+                raise
             except Exception as error:
                 raise BackendError(f"OpenVINO cannot load {self.graph} on {self._device}: {error}") from error
         trim_heap()
@@ -102,19 +108,24 @@ class Session:
 
         after: not used; ``EngineSession.run`` describes it and ``results``, which are in host memory here.
         """
+        # What OpenVINO made is gone when the inner method returns: a destructor is a call into it, too.
+        with failures_explained("OpenVINO", self.graph, inputs), native_call():
+            return self._infer(outputs, inputs, results or {})
+
+    def _infer(self, outputs: Sequence[str], inputs: Mapping[str, Array], results: Mapping[str, Array]) -> list[Any]:
         tensor = load_library().Tensor
-        given = results or {}
-        with failures_explained("OpenVINO", self.graph, inputs), native_call(), self._in_use() as model:
+        with self._in_use() as model:
             # A request keeps the arrays that it was given, and making one takes 0.1 ms.
             request = model.create_infer_request()
             for name, array in inputs.items():
-                request.set_tensor(name, tensor(np.ascontiguousarray(array), shared_memory=True))
-            for name, array in given.items():
+                # OpenVINO takes only arrays that may be written to, though it writes into no input.
+                request.set_tensor(name, tensor(np.require(array, requirements="CW"), shared_memory=True))
+            for name, array in results.items():
                 request.set_tensor(name, tensor(array, shared_memory=True))
             with ending_early(request.cancel):
                 request.start_async()
                 request.wait()
-            return [given[name] if name in given else request.get_tensor(name).data.copy() for name in outputs]
+            return [results[name] if name in results else request.get_tensor(name).data.copy() for name in outputs]
 
     @contextmanager
     def _in_use(self) -> Iterator[Any]:
@@ -150,10 +161,25 @@ def _on_disk(graph: Path, content: GraphContent | None) -> Iterator[Path]:
         yield graph
         return
     # On Windows the files cannot be removed while OpenVINO maps them.
-    with tempfile.TemporaryDirectory(prefix="vaedeploy-", ignore_cleanup_errors=sys.platform == "win32") as folder:
-        for name, data in {graph.name: content.model, **content.weights}.items():
-            Path(folder, name).write_bytes(data)
+    files = {graph.name: content.model, **content.weights}
+    with ExitStack() as stack:
+        try:
+            folder = stack.enter_context(
+                tempfile.TemporaryDirectory(prefix="vaedeploy-", ignore_cleanup_errors=sys.platform == "win32")
+            )
+            for name, data in files.items():
+                Path(folder, name).write_bytes(data)
+        except OSError as error:
+            needed = sum(map(len, files.values())) / 1e6
+            raise BackendError(
+                f"OpenVINO reads {graph.name} from a file in the folder for temporary files, which cannot be written: "
+                f"{error}. Set TMPDIR to a folder that has {needed:,.1f} MB"
+            ) from error
         yield Path(folder, graph.name)
+
+
+_importing = threading.Lock()
+"""Held while ``sys.modules`` lacks what another thread would put back."""
 
 
 @cache
@@ -163,6 +189,11 @@ def load_library() -> Any:
     Importing it sends a message to its makers and writes an identifier into the user's home, unless the package that
     does so is missing (2026.4). So it is missing while ``openvino`` is imported.
     """
+    with _importing:
+        return _import_quietly()
+
+
+def _import_quietly() -> Any:
     name = "openvino_telemetry"
     before = sys.modules.get(name)
     sys.modules[name] = None  # type: ignore[assignment]  # which is how Python spells "cannot be imported"
@@ -204,7 +235,8 @@ def _refuse_fork() -> None:
 def problem(device: str = CPU) -> str | None:
     """Why this backend cannot be used on this machine, and what to do about it; None where it can."""
     try:
-        devices = _core().available_devices
+        with native_call():
+            devices = _core().available_devices
     except BackendError as error:
         return str(error)
     # "GPU" is the first of several that are called GPU.0 and so on.
@@ -215,7 +247,10 @@ def problem(device: str = CPU) -> str | None:
 
 def processor(device: str) -> str:
     """What computes on a device, as verdicts name it."""
-    return cpu_name() if device == CPU else str(_core().get_property(device, "FULL_DEVICE_NAME"))
+    if device == CPU:
+        return cpu_name()
+    with native_call():
+        return str(_core().get_property(device, "FULL_DEVICE_NAME"))
 
 
 def has_bfloat16() -> bool:
