@@ -27,7 +27,8 @@ from vaedeploy.pipeline.cache.plan import Shard
 from vaedeploy.pipeline.cache.shards import make_shard
 from vaedeploy.pipeline.cache.sources import stamp_of
 from vaedeploy.pipeline.cache.workers import DEATHS, Answer, Work, answer_of, count_death, shared, value_of
-from vaedeploy.runtime import VAE, UnverifiedBundleWarning, onnxruntime_cpu, openvino
+from vaedeploy.runtime import VAE, UnverifiedBundleWarning
+from vaedeploy.runtime.candidate import HOST
 from vaedeploy.system.interrupts import stop_if_interrupted
 from vaedeploy.system.machine import usable_cores
 from vaedeploy.system.oserrors import reason
@@ -37,9 +38,6 @@ from vaedeploy.version import __version__
 
 CORES = 4
 """Cores of a worker where the number of workers is not given. Each worker takes the memory of a VAE."""
-
-WITHOUT_GPU = (onnxruntime_cpu.NAME, openvino.NAME)
-"""The backends that take no GPU of those that Ray counts."""
 
 PATIENCE = 3
 """Seconds that actors have to end."""
@@ -83,7 +81,7 @@ def ray_work(
     """
     with cluster(address, progress):
         machines = nodes()
-        gpu = options.get("backend") not in WITHOUT_GPU and any(node.gpus for node in machines)
+        gpu = options.get("backend") not in HOST and any(node.gpus for node in machines)
         cores, count = cut(machines, workers, options.get("threads"), gpu)
         folder = folder.absolute()
         job = _Job(
