@@ -119,7 +119,7 @@ class Session:
             request = model.create_infer_request()
             for name, array in inputs.items():
                 # OpenVINO takes only arrays that may be written to, though it writes into no input.
-                given: Any = np.require(array, requirements=["C", "W"])  # type: ignore[type-var]  # it is on the host
+                given: Any = np.require(array, requirements=["C", "W"])
                 request.set_tensor(name, tensor(given, shared_memory=True))
             for name, array in results.items():
                 request.set_tensor(name, tensor(array, shared_memory=True))
