@@ -113,7 +113,8 @@ def shared(options: Mapping[str, Any], count: int) -> dict[str, Any]:
 
 def cores_of(options: Mapping[str, Any]) -> int:
     """How many cores a worker may use, by the arguments of its ``VAE``."""
-    return options.get("threads") or usable_cores()
+    threads: int | None = options.get("threads")
+    return threads or usable_cores()
 
 
 def answer_of(work: Callable[[], bool]) -> Answer:
