@@ -242,6 +242,15 @@ def test_each_picture_that_fails_is_named(bundle: Bundle, tmp_path: Path, monkey
     assert (again.made, again.failures) == (0, cached.failures)
 
 
+def test_any_number_of_threads_that_read_gives_the_same_bytes(bundle: Bundle, tmp_path: Path) -> None:
+    photos = data_set(tmp_path / "photos", 20)
+    bad_pictures(photos)
+    for threads in (1, 8):
+        vd.cache_latents(bundle, photos, tmp_path / str(threads), size=(16, 16), options={"threads": threads})
+    assert content(tmp_path / "1") == content(tmp_path / "8")
+    assert len(vd.LatentCache(tmp_path / "8")) == 21
+
+
 def test_every_picture_that_can_be_read_is(bundle: Bundle, tmp_path: Path) -> None:
     photos = tmp_path / "photos"
     picture(photos / "a.jpg", mode="CMYK")

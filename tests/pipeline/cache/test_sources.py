@@ -7,6 +7,8 @@ import io
 import os
 import tarfile
 import tempfile
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ import vaedeploy as vd
 from vaedeploy.bundle import Bundle
 from vaedeploy.errors import ImageError, InputError
 from vaedeploy.images.cache_format import FailedPicture
+from vaedeploy.pipeline.cache import parquet
 from vaedeploy.pipeline.cache.sources import Picture, find_pictures
 
 ELSEWHERE = Path("/nowhere")
@@ -206,8 +209,8 @@ def test_tar_files_that_are_broken(png: bytes, tmp_path: Path) -> None:
 
 def parquet_of(path: Path, columns: dict[str, list[object]], rows: int = 2) -> Path:
     """A parquet file with these columns, ``rows`` rows in a group."""
-    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-    parquet.write_table(arrow.table(columns), path, row_group_size=rows)
+    arrow, writer = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    writer.write_table(arrow.table(columns), path, row_group_size=rows)
     return path
 
 
@@ -240,3 +243,17 @@ def test_parquet_files_that_cannot_be_read(tmp_path: Path) -> None:
     assert found(table)[1] == {"a.parquet": told}
     table.write_bytes(table.read_bytes()[:-5])
     assert "it is no parquet file, or is truncated or broken" in found(tmp_path)[1]["a.parquet"]
+
+
+def test_threads_that_want_one_group_read_it_once(tmp_path: Path) -> None:
+    table = parquet_of(tmp_path / "a.parquet", {"image": [bytes([row]) * 1000 for row in range(32)]}, rows=8)
+    begin = threading.Barrier(8)
+
+    def read(row: int) -> bytes:
+        begin.wait(60)
+        return parquet.cell(str(table), (0, 0), "image", row // 8, row % 8)
+
+    parquet._group.cache_clear()
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(read, range(32))) == [bytes([row]) * 1000 for row in range(32)]
+    assert parquet._group.cache_info().misses == 4

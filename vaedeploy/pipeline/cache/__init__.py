@@ -35,7 +35,7 @@ from vaedeploy.pipeline.cache.folder import PAUSE, claim, sweep, write_index
 from vaedeploy.pipeline.cache.plan import Plan, Shard, make_plan
 from vaedeploy.pipeline.cache.ray_job import ray_work
 from vaedeploy.pipeline.cache.shards import is_free, make_shard, shard_done
-from vaedeploy.pipeline.cache.workers import Work, shared, work_on
+from vaedeploy.pipeline.cache.workers import Work, cores_of, shared, work_on
 from vaedeploy.runtime import VAE
 from vaedeploy.runtime.unverified import warn_of_unverified
 from vaedeploy.system.interrupts import stop_if_interrupted
@@ -254,4 +254,4 @@ def _here(
 ) -> Generator[tuple[Shard, bool], None, None]:
     with VAE(bundle, **options) as vae:
         for shard in shards:
-            yield shard, make_shard(vae, folder, info, shard)
+            yield shard, make_shard(vae, folder, info, shard, cores_of(options))

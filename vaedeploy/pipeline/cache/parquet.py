@@ -1,16 +1,19 @@
 """Pictures in a column of a parquet file, as data sets of the Hugging Face hub have them. It needs pyarrow.
 
-The column holds bytes, or a struct with a field ``bytes``. Pictures are read by row groups, of which one is kept.
+The column holds bytes, or a struct with a field ``bytes``. Pictures are read by row groups, of which two are kept.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
 BYTES = "bytes"
 """The field of a struct that holds a picture."""
+
+_reading = threading.Lock()
 
 
 class ParquetError(Exception):
@@ -43,13 +46,15 @@ def cell(path: str, stamp: tuple[int, int], column: str, group: int, row: int) -
     import pyarrow as pa
 
     try:
-        data: bytes = _group(path, stamp, column, group)[row].as_py()
+        with _reading:  # threads that want one group wait until the first of them has read it
+            values = _group(path, stamp, column, group)
+        data: bytes = values[row].as_py()
     except (pa.ArrowException, OSError) as error:
         raise ParquetError(f"it is no parquet file, or is truncated or broken: {error}") from error
     return data
 
 
-@lru_cache(1)
+@lru_cache(2)  # threads that read ahead are in two of them at the end of each
 def _group(path: str, stamp: tuple[int, int], column: str, group: int) -> Any:
     with _opened(path) as file:
         return _bytes_of(file.read_row_group(group, columns=[column]).column(column).combine_chunks())

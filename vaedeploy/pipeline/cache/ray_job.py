@@ -26,7 +26,7 @@ from vaedeploy.pipeline.cache.cluster import Node, cluster, nodes
 from vaedeploy.pipeline.cache.plan import Shard
 from vaedeploy.pipeline.cache.shards import make_shard
 from vaedeploy.pipeline.cache.sources import stamp_of
-from vaedeploy.pipeline.cache.workers import DEATHS, Answer, Work, answer_of, count_death, shared, value_of
+from vaedeploy.pipeline.cache.workers import DEATHS, Answer, Work, answer_of, cores_of, count_death, shared, value_of
 from vaedeploy.runtime import VAE, UnverifiedBundleWarning
 from vaedeploy.runtime.candidate import HOST
 from vaedeploy.system.interrupts import stop_if_interrupted
@@ -147,12 +147,13 @@ class _Encoder:
         if job.version != __version__:
             raise BackendError(f"there is vaedeploy {__version__}, and {job.version} where the command was given")
         _check_folder(job)
-        self._vae = VAE(job.bundle, **_options(job, [node for node in nodes() if node.address == self._node]))
+        options = _options(job, [node for node in nodes() if node.address == self._node])
+        self._vae, self._cores = VAE(job.bundle, **options), cores_of(options)
         return True
 
     def _make(self, shard: Shard) -> bool:
         _check_pictures(shard)
-        return make_shard(self._vae, self._job.folder, self._job.info, shard)
+        return make_shard(self._vae, self._job.folder, self._job.info, shard, self._cores)
 
 
 def _options(job: _Job, machine: list[Node]) -> dict[str, Any]:

@@ -6,10 +6,9 @@ moment, and several may work on one folder.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +33,16 @@ from vaedeploy.images.sizing import Fit, fitted
 from vaedeploy.pipeline.cache.plan import Shard
 from vaedeploy.pipeline.cache.sources import Picture
 from vaedeploy.runtime import VAE
+from vaedeploy.system.ahead import done_ahead
 from vaedeploy.system.atomic import lock_name, write_file
 from vaedeploy.system.interrupts import stop_if_interrupted
 from vaedeploy.system.lock import lock
 from vaedeploy.values.latent import RGBA
 
-AHEAD = 2
-"""Pictures that are read and resized while the encoder runs on another. Each may take hundreds of megabytes."""
+AHEAD = 2 * MOST_PIXELS
+"""Pixels of the pictures that are read ahead together, by their headers: 22 pictures of 12 megapixels. Each pixel takes
+10 bytes or so while its picture is decoded and resized. Two of the largest pictures fit.
+"""
 
 
 @contextmanager
@@ -65,8 +67,10 @@ def shard_done(folder: Path, shard: Shard) -> ShardHeader | None:
         return None
 
 
-def make_shard(vae: VAE, folder: Path, info: CacheInfo, shard: Shard) -> bool:
+def make_shard(vae: VAE, folder: Path, info: CacheInfo, shard: Shard, cores: int) -> bool:
     """Encode a shard and write it, unless it is there. False where another process is at work on it.
+
+    cores: that this may use. As many threads read and resize the pictures that follow while the encoder runs.
 
     Pictures that cannot be read or encoded are named in its header. Raises OutputError where it cannot be written, and
     BackendError.
@@ -74,7 +78,7 @@ def make_shard(vae: VAE, folder: Path, info: CacheInfo, shard: Shard) -> bool:
     place = shard_path(folder, shard.name)
     with held(place) as free:
         if free and shard_done(folder, shard) is None:
-            write_file(place, _encoded(vae, info, shard))
+            write_file(place, _encoded(vae, info, shard, cores))
         return free
 
 
@@ -84,20 +88,21 @@ def is_free(folder: Path, shard: Shard) -> bool:
         return free
 
 
-def _encoded(vae: VAE, info: CacheInfo, shard: Shard) -> bytes:
+def _encoded(vae: VAE, info: CacheInfo, shard: Shard, cores: int) -> bytes:
     names = tensor_names(info)
     rows: dict[str, list[NDArray[Any]]] = {name: [] for name in names}
     items: list[Item] = []
     failed: list[FailedPicture] = []
-    for picture, fit, pixels in _read_ahead(info, shard):
-        try:
-            values = _latents(vae, info, picture.key, pixels())
-        except ImageError as error:
-            failed.append(FailedPicture(picture.key, str(error)))
-            continue
-        items.append(Item(picture.key, fit))
-        for name, value in zip(names, values, strict=True):
-            rows[name].append(value)
+    with closing(done_ahead(partial(_sized, info), shard.pictures, cores, _pixels, AHEAD)) as read:
+        for (picture, fit), sized in read:
+            try:
+                values = _latents(vae, info, picture.key, sized.result())
+            except ImageError as error:
+                failed.append(FailedPicture(picture.key, str(error)))
+                continue
+            items.append(Item(picture.key, fit))
+            for name, value in zip(names, values, strict=True):
+                rows[name].append(value)
     height, width = (side // info.latent.factor for side in shard.size)
     empty = np.empty((0, info.latent.channels, height, width), _numpy_type(info))
     tensors = {name: np.concatenate([empty, *rows[name]]) for name in names}
@@ -122,32 +127,15 @@ def _latents(vae: VAE, info: CacheInfo, key: str, pixels: NDArray[np.uint8]) -> 
     return [value for value in kept if value is not None]
 
 
-class _Pixels:
-    """The pixels of a picture that a thread is reading; calling it waits for them, or raises ImageError."""
-
-    def __init__(self, future: Future[NDArray[np.uint8]]) -> None:
-        self._future = future
-
-    def __call__(self) -> NDArray[np.uint8]:
-        return self._future.result()
+def _pixels(pair: tuple[Picture, Fit]) -> int:
+    """How many pixels a picture has before it is resized."""
+    height, width = pair[1].original
+    return height * width
 
 
-def _read_ahead(info: CacheInfo, shard: Shard) -> Iterator[tuple[Picture, Fit, _Pixels]]:
-    waiting: deque[tuple[Picture, Fit, _Pixels]] = deque()
-    with ThreadPoolExecutor(1, "pictures") as reader:
-        try:
-            for picture, fit in shard.pictures:
-                waiting.append((picture, fit, _Pixels(reader.submit(_sized, info, picture, fit))))
-                if len(waiting) > AHEAD:
-                    yield waiting.popleft()
-            while waiting:
-                yield waiting.popleft()
-        finally:
-            reader.shutdown(wait=False, cancel_futures=True)
-
-
-def _sized(info: CacheInfo, picture: Picture, fit: Fit) -> NDArray[np.uint8]:
+def _sized(info: CacheInfo, pair: tuple[Picture, Fit]) -> NDArray[np.uint8]:
     """A picture (H, W, N) uint8 as the VAE takes it, but for padding."""
+    picture, fit = pair
     rgba = info.latent.image_channels == RGBA
     flatten = info.background is not None
     pixels = image_from_bytes(picture.read(), picture.key, most=MOST_PIXELS, opacity=rgba or flatten)

@@ -111,6 +111,12 @@ def shared(options: Mapping[str, Any], count: int) -> dict[str, Any]:
     return {"threads": max(1, usable_cores() // count), **options, "max_memory": share}
 
 
+def cores_of(options: Mapping[str, Any]) -> int:
+    """How many cores a worker may use, by the arguments of its ``VAE``."""
+    threads: int | None = options.get("threads")
+    return threads or usable_cores()
+
+
 def answer_of(work: Callable[[], bool]) -> Answer:
     """What ``work`` returns, or the error of vaedeploy that it raises."""
     try:
@@ -149,7 +155,7 @@ def _work(pipe: Connection, bundle: Path, options: dict[str, Any], folder: Path,
     def work() -> NoReturn:
         with VAE(bundle, **options) as vae:
             while True:
-                pipe.send(make_shard(vae, folder, info, pipe.recv()))
+                pipe.send(make_shard(vae, folder, info, pipe.recv(), cores_of(options)))
 
     with suppress(EOFError, BrokenPipeError):
         pipe.send(answer_of(work))
