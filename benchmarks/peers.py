@@ -290,10 +290,10 @@ def tables(results: dict[str, Any]) -> str:
     lines = []
     for cpu, told in results.items():
         for part in PARTS:
-            cells = told.get(part, {})
+            cells = dict(sorted(told.get(part, {}).items(), key=lambda item: int(item[0])))
             if not cells:
                 continue
-            heads = [f"{size}×{size}, s | over PyTorch | peak, GB" for size in cells]
+            heads = [f"{size}×{size}, s | over PyTorch's | peak, GB" for size in cells]
             lines += [f"{part.capitalize()}, {cpu}:", "", f"| | {' | '.join(heads)} | relative L2 |"]
             lines.append("|" + "---|" * (3 * len(cells) + 2))
             for name, title in TITLES.items():
@@ -320,15 +320,15 @@ def picture(results: dict[str, Any], path: Path, size: str = "512") -> None:
     longest, height = max(seconds for _, seconds in rows), 26
     bars = []
     for index, (title, seconds) in enumerate(rows):
-        y, width, own = index * height, 380 * seconds / longest, title.startswith("vaedeploy")
+        y, width, own = index * height, 360 * seconds / longest, title.startswith("vaedeploy")
         bars.append(
-            f'<text x="232" y="{y + 17}" text-anchor="end">{title}</text>'
-            f'<rect x="240" y="{y + 4}" width="{width:.1f}" height="18" fill="{"#1a7f5a" if own else "#9aa5b1"}"/>'
-            f'<text x="{246 + width:.1f}" y="{y + 17}">{seconds:.1f} s</text>'
+            f'<text x="258" y="{y + 17}" text-anchor="end">{title}</text>'
+            f'<rect x="266" y="{y + 4}" width="{width:.1f}" height="18" fill="{"#1a7f5a" if own else "#9aa5b1"}"/>'
+            f'<text x="{272 + width:.1f}" y="{y + 17}">{seconds:.1f} s</text>'
         )
     path.write_text(
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 680 {len(rows) * height}" font-family="sans-serif" '
-        f'font-size="13" fill="#334">{"".join(bars)}</svg>\n'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 690 {len(rows) * height}" font-family="sans-serif" '
+        f'font-size="13" fill="#334"><rect width="100%" height="100%" fill="#fff"/>{"".join(bars)}</svg>\n'
     )
 
 
