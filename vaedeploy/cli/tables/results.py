@@ -70,6 +70,8 @@ def verdict_lines(report: Report) -> list[str]:
     if not seen and any(case.findings is not None for case in report.cases):
         seen = ["seen: no fault beside the reference's images"]
     lines += seen or ["seen: not checked, since no image is large enough or scikit-image is not installed"]
+    if report.pace is not None:
+        lines.append(f"pace: a decode takes {report.pace:.2f} of ONNX Runtime's time on this CPU")
     setting = f"on {report.backend} against {report.reference}"
     if report.passed:
         return [*lines, f"verified: {counted(len(report.cases), 'case')} {setting}"]
