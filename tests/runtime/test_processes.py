@@ -17,9 +17,10 @@ from vaedeploy.bundle import Bundle
 from vaedeploy.errors import InputError
 from vaedeploy.runtime import VAE
 from vaedeploy.runtime.backends import find_candidates
-from vaedeploy.runtime.candidate import Candidate, Runner, Settings
+from vaedeploy.runtime.candidate import Candidate, Settings
 from vaedeploy.runtime.dispatch import Dispatch
 from vaedeploy.runtime.onnxruntime_cpu import measuring_session
+from vaedeploy.runtime.runner import Runner
 from vaedeploy.system.machine import usable_cores
 from vaedeploy.values.kinds import Part
 

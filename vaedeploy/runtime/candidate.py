@@ -2,36 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
 
 from vaedeploy.runtime import onnxruntime_cpu, openvino
-from vaedeploy.runtime.device import Array
 from vaedeploy.runtime.rows.budget import Budget
+from vaedeploy.runtime.runner import Runner
 from vaedeploy.values.kinds import Part, Precision
 
 HOST = (onnxruntime_cpu.NAME, openvino.NAME)
 """The backends that take arrays in host memory alone. The others run on a CUDA device."""
-
-
-class Runner(Protocol):
-    """One half, ready to run. Several threads may run it at the same time."""
-
-    graph: Path
-    inputs: list[str]
-    outputs: list[str]
-
-    def run(
-        self,
-        outputs: Sequence[str],
-        inputs: Mapping[str, Array],
-        results: Mapping[str, Array] | None = None,
-        after: Sequence[Any] = (),
-    ) -> list[Array]:
-        """The named outputs, each in a new array or in the one that ``results`` has; see ``EngineSession.run``."""
-        ...
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from vaedeploy.bundle import Bundle
 from vaedeploy.errors import BackendError, BundleError, EngineError, InputError, SizeError
-from vaedeploy.runtime.candidate import Candidate, Runner
+from vaedeploy.runtime.candidate import Candidate
 from vaedeploy.runtime.device import Array, OnDevice
 from vaedeploy.runtime.rows.session import BoundedRunner, MemoryPlan
+from vaedeploy.runtime.runner import Runner
 from vaedeploy.system.gpu import FORKED, was_forked
 from vaedeploy.system.processes import tell_of_fork
 from vaedeploy.values.kinds import PARTS, Part, Precision

@@ -12,10 +12,11 @@ from vaedeploy.bundle.engines import check_engine, read_engine
 from vaedeploy.bundle.manifest import EngineInfo
 from vaedeploy.errors import BackendError, VaedeployError
 from vaedeploy.runtime import tensorrt
-from vaedeploy.runtime.candidate import Candidate, Runner, Settings
+from vaedeploy.runtime.candidate import Candidate, Settings
 from vaedeploy.runtime.cuda import CudaDevice
 from vaedeploy.runtime.engine import EngineSession
 from vaedeploy.runtime.routes import Half
+from vaedeploy.runtime.runner import Runner
 from vaedeploy.system.gpu import find_gpu
 from vaedeploy.values.kinds import PARTS, Backend, Part, Precision
 

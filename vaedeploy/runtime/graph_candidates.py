@@ -10,8 +10,9 @@ from functools import partial
 from vaedeploy.bundle import Bundle
 from vaedeploy.errors import BackendError
 from vaedeploy.runtime import onnxruntime_cpu, onnxruntime_cuda, openvino
-from vaedeploy.runtime.candidate import Candidate, Runner, Settings
+from vaedeploy.runtime.candidate import Candidate, Settings
 from vaedeploy.runtime.rows.session import BoundedRunner, RowsHalf, Whole
+from vaedeploy.runtime.runner import Runner
 from vaedeploy.runtime.verdicts import read_verdict, report_name
 from vaedeploy.values.kinds import Form, Part, Precision
 

@@ -31,8 +31,10 @@ def cpu_flags(cpuinfo: Path = CPUINFO) -> frozenset[str]:
 def _first_core(cpuinfo: Path) -> dict[str, str]:
     """What ``cpuinfo`` says of the first core."""
     told: dict[str, str] = {}
-    with suppress(OSError):
-        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").split("\n\n")[0].splitlines():
+    with suppress(OSError), cpuinfo.open(encoding="utf-8", errors="replace") as lines:
+        for line in lines:  # which the system writes as they are read
+            if not line.strip():
+                break
             key, _, value = line.partition(":")
             told[key.strip()] = value.strip()
     return told

@@ -15,11 +15,12 @@ from vaedeploy.bundle.golden import GoldenCase
 from vaedeploy.errors import BackendError, BundleError
 from vaedeploy.images.photos import crop_batch
 from vaedeploy.images.pixels import to_float
-from vaedeploy.runtime.candidate import Candidate, Runner
+from vaedeploy.runtime.candidate import Candidate
 from vaedeploy.runtime.engine_candidates import open_engines
 from vaedeploy.runtime.graph_candidates import float32_form
 from vaedeploy.runtime.onnxruntime_cpu import Session
 from vaedeploy.runtime.routes import Half
+from vaedeploy.runtime.runner import Runner
 from vaedeploy.system.progress import Progress
 from vaedeploy.system.torch_state import plain_torch
 from vaedeploy.values.kinds import PARTS, Part, Precision

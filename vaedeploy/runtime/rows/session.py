@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -24,6 +23,7 @@ from vaedeploy.runtime.rows.budget import Budget
 from vaedeploy.runtime.rows.plan import Plan, make_plan, untiled_bytes
 from vaedeploy.runtime.rows.store import Workspace
 from vaedeploy.runtime.rows.strips import Run, RunPiece
+from vaedeploy.runtime.runner import Runner
 from vaedeploy.system.progress import Progress, silent
 from vaedeploy.values.kinds import Part
 
@@ -159,24 +159,13 @@ class _OpenPiece:
             return self._session.run(outputs, inputs, options)  # type: ignore[no-any-return]
 
 
-class Whole(Protocol):
-    """What runs the whole graph, see ``runtime.candidate.Runner``.
+class Whole(Runner, Protocol):
+    """What runs the whole graph.
 
     extra_bytes: how much more memory its runs take than those of ONNX Runtime, which plans are made for.
     """
 
     extra_bytes: int
-    graph: Path
-    inputs: list[str]
-    outputs: list[str]
-
-    def run(
-        self,
-        outputs: Sequence[str],
-        inputs: Mapping[str, Array],
-        results: Mapping[str, Array] | None = None,
-        after: Sequence[Any] = (),
-    ) -> list[Any]: ...
 
 
 class BoundedRunner:
