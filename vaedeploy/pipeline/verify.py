@@ -186,8 +186,7 @@ def _verify_backend(
 def _report_name(asked: Settings, report: Report) -> str:
     """The file of a backend's report: one for each profile, and for OpenVINO for each precision and kind of CPU."""
     if report.backend == openvino.NAME:
-        device = asked.device if isinstance(asked.device, str) else openvino.CPU
-        return report_name(openvino.NAME, report.precision, openvino.processor(device))
+        return report_name(openvino.NAME, report.precision, openvino.processor(asked.openvino_device))
     return report_name(report.backend if asked.profile is None else f"{report.backend}.{asked.profile}")
 
 

@@ -60,3 +60,8 @@ class Settings:
     def cuda_device(self) -> int:
         """The number of the CUDA device; 0 where ``device`` is a name of OpenVINO's."""
         return self.device if isinstance(self.device, int) else 0
+
+    @property
+    def openvino_device(self) -> str:
+        """OpenVINO's name of the device; the CPU where ``device`` is a number."""
+        return self.device if isinstance(self.device, str) else openvino.CPU

@@ -50,7 +50,7 @@ def cpu_candidates(bundle: Bundle, asked: Settings) -> list[Candidate]:
 
 def openvino_candidates(bundle: Bundle, asked: Settings) -> list[Candidate]:
     """Candidates of OpenVINO. Raises BackendError if it cannot be used."""
-    device = openvino.CPU if isinstance(asked.device, int) else asked.device
+    device = asked.openvino_device
     if problem := openvino.problem(device):
         raise BackendError(problem)
     precision, on_cpu = asked.precision or _openvino_precision(bundle, device), device == openvino.CPU
