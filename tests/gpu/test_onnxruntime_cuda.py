@@ -23,6 +23,7 @@ from vaedeploy.bundle import Bundle
 from vaedeploy.errors import BackendError, ImageError
 from vaedeploy.pipeline.export import export_vae
 from vaedeploy.runtime import VAE, UnverifiedBundleWarning, onnxruntime_cuda
+from vaedeploy.runtime.rows.half import RowsHalf
 from vaedeploy.source import load_reference
 from vaedeploy.values.kinds import PARTS
 from vaedeploy.verify.backend import TorchTruth
@@ -202,7 +203,8 @@ def test_sizes_in_turns(bundle: Bundle) -> None:
     given = [latents(bundle, 1, 8 + n, 8) for n in range(onnxruntime_cuda.SIZES_AT_ONCE + 1)]
     with opened(bundle) as vae:
         first = [vae.decode(latent) for latent in given]
-        (runner,) = vae._dispatch._runners.values()
+        (rows,) = vae._dispatch._runners.values()
+        runner = rows._whole
         assert len(runner._by_size._sessions) == onnxruntime_cuda.SIZES_AT_ONCE
         kept = dict(runner._by_size._sessions)
         for latent, expected in zip(given[1:] * 2, first[1:] * 2, strict=True):
@@ -273,17 +275,40 @@ def test_a_closed_session_gives_its_memory_back(bundle: Bundle) -> None:
     assert levels[0] - levels[2] < 64 * 2**20, "each one that is opened and closed keeps memory"
 
 
-def test_out_of_memory_and_then_a_smaller_call(bundle: Bundle) -> None:
+@pytest.mark.parametrize("on_device", [False, True])
+def test_a_size_that_takes_too_much_memory_runs_by_rows(
+    bundle: Bundle, cpu: VAE, caplog: pytest.LogCaptureFixture, on_device: bool
+) -> None:
+    """In float32, whatever the bundle's precision. Smaller sizes run whole before and after it."""
+    large, small = latents(bundle, 2, 192, 160), latents(bundle, 1, 8, 8)
     with opened(bundle, provider_options={"gpu_mem_limit": str(256 * 2**20)}) as vae:
-        with pytest.raises(BackendError, match="not enough memory: give a smaller batch or size"):
-            vae.decode(latents(bundle, 4, 192, 192))
-        assert vae.decode(latents(bundle, 1, 8, 8)).shape == (1, 64, 64, 3)
+        before = vae.decode(small)
+        given = torch.from_numpy(large).cuda() if on_device else large
+        with caplog.at_level(logging.WARNING):
+            raw, image = vae.decode(given, output="float"), vae.decode(given)
+        assert "It is computed by rows instead" in caplog.text
+        found = (on_gpu.fetched(raw), on_gpu.fetched(image)) if on_device else (raw, image)
+        exact = RowsHalf(cpu._bundle, "decoder")
+        plan = exact.plan(192, 160, 1 << 40)
+        wanted, levels = exact.run(plan, ["image", "image_u8"], large)
+        assert on_gpu.relative_l2(found[0], wanted) < FP32
+        assert on_gpu.near(found[1], levels)
+        assert on_gpu.near(vae.decode(small), before)
+
+
+def test_an_encoder_by_rows(bundle: Bundle) -> None:
+    photos = np.random.default_rng(0).uniform(-1, 1, (1, 3, 1536, 1280)).astype(np.float32)
+    with opened(bundle, provider_options={"gpu_mem_limit": str(128 * 2**20)}) as vae:
+        found = vae.encode(photos)
+    exact = RowsHalf(bundle, "encoder")
+    (wanted,) = exact.run(exact.plan(192, 160, 1 << 40), ["latent_mean"], photos)
+    assert on_gpu.relative_l2(found, wanted) < FP32
 
 
 def test_a_full_gpu_and_then_another_call(bundle: Bundle) -> None:
     small, large = latents(bundle, 1, 8, 8), latents(bundle, 4, 96, 96)
     said = "not enough memory: give a smaller batch or size|left on the GPU|for a result cannot be had"
-    on_gpu.check_out_of_memory_and_then_another_call(lambda: opened(bundle), small, large, said)
+    on_gpu.check_out_of_memory_and_then_another_call(lambda: opened(bundle), small, large, said, by_rows=True)
 
 
 def _decode_in_child(vae: VAE, latent: np.ndarray, answers: multiprocessing.Queue[str]) -> None:

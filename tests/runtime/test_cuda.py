@@ -82,6 +82,21 @@ def test_copies_wait_in_their_stream(device: cuda.CudaDevice) -> None:
     assert there.address % 256 == 0
 
 
+def test_rows_are_copied_by_their_pitches(device: cuda.CudaDevice) -> None:
+    stream, source, target = device.stream(), device.device_memory(60), device.device_memory(60)
+    at(source.address, 60)[...], at(target.address, 60)[...] = np.arange(60), 0
+    stream.copy_rows(source.address + 3, 20, target.address + 1, 12, 5, 3)
+    stream.synchronize()
+    wanted = np.zeros((5, 12), int)
+    wanted[:3, 1:6] = np.arange(60).reshape(3, 20)[:, 3:8]
+    assert at(target.address, 60).tolist() == wanted.reshape(-1).tolist()
+
+
+def test_what_is_free_is_told(device: cuda.CudaDevice, driver: ctypes.CDLL) -> None:
+    ctypes.c_uint64.in_dll(driver, "room").value = 12345
+    assert device.free_memory() == 12345
+
+
 def test_one_stream_waits_for_another(device: cuda.CudaDevice) -> None:
     first, second = device.stream(), device.stream()
     a, b, c = (device.device_memory(16) for _ in range(3))

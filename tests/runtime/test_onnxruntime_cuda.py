@@ -67,6 +67,15 @@ def test_a_lack_of_memory_leaves_one_session() -> None:
     assert [sessions.take(size, lambda: next(opened)) for size in (2, 1, 2)] == ["b", "c", "b"]
 
 
+def test_all_memory_is_given_back() -> None:
+    opened = iter("bcd")
+    sessions = BySize("a", limit=2)
+    for before in (1, 2):
+        sessions.take(before, lambda: next(opened))
+    sessions.drop_all()
+    assert [sessions.take(size, lambda: next(opened)) for size in (3, 4, 3)] == ["c", "d", "c"]
+
+
 def test_where_no_session_can_be_opened_another_size_gives_its() -> None:
     def no_room() -> str:
         raise BackendError("ONNX Runtime cannot load decoder.onnx: CUBLAS failure 3: the resource allocation failed")
@@ -92,6 +101,10 @@ def test_sizes_in_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     given = [{"latent": noise(1, CHANNELS, rows, 4)} for rows in (2, 3, 4, 2, 3, 4)]
     for inputs in given:
         np.testing.assert_array_equal(session.run(["image"], inputs), plain.run(["image"], inputs))
+    first = weakref.ref(session._by_size._sessions.popitem()[1])
+    session.release_memory()
+    assert first() is None
+    np.testing.assert_array_equal(session.run(["image"], given[0]), plain.run(["image"], given[0]))
     gc.disable()
     try:
         gone = weakref.ref(session)

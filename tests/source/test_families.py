@@ -26,7 +26,7 @@ from vaedeploy.images.files import read_image, write_image
 from vaedeploy.pipeline import export
 from vaedeploy.pipeline.codec import decode_files, encode_files
 from vaedeploy.runtime import VAE, onnxruntime_cpu
-from vaedeploy.runtime.rows.session import RowsHalf
+from vaedeploy.runtime.rows.half import RowsHalf
 from vaedeploy.source import load_reference
 from vaedeploy.source.families import FAMILIES, REFUSED
 from vaedeploy.source.family import DESCRIBES, Architecture

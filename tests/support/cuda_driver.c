@@ -132,6 +132,22 @@ CUresult cuMemcpyDtoDAsync_v2(uint64_t target, uint64_t source, size_t size, voi
     put(of(stream), (Work){COPY, (void *)target, (void *)source, size}); return OK;
 }
 
+/* The structure of the driver, as far as device memory needs it. */
+typedef struct {
+    size_t x, y; int kind; const void *host; uint64_t device; void *array; size_t pitch;
+} Side;
+typedef struct { Side source, target; size_t width, height; } Copy2D;
+CUresult cuMemcpy2DAsync_v2(const Copy2D *copy, void *stream) {
+    IN_CONTEXT
+    for (size_t row = 0; row < copy->height; row++) {
+        char *target = (char *)copy->target.device + row * copy->target.pitch;
+        char *source = (char *)copy->source.device + row * copy->source.pitch;
+        put(of(stream), (Work){COPY, target, source, copy->width});
+    }
+    return OK;
+}
+CUresult cuMemGetInfo_v2(size_t *left, size_t *total) { IN_CONTEXT *left = room; *total = 1ull << 34; return OK; }
+
 /* Graphs. */
 CUresult cuStreamBeginCapture_v2(void *stream, int mode) {
     of(stream)->recording = calloc(1, sizeof(Graph)); return OK;

@@ -69,6 +69,11 @@ class HostStream:
 
     copy_out = copy_within = copy_in
 
+    def copy_rows(self, source: int, source_pitch: int, target: int, target_pitch: int, size: int, count: int) -> None:
+        assert size <= min(source_pitch, target_pitch)
+        for row in range(count):
+            self.copy_within(source + row * source_pitch, target + row * target_pitch, size)
+
     def synchronize(self) -> None:
         while self.queue:
             self.queue.pop(0)()
@@ -88,6 +93,7 @@ class HostDevice:
     device_bytes: int = 0
     host_bytes: int = 0
     streams: int = 0
+    free: int = 1 << 40
 
     def __post_init__(self) -> None:
         self._of_thread = HostStream()
@@ -105,6 +111,9 @@ class HostDevice:
 
     def stream_of_thread(self) -> HostStream:
         return self._of_thread
+
+    def free_memory(self) -> int:
+        return self.free
 
     def device_memory(self, size: int) -> HostBuffer:
         self.device_bytes += size

@@ -85,6 +85,11 @@ class CudaDevice:
             stream = self._of_thread.stream = self.stream()
         return stream
 
+    def free_memory(self) -> int:
+        """Bytes of device memory that no process uses."""
+        with self.active():
+            return int(_call("cuMemGetInfo")[0])
+
     def device_memory(self, size: int) -> CudaMemory:
         """At least ``size`` bytes of device memory. When freed they go back to the device and not into a pool: engines
         take gigabytes, which a pool would withhold from other libraries.
@@ -190,6 +195,14 @@ class CudaStream:
         """Queue a copy of ``size`` bytes from one address on the device to another."""
         _call("cuMemcpyDtoDAsync", target, source, size, self.handle)
 
+    def copy_rows(self, source: int, source_pitch: int, target: int, target_pitch: int, size: int, count: int) -> None:
+        """Queue a copy of ``count`` rows of ``size`` bytes, which begin a pitch of bytes one behind the other."""
+        copy = libraries().driver.CUDA_MEMCPY2D()
+        copy.srcMemoryType = copy.dstMemoryType = libraries().driver.CUmemorytype.CU_MEMORYTYPE_DEVICE
+        copy.srcDevice, copy.srcPitch, copy.dstDevice, copy.dstPitch = source, source_pitch, target, target_pitch
+        copy.WidthInBytes, copy.Height = size, count
+        _call("cuMemcpy2DAsync", copy, self.handle)
+
     def synchronize(self) -> None:
         """Wait until all queued work is done. Raises BackendError if any of it failed."""
         _call("cuStreamSynchronize", self.handle)
@@ -285,7 +298,7 @@ def _call(function: str, *arguments: Any, requested: int | None = None) -> Any:
     driver = libraries().driver
     status, *results = getattr(driver, function)(*arguments)
     if status == driver.CUresult.CUDA_SUCCESS:
-        return results[0] if results else None
+        return results[0] if len(results) == 1 else results
     _, text = driver.cuGetErrorString(status)
     said = text.decode() if isinstance(text, bytes) else str(status)
     if status == driver.CUresult.CUDA_ERROR_OUT_OF_MEMORY:

@@ -34,6 +34,8 @@ class Stream(Protocol):
 
     ``copy_in`` queues a copy from the host to the device, ``copy_out`` one to the host, and ``copy_within`` one inside
     device memory, of ``size`` bytes between two addresses. With page-locked host memory they return at once.
+    ``copy_rows`` queues a copy inside device memory of ``count`` rows of ``size`` bytes; the next row begins
+    ``source_pitch`` and ``target_pitch`` bytes behind the last one.
     """
 
     handle: int
@@ -45,6 +47,9 @@ class Stream(Protocol):
     def copy_in(self, source: int, target: int, size: int) -> None: ...
     def copy_out(self, source: int, target: int, size: int) -> None: ...
     def copy_within(self, source: int, target: int, size: int) -> None: ...
+    def copy_rows(
+        self, source: int, source_pitch: int, target: int, target_pitch: int, size: int, count: int
+    ) -> None: ...
     def synchronize(self) -> None: ...
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
@@ -65,6 +70,10 @@ class Device(Protocol):
         """The calling thread's stream, for what a call waits for beforehand and reads afterwards. It is made once per
         thread, not once per call.
         """
+        ...
+
+    def free_memory(self) -> int:
+        """Bytes of device memory that nobody uses."""
         ...
 
     def device_memory(self, size: int) -> Memory: ...

@@ -11,9 +11,12 @@ from vaedeploy.bundle import Bundle
 from vaedeploy.errors import BackendError
 from vaedeploy.runtime import onnxruntime_cpu, onnxruntime_cuda, openvino
 from vaedeploy.runtime.candidate import Candidate, Settings
-from vaedeploy.runtime.rows.session import BoundedRunner, RowsHalf, Whole
+from vaedeploy.runtime.rows.half import RowsHalf
+from vaedeploy.runtime.rows.on_gpu import GpuRunner
+from vaedeploy.runtime.rows.session import BoundedRunner, Whole
 from vaedeploy.runtime.runner import Runner
 from vaedeploy.runtime.verdicts import read_verdict, report_name
+from vaedeploy.system.progress import silent
 from vaedeploy.values.kinds import Form, Part, Precision
 
 log = logging.getLogger(__name__)
@@ -112,7 +115,11 @@ def cuda_candidates(bundle: Bundle, asked: Settings) -> list[Candidate]:
     def session(precision: Precision, form: Form, more: Mapping[str, str], part: Part) -> Runner:
         graph, read = bundle.graph(part, form), partial(bundle.read_graph, part, form, asked.verify_hashes)
         options = {**more, **(asked.provider_options or {})}
-        return onnxruntime_cuda.Session(graph, device, asked.threads, options, precision, read)
+        whole = onnxruntime_cuda.Session(graph, device, asked.threads, options, precision, read)
+        progress = asked.budget.progress if asked.budget else silent
+        return GpuRunner(
+            bundle, part, whole, device, asked.threads, asked.provider_options, asked.verify_hashes, progress
+        )
 
     precision = precision_of(bundle)
     open_half = partial(session, precision, "onnxruntime", {})

@@ -94,7 +94,13 @@ def running() -> Iterator[Any]:
         yield options
 
 
-def open_piece(name: Path, model: bytes, weights: Mapping[str, NDArray[Any]], threads: int | None) -> Any:
+def open_piece(
+    name: Path,
+    model: bytes,
+    weights: Mapping[str, NDArray[Any]],
+    threads: int | None,
+    providers: Sequence[Any] = (PROVIDER,),
+) -> Any:
     """A session of ONNX Runtime for a piece of a graph, which runs many strips of one size and is closed then.
 
     name: for errors. weights: by the names that the model has for them. Its calls belong into ``running``. Raises
@@ -108,7 +114,7 @@ def open_piece(name: Path, model: bytes, weights: Mapping[str, NDArray[Any]], th
     values = [ort.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
     if values:
         options.add_external_initializers(list(weights), values)
-    return _open(name, options, source=model)
+    return _open(name, options, providers, source=model)
 
 
 def bind_to_host(binding: Any, outputs: Iterable[str], results: Mapping[str, Any]) -> None:

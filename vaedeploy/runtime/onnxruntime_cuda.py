@@ -26,6 +26,9 @@ NAME = "onnxruntime-cuda"
 
 PROVIDER = "CUDAExecutionProvider"
 
+MEMORY = "cuda"
+"""What ONNX Runtime calls the memory of that provider."""
+
 FUSED_FORM: Form = "onnxruntime-cuda"
 """The form with the provider's own operators."""
 
@@ -77,6 +80,7 @@ class Session(onnxruntime_cpu.Session):
         self._device = device
         # The limit holds for each session, so there is only one where it is given.
         self._by_size = BySize(self._session, 1 if "gpu_mem_limit" in chosen else SIZES_AT_ONCE)
+        self._session = None  # ``_by_size`` alone keeps sessions, and their memory
 
     def run(
         self,
@@ -102,6 +106,12 @@ class Session(onnxruntime_cpu.Session):
                 raise
         return self._run(session, outputs, inputs, results or {}, bool(on_device))
 
+    def release_memory(self) -> None:
+        """Give all memory of the GPU back, but for that of runs that other threads have begun. The next run loads the
+        graph again.
+        """
+        self._by_size.drop_all()
+
     def _run(
         self,
         session: Any,
@@ -116,15 +126,11 @@ class Session(onnxruntime_cpu.Session):
         binding = session.io_binding()
         # A binding keeps no array alive: these do, until the run is over.
         given = {name: aligned(array) if isinstance(array, OnDevice) else array for name, array in inputs.items()}
-        for name, array in given.items():
-            if isinstance(array, OnDevice):
-                self._bind(binding.bind_input, name, array)
-            else:
-                binding.bind_cpu_input(name, array)
+        bind_inputs(binding, given, self._device)
         there = {name: array for name, array in targets.items() if isinstance(array, OnDevice)}
         places = {name: aligned_place(array) for name, array in there.items()}
         for name, place in places.items():
-            self._bind(binding.bind_output, name, place)
+            _bind(binding.bind_output, name, place, self._device)
         on_host = {name: array for name, array in targets.items() if name not in places}
         onnxruntime_cpu.bind_to_host(binding, [name for name in outputs if name not in places], on_host)
         with failures_explained("ONNX Runtime", self.graph, inputs), onnxruntime_cpu.running() as options:
@@ -135,9 +141,18 @@ class Session(onnxruntime_cpu.Session):
         values = dict(zip(outputs, binding.get_outputs(), strict=True))
         return [targets[name] if name in targets else value.numpy() for name, value in values.items()]
 
-    def _bind(self, bind: Callable[..., None], name: str, array: OnDevice) -> None:
-        tensor = array.tensor
-        bind(name, "cuda", self._device, tensor.dtype.type, tensor.shape, array.address)
+
+def bind_inputs(binding: Any, inputs: Mapping[str, Array], device: int) -> None:
+    """Let a run read arrays in either memory. They must be alive until it is over."""
+    for name, array in inputs.items():
+        if isinstance(array, OnDevice):
+            _bind(binding.bind_input, name, array, device)
+        else:
+            binding.bind_cpu_input(name, array)
+
+
+def _bind(bind: Callable[..., None], name: str, array: OnDevice, device: int) -> None:
+    bind(name, MEMORY, device, array.tensor.dtype.type, array.tensor.shape, array.address)
 
 
 class BySize:
@@ -148,7 +163,7 @@ class BySize:
 
     def __init__(self, first: Any, limit: int) -> None:
         self._sessions: OrderedDict[Hashable, Any] = OrderedDict()
-        self._first, self._limit = first, limit
+        self._first, self._limit = first, limit  # the first one until a size takes it, or None
         self._lock = threading.Lock()
 
     def take(self, size: Hashable, another: Callable[[], Any]) -> Any:
@@ -160,7 +175,7 @@ class BySize:
                 self._sessions.move_to_end(size)
                 return self._sessions[size]
             if not self._sessions:
-                session = self._first
+                session, self._first = self._first or another(), None
             else:
                 session = self._opened(another) or self._sessions.popitem(last=False)[1]
             self._sessions[size] = session
@@ -182,8 +197,13 @@ class BySize:
             others = [size for size, other in self._sessions.items() if other is not session]
             for size in others:
                 del self._sessions[size]
-            self._first = session
             return bool(others)
+
+    def drop_all(self) -> None:
+        """Let go of every session, for their memory."""
+        with self._lock:
+            self._sessions.clear()
+            self._first = None
 
 
 def provider_options(device: int, precision: Precision, given: Mapping[str, str] | None = None) -> dict[str, str]:

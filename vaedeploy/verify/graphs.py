@@ -19,7 +19,7 @@ from vaedeploy.bundle.manifest import FileInfo, Manifest
 from vaedeploy.errors import BackendError
 from vaedeploy.images.pixels import to_float
 from vaedeploy.runtime import onnxruntime_cpu
-from vaedeploy.runtime.rows.session import RowsHalf
+from vaedeploy.runtime.rows.half import RowsHalf
 from vaedeploy.system.heap import collect_garbage, trim_heap
 from vaedeploy.system.installs import install_command
 from vaedeploy.system.progress import Progress, silent

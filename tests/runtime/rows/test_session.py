@@ -21,7 +21,8 @@ from vaedeploy.bundle import Bundle
 from vaedeploy.errors import BackendError, InputError
 from vaedeploy.runtime import VAE, onnxruntime_cpu
 from vaedeploy.runtime.rows.budget import Budget
-from vaedeploy.runtime.rows.session import BoundedRunner, RowsHalf
+from vaedeploy.runtime.rows.half import RowsHalf
+from vaedeploy.runtime.rows.session import BoundedRunner
 from vaedeploy.runtime.rows.store import Workspace
 from vaedeploy.values.kinds import PARTS, Part
 

@@ -12,7 +12,7 @@ from vaedeploy.bundle.engines import engine_faults, gpu_fault, rebuild
 from vaedeploy.bundle.manifest import EngineInfo
 from vaedeploy.engines.profile import Profile
 from vaedeploy.pipeline.doctor import Diagnosis
-from vaedeploy.runtime.rows.session import RowsHalf
+from vaedeploy.runtime.rows.half import RowsHalf
 from vaedeploy.source import Preset
 from vaedeploy.source.family import LatentShape
 from vaedeploy.system.gpu import Gpu, find_gpu

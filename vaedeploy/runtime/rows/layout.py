@@ -36,7 +36,7 @@ class Layout:
     """A table at one size of the latent, with the cuts that are virtual.
 
     Sizes: ``rows`` and ``columns`` of the latent. Rows of a cut are counted in the cut's own rows. on_disk: whether
-    cuts are stored in files, but for those that a piece reads whole.
+    cuts are stored in files, but for those that a piece reads whole. gives_back: see ``Arrays``.
     """
 
     def __init__(
@@ -46,8 +46,10 @@ class Layout:
         columns: int,
         virtual: frozenset[str] = frozenset(),
         on_disk: bool = False,
+        gives_back: bool = GIVES_BACK,
     ) -> None:
         self.table, self.rows, self.columns, self.virtual, self.on_disk = table, rows, columns, virtual, on_disk
+        self._gives_back = gives_back
         self.cuts: Mapping[str, Cut] = {cut.name: cut for cut in table.cuts}
         self.piece_of: Mapping[str, Piece] = {name: piece for piece in table.pieces for name in piece.targets}
         self._bytes = {cut.name: cut.bytes_at(rows, columns) for cut in table.cuts}
@@ -158,7 +160,7 @@ class Layout:
         for index, (piece, names) in enumerate(zip(pieces, reads, strict=True)):
             dying = tuple(name for name in names if last_read[name] == index and name != self.table.input)
             over = self._over(piece, [name for name in dying if not names[name]])
-            back = (n for n in dying if GIVES_BACK and n != over and not self.is_file(n) and not names[n])
+            back = (n for n in dying if self._gives_back and n != over and not self.is_file(n) and not names[n])
             found.append(Turn(piece, names, dying, over, tuple(back)))
         return found
 

@@ -26,6 +26,7 @@ from vaedeploy.runtime.rows.cost import (
     work,
 )
 from vaedeploy.runtime.rows.layout import Layout
+from vaedeploy.runtime.rows.store import GIVES_BACK
 
 __all__ = ["Plan", "make_plan", "untiled_bytes"]
 
@@ -52,14 +53,21 @@ class Plan:
     again: float
 
 
-def make_plan(table: RowsTable, rows: int, columns: int, budget: int, workspace: bool = False) -> Plan:
+def make_plan(
+    table: RowsTable,
+    rows: int,
+    columns: int,
+    budget: int,
+    workspace: bool = False,
+    gives_back: bool = GIVES_BACK,
+) -> Plan:
     """The plan within ``budget`` bytes that takes the fewest operations found; where there is none, the one that takes
-    the fewest bytes found. workspace: whether cuts may be stored in files.
+    the fewest bytes found. workspace: whether cuts may be stored in files. gives_back: see ``Arrays``.
     """
-    layout = Layout(table, rows, columns)
+    layout = Layout(table, rows, columns, gives_back=gives_back)
     found = _within(layout, budget)
     if workspace and (found is None or operations(found) > (1 + FILES) * operations(layout)):
-        on_disk = Layout(table, rows, columns, on_disk=True)
+        on_disk = Layout(table, rows, columns, on_disk=True, gives_back=gives_back)
         found = on_disk if _peak(on_disk) <= budget else found
     if found is None:
         found = layout

@@ -10,19 +10,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vaedeploy.bundle.rows import COLUMNS, Cut, Piece
+from vaedeploy.runtime.rows.arrays import Array, Arrays, HostArrays
 from vaedeploy.runtime.rows.cost import turn_operations
 from vaedeploy.runtime.rows.layout import Turn
 from vaedeploy.runtime.rows.plan import Plan
-from vaedeploy.runtime.rows.store import FileArray, Workspace, empty, give_back
+from vaedeploy.runtime.rows.store import FileArray, Workspace
 from vaedeploy.system.heap import trim_heap
 
 __all__ = ["Run", "RunPiece"]
 
-Array = NDArray[Any]
-
 
 class RunPiece(Protocol):
-    """Runs an open piece: names of outputs, and what it takes by name."""
+    """Runs an open piece: names of outputs, and what it takes by name.
+
+    Statistics, and what says how wide the latent is, are arrays of numpy. All else is of the run's ``Arrays``.
+    """
 
     def __call__(self, outputs: Sequence[str], inputs: Mapping[str, Array]) -> list[Array]: ...
 
@@ -35,7 +37,7 @@ class Run:
     """One item through a half.
 
     plan: what is stored. open_pieces: opens the pieces that one turn needs. advance: is called after each strip, with
-    the share of the work that it was. workspace: has the files of a plan that stores some.
+    the share of the work that it was. workspace: has the files of a plan that stores some. arrays: makes all arrays.
     """
 
     def __init__(
@@ -44,19 +46,20 @@ class Run:
         open_pieces: Open,
         advance: Callable[[float], None] = lambda share: None,
         workspace: Workspace | None = None,
+        arrays: Arrays | None = None,
     ) -> None:
         self.plan, self.layout, self._open, self._advance = plan, plan.layout, open_pieces, advance
-        self._workspace = workspace
+        self._workspace, self._arrays = workspace, arrays or HostArrays()
         self.table = plan.layout.table
         self.finite = True
         self._stored: dict[str, Array | FileArray] = {}
-        self._statistics: dict[str, Array] = {}
+        self._statistics: dict[str, NDArray[np.float32]] = {}
         self._sessions: dict[int, RunPiece] = {}
         self._over: _Over | None = None
         self._given_back: dict[str, int] = {}
         operations = [turn_operations(self.layout, turn) + 1 for turn in self.layout.turns]
         self._shares = [number / sum(operations) for number in operations]
-        self._columns: Array = np.array([plan.layout.columns], np.int64)
+        self._columns = np.array([plan.layout.columns], np.int64)
 
     def compute(self, item: Array, results: Mapping[str, Array]) -> None:
         """Fill ``results``, arrays by the names of outputs, from ``item`` (1, ...). ``finite`` then says whether all
@@ -88,7 +91,7 @@ class Run:
         layout, piece = self.layout, turn.piece
         targets = [layout.cuts[name] for name in piece.targets]
         places = self._places(turn, targets, results)
-        rows: dict[str, list[tuple[Array, Array]]] = {cut.name: [] for cut in targets if cut.norms}
+        rows: dict[str, list[tuple[NDArray[Any], NDArray[Any]]]] = {cut.name: [] for cut in targets if cut.norms}
         last = layout.all_steps(piece)
         for first in range(0, last, height):
             end = min(last, first + height)
@@ -101,7 +104,7 @@ class Run:
                 if cut.name in places:
                     self._write(places[cut.name], cut, first * each, values)
                 if cut.name == self.table.outputs[0]:
-                    self.finite = self.finite and bool(np.isfinite(values).all())
+                    self.finite = self.finite and self._arrays.finite(values)
                 if statistics:
                     rows[cut.name].append((statistics[0], statistics[1]))
             del values, statistics
@@ -139,13 +142,13 @@ class Run:
             place.write(cut.axis, low * self.layout.row_elements(cut), values)
         else:
             each = self.layout.row_elements(cut)
-            self._part(place, cut, low, low + values.shape[cut.axis] // each)[...] = values
+            self._arrays.fill(self._part(place, cut, low, low + values.shape[cut.axis] // each), values)
 
     def _empty(self, cut: Cut) -> Array | FileArray:
         shape = cut.at(self.layout.rows, self.layout.columns)
         if self.layout.is_file(cut.name) and self._workspace is not None:
             return self._workspace.empty(shape, cut.dtype)
-        return empty(shape, cut.dtype)
+        return self._arrays.empty(shape, cut.dtype)
 
     def _give_back(self, turn: Turn, first: int, last: int) -> None:
         """Give back the memory of rows that nobody reads for the next steps [first, last), nor later."""
@@ -154,7 +157,7 @@ class Run:
             assert cut.axis is not None
             low = min(self._lowest(turn.piece, first, last, cut)) if first < last else self.layout.height(cut)
             each = self.layout.row_elements(cut)
-            give_back(self._whole(name), cut.axis, self._given_back.get(name, 0) * each, low * each)
+            self._arrays.give_back(self._whole(name), cut.axis, self._given_back.get(name, 0) * each, low * each)
             self._given_back[name] = low
 
     def _kept(self, piece: Piece, first: int, last: int) -> tuple[int, Array]:
@@ -163,10 +166,11 @@ class Run:
         """
         over = self._over
         if over is None or first >= last:
-            return 0, np.empty(0)
+            return 0, None
         end = first * piece.rows_of_step(over.cut)
         lowest = min((end, *self._lowest(piece, first, last, over.cut)))
-        return lowest, np.array(self._slice(over.cut, lowest, end))
+        assert over.cut.axis is not None
+        return lowest, self._arrays.joined([self._slice(over.cut, lowest, end)], over.cut.axis)
 
     def _lowest(self, piece: Piece, first: int, last: int, wanted: Cut) -> Iterator[int]:
         """The first rows of a stored cut that are read for steps [first, last)."""
@@ -206,9 +210,9 @@ class Run:
             low, high = layout.inside(cut, *layout.source_rows(piece, cut, first, last))
             if name in computed:
                 begin, rows = computed[name]
-                inputs[name] = np.ascontiguousarray(self._part(rows, cut, low - begin, high - begin))
+                inputs[name] = self._arrays.contiguous(self._part(rows, cut, low - begin, high - begin))
             else:
-                inputs[name] = np.ascontiguousarray(self._slice(cut, low, high))
+                inputs[name] = self._arrays.contiguous(self._slice(cut, low, high))
         outputs: dict[str, Cut] = {}
         for cut in (layout.cuts[name] for name in piece.targets):
             outputs[cut.name] = cut
@@ -245,7 +249,9 @@ class Run:
         if over is None or over.cut is not cut or low >= over.written:
             return self._part(array, cut, low, high)
         kept = self._part(over.rows, cut, low - over.first, min(high, over.written) - over.first)
-        return np.concatenate([kept, self._part(array, cut, over.written, max(high, over.written))], axis=cut.axis)
+        left = self._part(array, cut, over.written, max(high, over.written))
+        assert cut.axis is not None
+        return self._arrays.joined([kept, left], cut.axis)
 
     def _part(self, array: Array | FileArray, cut: Cut, low: int, high: int) -> Array:
         """Rows [low, high) of an array that holds rows of a cut."""
@@ -253,9 +259,9 @@ class Run:
         each = self.layout.row_elements(cut)
         if isinstance(array, FileArray):
             return array.read(cut.axis, low * each, high * each)
-        return array[(slice(None),) * cut.axis + (slice(low * each, high * each),)]
+        return self._arrays.part(array, cut.axis, low * each, high * each)
 
-    def _combine(self, cut: Cut, rows: Sequence[tuple[Array, Array]]) -> None:
+    def _combine(self, cut: Cut, rows: Sequence[tuple[NDArray[Any], NDArray[Any]]]) -> None:
         """The statistics of each group of channels, from those (1, C, rows) of the rows of strips."""
         # Contiguous: numpy adds in the order of memory, and sums must not depend on the height of strips.
         means, variances = (
@@ -279,4 +285,4 @@ class _Over:
     def __init__(self, cut: Cut) -> None:
         self.cut = cut
         self.written, self.first = 0, 0
-        self.rows: Array = np.empty(0)
+        self.rows: Array = None

@@ -1,0 +1,179 @@
+"""A half by rows on a GPU: ONNX Runtime's CPU provider stands for CUDA's, and the host's memory for the GPU's."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import numpy as np
+import pytest
+from host_gpu import HostBuffer, HostDevice
+from numpy.typing import NDArray
+
+from vaedeploy.bundle import Bundle
+from vaedeploy.errors import BackendError
+from vaedeploy.runtime import onnxruntime_cpu, onnxruntime_cuda
+from vaedeploy.runtime.device import OnDevice
+from vaedeploy.runtime.rows import on_gpu
+from vaedeploy.runtime.rows.half import RowsHalf
+from vaedeploy.values.kinds import Part
+
+CHANNELS, FACTOR, LARGE = 4, 4, 20
+
+pytestmark = pytest.mark.filterwarnings("ignore:Duplicate provider:UserWarning")
+
+
+class Small(HostDevice):
+    """Has no memory for a tensor between pieces that is larger than ``most`` bytes, ``times`` times."""
+
+    most, times = 1 << 40, 0
+
+    def put(self, array: NDArray[Any], offset: int = 0) -> OnDevice:
+        times, self.times = self.times, 0
+        there = super().put(array, offset)
+        self.times = times
+        return there
+
+    def device_memory(self, size: int) -> HostBuffer:
+        if size > self.most and self.times:
+            self.times -= 1
+            raise BackendError(f"there are no {size:,} bytes left on the GPU (out of memory)")
+        return super().device_memory(size)
+
+
+class Whole(onnxruntime_cuda.Session):
+    """Has no memory for batches with more than ``LARGE`` rows. It counts what it is asked."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.tried = self.released = 0
+
+    def run(self, outputs: Any, inputs: Any, results: Any = None, after: Any = ()) -> list[Any]:
+        self.tried += 1
+        (array,) = inputs.values()
+        if onnxruntime_cuda.shape_of(array)[2] > LARGE:
+            try:
+                raise RuntimeError("Failed to allocate memory for requested buffer of size 1")
+            except RuntimeError as error:
+                raise BackendError(f"ONNX Runtime failed: {error}") from error
+        return super().run(outputs, inputs, results, after)
+
+    def release_memory(self) -> None:
+        self.released += 1
+        super().release_memory()
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> Small:
+    made = Small()
+    monkeypatch.setattr(onnxruntime_cuda, "PROVIDER", onnxruntime_cpu.PROVIDER)
+    monkeypatch.setattr(onnxruntime_cuda, "MEMORY", "cpu")
+    monkeypatch.setattr(on_gpu, "CudaDevice", lambda number: made)
+    return made
+
+
+def runner(bundle: Bundle, part: Part = "decoder", **options: str) -> on_gpu.GpuRunner:
+    return on_gpu.GpuRunner(bundle, part, Whole(bundle.graph(part, "onnxruntime")), 0, 1, options)
+
+
+def latents(batch: int, rows: int, columns: int) -> NDArray[np.float32]:
+    return np.random.default_rng(0).standard_normal((batch, CHANNELS, rows, columns)).astype(np.float32)
+
+
+def on_cpu(bundle: Bundle, part: Part, outputs: list[str], given: NDArray[Any]) -> list[NDArray[Any]]:
+    half = RowsHalf(bundle, part, threads=1)
+    _, rows, columns = half.size(given)
+    return half.run(half.plan(rows, columns, 0), outputs, given)
+
+
+@pytest.mark.parametrize("free", [1 << 40, 1])
+def test_arrays_of_the_host(tiny_vae_bundle: Bundle, device: Small, free: int) -> None:
+    """The bits of the CPU's rows, whose kernels it has here, whatever is free."""
+    made, given, outputs = runner(tiny_vae_bundle), latents(2, 50, 31), ["image", "image_u8", "finite"]
+    device.free = free
+    wanted = on_cpu(tiny_vae_bundle, "decoder", outputs, given)
+    for found, expected in zip(made.run(outputs, {"latent": given}), wanted, strict=True):
+        np.testing.assert_array_equal(found, expected)
+    out = np.zeros_like(wanted[1])
+    found, _ = made.run(["image_u8", "finite"], {"latent": given}, {"image_u8": out})
+    assert found is out
+    np.testing.assert_array_equal(out, wanted[1])
+
+
+def test_arrays_of_the_device_stay_there(tiny_vae_bundle: Bundle, device: Small) -> None:
+    made, given = runner(tiny_vae_bundle), latents(2, 40, 33)
+    (image, finite) = on_cpu(tiny_vae_bundle, "decoder", ["image", "finite"], given)
+    place = device.put(np.zeros_like(image), offset=4)
+    host_bytes = device.host_bytes
+    found, flags = made.run(["image", "finite"], {"latent": device.put(given, offset=4)}, {"image": place})
+    assert found is place
+    assert device.host_bytes == host_bytes
+    np.testing.assert_array_equal(place.on_host(), image)
+    np.testing.assert_array_equal(flags, finite)
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_an_encoder(tiny_vae_bundle: Bundle, device: Small, there: bool) -> None:
+    made = runner(tiny_vae_bundle, "encoder")
+    given = np.random.default_rng(0).uniform(-1, 1, (1, 3, 30 * FACTOR, 21 * FACTOR)).astype(np.float32)
+    outputs = list(tiny_vae_bundle.manifest.interface("encoder").outputs)
+    wanted = on_cpu(tiny_vae_bundle, "encoder", outputs, given)
+    places = {name: device.put(np.zeros_like(array)) for name, array in zip(outputs, wanted, strict=True)}
+    name = made.inputs[0]
+    found = made.run(outputs, {name: device.put(given) if there else given}, places if there else None)
+    for array, expected in zip(found, wanted, strict=True):
+        np.testing.assert_array_equal(array.on_host() if there else array, expected)
+
+
+def test_an_item_that_is_not_finite(tiny_vae_bundle: Bundle, device: Small) -> None:
+    given = latents(3, 30, 9)
+    given[1, 0, 29, 8] = np.nan
+    (flags,) = runner(tiny_vae_bundle).run(["finite"], {"latent": given})
+    assert flags.tolist() == [True, False, True]
+
+
+def test_a_size_fails_once(tiny_vae_bundle: Bundle, device: Small, caplog: pytest.LogCaptureFixture) -> None:
+    """A size that is too large is tried again when there is more memory, and sizes that fit run whole."""
+    made = runner(tiny_vae_bundle)
+    whole: Any = made._whole
+    large, small = latents(1, 50, 8), latents(1, 5, 8)
+    with caplog.at_level(logging.WARNING):
+        for given in (large, small, large):
+            made.run(["image"], {"latent": given})
+    assert (whole.tried, whole.released) == (2, 1)
+    assert caplog.text.count("Failed to allocate memory") == caplog.text.count("It is computed by rows instead") == 1
+    device.free *= 2
+    for _ in range(2):
+        made.run(["image"], {"latent": large})
+    assert (whole.tried, whole.released) == (3, 2)
+
+
+def test_rows_that_find_no_memory_are_tried_with_the_least(
+    tiny_vae_bundle: Bundle, device: Small, caplog: pytest.LogCaptureFixture
+) -> None:
+    made, given = runner(tiny_vae_bundle), latents(1, 90, 80)
+    device.most, device.times = 200_000, 1
+    with caplog.at_level(logging.WARNING):
+        (found,) = made.run(["image"], {"latent": given})
+    np.testing.assert_array_equal(found, on_cpu(tiny_vae_bundle, "decoder", ["image"], given)[0])
+    assert "tried once more in as little memory as can be" in caplog.text
+    device.times = 9
+    with pytest.raises(BackendError, match="bytes left on the GPU"):
+        made.run(["image"], {"latent": given})
+
+
+def test_a_limit_of_the_caller_holds(tiny_vae_bundle: Bundle, device: Small) -> None:
+    device.free = 1 << 34
+    assert runner(tiny_vae_bundle)._free() == int(0.7 * (1 << 34))
+    assert runner(tiny_vae_bundle, gpu_mem_limit="1000000")._free() == 1_000_000
+
+
+def test_other_failures_and_bundles_without_pieces(
+    tiny_vae_bundle: Bundle, device: Small, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = runner(tiny_vae_bundle)
+    with pytest.raises(BackendError, match="ONNX Runtime failed in"):
+        made.run(["image"], {"latent": latents(1, 4, 4)[:, :3]})
+    monkeypatch.delitem(tiny_vae_bundle.manifest.rows, "decoder")
+    with pytest.raises(BackendError, match="Failed to allocate memory"):
+        made.run(["image"], {"latent": latents(1, 50, 8)})

@@ -1,0 +1,199 @@
+"""One half on ONNX Runtime's CUDA provider, by rows where the GPU has no memory for the whole graph."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vaedeploy.bundle import Bundle
+from vaedeploy.bundle.rows import Piece
+from vaedeploy.errors import BackendError
+from vaedeploy.runtime import onnxruntime_cpu, onnxruntime_cuda
+from vaedeploy.runtime.cuda import CudaDevice
+from vaedeploy.runtime.device import Array, Device, OnDevice, shape_of
+from vaedeploy.runtime.failures import failures_explained, is_out_of_memory
+from vaedeploy.runtime.rows.budget import SHARE
+from vaedeploy.runtime.rows.device_arrays import DeviceArrays
+from vaedeploy.runtime.rows.half import RowsHalf
+from vaedeploy.system.progress import Progress, silent
+from vaedeploy.values.interface import Tensor
+from vaedeploy.values.kinds import Part
+
+__all__ = ["GpuRunner"]
+
+log = logging.getLogger(__name__)
+
+PIECE_OPTIONS = {
+    # A piece runs a few sizes of strips once or a few times each: cuDNN's search for the fastest way takes longer.
+    "cudnn_conv_algo_search": "HEURISTIC",
+    # Both are for the plan, which counts what tensors take.
+    "cudnn_conv_use_max_workspace": "0",
+    "arena_extend_strategy": "kSameAsRequested",
+}
+"""The provider's options for pieces."""
+
+
+MORE = 1.1
+"""How many times as much memory must be free as when a size failed, for the whole graph to be tried again."""
+
+
+class GpuRunner:
+    """The whole graph of a half, which runs by rows, in float32, for sizes for which the GPU has no memory.
+
+    What the whole graph takes on a GPU is not known beforehand, so each size is tried whole once, and again when more
+    memory is free than there was.
+
+    whole: runs the graph. options: of the provider, which the caller chose; ``gpu_mem_limit`` holds for the arrays of
+    rows too. device: its number.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        part: Part,
+        whole: onnxruntime_cuda.Session,
+        device: int,
+        threads: int | None = None,
+        options: Mapping[str, str] | None = None,
+        verify_hashes: bool = True,
+        progress: Progress = silent,
+    ) -> None:
+        self._bundle, self._part, self._whole, self._number = bundle, part, whole, device
+        self._threads, self._options = threads, dict(options or {})
+        self._verify_hashes, self._progress = verify_hashes, progress
+        self.graph, self.inputs, self.outputs = whole.graph, whole.inputs, whole.outputs
+        self._too_large: dict[tuple[int, ...], int] = {}  # and how many bytes were free without it
+        self._lock = threading.Lock()
+
+    def run(
+        self,
+        outputs: Sequence[str],
+        inputs: Mapping[str, Array],
+        results: Mapping[str, Array] | None = None,
+        after: Sequence[Any] = (),
+    ) -> list[Any]:
+        """``Runner.run``. Raises BackendError where there is no memory for rows either."""
+        (array,) = inputs.values()
+        size = shape_of(array)
+        if self._may_fit(size):
+            try:
+                return self._whole.run(outputs, inputs, results, after)
+            except BackendError as error:
+                if not is_out_of_memory(error.__cause__) or self._part not in self._bundle.manifest.rows:
+                    raise
+                log.warning("%s: %s. It is computed by rows instead", self.graph, error)
+            # Not while the error is handled: its traceback keeps a session, whose arena has the memory.
+            self._whole.release_memory()
+            self._too_large[size] = self._device.free_memory()
+        with self._lock, self._device.active():  # one call has all the memory that is free
+            if isinstance(array, OnDevice):
+                array.wait(after)
+            return self._by_rows(outputs, array, results or {})
+
+    def _may_fit(self, size: tuple[int, ...]) -> bool:
+        free = self._too_large.get(size)
+        return free is None or self._device.free_memory() > MORE * free
+
+    def _by_rows(self, outputs: Sequence[str], array: Array, results: Mapping[str, Array]) -> list[Any]:
+        given = array if isinstance(array, OnDevice) else _copied(array, self._device)
+        batch, rows, columns = self._half.size(given)
+        factor = self._half.table.factor
+        gives = self._bundle.manifest.interface(self._part).gives(batch, rows * factor, columns * factor)
+        wanted = [name for name in outputs if name != "finite"]
+        places = {name: results[name] for name in wanted if isinstance(results.get(name), OnDevice)}
+        places.update({name: self._device.array(gives[name]) for name in wanted if name not in places})
+        plan = self._half.plan(rows, columns, self._free())
+        try:
+            computed = self._half.run(plan, outputs, given, places)
+        except BackendError as error:
+            if not is_out_of_memory(error) and not is_out_of_memory(error.__cause__):
+                raise
+            log.warning("%s: %s. It is tried once more in as little memory as can be", self.graph, error)
+        else:
+            return _to_caller(outputs, computed, results)
+        self._whole.release_memory()  # smaller sizes may have some
+        computed = self._half.run(self._half.plan(rows, columns, 0), outputs, given, places)
+        return _to_caller(outputs, computed, results)
+
+    def _free(self) -> int:
+        """Bytes of the GPU's memory that a plan may take."""
+        free = int(self._device.free_memory() * SHARE)
+        return min(free, int(self._options.get("gpu_mem_limit", free)))
+
+    @cached_property
+    def _device(self) -> Device:
+        return CudaDevice(self._number)
+
+    @cached_property
+    def _half(self) -> RowsHalf:
+        return RowsHalf(
+            self._bundle,
+            self._part,
+            verify_hashes=self._verify_hashes,
+            progress=self._progress,
+            open_piece=self._open_piece,
+            arrays=DeviceArrays(self._device),
+        )
+
+    def _open_piece(self, name: Path, piece: Piece, weights: Mapping[str, NDArray[Any]]) -> GpuPiece:
+        dtypes = {cut.name: np.dtype(cut.dtype) for cut in self._half.table.cuts}
+        options = onnxruntime_cuda.provider_options(self._number, "fp32", {**PIECE_OPTIONS, **self._options})
+        providers = [(onnxruntime_cuda.PROVIDER, options), onnxruntime_cpu.PROVIDER]
+        session = onnxruntime_cpu.open_piece(name, piece.model, weights, self._threads, providers)
+        return GpuPiece(name, session, dtypes, self._device, self._number)
+
+
+class GpuPiece:
+    """A piece with its session. dtypes: of the outputs that stay on the device; the others are arrays of numpy."""
+
+    def __init__(
+        self, name: Path, session: Any, dtypes: Mapping[str, np.dtype[Any]], device: Device, number: int
+    ) -> None:
+        self._name, self._session, self._dtypes, self._device, self._number = name, session, dtypes, device, number
+
+    def __call__(self, outputs: Sequence[str], inputs: Mapping[str, Array]) -> list[Array]:
+        binding = self._session.io_binding()
+        onnxruntime_cuda.bind_inputs(binding, inputs, self._number)
+        for name in outputs:
+            if name in self._dtypes:
+                binding.bind_output(name, onnxruntime_cuda.MEMORY, self._number)
+            else:
+                binding.bind_output(name)
+        with failures_explained("ONNX Runtime", self._name, inputs), onnxruntime_cpu.running() as options:
+            self._session.run_with_iobinding(binding, options)
+        return [self._array(name, value) for name, value in zip(outputs, binding.get_outputs(), strict=True)]
+
+    def _array(self, name: str, value: Any) -> Array:
+        if name not in self._dtypes:
+            return value.numpy()  # type: ignore[no-any-return]
+        tensor = Tensor(tuple(value.shape()), self._dtypes[name])
+        return OnDevice(value.data_ptr(), tensor, value, self._device)
+
+
+def _copied(array: NDArray[Any], device: Device) -> OnDevice:
+    """A copy of ``array`` on the device."""
+    source = np.ascontiguousarray(array)
+    copy, stream = device.array(Tensor(source.shape, source.dtype)), device.stream_of_thread()
+    stream.copy_in(source.ctypes.data, copy.address, source.nbytes)
+    stream.synchronize()
+    return copy
+
+
+def _to_caller(names: Sequence[str], computed: Sequence[Array], results: Mapping[str, Array]) -> list[Array]:
+    """What was computed, in the arrays of ``results``, and in the host's memory where it has none."""
+    found = []
+    for name, array in zip(names, computed, strict=True):
+        wanted = results.get(name)
+        if isinstance(array, OnDevice) and not isinstance(wanted, OnDevice):
+            array = array.on_host()
+        if isinstance(array, np.ndarray) and isinstance(wanted, np.ndarray):
+            wanted[...] = array
+        found.append(array if wanted is None else wanted)
+    return found
