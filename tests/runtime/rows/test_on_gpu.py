@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from vaedeploy.bundle import Bundle
 from vaedeploy.errors import BackendError
-from vaedeploy.runtime import onnxruntime_cpu, onnxruntime_cuda
+from vaedeploy.runtime import VAE, onnxruntime_cpu, onnxruntime_cuda
 from vaedeploy.runtime.device import OnDevice
 from vaedeploy.runtime.rows import on_gpu
 from vaedeploy.runtime.rows.half import RowsHalf
@@ -177,3 +177,13 @@ def test_other_failures_and_bundles_without_pieces(
     monkeypatch.delitem(tiny_vae_bundle.manifest.rows, "decoder")
     with pytest.raises(BackendError, match="Failed to allocate memory"):
         made.run(["image"], {"latent": latents(1, 50, 8)})
+
+
+def test_the_backend_of_a_vae(tiny_vae_bundle: Bundle, device: Small, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnxruntime_cuda, "problem", lambda number: None)
+    monkeypatch.setattr(onnxruntime_cuda, "Session", Whole)
+    given, told = latents(1, 50, 8), []
+    with VAE(tiny_vae_bundle.path, "onnxruntime-cuda", progress=lambda *of: told.append(of)) as vae:
+        image = vae.decode(given)
+    np.testing.assert_array_equal(image, on_cpu(tiny_vae_bundle, "decoder", ["image_u8"], given)[0])
+    assert told[-1] == ("The decoder, 200x32 by rows", 1, 1)
