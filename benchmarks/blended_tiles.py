@@ -1,10 +1,10 @@
-"""Measure what decoding in blended tiles, as diffusers does it, changes on photographs.
+"""Measure what decoding in blended tiles, as diffusers does it, changes on photographs, and what decoding by rows does.
 
     python benchmarks/blended_tiles.py [--photos DIR] [--json FILE] [--picture FILE]
 
-The demo VAE decodes each picture at once and in tiles of 64 latents (512 pixels) that overlap by a quarter, on the CPU.
-Errors are those of the tiles against the decode at once, in 8-bit levels. ``--picture`` writes both errors of the first
-picture, at a quarter of its size: 16 times the difference, on mid grey.
+The demo VAE decodes each picture at once, by rows in the least memory that they can take, and in tiles of 64 latents
+(512 pixels) that overlap by a quarter, on the CPU. Errors are those against the decode at once, in 8-bit levels.
+``--picture`` writes the first picture and both errors, at a quarter of its size: 16 times the difference, on mid grey.
 """
 
 from __future__ import annotations
@@ -77,24 +77,35 @@ def main() -> None:
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as temporary:
         bundle = export_vae("demo", out=Path(temporary) / "demo", verify=False)
-        with VAE(bundle.path) as vae:
+        with VAE(bundle.path, max_memory=1 << 50) as vae:
             for name, photo in pictures(args.photos).items():
                 latent = vae.encode(photo[None])
                 (whole,) = vae.decode(latent)
+                by_rows, share = decode_by_rows(bundle.path, latent)
                 image = decode_in_tiles(lambda part: vae.decode(part, output="float"), latent)
                 (tiled,) = to_levels(image)
-                results[name] = {"size": list(whole.shape[:2]), "blended": row(whole, tiled)}
+                rows = {**row(whole, by_rows), "differ": float((by_rows != whole).mean()), "memory": share}
+                results[name] = {"size": list(whole.shape[:2]), "rows": rows, "blended": row(whole, tiled)}
                 print(name, results[name], flush=True)
                 if args.picture and len(results) == 1:
-                    show(whole, tiled).save(args.picture)
+                    show(whole, by_rows, tiled).save(args.picture)
     if args.json:
         args.json.write_text(json.dumps(results, indent=1) + "\n")
 
 
-def show(whole: Photo, tiled: Photo) -> Image.Image:
-    """The picture on the left and 16 times the difference on the right."""
-    difference = (128 + 16 * (tiled.astype(np.int16) - whole)).clip(0, 255).astype(np.uint8)
-    both = Image.fromarray(np.concatenate([whole, difference], axis=1))
+def decode_by_rows(bundle: Path, latent: Any) -> tuple[Photo, float]:
+    """The image in the least memory, and this as a share of what the whole graph takes."""
+    with VAE(bundle, max_memory=1 << 50) as vae:
+        whole = vae.plan(*(side * vae.latent.factor for side in latent.shape[2:]))["decoder"]
+    with VAE(bundle, max_memory=whole.least) as vae:
+        (image,) = vae.decode(latent)
+    return image, round(whole.least / whole.bytes, 3)
+
+
+def show(whole: Photo, *others: Photo) -> Image.Image:
+    """The picture, and behind it 16 times the difference of each of the others."""
+    differences = [(128 + 16 * (o.astype(np.int16) - whole)).clip(0, 255).astype(np.uint8) for o in others]
+    both = Image.fromarray(np.concatenate([whole, *differences], axis=1))
     return both.resize((both.width // 4, both.height // 4), Image.Resampling.BOX)
 
 

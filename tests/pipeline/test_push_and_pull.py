@@ -95,7 +95,10 @@ def test_there_and_back(hub: HubServer, client: HubClient, bundle: Bundle, tmp_p
 def test_the_card_and_the_engines(hub: HubServer, client: HubClient, bundle: Bundle) -> None:
     with_engine = claim_engine(bundle)
     edit(bundle, lambda told: told.update(files=with_engine["files"], engines=with_engine["engines"]))
-    assert client.run("push", bundle.path, REPOSITORY).code == 0
+    pushed = client.run("push", bundle.path, REPOSITORY)
+    assert pushed.code == 0
+    stale = f"{ENCODER} is pushed and cannot be used: it was built from another graph than the encoder that is in the"
+    assert f"{stale} bundle. Build it again: vaedeploy build" in pushed.err.replace("\n", " ")
     card = hub.repositories[REPOSITORY]["README.md"].decode()
     assert card.startswith("---\nlibrary_name: vaedeploy\ntags:\n- vae\n- onnx\nlicense: apache-2.0\n---\n")
     assert f"| identity | `{bundle.manifest.vae.identity}` |" in card

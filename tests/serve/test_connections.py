@@ -143,6 +143,20 @@ def test_a_body_that_ends_in_two_ways_ends_the_connection(server):
         assert ended(connection) == b""
 
 
+@pytest.mark.parametrize(
+    ("target", "status"),
+    [
+        ("http://x/v2/health/ready", 200),
+        ("HTTPS://x:80/v2/health/ready?a=b", 200),
+        ("http://x", 404),
+        ("/http://x/v2/health/ready", 404),
+    ],
+)
+def test_a_proxy_may_send_a_whole_url(server, target, status):
+    with server.raw(f"GET {target} HTTP/1.1\r\nHost: x\r\n\r\n".encode()) as connection:
+        assert read_answer(connection).status == status
+
+
 def test_pipelined_requests_are_answered_in_their_order(server, vae):
     with server.raw(HEALTH + GOOD + GOOD + HEALTH + GOOD) as connection:
         kinds = [read_answer(connection).headers["content-type"] for _ in range(5)]

@@ -11,6 +11,7 @@ from typing import Any
 from vaedeploy.bundle import Bundle, as_bundle
 from vaedeploy.bundle.address import Address, parse_address
 from vaedeploy.bundle.encoding import decode_manifest
+from vaedeploy.bundle.engines import engine_faults, rebuild
 from vaedeploy.bundle.manifest import NAME
 from vaedeploy.errors import BundleError, DownloadError
 from vaedeploy.pipeline.card import MARK, model_card
@@ -60,6 +61,9 @@ def push_bundle(
             "the same with --allow-unverified (allow_unverified=True in Python)"
         )
     bundle.refuse(bundle.damages(bundle.manifest.files))
+    for name in bundle.manifest.engines:
+        if faults := engine_faults(bundle, name, verify_hash=False):
+            log.warning("%s is pushed and cannot be used: %s. %s", name, "; ".join(faults), rebuild(bundle, name))
     origin = bundle.manifest.vae.origin
     if origin.kind in ("file", "folder") and not origin.is_private:
         log.warning(

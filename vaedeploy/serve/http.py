@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable, Coroutine, MutableMapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
@@ -20,6 +21,9 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Piece = bytes | memoryview
 Result = TypeVar("Result")
+
+ABSOLUTE = re.compile(r"\Ahttps?://[^/]*/?", re.IGNORECASE)
+"""What a URL has before the path."""
 
 SLOWEST = 10_000
 """Bytes per second at which a body must arrive at least, once the client's patience is used up."""
@@ -71,7 +75,8 @@ class Request:
 
     def __init__(self, scope: Scope, receive: Receive, settings: Settings, held: Held, aside: Executor) -> None:
         self.method: str = scope["method"]
-        self.path: str = scope["path"]
+        # A proxy may send a whole URL (RFC 9112, 3.2.2).
+        self.path: str = ABSOLUTE.sub("/", scope["path"])
         self.headers: dict[str, str] = {}
         for name, value in ((name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]):
             # A list may come as several headers of one name.
