@@ -66,7 +66,7 @@ triton-env: $(TRITON_READY)  ## make an environment with a Triton server, beside
 $(TRITON_READY): pyproject.toml constraints.txt
 	test -x $(TRITON)/bin/python || $(PYTHON) -m venv $(TRITON)
 	grep -vE '^(grpcio|ml_dtypes|numpy|protobuf|tritonclient)==' constraints.txt > $(TRITON)/constraints.txt
-	$(TRITON)/bin/python -m pip install --quiet --constraint $(TRITON)/constraints.txt nvidia-pytriton==0.7.0 'numpy<2' onnx pytest --editable '.[cpu]'
+	$(TRITON)/bin/python -m pip install --quiet --constraint $(TRITON)/constraints.txt nvidia-pytriton==0.7.0 'numpy<2' onnx pytest --editable '.[cpu,serve]'
 	$(TRITON)/bin/python -m pip install --quiet --no-deps --upgrade --target $(TRITON)/numpy2 $$(grep '^numpy==' constraints.txt)
 	cp $(TRITON_FOLDER)/python_backend_stubs/$$($(TRITON)/bin/python -c 'import sys; print("%d.%d" % sys.version_info[:2])')/triton_python_backend_stub $(TRITON_FOLDER)/backends/python/
 	touch $@

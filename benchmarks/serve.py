@@ -1,11 +1,13 @@
 """Measure ``vaedeploy serve`` on this machine: what the protocol costs, and what many clients get.
 
     python benchmarks/serve.py throughput build/demo                  # against direct calls, in turns
+    .triton/bin/python benchmarks/serve.py throughput build/demo --triton   # and a Triton server (make triton-env)
     python benchmarks/serve.py overhead build/demo                    # one client, 512x512
     python benchmarks/serve.py many build/demo --requests 1000        # 64 clients, mixed sizes: lost, wrong, memory
 
 The server is a process of its own; its clients, and the direct calls, are threads of this one. All share the machine's
-cores, so what the clients do is part of the server's figures. ``--json FILE`` puts the figures of a part into a file.
+cores, so what the clients do is part of the server's figures. Triton's server runs the Python backend that ``vaedeploy
+triton`` writes, and is asked as ``vaedeploy serve`` is. ``--json FILE`` puts the figures of a part into a file.
 """
 
 from __future__ import annotations
@@ -18,20 +20,23 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime
 
+from vaedeploy.pipeline.triton import write_triton
 from vaedeploy.runtime import VAE
 from vaedeploy.system.machine import usable_cores
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
+import triton_server
 from served import served
 from serving import body_of
 
@@ -39,7 +44,7 @@ from serving import body_of
 class Server:
     """``vaedeploy serve`` with the bundle as ``it``."""
 
-    def __init__(self, port: int, process: subprocess.Popen[str]) -> None:
+    def __init__(self, port: int, process: subprocess.Popen[Any]) -> None:
         self.port, self._process = port, process
 
     def memory(self) -> float:
@@ -48,9 +53,17 @@ class Server:
         return pages * os.sysconf("SC_PAGESIZE") / 1e6
 
     def cpu(self) -> float:
-        """Seconds of the processors' time that it has taken."""
-        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        """Seconds of the processors' time that it and its processes have taken."""
+        stats: dict[int, list[str]] = {}
+        for place in Path("/proc").iterdir():
+            with suppress(OSError):  # it is gone by now
+                if place.name.isdecimal():
+                    stats[int(place.name)] = (place / "stat").read_text().rpartition(")")[2].split()
+        own, ticks = [self._process.pid], 0
+        for number in own:  # which grows
+            ticks += int(stats[number][11]) + int(stats[number][12])
+            own += [child for child, fields in stats.items() if int(fields[1]) == number]
+        return ticks / os.sysconf("SC_CLK_TCK")
 
     def connection(self) -> http.client.HTTPConnection:
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=600)
@@ -61,6 +74,16 @@ def started(bundle: Path, *options: str) -> Iterator[Server]:
     arguments = (f"it={bundle}", *options)
     with served(*arguments, warm_up="64x64", stdout=subprocess.DEVNULL) as (process, port):
         yield Server(port, process)
+
+
+@contextmanager
+def triton_started(bundle: Path) -> Iterator[Server]:
+    with tempfile.TemporaryDirectory() as folder:
+        repository = Path(folder, "repository")
+        write_triton(bundle, repository, name="it", allow_unverified=True)
+        triton_server.prepare(repository)
+        with triton_server.serving([repository], Path(folder, "log")) as server:
+            yield Server(server.http, server.process)
 
 
 def latent_of(vae: VAE, height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -97,22 +120,32 @@ def together(clients: int, work: Callable[[int], None]) -> float:
     return time.perf_counter() - began
 
 
-def throughput(bundle: Path, rounds: int, side: int, requests: int, threads: int | None) -> dict[str, Any]:
-    """Items per second of direct calls by one thread and by as many as there are clients, and of the server."""
+def throughput(
+    bundle: Path, rounds: int, side: int, requests: int, threads: int | None, clients_of: Sequence[int], triton: bool
+) -> dict[str, Any]:
+    """Items per second of direct calls by one thread and by as many as there are clients, and of the servers."""
     found: dict[str, Any] = {"side": side, "threads": threads, "requests of a turn": requests, "rounds": rounds}
     asked = () if threads is None else ("--threads", str(threads))
-    with VAE(bundle, threads=threads) as vae, started(bundle, *asked) as server:
+    with ExitStack() as stack:
+        vae = stack.enter_context(VAE(bundle, threads=threads))
+        servers = {"served": stack.enter_context(started(bundle, *asked))}
+        if triton:
+            servers["Triton"] = stack.enter_context(triton_started(bundle))
         latent = latent_of(vae, side, side)
         wanted = vae.decode(latent).tobytes()
         body, headers = message(latent)
-        for clients in (1, 8, 32):
-            connections = [server.connection() for _ in range(clients)]
+        for clients in clients_of:
             each = max(1, requests // clients)
 
-            def served(number: int, each: int = each, connections: list[Any] = connections) -> None:
-                for _ in range(each):
-                    if ask(connections[number], body, headers) != wanted:
-                        raise RuntimeError("an answer differs from the runtime's")
+            def served(name: str, clients: int = clients, each: int = each) -> Callable[[int], None]:
+                connections = [servers[name].connection() for _ in range(clients)]
+
+                def work(number: int) -> None:
+                    for _ in range(each):
+                        if ask(connections[number], body, headers) != wanted:
+                            raise RuntimeError("an answer differs from the runtime's")
+
+                return work
 
             def called(number: int, each: int = each) -> None:
                 for _ in range(each):
@@ -122,31 +155,33 @@ def throughput(bundle: Path, rounds: int, side: int, requests: int, threads: int
                 for _ in range(count):
                     vae.decode(latent)
 
-            works = [(1, alone), (clients, called), (clients, served)]
-            turns: list[list[float]] = []
-            cpu: list[list[float]] = []
-            together(clients, served)
+            works = {"one caller": (1, alone), "as many callers": (clients, called)}
+            works |= {name: (clients, served(name)) for name in servers}
+            times: dict[str, list[float]] = {name: [] for name in works}
+            cpu: dict[str, list[float]] = {name: [] for name in works}
+            for name in servers:
+                together(*works[name])
             for turn in range(rounds):
-                times, used = [], []
-                for work in works[::-1] if turn % 2 else works:
-                    before = time.process_time() + server.cpu()
-                    times.append(together(*work))
-                    used.append(time.process_time() + server.cpu() - before)
-                turns.append(times[::-1] if turn % 2 else times)
-                cpu.append(used[::-1] if turn % 2 else used)
+                for name in list(works)[:: -1 if turn % 2 else 1]:
+                    before = processors(servers)
+                    times[name].append(together(*works[name]))
+                    cpu[name].append(processors(servers) - before)
             count = each * clients
-            ratios = {
-                "items/s, one caller": [count / one for one, _, _ in turns],
-                "items/s, as many callers": [count / several for _, several, _ in turns],
-                "items/s, served": [count / through for _, _, through in turns],
-                "served over one caller": [one / through for one, _, through in turns],
-                "served over as many callers": [several / through for _, several, through in turns],
-            }
-            for name, column in zip(("one caller", "as many callers", "served"), zip(*cpu, strict=True), strict=True):
-                ratios[f"processors' ms for an item, {name}"] = [1000 * used / count for used in column]
-            found[f"{clients} clients"] = {name: spread(values) for name, values in ratios.items()}
+            told = {f"items/s, {name}": [count / value for value in values] for name, values in times.items()}
+            for name in servers:
+                for other in list(works)[: list(works).index(name)]:
+                    pairs = zip(times[other], times[name], strict=True)
+                    told[f"{name} over {other}"] = [theirs / own for theirs, own in pairs]
+            for name, values in cpu.items():
+                told[f"processors' ms for an item, {name}"] = [1000 * used / count for used in values]
+            found[f"{clients} clients"] = {name: spread(values) for name, values in told.items()}
             print(f"{clients} clients:", json.dumps(found[f"{clients} clients"]), flush=True)
     return found
+
+
+def processors(servers: Mapping[str, Server]) -> float:
+    """Seconds of the processors' time that this process and the servers have taken."""
+    return time.process_time() + sum(server.cpu() for server in servers.values())
 
 
 def spread(values: list[float]) -> dict[str, float]:
@@ -231,7 +266,8 @@ def main() -> None:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--side", type=int, default=0, help="of images in pixels; 0 for 64, and 512 for overhead")
-    parser.add_argument("--clients", type=int, default=64, help="of the part many")
+    parser.add_argument("--clients", type=int, nargs="+", help="how many; 1, 8 and 32 unless given, and 64 for many")
+    parser.add_argument("--triton", action="store_true", help="in the part throughput: a Triton server too")
     parser.add_argument(
         "--requests", type=int, default=0, help="of a turn, or of each client; 0 for 64, and 1000 for many"
     )
@@ -240,17 +276,22 @@ def main() -> None:
     options = parser.parse_args()
     before = os.getloadavg()[0]
     if options.part == "throughput":
-        found = throughput(options.bundle, options.rounds, options.side or 64, options.requests or 64, options.threads)
+        sizes = options.side or 64, options.requests or 64
+        found = throughput(
+            options.bundle, options.rounds, *sizes, options.threads, options.clients or (1, 8, 32), options.triton
+        )
     elif options.part == "overhead":
         found = overhead(options.bundle, options.rounds, options.side or 512, options.requests or 1)
     else:
-        found = many(options.bundle, options.clients, options.requests or 1000)
+        (clients,) = options.clients or (64,)
+        found = many(options.bundle, clients, options.requests or 1000)
     if options.json:
         told = json.loads(options.json.read_text()) if options.json.exists() else {}
         told |= {"python": platform.python_version(), "onnxruntime": onnxruntime.__version__, "cores": usable_cores()}
         with VAE(options.bundle) as vae:
             name = vae.manifest.vae.name
-        told.setdefault(options.part, {})[name] = found | {"load of the machine before": round(before, 2)}
+        key = f"{name}, {found['side']}x{found['side']}" if options.side else name
+        told.setdefault(options.part, {})[key] = found | {"load of the machine before": round(before, 2)}
         options.json.write_text(json.dumps(told, indent=1) + "\n")
 
 

@@ -180,6 +180,11 @@ def test_actors_on_every_core_of_two_nodes(
     assert content(tmp_path / "latents") == whole
 
 
+def files(out: Path) -> set[tuple[str, int]]:
+    """The shards, and the inode of each: one that is made again has another."""
+    return {(path.name, path.stat().st_ino) for path in out.glob("shards/*.safetensors")}
+
+
 def kill_once(command: Command, out: Path, rng: random.Random) -> bool:
     """Kill the command or one of its actors with SIGKILL, after some more shards. False where it had ended before."""
     wanted = min(shards(out) + rng.randint(1, 10), SHARDS)
@@ -199,16 +204,20 @@ def kill_once(command: Command, out: Path, rng: random.Random) -> bool:
 def test_killed_actors_and_commands(
     kills: int, cluster: Any, bundle: Bundle, photos: Path, whole: dict[str, bytes], tmp_path: Path
 ) -> None:
-    """Each kill hits an actor or the command, at a random moment. A killed command is given again."""
+    """Each kill hits an actor or the command, at a random moment. A killed command is given again. No shard that was
+    there is made again.
+    """
     rng, killed, tries = random.Random(kills), 0, 0
     while killed < kills:
-        out, code = tmp_path / str(tries), -signal.SIGKILL
+        out, code, made = tmp_path / str(tries), -signal.SIGKILL, set[tuple[str, int]]()
         while code == -signal.SIGKILL:
             command = Command(bundle.path, photos, "-o", out, *WORDS, "--ray", cluster.address)
             while killed < kills and kill_once(command, out, rng):
                 killed += 1
+                made |= files(out)
             code, told = command.end()
         assert code == 2, told
+        assert files(out) >= made
         assert content(out) == whole
         tries += 1
 

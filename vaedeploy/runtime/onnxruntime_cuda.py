@@ -124,9 +124,7 @@ class Session(onnxruntime_cpu.Session):
             with failures_explained("ONNX Runtime", self.graph, inputs), onnxruntime_cpu.running() as options:
                 return session.run(outputs, inputs, options)  # type: ignore[no-any-return]
         binding = session.io_binding()
-        # A binding keeps no array alive: these do, until the run is over.
-        given = {name: aligned(array) if isinstance(array, OnDevice) else array for name, array in inputs.items()}
-        bind_inputs(binding, given, self._device)
+        given = bind_inputs(binding, inputs, self._device)
         there = {name: array for name, array in targets.items() if isinstance(array, OnDevice)}
         places = {name: aligned_place(array) for name, array in there.items()}
         for name, place in places.items():
@@ -135,6 +133,7 @@ class Session(onnxruntime_cpu.Session):
         onnxruntime_cpu.bind_to_host(binding, [name for name in outputs if name not in places], on_host)
         with failures_explained("ONNX Runtime", self.graph, inputs), onnxruntime_cpu.running() as options:
             session.run_with_iobinding(binding, options)  # it returns when the results are there
+        del given
         for name, place in places.items():
             if place is not there[name]:
                 there[name].copy_from(place)
@@ -142,13 +141,17 @@ class Session(onnxruntime_cpu.Session):
         return [targets[name] if name in targets else value.numpy() for name, value in values.items()]
 
 
-def bind_inputs(binding: Any, inputs: Mapping[str, Array], device: int) -> None:
-    """Let a run read arrays in either memory. They must be alive until it is over."""
-    for name, array in inputs.items():
+def bind_inputs(binding: Any, inputs: Mapping[str, Array], device: int) -> list[Array]:
+    """Let a run read arrays in either memory. Returns what must be alive until it is over, since a binding keeps no
+    array alive: these arrays, or copies of those that are not aligned.
+    """
+    given = [aligned(array) if isinstance(array, OnDevice) else array for array in inputs.values()]
+    for name, array in zip(inputs, given, strict=True):
         if isinstance(array, OnDevice):
             _bind(binding.bind_input, name, array, device)
         else:
             binding.bind_cpu_input(name, array)
+    return given
 
 
 def _bind(bind: Callable[..., None], name: str, array: OnDevice, device: int) -> None:

@@ -7,7 +7,7 @@ import pytest
 from host_gpu import HostDevice
 
 from vaedeploy.runtime.rows.arrays import HostArrays
-from vaedeploy.runtime.rows.device_arrays import ALIGNMENT, DeviceArrays
+from vaedeploy.runtime.rows.device_arrays import DeviceArrays
 
 HOST = HostArrays()
 
@@ -28,7 +28,6 @@ def test_rows_are_those_of_numpy(device: HostDevice, shape: tuple[int, ...], axi
         assert part.shape == wanted.shape
         copy = arrays.contiguous(part)
         np.testing.assert_array_equal(copy.on_host(), wanted)
-        assert copy.address % ALIGNMENT == 0 or not wanted.size
         if high - low > 2:
             inner = arrays.part(part, axis, 1, 3)
             np.testing.assert_array_equal(arrays.contiguous(inner).on_host(), HOST.part(wanted, axis, 1, 3))
@@ -45,13 +44,12 @@ def test_a_part_is_filled_and_the_rest_is_not(device: HostDevice) -> None:
     np.testing.assert_array_equal(target.on_host(), host)
 
 
-def test_what_is_contiguous_and_aligned_is_not_copied(device: HostDevice) -> None:
+def test_what_is_contiguous_is_not_copied(device: HostDevice) -> None:
     arrays, there = DeviceArrays(device), device.put(np.zeros((1, 8, 4), np.float32))
     part = arrays.part(there, 1, 2, 5)
     before = device.device_bytes
     assert arrays.contiguous(part).address == there.address + 2 * 4 * 4
     assert device.device_bytes == before
-    assert arrays.contiguous(arrays.part(device.put(np.zeros((1, 8, 3), np.float32)), 1, 1, 5)).address % ALIGNMENT == 0
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

@@ -13,10 +13,7 @@ from numpy.typing import DTypeLike
 from vaedeploy.runtime.device import Device, OnDevice
 from vaedeploy.values.interface import Tensor
 
-__all__ = ["ALIGNMENT", "DeviceArrays", "Strip"]
-
-ALIGNMENT = 16
-"""Bytes; see ``onnxruntime_cuda.ALIGNMENT``."""
+__all__ = ["DeviceArrays", "Strip"]
 
 
 @dataclass(frozen=True)
@@ -85,10 +82,10 @@ class DeviceArrays:
         return Strip(array, axis, low, high)
 
     def contiguous(self, array: OnDevice | Strip) -> OnDevice:
-        """``Arrays.contiguous``; aligned, as ONNX Runtime's CUDA provider takes arrays."""
+        """``Arrays.contiguous``."""
         if isinstance(array, OnDevice):
             return array
-        if array.count == 1 and array.address % ALIGNMENT == 0:
+        if array.count == 1:
             return OnDevice(array.address, array.tensor, array.array.owner, self.device)
         return self.joined([array], array.axis)
 

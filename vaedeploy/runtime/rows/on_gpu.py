@@ -160,7 +160,7 @@ class GpuPiece:
 
     def __call__(self, outputs: Sequence[str], inputs: Mapping[str, Array]) -> list[Array]:
         binding = self._session.io_binding()
-        onnxruntime_cuda.bind_inputs(binding, inputs, self._number)
+        given = onnxruntime_cuda.bind_inputs(binding, inputs, self._number)
         for name in outputs:
             if name in self._dtypes:
                 binding.bind_output(name, onnxruntime_cuda.MEMORY, self._number)
@@ -168,6 +168,7 @@ class GpuPiece:
                 binding.bind_output(name)
         with failures_explained("ONNX Runtime", self._name, inputs), onnxruntime_cpu.running() as options:
             self._session.run_with_iobinding(binding, options)
+        del given
         return [self._array(name, value) for name, value in zip(outputs, binding.get_outputs(), strict=True)]
 
     def _array(self, name: str, value: Any) -> Array:
