@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -151,7 +152,41 @@ def test_the_notebook(small_vae: Path, tmp_path: Path, monkeypatch: pytest.Monke
         np.testing.assert_array_equal(read_latent(Path("photo.safetensors")).latent, vae.encode(names["photo"]))
 
 
-# ------------------------------------------------------------------------------------------------- in the browser
+# ---------------------------------------------------------------------------------------- in C++ and in the browser
+
+
+@pytest.fixture
+def padded(tmp_path: Path, demo_bundle: Bundle) -> tuple[Path, np.ndarray]:
+    """A latent file of a picture that was padded, and what the runtime decodes it to."""
+    picture, file = tmp_path / "photo.png", tmp_path / "photo.safetensors"
+    Image.fromarray(load_photos()[0][100:250, 100:300]).save(picture)
+    with VAE(demo_bundle.path, "onnxruntime-cpu") as vae:
+        encode_files(vae, picture, file, pad=True).check()
+        latent = read_latent(file)
+        return file, vae.decode(latent.latent, size=latent.size)[0]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed")
+def test_cpp_decodes_as_the_runtime_does(padded: tuple[Path, np.ndarray], demo_bundle: Bundle, tmp_path: Path) -> None:
+    openvino = pytest.importorskip("openvino").__path__[0]
+    (library,) = Path(openvino, "libs").glob("libopenvino.so.*")
+    (latent, expected), decode, out = padded, tmp_path / "decode", tmp_path / "decoded.ppm"
+    compiler = ["g++", "-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "examples/cpp/decode.cpp", "-o", decode]
+    places = ["-isystem", f"{openvino}/include", library, f"-Wl,-rpath,{openvino}/libs"]
+    subprocess.run([str(word) for word in (*compiler, *places)], check=True, cwd=ROOT)
+
+    def run(*words: object) -> subprocess.CompletedProcess[str]:
+        command = [str(decode), str(demo_bundle.path / "decoder.onnx"), *map(str, words)]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    done = run(latent, out)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "200 x 150\n", "")
+    assert np.abs(np.asarray(Image.open(out)).astype(int) - expected).max() <= 1
+    for size in (5, 100, -1):
+        (tmp_path / "cut").write_bytes(latent.read_bytes()[:size])
+        assert run(tmp_path / "cut", out).returncode == 1
+
 
 RUNTIME = EXAMPLES / "browser" / "node_modules" / "onnxruntime-web"
 PIXELS = """(() => {
@@ -194,13 +229,8 @@ def site(tmp_path: Path, demo_bundle: Bundle) -> Iterator[str]:
 @pytest.mark.browser
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed: make test-web")
 @pytest.mark.skipif(not RUNTIME.exists(), reason="onnxruntime-web is not installed: make test-web")
-def test_the_browser_decodes_as_the_runtime_does(site: str, demo_bundle: Bundle, tmp_path: Path) -> None:
-    picture, file = tmp_path / "photo.png", tmp_path / "photo.safetensors"
-    Image.fromarray(load_photos()[0][100:250, 100:300]).save(picture)
-    with VAE(demo_bundle.path) as vae:
-        encode_files(vae, picture, file, pad=True).check()
-        latent = read_latent(file)
-        expected = vae.decode(latent.latent, size=latent.size)[0]
+def test_the_browser_decodes_as_the_runtime_does(site: str, padded: tuple[Path, np.ndarray]) -> None:
+    file, expected = padded
     with Browser() as browser:
         browser.open(site)
         assert told(browser, "", "…") == "ready", browser.messages
