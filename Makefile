@@ -143,7 +143,7 @@ VERSION = $$(sed -n 's/^__version__ = "\(.*\)"$$/\1/p' vaedeploy/version.py)
 
 release:  ## build what a release has, into dist, and check it: TAG=v1.2.3 must be the version
 	test -z "$(TAG)" || test "$(TAG)" = "v$(VERSION)"
-	grep -q "^## $(VERSION) " CHANGELOG.md
+	grep -q "^## $(VERSION) $(if $(TAG),([0-9-]*)$$)" CHANGELOG.md
 	rm -rf dist $(RELEASE)
 	$(PYTHON) -m venv $(RELEASE)/tools
 	$(RELEASE)/tools/bin/python -m pip install --quiet --constraint constraints.txt build cyclonedx-bom twine uv

@@ -6,6 +6,7 @@
 //       -Wl,-rpath,$openvino/libs -o decode
 //   ./decode mse840k/decoder.onnx photo.safetensors decoded.ppm
 
+#include <algorithm>
 #include <cstdio>
 #include <cstring>
 #include <fstream>
@@ -60,7 +61,8 @@ int main(int count, char** words) try {
     if (!*request.get_tensor("finite").data<bool>()) throw std::runtime_error("the image is not finite");
     const ov::Tensor image = request.get_tensor("image_u8");  // (B, H, W, 3)
     const ov::Shape shape = image.get_shape();
-    const size_t height = latent.height ? latent.height : shape[1], width = latent.width ? latent.width : shape[2];
+    const size_t height = latent.height ? std::min(latent.height, shape[1]) : shape[1];
+    const size_t width = latent.width ? std::min(latent.width, shape[2]) : shape[2];
     std::ofstream file(words[3], std::ios::binary);
     file << "P6\n" << width << " " << height << "\n255\n";
     for (size_t row = 0; row < height; row++)
