@@ -66,8 +66,9 @@ def test_pip_by_its_name_alone_where_it_is_the_first_on_the_path(python: Path, t
     (tmp_path / "pip" / "__init__.py").touch()
     program = python.parent / ("pip.exe" if sys.platform == "win32" else "pip")
     program.touch(0o755)
+    packages = installed(tmp_path)
     try:
-        first, second = (commands(python, installed(tmp_path), path=str(place)) for place in (python.parent, tmp_path))
+        first, second = (commands(python, packages, path=str(place)) for place in (python.parent, tmp_path))
     finally:
         program.unlink()
     assert first == ['pip install "vaedeploy[cpu]"', "pip install --upgrade vaedeploy"]
