@@ -58,7 +58,7 @@ test-page: $(READY)  ## run the tests of the report's page in headless Chromium,
 
 test-web: $(READY)  ## run examples/browser in headless Chromium, with onnxruntime-web of npm
 	command -v chromium >/dev/null || apt-get install --yes --no-install-recommends chromium
-	npm install --prefix examples/browser --no-audit --no-fund
+	npm install --prefix examples/browser --no-package-lock --no-audit --no-fund
 	$(BIN)/python -m pytest tests/test_examples.py -k browser
 
 # A Triton server with its Python backend, which takes no numpy 2. The wheel is for Linux on x86-64.
