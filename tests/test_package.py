@@ -231,7 +231,7 @@ WHERE = "import vaedeploy; print(vaedeploy.__file__)"
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["wheel", "editable"])
 def test_the_command_that_messages_print_installs_the_extra(tmp_path, wheel, kind):
-    """It asks no index for vaedeploy, which has another or none: the one that is there gets its extra."""
+    """An index may have another vaedeploy or none: the one that is there stays, and gets its extra."""
     run = environment(tmp_path / "env", *([str(wheel)] if kind == "wheel" else ["--editable", str(ROOT)]))
 
     def serving():

@@ -132,8 +132,8 @@ ENGINE_EXTRAS = {"tensorrt": "tensorrt", "tensorrt-rtx": "rtx"}
 def install_command(extra: str) -> str:
     """The shell command that installs an extra into the environment that this runs in.
 
-    An installed vaedeploy, of a release or of a checkout, is the one whose extra is installed: pip and uv ask no index
-    for another. A checkout that is run without being installed is installed as one.
+    An installed vaedeploy, of a release or of a checkout, is kept by pip and uv, and gets its extra, whatever an index
+    has of that name. A checkout that is run without being installed is installed as one.
     """
     if checkout := _checkout_as_it_is():
         return f'{pip_install()} --editable "{checkout}[{extra}]"'
