@@ -5,7 +5,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 DEMO := build/demo
 
-.PHONY: help setup demo test test-fast test-full test-faults fuzz test-page triton-env test-triton ray-env test-ray test-gpu bench-gpu lint types format check clean
+.PHONY: help setup demo test test-fast test-full test-faults fuzz test-page test-web triton-env test-triton ray-env test-ray test-oldest test-newest test-gpu bench-gpu lint types format check release clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -56,6 +56,11 @@ test-page: $(READY)  ## run the tests of the report's page in headless Chromium,
 	command -v chromium >/dev/null || apt-get install --yes --no-install-recommends chromium
 	$(BIN)/python -m pytest -m browser
 
+test-web: $(READY)  ## run examples/browser in headless Chromium, with onnxruntime-web of npm
+	command -v chromium >/dev/null || apt-get install --yes --no-install-recommends chromium
+	npm install --prefix examples/browser --no-package-lock --no-audit --no-fund
+	$(BIN)/python -m pytest tests/test_examples.py -k browser
+
 # A Triton server with its Python backend, which takes no numpy 2. The wheel is for Linux on x86-64.
 TRITON := .triton
 TRITON_READY := $(TRITON)/.ready
@@ -90,6 +95,24 @@ test-ray:  ## run the tests in clusters of Ray, with 30 kills; where it cannot b
 	$(MAKE) $(RAY_READY) || echo "There is no environment with Ray: the tests are skipped."
 	$$(test -e $(RAY_READY) && echo $(RAY)/bin/python || echo $(BIN)/python) -m pytest --full tests/ray
 
+# The ends of the ranges in pyproject.toml, in environments of their own. torch is pinned in both: see above.
+RESOLUTION_oldest := lowest-direct
+RESOLUTION_newest := highest
+
+.oldest/.ready .newest/.ready: .%/.ready: pyproject.toml constraints.txt
+	test -x .$*/bin/python || $(PYTHON) -m venv .$*
+	.$*/bin/python -m pip install --quiet $$(grep '^uv==' constraints.txt)
+	grep '^torch==' constraints.txt > .$*/torch.txt
+	.$*/bin/uv pip compile --quiet --resolution $(RESOLUTION_$*) --extra dev --constraint .$*/torch.txt --output-file .$*/requirements.txt pyproject.toml
+	.$*/bin/uv pip install --quiet --python .$*/bin/python --requirement .$*/requirements.txt --no-deps --editable .
+	touch $@
+
+test-oldest: .oldest/.ready  ## run the fast tests with the oldest packages that pyproject.toml allows
+	.oldest/bin/python -m pytest $(TWICE) -m "not slow"
+
+test-newest: .newest/.ready  ## run the fast tests with the newest packages that pyproject.toml allows
+	.newest/bin/python -m pytest $(TWICE) -m "not slow"
+
 # GPU_PYTHON=python3 takes an environment of your own, which has what is to be tried: onnxruntime-gpu, tensorrt.
 test-gpu: $(if $(GPU_PYTHON),,$(READY))  ## run the tests that need a CUDA device
 	$(or $(GPU_PYTHON),$(BIN)/python) -m pytest tests/gpu
@@ -112,5 +135,33 @@ format: $(READY)  ## bring the code into the project's style
 
 check: lint types test  ## lint, types and tests
 
+# All that a release has, see RELEASING.md: the sdist and the wheel that is built from it; what a service installs
+# ([cpu,hub,serve]) and what one machine installs for everything ([all,data,hub,openvino]), with hashes; and lists of these
+# as SBOMs. The service's packages are installed by their hashes, beside the wheel, and vaedeploy runs there.
+RELEASE := .release
+VERSION = $$(sed -n 's/^__version__ = "\(.*\)"$$/\1/p' vaedeploy/version.py)
+
+release:  ## build what a release has, into dist, and check it: TAG=v1.2.3 must be the version
+	test -z "$(TAG)" || test "$(TAG)" = "v$(VERSION)"
+	grep -q "^## $(VERSION) $(if $(TAG),([0-9-]*)$$)" CHANGELOG.md
+	rm -rf dist $(RELEASE)
+	$(PYTHON) -m venv $(RELEASE)/tools
+	$(RELEASE)/tools/bin/python -m pip install --quiet --constraint constraints.txt build cyclonedx-bom twine uv
+	$(RELEASE)/tools/bin/python -m build --outdir dist
+	$(RELEASE)/tools/bin/twine check --strict dist/*
+	$(COMPILE) $(foreach extra,cpu hub serve,--extra $(extra)) --output-file dist/requirements-service.txt pyproject.toml
+	$(COMPILE) $(foreach extra,all data hub openvino,--extra $(extra)) --output-file dist/requirements-all.txt pyproject.toml
+	$(PYTHON) -m venv $(RELEASE)/service
+	$(RELEASE)/service/bin/python -m pip install --quiet --require-hashes --requirement dist/requirements-service.txt
+	$(RELEASE)/service/bin/python -m pip install --quiet --no-deps dist/*.whl
+	$(RELEASE)/service/bin/vaedeploy doctor
+	$(RELEASE)/service/bin/python -m pip uninstall --quiet --yes pip setuptools
+	$(RELEASE)/tools/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --output-file dist/sbom-service.json $(RELEASE)/service/bin/python
+	$(RELEASE)/tools/bin/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible --output-file dist/sbom-all.json dist/requirements-all.txt
+	awk '/^## /{n++} n == 1' CHANGELOG.md > $(RELEASE)/notes.md
+	cd dist && sha256sum * > SHA256SUMS && cat SHA256SUMS
+
+COMPILE = $(RELEASE)/tools/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --constraint constraints.txt
+
 clean:  ## remove what was built; the environment stays
-	rm -rf build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf build dist $(RELEASE) .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

@@ -170,14 +170,15 @@ def wheel(dist):
 @pytest.fixture(scope="module")
 def clean(tmp_path_factory, wheel):
     """Run a command in an environment that has the wheel with [cpu] and nothing else, from an empty folder."""
-    return environment(tmp_path_factory.mktemp("clean") / "env", wheel, "cpu")
+    return environment(tmp_path_factory.mktemp("clean") / "env", f"{wheel}[cpu]")
 
 
-def environment(env, wheel, extra, constraints=ROOT / "constraints.txt"):
+def environment(env, *what, constraints=ROOT / "constraints.txt"):
+    """Run a command in an environment in which pip installed these."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(env)], check=True)
     programs = env / ("Scripts" if sys.platform == "win32" else "bin")
     pip = [sys.executable, "-m", "pip", "--python", str(programs / "python"), "install", "--quiet", "--no-compile"]
-    subprocess.run([*pip, "--constraint", str(constraints), f"{wheel}[{extra}]"], check=True)
+    subprocess.run([*pip, "--constraint", str(constraints), *what], check=True)
     plain = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
     def run(program: str, *arguments: object) -> subprocess.CompletedProcess[str]:
@@ -224,11 +225,52 @@ def test_every_way_to_install_has_the_profiles(tmp_path, dist, wheel, kind):
     assert not list(env.rglob("profiles")) or kind != "editable"  # read where they lie, and not copied
 
 
+WHERE = "import vaedeploy; print(vaedeploy.__file__)"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["wheel", "editable"])
+def test_the_command_that_messages_print_installs_the_extra(tmp_path, wheel, kind):
+    """An index may have another vaedeploy or none: the one that is there stays, and gets its extra."""
+    run = environment(tmp_path / "env", *([str(wheel)] if kind == "wheel" else ["--editable", str(ROOT)]))
+
+    def serving():
+        extras = json.loads(run("vaedeploy", "doctor", "--json").stdout)["extras"]
+        return next(extra for extra in extras if extra["name"] == "serve")
+
+    before, told = run("python", "-c", WHERE).stdout, serving()
+    assert told["missing"] == ["uvicorn"]
+    with_pip = {**os.environ, "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])}
+    subprocess.run(told["install"], shell=True, check=True, cwd=tmp_path, env=with_pip)
+    assert serving()["missing"] == []
+    assert run("python", "-c", WHERE).stdout == before
+
+
 @pytest.mark.slow
 def test_the_wheel_carries_the_demo_weights(wheel):
     with zipfile.ZipFile(wheel) as archive:
         for file in CARRIED:
             assert archive.read(file.relative_to(ROOT).as_posix()) == file.read_bytes()
+
+
+@pytest.mark.slow
+def test_the_readme_leads_somewhere_from_a_package_index(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+        told = archive.read(name).decode()
+    headers, _, readme = told.partition("\n\n")
+    assert "Description-Content-Type: text/markdown" in headers
+    links = re.findall(r'\]\(([^)]+)\)|(?:src|href)="([^"]+)"', readme)
+    places = [one or other for one, other in links]
+    home = PROJECT["urls"]["Homepage"]
+    ours = [place.removeprefix(f"{home}/") for place in places if re.match(f"{re.escape(home)}/(raw|blob)/", place)]
+    assert len(ours) > 10
+    assert [place for place in places if not re.match(r"https?://|#", place)] == []
+    for place in ours:
+        kind, version, path = place.partition("#")[0].split("/", 2)
+        assert kind == ("raw" if path.endswith((".png", ".webp", ".svg")) else "blob")
+        assert version == f"v{vd.__version__}"
+        assert (ROOT / path).exists(), place
 
 
 @pytest.mark.slow
@@ -275,13 +317,18 @@ def test_commands_in_the_clean_environment(clean, bundle):
     assert "rtx4090" in clean("vaedeploy", "profiles").stdout
 
 
+def command(run, extra):
+    """What messages in that environment say to run for an extra."""
+    script = f"from vaedeploy.system.installs import install_command; print(install_command({extra!r}))"
+    return run("python", "-c", script).stdout.strip()
+
+
 @pytest.mark.slow
 def test_serve_in_the_clean_environment_says_what_to_install(clean, bundle):
     ended = clean("vaedeploy", "serve", bundle)
     assert (ended.returncode, ended.stdout) == (1, "")
     assert ended.stderr == (
-        "Error: serve needs uvicorn, of the extra [serve], which is not installed. "
-        'Run: pip install "vaedeploy[serve]"\n'
+        f"Error: serve needs uvicorn, of the extra [serve], which is not installed. Run: {command(clean, 'serve')}\n"
     )
 
 
@@ -290,8 +337,9 @@ def test_export_in_the_clean_environment_says_what_to_install(clean):
     ended = clean("vaedeploy", "export", "--vae", "demo")
     assert (ended.returncode, ended.stdout) == (1, "")
     assert re.fullmatch(
-        r"Error: export needs [\w-]+, of the extra \[export\], which is not installed. Run: pip install "
-        r'"vaedeploy\[export\]". Without a GPU, install PyTorch.s build for CPUs first: .*\n',
+        r"Error: export needs [\w-]+, of the extra \[export\], which is not installed. Run: "
+        + re.escape(command(clean, "export"))
+        + r". Without a GPU, install PyTorch.s build for CPUs first: .*\n",
         ended.stderr,
     )
 
@@ -300,21 +348,19 @@ def test_export_in_the_clean_environment_says_what_to_install(clean):
 def test_a_build_in_the_clean_environment_says_what_to_install(clean, bundle):
     ended = clean("vaedeploy", "build", bundle, "--profile", "rtx4090")
     assert (ended.returncode, ended.stdout) == (1, "")
-    assert (
-        'of the extra [rtx], which is not installed. Run: pip install "vaedeploy[rtx]" (or [tensorrt]' in ended.stderr
-    )
+    assert f"of the extra [rtx], which is not installed. Run: {command(clean, 'rtx')} (or [tensorrt]" in ended.stderr
 
 
 @pytest.mark.slow
 def test_bench_in_the_clean_environment_says_what_to_install(clean, bundle):
     ended = clean("vaedeploy", "bench", bundle)
     assert (ended.returncode, ended.stdout) == (1, "")
-    assert 'of the extra [build], which is not installed. Run: pip install "vaedeploy[build]"\n' in ended.stderr
+    assert f"of the extra [build], which is not installed. Run: {command(clean, 'build')}\n" in ended.stderr
 
 
 @pytest.mark.slow
 def test_optimize_and_bench_need_build_alone(tmp_path, wheel, tiny_vae_bundle):
-    run = environment(tmp_path / "env", wheel, "cpu,build")
+    run = environment(tmp_path / "env", f"{wheel}[cpu,build]")
     bundle = tiny_vae_bundle.path
     ended = run("vaedeploy", "optimize", bundle / "decoder.onnx", "-o", tmp_path / "faster.onnx")
     assert ended.returncode == 0, ended.stderr
@@ -324,7 +370,7 @@ def test_optimize_and_bench_need_build_alone(tmp_path, wheel, tiny_vae_bundle):
 
 @pytest.mark.slow
 def test_engines_need_neither_pytorch_nor_onnx_runtime(tmp_path, wheel, tiny_vae_bundle):
-    run = environment(tmp_path / "env", wheel, "rtx")
+    run = environment(tmp_path / "env", f"{wheel}[rtx]")
     script = "from importlib.util import find_spec; print([m for m in ('torch', 'onnxruntime') if find_spec(m)])"
     assert run("python", "-c", script).stdout == "[]\n"
     copy = shutil.copytree(tiny_vae_bundle.path, tmp_path / "tiny")
@@ -353,7 +399,7 @@ def test_the_runtime_with_the_oldest_numpy(tmp_path, wheel, bundle):
     pins = tmp_path / "constraints.txt"
     text = (ROOT / "constraints.txt").read_text(encoding="utf-8")
     pins.write_text(re.sub(r"^numpy==.*$", f"numpy=={oldest}.*", text, flags=re.MULTILINE))
-    run = environment(tmp_path / "env", wheel, "cpu", pins)
+    run = environment(tmp_path / "env", f"{wheel}[cpu]", constraints=pins)
     script = (
         "import hashlib, numpy as np, vaedeploy as vd\n"
         f"vae, rng = vd.VAE({str(bundle)!r}), np.random.default_rng(0)\n"

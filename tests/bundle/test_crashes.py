@@ -82,15 +82,16 @@ def test_a_draft_that_was_taken_for_an_abandoned_one(tmp_path: Path, monkeypatch
     """Between its making and its locking, another process may remove it: then it is written anew."""
     import vaedeploy.system.lock
 
-    lock, taken = vaedeploy.system.lock._lock, []
+    lock, taken = vaedeploy.system.lock.lock_descriptor, []
 
-    def steal(handle: int) -> None:
-        lock(handle)
+    def steal(handle: int, *, blocking: bool) -> bool:
+        locked = lock(handle, blocking=blocking)
         if not taken:
             taken.extend(tmp_path.iterdir())
             taken[0].unlink()
+        return locked
 
-    monkeypatch.setattr(vaedeploy.system.lock, "_lock", steal)
+    monkeypatch.setattr(vaedeploy.system.lock, "lock_descriptor", steal)
     write_file(tmp_path / "a", b"whole")
     assert len(taken) == 1
     assert contents(tmp_path) == {"a": b"whole"}

@@ -24,6 +24,7 @@ from vaedeploy.bundle.engines import engine_faults
 from vaedeploy.bundle.golden import decode_golden
 from vaedeploy.bundle.manifest import EngineIdentity, EngineInfo, FileInfo, Manifest, VaeInfo, Verification
 from vaedeploy.errors import BundleError
+from vaedeploy.system.installs import upgrade_command
 from vaedeploy.values.latent import LatentSpec
 from vaedeploy.values.origin import Origin
 from vaedeploy.values.shapes import ShapeSet
@@ -35,7 +36,7 @@ from vaedeploy.version import __version__
 @pytest.mark.parametrize(
     ("version", "advice"),
     [
-        (2, "Upgrade: pip install --upgrade vaedeploy"),
+        (2, f"Upgrade: {upgrade_command()}"),
         (0, "Export it again: vaedeploy export --vae NAME --out {} --force"),
     ],
 )
@@ -112,7 +113,7 @@ def test_a_field_of_a_newer_version_asks_for_an_upgrade(
         Bundle.open(bundle.path)
     assert str(caught.value) == (
         f"bundle {bundle.path} was written by {writer}, and this is {__version__}, which cannot read it: Object "
-        "contains unknown field `news`. Upgrade: pip install --upgrade vaedeploy"
+        f"contains unknown field `news`. Upgrade: {upgrade_command()}"
     )
 
 

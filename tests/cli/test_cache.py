@@ -9,6 +9,7 @@ import pytest
 from data_sets import content, data_set, picture
 
 from vaedeploy.images.latent_cache import LatentCache
+from vaedeploy.system.installs import install_command
 
 
 @pytest.fixture
@@ -74,6 +75,6 @@ def test_ray_that_is_not_installed(vaedeploy, bundle, photos, tmp_path):
     ended = vaedeploy("cache", bundle, photos, "-o", tmp_path / "latents", "--size", "16x16", "--ray")
     assert (ended.code, ended.out) == (1, "")
     assert ended.err == (
-        'Error: cache needs ray, of the extra [ray], which is not installed. Run: pip install "vaedeploy[ray]"\n'
+        f"Error: cache needs ray, of the extra [ray], which is not installed. Run: {install_command('ray')}\n"
     )
     assert not (tmp_path / "latents").exists()

@@ -15,7 +15,7 @@ from command_line import Ended, parse
 from vaedeploy.cli import terminal
 from vaedeploy.cli.group import MemorySize, cli, numbers
 from vaedeploy.errors import BackendError
-from vaedeploy.system.installs import advice_for
+from vaedeploy.system.installs import advice_for, install_command
 from vaedeploy.version import __version__
 
 HEAVY = {"PIL", "diffusers", "msgspec", "numpy", "onnx", "onnxruntime", "rich", "safetensors", "torch"}
@@ -119,8 +119,8 @@ def test_an_unknown_error_keeps_its_traceback():
 def test_a_missing_extra_is_told_with_what_to_install(capsys):
     assert terminal.run(failing(ModuleNotFoundError(name="torch.onnx")), []) == 1
     assert capsys.readouterr().err == (
-        'Error: this needs torch, of the extra [export], which is not installed. Run: pip install "vaedeploy[export]". '
-        "Without a GPU, install PyTorch's build for CPUs first: it saves gigabytes\n"
+        "Error: this needs torch, of the extra [export], which is not installed. "
+        f"Run: {install_command('export')}. Without a GPU, install PyTorch's build for CPUs first: it saves gigabytes\n"
     )
 
 
@@ -135,18 +135,19 @@ def test_a_missing_extra_is_told_with_what_to_install(capsys):
         (
             "build",
             "onnx_ir",
-            'build needs onnx_ir, of the extra [rtx], which is not installed. Run: pip install "vaedeploy[rtx]" '
-            "(or [tensorrt] for: build --backend tensorrt, on the GPU that it is for, and run there)",
+            "build needs onnx_ir, of the extra [rtx], which is not installed. "
+            f"Run: {install_command('rtx')} (or [tensorrt] for: build --backend tensorrt, on the GPU that it is for, "
+            "and run there)",
         ),
         (
             "optimize",
             "onnx",
-            'optimize needs onnx, of the extra [build], which is not installed. Run: pip install "vaedeploy[build]"',
+            f"optimize needs onnx, of the extra [build], which is not installed. Run: {install_command('build')}",
         ),
         (
             "bench",
             "onnx_ir",
-            'bench needs onnx_ir, of the extra [build], which is not installed. Run: pip install "vaedeploy[build]"',
+            f"bench needs onnx_ir, of the extra [build], which is not installed. Run: {install_command('build')}",
         ),
     ],
 )

@@ -11,6 +11,7 @@ import numpy as np
 
 from vaedeploy.pipeline import doctor
 from vaedeploy.source import presets
+from vaedeploy.system.installs import install_command
 from vaedeploy.version import __version__
 
 # ---------------------------------------------------------------------------------------------- presets and doctor
@@ -44,7 +45,7 @@ def test_doctor_as_json(vaedeploy):
     problems = {backend["name"]: backend["problem"] for backend in told["backends"]}
     assert list(problems) == ["tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime-cpu", "openvino"]
     assert problems["onnxruntime-cpu"] is None
-    assert {extra["name"]: extra["install"] for extra in told["extras"]}["export"] == 'pip install "vaedeploy[export]"'
+    assert {extra["name"]: extra["install"] for extra in told["extras"]}["export"] == install_command("export")
 
 
 def test_doctor_warns_of_two_onnx_runtimes(vaedeploy, tmp_path, monkeypatch):

@@ -20,6 +20,7 @@ from vaedeploy.errors import BackendError, BuildError, BundleError, ProfileError
 from vaedeploy.graph.graph import Inputs, load_graph
 from vaedeploy.pipeline.build import build_engines
 from vaedeploy.system.gpu import Gpu
+from vaedeploy.system.installs import install_command
 from vaedeploy.values.kinds import PARTS
 from vaedeploy.values.shapes import ShapeSet
 
@@ -110,7 +111,7 @@ def test_a_backend_that_is_not_installed(built: Bundle, monkeypatch: pytest.Monk
         build_engines(built, ["h100"])
     assert str(refused.value) == (
         "tensorrt cannot be used here: tensorrt cannot be imported (No module named 'tensorrt'). "
-        'Run: pip install "vaedeploy[tensorrt]"'
+        f"Run: {install_command('tensorrt')}"
     )
     assert snapshot(built) == before
 
@@ -124,13 +125,13 @@ def test_a_backend_without_its_libraries(built: Bundle, tmp_path: Path, monkeypa
     assert str(refused.value).startswith(
         "tensorrt-rtx cannot be used here: tensorrt_rtx cannot be imported (libtensorrt"
     )
-    assert str(refused.value).endswith('Run: pip install "vaedeploy[rtx]"')
+    assert str(refused.value).endswith(f"Run: {install_command('rtx')}")
 
 
 def test_a_backend_that_fails_in_its_own_way(built: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "tensorrt_rtx.py").write_text("raise RuntimeError('no CUDA driver')\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    with pytest.raises(BackendError, match=r"tensorrt_rtx cannot be imported \(no CUDA driver\). Run: pip install"):
+    with pytest.raises(BackendError, match=r"tensorrt_rtx cannot be imported \(no CUDA driver\). Run: .*pip install"):
         build_engines(built, ["rtx4090"])
 
 

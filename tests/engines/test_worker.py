@@ -20,6 +20,7 @@ from vaedeploy.engines.protocol import BuildRequest
 from vaedeploy.engines.worker import _Monitor
 from vaedeploy.errors import BackendError, BuildError
 from vaedeploy.pipeline.build import build_engines
+from vaedeploy.system.installs import install_command
 
 
 def test_the_gpu_is_asked_for_before_its_builder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,7 +30,7 @@ def test_the_gpu_is_asked_for_before_its_builder(tmp_path: Path, monkeypatch: py
         build_engines(tiny_bundle(tmp_path / "tiny"), ["h100"])
     assert str(refused.value) == (
         "tensorrt builds on the GPU that it builds for: profile h100 wants compute capability 9.0, and this machine "
-        'has no GPU. Build there (pip install "vaedeploy[tensorrt]")'
+        f"has no GPU. Build there ({install_command('tensorrt')})"
     )
 
 

@@ -21,6 +21,7 @@ from vaedeploy.runtime import VAE, onnxruntime_cpu, onnxruntime_cuda
 from vaedeploy.runtime.backends import find_candidates
 from vaedeploy.runtime.candidate import Settings
 from vaedeploy.system.gpu import Gpu, cuda_devices
+from vaedeploy.system.installs import install_command
 
 
 def test_import_is_light() -> None:
@@ -58,8 +59,8 @@ VAE({str(bundle.path)!r})
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == (
         "vaedeploy.errors.BackendError: ONNX Runtime cannot be imported (import of onnxruntime halted; None in "
-        'sys.modules). Install it: pip install "vaedeploy[cpu]". OpenVINO cannot be imported (import of openvino '
-        'halted; None in sys.modules). Install it: pip install "vaedeploy[openvino]"'
+        f"sys.modules). Install it: {install_command('cpu')}. OpenVINO cannot be imported (import of openvino "
+        f"halted; None in sys.modules). Install it: {install_command('openvino')}"
     )
 
 

@@ -22,6 +22,7 @@ from vaedeploy.errors import BackendError, BundleError, InputError
 from vaedeploy.images.pixels import relative_errors
 from vaedeploy.runtime import VAE, openvino
 from vaedeploy.runtime.verdicts import report_name
+from vaedeploy.system.installs import install_command
 from vaedeploy.system.interrupts import end_calls
 from vaedeploy.system.machine import cpu_flags, cpu_name, usable_cores
 
@@ -262,8 +263,8 @@ def test_a_bundle_without_openvino(bundle: Bundle, monkeypatch: pytest.MonkeyPat
         VAE(bundle.path, "openvino")
     openvino._core.cache_clear()
     assert str(refused.value) == (
-        "OpenVINO cannot be imported (import of openvino halted; None in sys.modules). Install it: pip install "
-        '"vaedeploy[openvino]"'
+        "OpenVINO cannot be imported (import of openvino halted; None in sys.modules). Install it: "
+        + install_command("openvino")
     )
 
 

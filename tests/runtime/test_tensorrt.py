@@ -19,6 +19,7 @@ from vaedeploy.errors import BackendError
 from vaedeploy.pipeline.build import build_engines
 from vaedeploy.runtime import tensorrt
 from vaedeploy.system.gpu import Gpu, cuda_devices
+from vaedeploy.system.installs import install_command
 from vaedeploy.system.messages import LastMessages
 
 LOAD = """
@@ -62,7 +63,7 @@ def test_a_backend_that_is_not_there() -> None:
     with pytest.raises(BackendError) as refused:
         tensorrt.load_library("tensorrt")
     assert str(refused.value).startswith("tensorrt cannot be imported (")
-    assert str(refused.value).endswith('. Install it: pip install "vaedeploy[tensorrt]"')
+    assert str(refused.value).endswith(f". Install it: {install_command('tensorrt')}")
     assert tensorrt.problem("tensorrt") == str(refused.value)
 
 

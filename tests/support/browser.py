@@ -75,15 +75,15 @@ class Browser:
             raise RuntimeError(f"{method}: {answer['error']}")
         return answer["result"]
 
-    def open(self, page: Path, *, width: int = 1280, height: int = 900, dark: bool = False) -> None:
-        """Show the file and wait until it and all its pictures are there."""
+    def open(self, page: Path | str, *, width: int = 1280, height: int = 900, dark: bool = False) -> None:
+        """Show the file, or what is at the address, and wait until it and all its pictures are there."""
         self.messages, self.requests = [], []
         self.call(
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 500
         )
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
-        self.call("Page.navigate", url=page.resolve().as_uri())
+        self.call("Page.navigate", url=page if isinstance(page, str) else page.resolve().as_uri())
         self.run(
             "new Promise((done) => document.readyState === 'complete' ? done() : addEventListener('load', done))"
             ".then(() => Promise.all([...document.images].map((image) => image.decode())))"
@@ -95,6 +95,12 @@ class Browser:
         if "exceptionDetails" in found:
             raise RuntimeError(found["exceptionDetails"]["exception"].get("description"))
         return found["result"].get("value")
+
+    def give_file(self, selector: str, file: Path) -> None:
+        """Choose the file in an input of the page."""
+        root = self.call("DOM.getDocument")["root"]["nodeId"]
+        node = self.call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
+        self.call("DOM.setFileInputFiles", nodeId=node, files=[str(file.resolve())])
 
     def press(self, key: str) -> None:
         """A key, by its name in JavaScript."""

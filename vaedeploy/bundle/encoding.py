@@ -11,12 +11,11 @@ import msgspec
 
 from vaedeploy.bundle.manifest import FORMAT, NAME, Manifest
 from vaedeploy.errors import BundleError, ContractError
+from vaedeploy.system.installs import upgrade_command
 from vaedeploy.version import __version__
 
 BLANK = "0" * 64
 """What stands for the seal while its sha256 is computed."""
-
-UPGRADE = "Upgrade: pip install --upgrade vaedeploy"
 
 
 class _Head(msgspec.Struct):
@@ -60,14 +59,14 @@ def decode_manifest(data: bytes, bundle: Path | str, advice: str | None = None) 
         if version != FORMAT:
             raise BundleError(
                 f"bundle {bundle} has format {version}; this vaedeploy knows format {FORMAT} only. "
-                + (UPGRADE if version > FORMAT else advice)
+                + (f"Upgrade: {upgrade_command()}" if version > FORMAT else advice)
             )
         manifest = msgspec.json.decode(data, type=Manifest)
     except (msgspec.MsgspecError, UnicodeDecodeError, ContractError, RecursionError) as error:
         if newer := _newer_writer(data):
             raise BundleError(
                 f"bundle {bundle} was written by {newer}, and this is {__version__}, which cannot read it: {error}. "
-                + UPGRADE
+                f"Upgrade: {upgrade_command()}"
             ) from error
         raise BundleError(f"bundle {bundle}: {NAME} cannot be used: {error}. {advice}") from error
     if manifest.seal is not None:

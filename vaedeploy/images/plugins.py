@@ -11,6 +11,8 @@ from typing import IO, Any
 
 from PIL import Image
 
+from vaedeploy.system.installs import pip_install
+
 
 @dataclass(frozen=True)
 class Plugin:
@@ -80,5 +82,5 @@ def advice_for(source: Path | IO[bytes], name: Path | str) -> str | None:
         head = source.read(HEAD)
     for form, plugin in PLUGINS.items():
         if plugin.recognises(head) and form not in plugin_formats():
-            return f"{name} is {plugin.name}, which Pillow reads with a plugin. Run: pip install {plugin.package}"
+            return f"{name} is {plugin.name}, which Pillow reads with a plugin. Run: {pip_install()} {plugin.package}"
     return None

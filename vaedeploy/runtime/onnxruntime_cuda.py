@@ -42,9 +42,6 @@ ALIGNMENT = 16
 not aligned ends the process's CUDA context with "misaligned address".
 """
 
-INSTALL = f"In an environment without onnxruntime, run: {install_command('cuda')}"
-
-
 SIZES_AT_ONCE = 4
 """Sizes of inputs that are kept ready. Each has an ONNX Runtime session of its own: a session's convolutions keep their
 plans for the last size alone, and planning again took 0.8 s on an H100 (1.7 s with ``FUSED_OPTIONS``) for a decode that
@@ -74,7 +71,7 @@ class Session(onnxruntime_cpu.Session):
         if PROVIDER not in self._session.get_providers():  # ONNX Runtime falls back to the CPU without an error
             raise BackendError(
                 f"ONNX Runtime's CUDA provider did not start on device {device} for {graph}, most often because the "
-                f"libraries of CUDA or cuDNN are not found. {INSTALL}"
+                f"libraries of CUDA or cuDNN are not found. {_install()}"
             )
         self._process = os.getpid()
         self._device = device
@@ -229,6 +226,10 @@ def aligned_place(array: OnDevice) -> OnDevice:
     return array if array.address % ALIGNMENT == 0 else array.device.array(array.tensor)
 
 
+def _install() -> str:
+    return f"Uninstall onnxruntime, if it is here: both write to one folder. Then run: {install_command('cuda')}"
+
+
 def _load_libraries() -> None:
     """Let ONNX Runtime find the libraries of CUDA and cuDNN that pip installed; by itself it finds only PyTorch's."""
     preload = getattr(onnxruntime_cpu.load_library(), "preload_dlls", None)
@@ -244,7 +245,7 @@ def problem(device: int = 0) -> str | None:
     if missing := onnxruntime_cpu.problem():
         return missing
     if PROVIDER not in onnxruntime_cpu.load_library().get_available_providers():
-        return f"the ONNX Runtime that is installed has no CUDA provider. {INSTALL}"
+        return f"the ONNX Runtime that is installed has no CUDA provider. {_install()}"
     count = cuda_devices()
     if device >= count:
         return f"there is no CUDA device {device}: the driver shows {count}"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vaedeploy.errors import WeightsError
 from vaedeploy.source.families import family_of
 from vaedeploy.source.family import Architecture
-from vaedeploy.system.installs import version_of
+from vaedeploy.system.installs import pip_install, version_of
 from vaedeploy.system.text import shown
 
 
@@ -88,7 +88,7 @@ def _blank(architecture: Architecture) -> nn.Module:
     except ImportError as error:
         raise WeightsError(
             f"diffusers {version_of('diffusers')} has no {family.class_name}; it came with version {family.since}. "
-            "Run: pip install --upgrade diffusers"
+            f"Run: {pip_install()} --upgrade diffusers"
         ) from error
     except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
         article = "an" if family.class_name.startswith("A") else "a"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from pathlib import Path
+
+from platformdirs import user_cache_path
 
 from vaedeploy.errors import OutputError
 
@@ -19,20 +19,11 @@ def cache_folder(name: str) -> Path:
 def cache_place(name: str) -> Path:
     """The folder ``name`` in vaedeploy's cache, whether it exists or not.
 
-    The cache is in ``LOCALAPPDATA`` on Windows, and elsewhere in ``XDG_CACHE_HOME`` or ``~/.cache``. Raises OutputError
-    for a user without a home, as containers have them.
+    The cache is where the system has those of its users: in ``XDG_CACHE_HOME`` or ``~/.cache`` on Linux, in
+    ``~/Library/Caches`` on macOS and in ``LOCALAPPDATA`` on Windows. Raises OutputError for a user without a home, as
+    containers have them.
     """
-    if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA") or _home() / "AppData" / "Local")
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or _home() / ".cache")
-    return base / "vaedeploy" / name
-
-
-def _home() -> Path:
-    try:
-        return Path.home()
-    except RuntimeError as error:
-        raise OutputError(
-            "there is no home for the cache; set XDG_CACHE_HOME to a folder that may be written"
-        ) from error
+    cache = user_cache_path("vaedeploy", appauthor=False)
+    if not cache.is_absolute():  # ~/.cache, where nothing says what ~ is
+        raise OutputError("there is no home for the cache; set XDG_CACHE_HOME to a folder that may be written")
+    return cache / name

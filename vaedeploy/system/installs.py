@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+import sys
+import sysconfig
 from importlib import metadata
 from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
 
-BASE = ("click", "msgspec", "numpy", "pillow", "rich", "safetensors")
+BASE = ("click", "filelock", "msgspec", "numpy", "pillow", "platformdirs", "rich", "safetensors")
 """The packages that every installation of vaedeploy has."""
 
 CUDA = {"cuda-bindings": "cuda.bindings", "cuda-core": "cuda.core"}
@@ -124,5 +130,67 @@ ENGINE_EXTRAS = {"tensorrt": "tensorrt", "tensorrt-rtx": "rtx"}
 
 
 def install_command(extra: str) -> str:
-    """The shell command that installs an extra."""
-    return f'pip install "vaedeploy[{extra}]"'
+    """The shell command that installs an extra into the environment that this runs in.
+
+    An installed vaedeploy, of a release or of a checkout, is kept by pip and uv, and gets its extra, whatever an index
+    has of that name. A checkout that is run without being installed is installed as one.
+    """
+    if checkout := _checkout_as_it_is():
+        return f'{pip_install()} --editable "{checkout}[{extra}]"'
+    return f'{pip_install()} "vaedeploy[{extra}]"'
+
+
+def upgrade_command() -> str:
+    """What brings a newer vaedeploy into the environment that this runs in: a shell command, or words with one."""
+    if checkout := _checkout_as_it_is():
+        return f"update the checkout {checkout} (git pull)"
+    origin = _origin()
+    if "vcs_info" in origin:
+        return f'{pip_install()} --upgrade "vaedeploy @ {origin["vcs_info"]["vcs"]}+{origin["url"]}"'
+    if "dir_info" in origin:
+        from urllib.parse import urlsplit
+        from urllib.request import url2pathname  # which takes 20 ms to import
+
+        folder = url2pathname(urlsplit(origin["url"]).path)
+        editable = "--editable " if origin["dir_info"].get("editable") else ""
+        return f'update the checkout {folder} (git pull), then {pip_install()} {editable}"{folder}"'
+    return f"{pip_install()} --upgrade vaedeploy"
+
+
+def pip_install() -> str:
+    """The beginning of a shell command that installs packages into the environment that this runs in."""
+    python = f'"{sys.executable}"' if " " in sys.executable else sys.executable
+    if find_spec("pip") is not None:
+        return "pip install" if _finds_our_pip() else f"{python} -m pip install"
+    if (ours := _distribution()) and (ours.read_text("INSTALLER") or "").strip() == "uv":
+        return f"uv pip install --python {python}"
+    return f"pip --python {python} install"
+
+
+def _finds_our_pip() -> bool:
+    """Whether ``pip`` in a shell is that of the environment that this runs in."""
+    found = shutil.which("pip")
+    try:
+        return found is not None and Path(found).parent.samefile(sysconfig.get_path("scripts"))
+    except OSError:
+        return False
+
+
+def _distribution() -> metadata.Distribution | None:
+    try:
+        return metadata.distribution("vaedeploy")
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _checkout_as_it_is() -> Path | None:
+    """The checkout that this runs from, if it is not installed at all."""
+    folder = Path(__file__).parents[2]
+    return folder if _distribution() is None and (folder / "pyproject.toml").is_file() else None
+
+
+def _origin() -> dict[str, Any]:
+    """Where vaedeploy was installed from, as PEP 610 says it. Empty where it came from an index or is not installed."""
+    ours = _distribution()
+    told = ours.read_text("direct_url.json") if ours else None
+    return json.loads(told) if told else {}

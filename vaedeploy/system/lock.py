@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-if sys.platform == "win32":
-    import msvcrt
-else:
-    import fcntl
+from filelock import lock_descriptor
 
-BUSY = (errno.EAGAIN, errno.EACCES, errno.EDEADLK)
-"""Errors of locking a file that another process or thread has locked."""
+# Not filelock's FileLock: it makes missing folders, leaves its file behind, and locks no file that is being written.
 
 
 @contextmanager
@@ -46,38 +41,29 @@ def hold_file(path: Path) -> Iterator[int | None]:
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
     try:
         try:
-            _lock(handle)
-            ours = path.exists()
-        except OSError as error:
-            ours = error.errno not in BUSY  # other errors are of file systems without locks
+            ours = lock_descriptor(handle, blocking=False) and path.exists()
+        except OSError:  # a file system without locks
+            ours = True
         yield handle if ours else None
     finally:
         os.close(handle)
-
-
-def _lock(handle: int) -> None:
-    """Lock an open file. Raises OSError at once if another handle has it."""
-    if sys.platform == "win32":
-        msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
-    else:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _acquire(path: Path) -> int | None:
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            _lock(handle)
-        except OSError as error:
+            free = lock_descriptor(handle, blocking=False)
+        except BaseException:
             os.close(handle)
-            if error.errno in BUSY:
-                return None
             raise
         # The last holder may have removed the file between open and lock: then nobody else can see this lock.
         with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(handle), path.stat()):
+            if free and os.path.samestat(os.fstat(handle), path.stat()):
                 return handle
         os.close(handle)
+        if not free:
+            return None
 
 
 def _release(path: Path, handle: int) -> None:

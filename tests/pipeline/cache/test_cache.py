@@ -219,8 +219,8 @@ def bad_pictures(folder: Path) -> dict[str, str]:
         "cut.png": "cut.png cannot be decoded, it is truncated or broken",
         "empty.jpg": "empty.jpg is empty (0 bytes)",
         "glass.png": "glass.png has transparent pixels",
-        "new.jxl": "pip install pillow-jxl-plugin",
-        "phone.heic": "pip install pillow-heif",
+        "new.jxl": "install pillow-jxl-plugin",
+        "phone.heic": "install pillow-heif",
         "truncated.png": "truncated.png cannot be decoded, it is truncated or broken",
         "words.jpg": "words.jpg is not an image",
     }
