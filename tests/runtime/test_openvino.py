@@ -22,7 +22,10 @@ from tiny_inputs import CHANNELS, noise, photo, run_python
 from vaedeploy.bundle import Bundle
 from vaedeploy.errors import BackendError, BundleError, InputError
 from vaedeploy.images.pixels import relative_errors
+from vaedeploy.pipeline.pace import measure_pace
 from vaedeploy.runtime import VAE, openvino
+from vaedeploy.runtime.backends import find_candidates
+from vaedeploy.runtime.candidate import Settings
 from vaedeploy.runtime.verdicts import report_name
 from vaedeploy.system.interrupts import end_calls
 from vaedeploy.system.machine import cpu_flags, cpu_name, usable_cores
@@ -343,7 +346,7 @@ def test_a_bundle_without_openvino(bundle: Bundle, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize(
-    ("version", "told"), [("2025.4.1-20426-82bbf0292c5-releases/2025/4", "2025.4.1"), (None, "without a version")]
+    ("version", "told"), [("2024.6.0-17404-4c0f47d2335-releases/2024/6", "2024.6.0"), (None, "without a version")]
 )
 def test_one_that_is_too_old(bundle: Bundle, monkeypatch: pytest.MonkeyPatch, version: str | None, told: str) -> None:
     monkeypatch.setattr(openvino.load_library(), "__version__", version)
@@ -352,7 +355,7 @@ def test_one_that_is_too_old(bundle: Bundle, monkeypatch: pytest.MonkeyPatch, ve
     with pytest.raises(BackendError) as refused:
         VAE(bundle.path, "openvino")
     assert str(refused.value) == (
-        f'OpenVINO {told} is too old: version 2026.1 or newer is needed. Install it: pip install "vaedeploy[openvino]"'
+        f'OpenVINO {told} is too old: version 2025.0 or newer is needed. Install it: pip install "vaedeploy[openvino]"'
     )
 
 
@@ -392,6 +395,15 @@ def test_bfloat16_without_instructions_for_it_is_told_of(
     assert caplog.messages == [
         "this CPU has no instructions for bfloat16, so openvino is slower in bf16 than in fp32 here"
     ]
+
+
+def test_its_pace_needs_onnx_runtime(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    (candidate,) = find_candidates(bundle, Settings(backend="openvino"))
+    pace = measure_pace(bundle, candidate)
+    assert pace is not None
+    assert pace > 0
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert measure_pace(bundle, candidate) is None
 
 
 Noted = Callable[..., Bundle]

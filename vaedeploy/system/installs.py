@@ -65,7 +65,7 @@ def version_of(package: str) -> str | None:
         return None
 
 
-OLDEST = {"onnxruntime": (1, 24), "openvino": (2026, 1)}
+OLDEST = {"onnxruntime": (1, 24), "openvino": (2025, 0)}
 """Module of a library that runs graphs -> the first version that does here. ``pyproject.toml`` asks for it too, and
 says why; but the library may have been installed without the extra.
 """
