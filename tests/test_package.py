@@ -25,6 +25,7 @@ import vaedeploy as vd
 from vaedeploy.images.files import read_image
 from vaedeploy.images.latents import read_latent
 from vaedeploy.pipeline import doctor
+from vaedeploy.system.installs import OLDEST
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -115,6 +116,11 @@ def test_pytest_finds_the_plugin():
     ((name, module),) = PROJECT["entry-points"]["pytest11"].items()
     assert name == "vaedeploy"
     assert callable(importlib.import_module(module).pytest_addoption)
+
+
+def test_what_is_too_old_is_what_pyproject_does_not_install():
+    asked = {text for extra in ("cpu", "openvino") for text in PROJECT["optional-dependencies"][extra]}
+    assert asked == {f"{name}>={'.'.join(map(str, oldest))}" for name, oldest in OLDEST.items()}
 
 
 def test_doctor_knows_the_extras_of_pyproject():

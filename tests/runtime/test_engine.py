@@ -17,8 +17,10 @@ from tiny_inputs import photo_float
 from vaedeploy.bundle import Bundle
 from vaedeploy.errors import SizeError
 from vaedeploy.runtime import VAE
-from vaedeploy.runtime.engine import CONTEXTS
+from vaedeploy.runtime.engine import CONTEXTS, EngineSession
 from vaedeploy.runtime.lane import Lane, Work
+from vaedeploy.runtime.routes import Half
+from vaedeploy.system import processes
 
 # ------------------------------------------------------------------------------------------------------------- session
 
@@ -32,6 +34,18 @@ def test_every_output_arrives(opened: Callable[..., Opened], expected: VAE) -> N
     photo = expected.decode(latent)
     (mean,) = opened("encoder").session.run(["latent_mean"], {"image": photo_float(photo)})
     np.testing.assert_array_equal(mean, expected.encode(photo))
+
+
+def test_the_end_of_the_process_waits_for_engines_that_load(engine_bundle: Bundle) -> None:
+    """A daemon thread that is ended within TensorRT aborts the process."""
+    calls = []
+
+    def load(name: str) -> HostPlan:
+        calls.append(processes._calls)
+        return HostPlan(engine_bundle, name)
+
+    EngineSession(Half(engine_bundle, "decoder", "tensorrt-rtx", (DECODER,)), HostDevice(), load)
+    assert calls == [1]
 
 
 def test_only_what_was_asked_for_is_copied_back(opened: Callable[..., Opened]) -> None:

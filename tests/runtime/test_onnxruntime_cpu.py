@@ -14,7 +14,7 @@ from tiny_inputs import CHANNELS, noise, reopened, run_python
 
 from vaedeploy.bundle import Bundle
 from vaedeploy.errors import BackendError, BundleError
-from vaedeploy.runtime.onnxruntime_cpu import Session
+from vaedeploy.runtime.onnxruntime_cpu import Session, problem
 from vaedeploy.system.machine import usable_cores
 
 
@@ -27,6 +27,13 @@ def test_graph_that_breaks_the_contract_is_refused(tmp_path: Path) -> None:
         f"{bundle.path / 'decoder.onnx'} takes ['image'] and gives ['latent_mean', 'latent_std']; the decoder of this "
         "bundle must take ['latent'] and give ['image', 'image_u8', 'finite']. Export it again: "
         f"vaedeploy export --vae sd15 --weights random:0 --out {bundle.path} --force"
+    )
+
+
+def test_one_that_is_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnxruntime.__version__", "1.23.2")
+    assert problem() == (
+        'ONNX Runtime 1.23.2 is too old: version 1.24 or newer is needed. Install it: pip install "vaedeploy[cpu]"'
     )
 
 

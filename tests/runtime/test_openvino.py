@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +22,15 @@ from tiny_inputs import CHANNELS, noise, photo, run_python
 from vaedeploy.bundle import Bundle
 from vaedeploy.errors import BackendError, BundleError, InputError
 from vaedeploy.images.pixels import relative_errors
+from vaedeploy.pipeline.pace import measure_pace
 from vaedeploy.runtime import VAE, openvino
+from vaedeploy.runtime.backends import find_candidates
+from vaedeploy.runtime.candidate import Settings
 from vaedeploy.runtime.verdicts import report_name
 from vaedeploy.system.installs import install_command
 from vaedeploy.system.interrupts import end_calls
 from vaedeploy.system.machine import cpu_flags, cpu_name, usable_cores
+from vaedeploy.system.processes import native_call
 
 pytest.importorskip("openvino")
 
@@ -71,6 +77,26 @@ def test_what_overflows_is_told(opened: VAE, caplog: pytest.LogCaptureFixture) -
     assert not np.isfinite(image[1]).all()
     assert any("decode gave NaN or infinity in item 1 of a batch of 2" in text for text in caplog.messages)
     assert opened.compute("decoder", latent, ["finite"])["finite"].tolist() == [True, False]
+
+
+@BFLOAT16
+def test_what_is_not_finite_in_bfloat16_is_computed_again_in_float32(
+    bundle: Bundle, caplog: pytest.LogCaptureFixture
+) -> None:
+    """bfloat16 has float32's range: here it overflows in both."""
+    latent = noise(2, CHANNELS, 2, 2)
+    latent[1] = 3e38
+    told = "decode gave NaN or infinity {}in item 1 of a batch of 2"
+    with VAE(bundle.path, "openvino", precision="bf16") as vae:
+        images = vae.decode(latent, output="float")
+        assert np.isfinite(images).all(axis=(1, 2, 3)).tolist() == [True, False]
+        assert vae.reruns == 1
+    assert any(text.startswith(told.format("in bf16 ")) and "again in fp32" in text for text in caplog.messages)
+    with (
+        VAE(bundle.path, "openvino", precision="bf16", on_nan="raise") as vae,
+        pytest.raises(BackendError, match=f"^{told.format('')} .* It was computed in bf16: on_nan='rerun' runs"),
+    ):
+        vae.decode(latent)
 
 
 def test_results_go_into_the_array_that_is_given(opened: VAE) -> None:
@@ -200,6 +226,58 @@ started.wait()
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
 
 
+@pytest.mark.parametrize("output", ["image", "none"])
+def test_no_request_is_left_when_a_call_ends(bundle: Bundle, monkeypatch: pytest.MonkeyPatch, output: str) -> None:
+    """The end of a program waits for calls. A daemon thread that destroys a request later aborts the process."""
+    left, request = [], openvino.load_library().InferRequest
+
+    @contextmanager
+    def watched() -> Iterator[None]:
+        with native_call():
+            try:
+                yield
+            finally:
+                left.append(sum(isinstance(thing, request) for thing in gc.get_objects()))
+
+    session = openvino.Session(bundle.graph("decoder"))
+    monkeypatch.setattr(openvino, "native_call", watched)
+    with (
+        nullcontext()
+        if output == "image"
+        else pytest.raises(BackendError, match=r"(?s)failed in .* name none was not found")
+    ):
+        session.run([output], {"latent": noise(1, CHANNELS, 2, 2)})
+    assert left == [0]
+
+
+def test_a_graph_is_read_to_its_end_where_the_program_ends_meanwhile(bundle: Bundle) -> None:
+    """Folders of ``TemporaryDirectory`` are gone before the end waits for daemon threads."""
+    script = f"""
+import threading
+import time
+import weakref
+from pathlib import Path
+from vaedeploy.bundle import Bundle
+from vaedeploy.runtime import openvino
+weakref.finalize(threading, print, "ending")  # as a TemporaryDirectory has it
+bundle, started = Bundle.open({str(bundle.path)!r}), threading.Event()
+core = openvino._core()
+class Late:
+    def read_model(self, path):
+        started.set()
+        time.sleep(0.5)
+        model = core.read_model(path)
+        print("read")
+        return model
+    compile_model = core.compile_model
+openvino._core = Late
+options = {{"read": lambda: bundle.read_graph("decoder")}}
+threading.Thread(target=openvino.Session, args=(bundle.graph("decoder"),), kwargs=options, daemon=True).start()
+started.wait()
+"""
+    assert run_python(script).stdout.split() == ["ending", "read"]
+
+
 def test_threads_are_passed_on_and_not_pinned(bundle: Bundle) -> None:
     cores = usable_cores()
     for threads, total, calls in ((1, cores, cores), (cores, cores, 1), (None, cores, 1)):
@@ -269,6 +347,20 @@ def test_a_bundle_without_openvino(bundle: Bundle, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize(
+    ("version", "told"), [("2024.6.0-17404-4c0f47d2335-releases/2024/6", "2024.6.0"), (None, "without a version")]
+)
+def test_one_that_is_too_old(bundle: Bundle, monkeypatch: pytest.MonkeyPatch, version: str | None, told: str) -> None:
+    monkeypatch.setattr(openvino.load_library(), "__version__", version)
+    openvino.load_library.cache_clear()
+    openvino._core.cache_clear()
+    with pytest.raises(BackendError) as refused:
+        VAE(bundle.path, "openvino")
+    assert str(refused.value) == (
+        f'OpenVINO {told} is too old: version 2025.0 or newer is needed. Install it: pip install "vaedeploy[openvino]"'
+    )
+
+
+@pytest.mark.parametrize(
     ("options", "error", "words"),
     [
         ({"backend": "openvino", "device": "GPU.7"}, BackendError, "OpenVINO has no device 'GPU.7' here; it has: CPU"),
@@ -304,6 +396,15 @@ def test_bfloat16_without_instructions_for_it_is_told_of(
     assert caplog.messages == [
         "this CPU has no instructions for bfloat16, so openvino is slower in bf16 than in fp32 here"
     ]
+
+
+def test_its_pace_needs_onnx_runtime(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    (candidate,) = find_candidates(bundle, Settings(backend="openvino"))
+    pace = measure_pace(bundle, candidate)
+    assert pace is not None
+    assert pace > 0
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert measure_pace(bundle, candidate) is None
 
 
 Noted = Callable[..., Bundle]

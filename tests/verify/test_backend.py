@@ -172,7 +172,20 @@ def test_openvino_is_judged_by_its_precision_and_timed_beside_onnx_runtime(
         assert vae.backend == "onnxruntime-cpu"  # bfloat16 was not asked for
 
 
-def test_a_precision_without_a_backend_is_a_mistake(vaedeploy: Callable[..., Ended], engine_bundle: Bundle) -> None:
-    ended = vaedeploy("verify", engine_bundle.path, "--precision", "bf16")
+@pytest.mark.parametrize(("option", "value"), [("--precision", "bf16"), ("--device", "GPU.0")])
+def test_how_to_compute_without_a_backend_is_a_mistake(
+    vaedeploy: Callable[..., Ended], engine_bundle: Bundle, option: str, value: str
+) -> None:
+    ended = vaedeploy("verify", engine_bundle.path, option, value)
     assert (ended.code, ended.out) == (2, "")
-    assert "--precision needs --backend: it says how a backend computes." in ended.err
+    assert f"{option} needs --backend: it says how a backend computes." in ended.err
+
+
+def test_a_device_that_is_not_there(vaedeploy: Callable[..., Ended], engine_bundle: Bundle) -> None:
+    pytest.importorskip("openvino")
+    ended = vaedeploy("verify", engine_bundle.path, "--backend", "openvino", "--device", "GPU.7")
+    assert (ended.code, ended.out) == (1, "")
+    assert "OpenVINO has no device 'GPU.7' here; it has: CPU" in ended.err
+    ended = vaedeploy("verify", engine_bundle.path, "--backend", "onnxruntime-cpu", "--device", "GPU.7")
+    assert (ended.code, ended.out) == (2, "")
+    assert "device is 'GPU.7', as OpenVINO names one; give backend='openvino' too, or a number" in ended.err

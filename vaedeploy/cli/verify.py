@@ -50,6 +50,12 @@ if TYPE_CHECKING:
     type=click.Choice(PRECISIONS),
     help="With --backend: check what it computes in this precision. [default: the bundle's]",
 )
+@click.option(
+    "--device",
+    metavar="NAME",
+    help="With --backend openvino: check what this device computes, by OpenVINO's name of it, such as GPU.0. "
+    "[default: the CPU]",
+)
 @photos_option("Compute the reference with PyTorch again, and verify,")
 @click.option("--no-note", is_flag=True, help="Leave the bundle as it is, and write no verdict into it.")
 @click.option("--junit", type=PATH, metavar="FILE", help="Also write the cases to this file, as JUnit's XML.")
@@ -64,6 +70,7 @@ def verify(
     junit: Path | None,
     bisect: bool,
     as_json: bool,
+    device: str | None,
     **options: Any,
 ) -> None:
     """Compare a bundle with PyTorch, and mark it verified or not.
@@ -94,8 +101,10 @@ def verify(
     from vaedeploy.system.atomic import check_place, write_file
     from vaedeploy.verify.junit import junit_xml
 
-    for name in ("profile", "precision"):
-        if backend is None and options[name] is not None:
+    if device is not None:
+        options["device"] = device  # the default of ``verify_bundle`` is the first GPU, where a backend has one
+    for name in ("profile", "precision", "device"):
+        if backend is None and options.get(name) is not None:
             raise click.UsageError(f"--{name} needs --backend: it says how a backend computes.")
     if backend is not None and bisect:
         raise click.UsageError("--bisect cannot be used with --backend: it compares the graphs on the CPU.")

@@ -19,14 +19,16 @@ LATENTS = 32
 """The side of the latent that is decoded, at a factor of 8: an image of 256x256."""
 
 
-def measure_pace(bundle: Bundle, candidate: Candidate) -> float:
+def measure_pace(bundle: Bundle, candidate: Candidate) -> float | None:
     """A candidate's time for a decode over that of ONNX Runtime on the CPU: the median of the ratios of ``ROUNDS``
-    rounds, in which they take turns.
+    rounds, in which they take turns. None where one of them cannot compute it here.
     """
+    if onnxruntime_cpu.problem():
+        return None
     spec, side = bundle.manifest.latent, trial_latents(LATENTS, bundle.manifest.latent.factor)
     latent = np.random.default_rng(0).standard_normal((1, spec.channels, side, side), np.float32)
     plain = find_candidates(bundle, Settings(backend=onnxruntime_cpu.NAME))[0]
     halves = {one.backend: one.open("decoder") for one in (candidate, plain)}
     calls = {name: lambda half=half: half.run(["image"], {"latent": latent}) for name, half in halves.items()}
     (taken, _), (beside, _) = take_turns(calls, ROUNDS).values()
-    return statistics.median(a / b for a, b in zip(taken, beside, strict=True))
+    return statistics.median(a / b for a, b in zip(taken, beside, strict=True)) if taken and beside else None

@@ -47,7 +47,7 @@ class EngineSession:
         self._lock = threading.Lock()
         self._process = os.getpid()
         never_destroyed_in_child(self)
-        with device.active():
+        with native_call(), device.active():
             for name in half.engines:
                 self._pool(name)  # an engine that cannot be loaded fails now, when another backend can still be taken
 

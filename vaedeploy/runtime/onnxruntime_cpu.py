@@ -15,7 +15,7 @@ from vaedeploy.errors import BackendError
 from vaedeploy.runtime.device import Array
 from vaedeploy.runtime.failures import failures_explained
 from vaedeploy.system.heap import trim_heap
-from vaedeploy.system.installs import install_command
+from vaedeploy.system.installs import age_fault, install_command
 from vaedeploy.system.interrupts import ending_early
 from vaedeploy.system.machine import usable_cores
 from vaedeploy.system.processes import native_call, never_destroyed_in_child
@@ -181,7 +181,7 @@ def _open(
 
 
 def load_library() -> Any:
-    """The ``onnxruntime`` module. Raises BackendError, naming what to install, if it cannot be imported.
+    """The ``onnxruntime`` module. Raises BackendError, naming what to install, if it cannot be imported or is too old.
 
     Since version 1.29 the module sends the names and hashes of the graphs that it opens to its makers, from a thread
     that hangs the exit of forked processes, unless this variable is set before the module is imported.
@@ -193,6 +193,8 @@ def load_library() -> Any:
         raise BackendError(
             f"ONNX Runtime cannot be imported ({error}). Install it: {install_command('cpu')}"
         ) from error
+    if fault := age_fault(onnxruntime):
+        raise BackendError(f"ONNX Runtime {fault}. Install it: {install_command('cpu')}")
     return onnxruntime
 
 

@@ -7,6 +7,7 @@ size, so none is stored.
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import tempfile
 import threading
@@ -14,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
+from traceback import clear_frames
 from typing import Any
 
 import numpy as np
@@ -24,7 +26,7 @@ from vaedeploy.runtime.device import Array
 from vaedeploy.runtime.failures import failures_explained
 from vaedeploy.runtime.onnxruntime_cpu import Read
 from vaedeploy.system.heap import trim_heap
-from vaedeploy.system.installs import install_command
+from vaedeploy.system.installs import age_fault, install_command
 from vaedeploy.system.interrupts import ending_early
 from vaedeploy.system.machine import cpu_flags, cpu_name, usable_cores
 from vaedeploy.system.processes import native_call, never_destroyed_in_child
@@ -108,25 +110,32 @@ class Session:
 
         after: not used; ``EngineSession.run`` describes it and ``results``, which are in host memory here.
         """
-        # What OpenVINO made is gone when the inner method returns: a destructor is a call into it, too.
+        # A request's destructor is a call into OpenVINO, too: it waits without Python's lock. So none is left when this
+        # one ends: the inner method's is gone with its frame, which an exception would keep.
         with failures_explained("OpenVINO", self.graph, inputs), native_call():
-            return self._infer(outputs, inputs, results or {})
+            try:
+                return self._infer(outputs, inputs, results or {})
+            except BaseException as error:
+                clear_frames(error.__traceback__)
+                raise
 
     def _infer(self, outputs: Sequence[str], inputs: Mapping[str, Array], results: Mapping[str, Array]) -> list[Any]:
-        tensor = load_library().Tensor
+        make_tensor = load_library().Tensor
         with self._in_use() as model:
             # A request keeps the arrays that it was given, and making one takes 0.1 ms.
             request = model.create_infer_request()
             for name, array in inputs.items():
                 # OpenVINO takes only arrays that may be written to, though it writes into no input.
                 given: Any = np.require(array, requirements=["C", "W"])
-                request.set_tensor(name, tensor(given, shared_memory=True))
+                request.set_tensor(name, make_tensor(given, shared_memory=True))
             for name, array in results.items():
-                request.set_tensor(name, tensor(array, shared_memory=True))
+                request.set_tensor(name, make_tensor(array, shared_memory=True))
             with ending_early(request.cancel):
                 request.start_async()
                 request.wait()
-            return [results[name] if name in results else request.get_tensor(name).data.copy() for name in outputs]
+            # The request is in no closure: what a comprehension's frame refers to stays where frames are cleared.
+            computed = zip(outputs, map(request.get_tensor, outputs), strict=True)
+            return [results[name] if name in results else tensor.data.copy() for name, tensor in computed]
 
     @contextmanager
     def _in_use(self) -> Iterator[Any]:
@@ -161,13 +170,13 @@ def _on_disk(graph: Path, content: GraphContent | None) -> Iterator[Path]:
     if content is None:
         yield graph
         return
-    # On Windows the files cannot be removed while OpenVINO maps them.
     files = {graph.name: content.model, **content.weights}
     with ExitStack() as stack:
         try:
-            folder = stack.enter_context(
-                tempfile.TemporaryDirectory(prefix="vaedeploy-", ignore_cleanup_errors=sys.platform == "win32")
-            )
+            # A TemporaryDirectory would go when the process begins to end, while a daemon thread reads from it.
+            folder = tempfile.mkdtemp(prefix="vaedeploy-")
+            # On Windows and NFS, files cannot be removed while OpenVINO maps them.
+            stack.callback(shutil.rmtree, folder, ignore_errors=True)
             for name, data in files.items():
                 Path(folder, name).write_bytes(data)
         except OSError as error:
@@ -185,7 +194,7 @@ _importing = threading.Lock()
 
 @cache
 def load_library() -> Any:
-    """The ``openvino`` module. Raises BackendError, naming what to install, if it cannot be imported.
+    """The ``openvino`` module. Raises BackendError, naming what to install, if it cannot be imported or is too old.
 
     Importing it sends a message to its makers and writes an identifier into the user's home, unless the package that
     does so is missing (2026.4). So it is missing while ``openvino`` is imported.
@@ -208,6 +217,8 @@ def _import_quietly() -> Any:
         del sys.modules[name]
         if before is not None:
             sys.modules[name] = before
+    if fault := age_fault(openvino):
+        raise BackendError(f"OpenVINO {fault}. Install it: {install_command('openvino')}")
     return openvino
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 import sysconfig
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 BASE = ("click", "filelock", "msgspec", "numpy", "pillow", "platformdirs", "rich", "safetensors")
@@ -67,6 +69,22 @@ def version_of(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
+
+
+OLDEST = {"onnxruntime": (1, 24), "openvino": (2025, 0)}
+"""Module of a library that runs graphs -> the first version that does here. ``pyproject.toml`` asks for it too, and
+says why; but the library may have been installed without the extra.
+"""
+
+
+def age_fault(library: ModuleType) -> str | None:
+    """How an imported library of ``OLDEST`` is too old, in words that follow its name; None where it is not."""
+    version, oldest = getattr(library, "__version__", None) or "", OLDEST[library.__name__]
+    found = re.match(r"(\d+)\.(\d+)", version)
+    if found and (int(found[1]), int(found[2])) >= oldest:
+        return None
+    told = version.partition("-")[0] or "without a version"
+    return f"{told} is too old: version {'.'.join(map(str, oldest))} or newer is needed"
 
 
 COMMANDS = {
