@@ -125,7 +125,7 @@ def test_a_colour_cast_fails_bf16_by_psnr(golden: GoldenCase) -> None:
     found = decoded(golden.image)
     found["image_u8"] = found["image_u8"] // 2 + 64
     case = judge(golden, decode=lambda latent: found, precision="bf16")["decoder", "image"]
-    assert [f.split()[0] for f in case.failures] == ["likeness"]
+    assert [f.split()[0] for f in case.failures] == ["PSNR"]
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
