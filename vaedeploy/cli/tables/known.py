@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 from vaedeploy.engines.profile import Profile
@@ -15,6 +16,8 @@ from vaedeploy.values.words import counted
 Row = tuple[str, ...]
 
 PROFILE_COLUMNS = ("profile", "GPU", "capability", "memory", "backend", "precision")
+
+BUILDERS = "tensorrt-rtx builds on any machine, tensorrt on the GPU itself."
 
 NEVER_RUN = dict.fromkeys(
     ("tensorrt", "tensorrt-rtx"),
@@ -48,24 +51,32 @@ def profile_rows(profiles: Iterable[Profile]) -> list[Row]:
     return [
         (
             p.name,
-            p.gpu,
+            _gpu_kind(p),
             p.compute_capability,
             f"{p.memory_gib:g} GiB",
-            p.builder,
+            p.backend,
             p.precision,
         )
         for p in ordered
     ]
 
 
+def _gpu_kind(profile: Profile) -> str:
+    """The GPU's name, without what other columns say and what all names have."""
+    name = profile.gpu.removesuffix(f" of compute capability {profile.compute_capability}")
+    return re.sub(r"^NVIDIA (GeForce )?| \(\d+ GB\)$", "", name)
+
+
 def profile_sizes(profiles: Iterable[Profile]) -> list[str]:
-    """A line for each set of sizes that profiles have, with their names; those that most have come last."""
+    """Where engines are built, then a line for each set of sizes that profiles have, with their names; those that most
+    have come last.
+    """
     names: dict[str, list[str]] = {}
     for profile in profiles:
         names.setdefault(", ".join(map(str, profile.shapes.values())), []).append(profile.name)
     *rare, (common, _) = sorted(names.items(), key=lambda item: len(item[1]))
     lines = [f"{', '.join(owners)}: {sizes}" for sizes, owners in rare]
-    return ["Sizes, batch x height x width:", *lines, f"{'all others' if rare else 'all'}: {common}"]
+    return [BUILDERS, "", "Sizes, batch x height x width:", *lines, f"{'all others' if rare else 'all'}: {common}"]
 
 
 def diagnosis_rows(diagnosis: Diagnosis) -> list[Row]:
