@@ -39,6 +39,21 @@ def _least_widths(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> list
     return [max((len(word) for cell in column for word in cell.split()), default=0) for column in columns]
 
 
+def _widths(headers: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[int]:
+    """The widths of columns that have ``width`` together: those of their longest words, and what is left goes to those
+    that would have to wrap. rich would give the last ones less than they need.
+    """
+    widths = _least_widths(headers, rows)
+    columns = zip(headers, *rows, strict=True)
+    wanted = [max(len(line) for cell in column for line in [*cell.splitlines(), ""]) for column in columns]
+    spare = width - sum(widths) - 2 * (len(widths) - 1)
+    while spare > 0 and (narrow := [index for index, full in enumerate(wanted) if widths[index] < full]):
+        for index in narrow[:spare]:
+            widths[index] += 1
+        spare -= len(narrow)
+    return widths
+
+
 def _paragraphs(headers: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> Iterator[str]:
     """The lines of a table whose rows are paragraphs.
 
@@ -59,8 +74,8 @@ def _table(
 
     table = Table(box=None, pad_edge=False, header_style="bold", show_header=bool(headers))
     if headers:
-        for header, width_of_word in zip(headers, _least_widths(headers, rows), strict=True):
-            table.add_column(header, justify="right" if header in numbers else "left", min_width=width_of_word)
+        for header, columns in zip(headers, _widths(headers, rows, width), strict=True):
+            table.add_column(header, justify="right" if header in numbers else "left", width=columns)
     else:
         for index in range(len(rows[0])):
             table.add_column(no_wrap=index == 0, overflow="fold")
