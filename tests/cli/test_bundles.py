@@ -99,7 +99,7 @@ def test_export_verify_and_fail(vaedeploy, small_vae, tmp_path, monkeypatch):
     )
 
     lines = vaedeploy("verify", "small").out.splitlines()
-    parts, forms = ("encoder", "decoder", "round trip"), ("portable", "onnxruntime")
+    parts, forms = ("encoder", "decoder", "round trip"), ("portable", "onnxruntime", "rows")
     begin = {f"passed  {part}, {form}: " for part in parts for form in forms}
     assert begin == {re.match(r"passed  .*?: ", line)[0] for line in lines[:-4]}
     assert lines[-4] == ""

@@ -116,6 +116,7 @@ CONFIG = "vaedeploy.toml"
 @click.pass_context
 def export(
     ctx: click.Context,
+    /,
     vae: str | None,
     every: bool,
     config: Path,

@@ -22,8 +22,6 @@ from vaedeploy.system.progress import Progress
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-Option = Callable[[Command], Command]
-
 Result = TypeVar("Result")
 
 PRECISIONS = ("fp32", "fp16", "bf16")
@@ -64,7 +62,9 @@ def vae_argument(command: Command) -> Command:
     return click.argument("vae", required=False, type=VAE)(option(cast(Command, with_vae)))
 
 
-def out_option(metavar: str, help: str, *, required: bool = False, also: str | None = None) -> Option[Command]:
+def out_option(
+    metavar: str, help: str, *, required: bool = False, also: str | None = None
+) -> Callable[[Command], Command]:
     """-o and --out: the place of what the command makes. also: another spelling of it."""
     names = ("-o", "--out", *([also] if also else []), "out")
     return click.option(*names, type=PATH, required=required, metavar=metavar, help=help)
@@ -98,7 +98,7 @@ def tell_page(page: Path | None, problem: PageError | None) -> int:
     return 0
 
 
-def photos_option(purpose: str) -> Option[Command]:
+def photos_option(purpose: str) -> Callable[[Command], Command]:
     """--photos, whose help begins with ``purpose``: what the photographs are for."""
     return click.option(
         "--photos",
@@ -123,7 +123,7 @@ def place_options(command: Command) -> Command:
     return revision(subfolder(command))
 
 
-def build_options(purpose: str, required: bool = False) -> Option[Command]:
+def build_options(purpose: str, required: bool = False) -> Callable[[Command], Command]:
     """--profile, whose help begins with ``purpose``, and --profiles: which engines to build. The command is given
     ``profiles``, a tuple of names, and ``folder``.
     """

@@ -112,8 +112,9 @@ class _Reopened:
 def _bars(*, moving: bool) -> Bars:
     """Bars on stderr. moving: whether a thread draws them, so that they pulse."""
     from rich.console import Console
-    from rich.progress import BarColumn, ProgressBar, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bars
+    from rich.progress_bar import ProgressBar
     from rich.text import Text
 
     class Bar(BarColumn):
