@@ -21,7 +21,7 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 demo: $(READY)  ## export the VAE that the package carries, verify it, encode and decode a photograph
-	$(BIN)/vaedeploy export --vae demo --out $(DEMO) --force
+	$(BIN)/vaedeploy export demo --out $(DEMO) --force
 	$(BIN)/python tools/write_photo.py $(DEMO)-photo.png
 	$(BIN)/vaedeploy encode $(DEMO) $(DEMO)-photo.png -o $(DEMO)-photo.safetensors
 	$(BIN)/vaedeploy decode $(DEMO) $(DEMO)-photo.safetensors -o $(DEMO)-photo-decoded.png

@@ -1,6 +1,6 @@
 """What opening a VAE and its first picture cost, each in a process of its own, for versions of vaedeploy in turns.
 
-    python -m vaedeploy export --vae mse840k --weights random:0 --no-verify --out build/mse840k
+    python -m vaedeploy export mse840k --weights random:0 --no-verify --out build/mse840k
     python benchmarks/first_call.py build/mse840k            # this version
     python benchmarks/first_call.py build/mse840k . ../old   # this one beside another checkout
 

@@ -26,7 +26,7 @@ from pathlib import Path
 
 import numpy as np
 
-FULL_SIZE = ("--vae", "mse840k", "--weights", "random:0")
+FULL_SIZE = ("mse840k", "--weights", "random:0")
 VAEDEPLOY = (sys.executable, "-m", "vaedeploy")
 
 
@@ -110,7 +110,7 @@ def overhead(folder: Path, rounds: int) -> dict[str, float]:
 def demo(folder: Path, rounds: int) -> dict[str, float]:
     from vaedeploy.runtime import VAE
 
-    run(*VAEDEPLOY, "export", "--vae", "demo", "--out", str(folder / "demo"))
+    run(*VAEDEPLOY, "export", "demo", "--out", str(folder / "demo"))
     latent = np.random.default_rng(0).normal(size=(1, 16, 64, 64)).astype(np.float32)
     with VAE(folder / "demo") as vae:
         times = take_turns({"decode": lambda: vae.decode(latent)}, max(rounds, 9))

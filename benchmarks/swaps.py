@@ -85,7 +85,7 @@ def main() -> None:
     files = photo_files(given.images)
     chosen = [files[n] for n in np.linspace(0, len(files) - 1, min(SWAP_CROPS, len(files))).round().astype(int)]
     crops = [crop_middle(read_image(file), 8, SWAP_SIDE) for file in chosen]
-    print("| altered | verdict | cause | own dB | swapped dB | put right dB | scale | shift | seen | s |")
+    print("| altered | verdict | cause | own dB | swapped dB | corrected dB | scale | shift | seen | s |")
     print("|---|---|---|---|---|---|---|---|---|---|")
     with VAE(given.bundles[0]) as one, VAE(given.bundles[1]) as other:
         for name, (decoded, encoded) in alterations(one.latent.channels).items():

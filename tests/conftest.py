@@ -298,14 +298,22 @@ def full_size_bundle(made_once: Once, pytestconfig: pytest.Config) -> Bundle:
 
 
 @pytest.fixture
-def vaedeploy(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Ended]]:
+def unconfigured() -> Iterator[None]:
+    """For tests of commands, which configure logging and warnings: both are as they were afterwards."""
+    root, own = logging.getLogger(), logging.getLogger("vaedeploy")
+    before = root.handlers[:], root.level, own.level, warnings.showwarning
+    yield
+    root.handlers[:], warnings.showwarning = before[0], before[3]
+    root.setLevel(before[1])
+    own.setLevel(before[2])
+
+
+@pytest.fixture
+def vaedeploy(capsys: pytest.CaptureFixture[str], unconfigured: None) -> Callable[..., Ended]:
     """Run ``vaedeploy`` with these arguments in this process."""
     from command_line import Ended
 
     from vaedeploy.cli import main
-
-    root, own = logging.getLogger(), logging.getLogger("vaedeploy")
-    before = root.handlers[:], root.level, own.level, warnings.showwarning
 
     def run(*arguments: object) -> Ended:
         capsys.readouterr()
@@ -314,7 +322,4 @@ def vaedeploy(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Ende
         captured = capsys.readouterr()
         return Ended(ended.value.code, captured.out, captured.err)
 
-    yield run
-    root.handlers[:], warnings.showwarning = before[0], before[3]
-    root.setLevel(before[1])
-    own.setLevel(before[2])
+    return run

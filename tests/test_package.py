@@ -48,6 +48,12 @@ def test_every_public_name_is_there(name):
     assert value.__doc__
 
 
+def test_help_begins_with_every_public_name():
+    assert vd.__doc__.startswith("Turns the VAE of an image diffusion model from PyTorch weights into something that")
+    listed = vd.__doc__.partition("These are all:\n")[2]
+    assert sorted(re.findall(r"\w+(?=[,.])", listed)) == [name for name in vd.__all__ if name != "__version__"]
+
+
 def test_every_error_and_warning_is_public():
     """Whatever a user can meet can be caught by its name."""
     found = set()
@@ -340,7 +346,7 @@ def test_serve_in_the_clean_environment_says_what_to_install(clean, bundle):
 
 @pytest.mark.slow
 def test_export_in_the_clean_environment_says_what_to_install(clean):
-    ended = clean("vaedeploy", "export", "--vae", "demo")
+    ended = clean("vaedeploy", "export", "demo")
     assert (ended.returncode, ended.stdout) == (1, "")
     assert re.fullmatch(
         r"Error: export needs [\w-]+, of the extra \[export\], which is not installed. Run: "

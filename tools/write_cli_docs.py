@@ -22,6 +22,17 @@ writes it; to change it, edit the help texts in `vaedeploy/cli/`.
 Results go to stdout; progress, warnings and errors go to stderr. `--json` prints one JSON document on stdout and
 nothing else there; an error is still a sentence on stderr and an exit code.
 
+Colours, bars and line breaks are for terminals alone; `NO_COLOR=1` turns colours off. `-q` leaves out progress and
+hints, `-v` adds debug messages; either stands anywhere on the line.
+
+`vaedeploy completion --install` makes bash, zsh or fish complete commands, options, presets, profiles, backends and
+bundles.
+
+Each option has an environment variable of the command's and its own name: `VAEDEPLOY_EXPORT_PRECISION=fp16` is
+`export --precision fp16`, `VAEDEPLOY_ENCODE_MAX_MEMORY=4G` is `encode --max-memory 4G`, and `VAEDEPLOY_VERIFY_JSON=1` is
+`verify --json`. Several values of one option have spaces between them. What is typed overrules a variable.
+`VAEDEPLOY_PROFILES` names a folder of profiles, for the command line and for Python.
+
 A JSON document has the fields of a Python object, whose `help()` explains each: `vd.Report` and `vd.Case` for `verify`
 (see [verification.md](verification.md#the-report)), `vd.Comparison` for `compare`, `vd.Optimized` for `optimize`,
 `vd.Bench` for `bench`, `vd.Preset` for `presets` and `vd.Profile` for `profiles`. Commands that make a bundle, and

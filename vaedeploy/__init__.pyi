@@ -1,6 +1,7 @@
 """The public names, and where each one is. ``__init__.py`` loads them from here."""
 
 from .bundle import Bundle as Bundle
+from .cli.progress import progress_bar as progress_bar
 from .engines.profile import Profile as Profile
 from .engines.profile import get_profile as get_profile
 from .engines.profile import profiles as profiles

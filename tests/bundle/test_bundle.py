@@ -17,7 +17,7 @@ from vaedeploy.errors import BundleError, OutputError
 
 
 def again(bundle: Bundle) -> str:
-    return f"Export it again: vaedeploy export --vae sd15 --weights random:0 --out {bundle.path} --force"
+    return f"Export it again: vaedeploy export sd15 --weights random:0 --out {bundle.path} --force"
 
 
 # Making one
@@ -144,7 +144,7 @@ def test_bundle_may_itself_be_reached_by_a_link(bundle: Bundle, tmp_path: Path) 
     assert Bundle.open(tmp_path / "link").manifest == bundle.manifest
 
 
-MAKE = "Make a bundle with: vaedeploy export --vae NAME --out"
+MAKE = "Make a bundle with: vaedeploy export NAME --out"
 
 
 def test_places_without_a_bundle(tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_places_without_a_bundle(tmp_path: Path) -> None:
         "file": "{0} is a file; a bundle is a folder with a bundle.json in it. Give the folder",
         "folder": "{0} is not a bundle: it has no bundle.json. " + MAKE + " {0}",
         "photos": "{0} is not a bundle: it has no bundle.json. Give a bundle's folder, or make one in another place: "
-        "vaedeploy export --vae NAME --out PLACE",
+        "vaedeploy export NAME --out PLACE",
         "odd": "bundle {0}: bundle.json cannot be read: Is a directory",
     }
     for name, message in cases.items():

@@ -37,7 +37,7 @@ from vaedeploy.version import __version__
     ("version", "advice"),
     [
         (2, f"Upgrade: {upgrade_command()}"),
-        (0, "Export it again: vaedeploy export --vae NAME --out {} --force"),
+        (0, "Export it again: vaedeploy export NAME --out {} --force"),
     ],
 )
 def test_other_format_versions_are_refused(bundle: Bundle, version: int, advice: str) -> None:
@@ -52,7 +52,7 @@ def test_other_format_versions_are_refused(bundle: Bundle, version: int, advice:
 def cannot_be_used(bundle: Bundle, why: str) -> str:
     return (
         f"bundle {bundle.path}: bundle.json cannot be used: {why}. "
-        f"Export it again: vaedeploy export --vae NAME --out {bundle.path} --force"
+        f"Export it again: vaedeploy export NAME --out {bundle.path} --force"
     )
 
 
@@ -246,20 +246,20 @@ def test_worst_value_that_is_not_finite_is_null(bundle: Bundle) -> None:
 @pytest.mark.parametrize(
     ("origin", "words"),
     [
-        (Origin("package", "demo", "0" * 64, "demo"), "--vae demo"),
-        (Origin("hub", "mse840k", "0" * 64, "mse840k"), "--vae mse840k"),
-        (Origin("hub", "some/repository", "0" * 64, "sd15"), "--vae sd15 --weights some/repository"),
-        (Origin("hub", "some/repository", "0" * 64, None), "--vae some/repository --scale 1.0 --shift 0.0"),
-        (Origin("folder", "/my vae", "0" * 64, None), "--vae '/my vae' --scale 1.0 --shift 0.0"),
-        (Origin("file", "/a.ckpt", "0" * 64, "sd15"), "--vae sd15 --weights /a.ckpt"),
-        (Origin("random", "random:3", None, "sdxl"), "--vae sdxl --weights random:3"),
+        (Origin("package", "demo", "0" * 64, "demo"), "demo"),
+        (Origin("hub", "mse840k", "0" * 64, "mse840k"), "mse840k"),
+        (Origin("hub", "some/repository", "0" * 64, "sd15"), "sd15 --weights some/repository"),
+        (Origin("hub", "some/repository", "0" * 64, None), "some/repository --scale 1.0 --shift 0.0"),
+        (Origin("folder", "/my vae", "0" * 64, None), "'/my vae' --scale 1.0 --shift 0.0"),
+        (Origin("file", "/a.ckpt", "0" * 64, "sd15"), "sd15 --weights /a.ckpt"),
+        (Origin("random", "random:3", None, "sdxl"), "sdxl --weights random:3"),
         (
             Origin("hub", "some/repository", "0" * 64, None, subfolder="movq"),
-            "--vae some/repository --subfolder movq --scale 1.0 --shift 0.0",
+            "some/repository --subfolder movq --scale 1.0 --shift 0.0",
         ),
         (
             Origin("file", "/a.ckpt", "0" * 64, None, config="/own"),
-            "--vae /own --weights /a.ckpt --scale 1.0 --shift 0.0",
+            "/own --weights /a.ckpt --scale 1.0 --shift 0.0",
         ),
     ],
 )
@@ -272,7 +272,7 @@ def test_what_to_run_names_the_same_weights(bundle: Bundle, origin: Origin, word
 
 def test_what_to_run_has_the_options_of_the_export(bundle: Bundle) -> None:
     given = msgspec.structs.replace(bundle.manifest, contract_given=True)
-    start, end = "vaedeploy export --vae sd15 --weights random:0", "--out out --force"
+    start, end = "vaedeploy export sd15 --weights random:0", "--out out --force"
     assert given.export_command(Path("out")) == f"{start} --scale 1.0 --shift 0.0 {end}"
     for rewrites in ({}, {"decoder.ort.onnx": {"lower_precision(fp16)": 7}}):
         plain = msgspec.structs.replace(bundle.manifest, rewrites=rewrites)
@@ -287,7 +287,7 @@ def test_what_to_run_gives_a_number_for_each_channel(bundle: Bundle) -> None:
     latent = LatentSpec(2, 8, (0.5, 0.25), (0.0, -1.0))
     vae = msgspec.structs.replace(manifest.vae, origin=Origin("file", "/a.ckpt", "0" * 64, None))
     assert msgspec.structs.replace(manifest, vae=vae, latent=latent).export_command(Path("out")) == (
-        "vaedeploy export --vae /a.ckpt --scale 0.5,0.25 --shift 0.0,-1.0 --out out --force"
+        "vaedeploy export /a.ckpt --scale 0.5,0.25 --shift 0.0,-1.0 --out out --force"
     )
 
 

@@ -78,7 +78,7 @@ def test_altered_manifest_is_told(bundle: Bundle) -> None:
         Bundle.open(bundle.path)
     assert str(caught.value).startswith(f"bundle {bundle.path}: bundle.json is altered: its sha256 is ")
     assert str(caught.value).endswith(
-        f" where its seal says {bundle.manifest.seal}. Export it again: vaedeploy export --vae NAME --out "
+        f" where its seal says {bundle.manifest.seal}. Export it again: vaedeploy export NAME --out "
         f"{bundle.path} --force"
     )
 

@@ -76,41 +76,58 @@ def test_a_missing_bundle(vaedeploy, tmp_path):
 @pytest.mark.filterwarnings("default")
 def test_export_verify_and_fail(vaedeploy, small_vae, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    ended = vaedeploy("export", "--vae", small_vae, "--scale", "0.5")
+    ended = vaedeploy("export", small_vae, "--scale", "0.5")
     assert (ended.code, ended.out) == (0, "small\n"), ended.err
     assert "Exporting to ONNX ..." in ended.err
     assert "Error" not in ended.err
     *lines, last = ended.err.splitlines()
-    assert all(PROGRESS.search(line) for line in lines)
     assert last == "To see its images beside PyTorch's, run: vaedeploy verify small --report report"
+    cases = Bundle.open("small").manifest.verification.cases
+    verdict = rf"verified: {cases} cases against PyTorch in float64; at worst: relative error [\d.e-]+, largest .*"
+    assert re.fullmatch(verdict, lines.pop())
+    assert all(PROGRESS.search(line) for line in lines)
     starts = [line for line in lines if line.endswith(" ...")]
     assert len(set(starts)) == len(starts)  # each step has a name of its own
     assert Bundle.open("small").verified
     assert Bundle.open("small").manifest.contract_given
 
-    again = vaedeploy("export", "--vae", small_vae, "--no-verify")
+    again = vaedeploy("export", small_vae, "--no-verify")
     assert (again.code, again.out) == (2, "")
     assert (
         "Error: small exists already. Replace it with --force (force=True in Python), or choose another place with"
         in again.err
     )
 
-    table = vaedeploy("verify", "small").out.splitlines()
-    assert table[0].startswith("graph        part        output       size ")
-    assert table[-3].startswith("Limits of fp32: relative error at most 2e-05, largest difference at most 1 of 255")
-    assert table[-2] == "seen: no fault beside the reference's images"
-    assert table[-1].startswith(f"verified: {len(table) - 4} cases on onnxruntime-cpu against PyTorch in float64")
+    lines = vaedeploy("verify", "small").out.splitlines()
+    parts, forms = ("encoder", "decoder", "round trip"), ("portable", "onnxruntime", "rows")
+    begin = {f"passed  {part}, {form}: " for part in parts for form in forms}
+    assert begin == {re.match(r"passed  .*?: ", line)[0] for line in lines[:-4]}
+    assert lines[-4] == ""
+    assert lines[-3].startswith("Limits of fp32: relative error at most 2e-05, largest difference at most 1 of 255")
+    assert lines[-2] == "visible: no difference from the reference's images"
+    assert lines[-1].startswith(f"verified: {cases} cases on onnxruntime-cpu against PyTorch in float64")
+
+    lines = vaedeploy("verify", "small", "-v").out.splitlines()
+    assert "decoder, portable" in lines
+    assert sum(line.endswith(" passed") for line in lines) == cases
 
     opened = Bundle.open("small")
     identity = opened.manifest.vae.identity
-    cases = decode_golden(opened.file(GOLDEN).read_bytes(), identity)
-    for case in cases:
-        case.image[...] += 0.1
-    opened.update(files={GOLDEN: encode_golden(cases, identity)})
+    goldens = decode_golden(opened.file(GOLDEN).read_bytes(), identity)
+    for golden in goldens:
+        golden.image[...] += 0.1
+    opened.update(files={GOLDEN: encode_golden(goldens, identity)})
     failed = vaedeploy("verify", "small")
     assert failed.code == 3
     assert failed.out.splitlines()[-1].startswith("FAILED: ")
-    assert "decoder 1x64x64, image: relative error is " in failed.out
+    assert re.search(r"^passed  encoder, portable: ", failed.out, re.MULTILINE)
+    assert re.search(
+        r"^FAILED  decoder, portable: relative error is .*; it must be at most 2e-05 \(image, ", failed.out, re.M
+    )
+    assert "encoder, portable" not in failed.out.splitlines()  # the cases of what passed are left out
+    rows = failed.out.partition("\ndecoder, portable\n")[2].partition("\n\n")[0].splitlines()
+    assert [row.split()[-1] for row in rows] == ["verdict", *["FAILED"] * (len(rows) - 1)]
+    assert rows[1].split()[0] == "image"
     assert not Bundle.open("small").verified
 
     report = json.loads(vaedeploy("verify", "small", "--json").out)
@@ -131,7 +148,6 @@ def test_ctrl_c_during_export_leaves_nothing(small_vae, tmp_path):
         "vaedeploy",
         "-v",
         "export",
-        "--vae",
         str(small_vae),
         "--out",
         str(tmp_path / "out"),
@@ -152,13 +168,15 @@ def test_ctrl_c_during_export_leaves_nothing(small_vae, tmp_path):
 def test_the_exporters_noise_is_for_verbose_only(vaedeploy, small_vae, tmp_path):
     """Above there is none. With --json, stdout is one document for all that."""
     out = tmp_path / "noisy"
-    noisy = vaedeploy("-v", "export", "--vae", small_vae, "--no-verify", "--out", out, "--json")
+    noisy = vaedeploy("-v", "export", small_vae, "--no-verify", "--out", out, "--json")
     told = json.loads(noisy.out)
     assert (told["path"], told["verified"], told.pop("error"), told.pop("seconds") > 0) == (str(out), False, None, True)
     assert told | {"memory": ANY} == json.loads(vaedeploy("inspect", out, "--json").out)
-    again = vaedeploy("export", "--vae", small_vae, "--out", out, "--json")
+    again = vaedeploy("export", small_vae, "--out", out, "--json")
     assert (again.code, again.out) == (2, "")
     assert noisy.code == 0
     assert "Info: " in noisy.err
-    assert noisy.err.endswith(f"It is not verified yet. To verify it, run: vaedeploy verify {tmp_path / 'noisy'}\n")
+    assert noisy.err.endswith(
+        f"unverified: nothing was compared with PyTorch\nTo verify it, run: vaedeploy verify {out}\n"
+    )
     assert not all(PROGRESS.search(line) for line in noisy.err.splitlines())

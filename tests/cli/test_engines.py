@@ -60,11 +60,12 @@ def test_profiles_on_the_command_line(
 ) -> None:
     shown = vaedeploy("profiles").out
     assert "rtx5090" in shown
-    assert shown.splitlines()[-1].startswith("all: 1x512x512, 1x768x768, ")
+    assert shown.splitlines()[-2].startswith("rtx4060: 1x512x512, 1x768x768, ")
+    assert shown.splitlines()[-1].startswith("all others: 1x512x512, 1x768x768, ")
     assert {p["name"] for p in json.loads(vaedeploy("profiles", "--json").out)} >= {"t4", "gb10"}
     ended = vaedeploy("profiles", "--init", "own", "--profiles", tmp_path)
     assert (ended.code, ended.out) == (0, f"{tmp_path / 'own.toml'}\n")
     shown = vaedeploy("profiles", "--profiles", tmp_path).out
     assert "own " in shown
-    assert [line.split(": ")[0] for line in shown.splitlines()[-2:]] == ["own", "all others"]
+    assert [line.split(": ")[0] for line in shown.splitlines()[-3:]] == ["rtx4060", "own", "all others"]
     assert vaedeploy("profiles", "--init", "own", "--profiles", tmp_path).code == 2

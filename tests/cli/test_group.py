@@ -13,7 +13,9 @@ import pytest
 from command_line import Ended, parse
 
 from vaedeploy.cli import terminal
-from vaedeploy.cli.group import MemorySize, cli, numbers
+from vaedeploy.cli.group import cli, variable
+from vaedeploy.cli.parameters import MemorySize, numbers
+from vaedeploy.cli.progress import progress_display
 from vaedeploy.errors import BackendError
 from vaedeploy.system.installs import advice_for, install_command
 from vaedeploy.version import __version__
@@ -43,9 +45,19 @@ def test_the_group_has_examples_that_parse():
         parse(line)
 
 
-def test_version(vaedeploy):
-    ended = vaedeploy("--version")
+@pytest.mark.parametrize("option", ["--version", "-V"])
+def test_version(vaedeploy, option):
+    ended = vaedeploy(option)
     assert (ended.code, ended.out) == (0, f"vaedeploy {__version__}\n")
+
+
+def test_help_as_a_command(vaedeploy):
+    assert vaedeploy("help").out == vaedeploy("--help").out
+    ended = vaedeploy("help", "export")
+    assert (ended.code, ended.out) == (0, vaedeploy("export", "--help").out)
+    ended = vaedeploy("help", "exprot")
+    assert (ended.code, ended.out) == (2, "")
+    assert "No such command 'exprot'. Did you mean 'export'?" in ended.err
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["export", "--help"], ["decode"]])
@@ -65,9 +77,15 @@ except SystemExit:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["export"], "Error: Missing option '--vae'."),
-        (["export", "--vae", "demo", "--image-input", "int"], "Error: Invalid value for '--image-input'"),
-        (["encode", "b", "a.png"], "Error: Missing option '-o'."),
+        (["export"], "Error: No VAE is given. Name a preset, a hub repository, a folder or a weights file: vaedeploy "),
+        (
+            ["export", "demo", "--vae", "sdxl"],
+            "Error: The VAE is given twice, as demo and as --vae sdxl. Give one of them.",
+        ),
+        (["export", "demo", "--config", "a.toml"], "Error: --config needs --all."),
+        (["verify", "b", "-o", "report"], "Error: No such option '-o'."),
+        (["export", "demo", "--image-input", "int"], "Error: Invalid value for '--image-input'"),
+        (["encode", "b", "a.png"], "Error: Missing option '-o' / '--out'."),
         (["encode", "b", "a.png", "-o", "a", "--seed", "-1"], "Error: Invalid value for '--seed'"),
         (["encode", "b", "a.png", "-o", "a", "--seed", "1"], "Error: --seed needs --sample."),
         (["sing"], "Error: No such command 'sing'."),
@@ -166,11 +184,89 @@ def test_ctrl_c_is_one_line_and_130(capsys):
     assert capsys.readouterr().err.strip() == "Interrupted; nothing half-written was left behind"
 
 
-def test_a_failure_shows_where_it_was_raised_in_verbose_only(vaedeploy, tmp_path):
-    quiet, noisy = vaedeploy("inspect", tmp_path), vaedeploy("-v", "inspect", tmp_path)
-    assert (quiet.code, noisy.code) == (2, 2)
-    assert quiet.err == noisy.err.splitlines(keepends=True)[-1]
+@pytest.mark.parametrize(
+    "arguments", [["-v", "inspect", "{}"], ["inspect", "-v", "{}"], ["inspect", "{}", "--verbose"]]
+)
+def test_a_failure_shows_where_it_was_raised_in_verbose_only(vaedeploy, tmp_path, arguments):
+    usual, noisy = vaedeploy("inspect", tmp_path), vaedeploy(*(word.format(tmp_path) for word in arguments))
+    assert (usual.code, noisy.code) == (2, 2)
+    assert usual.err == noisy.err.splitlines(keepends=True)[-1]
     assert "Traceback (most recent call last)" in noisy.err
+
+
+# ------------------------------------------------------------------------------------- how much is told, and variables
+
+
+@click.command(cls=type(cli).command_class)
+def telling() -> None:
+    with progress_display() as progress:
+        progress("Counting", 0, 1)
+        progress("Counting", 1, 1)
+    terminal.note("a hint")
+    terminal.say("Warning: a warning")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ([], ["Counting ...", "Counting: done in", "a hint", "Warning: a warning"]),
+        (["-q"], ["Warning: a warning"]),
+        (["-v", "--quiet"], ["Warning: a warning"]),  # the last holds
+        (["-q", "-v"], ["Counting ...", "Counting: done in", "a hint", "Warning: a warning"]),
+    ],
+)
+def test_quiet_leaves_out_progress_and_hints(capsys, unconfigured, arguments, told):
+    assert terminal.run(telling, arguments) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.startswith(start) for line, start in zip(lines, told, strict=True)] == [True] * len(told)
+
+
+def test_what_is_typed_overrules_a_variable(capsys, unconfigured, monkeypatch):
+    monkeypatch.setenv("VAEDEPLOY_QUIET", "1")
+    assert terminal.run(telling, []) == 0
+    assert capsys.readouterr().err == "Warning: a warning\n"
+    assert terminal.run(telling, ["-v"]) == 0
+    assert "a hint\n" in capsys.readouterr().err
+
+
+def test_every_option_has_a_variable_of_its_own():
+    """No two have the same, and none is that of another thing."""
+    found = {"VAEDEPLOY_VERBOSE", "VAEDEPLOY_QUIET"}
+    for name, command in cli.commands.items():
+        for option in command.params:
+            if isinstance(option, click.Option) and option.expose_value:
+                assert option.envvar == variable(name, option)
+                assert option.envvar not in found
+                found.add(option.envvar)
+    assert "VAEDEPLOY_PROFILES" not in found
+    assert {"VAEDEPLOY_EXPORT_KEEP_FP32", "VAEDEPLOY_VERIFY_REPORT", "VAEDEPLOY_COMPARE_OUT"} < found
+
+
+def test_variables_are_read(vaedeploy, monkeypatch):
+    monkeypatch.setenv("VAEDEPLOY_EXPORT_PRECISION", "int8")
+    ended = vaedeploy("export", "demo")
+    assert ended.code == 2
+    assert "Error: Invalid value for '--precision'" in ended.err
+    monkeypatch.setenv("VAEDEPLOY_PRESETS_JSON", "1")
+    assert vaedeploy("presets").out.startswith("[")
+
+
+def test_an_argument_overrules_a_variable(vaedeploy, monkeypatch, tmp_path):
+    monkeypatch.setenv("VAEDEPLOY_EXPORT_VAE", str(tmp_path / "other"))
+    assert f"there is no file or folder {tmp_path / 'other'}" in vaedeploy("export").err
+    assert f"there is no file or folder {tmp_path / 'mine'}" in vaedeploy("export", tmp_path / "mine").err
+
+
+def test_names_with_commas_between_them():
+    with cli.make_context("vaedeploy", ["build", "b", "--profile", "t4,l4", "--profile", "a10"]) as parent:
+        built = cli.commands["build"].make_context("build", ["b", "--profile", "t4, l4", "--profile", "a10"], parent)
+    assert built.params["profiles"] == ("t4", "l4", "a10")
+
+
+def test_a_comma_too_many(vaedeploy):
+    ended = vaedeploy("build", "b", "--profile", "t4,")
+    assert ended.code == 2
+    assert "'t4,' has a name that is empty; write names with one comma between them" in ended.err
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
@@ -192,7 +288,7 @@ def test_one_number_or_several(text: str, value: object) -> None:
 
 @pytest.mark.parametrize("text", ["", "one", "1,", "1;2"])
 def test_what_is_not_numbers(vaedeploy: Callable[..., Ended], text: str) -> None:
-    ended = vaedeploy("export", "--vae", "demo", "--scale", text)
+    ended = vaedeploy("export", "demo", "--scale", text)
     assert ended.code == 2
     assert ended.err.endswith(
         f"Error: Invalid value for '--scale': {text!r} is neither a number nor numbers that are separated by commas.\n"

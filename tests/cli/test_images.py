@@ -165,6 +165,14 @@ def test_a_folder_of_failures_leaves_no_folder(vaedeploy, bundle, tmp_path):
         (["decode", "{bundle}", "one.safetensors", "-o", "none/a.png"], "Error: cannot write none/a.png: "),
         (["decode", "{bundle}", "two.safetensors", "-o", "b.png"], "Error: two.safetensors holds 2 latents; a picture"),
         (["decode", "{bundle}", "none.safetensors", "-o", "b.png"], "Error: there is no file none.safetensors"),
+        (
+            ["decode", "{bundle}", "a.png", "-o", "b.png"],
+            "Error: a.png is an image (PNG), and no latent file; vaedeploy encode takes images\n",
+        ),
+        (
+            ["encode", "{bundle}", "one.safetensors", "-o", "b.safetensors"],
+            "Error: one.safetensors is no image: .safetensors files hold latents, which vaedeploy decode takes\n",
+        ),
     ],
 )
 def test_bad_places_and_files(vaedeploy, bundle, tmp_path, monkeypatch, arguments, message):
@@ -177,7 +185,8 @@ def test_bad_places_and_files(vaedeploy, bundle, tmp_path, monkeypatch, argument
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     ended = vaedeploy(*[a.format(bundle=bundle) for a in arguments])
     assert (ended.code, ended.out) == (2, "")
-    assert ended.err.startswith(("Error: ", "Decoding two.safetensors ..."))  # before the work, where it can be known
+    told = ("Error: ", "Decoding two.safetensors ...", "Decoding a.png ...", "Encoding one.safetensors ...")
+    assert ended.err.startswith(told)  # before the work, where it can be known
     assert message.replace("/", os.sep) in ended.err
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
 

@@ -9,13 +9,16 @@ import sys
 
 import pytest
 
+import vaedeploy as vd
 from vaedeploy.cli import terminal
+from vaedeploy.cli.progress import progress_display
+from vaedeploy.cli.table import show_table
 
 # ------------------------------------------------------------------------------------------------------- progress
 
 
 def test_progress_is_two_lines_a_step_where_there_is_no_terminal(capsys):
-    with terminal.progress_display() as progress:
+    with progress_display() as progress:
         for done in range(3):
             progress("Counting", done, 2)
     lines = capsys.readouterr().err.splitlines()
@@ -29,7 +32,7 @@ def test_progress_is_a_bar_on_a_terminal():
     import pty
 
     script = """
-from vaedeploy.cli.terminal import progress_display
+from vaedeploy.cli.progress import progress_display
 with progress_display() as progress:
     for done in range(3):
         progress("Counting [sheep]" + 3 * " and goats", done, 2)
@@ -53,12 +56,110 @@ print("result")
     assert done.stdout == b"result\n"
 
 
+PYTHON = """
+import sys, time
+import vaedeploy as vd
+def work(progress):
+    for done in range(3):
+        progress("Counting", done, 2)
+        if len(sys.argv) > 1 and done:
+            raise RuntimeError("lost count")
+    progress("Nothing to do", 1, 1)
+work(vd.progress_bar())
+"""
+
+
+def drawn(arguments: list[str]) -> str:
+    """What ``PYTHON`` sends to a terminal."""
+    import pty
+
+    ours, theirs = pty.openpty()
+    environment = os.environ | {"TERM": "xterm", "COLUMNS": "80"}
+    subprocess.run([sys.executable, "-c", PYTHON, *arguments], stderr=theirs, env=environment)
+    os.close(theirs)
+    shown = os.read(ours, 100_000).decode()
+    os.close(ours)
+    return shown
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no pseudo-terminals")
+def test_a_bar_for_python_on_a_terminal():
+    shown = drawn([])
+    assert "Counting" in shown
+    assert "100%" in shown
+    assert "Nothing to do" in shown
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no pseudo-terminals")
+def test_a_bar_for_python_leaves_the_terminal_usable_after_an_exception():
+    shown = drawn(["fail"])
+    assert "RuntimeError: lost count" in shown
+    assert shown.rindex("\x1b[?25h") > shown.rindex("\x1b[?25l")  # the cursor is shown
+
+
+def test_a_bar_for_python_is_two_lines_a_step_where_there_is_no_terminal(capsys):
+    progress = vd.progress_bar()
+    for done in range(3):
+        progress("Counting", done, 2)
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == "Counting ..."
+    assert re.fullmatch(r"Counting: done in \d+\.\d s", second)
+
+
+def terminal_of(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """stdout and stderr as terminals of that width, with colours."""
+    for stream in ("stdout", "stderr"):
+        monkeypatch.setattr(f"sys.{stream}.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+
+
+COMMAND = "vaedeploy verify a-bundle --report a-folder"
+
+SENTENCES = f"Error: {'word ' * 9}word. To see its images, run: {COMMAND}\n- a cause with {'words ' * 9}\nWarning: no"
+
+
+@pytest.mark.parametrize("width", [30, 60, 200])
+def test_sentences_are_wrapped_between_words_and_commands_are_not_broken(monkeypatch, capsys, width):
+    terminal_of(width, monkeypatch)
+    for tell in (terminal.say, terminal.show_text):
+        tell(SENTENCES)
+        captured = capsys.readouterr()
+        lines = re.sub(r"\x1b\[\d*m", "", captured.out + captured.err).splitlines()
+        assert sum(COMMAND in line for line in lines) == 1
+        assert all(len(line) <= width or line.strip() == COMMAND for line in lines)
+        assert " ".join(" ".join(lines).split()) == " ".join(SENTENCES.split())
+
+
+def test_colours(monkeypatch, capsys):
+    terminal_of(200, monkeypatch)
+    terminal.say("Error: no FAILED here\nWarning: yes")
+    terminal.show_text("verified: 3 cases\nFAILED: 2")
+    show_table((), [("passed", "a"), ("FAILED", "passed by")])
+    shown = capsys.readouterr()
+    coloured = re.findall(r"\x1b\[(?:1;)?(3\d)m(?:\x1b\[1m)?(\w+)", shown.err + shown.out)
+    assert coloured == [
+        ("31", "Error"), ("33", "Warning"), ("32", "verified"), ("31", "FAILED"), ("32", "passed"), ("31", "FAILED"),
+    ]  # fmt: skip
+    monkeypatch.setenv("NO_COLOR", "1")
+    terminal.say("Error: no")
+    show_table((), [("passed", "a")])
+    assert not re.search(r"\x1b\[3", "".join(capsys.readouterr()))
+
+
+def test_another_program_reads_whole_lines_without_colours(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "30")
+    terminal.say(SENTENCES)
+    assert capsys.readouterr().err == f"{SENTENCES}\n"
+
+
 @pytest.mark.parametrize("width", [30, 48, 90])
 def test_no_word_is_cut_however_narrow_a_terminal_is(monkeypatch, capsys, width):
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     monkeypatch.setenv("COLUMNS", str(width))
     name, long = "a-name-to-be-typed", "a-long-word-of-its-own"
-    terminal.show_table(("name", "one", "two"), [(name, long, "words " * 8)])
+    show_table(("name", "one", "two"), [(name, long, "words " * 8)])
     shown = re.sub(r"\x1b\[\d*m", "", capsys.readouterr().out)
     assert [shown.count(word) for word in (name, long, "words", "…")] == [1, 1, 8, 0]
     assert max(map(len, shown.splitlines())) <= width
@@ -67,6 +168,6 @@ def test_no_word_is_cut_however_narrow_a_terminal_is(monkeypatch, capsys, width)
 def test_a_value_that_is_wider_than_a_terminal_is_folded(monkeypatch, capsys):
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     monkeypatch.setenv("COLUMNS", "40")
-    terminal.show_table((), [("identity", "x" * 64)])
+    show_table((), [("identity", "x" * 64)])
     shown = capsys.readouterr().out
     assert (shown.count("x"), "…" in shown) == (64, False)

@@ -167,6 +167,6 @@ def test_fp16_without_calibration(built: Bundle, tmp_path: Path) -> None:
         build_engines(built, ["mine"], folder=tmp_path)
     assert str(refused.value).startswith(
         f"2 of 2 engines could not be built:\n- profile mine is of fp16, and bundle {built.path} has no "
-        "calibration.json, without which that might overflow. Export it again, verified: vaedeploy export --vae sd15 "
+        "calibration.json, without which that might overflow. Export it again, verified: vaedeploy export sd15 "
         "--weights random:0"
     )

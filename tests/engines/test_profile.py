@@ -24,19 +24,34 @@ from vaedeploy.values.shapes import CORNERS, ShapeSet
 KINDS = {
     "t4": "7.5",
     "rtx2080ti": "7.5",
+    "sm75": "7.5",
     "a100": "8.0",
+    "sm80": "8.0",
     "a10": "8.6",
+    "rtx3060": "8.6",
     "rtx3090": "8.6",
+    "a40": "8.6",
+    "a6000": "8.6",
+    "sm86": "8.6",
     "orin": "8.7",
     "l4": "8.9",
+    "l40": "8.9",
     "l40s": "8.9",
+    "rtx4060": "8.9",
+    "rtx4070": "8.9",
+    "rtx4080": "8.9",
     "rtx4090": "8.9",
+    "sm89": "8.9",
     "h100": "9.0",
     "h200": "9.0",
     "b200": "10.0",
+    "rtx5070": "12.0",
+    "rtx5080": "12.0",
     "rtx5090": "12.0",
     "rtxpro6000": "12.0",
+    "sm120": "12.0",
     "gb10": "12.1",
+    "sm121": "12.1",
 }
 
 
@@ -55,7 +70,15 @@ def test_a_carried_profile_suits_every_vae_up_to_factor_64(name: str) -> None:
     for factor in (8, 16, 32, 64):
         assert profile.of_factor(factor) == (profile, [])
     assert profile.compute_capability in CAPABILITIES[profile.backend]
-    assert profile.shapes == get_profile("t4").shapes  # the smallest GPU's memory is then the limit
+    assert profile.shapes == get_profile("rtx4060" if profile.memory_gib < 11 else "t4").shapes
+
+
+def test_a_capability_has_a_profile_where_one_engine_runs_on_all_gpus_of_it() -> None:
+    of_capability = {name: p for name, p in profiles().items() if name.startswith("sm")}
+    assert {p.compute_capability for p in of_capability.values()} == set(CAPABILITIES["tensorrt-rtx"])
+    for name, profile in of_capability.items():
+        assert name == f"sm{profile.compute_capability.replace('.', '')}"
+        assert (profile.backend, profile.memory_gib) == ("tensorrt-rtx", 11)
 
 
 def test_a_carried_profile_for_a_vae_of_factor_128() -> None:
@@ -224,7 +247,7 @@ def test_an_unknown_name_and_the_nearest() -> None:
     with pytest.raises(ProfileError) as refused:
         get_profile("rtx4091")
     assert str(refused.value) == (
-        "no profile is named 'rtx4091'; the nearest are: rtx4090, rtx5090, rtx3090. To see all 15: vaedeploy profiles. "
+        "no profile is named 'rtx4091'; the nearest are: rtx4090, rtx5090, rtx4080. To see all 30: vaedeploy profiles. "
         "Your own are looked for in --profiles DIR or VAEDEPLOY_PROFILES; to begin one: "
         "vaedeploy profiles --init rtx4091 --profiles DIR"
     )

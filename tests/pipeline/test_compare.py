@@ -251,7 +251,7 @@ def test_bundles_are_compared_and_the_page_is_written(folder: Path) -> None:
     assert all(s.ms > 0 and s.least_ms <= s.ms <= s.most_ms for s in found.speeds)
     assert {(s.encoder, s.decoder) for s in found.swaps} >= {("one", "two"), ("two", "one")}
     text = (folder / "page" / "index.html").read_text()
-    assert text.index("The VAEs side by side") < text.index("Whose latents each can take") < text.index("<article>")
+    assert text.index("The VAEs side by side") < text.index("Compatible latents") < text.index("<article>")
 
 
 def test_the_command_prints_words_or_one_json_document(vaedeploy: Callable[..., Any], folder: Path) -> None:
@@ -259,7 +259,7 @@ def test_the_command_prints_words_or_one_json_document(vaedeploy: Callable[..., 
     ended = vaedeploy(*arguments)
     assert ended.code == 0
     assert re.split("  +", ended.out.splitlines()[0]) == [
-        *("VAE", "likeness, dB PSNR", "colour difference, CIEDE2000", "colour strength, %", "contrast, %"),
+        *("VAE", "PSNR, dB", "colour difference, CIEDE2000", "colour strength, %", "contrast, %"),
         *("fine detail, %", "time to encode, ms", "time to decode, ms"),
     ]
     assert "one into two: " in ended.out

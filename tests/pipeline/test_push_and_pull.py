@@ -278,7 +278,7 @@ def test_a_repository_that_is_no_bundle(hub: HubServer, client: HubClient) -> No
     assert (ended.code, ended.out) == (2, "")
     assert ended.err.endswith(
         f"Error: the hub repository {REPOSITORY} has no bundle.json, so it holds no bundle. See what it has at "
-        f"{hub.url}/{REPOSITORY}; weights become a bundle with: vaedeploy export --vae {REPOSITORY}\n"
+        f"{hub.url}/{REPOSITORY}; weights become a bundle with: vaedeploy export {REPOSITORY}\n"
     )
 
 

@@ -187,11 +187,11 @@ def test_nothing_to_restore(bundle: Bundle) -> None:
         restore_vae(bundle)
 
 
-@pytest.mark.parametrize("arguments", [[], ["--vae", "demo-mse", "--restore"]])
+@pytest.mark.parametrize("arguments", [[], ["demo-mse", "--restore"]])
 def test_one_of_two_options(vaedeploy: Callable[..., Ended], bundle: Bundle, arguments: list[str]) -> None:
     ended = vaedeploy("swap", bundle.path, *arguments)
     assert ended.code == 2
-    assert "Give either --vae or --restore." in ended.err
+    assert "Give either VAE, which says what to put in, or --restore." in ended.err
 
 
 def test_the_two_presets_have_one_contract() -> None:
@@ -202,7 +202,7 @@ def test_where_a_vae_is_belongs_to_a_vae(vaedeploy: Callable[..., Ended], tmp_pa
     for option in ("--weights", "--revision", "--subfolder"):
         ended = vaedeploy("swap", tmp_path / "demo", option, "x")
         assert ended.code == 2
-        assert f"{option} needs --vae, the VAE to put in." in ended.err
+        assert f"{option} needs VAE, which says what to put in." in ended.err
 
 
 def test_place_of_a_vae_is_given_as_for_export(vaedeploy: Callable[..., Ended], bundle: Bundle, tmp_path: Path) -> None:

@@ -148,7 +148,7 @@ def test_another_gpu(
     with VAE(engine_bundle.path) as vae:
         assert vae.backend == "onnxruntime-cpu"
     (told,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert told.startswith("tensorrt-rtx does not answer here: ")
+    assert told.startswith("tensorrt-rtx is not available: ")
     assert "it was built for compute capability 8.9, and NVIDIA T4 has 7.5" in told
     with pytest.raises(BackendError, match=r"compute capability 8.9, and NVIDIA T4 has 7.5"):
         VAE(engine_bundle.path, "tensorrt-rtx")
@@ -193,7 +193,7 @@ def test_a_profile_whose_engines_cannot_run_here_is_told_of(
     assert caplog.messages == []  # where nobody asked for engines, none is what most machines have
     with VAE(engine_bundle.path, profile="mine") as vae:
         assert repr(vae) == f"VAE({str(engine_bundle.path)!r}, tiny, {backend})"
-    assert caplog.messages == ["tensorrt-rtx does not answer here, so its engines of profile mine are not used: no GPU"]
+    assert caplog.messages == ["tensorrt-rtx is not available, so its engines of profile mine are not used: no GPU"]
     with pytest.raises(InputError, match="onnxruntime-cpu runs graphs and has no profiles"):
         VAE(engine_bundle.path, "onnxruntime-cpu", profile="mine")
 

@@ -26,7 +26,7 @@ def test_graph_that_breaks_the_contract_is_refused(tmp_path: Path) -> None:
     assert str(caught.value) == (
         f"{bundle.path / 'decoder.onnx'} takes ['image'] and gives ['latent_mean', 'latent_std']; the decoder of this "
         "bundle must take ['latent'] and give ['image', 'image_u8', 'finite']. Export it again: "
-        f"vaedeploy export --vae sd15 --weights random:0 --out {bundle.path} --force"
+        f"vaedeploy export sd15 --weights random:0 --out {bundle.path} --force"
     )
 
 

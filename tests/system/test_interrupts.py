@@ -35,7 +35,7 @@ LOST = """
 
 STEPS = {
     "telling how far it is": """
-            from vaedeploy.cli.terminal import progress_display
+            from vaedeploy.cli.progress import progress_display
             with progress_display() as progress:
                 progress("Working", 0, 2)
     """,

@@ -18,7 +18,7 @@ from engine_files import DECODER, ENCODER, SIZES, write_profile
 from host_gpu import HostPlan, stand_in
 
 from vaedeploy.bundle import Bundle, check_bundle
-from vaedeploy.cli.tables.results import verdict_lines
+from vaedeploy.cli.tables.verify import closing_lines
 from vaedeploy.errors import BundleError, InputError
 from vaedeploy.pipeline.build import build_engines
 from vaedeploy.pipeline.verify import verify_bundle
@@ -159,7 +159,7 @@ def test_openvino_is_judged_by_its_precision_and_timed_beside_onnx_runtime(
     assert {case.precision for case in report.cases} == {"bf16"}
     assert report.pace is not None
     assert report.pace > 0
-    assert f"pace: a decode takes {report.pace:.2f} of ONNX Runtime's time on this CPU" in verdict_lines(report)
+    assert f"pace: a decode takes {report.pace:.2f} of ONNX Runtime's time on this CPU" in closing_lines(report)
     name = report_name("openvino", "bf16", cpu_name())
     noted = Bundle.open(own.path)
     assert json.loads(noted.read(name))["pace"] == report.pace

@@ -17,7 +17,7 @@ from faults import to_float, wash_out
 
 from vaedeploy.bundle import Bundle
 from vaedeploy.bundle.golden import GoldenCase
-from vaedeploy.cli.tables.results import verdict_lines
+from vaedeploy.cli.tables.verify import closing_lines
 from vaedeploy.images.pixels import to_levels
 from vaedeploy.page import write_page
 from vaedeploy.verify.cases import verify_cases
@@ -66,13 +66,13 @@ def test_a_fault_is_told_in_words_and_fails_nothing_that_the_limits_allow() -> N
     decoder = report.cases[1]
     assert looks.pictures[0].candidates[0].findings[0].name == "washed out"
     assert decoder.findings
-    assert all("relative error" in failure or "likeness" in failure for failure in decoder.failures)
-    assert [line for line in verdict_lines(report) if line.startswith("seen: bf16 decoder 1x256x288: ")]
+    assert all("relative error" in failure or "PSNR" in failure for failure in decoder.failures)
+    assert [line for line in closing_lines(report) if line.startswith("visible in decoder, bf16: ")]
     assert json.loads(report.to_json())["cases"][1]["findings"] == list(decoder.findings)
 
 
 @pytest.mark.parametrize(
-    ("strength", "verdict"), [(0.0, "Verified: all 3 cases are as near"), (0.5, "Failed: 2 of 3 cases are further")]
+    ("strength", "verdict"), [(0.0, "Verified: all 3 checks passed"), (0.5, "Failed: 2 of 3 cases are further")]
 )
 def test_the_page_says_the_verdict_first_and_then_what_is_seen(tmp_path: Path, strength: float, verdict: str) -> None:
     report, looks = verify(lambda photo: wash_out(photo, strength), golden())

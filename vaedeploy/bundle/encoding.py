@@ -53,7 +53,7 @@ def decode_manifest(data: bytes, bundle: Path | str, advice: str | None = None) 
     Raises BundleError for bytes that are not JSON, another format version, unknown or missing fields, values of a wrong
     type, a seal that is not theirs, paths that leave the bundle, and graphs or engines that are not among the files.
     """
-    advice = advice or f"Export it again: vaedeploy export --vae NAME --out {shlex.quote(str(bundle))} --force"
+    advice = advice or f"Export it again: vaedeploy export NAME --out {shlex.quote(str(bundle))} --force"
     try:
         version = msgspec.json.decode(data, type=_Head).format
         if version != FORMAT:

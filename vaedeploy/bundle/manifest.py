@@ -190,7 +190,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         origin = self.vae.origin
         if origin.kind == "modules":
             return f"vaedeploy.export_vae(..., out={str(out)!r}, force=True), in Python and with your own modules"
-        words = ["vaedeploy", "export", "--vae", origin.preset or origin.config or origin.location]
+        words = ["vaedeploy", "export", origin.preset or origin.config or origin.location]
         if (origin.preset or origin.config) and origin.kind != "package" and origin.location != origin.preset:
             words += ["--weights", origin.location]
         if origin.subfolder:

@@ -108,7 +108,7 @@ def _read_manifest(address: Address, identity: str | None, progress: Progress) -
         at = f" at revision {address.revision}" if address.revision else ""
         raise BundleError(
             f"the hub repository {address.repository} has no {NAME}{at}, so it holds no bundle. See what it has at "
-            f"{hub.page(address.repository)}; weights become a bundle with: vaedeploy export --vae {address.repository}"
+            f"{hub.page(address.repository)}; weights become a bundle with: vaedeploy export {address.repository}"
         )
     address = Address(address.repository, file.revision or address.revision)
     try:

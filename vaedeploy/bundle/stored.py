@@ -26,7 +26,7 @@ def read_manifest(path: Path, folder: HeldFolder | None = None) -> Manifest:
     Raises BundleError if there is no bundle or its manifest is not valid. A bundle that a killed process had set aside
     is put back first.
     """
-    remedy = f"Make a bundle with: vaedeploy export --vae NAME --out {path}"
+    remedy = f"Make a bundle with: vaedeploy export NAME --out {path}"
     if not path.exists() and not _wait_for(path):
         if (old := set_aside(path.resolve())) is not None:
             remedy = f"A process that was killed while it replaced it left it as {old}; rename that to {path.name}"
@@ -40,7 +40,7 @@ def read_manifest(path: Path, folder: HeldFolder | None = None) -> Manifest:
             data = handle_bytes(handle, LARGEST + 1)
     except FileNotFoundError as error:
         if any(path.iterdir()):  # a bundle can be made in an empty folder, but not in this one
-            remedy = "Give a bundle's folder, or make one in another place: vaedeploy export --vae NAME --out PLACE"
+            remedy = "Give a bundle's folder, or make one in another place: vaedeploy export NAME --out PLACE"
         raise BundleError(f"{path} is not a bundle: it has no {NAME}. {remedy}") from error
     except OSError as error:
         raise BundleError(f"bundle {path}: {NAME} cannot be read: {reason(error)}") from error

@@ -8,14 +8,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vaedeploy.cli import bundles, cache, engines, graphs, hub, images, machine, serve, terminal, triton, verify
+from vaedeploy.cli import (
+    bundles,
+    cache,
+    completion,
+    engines,
+    export,
+    graphs,
+    hub,
+    images,
+    machine,
+    serve,
+    terminal,
+    triton,
+    verify,
+)
 from vaedeploy.cli.group import cli
 
 __all__ = [
     "bundles",
     "cache",
     "cli",
+    "completion",
     "engines",
+    "export",
     "graphs",
     "hub",
     "images",

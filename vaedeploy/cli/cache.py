@@ -8,28 +8,16 @@ from typing import Any
 import click
 
 from vaedeploy.cli import terminal
-from vaedeploy.cli.group import PATH, Size, bundle_argument, cli, json_option, memory_option
-
-
-class Color(click.ParamType[tuple[int, int, int]]):
-    """A colour, by its name or as #RRGGBB."""
-
-    name = "color"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int, int]:
-        from PIL import ImageColor
-
-        try:
-            red, green, blue = ImageColor.getcolor(str(value), "RGB")  # type: ignore[misc]  # of RGB it gives three
-        except ValueError:
-            self.fail(f"{value!r} is not a colour; give a name, such as white, or #RRGGBB")
-        return red, green, blue
+from vaedeploy.cli.group import cli
+from vaedeploy.cli.options import bundle_argument, json_option, memory_option, out_option
+from vaedeploy.cli.parameters import PATH, Color, Size
+from vaedeploy.cli.progress import progress_display
 
 
 @cli.command()
 @bundle_argument
 @click.argument("source", type=PATH)
-@click.option("-o", "out", required=True, type=PATH, metavar="CACHE", help="The folder of the cache; it is made.")
+@out_option("CACHE", "The folder of the cache; it is made.", required=True)
 @click.option(
     "--buckets",
     type=click.IntRange(min=1),
@@ -137,7 +125,7 @@ def cache(
         raise click.UsageError("Give one of --buckets, --size and --no-resize.")
     if bucket_step is not None and buckets is None:
         raise click.UsageError("--bucket-step needs --buckets.")
-    with terminal.progress_display() as progress:
+    with progress_display() as progress:
         cached = cache_latents(
             bundle,
             source,
@@ -175,7 +163,7 @@ def cache(
         )
     else:
         terminal.show(str(cached.path))
-        terminal.say(
+        terminal.note(
             f"{cached.pictures} pictures in {cached.shards} shards, {cached.made} of them made now; "
             f"{len(cached.failures)} pictures failed"
         )
@@ -184,7 +172,7 @@ def cache(
 
 @cli.command()
 @click.argument("cache", type=PATH)
-@click.option("-o", "out", required=True, type=PATH, metavar="DIR", help="The folder to write to; it is made.")
+@out_option("DIR", "The folder to write to; it is made.", required=True)
 @click.option(
     "--to",
     "form",
@@ -204,7 +192,7 @@ def recast(cache: Path, out: Path, form: Any, mean: bool, seed: int) -> None:
     """
     from vaedeploy.pipeline.recast import recast_cache
 
-    with terminal.progress_display() as progress:
+    with progress_display() as progress:
         written = recast_cache(cache, out, form, sample=not mean, seed=seed, progress=progress)
     terminal.show(str(out))
-    terminal.say(f"{len(written)} files written")
+    terminal.note(f"{len(written)} files written")

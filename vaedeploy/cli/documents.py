@@ -42,7 +42,7 @@ def telling_bundle(as_json: bool) -> Iterator[Made]:
         raise
     finally:
         if as_json and made.bundle is not None:
-            from vaedeploy.cli.tables.known import bundle_document
+            from vaedeploy.cli.tables.bundles import bundle_document
 
             told = {"seconds": time.monotonic() - begun, "error": None if problem is None else str(problem)}
             terminal.show_json(bundle_document(made.bundle, checked=False) | told | made.more)

@@ -9,28 +9,23 @@ import click
 
 from vaedeploy.cli import terminal
 from vaedeploy.cli.documents import telling_bundle
-from vaedeploy.cli.group import bundle_argument, cli, json_option, profiles_option
+from vaedeploy.cli.group import cli
+from vaedeploy.cli.options import build_options, bundle_argument, json_option, profiles_option
+from vaedeploy.cli.progress import progress_display
+from vaedeploy.cli.table import show_table
 
 
 @cli.command()
 @bundle_argument
-@click.option(
-    "--profile",
-    "names",
-    multiple=True,
-    required=True,
-    metavar="NAME",
-    help="Build engines for this GPU kind; vaedeploy profiles lists them. Repeatable.",
-)
+@build_options("Build engines", required=True)
 @click.option(
     "--backend",
     type=click.Choice(["tensorrt", "tensorrt-rtx"]),
     help="Build engines for this backend. [default: the backend that the profile names]",
 )
-@profiles_option
 @click.option("--force", is_flag=True, help="Build engines again even where they are up to date.")
 @json_option
-def build(bundle: Path, names: tuple[str, ...], as_json: bool, **options: Any) -> None:
+def build(bundle: Path, profiles: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """Build TensorRT engines of a bundle for one or several GPU kinds.
 
     A build needs neither PyTorch nor the weights; with tensorrt-rtx, it needs no GPU either. The command puts the
@@ -42,16 +37,16 @@ def build(bundle: Path, names: tuple[str, ...], as_json: bool, **options: Any) -
 
     \b
     Example:
-      vaedeploy build mse840k --profile rtx4090 --profile rtx5090
+      vaedeploy build mse840k --profile rtx4090,rtx5090
       vaedeploy build mse840k --profile my-gpu --profiles my-profiles
     """
-    from vaedeploy.cli.tables.known import ENGINE_COLUMNS, engine_rows
+    from vaedeploy.cli.tables.bundles import ENGINE_COLUMNS, engine_rows
     from vaedeploy.pipeline.build import build_engines
 
-    with telling_bundle(as_json) as made, terminal.progress_display() as progress:
-        made.bundle = built = build_engines(bundle, names, progress=progress, **options)
+    with telling_bundle(as_json) as made, progress_display() as progress:
+        made.bundle = built = build_engines(bundle, profiles, progress=progress, **options)
     if not as_json:
-        terminal.show_table(ENGINE_COLUMNS, engine_rows(built, names))
+        show_table(ENGINE_COLUMNS, engine_rows(built, profiles))
 
 
 @cli.command()
@@ -84,5 +79,5 @@ def profiles(name: str | None, folder: Path | None, as_json: bool) -> None:
         terminal.show_json(list(known(folder).values()))
     else:
         found = known(folder).values()
-        terminal.show_table(PROFILE_COLUMNS, profile_rows(found))
-        terminal.show("\n" + "\n".join(profile_sizes(found)))
+        show_table(PROFILE_COLUMNS, profile_rows(found))
+        terminal.show_text("\n" + "\n".join(profile_sizes(found)))

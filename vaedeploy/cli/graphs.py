@@ -9,19 +9,16 @@ from typing import Any
 import click
 
 from vaedeploy.cli import terminal
-from vaedeploy.cli.group import PATH, PRECISIONS, cli, json_option
+from vaedeploy.cli.group import cli
+from vaedeploy.cli.options import PRECISIONS, json_option, out_option
+from vaedeploy.cli.parameters import PATH
+from vaedeploy.cli.progress import progress_display
+from vaedeploy.cli.table import show_table
 
 
 @cli.command()
 @click.argument("graph", type=PATH, metavar="IN.onnx")
-@click.option(
-    "-o",
-    "out",
-    required=True,
-    type=PATH,
-    metavar="OUT.onnx",
-    help="The graph to write; its weights go to OUT.onnx.data.",
-)
+@out_option("OUT.onnx", "The graph to write; its weights go to OUT.onnx.data.", required=True)
 @click.option(
     "--target",
     type=click.Choice(["onnxruntime", "onnxruntime-cuda", "openvino", "tensorrt"]),
@@ -77,14 +74,14 @@ def optimize(graph: Path, sizes: Sequence[str], as_json: bool, **options: Any) -
     from vaedeploy.pipeline.optimize import optimize_onnx
     from vaedeploy.pipeline.optimize.inputs import parse_sizes
 
-    with terminal.progress_display() as progress:
+    with progress_display() as progress:
         optimized = optimize_onnx(graph, sizes=parse_sizes(sizes), progress=progress, **options)
     if as_json:
         terminal.show_json(optimized)
     else:
         for table in tables(optimized):
-            terminal.show_table(*table)
+            show_table(*table)
             terminal.show("")
-        terminal.show("\n".join(closing_lines(optimized)))
+        terminal.show_text("\n".join(closing_lines(optimized)))
     for warning in optimized.warnings:
         terminal.say(f"Warning: {warning}")

@@ -8,7 +8,9 @@ import click
 
 from vaedeploy.cli import terminal
 from vaedeploy.cli.documents import telling_bundle
-from vaedeploy.cli.group import PATH, bundle_argument, cli, json_option
+from vaedeploy.cli.group import cli
+from vaedeploy.cli.options import bundle_argument, json_option, out_option
+from vaedeploy.cli.progress import progress_display
 
 
 @cli.command()
@@ -34,7 +36,7 @@ def push(bundle: Path, repository: str, allow_unverified: bool, as_json: bool) -
     from vaedeploy.bundle import Bundle
     from vaedeploy.pipeline.push import push_bundle
 
-    with telling_bundle(as_json) as made, terminal.progress_display() as progress:
+    with telling_bundle(as_json) as made, progress_display() as progress:
         address = push_bundle(bundle, repository, allow_unverified=allow_unverified, progress=progress)
         made.bundle, made.more["address"] = Bundle.open(bundle, verify_hashes=False), address
     if not as_json:
@@ -43,13 +45,7 @@ def push(bundle: Path, repository: str, allow_unverified: bool, as_json: bool) -
 
 @cli.command()
 @click.argument("repository", metavar="OWNER/NAME[@REVISION]")
-@click.option(
-    "-o",
-    "--out",
-    type=PATH,
-    metavar="DIR",
-    help="The folder to create for the bundle. [default: vaedeploy's cache, one folder for each commit]",
-)
+@out_option("DIR", "The folder to create for the bundle. [default: vaedeploy's cache, one folder for each commit]")
 @click.option("--identity", metavar="HEX", help="Refuse the bundle unless its VAE has this identity.")
 @click.option("--force", is_flag=True, help="Replace a bundle that --out already holds.")
 @json_option
@@ -72,9 +68,9 @@ def pull(repository: str, out: Path | None, identity: str | None, force: bool, a
 
     if force and out is None:
         raise click.UsageError("--force needs --out.")
-    with telling_bundle(as_json) as made, terminal.progress_display() as progress:
+    with telling_bundle(as_json) as made, progress_display() as progress:
         bundle, address = pull_pinned(repository, out, identity=identity, force=force, progress=progress)
         made.bundle, made.more["address"] = bundle, str(address)
     if not as_json:
         terminal.show(str(bundle.path))
-        terminal.say(f"It is {address}")
+        terminal.note(f"It is {address}")

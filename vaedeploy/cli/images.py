@@ -9,15 +9,17 @@ import click
 
 from vaedeploy.cli import terminal
 from vaedeploy.cli.documents import converted_document
-from vaedeploy.cli.group import (
-    PATH,
+from vaedeploy.cli.group import cli
+from vaedeploy.cli.options import (
     bundle_argument,
-    cli,
     computing_options,
     json_option,
     memory_option,
+    out_option,
     workspace_option,
 )
+from vaedeploy.cli.parameters import PATH
+from vaedeploy.cli.progress import progress_display
 
 if TYPE_CHECKING:
     from vaedeploy.pipeline.codec import Converted
@@ -27,14 +29,7 @@ if TYPE_CHECKING:
 @cli.command()
 @bundle_argument
 @click.argument("image", type=PATH)
-@click.option(
-    "-o",
-    "out",
-    required=True,
-    type=PATH,
-    metavar="LATENT",
-    help="The .safetensors file to write; if IMAGE is a folder, the folder to write to.",
-)
+@out_option("LATENT", "The .safetensors file to write; if IMAGE is a folder, the folder to write to.", required=True)
 @click.option("--sample", is_flag=True, help="Draw from the encoder's distribution instead of taking its mean.")
 @click.option(
     "--seed",
@@ -78,7 +73,7 @@ def encode(
 
     if seed is not None and not sample:
         raise click.UsageError("--seed needs --sample.")
-    with terminal.progress_display() as progress, VAE(bundle, **options, progress=progress) as vae:
+    with progress_display() as progress, VAE(bundle, **options, progress=progress) as vae:
         converted = encode_files(vae, image, out, sample=sample, seed=seed, pad=pad, progress=progress)
     _tell(vae, converted, as_json)
 
@@ -86,14 +81,7 @@ def encode(
 @cli.command()
 @bundle_argument
 @click.argument("latent", type=PATH)
-@click.option(
-    "-o",
-    "out",
-    required=True,
-    type=PATH,
-    metavar="IMAGE",
-    help="The image to write; if LATENT is a folder, the folder to write PNG images to.",
-)
+@out_option("IMAGE", "The image to write; if LATENT is a folder, the folder to write PNG images to.", required=True)
 @computing_options
 @memory_option
 @workspace_option
@@ -115,7 +103,7 @@ def decode(bundle: Path, latent: Path, out: Path, as_json: bool, **options: Any)
     from vaedeploy.pipeline.codec import decode_files
     from vaedeploy.runtime import VAE
 
-    with terminal.progress_display() as progress, VAE(bundle, **options, progress=progress) as vae:
+    with progress_display() as progress, VAE(bundle, **options, progress=progress) as vae:
         converted = decode_files(vae, latent, out, progress=progress)
     _tell(vae, converted, as_json)
 

@@ -8,7 +8,11 @@ from typing import Any
 import click
 
 from vaedeploy.cli import terminal
-from vaedeploy.cli.group import Size, bundle_argument, cli, json_option
+from vaedeploy.cli.group import cli
+from vaedeploy.cli.options import bundle_argument, json_option
+from vaedeploy.cli.parameters import Size
+from vaedeploy.cli.progress import progress_display
+from vaedeploy.cli.table import show_table
 
 
 @cli.command()
@@ -28,7 +32,7 @@ def presets(as_json: bool) -> None:
     if as_json:
         terminal.show_json(list(known().values()))
     else:
-        terminal.show_table((), preset_rows(known().values()))
+        show_table((), preset_rows(known().values()))
 
 
 @cli.command()
@@ -76,13 +80,13 @@ def bench(bundle: Path, as_json: bool, **options: Any) -> None:
     from vaedeploy.cli.tables.results import BENCH_COLUMNS, bench_rows, ceiling_lines
     from vaedeploy.pipeline.bench import bench_bundle
 
-    with terminal.progress_display() as progress:
+    with progress_display() as progress:
         found = bench_bundle(bundle, progress=progress, **options)
     if as_json:
         terminal.show_json(found)
     else:
-        terminal.show_table(BENCH_COLUMNS, bench_rows(found), numbers=BENCH_COLUMNS[4:8])
-        terminal.show("\n".join(ceiling_lines(found)))
+        show_table(BENCH_COLUMNS, bench_rows(found), numbers=BENCH_COLUMNS[4:8])
+        terminal.show_text("\n".join(ceiling_lines(found)))
 
 
 @cli.command()
@@ -104,6 +108,6 @@ def doctor(as_json: bool) -> None:
     if as_json:
         terminal.show_json(diagnosis)
     else:
-        terminal.show_table((), diagnosis_rows(diagnosis))
+        show_table((), diagnosis_rows(diagnosis))
     for warning in diagnosis.warnings:
         terminal.say(f"Warning: {warning}")

@@ -9,7 +9,9 @@ from typing import Any
 import click
 
 from vaedeploy.cli import terminal
-from vaedeploy.cli.group import MemorySize, Size, cli, computing_options, memory_option
+from vaedeploy.cli.group import cli
+from vaedeploy.cli.options import computing_options, memory_option
+from vaedeploy.cli.parameters import MemorySize, Size
 from vaedeploy.errors import OutputError
 from vaedeploy.system.interrupts import Stopped
 

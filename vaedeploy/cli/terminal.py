@@ -9,23 +9,39 @@ from __future__ import annotations
 import io
 import logging
 import os
+import re
 import shutil
 import signal
 import sys
 import textwrap
-import time
 import traceback
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from typing import NoReturn, TextIO
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Literal, NoReturn, TextIO
 
 import click
 
 from vaedeploy.errors import OutputError, VaedeployError
-from vaedeploy.system.interrupts import SIGNALLED, Stopped, remembering, stop_if_interrupted
-from vaedeploy.system.progress import Progress
+from vaedeploy.system.interrupts import SIGNALLED, Stopped, remembering
 from vaedeploy.system.text import encodable, printable
+
+LOUDNESS = "vaedeploy.loudness"
+"""Where a click context keeps which of -v and -q was given."""
+
+Loudness = Literal["verbose", "normal", "quiet"]
+
+COLORS = {"passed": "green", "verified": "green", "Warning": "yellow", "unverified": "yellow", "Error": "red"}
+COLORS |= {"FAILED": "red"}
+"""Word -> its colour on a terminal, where it begins a line or is a cell of a table."""
+
+OPENING = re.compile(rf"^({'|'.join(COLORS)})\b", re.MULTILINE)
+
+COMMAND = re.compile(r"(?<=[Rr]un: )\S.*?(?=\.? *$|\. [A-Z(]|; |, or )", re.MULTILINE)
+"""A command in a sentence, which is copied from a terminal, and so is not broken there."""
+
+JOINED = "\0"
+"""Stands for a space at which a line is not broken. ``printable`` leaves none in a text."""
 
 
 def run(command: click.Command, arguments: Sequence[str] | None) -> int:
@@ -38,7 +54,9 @@ def run(command: click.Command, arguments: Sequence[str] | None) -> int:
         with remembering():
             result = command.main(arguments, prog_name="vaedeploy", standalone_mode=False)
     except click.ClickException as error:
-        error.show()
+        told = io.StringIO()
+        error.show(told)
+        say(told.getvalue().rstrip())
         return error.exit_code
     except SystemExit:
         if sys.stdout is stdout:
@@ -83,23 +101,84 @@ def leave(code: int) -> NoReturn:
 
 
 def say(message: str) -> None:
-    """Write a line for people to stderr. What a terminal would obey, such as an escape, is shown and not sent."""
+    """Write sentences for people to stderr: an error, a warning, or what came of the work. What a terminal would obey,
+    such as an escape, is shown and not sent.
+    """
     try:
-        click.echo(printable(message), err=True)
+        click.echo(_dressed(printable(message), sys.stderr), err=True)
     except BrokenPipeError:
         _silence(sys.stderr)
 
 
+def note(message: str) -> None:
+    """Write sentences to stderr that can be missed, such as what to run next. -q leaves them out."""
+    if not is_quiet():
+        say(message)
+
+
+def is_quiet() -> bool:
+    """Whether -q was given."""
+    return _loudness() == "quiet"
+
+
+def is_verbose() -> bool:
+    """Whether -v was given."""
+    return _loudness() == "verbose"
+
+
+def _loudness() -> Loudness:
+    context = click.get_current_context(silent=True)
+    chosen: Loudness = context.meta.get(LOUDNESS, "normal") if context else "normal"
+    return chosen
+
+
 def show(line: str) -> None:
-    """Write a line of the result to stdout. What a terminal would obey, such as an escape, is shown and not sent.
+    """Write a line of the result to stdout, as it is: a path, or JSON. What a terminal would obey, such as an escape,
+    is shown and not sent.
 
     Raises OutputError where stdout cannot be written to, such as a file on a full disk. A reader that has gone is no
     error, see ``run``.
     """
-    _write(printable(line))
+    write(printable(line))
 
 
-def _write(line: str) -> None:
+def show_text(text: str) -> None:
+    """Write sentences of the result to stdout, as ``show`` does, wrapped between words on a terminal."""
+    write(_dressed(printable(text), sys.stdout))
+
+
+def _dressed(text: str, stream: TextIO | None) -> str:
+    """``text`` as ``stream`` shows it: on a terminal with colours and wrapped between words, elsewhere as it is."""
+    if stream is None or not stream.isatty():
+        return text
+    text = "\n".join(_wrapped(line, width_of(stream)) for line in text.split("\n"))
+    if not has_colors():
+        return text
+    return OPENING.sub(lambda word: click.style(word[0], fg=COLORS[word[0]], bold=True), text)
+
+
+def _wrapped(line: str, width: int) -> str:
+    indent = " " * (len(line) - len(line.lstrip()) + 2 * line.lstrip().startswith("- "))
+    joined = COMMAND.sub(lambda command: command[0].replace(" ", JOINED), line)
+    lines = textwrap.wrap(joined, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    return "\n".join(lines).replace(JOINED, " ")
+
+
+def has_colors() -> bool:
+    """Whether a terminal is to be sent colours: not where NO_COLOR is set (no-color.org), or it has none."""
+    return not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def width_of(stream: TextIO) -> int:
+    """The width of a terminal in characters; COLUMNS overrules it. 80 where it is not known."""
+    try:
+        return int(os.environ.get("COLUMNS", "")) or os.get_terminal_size(stream.fileno()).columns or 80
+    except (OSError, ValueError):
+        return shutil.get_terminal_size().columns
+
+
+def write(line: str) -> None:
+    """Write a line to stdout. Raises OutputError as ``show`` does."""
     if sys.stdout is None:  # it was closed before Python started
         raise OutputError("cannot write the result to stdout: it is closed")
     try:
@@ -137,68 +216,9 @@ def _encodable(value: object) -> object:
     return value
 
 
-def show_table(headers: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[str] = ()) -> None:
-    """Write a table to stdout.
-
-    headers: the names of the columns; empty for a table without a header. numbers: the names of the columns that are
-        aligned to the right.
-
-    Cells wrap between words, and on a terminal only. A terminal that is too narrow for its columns' longest words
-    shows each row as a paragraph.
-    """
-    terminal = sys.stdout is not None and sys.stdout.isatty()
-    # Other programs read a pipe by lines, so a row must stay one line there.
-    width = shutil.get_terminal_size().columns if terminal else 10_000
-    rows = [[printable(cell) for cell in row] for row in rows]
-    lines: Iterable[str]
-    if headers and sum(_least_widths(headers, rows)) + 2 * len(headers) > width:
-        lines = _paragraphs(headers, rows, width)
-    else:
-        lines = _table(headers, rows, numbers, width, terminal)
-    for line in lines:
-        _write(line.rstrip())
-
-
-def _least_widths(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> list[int]:
-    """The length of each column's longest word, in characters: a narrower column would cut it."""
-    columns = zip(*([headers] if headers else []), *rows, strict=True)
-    return [max((len(word) for cell in column for word in cell.split()), default=0) for column in columns]
-
-
-def _paragraphs(headers: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> Iterator[str]:
-    """The lines of a table whose rows are paragraphs.
-
-    The first cell of a row is a name that people type again, so it has a line of its own and is never cut.
-    """
-    for name, *cells in rows:
-        details = "; ".join(f"{header}: {cell}" for header, cell in zip(headers[1:], cells, strict=True) if cell)
-        yield name
-        yield from textwrap.wrap(details, width, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
-
-
-def _table(
-    headers: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[str], width: int, styled: bool
-) -> list[str]:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False, header_style="bold", show_header=bool(headers))
-    if headers:
-        for header, width_of_word in zip(headers, _least_widths(headers, rows), strict=True):
-            table.add_column(header, justify="right" if header in numbers else "left", min_width=width_of_word)
-    else:
-        for index in range(len(rows[0])):
-            table.add_column(no_wrap=index == 0, overflow="fold")
-    for row in rows:
-        table.add_row(*map(Text, row))
-    text_of_table = io.StringIO()
-    Console(file=text_of_table, highlight=False, width=width, force_terminal=styled).print(table)
-    return text_of_table.getvalue().splitlines()
-
-
-def configure(verbose: bool) -> None:
-    """Write vaedeploy's warnings and logs to stderr, one line each; with ``verbose``, those of all packages."""
+def configure(loudness: Loudness) -> None:
+    """Write vaedeploy's warnings and logs to stderr, a line each; where it is verbose, those of all packages."""
+    verbose = loudness == "verbose"
 
     def show_warning(message: Warning | str, category: type[Warning], *where: object, **more: object) -> None:
         if verbose or category.__module__.startswith("vaedeploy"):
@@ -218,51 +238,3 @@ class _LogLines(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         trace = "\n" + "".join(traceback.format_exception(*record.exc_info)).rstrip() if record.exc_info else ""
         say(f"{record.levelname.capitalize()}: {record.getMessage()}{trace}")
-
-
-@contextmanager
-def progress_display() -> Iterator[Progress]:
-    """A context with a Progress that draws bars on stderr. Where stderr is not a terminal, it writes a line when a step
-    starts, and another when it ends. What calls it is stopped there once a signal has asked for that.
-    """
-    if not sys.stderr.isatty():
-        yield _lines()
-        return
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
-    from rich.progress import Progress as Bars
-
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
-    console = Console(file=sys.stderr)  # the stream itself: sys.stderr is redirected while PyTorch traces
-    console.width -= len("^C")  # a terminal echoes that on Ctrl-C; a full line would overflow into a second one
-    # rich would redirect stdout as well, which is for results.
-    with Bars(*columns, TimeElapsedColumn(), console=console, redirect_stdout=False) as bars:
-        tasks: dict[str, TaskID] = {}
-
-        def draw(what: str, done: float, total: float) -> None:
-            stop_if_interrupted()
-            if what not in tasks:
-                tasks[what] = bars.add_task(escape(printable(what)), total=total)
-            bars.update(tasks[what], completed=done, total=total)
-            if done >= total:
-                del tasks[what]
-
-        yield draw
-
-
-def _lines() -> Progress:
-    started: dict[str, float] = {}
-
-    def write(what: str, done: float, total: float) -> None:
-        stop_if_interrupted()
-        if what not in started and done >= total:  # the step had nothing to do
-            say(what)
-            return
-        if what not in started:
-            started[what] = time.monotonic()
-            say(f"{what} ...")
-        if done >= total:
-            say(f"{what}: done in {time.monotonic() - started.pop(what):.1f} s")
-
-    return write

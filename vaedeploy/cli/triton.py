@@ -10,12 +10,14 @@ import click
 
 from vaedeploy.cli import terminal
 from vaedeploy.cli.documents import telling_bundle
-from vaedeploy.cli.group import PATH, bundle_argument, cli, json_option
+from vaedeploy.cli.group import cli
+from vaedeploy.cli.options import bundle_argument, json_option, out_option
+from vaedeploy.cli.progress import progress_display
 
 
 @cli.command()
 @bundle_argument
-@click.option("--out", "-o", required=True, type=PATH, metavar="REPOSITORY", help="The folder to create.")
+@out_option("REPOSITORY", "The folder to create.", required=True)
 @click.option("--name", metavar="NAME", help="What the models are called. [default: what the bundle calls its VAE]")
 @click.option(
     "--bundle-at",
@@ -61,12 +63,12 @@ def triton(bundle: Path, out: Path, as_json: bool, **options: Any) -> None:
     from vaedeploy.bundle import Bundle
     from vaedeploy.pipeline.triton import write_triton
 
-    with telling_bundle(as_json) as made, terminal.progress_display() as progress:
+    with telling_bundle(as_json) as made, progress_display() as progress:
         models = write_triton(bundle, out, progress=progress, **options)
         made.bundle = Bundle.open(bundle, verify_hashes=False)
         made.more |= {"repository": str(out), "models": [model.name for model in models]}
     if not as_json:
         terminal.show("\n".join(map(str, models)))
     if not options["native"]:
-        terminal.say('Their Python needs vaedeploy: pip install "vaedeploy[cpu]", or [cuda] or [tensorrt] for a GPU')
-    terminal.say(f"To serve them, run: tritonserver --model-repository {shlex.quote(str(out))}")
+        terminal.note('Their Python needs vaedeploy: pip install "vaedeploy[cpu]", or [cuda] or [tensorrt] for a GPU')
+    terminal.note(f"To serve them, run: tritonserver --model-repository {shlex.quote(str(out))}")

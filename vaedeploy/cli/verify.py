@@ -9,17 +9,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vaedeploy.cli import terminal
-from vaedeploy.cli.group import (
-    PATH,
-    PRECISIONS,
-    bundle_argument,
-    cli,
-    json_option,
-    keep_result,
-    page_option,
-    photos_option,
-    tell_page,
-)
+from vaedeploy.cli.group import cli
+from vaedeploy.cli.options import PRECISIONS, bundle_argument, json_option, keep_result, photos_option, tell_page
+from vaedeploy.cli.parameters import BACKEND, PATH, PROFILE
+from vaedeploy.cli.progress import progress_display
+from vaedeploy.cli.table import show_table
 from vaedeploy.errors import VerificationError
 
 if TYPE_CHECKING:
@@ -37,11 +31,13 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--backend",
+    type=BACKEND,
     metavar="NAME",
     help="Check what this backend computes on this machine, instead of the graphs in ONNX Runtime on the CPU.",
 )
 @click.option(
     "--profile",
+    type=PROFILE,
     metavar="NAME",
     help="With --backend: check only the engines that were built for this GPU profile.",
 )
@@ -60,7 +56,7 @@ if TYPE_CHECKING:
 @click.option("--no-note", is_flag=True, help="Leave the bundle as it is, and write no verdict into it.")
 @click.option("--junit", type=PATH, metavar="FILE", help="Also write the cases to this file, as JUnit's XML.")
 @click.option("--bisect", is_flag=True, help="Also find the first tensors that go wrong, and what to do about them.")
-@page_option
+@click.option("--report", "page", type=PATH, metavar="DIR", help="Also write an HTML page with images, DIR/index.html.")
 @json_option
 def verify(
     bundle: Path,
@@ -75,9 +71,10 @@ def verify(
 ) -> None:
     """Compare a bundle with PyTorch, and mark it verified or not.
 
-    The command runs the bundle's graphs on the CPU and compares their outputs with PyTorch's in float64. It prints each
-    case with its metrics, the faults that a person would see, and the verdict, and writes the verdict into the bundle,
-    unless --no-note is given. The exit code is 3 if a case exceeds a limit.
+    The command runs the bundle's graphs on the CPU and compares their outputs with PyTorch's in float64. It prints a
+    verdict for each half and form of graph, with the cause if it failed, the cases that failed, and the differences
+    that a person would see; -v prints all cases. It writes the verdict into the bundle, unless --no-note is given. The
+    exit code is 3 if a case exceeds a limit.
 
     With --backend, it runs the bundle's engines or graphs on this machine's GPU, or the graphs in OpenVINO. It compares
     them with the bundle's verified float32 graph on the CPU, or with PyTorch in float32 on the GPU if --weights is
@@ -117,49 +114,54 @@ def verify(
     )
     if junit is not None:
         write_file(junit, junit_xml(report, bundle.resolve().name))
-    if not as_json:
-        _show_report(report)
-    elif not bisect:
-        terminal.show_json(report.to_document())
-    code = tell_page(options["page"], problem)
     if bisect:
         _bisect(bundle, report, as_json)
+    elif as_json:
+        terminal.show_json(report.to_document())
+    else:
+        _show_report(report)
+    code = tell_page(options["page"], problem)
     if not report.passed:
         if backend is None and not bisect:
-            terminal.say(f"To find where the graphs go wrong, run: vaedeploy verify {bundle} --bisect")
+            terminal.note(f"To find where the graphs go wrong, run: vaedeploy verify {bundle} --bisect")
         code = VerificationError.exit_code
     sys.exit(code)
 
 
-def _show_report(report: Report) -> None:
-    from vaedeploy.cli.tables.results import CASE_COLUMNS, case_rows, verdict_lines
+def _show_report(report: Report, found: Bisection | None = None) -> None:
+    """Show a verdict for each part and form, then the cases that failed, or all of them after -v."""
+    from vaedeploy.cli.tables.verify import case_table, closing_lines, verdict_rows
+    from vaedeploy.verify.verdicts import find_verdicts
 
-    terminal.show_table(CASE_COLUMNS, case_rows(report), numbers=CASE_COLUMNS[4:-1])
-    terminal.show("\n".join(verdict_lines(report)))
+    verdicts = find_verdicts(report, found)
+    show_table((), verdict_rows(verdicts))
+    for verdict in verdicts:
+        cases = [case for case in verdict.cases if terminal.is_verbose() or not case.passed]
+        if cases:
+            terminal.show_text(f"\n{verdict.name}")
+            heads, rows = case_table(cases)
+            show_table(heads, rows, numbers=heads[2:-1])
+    terminal.show_text("\n".join(("", *closing_lines(report))))
 
 
 def _bisect(bundle: Path, report: Report, as_json: bool) -> None:
-    """Bisect the graphs and show the result below the report. As JSON, report and bisection are one document."""
+    """Bisect the graphs and show the result with the report. As JSON, report and bisection are one document."""
+    from vaedeploy.cli.tables.bisect import STEP_COLUMNS, step_rows
     from vaedeploy.verify.advice import advise
     from vaedeploy.verify.bisect import bisect_bundle
 
-    document = report.to_document()
+    document, found = report.to_document(), None
     try:
-        with terminal.progress_display() as progress:
+        with progress_display() as progress:
             found = bisect_bundle(bundle, report, progress=progress)
         document["bisection"] = {"traces": found.traces, "advice": advise(found, report)}
-    finally:
-        if as_json:  # the report is shown even where the bisection fails
+    finally:  # the report is shown even where the bisection fails
+        if as_json:
             terminal.show_json(document)
+        else:
+            _show_report(report, found)
     if not as_json:
-        _show_bisection(report, found)
-
-
-def _show_bisection(report: Report, found: Bisection) -> None:
-    from vaedeploy.cli.tables.bisect import STEP_COLUMNS, step_rows
-    from vaedeploy.verify.advice import advise
-
-    terminal.show("")
-    if rows := step_rows(found):
-        terminal.show_table(STEP_COLUMNS, rows, numbers=STEP_COLUMNS[6:])
-    terminal.show("\n".join(advise(found, report)))
+        terminal.show("")
+        if rows := step_rows(found):
+            show_table(STEP_COLUMNS, rows, numbers=STEP_COLUMNS[6:])
+        terminal.show_text("\n".join(advise(found, report)))

@@ -97,11 +97,6 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
                 "it must be fp16 or fp32"
             )
 
-    @property
-    def builder(self) -> str:
-        """The backend, and whether it builds only on a GPU of this profile."""
-        return f"{self.backend}, on that GPU alone" if self.backend == "tensorrt" else self.backend
-
     def check_backend(self, backend: Backend) -> None:
         """Raise ValueError if ``backend`` does not build for this compute capability."""
         valid = [name for name, capabilities in CAPABILITIES.items() if self.compute_capability in capabilities]

@@ -132,6 +132,15 @@ def _read(source: Path | io.BytesIO, name: Path | str, opacity: bool, most: int)
         return _pixels(image, opacity, name)
 
 
+def format_of(path: Path) -> str | None:
+    """The format of an image file, as Pillow names it; None where the file is no image that can be read."""
+    try:
+        with opened(path, path) as image:
+            return image.format
+    except (ImageError, OSError):
+        return None
+
+
 @contextmanager
 def opened(source: Path | IO[bytes], name: Path | str, most: int = MOST_PIXELS) -> Iterator[Image.Image]:
     """Context with an image that Pillow has opened, and not decoded yet. name: for messages.

@@ -22,6 +22,9 @@ from vaedeploy.values.latent import LatentSpec, frames_text
 LATENT_KEY = "latent"
 """The name of the latent's tensor in a latent file."""
 
+LISTED = 3
+"""How many of a file's tensors a message names."""
+
 FLOATS: dict[str, np.dtype[Any]] = {"F16": np.dtype("<f2"), "F32": np.dtype("<f4"), "F64": np.dtype("<f8")}
 """The types that a latent has in a file, as safetensors names them."""
 
@@ -90,7 +93,12 @@ def latent_from_bytes(data: bytes, name: str) -> LatentFile:
 
 def _check_names(name: Path | str, names: Iterable[str]) -> None:
     if LATENT_KEY not in names:
-        raise LatentError(f"{name} has no tensor {LATENT_KEY!r}; it has {', '.join(sorted(names)) or 'none'}")
+        first = sorted(names)
+        others = f" and {len(first) - LISTED} more" if len(first) > LISTED else ""
+        raise LatentError(
+            f"{name} has no tensor {LATENT_KEY!r}, and so is no latent file; it has "
+            f"{', '.join(first[:LISTED]) or 'none'}{others}"
+        )
 
 
 def _check_tensor(name: Path | str, dtype: str, sides: Iterable[int]) -> None:

@@ -93,7 +93,7 @@ def tone_chart(candidates: Sequence[Candidate]) -> Chart:
     levels = (0, 64, 128, 192, 255)
     return Chart(
         "Tones",
-        "What becomes of each brightness, black on the left. A line on the dashed diagonal means no change; a "
+        "The tone curve, black on the left. A line on the dashed diagonal means no change; a "
         "flatter line means less contrast.",
         "level in the reference (0 black, 255 white)",
         "level in the candidate",

@@ -61,7 +61,7 @@ DETAIL = Measure(
 
 MEASURES = (
     Measure(
-        Column("Likeness", "dB PSNR", "Higher is closer. From 40 on no difference is seen."),
+        Column("PSNR", "dB", "Higher is closer. From 40 on no difference is seen."),
         lambda q: q.error.psnr,
         "{:.1f}",
         "identical",

@@ -9,7 +9,7 @@ from vaedeploy.bundle import Bundle
 from vaedeploy.system.text import printable
 from vaedeploy.values.latent import COLORS, LatentSpec, numbers_text
 from vaedeploy.values.words import counted
-from vaedeploy.verify.words import METRIC_WORDS, amount
+from vaedeploy.verify.words import METRIC_WORDS, amount, name_of
 
 MARK = "<!-- vaedeploy push wrote this card, and writes it anew. Remove this line to keep what you write. -->"
 
@@ -85,7 +85,7 @@ def _verification(bundle: Bundle) -> str:
     if verification is None:
         return "no"
     worst = ", ".join(
-        f"{METRIC_WORDS[metric][0].lower()} {amount(metric, value)}"
+        f"{name_of(metric)} {amount(metric, value)}"
         for metric, value in verification.worst.items()
         if metric in METRIC_WORDS
     )

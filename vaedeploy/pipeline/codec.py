@@ -10,11 +10,12 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from vaedeploy.errors import InputError, LatentError, OutputError, SizeError, VaedeployError
+from vaedeploy.errors import ImageError, InputError, LatentError, OutputError, SizeError, VaedeployError
 from vaedeploy.images.files import (
     WRITE_OPTIONS,
     check_image_name,
     files_in,
+    format_of,
     image_suffixes,
     read_image,
     write_image,
@@ -93,6 +94,8 @@ def encode_files(
 
     def encode(file: Path, target: Path) -> None:
         nonlocal said
+        if file.suffix == LATENT:
+            raise ImageError(f"{file} is no image: {LATENT} files hold latents, which vaedeploy decode takes")
         image = read_image(file, opacity=rgba)
         if rgba and not has_opacity(image):
             image = with_opacity(image)
@@ -132,6 +135,8 @@ def decode_files(vae: VAE, source: Path, out: Path, *, progress: Progress = sile
     vae_info = vae.manifest.vae
 
     def decode(file: Path, target: Path) -> None:
+        if file.suffix != LATENT and (form := format_of(file)):
+            raise LatentError(f"{file} is an image ({form}), and no latent file; vaedeploy encode takes images")
         read = read_latent(file)
         if len(read.latent) != 1:
             raise LatentError(

@@ -24,7 +24,7 @@ from vaedeploy.source import find_source, load_source
 from vaedeploy.system.arguments import as_list
 from vaedeploy.system.heap import collect_garbage
 from vaedeploy.system.progress import Progress, silent
-from vaedeploy.values.kinds import ImageInput, Part, Precision, Target
+from vaedeploy.values.kinds import Backend, ImageInput, Part, Precision, Target
 from vaedeploy.values.latent import RGB, RGBA
 from vaedeploy.values.words import counted
 from vaedeploy.verify.graphs import verify_graphs
@@ -32,6 +32,7 @@ from vaedeploy.verify.looks import make_looks
 from vaedeploy.verify.reference import compute_golden
 from vaedeploy.verify.report import Report, summary
 from vaedeploy.verify.shapes import verification_shapes
+from vaedeploy.verify.verdicts import find_verdicts
 from vaedeploy.version import __version__
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ def export_vae(
     private: bool = False,
     profiles: Sequence[str] = (),
     profile_folder: str | Path | None = None,
+    profile_backend: Backend | None = None,
     progress: Progress = silent,
 ) -> Bundle:
     """Export a VAE to ONNX graphs, verify them against PyTorch, and put all of it into a bundle.
@@ -92,7 +94,7 @@ def export_vae(
         through get opacity where the VAE's images have it, see ``docs/verification.md``.
     private: keep only the name of the weights' file or folder in the bundle, and not where it is.
     profiles: GPU profiles to build engines for once the bundle is verified. profile_folder: where profiles of your own
-        are, see ``build_engines``.
+        are. profile_backend: builds them instead of the backend that each profile names. See ``build_engines``.
     progress: is told how far each stage is, see ``Progress``.
 
     Raises VerificationError, which holds the report, where a limit is missed; the bundle is at ``out`` then, marked
@@ -109,7 +111,7 @@ def export_vae(
         raise InputError(f"name is {name!r}; it must be a name that a folder can have, such as my-vae")
     # Refuses bad weights before PyTorch is loaded, which takes seconds.
     source = find_source(vae, weights, revision=revision, subfolder=subfolder)
-    jobs = _plan_builds(profiles, profile_folder)
+    jobs = _plan_builds(profiles, profile_folder, profile_backend)
     kept = tuple(as_list("keep_fp32", keep_fp32))
     if kept and {precision, *(job.profile.precision for job in jobs)} == {"fp32"}:
         raise InputError("keep_fp32 is for half precision, and everything here is fp32; leave it out")
@@ -179,13 +181,15 @@ def _check_forms(forms: Sequence[Target], precision: Precision, rewrite: bool) -
             )
 
 
-def _plan_builds(profiles: Sequence[str], folder: str | Path | None) -> tuple[Job, ...]:
+def _plan_builds(profiles: Sequence[str], folder: str | Path | None, backend: Backend | None) -> tuple[Job, ...]:
     """The builds that ``profiles`` ask for, checked now so that they fail before the long work and not after it."""
     if not as_list("profiles", profiles):
+        if backend is not None:
+            raise InputError("profile_backend builds engines; give profiles too (--profile)")
         return ()
     from vaedeploy.engines.plan import plan_builds
 
-    return plan_builds(profiles, folder=folder)
+    return plan_builds(profiles, backend=backend, folder=folder)
 
 
 def _manifest(
@@ -204,11 +208,11 @@ def _manifest(
 
 
 def _verdict(bundle: Bundle, report: Report) -> str:
-    failed = [case for case in report.cases if not case.passed]
-    first = failed[0]
-    cases = counted(len(report.cases), "case")
+    failed = sum(not case.passed for case in report.cases)
+    causes = "".join(f"\n- {verdict.sentence}" for verdict in find_verdicts(report) if not verdict.passed)
     return (
-        f"bundle {bundle.path} failed its verification in {len(failed)} of {cases} and is marked unverified. "
-        f"First: {first.part}, {first.name}, {first.output}: {'; '.join(first.failures)}. "
-        f"All of them: {bundle.path / REPORT}. Where it goes wrong: vaedeploy verify {bundle.path} --bisect"
+        f"bundle {bundle.path} failed its verification in {failed} of {counted(len(report.cases), 'case')} and is "
+        f"marked unverified:{causes}\n"
+        f"All cases are in {bundle.path / REPORT}. To find where it goes wrong, run: vaedeploy verify {bundle.path} "
+        "--bisect"
     )

@@ -108,7 +108,7 @@ def swap_vae(
             failed = sum(not case.passed for case in error.report.cases)
             raise VerificationError(
                 f"{reference.name} failed its verification in {failed} of {len(error.report.cases)} cases, so bundle "
-                f"{old.path} keeps the VAE that it has. To see them: vaedeploy export --vae {vae} --out PLACE",
+                f"{old.path} keeps the VAE that it has. To see them: vaedeploy export {vae} --out PLACE",
                 error.report,
             ) from error
         _check_architecture(old, new)

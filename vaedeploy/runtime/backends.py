@@ -71,7 +71,7 @@ def find_candidates(bundle: Bundle, asked: Settings) -> list[Candidate]:
         warn = name in ENGINES and engine_names(bundle, name, asked.profile) and expected
         unused = "" if asked.profile is None else f", so its engines of profile {asked.profile} are not used"
         level = logging.WARNING if warn else logging.INFO
-        log.log(level, "%s does not answer here%s: %s", name, unused if warn else "", reason)
+        log.log(level, "%s is not available%s: %s", name, unused if warn else "", reason)
     return [candidate for candidates in found.values() for candidate in candidates]
 
 

@@ -16,7 +16,7 @@ from vaedeploy.system.hashing import file_sha256
 from vaedeploy.system.text import shown
 from vaedeploy.values.words import counted
 
-LISTED = 10
+LISTED = 3
 """Number of names that a message lists; it only counts the others."""
 
 VAE_PREFIXES = ("first_stage_model.", "vae.")

@@ -105,15 +105,12 @@ def misfit(found: Found, plan: Plan, tensors: Mapping[str, Stored], matched: Fit
 def _no_vae(found: Found, tensors: Mapping[str, Stored]) -> str:
     kind = kind_of(tensors)
     names = f"its tensors are named {checkpoint.listed(tensors)}" if tensors else "it holds no tensors"
+    what = f"it looks like {kind}" if kind else names
     if kind is None and found.config is None and any(name.startswith("decoder.") for name in tensors):
         advice = "A VAE that is none of the presets' loads from a diffusers folder with its config.json: --vae FOLDER"
     else:
         advice = "Give the VAE's own weights, or a checkpoint with them in it"
-    return (
-        f"{found.where} holds no VAE that can be loaded: "
-        + (f"it looks like {kind}; " if kind else "")
-        + f"{names}. {advice}"
-    )
+    return f"{found.where} holds no VAE that can be loaded: {what}. {advice}"
 
 
 def file_plan(found: Found, tensors: Mapping[str, Stored]) -> tuple[Plan, Fit]:

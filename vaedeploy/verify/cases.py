@@ -19,7 +19,7 @@ from vaedeploy.values.kinds import Precision
 from vaedeploy.verify.limits import LIMITS, Limit
 from vaedeploy.verify.looks import Looks
 from vaedeploy.verify.report import Case
-from vaedeploy.verify.words import METRIC_WORDS, amount
+from vaedeploy.verify.words import amount, name_of
 
 Outputs = Mapping[str, NDArray[Any]]
 
@@ -143,7 +143,7 @@ def _case(
     for limit in limits:
         value = metrics.get(limit.metric)
         if not limit.allows(value):
-            name = METRIC_WORDS[limit.metric][0].lower()
+            name = name_of(limit.metric)
             failures = [*failures, f"{name} is {amount(limit.metric, value)}; it must be {limit.words}"]
     batch, height, width, _ = golden.photo.shape
     return Case(

@@ -7,7 +7,7 @@ from typing import Literal
 import msgspec
 
 from vaedeploy.values.kinds import Precision
-from vaedeploy.verify.words import METRIC_WORDS, amount
+from vaedeploy.verify.words import amount, name_of
 
 Metric = Literal["rel_l2", "max_levels", "within_one_level", "psnr"]
 
@@ -53,5 +53,5 @@ def bound_of(precision: Precision, metric: Metric) -> float:
 
 def limits_line(precision: Precision) -> str:
     """All limits of a precision, in words."""
-    limits = ", ".join(f"{METRIC_WORDS[limit.metric][0].lower()} {limit.words}" for limit in LIMITS[precision])
+    limits = ", ".join(f"{name_of(limit.metric)} {limit.words}" for limit in LIMITS[precision])
     return f"Limits of {precision}: {limits}"

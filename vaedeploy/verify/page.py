@@ -55,7 +55,7 @@ def _verdict(report: Report) -> str:
         return f"Failed: {failed} of {counted(len(report.cases), 'case')} are further from PyTorch than allowed"
     if _seen(report):
         return f"Verified: all {len(report.cases)} cases are within their limits, but something can be seen"
-    return f"Verified: all {len(report.cases)} cases are as near to PyTorch as they must be"
+    return f"Verified: all {len(report.cases)} checks passed"
 
 
 def _tone(report: Report) -> Tone:
@@ -106,7 +106,7 @@ def _row(case: Case) -> tuple[Cell, ...]:
 
 
 def _cell(case: Case, metric: str) -> Cell:
-    """A metric's cell. Identical images sort as the best likeness, and outputs without pixels below all others."""
+    """A metric's cell. Identical images sort as the highest PSNR, and outputs without pixels below all others."""
     text, value = metric_text(case, metric), getattr(case, metric)
     if value is None:
         value = math.inf if text else -math.inf

@@ -13,7 +13,7 @@ METRIC_WORDS: dict[str, tuple[str, str]] = {
     "rel_l2": ("Relative error", "L2"),
     "max_abs": ("Largest error", "output's units"),
     "mean_abs": ("Mean error", "output's units"),
-    "psnr": ("Likeness", "dB PSNR"),
+    "psnr": ("PSNR", "dB"),
     "pixels_off": ("Pixels that differ", "% of values"),
     "within_one_level": ("Share within one level", "% of values"),
     "max_levels": ("Largest difference", "of 255 levels"),
@@ -22,6 +22,12 @@ METRIC_WORDS: dict[str, tuple[str, str]] = {
 
 METRICS = ("rel_l2", "max_abs", "psnr", "pixels_off", "max_levels")
 """The metrics that a table shows of each case, in the terminal and on the page."""
+
+
+def name_of(metric: str) -> str:
+    """A metric's name within a sentence."""
+    name = METRIC_WORDS[metric][0]
+    return name if name.isupper() else name.lower()
 
 
 def amount(metric: str, value: float | None) -> str:

@@ -1,4 +1,4 @@
-"""Rows of text for the results of ``verify``, ``bench``, ``compare`` and ``swap``."""
+"""Rows of text for the results of ``bench``, ``compare`` and ``swap``."""
 
 from __future__ import annotations
 
@@ -6,25 +6,14 @@ from typing import TYPE_CHECKING
 
 from vaedeploy.bundle import Bundle
 from vaedeploy.values.shapes import size_text
-from vaedeploy.values.words import counted
-from vaedeploy.verify.limits import limits_line
-from vaedeploy.verify.words import METRIC_WORDS, METRICS, metric_text
 
 if TYPE_CHECKING:
     from vaedeploy.pipeline.bench import Bench
     from vaedeploy.pipeline.compare import Comparison
     from vaedeploy.pipeline.swap import Drift
-    from vaedeploy.verify.report import Report
 
 
 Row = tuple[str, ...]
-
-CASE_COLUMNS = (
-    *("graph", "part", "output", "size"),
-    *(f"{name.lower()}, {unit}" for name, unit in map(METRIC_WORDS.__getitem__, METRICS)),
-    "verdict",
-)
-"""size: batch x height x width, in pixels."""
 
 BENCH_COLUMNS = (
     "backend",
@@ -40,42 +29,10 @@ BENCH_COLUMNS = (
 """size: batch x height x width, in pixels. floor: see ``bench.Timing``."""
 
 COMPARE_COLUMNS = (
-    *("VAE", "likeness, dB PSNR", "colour difference, CIEDE2000", "colour strength, %", "contrast, %"),
+    *("VAE", "PSNR, dB", "colour difference, CIEDE2000", "colour strength, %", "contrast, %"),
     *("fine detail, %", "time to encode, ms", "time to decode, ms"),
 )
 """Medians over all photographs, named as on the HTML page; see ``compare.Summary``. 100 %: as in the photograph."""
-
-
-def case_rows(report: Report) -> list[Row]:
-    """A row for each case, in ``CASE_COLUMNS``."""
-    return [
-        (
-            case.form,
-            case.part,
-            case.output,
-            case.size,
-            *(metric_text(case, metric) for metric in METRICS),
-            "passed" if case.passed else "FAILED",
-        )
-        for case in report.cases
-    ]
-
-
-def verdict_lines(report: Report) -> list[str]:
-    """The limits, each limit that a case missed, the faults that a person would see, and last the verdict."""
-    failed = [case for case in report.cases if not case.passed]
-    lines = [limits_line(precision) for precision in dict.fromkeys(case.precision for case in report.cases)]
-    lines += [f"{c.form} {c.part} {c.size}, {c.output}: {failure}" for c in failed for failure in c.failures]
-    seen = [f"seen: {c.form} {c.part} {c.size}: {words}" for c in report.cases for words in c.findings or ()]
-    if not seen and any(case.findings is not None for case in report.cases):
-        seen = ["seen: no fault beside the reference's images"]
-    lines += seen or ["seen: not checked, since no image is large enough or scikit-image is not installed"]
-    if report.pace is not None:
-        lines.append(f"pace: a decode takes {report.pace:.2f} of ONNX Runtime's time on this CPU")
-    setting = f"on {report.backend} against {report.reference}"
-    if report.passed:
-        return [*lines, f"verified: {counted(len(report.cases), 'case')} {setting}"]
-    return [*lines, f"FAILED: {len(failed)} of {counted(len(report.cases), 'case')} {setting}"]
 
 
 def bench_rows(bench: Bench) -> list[Row]:

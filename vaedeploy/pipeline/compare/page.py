@@ -43,7 +43,7 @@ def _overview(comparison: Comparison) -> Table:
     rgba = comparison.summaries[0].opacity is not None
     columns = (
         Column("VAE"),
-        Column("Likeness", "dB PSNR", "Higher is closer."),
+        Column("PSNR", "dB", "Higher is closer."),
         *(measure.column for measure in (COLOR, CHROMA, CONTRAST, DETAIL)),
         *((OPACITY[0].column,) if rgba else ()),
         Column("Time to encode", "ms", "Per call, the median over several rounds."),
@@ -74,9 +74,9 @@ def _swaps(comparison: Comparison) -> Table:
         Column("Decoded by"),
         Column("Verdict"),
         Column("Why"),
-        Column("Likeness", "dB PSNR", "PSNR of the other decoder's images against the photographs."),
-        Column("Own decoder's", "dB PSNR", "PSNR of the images of the latents' own decoder."),
-        Column("Put right", "dB PSNR", "PSNR after the correction that the sentence describes."),
+        Column("PSNR", "dB", "PSNR of the other decoder's images against the photographs."),
+        Column("PSNR, own decoder", "dB", "PSNR of the images of the latents' own decoder."),
+        Column("PSNR, corrected", "dB", "PSNR after the correction that the sentence describes."),
     )
     rows = tuple(
         (
@@ -92,4 +92,4 @@ def _swaps(comparison: Comparison) -> Table:
         for swap in comparison.swaps
     )
     lead = "Whether a diffusion model that was trained with one VAE can be used with another one's decoder."
-    return Table("Whose latents each can take", lead, columns, rows)
+    return Table("Compatible latents", lead, columns, rows)

@@ -133,7 +133,7 @@ def _judge(
             vaes[encoder], vaes[decoder], of_encoder, reconstructions[decoder], pictures, crops
         ) or _diagnose_pictures(of_encoder, pictures, crops)
     if diagnosis.changed:
-        shown.append(("the same, put right", diagnosis.changed[0]))
+        shown.append(("the same, corrected", diagnosis.changed[0]))
     swap = Swap(
         encoder,
         decoder,

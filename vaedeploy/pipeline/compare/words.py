@@ -15,13 +15,13 @@ BETTER = 1.0
 
 
 def swap_words(swap: Swap, beside: Sequence[Quality]) -> str:
-    """How well a swap works, how to put it right, and how its images differ from those of the encoder's own decoder.
+    """How well a swap works, how to correct it, and how its images differ from those of the encoder's own decoder.
 
     beside: the quality of the one against the other, for each crop.
     """
     sentences = [_fit(swap)]
     if swap.transform is not None:
-        sentences.append(f"To put it right, {remedy(swap.transform)}; that gives {_db(swap.restored_psnr)}.")
+        sentences.append(f"To correct it, {remedy(swap.transform)}; that gives {_db(swap.restored_psnr)}.")
     if swap.verdict != "not compatible" and swap.encoder != swap.decoder:
         sentences += [finding.words for finding in swap.findings]
         color, chroma, contrast, detail = np.median([_difference(quality) for quality in beside], axis=0)
@@ -114,7 +114,7 @@ def _bundle_line(comparison: Comparison, name: str) -> str:
         f"{name} keeps {summary.detail:.0%} of the fine detail; its colours are {summary.color:.1f} CIEDE2000 off (1 "
         f"is just seen) and have {summary.chroma:.0%} of their strength; contrast is {summary.contrast:.0%}. "
         + ("" if summary.opacity is None else f"Opacity is {summary.opacity:.1f} levels of 255 off. ")
-        + (f"Seen beside the photographs: {faults}." if faults else "Nothing is seen beside the photographs.")
+        + (f"Visible beside the photographs: {faults}." if faults else "No visible difference from the photographs.")
     )
 
 
@@ -147,7 +147,7 @@ def _fit(swap: Swap) -> str:
         case "another latent space":
             return (
                 f"{swap.decoder} does not understand {them} ({figures}), and no scale, shift, signs, order of channels "
-                "or change of colours puts that right: it is another latent space."
+                "or change of colours corrects that: it is another latent space."
             )
         case "colour and contrast":
             return f"{swap.decoder} understands {them}, but gives other colours or another contrast: {figures}."

@@ -1,0 +1,145 @@
+"""Types of arguments and options: how a value is read, and which values the shell completes.
+
+What a completion reads, such as presets, is imported when the shell asks for it, so that ``--help`` does not wait.
+"""
+
+from __future__ import annotations
+
+import glob
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import click
+from click.shell_completion import CompletionItem
+
+PATH = click.Path(path_type=Path)
+
+Items = list[CompletionItem]
+
+
+class Known(click.ParamType[str]):
+    """A word, of which ``names`` gives those that are known. What they mean is checked by whoever is given the word."""
+
+    name = "text"
+
+    def __init__(self, names: Callable[[], Iterable[str]], files: bool = False) -> None:
+        """files: whether a file or folder can stand in the word's place."""
+        self._names, self._files = names, files
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
+        found = [CompletionItem(name) for name in self._names() if name.startswith(incomplete)]
+        return found or ([CompletionItem(incomplete, type="file")] if self._files else [])
+
+
+class Separated(click.ParamType[tuple[str, ...]]):
+    """Words that are separated by commas: ``rtx4090,rtx5090``. ``names`` gives those that are known."""
+
+    name = "text"
+
+    def __init__(self, names: Callable[[], Iterable[str]]) -> None:
+        self._names = names
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        words = tuple(word.strip() for word in str(value).split(","))
+        if not all(words):
+            self.fail(f"{value!r} has a name that is empty; write names with one comma between them", param, ctx)
+        return words
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
+        before, comma, last = incomplete.rpartition(",")
+        return [CompletionItem(f"{before}{comma}{name}") for name in self._names() if name.startswith(last)]
+
+
+class BundlePlace(click.ParamType[Path | str]):
+    """A bundle: the path of its folder, or its address on the hub."""
+
+    name = "bundle"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path | str:
+        return value if isinstance(value, Path) or value.startswith("hf://") else Path(value)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
+        """The bundles that begin so; where there are none, any folder."""
+        found = sorted(glob.glob(f"{glob.escape(incomplete)}*/bundle.json"))  # noqa: PTH207 - Path takes no absolute one
+        return [CompletionItem(str(Path(file).parent)) for file in found] or [CompletionItem(incomplete, type="dir")]
+
+
+def preset_names() -> Iterable[str]:
+    from vaedeploy.source.preset import presets
+
+    return presets()
+
+
+def profile_names() -> Iterable[str]:
+    from vaedeploy.engines.profile import profile_names as names
+
+    return names()
+
+
+def backend_names() -> Iterable[str]:
+    from vaedeploy.runtime.backends import BACKENDS
+
+    return BACKENDS
+
+
+BUNDLE = BundlePlace()
+
+VAE = Known(preset_names, files=True)
+
+PROFILE = Known(profile_names)
+
+PROFILES = Separated(profile_names)
+
+BACKEND = Known(backend_names)
+
+
+def numbers(text: str) -> float | tuple[float, ...]:
+    """The type of an option that takes one number, or several that are separated by commas."""
+    try:
+        several = tuple(map(float, text.split(",")))
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is neither a number nor numbers that are separated by commas.") from None
+    return several if len(several) > 1 else several[0]
+
+
+class MemorySize(click.ParamType[int]):
+    """A number of bytes, with the units that people write: 4G is 4 * 10^9, and 4GiB is 4 * 2^30."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([kMGT]?)(i?)B?", str(value).strip())
+        power = " kMGT".find(found[2] or " ") if found else 0
+        size = int(float(found[1]) * (1024 if found[3] else 1000) ** power) if found else 0
+        if size < 1 or (found and found[3] and not power):
+            self.fail(f"{value!r} is no number of bytes above 0; write it as 4G (4 * 10^9) or 4GiB (4 * 2^30)")
+        return size
+
+
+class Size(click.ParamType[tuple[int, int]]):
+    """A height and a width in pixels, as in 512x768."""
+
+    name = "HxW"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        height, by, width = str(value).partition("x")
+        if not (by and height.isdecimal() and width.isdecimal()):
+            self.fail(f"{value!r} is not a size; give height x width in pixels, such as 512x768")
+        return int(height), int(width)
+
+
+class Color(click.ParamType[tuple[int, int, int]]):
+    """A colour, by its name or as #RRGGBB."""
+
+    name = "color"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int, int]:
+        from PIL import ImageColor
+
+        try:
+            red, green, blue = ImageColor.getcolor(str(value), "RGB")  # type: ignore[misc]  # of RGB it gives three
+        except ValueError:
+            self.fail(f"{value!r} is not a colour; give a name, such as white, or #RRGGBB")
+        return red, green, blue

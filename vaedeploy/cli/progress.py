@@ -1,0 +1,140 @@
+"""Progress of long work on stderr: bars on a terminal, and two lines a step elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from vaedeploy.cli import terminal
+from vaedeploy.system.interrupts import stop_if_interrupted
+from vaedeploy.system.progress import Progress
+from vaedeploy.system.text import printable
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bars
+    from rich.progress import Task, TaskID
+
+STALLED = 3.0
+"""Seconds without an advance from which a bar pulses: what it shows is no measure of what is left."""
+
+
+@contextmanager
+def progress_display() -> Iterator[Progress]:
+    """A context with a Progress that draws bars on stderr. Where stderr is not a terminal, it writes a line when a step
+    starts, and another when it ends; after -q, nothing. What calls it is stopped there once a signal has asked for
+    that.
+    """
+    if terminal.is_quiet():
+        yield _nothing
+    elif not sys.stderr.isatty():
+        yield _Lines()
+    else:
+        with _bars(moving=True) as bars:
+            yield _Drawn(bars)
+
+
+def progress_bar() -> Progress:
+    """A ``progress=`` for Python: it draws a bar for each step on stderr, where that is a terminal, else two lines.
+
+    >>> vd.export_vae("mse840k", progress=vd.progress_bar())
+
+    A bar moves when the work tells of an advance, and not between. It needs no closing.
+    """
+    return _Reopened() if sys.stderr.isatty() else _Lines()
+
+
+def _nothing(what: str, done: float, total: float) -> None:
+    stop_if_interrupted()
+
+
+class _Lines:
+    """A Progress that writes a line when a step starts, and another when it ends."""
+
+    def __init__(self) -> None:
+        self._started: dict[str, float] = {}
+
+    def __call__(self, what: str, done: float, total: float) -> None:
+        stop_if_interrupted()
+        if what not in self._started and done >= total:  # the step had nothing to do
+            terminal.say(what)
+            return
+        if what not in self._started:
+            self._started[what] = time.monotonic()
+            terminal.say(f"{what} ...")
+        if done >= total:
+            terminal.say(f"{what}: done in {time.monotonic() - self._started.pop(what):.1f} s")
+
+
+class _Drawn:
+    """A Progress that draws on ``bars``, one for each step."""
+
+    def __init__(self, bars: Bars) -> None:
+        self.bars = bars
+        self.tasks: dict[str, TaskID] = {}
+
+    def __call__(self, what: str, done: float, total: float) -> None:
+        from rich.markup import escape
+
+        stop_if_interrupted()
+        if what not in self.tasks:
+            self.tasks[what] = self.bars.add_task(escape(printable(what)), total=total, moved=time.monotonic())
+        self.bars.update(self.tasks[what], completed=done, total=total, moved=time.monotonic())
+        if done >= total:
+            del self.tasks[what]
+
+
+class _Reopened:
+    """A Progress that draws while a step is under way, and leaves the terminal alone otherwise. No thread draws: it
+    would go on over a prompt, where the work ended by an exception.
+    """
+
+    def __init__(self) -> None:
+        self._drawn: _Drawn | None = None
+        self._close: Callable[[], object] = lambda: None
+
+    def __call__(self, what: str, done: float, total: float) -> None:
+        if self._drawn is None:
+            self._drawn = _Drawn(_bars(moving=False))
+            self._drawn.bars.start()
+            self._drawn.bars.console.show_cursor(True)  # that of a prompt, if the work ends by an exception
+            self._close = weakref.finalize(self, self._drawn.bars.stop)
+        self._drawn(what, done, total)
+        self._drawn.bars.refresh()
+        if not self._drawn.tasks:
+            self._close()
+            self._drawn = None
+
+
+def _bars(*, moving: bool) -> Bars:
+    """Bars on stderr. moving: whether a thread draws them, so that they pulse."""
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bars
+    from rich.progress_bar import ProgressBar
+    from rich.text import Text
+
+    class Bar(BarColumn):
+        def render(self, task: Task) -> ProgressBar:
+            bar = super().render(task)
+            bar.pulse = bar.pulse or _is_unmeasured(task)
+            return bar
+
+    class Share(TextColumn):
+        def render(self, task: Task) -> Text:
+            return Text(" " * len("100%")) if _is_unmeasured(task) else super().render(task)
+
+    # The stream itself: sys.stderr is redirected while PyTorch traces.
+    console = Console(file=sys.stderr, no_color=not terminal.has_colors())
+    console.width -= len("^C")  # a terminal echoes that on Ctrl-C; a full line would overflow into a second one
+    columns = (TextColumn("{task.description}"), Bar(), Share("{task.percentage:>3.0f}%"), TimeElapsedColumn())
+    # rich would redirect stdout as well, which is for results.
+    return Bars(*columns, console=console, redirect_stdout=False, auto_refresh=moving)
+
+
+def _is_unmeasured(task: Task) -> bool:
+    """Whether a step says nothing of how long it will still take: it has not advanced, or not for long."""
+    return not task.finished and (not task.completed or time.monotonic() - task.fields["moved"] > STALLED)
