@@ -2,8 +2,8 @@
 // headers and the library, so `pip install openvino` and a compiler are all that it takes:
 //
 //   openvino=$(python -c "import openvino; print(openvino.__path__[0])")
-//   g++ -std=c++17 -O2 examples/cpp/decode.cpp -I$openvino/include $openvino/libs/libopenvino.so.* \
-//       -Wl,-rpath,$openvino/libs -o decode
+//   libraries="$openvino/libs/libopenvino.so.* -Wl,-rpath,$openvino/libs"
+//   g++ -std=c++17 -O2 examples/cpp/decode.cpp -I$openvino/include $libraries -o decode
 //   ./decode mse840k/decoder.onnx photo.safetensors decoded.ppm
 
 #include <algorithm>

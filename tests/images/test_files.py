@@ -120,7 +120,7 @@ def test_one_bit_becomes_black_and_white(tmp_path: Path) -> None:
 
 
 def test_palette_gives_its_colours(tmp_path: Path) -> None:
-    image = Image.fromarray(np.array([[0, 1, 2]], np.uint8), "L")
+    image = Image.fromarray(np.array([[0, 1, 2]], np.uint8))
     image = image.convert("P")
     image.putpalette([9, 8, 7, 200, 100, 50, 0, 0, 255])
     image.putdata([0, 1, 2])
@@ -246,7 +246,7 @@ def test_opacity_is_read_where_a_file_has_it(
 
 
 def test_opacity_of_a_palette_is_read(tmp_path: Path) -> None:
-    image = Image.fromarray(np.array([[0, 1, 2]], np.uint8), "L").convert("P")
+    image = Image.fromarray(np.array([[0, 1, 2]], np.uint8)).convert("P")
     image.putpalette([9, 8, 7, 200, 100, 50, 0, 0, 255])
     image.putdata([0, 1, 2])
     path = saved(tmp_path / "a.png", image, transparency=bytes([0, 128]))

@@ -14,7 +14,7 @@ def picture(path: Path, height: int = 24, width: int = 40, *, seed: int = 0, mod
     path.parent.mkdir(parents=True, exist_ok=True)
     channels = {"RGB": 3, "RGBA": 4, "CMYK": 4, "L": 1}[mode]
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, channels), dtype=np.uint8)
-    Image.fromarray(pixels.squeeze(), mode).save(path, **options)
+    Image.frombytes(mode, (width, height), pixels.tobytes()).save(path, **options)
     return path
 
 

@@ -76,7 +76,7 @@ def heat_map(error: NDArray[np.uint8], side: int) -> str:
     padded = np.pad(error, [(0, n * step - length) for n, length in zip((height, width), error.shape, strict=True)])
     pooled = padded.reshape(height, step, width, step).max(axis=(1, 3))
     bounds = [int(level) for level, _ in HEAT]
-    image = Image.fromarray((np.digitize(pooled, bounds) - 1).astype(np.uint8), mode="P")
+    image = Image.fromarray((np.digitize(pooled, bounds) - 1).astype(np.uint8))
     image.putpalette(b"".join(bytes.fromhex(color[1:]) for _, color in HEAT))
     return _uri(image, format="PNG", optimize=True, bits=3)
 
