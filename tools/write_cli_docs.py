@@ -29,8 +29,8 @@ hints, `-v` adds debug messages; either stands anywhere on the line.
 bundles.
 
 Each option has an environment variable of the command's and its own name: `VAEDEPLOY_EXPORT_PRECISION=fp16` is
-`export --precision fp16`, `VAEDEPLOY_ENCODE_MAX_MEMORY=4G` is `encode --max-memory 4G`, and `VAEDEPLOY_VERIFY_JSON=1` is
-`verify --json`. Several values of one option have spaces between them. What is typed overrules a variable.
+`export --precision fp16`, `VAEDEPLOY_ENCODE_MAX_MEMORY=4G` is `encode --max-memory 4G`, and `VAEDEPLOY_VERIFY_JSON=1`
+is `verify --json`. Several values of one option have spaces between them. What is typed overrules a variable.
 `VAEDEPLOY_PROFILES` names a folder of profiles, for the command line and for Python.
 
 A JSON document has the fields of a Python object, whose `help()` explains each: `vd.Report` and `vd.Case` for `verify`

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -16,14 +17,16 @@ from bundle_folders import edit
 from command_line import Ended
 from engine_files import DECODER, ENCODER, SIZES, write_profile
 from host_gpu import HostPlan, stand_in
+from tiny_bundle import tiny_bundle
 
 from vaedeploy.bundle import Bundle, check_bundle
 from vaedeploy.cli.tables.verify import closing_lines
-from vaedeploy.errors import BundleError, InputError
+from vaedeploy.errors import BackendError, BundleError, InputError
 from vaedeploy.pipeline.build import build_engines
 from vaedeploy.pipeline.verify import verify_bundle
 from vaedeploy.runtime import VAE
 from vaedeploy.runtime.verdicts import report_name
+from vaedeploy.system.hashing import file_sha256
 from vaedeploy.system.machine import cpu_name
 
 # ------------------------------------------------------------------------------------------------------------- the gate
@@ -170,6 +173,28 @@ def test_openvino_is_judged_by_its_precision_and_timed_beside_onnx_runtime(
     assert caplog.messages == []
     with VAE(own.path) as vae:
         assert vae.backend == "onnxruntime-cpu"  # bfloat16 was not asked for
+
+
+def test_a_node_that_is_refused_is_told_with_its_module(tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    bundle = tiny_bundle(tmp_path / "tiny")
+    model = onnx.load(bundle.graph("encoder"), load_external_data=False)
+    model.graph.node[0].attribute[0].ints.append(4)  # strides along three axes
+    model.graph.node[0].metadata_props.add(
+        key="pkg.torch.onnx.name_scopes", value="['', 'encoder', 'encoder.conv_in', 'conv2d']"
+    )
+    own = bundle.path / "encoder.ov.onnx"
+    onnx.save(model, own)
+
+    def add(told: dict[str, Any]) -> None:
+        told["graphs"]["encoder"]["openvino"] = own.name
+        told["files"][own.name] = {"sha256": file_sha256(own), "bytes": own.stat().st_size}
+
+    edit(bundle, add)
+    with pytest.raises(BackendError) as refused:
+        verify_bundle(bundle.path, backend="openvino")
+    assert str(refused.value).startswith(f"OpenVINO cannot load {own} on CPU: ")
+    assert str(refused.value).endswith(". moments is of encoder.conv_in in PyTorch")
 
 
 @pytest.mark.parametrize(("option", "value"), [("--precision", "bf16"), ("--device", "GPU.0")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
@@ -71,9 +72,35 @@ def verify_runners(
     """Run both halves of a bundle on a backend that runs graphs, at the sizes that every bundle is verified at."""
     shapes = verification_shapes(bundle.manifest.latent.factor)
     cases = [truth.at((shape.batch, shape.height, shape.width), shape.name, progress) for shape in shapes]
-    encode, decode = _calls(bundle, {part: candidate.open(part) for part in PARTS})
+    encode, decode = _calls(bundle, {part: _open(bundle, candidate, part) for part in PARTS})
     form = f"{candidate.backend} {candidate.precision}"
     return verify_cases(cases, encode, decode, precision=candidate.precision, form=form, looks=looks, progress=progress)
+
+
+def _open(bundle: Bundle, candidate: Candidate, part: Part) -> Runner:
+    """Open a half. The message of a library that refuses a node is followed by the node's PyTorch module."""
+    try:
+        return candidate.open(part)
+    except BackendError as error:
+        raise BackendError(f"{str(error).rstrip()}{_modules(bundle, part, str(error))}") from error
+
+
+def _modules(bundle: Bundle, part: Part, message: str) -> str:
+    """The PyTorch modules of the nodes of a half's graphs that ``message`` names, in words to append to it."""
+    import onnx_ir as ir
+
+    from vaedeploy.graph.graph import module_path
+
+    named = set(re.findall(r"[\w./]+", message))
+    found: dict[str, str] = {}
+    for name in bundle.manifest.graphs[part].values():
+        for node in ir.load(bundle.path / name).graph:
+            # OpenVINO calls a node that it cannot read by its output.
+            outputs = {f"<Node({node.op_type}): {value.name}>": value.name for value in node.outputs}
+            called = [node.name] if node.name in named else [n for text, n in outputs.items() if text in message]
+            if called and (path := module_path(node)):
+                found[str(called[0])] = path
+    return "".join(f". {name} is of {path} in PyTorch" for name, path in found.items())
 
 
 def _calls(bundle: Bundle, halves: Mapping[Part, Runner]) -> tuple[Any, Any]:
