@@ -302,6 +302,8 @@ def test_what_is_not_numbers(vaedeploy: Callable[..., Ended], text: str) -> None
         ("4GiB", 4 * 2**30),
         ("4GB", 4 * 10**9),
         ("1.5k", 1500),
+        ("600KiB", 600 * 2**10),
+        ("600kB", 600 * 10**3),
         ("500M", 5 * 10**8),
         ("2Ti", 2 * 2**40),
         ("7", 7),
@@ -311,7 +313,7 @@ def test_sizes_of_memory(text: str, size: int) -> None:
     assert MemorySize().convert(text, None, None) == size
 
 
-@pytest.mark.parametrize("text", ["", "0", "-1", "4g", "4 GiB x", "4iB", "1e9", "G", "0.1"])
+@pytest.mark.parametrize("text", ["", "0", "-1", "4g", "4 GiB x", "4iB", "1e9", "G", "0.1", "9" * 400])
 def test_what_is_no_size_of_memory(text: str) -> None:
     with pytest.raises(click.BadParameter, match=r"is no number of bytes above 0; write it as 4G"):
         MemorySize().convert(text, None, None)

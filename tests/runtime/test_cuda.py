@@ -92,6 +92,15 @@ def test_rows_are_copied_by_their_pitches(device: cuda.CudaDevice) -> None:
     assert at(target.address, 60).tolist() == wanted.reshape(-1).tolist()
 
 
+def test_rows_that_begin_far_apart_are_copied(device: cuda.CudaDevice) -> None:
+    """Rows of an 8192x8192 picture's tokens are one row of 2 GiB, of which a strip is copied."""
+    stream, source, target = device.stream(), device.device_memory(20), device.device_memory(20)
+    at(source.address, 20)[...], at(target.address, 20)[...] = np.arange(20), 0
+    stream.copy_rows(source.address + 3, 2**31, target.address, 2**40, 5, 1)
+    stream.synchronize()
+    assert at(target.address, 7).tolist() == [3, 4, 5, 6, 7, 0, 0]
+
+
 def test_what_is_free_is_told(device: cuda.CudaDevice, driver: ctypes.CDLL) -> None:
     ctypes.c_uint64.in_dll(driver, "room").value = 12345
     assert device.free_memory() == 12345

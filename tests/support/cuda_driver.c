@@ -11,7 +11,7 @@
 #include <string.h>
 
 typedef int CUresult;
-enum { OK = 0, OUT_OF_MEMORY = 2, NO_DEVICE = 100, NO_CONTEXT = 201 };
+enum { OK = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NO_DEVICE = 100, NO_CONTEXT = 201 };
 
 int devices = 0;
 int known = 13000; /* the newest CUDA */
@@ -139,6 +139,8 @@ typedef struct {
 typedef struct { Side source, target; size_t width, height; } Copy2D;
 CUresult cuMemcpy2DAsync_v2(const Copy2D *copy, void *stream) {
     IN_CONTEXT
+    if (copy->source.pitch > INT32_MAX || copy->target.pitch > INT32_MAX) return INVALID_VALUE;
+    if (copy->source.pitch < copy->width || copy->target.pitch < copy->width) return INVALID_VALUE;
     for (size_t row = 0; row < copy->height; row++) {
         char *target = (char *)copy->target.device + row * copy->target.pitch;
         char *source = (char *)copy->source.device + row * copy->source.pitch;

@@ -16,7 +16,8 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from vaedeploy.bundle.address import is_cached
@@ -91,6 +92,10 @@ class Bundle:
         """Let go of the files that are held. ``read`` raises InputError from now on."""
         if self.held is not None:
             self.held.close()
+
+    def sharing_files(self) -> Bundle:
+        """The same bundle. ``release`` of this one does not end what is read of that one."""
+        return replace(self, held=copy(self.held))
 
     def current(self) -> Bundle:
         """The bundle as it is on disk now: what was written to it since it was opened does not show here."""

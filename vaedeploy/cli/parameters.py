@@ -110,8 +110,8 @@ class MemorySize(click.ParamType[int]):
     name = "size"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([kMGT]?)(i?)B?", str(value).strip())
-        power = " kMGT".find(found[2] or " ") if found else 0
+        found = re.fullmatch(r"([0-9]{1,18}(?:\.[0-9]+)?)([kKMGT]?)(i?)B?", str(value).strip())
+        power = " KMGT".find(found[2].upper() or " ") if found else 0
         size = int(float(found[1]) * (1024 if found[3] else 1000) ** power) if found else 0
         if size < 1 or (found and found[3] and not power):
             self.fail(f"{value!r} is no number of bytes above 0; write it as 4G (4 * 10^9) or 4GiB (4 * 2^30)")

@@ -25,6 +25,9 @@ DEFAULT_STREAMS = (0, 1, 2)
 SMALLER = ". Give a smaller batch or size, or free memory there"
 """Advice at the end of messages about a lack of memory on the GPU."""
 
+MOST_PITCH = 2**31 - 1
+"""The most bytes from row to row that the driver takes for a copy of rows (CU_DEVICE_ATTRIBUTE_MAX_PITCH)."""
+
 OLDEST_DRIVER = 13.0
 """The lowest CUDA version that the driver must support: the version of the wheels that are installed for engines."""
 
@@ -197,6 +200,10 @@ class CudaStream:
 
     def copy_rows(self, source: int, source_pitch: int, target: int, target_pitch: int, size: int, count: int) -> None:
         """Queue a copy of ``count`` rows of ``size`` bytes, which begin a pitch of bytes one behind the other."""
+        if max(source_pitch, target_pitch) > MOST_PITCH:
+            for row in range(count):
+                self.copy_within(source + row * source_pitch, target + row * target_pitch, size)
+            return
         copy = libraries().driver.CUDA_MEMCPY2D()
         copy.srcMemoryType = copy.dstMemoryType = libraries().driver.CUmemorytype.CU_MEMORYTYPE_DEVICE
         copy.srcDevice, copy.srcPitch, copy.dstDevice, copy.dstPitch = source, source_pitch, target, target_pitch

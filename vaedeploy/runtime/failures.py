@@ -25,10 +25,11 @@ def failures_explained(library: str, graph: Path, inputs: Mapping[str, Array]) -
 
 def is_out_of_memory(error: BaseException | None) -> bool:
     """Whether an exception of such a library says that memory was lacking, the host's or a device's."""
-    # ALLOC_FAILED is a status of cuBLAS and cuDNN, and the resource is memory of the GPU.
+    # ALLOC_FAILED is a status of cuBLAS and cuDNN, and the resource is memory of the GPU. "Enough" is cuda.core's word.
     words = (
         "resource allocation failed",
         "allocate memory",
+        "allocate enough memory",
         "bad_alloc",
         "out of memory",
         "smaller than requested bytes",

@@ -188,7 +188,7 @@ class BySize:
         try:
             return another()
         except BackendError as error:
-            log.info("no further session is opened: %s", error)
+            log.info("no further session is opened: %s", str(error))  # an error that is kept keeps what failed
             return None
 
     def drop_others(self, session: Any) -> bool:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -66,10 +70,25 @@ class Whole(onnxruntime_cuda.Session):
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch) -> Small:
     made = Small()
+    monkeypatch.setattr(on_gpu, "CudaDevice", lambda number: made)
+    cpu_provider(monkeypatch)
+    return made
+
+
+def cpu_provider(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let it stand for CUDA's."""
     monkeypatch.setattr(onnxruntime_cuda, "PROVIDER", onnxruntime_cpu.PROVIDER)
     monkeypatch.setattr(onnxruntime_cuda, "MEMORY", "cpu")
-    monkeypatch.setattr(on_gpu, "CudaDevice", lambda number: made)
-    return made
+
+
+@contextmanager
+def no_garbage_collected() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def runner(bundle: Bundle, part: Part = "decoder", **options: str) -> on_gpu.GpuRunner:
@@ -160,6 +179,56 @@ def test_rows_that_find_no_memory_are_tried_with_the_least(
     device.times = 9
     with pytest.raises(BackendError, match="bytes left on the GPU"):
         made.run(["image"], {"latent": given})
+
+
+def test_what_is_given_and_wanted_finds_no_memory(tiny_vae_bundle: Bundle, device: Small) -> None:
+    """Smaller sizes may have it, as they may what rows lack."""
+    made, given = runner(tiny_vae_bundle), latents(1, 50, 31)
+    whole: Any = made._whole
+    for most in (given.nbytes - 1, 3 * 200 * 124 * 4 - 1):
+        device.most, device.times = most, 1
+        (found,) = made.run(["image"], {"latent": given})
+        np.testing.assert_array_equal(found, on_cpu(tiny_vae_bundle, "decoder", ["image"], given)[0])
+        assert device.times == 0
+    assert (whole.tried, whole.released) == (1, 3)
+
+
+def test_memory_goes_back_with_the_runner(tiny_vae_bundle: Bundle, device: Small) -> None:
+    """It would be the GPU's, which must not wait until garbage is collected."""
+    made = runner(tiny_vae_bundle)
+    made.run(["image"], {"latent": latents(1, 30, 8)})
+    gone = weakref.ref(made)
+    with no_garbage_collected():
+        del made
+        assert gone() is None
+
+
+def test_the_session_that_failed_is_gone_while_rows_run(
+    tiny_vae_bundle: Bundle, device: Small, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Although whoever reads the log may keep what was said: its arena has the memory that rows are to have."""
+
+    class Full:
+        def run(self, *arguments: Any) -> list[Any]:
+            raise RuntimeError("Failed to allocate memory for requested buffer of size 1")
+
+    whole = onnxruntime_cuda.Session(tiny_vae_bundle.graph("decoder", "onnxruntime"))
+    whole._by_size._first = Full()
+    full, there = weakref.ref(whole._by_size._first), []
+    monkeypatch.setattr(device, "free_memory", lambda: there.append(full()) or device.free, raising=False)
+    with no_garbage_collected(), caplog.at_level(logging.WARNING):
+        on_gpu.GpuRunner(tiny_vae_bundle, "decoder", whole, 0, 1).run(["image"], {"latent": latents(1, 5, 8)})
+    assert "It is computed by rows instead" in caplog.text
+    assert there == [None, None]
+
+
+def test_a_device_that_only_onnx_runtime_can_use(tiny_vae_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here cuda.core finds none. The lack of memory is told all the same."""
+    cpu_provider(monkeypatch)
+    with pytest.raises(
+        BackendError, match=r"Failed to allocate memory .* It cannot be computed by rows: there is no CUDA"
+    ):
+        runner(tiny_vae_bundle).run(["image"], {"latent": latents(1, 50, 8)})
 
 
 def test_a_limit_of_the_caller_holds(tiny_vae_bundle: Bundle, device: Small) -> None:

@@ -22,6 +22,7 @@ from vaedeploy.errors import BackendError, InputError
 from vaedeploy.runtime import VAE, onnxruntime_cpu
 from vaedeploy.runtime.rows.budget import Budget
 from vaedeploy.runtime.rows.half import RowsHalf
+from vaedeploy.runtime.rows.plan import Plan
 from vaedeploy.runtime.rows.session import BoundedRunner
 from vaedeploy.runtime.rows.store import Workspace
 from vaedeploy.values.kinds import PARTS, Part
@@ -291,3 +292,28 @@ def test_what_a_call_kept_does_not_make_the_next_one_run_by_rows(tiny_vae_bundle
         vae.decode(latents(1, 96, 64))
         runner._budget._free = lambda: whole  # the other half is what was kept
         assert vae.plan(96, 64)["decoder"].way == "untiled"
+
+
+def test_a_call_that_runs_when_its_vae_is_closed_ends(whole: VAE) -> None:
+    """It reads the weights of its pieces until then."""
+    given, told = latents(1, 60, 40), []
+
+    def close(what: str, done: float, total: float) -> None:
+        told.append(done)
+        vae.close()
+
+    vae = VAE(whole.path, "onnxruntime-cpu", max_memory=least(whole, 60, 40, "decoder"), progress=close)
+    np.testing.assert_array_equal(vae.decode(given), whole.decode(given))
+    assert len(told) > 2
+    with pytest.raises(InputError, match="this VAE is closed"):
+        vae.decode(given)
+
+
+def test_plans_that_another_thread_forgets(tiny_vae_bundle: Bundle) -> None:
+    class Forgotten(dict[tuple[int, int, int], Plan]):
+        def __setitem__(self, key: tuple[int, int, int], plan: Plan) -> None:
+            """They are cleared at once."""
+
+    half = RowsHalf(tiny_vae_bundle, "decoder")
+    half._plans = Forgotten()
+    assert half.plan(20, 20, 0).bytes > 0

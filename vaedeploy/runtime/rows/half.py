@@ -77,13 +77,14 @@ class RowsHalf:
     def plan(self, rows: int, columns: int, budget: int) -> Plan:
         """The plan for an item with so many rows and columns of latents within ``budget`` bytes, or the least one."""
         key = rows, columns, budget
-        if key not in self._plans:
+        plan = self._plans.get(key)  # once: other threads may clear them at any moment
+        if plan is None:
             if len(self._plans) > 64:
                 self._plans.clear()
-            self._plans[key] = make_plan(
+            plan = self._plans[key] = make_plan(
                 self.table, rows, columns, budget, self._workspace is not None, self._arrays.gives_back
             )
-        return self._plans[key]
+        return plan
 
     def needs(self, batch: int, rows: int, columns: int) -> tuple[int, int]:
         """Bytes that a batch of so many rows and columns of latents takes at once, and the fewest that it can take."""
@@ -110,6 +111,7 @@ class RowsHalf:
                 results[name] = np.empty((items, *shape), cut.dtype)
         finite = np.empty(items, np.bool_)
         done, factor = 0.0, self.table.factor
+        bundle = self.bundle.sharing_files()  # which are read until the end, though the VAE be closed meanwhile
         what = f"The {self.part}, {plan.layout.rows * factor}x{plan.layout.columns * factor} by rows"
 
         def advance(share: float) -> None:
@@ -118,23 +120,23 @@ class RowsHalf:
             done = min(done + share, items)
 
         for index in range(items):
-            run = Run(plan, self._open, advance, self._workspace, self._arrays)
+            run = Run(plan, partial(self._open, bundle), advance, self._workspace, self._arrays)
             run.compute(batch[index : index + 1], {n: array[index : index + 1] for n, array in results.items()})
             finite[index] = run.finite
         self._progress(what, items, items)
         return [results.get(name, finite) for name in outputs]
 
     @contextmanager
-    def _open(self, pieces: Sequence[Piece]) -> Iterator[list[RunPiece]]:
-        name = self.bundle.path / self.bundle.manifest.rows[self.part]
-        yield [self._open_piece(name, piece, self._weights(piece)) for piece in pieces]
+    def _open(self, bundle: Bundle, pieces: Sequence[Piece]) -> Iterator[list[RunPiece]]:
+        name = bundle.path / bundle.manifest.rows[self.part]
+        yield [self._open_piece(name, piece, self._weights(bundle, piece)) for piece in pieces]
 
-    def _weights(self, piece: Piece) -> dict[str, NDArray[Any]]:
+    def _weights(self, bundle: Bundle, piece: Piece) -> dict[str, NDArray[Any]]:
         """The weights of a piece that are not in its model, as they are in the bundle's files."""
         found = {}
         for weight in piece.weights:
             sha256 = weight.sha256 if self._verify_hashes else None
-            data = self.bundle.read_part(weight.file, weight.offset, weight.bytes, sha256)
+            data = bundle.read_part(weight.file, weight.offset, weight.bytes, sha256)
             found[weight.name] = np.frombuffer(data, weight.dtype).reshape(weight.shape)
         return found
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,14 @@ PIECE_OPTIONS = {
 }
 """The provider's options for pieces."""
 
+TYPES = {
+    "tensor(float16)": np.float16,
+    "tensor(float)": np.float32,
+    "tensor(double)": np.float64,
+    "tensor(uint8)": np.uint8,
+    "tensor(bool)": np.bool_,
+}
+"""ONNX Runtime's name of a type -> numpy's."""
 
 MORE = 1.1
 """How many times as much memory must be free as when a size failed, for the whole graph to be tried again."""
@@ -88,10 +97,14 @@ class GpuRunner:
             except BackendError as error:
                 if not is_out_of_memory(error.__cause__) or self._part not in self._bundle.manifest.rows:
                     raise
-                log.warning("%s: %s. It is computed by rows instead", self.graph, error)
-            # Not while the error is handled: its traceback keeps a session, whose arena has the memory.
+                failed = str(error)
+            # As text, and not while the error is handled: its traceback keeps a session, whose arena has the memory.
             self._whole.release_memory()
-            self._too_large[size] = self._device.free_memory()
+            try:
+                self._too_large[size] = self._device.free_memory()
+            except BackendError as error:  # such as a driver that ONNX Runtime can use and cuda.core cannot
+                raise BackendError(f"{failed}. It cannot be computed by rows: {error}") from error
+            log.warning("%s: %s. It is computed by rows instead", self.graph, failed)
         with self._lock, self._device.active():  # one call has all the memory that is free
             if isinstance(array, OnDevice):
                 array.wait(after)
@@ -102,25 +115,28 @@ class GpuRunner:
         return free is None or self._device.free_memory() > MORE * free
 
     def _by_rows(self, outputs: Sequence[str], array: Array, results: Mapping[str, Array]) -> list[Any]:
-        given = array if isinstance(array, OnDevice) else _copied(array, self._device)
+        try:
+            return self._in_plan(outputs, array, results, least=False)
+        except BackendError as error:
+            if not is_out_of_memory(error) and not is_out_of_memory(error.__cause__):
+                raise
+            failed = str(error)  # not the error, which would keep memory as long as a log keeps its records
+        log.warning("%s: %s. It is tried once more in as little memory as can be", self.graph, failed)
+        self._whole.release_memory()  # smaller sizes may have some
+        return self._in_plan(outputs, array, results, least=True)
+
+    def _in_plan(self, outputs: Sequence[str], array: Array, results: Mapping[str, Array], least: bool) -> list[Any]:
+        """By rows, in the memory that is free, or in the ``least`` that there can be."""
+        arrays = DeviceArrays(self._device)
+        given = array if isinstance(array, OnDevice) else _copied(array, arrays)
         batch, rows, columns = self._half.size(given)
         factor = self._half.table.factor
         gives = self._bundle.manifest.interface(self._part).gives(batch, rows * factor, columns * factor)
         wanted = [name for name in outputs if name != "finite"]
         places = {name: results[name] for name in wanted if isinstance(results.get(name), OnDevice)}
-        places.update({name: self._device.array(gives[name]) for name in wanted if name not in places})
-        plan = self._half.plan(rows, columns, self._free())
-        try:
-            computed = self._half.run(plan, outputs, given, places)
-        except BackendError as error:
-            if not is_out_of_memory(error) and not is_out_of_memory(error.__cause__):
-                raise
-            log.warning("%s: %s. It is tried once more in as little memory as can be", self.graph, error)
-        else:
-            return _to_caller(outputs, computed, results)
-        self._whole.release_memory()  # smaller sizes may have some
-        computed = self._half.run(self._half.plan(rows, columns, 0), outputs, given, places)
-        return _to_caller(outputs, computed, results)
+        places.update({n: arrays.empty(gives[n].shape, gives[n].dtype) for n in wanted if n not in places})
+        plan = self._half.plan(rows, columns, 0 if least else self._free())
+        return _to_caller(outputs, self._half.run(plan, outputs, given, places), results)
 
     def _free(self) -> int:
         """Bytes of the GPU's memory that a plan may take."""
@@ -138,16 +154,29 @@ class GpuRunner:
             self._part,
             verify_hashes=self._verify_hashes,
             progress=self._progress,
-            open_piece=self._open_piece,
+            open_piece=_OpenPiece(self._device, self._number, self._threads, self._options),
             arrays=DeviceArrays(self._device),
         )
 
-    def _open_piece(self, name: Path, piece: Piece, weights: Mapping[str, NDArray[Any]]) -> GpuPiece:
-        dtypes = {cut.name: np.dtype(cut.dtype) for cut in self._half.table.cuts}
-        options = onnxruntime_cuda.provider_options(self._number, "fp32", {**PIECE_OPTIONS, **self._options})
+
+@dataclass(frozen=True)
+class _OpenPiece:
+    """``OpenPiece`` on the GPU. It does not refer to the runner, which refers to it: the memory of a runner that is let
+    go of must not wait until garbage is collected.
+    """
+
+    device: Device
+    number: int
+    threads: int | None
+    options: Mapping[str, str]
+
+    def __call__(self, name: Path, piece: Piece, weights: Mapping[str, NDArray[Any]]) -> GpuPiece:
+        options = onnxruntime_cuda.provider_options(self.number, "fp32", {**PIECE_OPTIONS, **self.options})
         providers = [(onnxruntime_cuda.PROVIDER, options), onnxruntime_cpu.PROVIDER]
-        session = onnxruntime_cpu.open_piece(name, piece.model, weights, self._threads, providers)
-        return GpuPiece(name, session, dtypes, self._device, self._number)
+        session = onnxruntime_cpu.open_piece(name, piece.model, weights, self.threads, providers)
+        types = {output.name: output.type for output in session.get_outputs()}
+        dtypes = {target: np.dtype(TYPES[types[target]]) for target in piece.targets}
+        return GpuPiece(name, session, dtypes, self.device, self.number)
 
 
 class GpuPiece:
@@ -178,10 +207,10 @@ class GpuPiece:
         return OnDevice(value.data_ptr(), tensor, value, self._device)
 
 
-def _copied(array: NDArray[Any], device: Device) -> OnDevice:
+def _copied(array: NDArray[Any], arrays: DeviceArrays) -> OnDevice:
     """A copy of ``array`` on the device."""
     source = np.ascontiguousarray(array)
-    copy, stream = device.array(Tensor(source.shape, source.dtype)), device.stream_of_thread()
+    copy, stream = arrays.empty(source.shape, source.dtype), arrays.device.stream_of_thread()
     stream.copy_in(source.ctypes.data, copy.address, source.nbytes)
     stream.synchronize()
     return copy

@@ -101,7 +101,7 @@ class BoundedRunner:
                     if not is_out_of_memory(error.__cause__):
                         raise
                     plan = self.half.plan(rows, columns, 0)
-                    log.warning("%s: %s. It is computed by rows instead", self.graph, error)
+                    log.warning("%s: %s. It is computed by rows instead", self.graph, str(error))
             self._log(plan, rows, columns)
             return self.half.run(plan, outputs, array, results)
 
