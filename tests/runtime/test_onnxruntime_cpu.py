@@ -15,6 +15,7 @@ from tiny_inputs import CHANNELS, noise, reopened, run_python
 from vaedeploy.bundle import Bundle
 from vaedeploy.errors import BackendError, BundleError
 from vaedeploy.runtime.onnxruntime_cpu import Session, problem
+from vaedeploy.system.installs import install_command
 from vaedeploy.system.machine import usable_cores
 
 
@@ -33,7 +34,7 @@ def test_graph_that_breaks_the_contract_is_refused(tmp_path: Path) -> None:
 def test_one_that_is_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("onnxruntime.__version__", "1.23.2")
     assert problem() == (
-        'ONNX Runtime 1.23.2 is too old: version 1.24 or newer is needed. Install it: pip install "vaedeploy[cpu]"'
+        f"ONNX Runtime 1.23.2 is too old: version 1.24 or newer is needed. Install it: {install_command('cpu')}"
     )
 
 

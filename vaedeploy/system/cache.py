@@ -23,7 +23,11 @@ def cache_place(name: str) -> Path:
     ``~/Library/Caches`` on macOS and in ``LOCALAPPDATA`` on Windows. Raises OutputError for a user without a home, as
     containers have them.
     """
-    cache = user_cache_path("vaedeploy", appauthor=False)
+    missing = "there is no home for the cache; set XDG_CACHE_HOME to a folder that may be written"
+    try:
+        cache = user_cache_path("vaedeploy", appauthor=False)
+    except RuntimeError as error:  # newer versions of platformdirs raise it
+        raise OutputError(missing) from error
     if not cache.is_absolute():  # ~/.cache, where nothing says what ~ is
-        raise OutputError("there is no home for the cache; set XDG_CACHE_HOME to a folder that may be written")
+        raise OutputError(missing)
     return cache / name
