@@ -122,13 +122,21 @@ def together(clients: int, work: Callable[[int], None]) -> float:
 
 
 def throughput(
-    bundle: Path, rounds: int, side: int, requests: int, threads: int | None, clients_of: Sequence[int], triton: bool
+    bundle: Path,
+    rounds: int,
+    side: int,
+    requests: int,
+    threads: int | None,
+    clients_of: Sequence[int],
+    triton: bool,
+    keep_memory: bool,
 ) -> dict[str, Any]:
     """Items per second of direct calls by one thread and by as many as there are clients, and of the servers."""
     found: dict[str, Any] = {"side": side, "threads": threads, "requests of a turn": requests, "rounds": rounds}
     asked = () if threads is None else ("--threads", str(threads))
+    asked += ("--keep-memory",) if keep_memory else ()
     with ExitStack() as stack:
-        vae = stack.enter_context(VAE(bundle, threads=threads))
+        vae = stack.enter_context(VAE(bundle, threads=threads, keep_memory=keep_memory))
         servers = {"served": stack.enter_context(started(bundle, *asked))}
         if triton:
             servers["Triton"] = stack.enter_context(triton_started(bundle))
@@ -268,6 +276,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--side", type=int, default=0, help="of images in pixels; 0 for 64, and 512 for overhead")
     parser.add_argument("--clients", type=int, nargs="+", help="how many; 1, 8 and 32 unless given, and 64 for many")
+    parser.add_argument("--keep-memory", action="store_true", help="in the part throughput: of server and direct calls")
     parser.add_argument("--triton", action="store_true", help="in the part throughput: a Triton server too")
     parser.add_argument(
         "--requests", type=int, default=0, help="of a turn, or of each client; 0 for 64, and 1000 for many"
@@ -279,7 +288,13 @@ def main() -> None:
     if options.part == "throughput":
         sizes = options.side or 64, options.requests or 64
         found = throughput(
-            options.bundle, options.rounds, *sizes, options.threads, options.clients or (1, 8, 32), options.triton
+            options.bundle,
+            options.rounds,
+            *sizes,
+            options.threads,
+            options.clients or (1, 8, 32),
+            options.triton,
+            options.keep_memory,
         )
     elif options.part == "overhead":
         found = overhead(options.bundle, options.rounds, options.side or 512, options.requests or 1)
@@ -292,6 +307,7 @@ def main() -> None:
         with VAE(options.bundle) as vae:
             name = vae.manifest.vae.name
         key = f"{name}, {found['side']}x{found['side']}" if options.side else name
+        key += ", memory kept" if options.keep_memory else ""
         told.setdefault(options.part, {})[key] = found | {"load of the machine before": round(before, 2)}
         options.json.write_text(json.dumps(told, indent=1) + "\n")
 
