@@ -119,6 +119,7 @@ def test_imports_of_scripts(script: str) -> None:
 PAGES = {
     "tools/write_cli_docs.py": "docs/cli.md",
     "tools/write_families_docs.py": "docs/families.md",
+    "tools/write_python_docs.py": "docs/python.md",
     "tools/write_support_docs.py": "docs/support.md",
 }
 SUPPORT = runpy.run_path(str(ROOT / "tools" / "write_support_docs.py"))
