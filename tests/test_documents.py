@@ -176,6 +176,26 @@ def test_python_of_documents(document: str) -> None:
         assert missing_imports(ast.parse(block)) == []
 
 
+# ------------------------------------------------------------------------------------- sentences that the tool prints
+
+
+def test_the_sentences_of_troubleshooting_are_printed_somewhere() -> None:
+    """What is between the marks for what varies is in a message of the package, letter by letter."""
+    pieces = [
+        "".join(part.value if isinstance(part, ast.Constant) else "\0" for part in node.values)
+        if isinstance(node, ast.JoinedStr)
+        else node.value
+        for path in files("vaedeploy/**/*.py").values()
+        for node in ast.walk(ast.parse(read(path)))
+        if isinstance(node, ast.JoinedStr) or (isinstance(node, ast.Constant) and isinstance(node.value, str))
+    ]
+    said = "\n".join(pieces)
+    blocks = fenced(read(ROOT / "docs" / "troubleshooting.md"), "text")
+    wanted = [part.strip() for line in "".join(blocks).splitlines() for part in line.split("…")]
+    assert len(wanted) > 20
+    assert [part for part in wanted if part not in said] == []
+
+
 # ------------------------------------------------------------------------------------------------- vaedeploy ...
 
 

@@ -1,4 +1,4 @@
-"""Write docs/support.md, and the table of it in README.md: what was built, run and verified, and where.
+"""Write docs/support.md, and its table in README.md and docs/index.md: what was built, run and verified, and where.
 
 python tools/write_support_docs.py
 
@@ -19,7 +19,7 @@ from vaedeploy.runtime.backends import BACKENDS, ENGINES
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "support.md"
 RECORDS = ROOT / "benchmarks" / "results" / "support.json"
-SUMMARIES = (ROOT / "README.md",)
+SUMMARIES = (ROOT / "README.md", ROOT / "docs" / "index.md")
 BEGIN, END = "<!-- support: tools/write_support_docs.py writes this -->", "<!-- /support -->"
 
 STAGES = ("built", "run", "verified")
