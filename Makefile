@@ -5,7 +5,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 DEMO := build/demo
 
-.PHONY: help setup demo test test-fast test-full test-faults fuzz test-page test-web triton-env test-triton ray-env test-ray test-oldest test-newest test-gpu bench-gpu lint types format check release clean
+.PHONY: help setup demo test test-fast test-full test-faults fuzz test-page test-web triton-env test-triton ray-env test-ray test-oldest test-newest test-gpu bench-gpu docs lint types format check release clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -120,6 +120,10 @@ test-gpu: $(if $(GPU_PYTHON),,$(READY))  ## run the tests that need a CUDA devic
 bench-gpu: $(if $(GPU_PYTHON),,$(READY))  ## time PyTorch, ONNX Runtime and engines on this GPU, into benchmarks/results
 	$(or $(GPU_PYTHON),$(BIN)/python) -m benchmarks.gpu floor speed bundle --work build/bench-gpu
 	PYTHONPATH=. $(or $(GPU_PYTHON),$(BIN)/python) benchmarks/overhead.py --json benchmarks/results/overhead-gpu.json
+
+docs: $(READY)  ## build the site of the docs into build/site, and fail on a broken link
+	$(BIN)/zensical build --strict
+	@echo "site: build/site/index.html; to look at it: $(BIN)/zensical serve"
 
 lint: $(READY)  ## check style and import contracts
 	$(BIN)/ruff check

@@ -18,6 +18,9 @@ from command_line import parse
 from places import ROOT
 
 from vaedeploy.cli import cli
+from vaedeploy.cli.tables.known import NEVER_RUN
+from vaedeploy.engines.profile import profiles
+from vaedeploy.runtime.backends import BACKENDS
 
 
 def files(*patterns: str) -> dict[str, Path]:
@@ -113,7 +116,13 @@ def test_imports_of_scripts(script: str) -> None:
     assert [name for each in (tree, *programs(tree)) for name in missing_imports(each)] == []
 
 
-PAGES = {"tools/write_cli_docs.py": "docs/cli.md", "tools/write_families_docs.py": "docs/families.md"}
+PAGES = {
+    "tools/write_cli_docs.py": "docs/cli.md",
+    "tools/write_families_docs.py": "docs/families.md",
+    "tools/write_python_docs.py": "docs/python.md",
+    "tools/write_support_docs.py": "docs/support.md",
+}
+SUPPORT = runpy.run_path(str(ROOT / "tools" / "write_support_docs.py"))
 
 
 def test_every_page_that_a_script_writes_is_known() -> None:
@@ -126,6 +135,35 @@ def test_pages_that_scripts_write_are_current(script: str) -> None:
     assert read(ROOT / PAGES[script]) == page["render"](), f"run: python {script}"
 
 
+@pytest.mark.parametrize("document", SUPPORT["SUMMARIES"], ids=lambda path: path.name)
+def test_the_table_of_backends_is_current(document: Path) -> None:
+    text = read(document)
+    assert text == SUPPORT["with_summary"](text), "run: python tools/write_support_docs.py"
+
+
+def test_what_doctor_says_of_backends_that_never_ran_is_what_is_recorded() -> None:
+    ran = {record["backend"] for record in SUPPORT["said"](SUPPORT["records"](), "run")}
+    assert set(NEVER_RUN) == set(BACKENDS) - ran
+
+
+def test_records_of_what_ran_name_what_is_there() -> None:
+    for record in SUPPORT["records"]():
+        assert record["backend"] in BACKENDS
+        assert (ROOT / record["record"]).is_file(), record["record"]
+        assert set(SUPPORT["capabilities"](record)) <= {kind.compute_capability for kind in profiles().values()}
+
+
+def test_a_record_says_the_stages_before_its_own_and_none_after(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page of the day on which an engine passes on its GPU."""
+    here = {"precision": "fp16", "date": "2027-01-02", "with": "-", "by": "-", "record": "README.md"}
+    met = {"backend": "tensorrt-rtx", "on": "RTX 4090", "capability": "8.9", "stage": "run", **here}
+    for stage, passed in (("run", "**not yet**"), ("verified", "RTX 4090")):
+        monkeypatch.setitem(SUPPORT["summary"].__globals__, "records", lambda: [{**met, "stage": stage}])  # noqa: B023
+        row = "| `tensorrt-rtx` | compute capability 8.9 | RTX 4090 | "
+        assert f"{row}{passed} |\n" in SUPPORT["summary"]()
+        assert f"{stage} on RTX 4090, 2027-01-02 | not yet | not yet |\n| 9.0 |" in SUPPORT["kinds"]()
+
+
 WITH_PYTHON = [name for name, path in DOCUMENTS.items() if fenced(read(path), "python")]
 
 
@@ -136,6 +174,26 @@ def test_python_of_documents(document: str) -> None:
             block = doctest.script_from_examples(block)
         compile(block, document, "exec")
         assert missing_imports(ast.parse(block)) == []
+
+
+# ------------------------------------------------------------------------------------- sentences that the tool prints
+
+
+def test_the_sentences_of_troubleshooting_are_printed_somewhere() -> None:
+    """What is between the marks for what varies is in a message of the package, letter by letter."""
+    pieces = [
+        "".join(part.value if isinstance(part, ast.Constant) else "\0" for part in node.values)
+        if isinstance(node, ast.JoinedStr)
+        else node.value
+        for path in files("vaedeploy/**/*.py").values()
+        for node in ast.walk(ast.parse(read(path)))
+        if isinstance(node, ast.JoinedStr) or (isinstance(node, ast.Constant) and isinstance(node.value, str))
+    ]
+    said = "\n".join(pieces)
+    blocks = fenced(read(ROOT / "docs" / "troubleshooting.md"), "text")
+    wanted = [part.strip() for line in "".join(blocks).splitlines() for part in line.split("…")]
+    assert len(wanted) > 20
+    assert [part for part in wanted if part not in said] == []
 
 
 # ------------------------------------------------------------------------------------------------- vaedeploy ...

@@ -57,7 +57,7 @@ PURPOSES = {
     "serve": "serve, beside a backend",
     "data": "cache, for pictures in parquet files",
     "ray": "cache --ray, on many machines",
-    "rtx": "build --backend tensorrt-rtx, on any machine, and run on RTX GPUs",
+    "rtx": "build --backend tensorrt-rtx, which needs no GPU, and run on RTX GPUs",
     "tensorrt": "build --backend tensorrt, on the GPU that it is for, and run there",
 }
 """Extra -> the commands that need it, in words."""

@@ -17,7 +17,7 @@ Row = tuple[str, ...]
 
 PROFILE_COLUMNS = ("profile", "GPU", "capability", "memory", "backend", "precision")
 
-BUILDERS = "tensorrt-rtx builds on any machine, tensorrt on the GPU itself."
+BUILDERS = "tensorrt-rtx builds without a GPU, tensorrt on the GPU itself."
 
 NEVER_RUN = dict.fromkeys(
     ("tensorrt", "tensorrt-rtx"),
