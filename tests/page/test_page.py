@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from browser import CHROMIUM, Browser
 from pages import document, picture, scene
@@ -17,7 +18,7 @@ pytestmark = [
 ]
 
 CUT = "getComputedStyle(document.querySelector('.stage')).getPropertyValue('--cut')"
-SHOWN = """[...document.querySelectorAll('article:first-of-type .layer')].map((layer) => layer.className)"""
+SHOWN = """[...document.querySelectorAll('#pictures .layer')].map((layer) => layer.className)"""
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +80,88 @@ def test_either_side_shows_what_is_chosen(browser: Browser) -> None:
     browser.run(choose % (2, 0))
     assert browser.run(SHOWN) == ["layer", "layer", "layer right left"]
     assert browser.run("getComputedStyle(document.querySelector('.layer.left')).clipPath") == "none"
+
+
+ZOOM = "document.querySelector('%s').style.getPropertyValue('--zoom')"
+
+
+def test_a_zoom_is_the_same_in_every_view_and_one_to_one_is_exact(browser: Browser) -> None:
+    browser.run("document.querySelector('#pictures .stage input').focus()")
+    browser.press("+")
+    assert browser.run(ZOOM % "#pictures .stage") == browser.run(ZOOM % "#pictures .map") == "2"
+    width = browser.run("document.querySelector('#pictures .layer img').getBoundingClientRect().width")
+    assert width == pytest.approx(2 * browser.run("document.querySelector('#pictures .stage').clientWidth"))
+    assert browser.run(ZOOM % "#pictures ~ section article .stage") == "1"
+    browser.press("0")
+    assert browser.run(ZOOM % "#pictures .stage") == "1"
+
+
+def test_one_to_one_puts_a_pixel_on_a_pixel(chromium: Browser, tmp_path: Path) -> None:
+    chromium.open(write_page(document(picture("large", scene(700, 1000))), tmp_path), width=400)
+    chromium.run("document.querySelector('[data-do=exact]').click()")
+    assert chromium.run("document.querySelector('.layer img').getBoundingClientRect().width") == pytest.approx(1000)
+    assert chromium.run("document.querySelector('.layer img').naturalWidth") == 1000
+    assert chromium.run("document.querySelector('.tools output').textContent") == "100 %"
+
+
+def test_a_zoomed_picture_follows_a_drag_and_stays_in_its_frame(browser: Browser) -> None:
+    browser.run("document.querySelector('[data-do=in]').click()")
+    stage = box(browser, ".stage")
+    left = "document.querySelector('.layer img').getBoundingClientRect().left"
+    before, y = browser.run(left), stage["top"] + stage["height"] / 2
+    start = stage["left"] + stage["width"] * 0.8
+    browser.drag((start, y), (start - 40, y))
+    assert browser.run(left) == pytest.approx(before - 40, abs=1)
+    assert browser.run(CUT) == "50%"
+    browser.drag((stage["left"] + 5, y), (stage["left"] + stage["width"] - 5, y))
+    browser.drag((stage["left"] + 5, y), (stage["left"] + stage["width"] - 5, y))
+    assert browser.run(left) == pytest.approx(stage["left"], abs=1)
+
+
+def test_two_fingers_zoom(browser: Browser) -> None:
+    stage = box(browser, ".stage")
+    x, y = stage["left"] + stage["width"] / 2, stage["top"] + stage["height"] / 2
+    for kind, apart in (("touchStart", 40), ("touchMove", 80), ("touchMove", 120), ("touchEnd", None)):
+        fingers = [] if apart is None else [{"x": x - apart, "y": y, "id": 0}, {"x": x + apart, "y": y, "id": 1}]
+        browser.call("Input.dispatchTouchEvent", type=kind, touchPoints=fingers)
+    assert float(browser.run(ZOOM % ".stage")) == pytest.approx(3, rel=0.05)
+
+
+def test_a_key_shows_one_side_alone_and_the_difference(browser: Browser) -> None:
+    browser.run("document.querySelector('.stage input').focus()")
+    browser.press(" ")
+    assert browser.run(CUT) == "100%"
+    browser.press(" ")
+    assert browser.run(CUT) == "0%"
+    browser.press("d")
+    assert browser.run("getComputedStyle(document.querySelector('.layer.left')).mixBlendMode") == "difference"
+    assert browser.run("document.querySelector('[data-do=difference]').ariaPressed") == "true"
+
+
+def test_flicker_shows_both_sides_in_turns_until_it_is_pressed_again(browser: Browser) -> None:
+    browser.run("document.querySelector('[data-do=flicker]').click()")
+    seen = (
+        "new Promise((done) => { const wait = () => %s === '%s' ? done(true) : requestAnimationFrame(wait); wait() })"
+    )
+    assert browser.run(seen % (CUT, "100%"))
+    assert browser.run(seen % (CUT, "0%"))
+    browser.run("document.querySelector('[data-do=flicker]').click()")
+    assert browser.run(CUT) == "50%"
+
+
+@pytest.mark.parametrize(("width", "height"), [(390, 1688), (1280, 1000)])
+def test_the_first_picture_is_whole_on_the_first_screens(
+    chromium: Browser, page: Path, width: int, height: int
+) -> None:
+    """A thousand pixels down on a desktop, and two screens down on a phone."""
+    chromium.open(page, width=width, height=height)
+    assert chromium.run("document.querySelector('.stage').getBoundingClientRect().bottom") < height
+
+
+def test_a_page_opens_on_the_layers_that_it_names(chromium: Browser, tmp_path: Path) -> None:
+    chromium.open(write_page(msgspec.structs.replace(document(), opens=("first", "second")), tmp_path))
+    assert chromium.run(SHOWN) == ["layer", "layer left", "layer right"]
+    assert chromium.run("[...document.querySelectorAll('#pictures select')].map((s) => s.value)") == ["1", "2"]
 
 
 def test_sorting_sorts_numbers_by_value_and_words_by_letter(browser: Browser) -> None:
@@ -143,7 +226,7 @@ def test_dark_and_light_differ_and_both_can_be_read(chromium: Browser, page: Pat
     found = []
     for dark in (False, True):
         chromium.open(page, dark=dark)
-        selectors = ("body", "figcaption", ".finding", "header .mark", "td")
+        selectors = ("body", ".closer figcaption", ".finding", "header .mark", "td")
         found += [(dark, selector, chromium.run(CONTRAST % selector)) for selector in selectors]
     assert [row for row in found if row[2] < 4.5] == []  # WCAG 2.2, 1.4.3
     chromium.open(page)

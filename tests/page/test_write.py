@@ -43,9 +43,10 @@ def test_the_page_is_one_file_that_asks_for_nothing(page: Path) -> None:
     assert "https:" not in text
 
 
-def test_words_come_before_numbers_and_tables_before_pictures(page: Path) -> None:
+def test_the_verdict_comes_first_then_a_picture_then_words_and_numbers(page: Path) -> None:
     text = page.read_text()
-    order = ["first is truest &amp; best", "Nothing here was measured.", ">Speed<", ">Picture by picture<", "<article>"]
+    order = ["first is truest &amp; best", "Nothing here was measured.", ">one<", "<li>Said later.", ">Speed<"]
+    order += [">Picture by picture<", ">two<"]
     assert sorted(order, key=text.index) == order
     assert "first and second &lt;on&gt; paper" in text
     assert text.count(f'<span class="finding">{BLURRED.name}</span> {BLURRED.words}') == 2
@@ -62,6 +63,8 @@ def test_an_identical_picture_has_no_number_that_is_none(tmp_path: Path) -> None
     text = write_page(document(same), tmp_path).read_text()
     assert 'data-value="inf">identical<' in text
     assert "None" not in text
+    assert "copy differs from the photograph in no pixel" in text
+    assert "Where copy is worst" not in text
     assert "nan" not in re.sub(r'"data:[^"]*"', "", text)
 
 
@@ -217,7 +220,7 @@ def test_a_folder_is_tried_and_left_as_it_was(tmp_path: Path) -> None:
 
 
 def test_pictures_with_opacity_are_shown_on_a_checkerboard_and_written_as_they_are(tmp_path: Path) -> None:
-    reference = with_opacity(scene(96, 800), verification_mask(96, 800))
+    reference = with_opacity(scene(96, 1100), verification_mask(96, 1100))
     wrong = reference.copy()
     wrong[10:40, 700:740, 3] = 0
     candidate = Candidate("wrong", wrong, measure_quality(reference, wrong), ())

@@ -251,7 +251,9 @@ def test_bundles_are_compared_and_the_page_is_written(folder: Path) -> None:
     assert all(s.ms > 0 and s.least_ms <= s.ms <= s.most_ms for s in found.speeds)
     assert {(s.encoder, s.decoder) for s in found.swaps} >= {("one", "two"), ("two", "one")}
     text = (folder / "page" / "index.html").read_text()
-    assert text.index("The VAEs side by side") < text.index("Compatible latents") < text.index("<article>")
+    assert text.index("<article>") < text.index("The VAEs side by side") < text.index("Compatible latents")
+    assert re.findall(r'<option value="\d" selected>(\w+)</option>', text) == ["one", "two"] * 2
+    assert '<header class="bad">' in text or '<header class="mixed">' in text  # faults are seen
 
 
 def test_the_command_prints_words_or_one_json_document(vaedeploy: Callable[..., Any], folder: Path) -> None:

@@ -14,7 +14,8 @@ from typing import Any
 
 CHROMIUM = shutil.which("chromium")
 
-KEYS = {"ArrowLeft": 37, "ArrowRight": 39, "Home": 36, "End": 35, "Enter": 13, "Tab": 9}
+KEYS = {"ArrowLeft": 37, "ArrowRight": 39, "Home": 36, "End": 35, "Enter": 13, "Tab": 9, " ": 32}
+KEYS |= {"0": 48, "1": 49, "d": 68, "+": 187}
 
 
 class Browser:

@@ -42,4 +42,5 @@ def document(*pictures: Picture) -> Document:
         pictures=pictures or (picture("one", scene()), picture("two", scene(seed=1))),
         tables=(Table("Speed", "Less is better.", (Column("Time", "ms", "Of a call."), Column("Name")), figures),),
         strips=(Strip("first into second", "It fits.", (("photograph", scene(64, 64)),)),),
+        further=("Said later.",),
     )

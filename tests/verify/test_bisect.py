@@ -24,7 +24,6 @@ from command_line import Ended
 from vaedeploy.bundle import Bundle
 from vaedeploy.bundle.golden import NAME as GOLDEN
 from vaedeploy.bundle.golden import decode_golden, encode_golden
-from vaedeploy.cli.tables.bisect import STEP_COLUMNS
 from vaedeploy.errors import BundleError
 from vaedeploy.graph.graph import module_path
 from vaedeploy.numerics.divergence import Difference
@@ -38,6 +37,7 @@ from vaedeploy.values.kinds import Part
 from vaedeploy.verify.advice import advise
 from vaedeploy.verify.bisect import FLOORS, Bisection, Step, Trace, bisect_bundle, find_jumps
 from vaedeploy.verify.report import Case, Report
+from vaedeploy.verify.steps import STEP_COLUMNS
 
 Fault = Callable[[np.ndarray], np.ndarray]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import skimage.data
@@ -20,6 +22,7 @@ from vaedeploy.bundle.golden import GoldenCase
 from vaedeploy.cli.tables.verify import closing_lines
 from vaedeploy.images.pixels import to_levels
 from vaedeploy.page import write_page
+from vaedeploy.verify.bisect import Bisection, Step, Trace
 from vaedeploy.verify.cases import verify_cases
 from vaedeploy.verify.looks import Looks
 from vaedeploy.verify.page import verification_document
@@ -72,16 +75,38 @@ def test_a_fault_is_told_in_words_and_fails_nothing_that_the_limits_allow() -> N
 
 
 @pytest.mark.parametrize(
-    ("strength", "verdict"), [(0.0, "Verified: all 3 checks passed"), (0.5, "Failed: 2 of 3 cases are further")]
+    ("strength", "verdict"),
+    [
+        (0.0, "Verified: all 3 checks passed"),
+        (0.5, "Failed: decoder, bf16: relative error is 0.5; it must be at most 0.03"),
+    ],
 )
 def test_the_page_says_the_verdict_first_and_then_what_is_seen(tmp_path: Path, strength: float, verdict: str) -> None:
     report, looks = verify(lambda photo: wash_out(photo, strength), golden())
     made = verification_document("mine", report, looks.pictures)
     assert made.verdict.startswith(verdict)
     text = write_page(made, tmp_path).read_text()
-    assert text.index(verdict) < text.index("All cases") < text.index("<article>")
+    assert text.index(verdict) < text.index("<article>") < text.index("All cases")
     assert ("no fault is seen" in text) == (strength == 0)
     assert ('<span class="finding">washed out</span>' in text) == (strength > 0)
+
+
+def test_a_failed_page_opens_on_the_gravest_failing_form_with_its_cause_and_what_the_bisection_found() -> None:
+    good, looks = verify(lambda photo: photo, golden())
+    black, _ = verify(lambda photo: np.full(photo.shape, np.nan), golden())
+    report = msgspec.structs.replace(
+        good, cases=(*good.cases, *(msgspec.structs.replace(case, form="fp16") for case in black.cases))
+    )
+    looks.see("fp16", "large", to_float(PHOTO)[None], np.full((1, 3, *PHOTO.shape[:2]), np.nan))
+    step = Step("conv", "node", "Conv", "decoder.up_blocks.3", 0.0, math.inf, 7e4, -0.1, 1.0)
+    trace = Trace("decoder", "fp16", "fp16", "large", 1, 256, 288, 9, False, (step,), step)
+    made = verification_document("mine", report, looks.pictures, Bisection((trace,)))
+    assert made.verdict == "Failed: decoder, fp16: NaN in 1 of 1 case, first at decoder.up_blocks.3"
+    assert made.opens == ("PyTorch", "fp16 graph")
+    assert made.sentences == ()
+    assert made.tables[0].title == "Where it goes wrong"
+    assert "decoder.up_blocks.3" in [cell.text for cell in made.tables[0].rows[0]]
+    assert any("conv (Conv of decoder.up_blocks.3) overflows" in sentence for sentence in made.further)
 
 
 def test_a_page_without_pictures_says_so(tmp_path: Path) -> None:

@@ -137,3 +137,32 @@ def compare(
         show_table(COMPARE_COLUMNS, compare_rows(found), numbers=COMPARE_COLUMNS[1:])
         terminal.show_text("\n".join((*summary_lines(found), *swap_lines(found))))
     sys.exit(tell_page(out, problem))
+
+
+@cli.command()
+@bundle_argument
+@click.argument("images", nargs=-1, required=True, type=PATH, metavar="IMAGE...")
+@out_option("DIR", "The folder of the HTML page, DIR/index.html.", required=True, also="--report")
+@click.option(
+    "--backend", type=BACKEND, metavar="NAME", help="Run on this backend. [default: the first that is available]"
+)
+@json_option
+def look(bundle: Path, images: tuple[Path, ...], out: Path, as_json: bool, backend: str | None) -> None:
+    """Show what a VAE makes of your own pictures, on a page.
+
+    Each IMAGE, or each picture in a folder, is encoded and decoded, and stands on the page beside itself: to zoom, to
+    flicker, and with the difference. The command prints the faults that a person would see.
+
+    \b
+    Example:
+      vaedeploy look demo portrait.png photos -o look
+    """
+    from vaedeploy.cli.tables.results import LOOK_COLUMNS, look_rows
+    from vaedeploy.pipeline.look import look_at_bundle
+
+    found, problem = keep_result(lambda tell: look_at_bundle(bundle, images, page=out, backend=backend, progress=tell))
+    if as_json:
+        terminal.show_json(found)
+    else:
+        show_table(LOOK_COLUMNS, look_rows(found))
+    sys.exit(tell_page(out, problem))

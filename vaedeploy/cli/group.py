@@ -28,6 +28,7 @@ ORDER = (
     "push",
     "pull",
     "triton",
+    "look",
     "compare",
     "bench",
     "serve",

@@ -146,9 +146,9 @@ def _show_report(report: Report, found: Bisection | None = None) -> None:
 
 def _bisect(bundle: Path, report: Report, as_json: bool) -> None:
     """Bisect the graphs and show the result with the report. As JSON, report and bisection are one document."""
-    from vaedeploy.cli.tables.bisect import STEP_COLUMNS, step_rows
     from vaedeploy.verify.advice import advise
     from vaedeploy.verify.bisect import bisect_bundle
+    from vaedeploy.verify.steps import STEP_COLUMNS, step_rows
 
     document, found = report.to_document(), None
     try:

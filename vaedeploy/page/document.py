@@ -1,4 +1,4 @@
-"""The content of a page, as data: sentences first, then tables, then images."""
+"""The content of a page, as data."""
 
 from __future__ import annotations
 
@@ -44,10 +44,12 @@ class Strip(msgspec.Struct, frozen=True, eq=False):
 
 
 class Document(msgspec.Struct, frozen=True, eq=False):
-    """The content of one page.
+    """The content of one page: the verdict, the first picture, words, tables, strips, and the other pictures.
 
-    verdict: one sentence. tone: whether the verdict is good news. sentences: what else a reader must know before any
-    number. reference: name of what the candidates are compared with, such as "photograph".
+    verdict: one sentence. tone: whether the verdict is good news. sentences: what else a reader must know before the
+    first picture, at most a few. further: what comes after it. reference: name of what the candidates are compared
+    with, such as "photograph". opens: the names of what is left and right of the line at first; None, and a picture
+    without one of them, is the reference and the first candidate.
     """
 
     title: str
@@ -58,3 +60,5 @@ class Document(msgspec.Struct, frozen=True, eq=False):
     pictures: tuple[Picture, ...]
     tables: tuple[Table, ...] = ()
     strips: tuple[Strip, ...] = ()
+    further: tuple[str, ...] = ()
+    opens: tuple[str, str] | None = None

@@ -36,11 +36,15 @@ NAME = "index.html"
 MOST_BYTES = 5_000_000
 """Largest size of a page, in bytes: what fits into an e-mail or a ticket."""
 
-LAYOUTS = ((768, 24), (512, 24), (384, 24), (256, 24), (256, 12), (256, 6))
+LAYOUTS = ((1024, 24), (768, 24), (512, 24), (384, 24), (256, 24), (256, 12), (256, 6))
 """Layouts, each (longer side of an image in the page, in pixels; number of images shown). The first that fits is taken.
 
-The page shows an image at most 768 pixels wide. Images that are not shown are linked.
+A picture that was cut for a comparison has at most 1024, so it can be looked at pixel by pixel. Images that are not
+shown are linked.
 """
+
+MAP_SIDE = 384
+"""The most pixels that the longer side of a map of the error has."""
 
 STRIP_SIDE = 256
 """Longer side of a strip's images, in pixels."""
@@ -55,11 +59,15 @@ class _Layer(msgspec.Struct, frozen=True):
 
 
 class _Closer(msgspec.Struct, frozen=True):
-    """A closer look at a candidate: its worst area, beside the reference's, and its heat map."""
+    """A closer look at a candidate: its worst area, beside the reference's, and its heat map.
+
+    largest: its largest error, in 8-bit levels.
+    """
 
     name: str
     quality: Quality
     findings: tuple[Finding, ...]
+    largest: int
     area: Area
     reference_crop: str
     crop: str
@@ -67,12 +75,13 @@ class _Closer(msgspec.Struct, frozen=True):
 
 
 class _Scene(msgspec.Struct, frozen=True):
-    """A ``Picture`` with all that the template shows of it."""
+    """A ``Picture`` with all that the template shows of it. opens: which layers are left and right at first."""
 
     name: str
     width: int
     height: int
     layers: tuple[_Layer, ...]
+    opens: tuple[int, int]
     candidates: tuple[_Closer, ...]
     charts: tuple[Chart, ...]
 
@@ -162,12 +171,17 @@ def _likeness(picture: Picture) -> float:
 
 def _scene(document: Document, number: int, picture: Picture, side: int) -> _Scene:
     height, width, _ = picture.reference.shape
+    layers = tuple(_Layer(name, at_most(p, side), file) for name, p, file in _layers(document, number, picture))
+    names = [layer.name for layer in layers]
+    left, right = document.opens or names[:2]
+    opens = (names.index(left), names.index(right)) if {left, right} <= set(names) else (0, 1)
     return _Scene(
         picture.name,
         width,
         height,
-        tuple(_Layer(name, at_most(p, side), file) for name, p, file in _layers(document, number, picture)),
-        tuple(_closer(picture, candidate, side // 2) for candidate in picture.candidates),
+        layers,
+        opens,
+        tuple(_closer(picture, candidate, min(side // 2, MAP_SIDE)) for candidate in picture.candidates),
         (spectrum_chart(picture.candidates), tone_chart(picture.candidates)),
     )
 
@@ -179,6 +193,7 @@ def _closer(picture: Picture, candidate: Candidate, side: int) -> _Closer:
         candidate.name,
         candidate.quality,
         candidate.findings,
+        int(error.max()),
         area,
         lossless(area.of(picture.reference)),
         lossless(area.of(candidate.pixels)),

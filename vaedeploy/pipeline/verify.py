@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ import msgspec
 from vaedeploy.bundle import Bundle, as_bundle, edit_bundle
 from vaedeploy.bundle.golden import NAME as GOLDEN
 from vaedeploy.bundle.golden import GoldenCase, decode_golden, encode_golden
-from vaedeploy.errors import InputError, OutputError, WeightsError
+from vaedeploy.errors import BackendError, BundleError, InputError, OutputError, WeightsError
 from vaedeploy.images.photos import load_photos
 from vaedeploy.pipeline.export import FRESH, REPORT
 from vaedeploy.pipeline.pace import measure_pace
@@ -41,6 +42,9 @@ from vaedeploy.verify.shapes import verification_shapes
 if TYPE_CHECKING:
     from vaedeploy.values.kinds import Precision
     from vaedeploy.values.reference import Reference
+    from vaedeploy.verify.bisect import Bisection
+
+log = logging.getLogger(__name__)
 
 KEPT = f"PyTorch in float64, computed earlier and kept in {GOLDEN}"
 
@@ -79,7 +83,8 @@ def verify_bundle(
         names), and a backend is compared with the bundle's float32 graph on the CPU, which must be verified. With one
         of them, a backend is compared with PyTorch in float32 on the GPU.
     photos: a folder of photographs to verify on, instead of those that scikit-image carries.
-    page: a folder for an HTML page that shows the verification; whether it can be written is checked first.
+    page: a folder for an HTML page that shows the verification; whether it can be written is checked first. It also
+        shows what ``bisect_bundle`` finds in graphs that failed.
     note: whether the verdict is written into the bundle. False leaves the bundle as it is, as CI may want it.
     progress: is told how many cases are done, see ``Progress``.
 
@@ -109,8 +114,20 @@ def verify_bundle(
     if page is not None:
         from vaedeploy.verify.page import write_verification
 
-        write_verification(bundle.path, report, looks.pictures if looks else (), page)
+        bisection = _bisect(bundle, report, progress) if backend is None and not report.passed else None
+        write_verification(bundle.path, report, looks.pictures if looks else (), page, bisection)
     return report
+
+
+def _bisect(bundle: Bundle, report: Report, progress: Progress) -> Bisection | None:
+    """Where the graphs that failed go wrong, for the page; None where that cannot be found out here."""
+    try:
+        from vaedeploy.verify.bisect import bisect_bundle
+
+        return bisect_bundle(bundle, report, progress=progress)
+    except (ImportError, BundleError, BackendError) as error:  # the verdict and its page are there without it
+        log.info("the page has no bisection: %s", error)
+        return None
 
 
 def _verify_graphs(

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import msgspec
 
-from vaedeploy.quality.color import Color
 from vaedeploy.quality.measure import Quality
 
 BROKEN = "broken"
@@ -28,7 +27,8 @@ class QualityLimit(msgspec.Struct, frozen=True):
     bound: the largest allowed value where ``upper`` is true, else the smallest.
     neutral: the metric's value where there is no fault: 1 for a ratio, else 0.
     unit: unit of the value, as people read it; empty for ratios.
-    words: a sentence. Here and in ``name``, ``{value}`` stands for the number and ``{tint}`` for the colour of a cast.
+    words: a sentence. Here and in ``name``, ``{value}`` stands for the number and ``{tint}`` for the colour of a cast;
+        ``{fine}`` is ``Detail.fine``, the one number of fine detail that people are told.
     reason: where the bound comes from.
     """
 
@@ -134,7 +134,7 @@ LIMITS: tuple[QualityLimit, ...] = (
     ),
     QualityLimit(
         "blurred", "detail.sharpness", 0.7, False, 1, "",
-        "The image is blurred: the most weakened octave of detail keeps {value:.0%} of its energy.",
+        "The image is blurred: it has {fine:.0%} of the fine detail.",
         "of the finest octave's energy a Gaussian of 0.5 pixels takes 40 % or more, and one of 0.3 no more than 3 %",
     ),
     QualityLimit(
@@ -188,7 +188,7 @@ def find_faults(quality: Quality, limits: Sequence[QualityLimit] = LIMITS) -> tu
         metrics = getattr(quality, group)
         value = None if metrics is None else getattr(metrics, name)  # RGB images have no opacity
         if value is not None and (severity := limit.severity(float(value))) > 1:
-            findings.append(_make_finding(limit, float(value), severity, quality.color))
+            findings.append(_make_finding(limit, float(value), severity, quality))
     worst: dict[str, Finding] = {}
     for finding in sorted(findings, key=lambda finding: finding.severity, reverse=True):
         worst.setdefault(finding.name, finding)
@@ -199,8 +199,9 @@ def find_faults(quality: Quality, limits: Sequence[QualityLimit] = LIMITS) -> tu
     return tuple(broken[:1] or worst.values())
 
 
-def _make_finding(limit: QualityLimit, value: float, severity: float, color: Color) -> Finding:
+def _make_finding(limit: QualityLimit, value: float, severity: float, quality: Quality) -> Finding:
+    color, fine = quality.color, quality.detail.fine
     hue = math.degrees(math.atan2(color.bias_b, color.bias_a))
     tint = TINTS[min(TINTS, key=lambda angle: abs((hue - angle + 180) % 360 - 180))]
-    name, words = (text.format(value=value, tint=tint) for text in (limit.name, limit.words))
+    name, words = (text.format(value=value, tint=tint, fine=fine) for text in (limit.name, limit.words))
     return Finding(name, limit.metric, value, limit.bound, limit.unit, words, severity)

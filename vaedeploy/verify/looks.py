@@ -27,6 +27,11 @@ def make_looks(factor: int) -> Looks | None:
     return Looks(factor)
 
 
+def label_of(form: str) -> str:
+    """What the images of a form are called. form: as ``Case`` has it."""
+    return f"{form} graph" if form else "graph"
+
+
 class Looks:
     """Judges decoded images and keeps them. factor: pixels of an image's side per element of its latent's side."""
 
@@ -51,9 +56,8 @@ class Looks:
             findings = find_faults(quality)
             item = name if len(image) == 1 else f"{name} {number}"
             self._references[item] = expected
-            label = f"{form} graph" if form else "graph"
             levels = to_levels(found[None].astype(np.float32))[0]
-            self._candidates.setdefault(item, []).append(Candidate(label, levels, quality, findings))
+            self._candidates.setdefault(item, []).append(Candidate(label_of(form), levels, quality, findings))
             seen += [finding.words for finding in findings]
         return tuple(dict.fromkeys(seen))
 

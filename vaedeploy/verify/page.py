@@ -5,14 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vaedeploy.page.document import Cell, Column, Document, Table, Tone
 from vaedeploy.page.write import write_page
 from vaedeploy.quality.candidates import Picture
-from vaedeploy.values.words import counted
 from vaedeploy.verify.limits import limits_line
+from vaedeploy.verify.looks import label_of
 from vaedeploy.verify.report import Case, Report
+from vaedeploy.verify.verdicts import Verdict, find_verdicts
 from vaedeploy.verify.words import METRIC_WORDS, METRICS, metric_text
+
+if TYPE_CHECKING:
+    from vaedeploy.verify.bisect import Bisection
+
+REFERENCE = "PyTorch"
+"""What the reference's images are called."""
 
 MEANINGS = {
     "rel_l2": "Length of the error over length of what PyTorch gives: 0 is equal.",
@@ -24,23 +32,42 @@ MEANINGS = {
 """How to read each of ``METRICS``, for the heads of the table's columns."""
 
 
-def write_verification(bundle: Path, report: Report, pictures: Sequence[Picture], folder: str | Path) -> None:
+def write_verification(
+    bundle: Path,
+    report: Report,
+    pictures: Sequence[Picture],
+    folder: str | Path,
+    bisection: Bisection | None = None,
+) -> None:
     """Write the page of a bundle's verification into ``folder``. Raises PageError, which holds the report, where that
     fails.
     """
-    write_page(verification_document(bundle.resolve().name, report, pictures), folder, report)
+    write_page(verification_document(bundle.resolve().name, report, pictures, bisection), folder, report)
 
 
-def verification_document(name: str, report: Report, pictures: Sequence[Picture]) -> Document:
-    """What the page shows. name: the bundle's, for the title."""
+def verification_document(
+    name: str, report: Report, pictures: Sequence[Picture], bisection: Bisection | None = None
+) -> Document:
+    """What the page shows. name: the bundle's, for the title. bisection: that of the graphs that failed."""
+    failed = sorted((v for v in find_verdicts(report, bisection) if not v.passed), key=_gravity)
+    seen = _seen(report)
+    opens = _opens(failed, pictures)
+    missed = [
+        f"{case.form} {case.part}, {case.size}, {case.output}: {failure}."
+        for case in report.cases
+        for failure in case.failures
+    ]
     return Document(
         title=f"{name}: {report.precision} on {report.backend}, against {report.reference}",
-        verdict=_verdict(report),
-        tone=_tone(report),
-        sentences=_sentences(report, pictures),
-        reference="PyTorch",
-        pictures=tuple(pictures),
-        tables=(_cases(report),),
+        verdict=_verdict(report, failed, seen),
+        tone=_tone(report, seen),
+        sentences=_sentences(failed, pictures, seen),
+        reference=REFERENCE,
+        # The picture that shows the fault comes first.
+        pictures=tuple(sorted(pictures, key=lambda p: opens is not None and opens[1] not in _names(p))),
+        tables=(*_steps(bisection), _cases(report)),
+        further=(*(f"{verdict.sentence}." for verdict in failed[1:]), *_advice(bisection, report), *missed),
+        opens=opens,
     )
 
 
@@ -49,30 +76,67 @@ def _seen(report: Report) -> list[str]:
     return list(dict.fromkeys(words for case in report.cases for words in case.findings or ()))
 
 
-def _verdict(report: Report) -> str:
-    failed = sum(not case.passed for case in report.cases)
+def _gravity(verdict: Verdict) -> tuple[bool, bool]:
+    """Sorts what failed: numbers that are not finite first, and a half, which has the cause, before a round trip."""
+    return all(math.isfinite(case.rel_l2) for case in verdict.cases), verdict.part == "round trip"
+
+
+def _names(picture: Picture) -> list[str]:
+    return [candidate.name for candidate in picture.candidates]
+
+
+def _opens(failed: Sequence[Verdict], pictures: Sequence[Picture]) -> tuple[str, str] | None:
+    """PyTorch and the gravest failed form that a picture is of; None where there is none."""
+    shown = {name for picture in pictures for name in _names(picture)}
+    labels = [label_of(verdict.form) for verdict in failed if verdict.part != "encoder"]
+    return next(((REFERENCE, label) for label in labels if label in shown), None)
+
+
+def _verdict(report: Report, failed: Sequence[Verdict], seen: Sequence[str]) -> str:
     if failed:
-        return f"Failed: {failed} of {counted(len(report.cases), 'case')} are further from PyTorch than allowed"
-    if _seen(report):
+        return f"Failed: {failed[0].sentence}"
+    if not report.cases:
+        return "Failed: nothing was compared"
+    if seen:
         return f"Verified: all {len(report.cases)} cases are within their limits, but something can be seen"
     return f"Verified: all {len(report.cases)} checks passed"
 
 
-def _tone(report: Report) -> Tone:
+def _tone(report: Report, seen: Sequence[str]) -> Tone:
     if not report.passed:
         return "bad"
-    return "mixed" if _seen(report) else "good"
+    return "mixed" if seen else "good"
 
 
-def _sentences(report: Report, pictures: Sequence[Picture]) -> tuple[str, ...]:
-    missed = [
-        f"{case.form} {case.part}, {case.size}, {case.output}: {failure}."
-        for case in report.cases
-        for failure in case.failures
-    ]
+def _sentences(failed: Sequence[Verdict], pictures: Sequence[Picture], seen: Sequence[str]) -> tuple[str, ...]:
+    """What is seen; of a bundle that failed only that there is no picture, for each picture tells its faults."""
     if not pictures:
-        return (*missed, "No image was large enough to be looked at.")
-    return (*missed, *(_seen(report) or ["No difference from PyTorch's images can be seen."]))
+        return ("No image was large enough to be looked at.",)
+    if failed:
+        return ()
+    return tuple(seen) or ("No difference from PyTorch's images can be seen.",)
+
+
+def _advice(bisection: Bisection | None, report: Report) -> tuple[str, ...]:
+    if bisection is None:
+        return ()
+    from vaedeploy.verify.advice import advise  # it needs packages that a machine with engines alone may lack
+
+    return advise(bisection, report)
+
+
+def _steps(bisection: Bisection | None) -> tuple[Table, ...]:
+    """The tensors at which the error jumps, where a bisection found any."""
+    if bisection is None:
+        return ()
+    from vaedeploy.verify.steps import STEP_COLUMNS, step_rows
+
+    rows = step_rows(bisection)
+    if not rows:
+        return ()
+    lead = "The first tensors of each graph whose error is far larger than that of what they are computed from."
+    columns = tuple(Column(title) for title in STEP_COLUMNS)
+    return (Table("Where it goes wrong", lead, columns, tuple(tuple(map(Cell, row)) for row in rows)),)
 
 
 def _cases(report: Report) -> Table:

@@ -1,7 +1,8 @@
-"""Rows of text for the results of ``bench``, ``compare`` and ``swap``."""
+"""Rows of text for the results of ``bench``, ``compare``, ``look`` and ``swap``."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from vaedeploy.bundle import Bundle
@@ -9,7 +10,7 @@ from vaedeploy.values.shapes import size_text
 
 if TYPE_CHECKING:
     from vaedeploy.pipeline.bench import Bench
-    from vaedeploy.pipeline.compare import Comparison
+    from vaedeploy.pipeline.compare import Comparison, Reconstruction
     from vaedeploy.pipeline.swap import Drift
 
 
@@ -33,6 +34,14 @@ COMPARE_COLUMNS = (
     *("fine detail, %", "time to encode, ms", "time to decode, ms"),
 )
 """Medians over all photographs, named as on the HTML page; see ``compare.Summary``. 100 %: as in the photograph."""
+
+
+LOOK_COLUMNS = ("picture", "what is seen")
+
+
+def look_rows(found: Sequence[Reconstruction]) -> list[Row]:
+    """A row for each picture, in ``LOOK_COLUMNS``."""
+    return [(r.picture, " ".join(finding.words for finding in r.findings) or "no fault") for r in found]
 
 
 def bench_rows(bench: Bench) -> list[Row]:

@@ -13,32 +13,20 @@ import msgspec
 import numpy as np
 
 from vaedeploy.bundle import Bundle, bundle_folder
-from vaedeploy.errors import ImageError, InputError
-from vaedeploy.images.files import read_image
-from vaedeploy.images.opacity import has_opacity, with_opacity
+from vaedeploy.errors import InputError
 from vaedeploy.images.photos import Photo, crop_batch, crop_middle, photo_files
-from vaedeploy.images.pixels import to_levels
 from vaedeploy.page import check_folder, write_page
 from vaedeploy.pipeline.compare.opacity import OnWhite
 from vaedeploy.pipeline.compare.page import comparison_document
-from vaedeploy.pipeline.compare.result import Comparison, Reconstruction, Speed, Verb, summarize, truest
+from vaedeploy.pipeline.compare.reconstruct import read_photos, reconstruct, reconstructions
+from vaedeploy.pipeline.compare.result import Comparison, Speed, Verb, summarize, truest
 from vaedeploy.pipeline.compare.swaps import swap_matrix
 from vaedeploy.pipeline.turns import milliseconds, take_turns
-from vaedeploy.quality import find_faults, measure_quality
-from vaedeploy.quality.artifacts import BLOCK
-from vaedeploy.quality.candidates import Candidate, Picture
 from vaedeploy.runtime import VAE
 from vaedeploy.system.arguments import as_list
 from vaedeploy.system.progress import Progress, silent
 from vaedeploy.values.latent import RGB, RGBA
 from vaedeploy.values.trials import MOST_LATENTS
-
-WHAT = "Reconstructing photographs"
-
-LARGEST = 1024
-"""The most pixels that a side of a photograph has; of a larger one the middle is taken. At this size, a VAE in float32
-takes some gigabytes of memory.
-"""
 
 SWAP_SIDE = 256
 """Side, in pixels, of the crops that decoders are swapped on."""
@@ -95,19 +83,15 @@ def compare_bundles(
         rgba = not flattened and next(iter(opened.values())).latent.image_channels == RGBA
         factors = [vae.latent.factor for vae in vaes.values()]
         factor = math.lcm(*factors)
-        photos = {name: _read(path, factor, rgba) for name, path in _titles(files).items()}
-        pictures = _reconstruct(vaes, photos, progress)
+        photos = read_photos(files, factor, rgba)
+        pictures = reconstruct(vaes, photos, progress)
         swap_photos = [photos[name] for name in _evenly(list(photos), SWAP_CROPS)]
         swaps, strips = swap_matrix(vaes, [crop_middle(photo, factor, SWAP_SIDE) for photo in swap_photos], progress)
         side = max(min(SPEED_SIDE, MOST_LATENTS * min(factors)) // factor, 1) * factor
         speeds = _time(vaes, crop_batch(swap_photos, 1, side, side, channels=RGBA if rgba else RGB), progress)
-    rows = [
-        Reconstruction(candidate.name, picture.name, candidate.quality, candidate.findings)
-        for picture in pictures
-        for candidate in picture.candidates
-    ]
+    rows = reconstructions(pictures)
     summaries = tuple(summarize(name, [row for row in rows if row.bundle == name]) for name in vaes)
-    comparison = Comparison(tuple(vaes), summaries, *truest(summaries), speeds, swaps, tuple(rows), flattened)
+    comparison = Comparison(tuple(vaes), summaries, *truest(summaries), speeds, swaps, rows, flattened)
     if page is not None:
         write_page(comparison_document(comparison, pictures, strips), page, comparison)
     return comparison
@@ -137,51 +121,10 @@ def _alike(vaes: Mapping[str, VAE]) -> tuple[tuple[str, ...], Mapping[str, VAE |
     return flattened, {name: OnWhite(vae) if name in flattened else vae for name, vae in vaes.items()}
 
 
-def _titles(files: Sequence[Path]) -> dict[str, Path]:
-    """Each image file by its name, without the suffix unless two names differ in nothing else."""
-    stems = [file.stem for file in files]
-    return {file.stem if stems.count(file.stem) == 1 else file.name: file for file in files}
-
-
-def _read(path: Path, factor: int, rgba: bool) -> Photo:
-    """The middle of a photograph, with sides that ``factor`` divides. Raises ImageError where too little is left.
-
-    rgba: whether it is to have opacity; one without is opaque then.
-    """
-    photo = read_image(path, opacity=rgba)
-    if rgba and not has_opacity(photo):
-        photo = with_opacity(photo)
-    cut = crop_middle(photo, factor, LARGEST)
-    if min(cut.shape[:2]) < BLOCK:
-        raise ImageError(
-            f"{path} is {photo.shape[0]}x{photo.shape[1]} (height x width); to be measured, a picture must have "
-            f"{BLOCK} pixels a side once it is cut to multiples of {factor}"
-        )
-    return cut
-
-
 def _evenly(names: list[str], count: int) -> list[str]:
     """``count`` of ``names`` at even distances, or all where there are fewer."""
     places = np.linspace(0, len(names) - 1, min(count, len(names))).round().astype(int)
     return [names[place] for place in places]
-
-
-def _reconstruct(
-    vaes: Mapping[str, VAE | OnWhite], photos: Mapping[str, Photo], progress: Progress
-) -> tuple[Picture, ...]:
-    total, done = len(vaes) * len(photos), 0
-    progress(WHAT, 0, total)
-    pictures = []
-    for title, photo in photos.items():
-        candidates = []
-        for name, vae in vaes.items():
-            # As float, so that NaN shows: bytes would hide it.
-            image = vae.decode(vae.encode(photo), output="float")[0]
-            quality = measure_quality(photo, image, factor=vae.latent.factor)
-            candidates.append(Candidate(name, to_levels(image[None])[0], quality, find_faults(quality)))
-            progress(WHAT, done := done + 1, total)
-        pictures.append(Picture(title, photo, tuple(candidates)))
-    return tuple(pictures)
 
 
 def _time(vaes: Mapping[str, VAE | OnWhite], photo: Photo, progress: Progress) -> tuple[Speed, ...]:

@@ -18,7 +18,9 @@ def comparison_document(comparison: Comparison, pictures: Sequence[Picture], str
         title=f"{', '.join(comparison.bundles)} on {len(pictures)} photographs",
         verdict=verdict_line(comparison),
         tone=_tone(comparison),
-        sentences=(*summary_lines(comparison), *(_in_short(swap) for swap in comparison.swaps)),
+        sentences=(),
+        further=(*summary_lines(comparison), *(_in_short(swap) for swap in comparison.swaps)),
+        opens=(comparison.bundles[0], comparison.bundles[1]),
         reference="photograph",
         pictures=tuple(pictures),
         tables=(_overview(comparison), _swaps(comparison)),
@@ -36,7 +38,8 @@ def _tone(comparison: Comparison) -> Tone:
     verdicts = {swap.verdict for swap in comparison.swaps}
     if "not compatible" in verdicts:
         return "bad"
-    return "mixed" if "compatible with a shift" in verdicts else "good"
+    seen = any(row.findings for row in comparison.reconstructions)
+    return "mixed" if seen or "compatible with a shift" in verdicts else "good"
 
 
 def _overview(comparison: Comparison) -> Table:

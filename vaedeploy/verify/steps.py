@@ -1,4 +1,4 @@
-"""Rows of text for the result of ``verify --bisect``."""
+"""Rows of text for the result of a bisection, in the terminal and on the page."""
 
 from __future__ import annotations
 

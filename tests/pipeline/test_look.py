@@ -1,0 +1,61 @@
+"""One VAE on one's own pictures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import skimage.data
+from PIL import Image
+from tiny_bundle import tiny_bundle
+
+from vaedeploy.errors import ImageError, InputError
+from vaedeploy.pipeline.look import look_at_bundle, look_document
+from vaedeploy.quality import measure_quality
+from vaedeploy.quality.candidates import Candidate, Picture
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("look")
+    tiny_bundle(folder / "one")
+    (folder / "photos").mkdir()
+    Image.fromarray(skimage.data.coffee()[:98, :131]).save(folder / "photos" / "coffee.png")
+    Image.fromarray(skimage.data.astronaut()[:98, :131]).save(folder / "face.png")
+    return folder
+
+
+def test_files_and_folders_stand_beside_what_the_vae_makes_of_them(folder: Path) -> None:
+    found = look_at_bundle(folder / "one", [folder / "face.png", folder / "photos"], page=folder / "page")
+    assert [(row.bundle, row.picture) for row in found] == [("one", "face"), ("one", "coffee")]
+    text = (folder / "page" / "index.html").read_text()
+    assert "one changes 2 of 2 pictures visibly" in text
+    assert text.count('class="stage"') == 2
+
+
+def test_the_command_says_what_is_seen(vaedeploy: Callable[..., Any], folder: Path) -> None:
+    ended = vaedeploy("look", folder / "one", folder / "face.png", "-o", folder / "told")
+    assert ended.code == 0
+    assert "face" in ended.out
+    ended = vaedeploy("look", folder / "one", folder / "face.png", "-o", folder / "told", "--json")
+    assert [row["picture"] for row in json.loads(ended.out)] == ["face"]
+
+
+def test_a_vae_that_changes_nothing_is_good() -> None:
+    photo = skimage.data.astronaut()[:64, :64]
+    same = Picture("face", photo, (Candidate("one", photo, measure_quality(photo, photo), ()),))
+    made = look_document("one", [same])
+    assert (made.tone, made.verdict) == ("good", "one changes no picture visibly")
+
+
+def test_what_cannot_be_looked_at_is_told(folder: Path) -> None:
+    with pytest.raises(InputError, match=r"^no image was given"):
+        look_at_bundle(folder / "one", [], page=folder / "none")
+    with pytest.raises(ImageError, match=r"^there is no picture .*missing\.png"):
+        look_at_bundle(folder / "one", [folder / "missing.png"], page=folder / "none")
+    with pytest.raises(InputError, match="was given twice"):
+        look_at_bundle(folder / "one", [folder / "face.png", folder / "face.png"], page=folder / "none")
+    assert not (folder / "none").exists()

@@ -1,0 +1,86 @@
+"""Photographs -> what VAEs make of them, judged: what ``compare`` and ``look`` have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from vaedeploy.errors import ImageError
+from vaedeploy.images.files import read_image
+from vaedeploy.images.opacity import has_opacity, with_opacity
+from vaedeploy.images.photos import Photo, crop_middle
+from vaedeploy.images.pixels import to_levels
+from vaedeploy.pipeline.compare.opacity import OnWhite
+from vaedeploy.pipeline.compare.result import Reconstruction
+from vaedeploy.quality import find_faults, measure_quality
+from vaedeploy.quality.artifacts import BLOCK
+from vaedeploy.quality.candidates import Candidate, Picture
+from vaedeploy.runtime import VAE
+from vaedeploy.system.progress import Progress
+
+WHAT = "Reconstructing photographs"
+
+LARGEST = 1024
+"""The most pixels that a side of a photograph has; of a larger one the middle is taken. At this size, a VAE in float32
+takes some gigabytes of memory.
+"""
+
+
+def read_photos(files: Sequence[Path], factor: int, rgba: bool) -> dict[str, Photo]:
+    """The middle of each photograph, with sides that ``factor`` divides, by its file's name. Raises ImageError where
+    too little is left.
+
+    rgba: whether they are to have opacity; one without is opaque then.
+    """
+    return {name: _read(path, factor, rgba) for name, path in _titles(files).items()}
+
+
+def reconstruct(
+    vaes: Mapping[str, VAE | OnWhite], photos: Mapping[str, Photo], progress: Progress
+) -> tuple[Picture, ...]:
+    """Each photograph with what each VAE makes of it."""
+    total, done = len(vaes) * len(photos), 0
+    progress(WHAT, 0, total)
+    pictures = []
+    for title, photo in photos.items():
+        candidates = []
+        for name, vae in vaes.items():
+            # As float, so that NaN shows: bytes would hide it.
+            image = vae.decode(vae.encode(photo), output="float")[0]
+            quality = measure_quality(photo, image, factor=vae.latent.factor)
+            candidates.append(Candidate(name, to_levels(image[None])[0], quality, find_faults(quality)))
+            progress(WHAT, done := done + 1, total)
+        pictures.append(Picture(title, photo, tuple(candidates)))
+    return tuple(pictures)
+
+
+def reconstructions(pictures: Sequence[Picture]) -> tuple[Reconstruction, ...]:
+    """What was measured of each picture, without its pixels."""
+    return tuple(
+        Reconstruction(candidate.name, picture.name, candidate.quality, candidate.findings)
+        for picture in pictures
+        for candidate in picture.candidates
+    )
+
+
+def _titles(files: Sequence[Path]) -> dict[str, Path]:
+    """Each image file by its name, without the suffix unless two names differ in nothing else."""
+    stems = [file.stem for file in files]
+    return {file.stem if stems.count(file.stem) == 1 else file.name: file for file in files}
+
+
+def _read(path: Path, factor: int, rgba: bool) -> Photo:
+    """The middle of a photograph, with sides that ``factor`` divides. Raises ImageError where too little is left.
+
+    rgba: whether it is to have opacity; one without is opaque then.
+    """
+    photo = read_image(path, opacity=rgba)
+    if rgba and not has_opacity(photo):
+        photo = with_opacity(photo)
+    cut = crop_middle(photo, factor, LARGEST)
+    if min(cut.shape[:2]) < BLOCK:
+        raise ImageError(
+            f"{path} is {photo.shape[0]}x{photo.shape[1]} (height x width); to be measured, a picture must have "
+            f"{BLOCK} pixels a side once it is cut to multiples of {factor}"
+        )
+    return cut

@@ -1,0 +1,84 @@
+"""One VAE on one's own pictures: ``vaedeploy look``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from vaedeploy.bundle import Bundle, bundle_folder
+from vaedeploy.errors import ImageError, InputError
+from vaedeploy.images.photos import photo_files
+from vaedeploy.page import Document, check_folder, write_page
+from vaedeploy.pipeline.compare.reconstruct import read_photos, reconstruct, reconstructions
+from vaedeploy.pipeline.compare.result import Reconstruction
+from vaedeploy.quality.candidates import Picture
+from vaedeploy.runtime import VAE
+from vaedeploy.system.arguments import as_list
+from vaedeploy.system.progress import Progress, silent
+from vaedeploy.values.latent import RGBA
+from vaedeploy.values.words import counted
+
+
+def look_at_bundle(
+    bundle: Bundle | str | Path,
+    images: Sequence[str | Path],
+    *,
+    page: str | Path,
+    backend: str | None = None,
+    progress: Progress = silent,
+) -> tuple[Reconstruction, ...]:
+    """Show one VAE on pictures: each is encoded and decoded, and stands beside itself on an HTML page.
+
+    >>> for row in vd.look_at_bundle("mse840k", ["portrait.png", "photos"], page="look"):
+    ...     print(row.picture, [finding.words for finding in row.findings])
+
+    images: image files, and folders of them. They are cut in the middle to sizes that the bundle takes, and to at most
+        1024 pixels a side. A VAE of RGBA images is given their opacity.
+    page: the folder for the page.
+    backend: the backend that computes; None takes the first that works here, see ``VAE``.
+    progress: is told how many pictures are done, see ``Progress``.
+
+    Returns what was measured of each picture.
+
+    Raises InputError for no image or one given twice, ImageError for images that cannot be read or are under 32 pixels
+    a side, OutputError for a ``page`` that cannot be written to, before any work, PageError, which holds the result,
+    where writing it fails afterwards, and whatever ``VAE`` raises.
+    """
+    files = _files(as_list("images", images))
+    check_folder(page)
+    path = bundle.path if isinstance(bundle, Bundle) else bundle_folder(bundle)
+    name = path.resolve().name
+    with VAE(path, backend) as vae:
+        photos = read_photos(files, vae.latent.factor, vae.latent.image_channels == RGBA)
+        pictures = reconstruct({name: vae}, photos, progress)
+    found = reconstructions(pictures)
+    write_page(look_document(name, pictures), page, found)
+    return found
+
+
+def look_document(name: str, pictures: Sequence[Picture]) -> Document:
+    """What the page shows. name: the bundle's."""
+    faulty = sum(bool(candidate.findings) for picture in pictures for candidate in picture.candidates)
+    total = counted(len(pictures), "picture")
+    return Document(
+        title=f"{name} on {total}",
+        verdict=f"{name} changes {faulty} of {total} visibly" if faulty else f"{name} changes no picture visibly",
+        tone="mixed" if faulty else "good",
+        sentences=(),
+        reference="photograph",
+        pictures=tuple(pictures),
+    )
+
+
+def _files(given: Sequence[str | Path]) -> list[Path]:
+    """The files that are given, and those of the folders. Raises InputError for none and for one given twice."""
+    files = [file for path in map(Path, given) for file in (photo_files(path) if path.is_dir() else [path])]
+    if not files:
+        raise InputError("no image was given; give files, or folders of them")
+    places = [file.resolve() for file in files]
+    for file, place in zip(files, places, strict=True):
+        if not file.is_file():
+            raise ImageError(f"there is no picture {file}")
+        if places.count(place) > 1:
+            raise InputError(f"picture {file} was given twice; give pictures that differ")
+    return files
