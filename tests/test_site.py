@@ -77,7 +77,9 @@ def test_the_site_builds_strictly_and_every_docstring_is_on_it(copy: Path) -> No
 @pytest.mark.slow
 def test_a_broken_link_ends_the_build(copy: Path) -> None:
     page = copy / "docs" / "weights.md"
-    page.write_text(page.read_text(encoding="utf-8") + "\n[away](gone.md)\n", encoding="utf-8")
+    text = page.read_text(encoding="utf-8")
+    page.write_text(text + "\n[away](gone.md)\n", encoding="utf-8")
     done = build(copy)
+    page.write_text(text, encoding="utf-8")
     assert done.returncode != 0
     assert "weights.md" in re.sub(r"\x1b\[[0-9;]*m", "", done.stdout + done.stderr)
