@@ -146,12 +146,11 @@ def throughput(
         for clients in clients_of:
             each = max(1, requests // clients)
 
-            def served(name: str, clients: int = clients, each: int = each) -> Callable[[int], None]:
-                connections = [servers[name].connection() for _ in range(clients)]
-
-                def work(number: int) -> None:
+            def served(name: str, each: int = each) -> Callable[[int], None]:
+                def work(_: int) -> None:
+                    connection = servers[name].connection()  # one for a turn: servers end those that are idle
                     for _ in range(each):
-                        if ask(connections[number], body, headers) != wanted:
+                        if ask(connection, body, headers) != wanted:
                             raise RuntimeError("an answer differs from the runtime's")
 
                 return work
