@@ -81,7 +81,7 @@ def test_a_comparison_is_told_though_its_page_fails(
     assert ended.code == 2
     assert "one into two: " in ended.out
     assert "No space left" in ended.err
-    monkeypatch.setattr("vaedeploy.pipeline.compare.bundles.", never)
+    monkeypatch.setattr("vaedeploy.pipeline.compare.bundles.reconstruct", never)
     ended = vaedeploy(*arguments, tmp_path / "photos" / "a.png")
     assert (ended.code, ended.out) == (2, "")
     assert "Error: cannot write a report to " in ended.err
