@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from data_sets import content, data_set
+from data_sets import content, count_shards, data_set, shard_files
 from ray_cluster import encoders, missing, processes, two_nodes, until
 from tiny_bundle import tiny_bundle
 
@@ -82,10 +82,6 @@ class Command:
         return self.process.returncode, told
 
 
-def shards(out: Path) -> int:
-    return len(list(out.glob("shards/*.safetensors")))
-
-
 def leftovers(out: Path) -> list[Path]:
     return [path for path in out.rglob(".*") if path.is_file()]
 
@@ -126,7 +122,7 @@ def test_a_signal_ends_it_and_the_cluster(
     if moment == "while Ray starts":
         until(lambda: processes() - before, "Ray starts")
     else:
-        until(lambda: shards(out), "there is a shard")
+        until(lambda: count_shards(out), "there is a shard")
     command.process.send_signal(number)
     ended, told = command.end()
     assert ended == code, told
@@ -141,7 +137,7 @@ def test_the_cluster_of_a_killed_command_ends(
 ) -> None:
     before, folders, out = processes(), set(Path("/tmp").glob("ray-*")), tmp_path / "latents"
     command = Command(bundle.path, photos, "-o", out, *WORDS, "--ray")
-    until(lambda: shards(out), "there is a shard")
+    until(lambda: count_shards(out), "there is a shard")
     command.process.kill()
     assert command.end()[0] == -signal.SIGKILL
     until(lambda: not encoders(), "its actors end")
@@ -180,15 +176,10 @@ def test_actors_on_every_core_of_two_nodes(
     assert content(tmp_path / "latents") == whole
 
 
-def files(out: Path) -> set[tuple[str, int]]:
-    """The shards, and the inode of each: one that is made again has another."""
-    return {(path.name, path.stat().st_ino) for path in out.glob("shards/*.safetensors")}
-
-
 def kill_once(command: Command, out: Path, rng: random.Random) -> bool:
     """Kill the command or one of its actors with SIGKILL, after some more shards. False where it had ended before."""
-    wanted = min(shards(out) + rng.randint(1, 10), SHARDS)
-    until(lambda: shards(out) >= wanted or command.process.poll() is not None, "there are more shards")
+    wanted = min(count_shards(out) + rng.randint(1, 10), SHARDS)
+    until(lambda: count_shards(out) >= wanted or command.process.poll() is not None, "there are more shards")
     time.sleep(rng.uniform(0, 0.05))
     actors = encoders()
     if command.process.poll() is not None or not actors:
@@ -214,10 +205,10 @@ def test_killed_actors_and_commands(
             command = Command(bundle.path, photos, "-o", out, *WORDS, "--ray", cluster.address)
             while killed < kills and kill_once(command, out, rng):
                 killed += 1
-                made |= files(out)
+                made |= shard_files(out)
             code, told = command.end()
         assert code == 2, told
-        assert files(out) >= made
+        assert shard_files(out) >= made
         assert content(out) == whole
         tries += 1
 
@@ -226,7 +217,7 @@ def test_a_node_that_dies(cluster: Any, bundle: Bundle, photos: Path, whole: dic
     out = tmp_path / "latents"
     node = cluster.add_node(num_cpus=1)
     command = Command(bundle.path, photos, "-o", out, *WORDS, "--workers", 3, "--ray", cluster.address)
-    until(lambda: len(encoders()) == 3 and shards(out), "three actors work")
+    until(lambda: len(encoders()) == 3 and count_shards(out), "three actors work")
     cluster.remove_node(node, allow_graceful=False)
     code, told = command.end()
     assert code == 2, told

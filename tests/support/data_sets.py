@@ -26,6 +26,16 @@ def data_set(folder: Path, count: int, *, sizes: tuple[tuple[int, int], ...] = (
     return folder
 
 
+def count_shards(cache: Path) -> int:
+    """How many shards of a cache of latents there are."""
+    return len(list(cache.glob("shards/*.safetensors")))
+
+
+def shard_files(cache: Path) -> set[tuple[str, int]]:
+    """The shards of a cache of latents, and the inode of each: one that is made again has another."""
+    return {(path.name, path.stat().st_ino) for path in cache.glob("shards/*.safetensors")}
+
+
 def content(folder: Path) -> dict[str, bytes]:
     """The bytes of all files in a folder, by their path in it."""
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

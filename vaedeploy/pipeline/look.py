@@ -13,7 +13,7 @@ from vaedeploy.pipeline.compare.reconstruct import read_photos, reconstruct, rec
 from vaedeploy.pipeline.compare.result import Reconstruction
 from vaedeploy.quality.candidates import Picture
 from vaedeploy.runtime import VAE
-from vaedeploy.system.arguments import as_list
+from vaedeploy.system.arguments import as_list, refuse_repeats
 from vaedeploy.system.progress import Progress, silent
 from vaedeploy.values.latent import RGBA
 from vaedeploy.values.words import counted
@@ -75,10 +75,8 @@ def _files(given: Sequence[str | Path]) -> list[Path]:
     files = [file for path in map(Path, given) for file in (photo_files(path) if path.is_dir() else [path])]
     if not files:
         raise InputError("no image was given; give files, or folders of them")
-    places = [file.resolve() for file in files]
-    for file, place in zip(files, places, strict=True):
+    for file in files:
         if not file.is_file():
             raise ImageError(f"there is no picture {file}")
-        if places.count(place) > 1:
-            raise InputError(f"picture {file} was given twice; give pictures that differ")
+    refuse_repeats("picture", files)
     return files

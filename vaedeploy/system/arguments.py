@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from os import PathLike
+from pathlib import Path
 from typing import TypeVar
 
 from vaedeploy.errors import InputError
@@ -23,3 +24,11 @@ def as_list(what: str, given: Iterable[T]) -> list[T]:
     if not isinstance(given, Iterable):
         raise InputError(f"{what} is {given!r}; give a list")
     return list(given)
+
+
+def refuse_repeats(what: str, paths: Sequence[Path]) -> None:
+    """Raise InputError, which calls each path a ``what``, where two lead to one place."""
+    places = [path.resolve() for path in paths]
+    for path, place in zip(paths, places, strict=True):
+        if places.count(place) > 1:
+            raise InputError(f"{what} {path} was given twice; give {what}s that differ")

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from data_sets import content, data_set
+from data_sets import content, count_shards, data_set, shard_files
 
 import vaedeploy as vd
 from vaedeploy.bundle import Bundle
@@ -95,15 +95,6 @@ def whole(bundle: Bundle, many: Path, tmp_path_factory: pytest.TempPathFactory) 
     return content(out)
 
 
-def shards(out: Path) -> int:
-    return len(list(out.glob("shards/*.safetensors")))
-
-
-def files(out: Path) -> set[tuple[str, int]]:
-    """The shards, and the inode of each: one that is made again has another."""
-    return {(path.name, path.stat().st_ino) for path in out.glob("shards/*.safetensors")}
-
-
 def children(process: int) -> list[int]:
     """The workers of a job; not the process in which Python keeps an eye on shared memory."""
     listed = Path(f"/proc/{process}/task/{process}/children").read_text().split()
@@ -132,8 +123,10 @@ def kill_and_go_on(jobs: Jobs, kills: int, seed: int, bundle: Bundle, many: Path
     rng = random.Random(seed)
     for kill in range(kills):
         process = jobs.start(bundle.path, many, out, 1)
-        wanted, moment = min(shards(out) + rng.randint(0, 3), PICTURES // 2), rng.uniform(0, 0.02)
-        wait_until(lambda wanted=wanted, process=process: shards(out) >= wanted or not is_alive(process), "no progress")
+        wanted, moment = min(count_shards(out) + rng.randint(0, 3), PICTURES // 2), rng.uniform(0, 0.02)
+        wait_until(
+            lambda wanted=wanted, process=process: count_shards(out) >= wanted or not is_alive(process), "no progress"
+        )
         time.sleep(moment)
         with suppress(ProcessLookupError):
             os.kill(process, signal.SIGKILL)
@@ -150,10 +143,10 @@ def test_a_killed_job_goes_on(
     while done < kills:
         out = tmp_path / str(tries)
         done += kill_and_go_on(jobs, kills - done, tries, bundle, many, out)
-        before = files(out)
+        before = shard_files(out)
         cached = vd.cache_latents(bundle, many, out, **OPTIONS)
         assert cached.made == cached.shards - len(before)
-        assert files(out) >= before
+        assert shard_files(out) >= before
         assert content(out) == whole
         tries += 1
 
@@ -175,9 +168,9 @@ def test_killed_workers_and_their_job(
     """A worker that is killed is replaced; those of a job that is killed end. No shard that was there is made again."""
     out = tmp_path / "out"
     process = jobs.start(bundle.path, many, out, 2)
-    wait_until(lambda: len(children(process)) == 2 and shards(out), "workers made no shard")
+    wait_until(lambda: len(children(process)) == 2 and count_shards(out), "workers made no shard")
     first, second = children(process)
-    made = files(out)
+    made = shard_files(out)
     os.kill(first, signal.SIGKILL)
     wait_until(lambda: len(set(children(process)) - {first}) == 2, "the worker was not replaced")
     workers = children(process)
@@ -185,9 +178,9 @@ def test_killed_workers_and_their_job(
     assert jobs.end() == -signal.SIGKILL
     wait_until(lambda: not any(map(is_alive, workers)), "workers live on")
     assert second in workers
-    made |= files(out)
+    made |= shard_files(out)
     vd.cache_latents(bundle, many, out, **OPTIONS)
-    assert files(out) >= made
+    assert shard_files(out) >= made
     assert content(out) == whole
 
 
@@ -210,7 +203,7 @@ def test_a_job_whose_workers_are_killed_ends_well(
 ) -> None:
     rng, out = random.Random(seed), tmp_path / "out"
     process = jobs.start(bundle.path, many, out, 2)
-    wait_until(lambda: len(children(process)) == 2 and shards(out) > rng.randint(0, 5), "workers made no shard")
+    wait_until(lambda: len(children(process)) == 2 and count_shards(out) > rng.randint(0, 5), "workers made no shard")
     os.kill(rng.choice(children(process)), signal.SIGKILL)
     assert jobs.end() == 0
     assert content(out) == whole

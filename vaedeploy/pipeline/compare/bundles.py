@@ -23,7 +23,7 @@ from vaedeploy.pipeline.compare.result import Comparison, Speed, Verb, summarize
 from vaedeploy.pipeline.compare.swaps import swap_matrix
 from vaedeploy.pipeline.turns import milliseconds, take_turns
 from vaedeploy.runtime import VAE
-from vaedeploy.system.arguments import as_list
+from vaedeploy.system.arguments import as_list, refuse_repeats
 from vaedeploy.system.progress import Progress, silent
 from vaedeploy.values.latent import RGB, RGBA
 from vaedeploy.values.trials import MOST_LATENTS
@@ -104,11 +104,8 @@ def _names(paths: Sequence[Path]) -> dict[str, Path]:
     """
     if len(paths) < 2:
         raise InputError(f"{len(paths)} bundle was given; give two or more to compare")
-    places = [path.resolve() for path in paths]
-    for place, path in zip(places, paths, strict=True):
-        if places.count(place) > 1:
-            raise InputError(f"bundle {path} was given twice; give bundles that differ")
-    short = [place.name for place in places]
+    refuse_repeats("bundle", paths)
+    short = [path.resolve().name for path in paths]
     return {name if short.count(name) == 1 else str(path): path for name, path in zip(short, paths, strict=True)}
 
 

@@ -127,14 +127,13 @@ class GpuRunner:
 
     def _in_plan(self, outputs: Sequence[str], array: Array, results: Mapping[str, Array], least: bool) -> list[Any]:
         """By rows, in the memory that is free, or in the ``least`` that there can be."""
-        arrays = DeviceArrays(self._device)
-        given = array if isinstance(array, OnDevice) else _copied(array, arrays)
+        given = array if isinstance(array, OnDevice) else _copied(array, self._arrays)
         batch, rows, columns = self._half.size(given)
         factor = self._half.table.factor
         gives = self._bundle.manifest.interface(self._part).gives(batch, rows * factor, columns * factor)
         wanted = [name for name in outputs if name != "finite"]
         places = {name: results[name] for name in wanted if isinstance(results.get(name), OnDevice)}
-        places.update({n: arrays.empty(gives[n].shape, gives[n].dtype) for n in wanted if n not in places})
+        places.update({n: self._arrays.empty(gives[n].shape, gives[n].dtype) for n in wanted if n not in places})
         plan = self._half.plan(rows, columns, 0 if least else self._free())
         return _to_caller(outputs, self._half.run(plan, outputs, given, places), results)
 
@@ -148,6 +147,10 @@ class GpuRunner:
         return CudaDevice(self._number)
 
     @cached_property
+    def _arrays(self) -> DeviceArrays:
+        return DeviceArrays(self._device)
+
+    @cached_property
     def _half(self) -> RowsHalf:
         return RowsHalf(
             self._bundle,
@@ -155,7 +158,7 @@ class GpuRunner:
             verify_hashes=self._verify_hashes,
             progress=self._progress,
             open_piece=_OpenPiece(self._device, self._number, self._threads, self._options),
-            arrays=DeviceArrays(self._device),
+            arrays=self._arrays,
         )
 
 
