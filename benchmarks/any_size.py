@@ -4,7 +4,8 @@
 
 Each limit (bytes; none: no limit) is a process of its own that opens the bundle on the CPU with two threads, loads the
 graph with a small call, and then makes one call on seeded noise. ``taken`` is the peak of resident memory during that
-call, less the resident memory before it and less the result. Errors are those against the first limit's result.
+call, less the resident memory before it and less the result; ``process`` is that peak whole. Errors are those against
+the first limit's result.
 """
 
 from __future__ import annotations
@@ -53,14 +54,15 @@ def measure(
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here on
     before, processor, began = resident("VmRSS"), time.process_time(), time.monotonic()
     output = run()
-    seconds, taken = time.monotonic() - began, resident("VmHWM") - before - output.nbytes
+    seconds, peak = time.monotonic() - began, resident("VmHWM")
     np.save(result, output)
     return {
         "way": plan.way,
         "plan": plan.bytes,
         "disk": plan.disk,
         "again": round(plan.again, 3),
-        "taken": taken,
+        "taken": peak - before - output.nbytes,
+        "process": peak,
         "processor_seconds": round(time.process_time() - processor, 1),
         "seconds": round(seconds, 1),
         "load": round(os.getloadavg()[0], 1),

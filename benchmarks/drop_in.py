@@ -2,7 +2,8 @@
 
     python benchmarks/drop_in.py BUNDLE [--sides 64 512] [--rounds 20] [--json FILE]
 
-One image on the CPU. The figures are milliseconds, and the median of the differences and ratios turn by turn.
+One image on the CPU. The figures are milliseconds, and the differences and ratios turn by turn: the median, with the
+first and the third quartile.
 """
 
 from __future__ import annotations
@@ -36,10 +37,14 @@ def measure(vae: VAE, side: int, rounds: int) -> dict[str, Any]:
         pairs = list(zip(times["runtime"], times["drop-in"], strict=True))
         found[kind] = {
             "runtime ms": 1000 * statistics.median(own for own, _ in pairs),
-            "added ms": 1000 * statistics.median(other - own for own, other in pairs),
-            "drop-in over runtime": statistics.median(other / own for own, other in pairs),
+            "added ms": quartiles([1000 * (other - own) for own, other in pairs]),
+            "drop-in over runtime": quartiles([other / own for own, other in pairs]),
         }
     return found
+
+
+def quartiles(values: list[float]) -> dict[str, float]:
+    return dict(zip(("first quartile", "median", "third quartile"), statistics.quantiles(values, n=4), strict=True))
 
 
 def main() -> None:

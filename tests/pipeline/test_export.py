@@ -163,6 +163,24 @@ def test_what_is_there_is_kept(flat: Reference, bundle: Bundle) -> None:
     assert check_bundle(bundle.path).manifest == bundle.manifest
 
 
+@pytest.mark.parametrize(
+    ("vae", "options", "place"),
+    [
+        ("mse840k", {}, "mse840k"),
+        ("owner/anime-vae", {"revision": "v2"}, "anime-vae"),
+        ("mse840k", {"weights": "owner/anime-vae", "name": "anime"}, "anime"),
+    ],
+)
+def test_a_place_that_is_taken_is_told_before_the_download(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, vae: str, options: dict[str, str], place: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / place).mkdir()
+    (tmp_path / place / "notes.txt").touch()
+    with pytest.raises(OutputError, match=f"^{place} exists and is not a bundle"):  # and not that there is no network
+        export_vae(vae, **options)  # type: ignore[arg-type]
+
+
 @pytest.mark.slow
 def test_what_is_there_is_replaced_if_forced(flat: Reference, bundle: Bundle) -> None:
     again = export_vae(flat, out=bundle.path, force=True, verify=False)

@@ -26,7 +26,7 @@ from checkpoints import (
 from torch import Tensor, nn
 
 from vaedeploy.errors import UnknownPresetError, WeightsError
-from vaedeploy.source import find_source, load_reference, presets, reload_reference
+from vaedeploy.source import find_source, known_name, load_reference, load_source, presets, reload_reference
 from vaedeploy.source.folder import WEIGHTS, _candidates, find_weights
 from vaedeploy.source.network import random_tensors
 from vaedeploy.values.latent import LatentSpec
@@ -40,6 +40,12 @@ def test_what_is_no_name_and_no_path_is_refused(given: Any) -> None:
         f"the VAE is of type {type(given).__name__}; give a preset's name, a path, or two modules of your own as "
         "vaedeploy.Reference(encoder=..., decoder=..., latent=vaedeploy.LatentSpec(...))"
     )
+
+
+@pytest.mark.parametrize("weights", [None, "random:7"])
+def test_the_name_is_known_before_loading(weights: str | None) -> None:
+    source = find_source("demo", weights)
+    assert known_name(source) == load_source(source).name
 
 
 @pytest.mark.parametrize(
@@ -57,6 +63,7 @@ def test_folders(tmp_path: Path, tensors: dict[str, Tensor], expected: str, plac
     folder(path / place, config_of(DEMO.config, **DEMO_CONFIG), tensors, name)
     own, other = load_reference(path), load_reference("demo", path, **CONTRACT)
     assert own.identity == other.identity == expected
+    assert known_name(find_source(path)) == own.name
     assert (own.name, own.origin.kind, own.origin.preset) == ("my-vae", "folder", None)
     assert (other.name, other.origin.kind, other.origin.preset) == ("my-vae", "folder", "demo")
     assert own.origin.location == other.origin.location == str(path.resolve())

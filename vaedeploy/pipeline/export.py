@@ -20,7 +20,7 @@ from vaedeploy.images.opacity import has_opacity
 from vaedeploy.images.photos import load_photos
 from vaedeploy.pipeline.graphs import calibrate, write_forms, write_portable
 from vaedeploy.runtime import onnxruntime_cpu
-from vaedeploy.source import find_source, load_source
+from vaedeploy.source import find_source, known_name, load_source
 from vaedeploy.system.arguments import as_list
 from vaedeploy.system.heap import collect_garbage
 from vaedeploy.system.progress import Progress, silent
@@ -121,9 +121,11 @@ def export_vae(
         onnxruntime_cpu.load_library()  # to fail before the long work, and not after it
     photographs = load_photos(photos, RGBA) if calibrated else []
     reference: Reference | None = None
-    if out is None:  # it is known only once the VAE is loaded; one that is given is checked first
+    if out is None:
+        out = name or known_name(source)
+    if out is None:  # the weights tell it; a place that is known is checked before they are loaded
         reference = load_source(source, scale=scale, shift=shift, progress=progress)
-        out = name or reference.name
+        out = reference.name
     with create_bundle(out, force) as draft:
         reference = reference or load_source(source, scale=scale, shift=shift, progress=progress)
         if name is not None:

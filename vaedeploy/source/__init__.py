@@ -8,7 +8,7 @@ May import ``values``, ``system`` and ``errors``. What only one family of VAEs n
 from __future__ import annotations
 
 from vaedeploy.source.load import load_reference, load_source, reload_reference
-from vaedeploy.source.locate import Source, find_source
+from vaedeploy.source.locate import Source, find_source, known_name
 from vaedeploy.source.preset import Preset, get_preset, presets
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "Source",
     "find_source",
     "get_preset",
+    "known_name",
     "load_reference",
     "load_source",
     "presets",

@@ -6,7 +6,6 @@ import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -27,9 +26,6 @@ from vaedeploy.system.torch_state import plain_torch
 from vaedeploy.values.latent import LatentSpec
 from vaedeploy.values.origin import Origin
 from vaedeploy.values.reference import Reference
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["find_source", "load_reference", "load_source", "reload_reference"]
 
@@ -144,9 +140,7 @@ def _draw(source: Seed, contract: Contract) -> Reference:
     from vaedeploy.source.network import build, random_tensors
 
     preset = source.preset
-    plan = Plan(
-        f"{preset.name}-random-{source.number}", preset.config, f"preset {preset.name}", source.given, preset=preset
-    )
+    plan = Plan(source.name, preset.config, f"preset {preset.name}", source.given, preset=preset)
     stating = random_tensors(preset.config, source.number, family_of(preset.config).contract_tensors)
     latent = contract(plan.statements(stating), preset.config, source.given)
     encoder, decoder = build(preset.config, random_tensors(preset.config, source.number))

@@ -15,6 +15,7 @@ import msgspec
 from vaedeploy.errors import WeightsError
 from vaedeploy.source import checkpoint
 from vaedeploy.source.folder import STEM, find_weights
+from vaedeploy.source.pair import half_named
 from vaedeploy.source.preset import Preset, get_preset, presets
 from vaedeploy.system.hub import REPOSITORY_NAME
 from vaedeploy.values.origin import Origin
@@ -85,6 +86,11 @@ class Seed:
     given: str
     number: int
 
+    @property
+    def name(self) -> str:
+        """What a bundle of them is called."""
+        return f"{self.preset.name}-random-{self.number}"
+
 
 Source = Reference | Found | OnHub | Seed
 """Where a VAE comes from. A ``Reference`` is loaded already."""
@@ -122,6 +128,21 @@ def find_source(
     if subfolder is not None and (isinstance(source, Seed) or source.origin.subfolder is None):
         raise WeightsError(f"--subfolder {subfolder} is for folders and hub repositories, and {what} is neither")
     return source
+
+
+def known_name(source: Source) -> str | None:
+    """The name of the VAE at ``source``; None where only its weights tell."""
+    if isinstance(source, Reference | Seed):
+        return source.name
+    if isinstance(source, Found):
+        if source.own and source.preset is not None:
+            return source.preset.name
+        described = source.preset is None and source.folder is not None and half_named(source.file) is None
+        return source.name if described else None
+    if source.preset is None:
+        return source.repository.split("/")[1]
+    asked_own = source.repository == source.preset.repository and (source.revision, source.subfolder) == (None, None)
+    return source.preset.name if asked_own else None
 
 
 def _find(vae: str | Path, weights: str | Path | None, subfolder: str | None) -> Found | OnHub | Seed:
