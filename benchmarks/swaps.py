@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from vaedeploy.images.files import read_image
-from vaedeploy.images.photos import crop_middle, photo_files
-from vaedeploy.pipeline.compare.bundles import SWAP_CROPS, SWAP_SIDE
+from vaedeploy.images.photos import photo_files, shrink_middle
+from vaedeploy.pipeline.compare.bundles import SWAP_PHOTOS, SWAP_SIDE
 from vaedeploy.pipeline.compare.swaps import swap_matrix
 from vaedeploy.runtime import VAE
 
@@ -83,8 +83,8 @@ def main() -> None:
     given = parser.parse_args()
     warnings.simplefilter("ignore")  # the bundles may be unverified
     files = photo_files(given.images)
-    chosen = [files[n] for n in np.linspace(0, len(files) - 1, min(SWAP_CROPS, len(files))).round().astype(int)]
-    crops = [crop_middle(read_image(file), 8, SWAP_SIDE) for file in chosen]
+    chosen = [files[n] for n in np.linspace(0, len(files) - 1, min(SWAP_PHOTOS, len(files))).round().astype(int)]
+    crops = [shrink_middle(read_image(file), 8, SWAP_SIDE) for file in chosen]
     print("| altered | verdict | cause | own dB | swapped dB | corrected dB | scale | shift | seen | s |")
     print("|---|---|---|---|---|---|---|---|---|---|")
     with VAE(given.bundles[0]) as one, VAE(given.bundles[1]) as other:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from vaedeploy.errors import ImageError
 from vaedeploy.images.opacity import verification_mask, with_opacity
-from vaedeploy.images.photos import crop_batch, load_photos
+from vaedeploy.images.photos import crop_batch, load_photos, shrink_middle
 from vaedeploy.verify.shapes import verification_shapes
 
 
@@ -31,6 +31,26 @@ def test_shapes_cover_what_differs(factor: int) -> None:
     assert [s.name for s in shapes if not s.round_trip] == ["large"]
     assert shapes[-1].height == shapes[-1].width == min(512, 128 * factor)
     assert sum(s.batch * s.height * s.width for s in shapes) < 600_000  # in pixels; that of 512x512 has 262,144
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "shape"),
+    [
+        (512, 512, (256, 256)),
+        (300, 900, (256, 256)),
+        (257, 256, (256, 256)),
+        (100, 512, (96, 256)),
+        (7, 512, (0, 256)),
+    ],
+)
+def test_what_is_at_a_border_is_shrunk_and_not_cut_off(height: int, width: int, shape: tuple[int, int]) -> None:
+    photo = np.full((height, width, 3), 200, np.uint8)
+    photo[: height // 8] = 0  # a dark eighth at the top
+    shrunk = shrink_middle(photo, 8, 256)
+    assert shrunk.shape == (*shape, 3)
+    if min(height, width) >= 256:
+        assert (shrunk[:28] < 20).all()
+        assert (shrunk[36:] > 180).all()
 
 
 def test_shapes_at_the_factor_of_the_first_bundles() -> None:

@@ -68,6 +68,19 @@ def crop_middle(photo: Photo, factor: int, most: int) -> Photo:
     return _crop(photo, height, width)
 
 
+def shrink_middle(photo: Photo, factor: int, most: int) -> Photo:
+    """The middle of a photograph (H, W, N) that is shrunk first, so that its shorter side is ``most``.
+
+    What it shows, such as a face, is then not cut off. A smaller photograph is not enlarged. The sides are those of
+    ``crop_middle``.
+    """
+    height, width = photo.shape[:2]
+    if min(height, width) > most:
+        size = [max(most, round(side * most / min(height, width))) for side in (width, height)]
+        photo = np.asarray(Image.fromarray(photo).resize((size[0], size[1]), Image.Resampling.LANCZOS))
+    return crop_middle(photo, factor, most)
+
+
 def crop_batch(
     photos: list[Photo], batch: int, height: int, width: int, first: int = 0, *, channels: int = RGB
 ) -> Photo:

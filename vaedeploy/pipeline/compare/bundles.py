@@ -14,7 +14,7 @@ import numpy as np
 
 from vaedeploy.bundle import Bundle, bundle_folder
 from vaedeploy.errors import InputError
-from vaedeploy.images.photos import Photo, crop_batch, crop_middle, photo_files
+from vaedeploy.images.photos import Photo, crop_batch, photo_files, shrink_middle
 from vaedeploy.page import check_folder, write_page
 from vaedeploy.pipeline.compare.opacity import OnWhite
 from vaedeploy.pipeline.compare.page import comparison_document
@@ -29,10 +29,10 @@ from vaedeploy.values.latent import RGB, RGBA
 from vaedeploy.values.trials import MOST_LATENTS
 
 SWAP_SIDE = 256
-"""Side, in pixels, of the crops that decoders are swapped on."""
+"""Side, in pixels, of the photographs that decoders are swapped on, which are shrunk to it."""
 
-SWAP_CROPS = 4
-"""How many photographs these crops are cut from, chosen evenly from all."""
+SWAP_PHOTOS = 4
+"""How many photographs these are, chosen evenly from all."""
 
 SPEED_SIDE = 512
 """Side, in pixels, of the image that is timed, rounded down to a multiple of the factors; less for factors below 4, see
@@ -85,8 +85,8 @@ def compare_bundles(
         factor = math.lcm(*factors)
         photos = read_photos(files, factor, rgba)
         pictures = reconstruct(vaes, photos, progress)
-        swap_photos = [photos[name] for name in _evenly(list(photos), SWAP_CROPS)]
-        swaps, strips = swap_matrix(vaes, [crop_middle(photo, factor, SWAP_SIDE) for photo in swap_photos], progress)
+        swap_photos = [photos[name] for name in _evenly(list(photos), SWAP_PHOTOS)]
+        swaps, strips = swap_matrix(vaes, [shrink_middle(photo, factor, SWAP_SIDE) for photo in swap_photos], progress)
         side = max(min(SPEED_SIDE, MOST_LATENTS * min(factors)) // factor, 1) * factor
         speeds = _time(vaes, crop_batch(swap_photos, 1, side, side, channels=RGBA if rgba else RGB), progress)
     rows = reconstructions(pictures)
