@@ -141,7 +141,7 @@ class BoundedRunner:
 
     def _warn_of_no_limit(self) -> None:
         if self._budget.most is not None and self._is_first():
-            log.warning("max_memory does not limit it: %s", self.half.missing)
+            log.warning("calls may take more than max_memory: %s", self.half.missing)
 
     def _log(self, plan: Plan, rows: int, columns: int) -> None:
         factor = self.half.table.factor
