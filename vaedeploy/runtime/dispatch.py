@@ -144,11 +144,10 @@ class Dispatch:
         plans: dict[Part, MemoryPlan] = {}
         for part in PARTS:
             runner = self._runner(candidate, part)
-            if not isinstance(runner, BoundedRunner) or not runner.half.exists:
-                raise BackendError(
-                    f"the {part} of bundle {self._bundle.path} cannot be computed by rows. If an older vaedeploy made "
-                    f"it, export it again: {self._bundle.manifest.export_command(self._bundle.path)}"
-                )
+            if not isinstance(runner, BoundedRunner):
+                raise BackendError(f"{candidate.backend} has its own device, and memory is planned on the CPU alone")
+            if not runner.half.exists:
+                raise BackendError(runner.half.missing)
             plans[part] = runner.plan(batch, rows, columns)
         return plans
 

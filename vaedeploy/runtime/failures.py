@@ -23,6 +23,15 @@ def failures_explained(library: str, graph: Path, inputs: Mapping[str, Array]) -
         raise BackendError(f"{library} failed in {graph} on {shapes}: {error}{advice}") from error
 
 
+@contextmanager
+def no_memory_explained() -> Iterator[None]:
+    """Context in which memory that an array cannot have becomes a BackendError. numpy says how much it was."""
+    try:
+        yield
+    except MemoryError as error:
+        raise BackendError(f"{error or 'There is not enough memory'}. Give a smaller batch or size") from error
+
+
 def is_out_of_memory(error: BaseException | None) -> bool:
     """Whether an exception of such a library says that memory was lacking, the host's or a device's."""
     # ALLOC_FAILED is a status of cuBLAS and cuDNN, and the resource is memory of the GPU. "Enough" is cuda.core's word.

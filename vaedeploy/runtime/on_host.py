@@ -15,9 +15,11 @@ from vaedeploy.images.pixels import to_float
 from vaedeploy.runtime.arrays import as_numpy, as_pixels, check_image, check_latent, check_out, pad_image
 from vaedeploy.runtime.device import Array
 from vaedeploy.runtime.dispatch import Dispatch
+from vaedeploy.runtime.failures import no_memory_explained
 from vaedeploy.values.kinds import PARTS, Part
 
 
+@no_memory_explained()
 def encode(dispatch: Dispatch, bundle: Bundle, image: Any, outputs: int, pad: bool) -> list[NDArray[np.float32]]:
     """The first ``outputs`` outputs of the encoder for ``image``: the mean, or the mean and the deviation."""
     interface = bundle.manifest.interface("encoder")
@@ -43,6 +45,7 @@ def _pixels(bundle: Bundle, image: Any, pad: bool) -> NDArray[Any]:
     return np.ascontiguousarray(pixels)
 
 
+@no_memory_explained()
 def decode(
     dispatch: Dispatch,
     bundle: Bundle,
@@ -73,6 +76,7 @@ def decode(
     return out
 
 
+@no_memory_explained()
 def compute(
     dispatch: Dispatch, bundle: Bundle, part: Part, value: Any, outputs: Sequence[str]
 ) -> dict[str, NDArray[Any]]:
@@ -92,6 +96,7 @@ def compute(
     return {name: computed[name] for name in outputs}
 
 
+@no_memory_explained()
 def warm_up(dispatch: Dispatch, bundle: Bundle, sizes: Iterable[tuple[int, int]], batch: int) -> None:
     """Run both halves once at each of ``sizes``, (height, width) in pixels, on ``batch`` items of zeros.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any, Literal, get_args
 from vaedeploy.bundle import Bundle
 from vaedeploy.bundle.encoding import check_identity
 from vaedeploy.bundle.manifest import Manifest
-from vaedeploy.errors import BundleError, InputError
+from vaedeploy.errors import BundleError, InputError, SizeError
 from vaedeploy.runtime import on_host
 from vaedeploy.runtime.backends import find_candidates
 from vaedeploy.runtime.calls import ArrayCalls
@@ -193,6 +194,10 @@ class VAE(ArrayCalls):
         Raises SizeError for sizes that the VAE does not take, InputError for a batch below 1, and BackendError where
         graphs do not run on the CPU here, or the bundle cannot be computed by rows.
         """
+        try:
+            height, width = operator.index(height), operator.index(width)
+        except TypeError as error:
+            raise SizeError(f"size is {height!r}x{width!r}; it must be two whole numbers of pixels") from error
         self.latent.sizes.check(height, width)
         if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
             raise InputError(f"batch is {batch!r}; it must be 1 or more")

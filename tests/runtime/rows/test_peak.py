@@ -30,7 +30,7 @@ def give(pixels):
     side = pixels // latent.factor
     if part == "decoder":
         return random.standard_normal((1, latent.channels, side, side)).astype(np.float32)
-    return random.uniform(-1, 1, (1, 3, pixels, pixels)).astype(np.float32)
+    return random.integers(0, 256, (pixels, pixels, 3), np.uint8)
 run = (lambda given: vae.decode(given, output="float")) if part == "decoder" else vae.encode
 run(give(2 * latent.factor))  # loads the graph
 plan, given = vae.plan(size, size)[part], give(size)
@@ -48,6 +48,13 @@ def peak(bundle: Bundle, part: str, size: int, share: float) -> dict[str, int]:
     result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=3000)
     found: dict[str, int] = json.loads(result.stdout.splitlines()[-1])
     return found
+
+
+def test_the_floats_of_an_image_count(tiny_vae_bundle: Bundle) -> None:
+    """They are most of what an encoder of a few channels takes."""
+    found = peak(tiny_vae_bundle, "encoder", 2048, 1.0)
+    assert found["way"] == "rows"
+    assert 0 < found["taken"] <= found["plan"]
 
 
 @pytest.mark.slow

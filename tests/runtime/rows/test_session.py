@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from vaedeploy.bundle import Bundle
-from vaedeploy.errors import BackendError, InputError
+from vaedeploy.errors import BackendError, InputError, SizeError
 from vaedeploy.runtime import VAE, onnxruntime_cpu
+from vaedeploy.runtime.failures import failures_explained
 from vaedeploy.runtime.rows.budget import Budget
 from vaedeploy.runtime.rows.half import RowsHalf
 from vaedeploy.runtime.rows.plan import Plan
@@ -147,6 +148,61 @@ def test_a_limit_below_the_least_is_refused_with_the_least(whole: VAE) -> None:
         assert (plan.way, plan.fits, plan.bytes, plan.least) == ("rows", False, needed, needed)
 
 
+@pytest.mark.parametrize("size", [(1, 1), (1, 30_000)])
+def test_rows_that_save_nothing_are_not_taken(whole: VAE, size: tuple[int, int]) -> None:
+    """A small picture, and one that is one row high: strips are as wide as the picture."""
+    height, width = (side * FACTOR for side in size)
+    with VAE(whole.path, "onnxruntime-cpu", max_memory=1) as vae:
+        plan = vae.plan(height, width)["decoder"]
+        assert (plan.way, plan.bytes, plan.fits) == ("untiled", plan.least, False)
+        with pytest.raises(InputError, match=rf"takes at least {plan.least:,} for an image of {height}x{width} "):
+            vae.decode(latents(1, *size))
+    with VAE(whole.path, "onnxruntime-cpu", max_memory=plan.least) as vae:
+        assert vae.plan(height, width)["decoder"].fits
+
+
+@pytest.mark.parametrize("size", [("8", 8), (8.0, 8), (None, 8)])
+def test_a_plan_is_of_whole_numbers(whole: VAE, size: Any) -> None:
+    with pytest.raises(SizeError, match=r"^size is .*; it must be two whole numbers of pixels$"):
+        whole.plan(*size)
+
+
+def test_pixels_that_overflow_have_a_plan(whole: VAE) -> None:
+    plans = whole.plan(1 << 70, 1 << 70)
+    assert all(plan.bytes > 1 << 70 and not plan.fits for plan in plans.values())
+
+
+def test_an_array_that_no_memory_holds(whole: VAE) -> None:
+    latent = np.broadcast_to(np.float32(0), (1, CHANNELS, 1 << 24, 1 << 24))
+    image = np.broadcast_to(np.uint8(0), (1 << 24, 1 << 24, 3))
+    for call in (partial(whole.decode, latent), partial(whole.encode, image)):
+        with pytest.raises(BackendError, match=r"^Unable to allocate .*\. Give a smaller batch or size$"):
+            call()
+
+
+def test_a_whole_graph_that_finds_no_memory_is_computed_by_rows(
+    tiny_vae_bundle: Bundle, whole: VAE, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    given = latents(2, 20, 30)
+    wanted = whole.decode(given, output="float")
+
+    def fail(*arguments: Any) -> None:
+        with failures_explained("ONNX Runtime", tiny_vae_bundle.graph("decoder", "onnxruntime"), {}):
+            raise RuntimeError(words)
+
+    monkeypatch.setattr(onnxruntime_cpu.Session, "run", fail)
+    with VAE(tiny_vae_bundle.path, "onnxruntime-cpu") as vae:
+        words = "bad allocation: Failed to allocate memory for requested buffer of size 1"
+        assert vae.plan(20 * FACTOR, 30 * FACTOR)["decoder"].way == "untiled"
+        assert far(vae.decode(given, output="float"), wanted) < 1e-6
+        assert [record.levelname for record in caplog.records] == ["WARNING"]
+        assert "Failed to allocate memory" in caplog.text
+        assert "It is computed by rows instead" in caplog.text
+        words = "another failure"
+        with pytest.raises(BackendError, match=words):
+            vae.decode(given)
+
+
 @pytest.mark.parametrize("wrong", [0, -1, 1.5, "4G", True])
 def test_what_is_no_number_of_bytes_is_refused(whole: VAE, wrong: Any) -> None:
     with pytest.raises(InputError, match=r"^max_memory is .*; it must be a "):
@@ -177,13 +233,22 @@ def test_it_is_said_once(tiny_vae_bundle: Bundle, whole: VAE, caplog: pytest.Log
     assert record.getMessage().startswith("the decoder of 256x384 runs by rows: ")
 
 
-def test_a_bundle_without_this_form_runs_whole(tmp_path: Any) -> None:
+@pytest.mark.parametrize("limit", [1, None])
+def test_a_bundle_without_this_form_runs_whole(
+    limit: int | None, tmp_path: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     from tiny_bundle import tiny_bundle
 
     bundle = tiny_bundle(tmp_path / "old")
-    with VAE(bundle.path, "onnxruntime-cpu", max_memory=1) as vae:
+    with VAE(bundle.path, "onnxruntime-cpu", max_memory=limit) as vae:
         channels, factor = vae.limits.channels, vae.limits.factor
-        assert vae.decode(np.zeros((1, channels, 2, 2), np.float32)).shape == (1, 2 * factor, 2 * factor, 3)
+        for _ in range(2):
+            assert vae.decode(np.zeros((1, channels, 2, 2), np.float32)).shape == (1, 2 * factor, 2 * factor, 3)
+        told = [record.getMessage() for record in caplog.records]
+        assert told == [
+            f"calls may take more than max_memory: the decoder of bundle {bundle.path} cannot be computed by rows. If an "
+            f"older vaedeploy made it, export it again: {bundle.manifest.export_command(bundle.path)}"
+        ] * (limit is not None)
         with pytest.raises(
             BackendError, match=r"cannot be computed by rows\. If an older vaedeploy made it, export it"
         ):

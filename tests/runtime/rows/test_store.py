@@ -83,13 +83,29 @@ def test_a_full_disk_is_said() -> None:
     assert os.statvfs(RAM_DISK).f_bavail > 0
 
 
+def test_a_workspace_that_goes_away_is_said(tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    place.mkdir()
+    workspace = Workspace(place)
+    place.rmdir()
+    message = (
+        rf"^workspace {place} does not take 64 bytes: No such file or directory\. Make its folder first, or choose"
+    )
+    with pytest.raises(OutputError, match=message):
+        workspace.empty((64,), np.uint8)
+
+
 def test_a_limit_on_files_is_said_and_nothing_is_left(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     workspace = Workspace(tmp_path)
+    array = workspace.empty((1 << 21,), np.uint8)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
     try:
         with pytest.raises(OutputError, match="does not take 2,097,152 bytes: File too large"):
             workspace.empty((1 << 21,), np.uint8)
+        # As on a disk that gives no room to what is written over.
+        with pytest.raises(OutputError, match="does not take 5 bytes: File too large"):
+            array.write(0, 1 << 20, np.ones(5, np.uint8))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not list(tmp_path.iterdir())

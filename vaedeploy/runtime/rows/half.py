@@ -57,6 +57,14 @@ class RowsHalf:
         """Whether the bundle has this form of the half."""
         return self.part in self.bundle.manifest.rows
 
+    @property
+    def missing(self) -> str:
+        """Where it does not exist: that, and what to do, as sentences without the last full stop."""
+        return (
+            f"the {self.part} of bundle {self.bundle.path} cannot be computed by rows. If an older vaedeploy made it, "
+            f"export it again: {self.bundle.manifest.export_command(self.bundle.path)}"
+        )
+
     @cached_property
     def table(self) -> RowsTable:
         """The pieces. Raises BundleError where they cannot be read, or are not of this half."""
@@ -86,10 +94,28 @@ class RowsHalf:
             )
         return plan
 
+    def untiled(self, batch: int, rows: int, columns: int) -> int:
+        """Bytes that a batch of so many rows and columns of latents takes at once."""
+        return untiled_bytes(self.table, rows, columns, batch) + self._pixels(batch, rows, columns)
+
+    def by_rows(self, batch: int, rows: int, columns: int, budget: int) -> tuple[int, Plan]:
+        """Bytes that it takes by rows, and the plan for its items within ``budget`` bytes, or the least one."""
+        copied = self._pixels(batch, rows, columns) if self.part == "encoder" else 0
+        plan = self.plan(rows, columns, max(0, budget - copied))
+        return plan.bytes + copied, plan
+
     def needs(self, batch: int, rows: int, columns: int) -> tuple[int, int]:
-        """Bytes that a batch of so many rows and columns of latents takes at once, and the fewest that it can take."""
-        untiled = untiled_bytes(self.table, rows, columns, batch)
-        return untiled, min(untiled, self.plan(rows, columns, 0).bytes)
+        """Bytes that it takes at once, and the fewest that it can take."""
+        untiled, (least, _) = self.untiled(batch, rows, columns), self.by_rows(batch, rows, columns, 0)
+        return untiled, min(untiled, least)
+
+    def _pixels(self, batch: int, rows: int, columns: int) -> int:
+        """Bytes of images that are neither the caller's nor counted as tensors of the graph: the copy that an encoder
+        is given, and the floats that a decoder's graph makes bytes of.
+        """
+        interface, factor = self.bundle.manifest.interface(self.part), self.table.factor
+        size = batch, rows * factor, columns * factor
+        return interface.takes(*size).size if self.part == "encoder" else interface.gives(*size)["image"].size
 
     def size(self, array: Array) -> tuple[int, int, int]:
         """(batch, rows, columns) of the latents of what the half is given."""

@@ -13,7 +13,7 @@ from vaedeploy.runtime.device import Array
 from vaedeploy.runtime.failures import is_out_of_memory
 from vaedeploy.runtime.rows.budget import Budget
 from vaedeploy.runtime.rows.half import RowsHalf
-from vaedeploy.runtime.rows.plan import Plan, untiled_bytes
+from vaedeploy.runtime.rows.plan import Plan
 from vaedeploy.runtime.runner import Runner
 
 __all__ = ["BoundedRunner", "MemoryPlan", "Whole"]
@@ -72,22 +72,19 @@ class BoundedRunner:
     ) -> list[Any]:
         """``Runner.run``, within the budget. Raises InputError for a budget that no plan fits."""
         if not self.half.exists:
+            self._warn_of_no_limit()
             return self._whole.run(outputs, inputs, results, after)
         (array,) = inputs.values()
         batch, rows, columns = self.half.size(array)
         chosen: list[Plan | None] = []
 
         def choose(left: int, alone: bool) -> int | None:
-            whole = self._untiled(batch, rows, columns)
-            if whole <= left:
-                chosen.append(None)
-                return whole
-            plan = self.half.plan(rows, columns, left)
-            if plan.bytes > left and not alone:
+            needed, plan = self._choose(batch, rows, columns, left)
+            if needed > left and not alone:
                 return None
-            self._check(plan, left)
+            self._check(needed, left, rows, columns)
             chosen.append(plan)
-            return plan.bytes
+            return needed
 
         with self._budget.take(choose, self._kept):
             plan = chosen[-1]
@@ -108,30 +105,48 @@ class BoundedRunner:
     def plan(self, batch: int, rows: int, columns: int) -> MemoryPlan:
         """What a call takes that is the only one."""
         limit = self._budget.limit(self._kept)
-        whole, (_, least) = self._untiled(batch, rows, columns), self.half.needs(batch, rows, columns)
-        if whole <= limit:
-            return MemoryPlan(whole, "untiled", 0, 0.0, least, fits=True)
-        plan = self.half.plan(rows, columns, limit)
-        return MemoryPlan(plan.bytes, "rows", plan.disk, plan.again, least, fits=plan.bytes <= limit)
+        least, _ = self._choose(batch, rows, columns, 0)
+        needed, plan = self._choose(batch, rows, columns, limit)
+        if plan is None:
+            return MemoryPlan(needed, "untiled", 0, 0.0, least, fits=needed <= limit)
+        return MemoryPlan(needed, "rows", plan.disk, plan.again, least, fits=needed <= limit)
+
+    def _choose(self, batch: int, rows: int, columns: int, left: int) -> tuple[int, Plan | None]:
+        """The bytes that a call takes where ``left`` are left, or the fewest that it can take, and its plan; None runs
+        the whole graph, of which rows save nothing where a picture is small, or is one row high.
+        """
+        whole = self._untiled(batch, rows, columns)
+        if whole <= left:
+            return whole, None
+        by_rows, plan = self.half.by_rows(batch, rows, columns, left)
+        return (by_rows, plan) if by_rows < whole else (whole, None)
 
     def _untiled(self, batch: int, rows: int, columns: int) -> int:
-        return untiled_bytes(self.half.table, rows, columns, batch) + self._whole.extra_bytes
+        return self.half.untiled(batch, rows, columns) + self._whole.extra_bytes
 
-    def _check(self, plan: Plan, limit: int) -> None:
-        if plan.bytes > limit and self._budget.most is not None:
+    def _check(self, needed: int, limit: int, rows: int, columns: int) -> None:
+        if needed > limit and self._budget.most is not None:
             factor = self.half.table.factor
-            size = f"{plan.layout.rows * factor}x{plan.layout.columns * factor}"
             raise InputError(
-                f"max_memory is {self._budget.most:,} bytes, and the {self.half.part} takes at least {plan.bytes:,} "
-                f"for an image of {size} (height x width). Give that many or more, or a smaller image"
+                f"max_memory is {self._budget.most:,} bytes, and the {self.half.part} takes at least {needed:,} "
+                f"for an image of {rows * factor}x{columns * factor} (height x width). Give that many or more, or a "
+                "smaller image"
             )
 
-    def _log(self, plan: Plan, rows: int, columns: int) -> None:
+    def _is_first(self) -> bool:
+        """Whether this was not asked before: what each call could say is said by the first one."""
         with self._lock:
             first, self._logged = not self._logged, True
+        return first
+
+    def _warn_of_no_limit(self) -> None:
+        if self._budget.most is not None and self._is_first():
+            log.warning("calls may take more than max_memory: %s", self.half.missing)
+
+    def _log(self, plan: Plan, rows: int, columns: int) -> None:
         factor = self.half.table.factor
         log.log(
-            logging.INFO if first else logging.DEBUG,
+            logging.INFO if self._is_first() else logging.DEBUG,
             "the %s of %dx%d runs by rows: %s MB at its peak%s, %.0f %% of it computed again",
             self.half.part,
             rows * factor,

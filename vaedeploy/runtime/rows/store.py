@@ -8,7 +8,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -88,24 +88,22 @@ class Workspace:
         not enough.
         """
         size = _bytes(shape, dtype)
-        file = tempfile.TemporaryFile(dir=self.folder, buffering=0)  # noqa: SIM115  # FileArray closes it
-        try:
+        with _explained(f"workspace {self.folder} does not take {size:,} bytes"):
+            file = tempfile.TemporaryFile(dir=self.folder, buffering=0)  # noqa: SIM115  # FileArray closes it
+            array = FileArray(file, shape, np.dtype(dtype), self.folder)
             _reserve(file, size)
-        except OSError as error:
-            file.close()
-            problem = f"workspace {self.folder} does not take {size:,} bytes: {reason(error)}"
-            raise OutputError(f"{problem}. {advice(error)}") from error
-        return FileArray(file, shape, np.dtype(dtype))
+        return array
 
 
 class FileArray:
     """An array in a file, which is read and written, and not mapped: mapped pages would count as the process's memory.
 
-    file: without a buffer. It is closed with the array.
+    file: without a buffer. It is closed with the array. folder: where it is, for errors: ``read`` and ``write`` raise
+    OutputError for what the disk does not do.
     """
 
-    def __init__(self, file: IO[bytes], shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-        self.shape, self.dtype = shape, dtype
+    def __init__(self, file: IO[bytes], shape: tuple[int, ...], dtype: np.dtype[Any], folder: Path) -> None:
+        self.shape, self.dtype, self._folder = shape, dtype, folder
         self._file = file
 
     def __del__(self) -> None:
@@ -114,26 +112,37 @@ class FileArray:
     def read(self, axis: int, low: int, high: int) -> NDArray[Any]:
         """The elements [low, high) along ``axis``."""
         rows = np.empty((*self.shape[:axis], high - low, *self.shape[axis + 1 :]), self.dtype)
-        for place, part in self._parts(axis, low, rows):
-            self._file.seek(place)
-            left = part.data.cast("B")
-            while left:
-                left = left[self._file.readinto(left) :]  # type: ignore[attr-defined]  # a file without a buffer has it
+        with _explained(f"workspace {self._folder} does not give {rows.nbytes:,} bytes back"):
+            for place, part in self._parts(axis, low, rows):
+                self._file.seek(place)
+                left = part.data.cast("B")
+                while left:
+                    left = left[self._file.readinto(left) :]  # type: ignore[attr-defined]  # a file without a buffer
         return rows
 
     def write(self, axis: int, low: int, values: NDArray[Any]) -> None:
         """Write the elements from ``low`` on along ``axis``."""
-        for place, part in self._parts(axis, low, np.ascontiguousarray(values)):
-            self._file.seek(place)
-            left = part.data.cast("B")
-            while left:
-                left = left[self._file.write(left) :]
+        with _explained(f"workspace {self._folder} does not take {values.nbytes:,} bytes"):
+            for place, part in self._parts(axis, low, np.ascontiguousarray(values)):
+                self._file.seek(place)
+                left = part.data.cast("B")
+                while left:
+                    left = left[self._file.write(left) :]
 
     def _parts(self, axis: int, low: int, rows: NDArray[Any]) -> Iterator[tuple[int, NDArray[Any]]]:
         """Where each contiguous part of ``rows`` lies in the file, and the part."""
         inner = math.prod(self.shape[axis + 1 :]) * self.dtype.itemsize
         for outer, part in enumerate(rows.reshape(math.prod(self.shape[:axis]), -1)):
             yield (outer * self.shape[axis] + low) * inner, part
+
+
+@contextmanager
+def _explained(problem: str) -> Iterator[None]:
+    """Context in which an OSError becomes an OutputError."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(f"{problem}: {reason(error)}. {advice(error)}") from error
 
 
 def _bytes(shape: tuple[int, ...], dtype: DTypeLike) -> int:
