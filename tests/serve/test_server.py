@@ -63,8 +63,11 @@ def test_what_it_refuses_to_start_with(vaedeploy, bundle, tmp_path):
             f"Error: cannot listen on port {port} of 127.0.0.1: another program does. Choose another port with --port, "
             "or 0 for any that is free\n"
         )
-    assert refused(vaedeploy, bundle, "--host", "no.such.host.invalid").startswith(
-        "Error: cannot listen on 'no.such.host.invalid': "
+    told = refused(vaedeploy, bundle, "--host", "no.such.host.invalid")
+    assert told.startswith("Error: cannot listen on 'no.such.host.invalid': ")
+    assert "Errno" not in told
+    assert refused(vaedeploy, bundle, "--host", "a..b") == (
+        "Error: cannot listen on 'a..b': no host has such a name. Give an address of this machine with --host\n"
     )
     assert refused(vaedeploy, bundle, "--host", "192.0.2.1").startswith(
         "Error: cannot listen on port 8000 of 192.0.2.1: Cannot assign requested address. Give an address of this"

@@ -216,7 +216,8 @@ def _listening(settings: Settings) -> Iterator[socket.socket]:
         (family, kind, protocol, _, address), *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         listener = socket.socket(family, kind, protocol)
     except (OSError, UnicodeError) as error:
-        raise InputError(f"cannot listen on {host!r}: {error}. Give an address of this machine with --host") from error
+        why = reason(error) if isinstance(error, OSError) else "no host has such a name"
+        raise InputError(f"cannot listen on {host!r}: {why}. Give an address of this machine with --host") from error
     with listener:
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
