@@ -177,7 +177,7 @@ def cache(
     "--to",
     "form",
     required=True,
-    type=click.Choice(["kohya-sd", "kohya-sdxl", "webdataset", "files"]),
+    type=click.Choice(["kohya-sd", "kohya-sdxl", "kohya-sd3", "kohya-flux", "webdataset", "files"]),
     help="What to write: kohya's .npz files, to lie beside the pictures; tar files of webdataset's; or a latent file "
     "of vaedeploy's for each picture.",
 )
