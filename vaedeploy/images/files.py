@@ -155,6 +155,11 @@ def opened(source: Path | IO[bytes], name: Path | str, most: int = MOST_PIXELS) 
                     f"{name} is too large: it has {image.width * image.height:,} pixels, and at most {most:,} are "
                     "read. Crop it or make it smaller first"
                 )
+            if getattr(image, "tag_v2", {}).get(ExifTags.Base.NewSubfileType, 0) & 1:  # a smaller form of another one
+                raise ImageError(
+                    f"{name} begins with a small preview of its picture, as the raw files of cameras do. Save the "
+                    "picture itself as a TIFF, PNG or JPEG file"
+                )
             yield image
     except (ImageError, FileNotFoundError, IsADirectoryError, PermissionError):
         raise

@@ -32,7 +32,7 @@ from vaedeploy.errors import InputError
 from vaedeploy.images.cache_format import FAILED, SHARDS, CacheInfo, DType, FailedPicture, check_dtype
 from vaedeploy.images.sizing import Crop, Size, Sizing
 from vaedeploy.pipeline.cache.cluster import check_address
-from vaedeploy.pipeline.cache.folder import PAUSE, claim, sweep, write_index
+from vaedeploy.pipeline.cache.folder import PAUSE, check_whose, claim, sweep, write_index
 from vaedeploy.pipeline.cache.plan import Plan, Shard, make_plan
 from vaedeploy.pipeline.cache.ray_job import ray_work
 from vaedeploy.pipeline.cache.reading import Reader
@@ -153,6 +153,8 @@ def cache_latents(
         background=background,
         shard=shard,
     )
+    if folder.is_dir():
+        check_whose(folder, info)  # and not after the minutes that it may take to find all pictures
     plan = make_plan(Path(source), folder, info, sizing, column, progress)
     claim(folder, info)
     shards = folder / SHARDS
