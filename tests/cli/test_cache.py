@@ -27,7 +27,7 @@ def test_a_cache_and_what_a_trainer_reads(vaedeploy, bundle, photos, tmp_path):
     assert "0 of them made now" in again.err
     ended = vaedeploy("recast", out, "--to", "files", "-o", tmp_path / "files")
     assert (ended.code, ended.out) == (0, f"{tmp_path / 'files'}\n")
-    assert "3 files written" in ended.err
+    assert "6 files written" in ended.err
     assert vaedeploy("decode", bundle, tmp_path / "files/000.png.safetensors", "-o", tmp_path / "a.png").code == 0
 
 

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from vaedeploy.errors import InputError
 from vaedeploy.images.latent_cache import CachedLatent, LatentCache
-from vaedeploy.values.latent import LatentSpec
+from vaedeploy.values.latent import LatentSpec, numbers_text
 from vaedeploy.values.words import counted
 
 Latent = NDArray[np.float32]
@@ -91,7 +91,9 @@ def _fits(spec: LatentSpec, family: Kohya) -> bool:
 
 
 def _words(channels: int, factor: int, scale: Any, shift: Any) -> str:
-    return f"{counted(channels, 'channel')}, factor {factor}, scale {scale} and shift {shift}"
+    return (
+        f"{counted(channels, 'channel')}, factor {factor}, scale {numbers_text(scale)} and shift {numbers_text(shift)}"
+    )
 
 
 def kohya_name(form: str, key: str, original: tuple[int, int]) -> str:

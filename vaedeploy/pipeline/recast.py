@@ -3,7 +3,8 @@
 ========== ================================================= ==========================================================
 kohya      ``KEY_WWWWxHHHH_sd.npz``, to lie beside pictures  a sample, as sd-scripts keeps it: see ``pipeline.kohya``
 webdataset ``000000.tar``, one size each, KEY.npy, KEY.json  a sample as the diffusion model sees it
-files      ``KEY.safetensors``, which ``decode`` reads       a sample as the diffusion model sees it
+files      ``KEY.safetensors``, which ``decode`` reads       a sample as the diffusion model sees it; the mirrored one
+                                                             in ``KEY.flipped.safetensors``
 ========== ================================================= ==========================================================
 """
 
@@ -66,12 +67,14 @@ def recast_cache(
     if form in KOHYA:
         check_kohya(cache, form)
         files = _kohya(cache, take, form, folder)
-        names = [kohya_name(form, item.key, item.fit.original) for item in cache.items]
+        names = [(item.key, kohya_name(form, item.key, item.fit.original)) for item in cache.items]
     elif form == "webdataset":
-        files, names = _webdataset(cache, take), [_sample_key(item.key) for item in cache.items]
+        files, names = _webdataset(cache, take), [(key, _sample_key(key)) for key in cache.keys]
     else:
-        files, names = _files(cache, take), [f"{item.key}.safetensors" for item in cache.items]
-    _check_names(cache, names)
+        endings = ("", ".flipped") if cache.info.flip else ("",)
+        files = _files(cache, take, endings)
+        names = [(key, _file_name(key, ending)) for key in cache.keys for ending in endings]
+    _check_names(names)
     return _write(folder, files, len(cache), f"Writing {len(cache)} latents to {folder}", progress)
 
 
@@ -96,10 +99,10 @@ def _check_keys(cache: LatentCache) -> None:
             raise LatentError(f"{cache.path} has a picture {key!r}, whose file would be outside of the folder")
 
 
-def _check_names(cache: LatentCache, names: list[str]) -> None:
-    """Raise InputError where two pictures have one name."""
+def _check_names(names: list[tuple[str, str]]) -> None:
+    """Raise InputError where two pictures have one name. names: the keys of pictures, each with a name for it."""
     taken: dict[str, str] = {}
-    for key, name in zip(cache.keys, names, strict=True):
+    for key, name in names:
         if name in taken:
             raise InputError(f"{taken[name]} and {key} would both be written as {name}; rename one, and cache again")
         taken[name] = key
@@ -173,8 +176,13 @@ def _npy(array: NDArray[Any]) -> bytes:
 # --------------------------------------------------------------------------------------------------------------- files
 
 
-def _files(cache: LatentCache, take: Take) -> Iterator[tuple[str, bytes, int]]:
+def _files(cache: LatentCache, take: Take, endings: tuple[str, ...]) -> Iterator[tuple[str, bytes, int]]:
     info = cache.info
     for latent in cache:
-        file = LatentFile(take(latent, False)[None], info.identity, info.vae, info.latent, latent.size)
-        yield f"{latent.key}.safetensors", latent_bytes(file), 1
+        for number, ending in enumerate(endings):
+            file = LatentFile(take(latent, bool(ending))[None], info.identity, info.vae, info.latent, latent.size)
+            yield _file_name(latent.key, ending), latent_bytes(file), int(number == 0)
+
+
+def _file_name(key: str, ending: str) -> str:
+    return f"{key}{ending}.safetensors"
