@@ -197,7 +197,7 @@ def _connect(address: str, **arguments: Any) -> None:
     except Exception as error:
         if address == LOCAL:
             raise BackendError(
-                f"cannot start Ray on this machine: {str(error).rstrip('.')}. Ray itself waits for 30 seconds, too short "
+                f"cannot start Ray on this machine: {str(error).rstrip('.')}. Ray itself waits for 30 seconds, too few "
                 "where others have all cores. --workers without --ray encodes here as well"
             ) from error
         raise BackendError(
