@@ -100,8 +100,8 @@ def read_image(path: str | Path, *, opacity: bool = False) -> NDArray[np.uint8]:
     - Without ``opacity``, an alpha channel is dropped if it is opaque everywhere.
 
     Raises ImageError if the file is missing, empty, truncated or not an image, if it has no pixels or more than
-    ``MOST_PIXELS``, if it has transparent pixels (without ``opacity``) or a broken colour profile, and for 32-bit and
-    Lab images.
+    ``MOST_PIXELS``, if it has transparent pixels (without ``opacity``) or a broken colour profile, for 32-bit and Lab
+    images, and for TIFF files that begin with a preview, as raw files of cameras do.
     """
     path = Path(path)
     try:
