@@ -6,7 +6,8 @@
     python benchmarks/cache.py disk BUNDLE PHOTOS --pictures 24 --size 512 --json FILE
 
 busy: the share of time, from the beginning of the encoder's first call to the end of its last, that is spent inside
-    these calls. One process; JPEG files of 1248x832, one megapixel, are brought to squares of ``--size``.
+    these calls. One process; JPEG files of 1248x832, one megapixel, are brought to squares of ``--size``. With a small
+    ``--shard``, the encoder's waiting between shards is part of it.
 many: the wall time of ``cache_latents`` by one process, and by two, over that of the bare loop that a user would write:
     read, resize, ``encode_moments``, keep as float16. They take turns, and the ratio is taken turn by turn. Each opens
     the bundle; the cache is on the disk at the end, and the loop's latents are in memory. The JPEG files are half as
@@ -86,10 +87,11 @@ class Told(vd.VAE):
 def busy(bundle: Path, photos: Path, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     source = write_pictures(photos, folder / "photos", args.pictures, MEGAPIXEL)
     cache.VAE = Told  # type: ignore[misc]
-    vd.cache_latents(bundle, source, folder / "latents", size=(args.size, args.size)).check()
+    vd.cache_latents(bundle, source, folder / "latents", size=(args.size, args.size), shard=args.shard).check()
     taken = [end - began for began, end in Told.calls]
     whole = Told.calls[-1][1] - Told.calls[0][0]
     return {
+        "pictures in a shard": args.shard,
         "share of time in the encoder": round(sum(taken) / whole, 4),
         "s for a call, median": round(statistics.median(taken), 3),
         "s between calls, most": round(max(b[0] - a[1] for a, b in zip(Told.calls, Told.calls[1:], strict=False)), 4),
@@ -170,6 +172,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=24)
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--shard", type=int, default=cache.SHARD, help="pictures in a shard, of busy")
     parser.add_argument("--json", type=Path, help="also write the figures to this file, beside those that are there")
     args = parser.parse_args()
     before = round(os.getloadavg()[0], 1)

@@ -27,7 +27,7 @@ def test_a_cache_and_what_a_trainer_reads(vaedeploy, bundle, photos, tmp_path):
     assert "0 of them made now" in again.err
     ended = vaedeploy("recast", out, "--to", "files", "-o", tmp_path / "files")
     assert (ended.code, ended.out) == (0, f"{tmp_path / 'files'}\n")
-    assert "3 files written" in ended.err
+    assert "6 files written" in ended.err
     assert vaedeploy("decode", bundle, tmp_path / "files/000.png.safetensors", "-o", tmp_path / "a.png").code == 0
 
 
@@ -36,6 +36,10 @@ def test_failures_are_told_and_the_others_encoded(vaedeploy, bundle, photos, tmp
     ended = vaedeploy("cache", bundle, photos, "-o", tmp_path / "latents", "--no-resize", "--json")
     assert ended.code == 2
     assert "1 of 4 pictures failed" in ended.err
+    (photos / "000.png").rename(tmp_path / "one.png")
+    (tmp_path / "list.txt").write_text("one.png\ntwo.png\n")
+    one = vaedeploy("cache", bundle, tmp_path / "list.txt", "-o", tmp_path / "one", "--no-resize")
+    assert "1 picture in 1 shard, 1 of them made now; 1 picture failed\n" in one.err
     document = json.loads(ended.out)
     assert (document["pictures"], document["shards"], document["made"]) == (3, 3, 3)
     assert [failure["key"] for failure in document["failures"]] == ["bad.png"]

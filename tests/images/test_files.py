@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms, ImageOps
+from PIL import ExifTags, Image, ImageCms, ImageOps
 
 from vaedeploy.errors import ImageError, InputError, LatentError, OutputError
 from vaedeploy.images import files
@@ -389,6 +389,18 @@ def test_modes_without_a_plain_meaning_are_refused(tmp_path: Path, mode: str, co
     with pytest.raises(ImageError) as caught:
         read_image(path)
     assert str(caught.value) == f"{path} is a picture of Pillow's mode {mode}, which is not read. Save it as 8-bit RGB"
+
+
+def test_a_file_that_begins_with_a_preview_is_refused(tmp_path: Path) -> None:
+    """As most raw files of cameras do: they are TIFF files whose picture Pillow does not find."""
+    path = tmp_path / "camera.dng"
+    Image.new("RGB", (16, 12)).save(path, "TIFF", tiffinfo={ExifTags.Base.NewSubfileType: 1})
+    with pytest.raises(
+        ImageError, match=r"camera\.dng begins with a small preview of its picture, as the raw files of"
+    ):
+        read_image(path)
+    Image.new("RGB", (16, 12)).save(path, "TIFF", tiffinfo={ExifTags.Base.NewSubfileType: 2})  # one page of several
+    assert read_image(path).shape == (12, 16, 3)
 
 
 def test_missing_picture_and_folder(tmp_path: Path) -> None:

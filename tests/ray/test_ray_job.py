@@ -103,7 +103,7 @@ def test_the_files_are_those_of_a_run_without_ray(
         f"Encoding {PICTURES} pictures",
         "Starting Ray on this machine",
         ray_job.WAITING,
-        f"{PICTURES - 1} pictures in {SHARDS} shards, {SHARDS} of them made now; 1 pictures failed",
+        f"{PICTURES - 1} pictures in {SHARDS} shards, {SHARDS} of them made now; 1 picture failed",
         lines[-1],
     ]
     assert "1 of 240 pictures failed" in lines[-1]

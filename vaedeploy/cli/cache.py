@@ -12,6 +12,7 @@ from vaedeploy.cli.group import cli
 from vaedeploy.cli.options import bundle_argument, json_option, memory_option, out_option
 from vaedeploy.cli.parameters import PATH, Color, Size
 from vaedeploy.cli.progress import progress_display
+from vaedeploy.values.words import counted
 
 
 @cli.command()
@@ -164,8 +165,8 @@ def cache(
     else:
         terminal.show(str(cached.path))
         terminal.note(
-            f"{cached.pictures} pictures in {cached.shards} shards, {cached.made} of them made now; "
-            f"{len(cached.failures)} pictures failed"
+            f"{counted(cached.pictures, 'picture')} in {counted(cached.shards, 'shard')}, {cached.made:,} of them made "
+            f"now; {counted(len(cached.failures), 'picture')} failed"
         )
     cached.check()
 
@@ -177,7 +178,7 @@ def cache(
     "--to",
     "form",
     required=True,
-    type=click.Choice(["kohya-sd", "kohya-sdxl", "webdataset", "files"]),
+    type=click.Choice(["kohya-sd", "kohya-sdxl", "kohya-sd3", "kohya-flux", "webdataset", "files"]),
     help="What to write: kohya's .npz files, to lie beside the pictures; tar files of webdataset's; or a latent file "
     "of vaedeploy's for each picture.",
 )
@@ -195,4 +196,4 @@ def recast(cache: Path, out: Path, form: Any, mean: bool, seed: int) -> None:
     with progress_display() as progress:
         written = recast_cache(cache, out, form, sample=not mean, seed=seed, progress=progress)
     terminal.show(str(out))
-    terminal.note(f"{len(written)} files written")
+    terminal.note(f"{counted(len(written), 'file')} written")

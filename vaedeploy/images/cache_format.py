@@ -68,8 +68,12 @@ class CacheInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
     def differences(self, other: CacheInfo) -> str:
         """The fields that differ, in words: ``dtype is float16 there and float32 here``."""
-        pairs = ((name, getattr(self, name), getattr(other, name)) for name in self.__struct_fields__)
-        return ", ".join(f"{name} is {there} there and {here} here" for name, there, here in pairs if there != here)
+        names = (name for name in self.__struct_fields__ if name != "latent")
+        pairs = [(name, getattr(self, name), getattr(other, name)) for name in names]
+        pairs += [(f"latent {name}", there, here) for name, there, here in self.latent.differences(other.latent)]
+        return ", ".join(
+            f"{name} is {_words(there)} there and {_words(here)} here" for name, there, here in pairs if there != here
+        )
 
 
 class Item(msgspec.Struct, frozen=True):
@@ -117,6 +121,11 @@ class Index(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cache: CacheInfo
     shards: tuple[ShardInfo, ...]
     items: tuple[IndexItem, ...]
+
+
+def _words(value: Any) -> str:
+    """The value of a field of ``CacheInfo``, for an error."""
+    return "none" if value is None else str(value)
 
 
 def tensor_names(info: CacheInfo) -> tuple[str, ...]:

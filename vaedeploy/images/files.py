@@ -100,8 +100,8 @@ def read_image(path: str | Path, *, opacity: bool = False) -> NDArray[np.uint8]:
     - Without ``opacity``, an alpha channel is dropped if it is opaque everywhere.
 
     Raises ImageError if the file is missing, empty, truncated or not an image, if it has no pixels or more than
-    ``MOST_PIXELS``, if it has transparent pixels (without ``opacity``) or a broken colour profile, and for 32-bit and
-    Lab images.
+    ``MOST_PIXELS``, if it has transparent pixels (without ``opacity``) or a broken colour profile, for 32-bit and Lab
+    images, and for TIFF files that begin with a preview, as raw files of cameras do.
     """
     path = Path(path)
     try:
@@ -154,6 +154,11 @@ def opened(source: Path | IO[bytes], name: Path | str, most: int = MOST_PIXELS) 
                 raise ImageError(
                     f"{name} is too large: it has {image.width * image.height:,} pixels, and at most {most:,} are "
                     "read. Crop it or make it smaller first"
+                )
+            if getattr(image, "tag_v2", {}).get(ExifTags.Base.NewSubfileType, 0) & 1:  # a smaller form of another one
+                raise ImageError(
+                    f"{name} begins with a small preview of its picture, as the raw files of cameras do. Save the "
+                    "picture itself as a TIFF, PNG or JPEG file"
                 )
             yield image
     except (ImageError, FileNotFoundError, IsADirectoryError, PermissionError):

@@ -1,9 +1,10 @@
 """Caches of latents as trainers read them: what ``vaedeploy recast`` does.
 
 ========== ================================================= ==========================================================
-kohya      ``KEY_WWWWxHHHH_sd.npz``, to lie beside pictures  a sample as the VAE itself gives it: latent / scale + shift
+kohya      ``KEY_WWWWxHHHH_sd.npz``, to lie beside pictures  a sample, as sd-scripts keeps it: see ``pipeline.kohya``
 webdataset ``000000.tar``, one size each, KEY.npy, KEY.json  a sample as the diffusion model sees it
-files      ``KEY.safetensors``, which ``decode`` reads       a sample as the diffusion model sees it
+files      ``KEY.safetensors``, which ``decode`` reads       a sample as the diffusion model sees it; the mirrored one
+                                                             in ``KEY.flipped.safetensors``
 ========== ================================================= ==========================================================
 """
 
@@ -23,18 +24,12 @@ from numpy.typing import NDArray
 from vaedeploy.errors import InputError, LatentError, OutputError
 from vaedeploy.images.latent_cache import CachedLatent, LatentCache
 from vaedeploy.images.latents import LatentFile, latent_bytes
+from vaedeploy.pipeline.kohya import KOHYA, check_kohya, kohya_bytes, kohya_name
 from vaedeploy.system.atomic import clear_drafts, write_file
 from vaedeploy.system.oserrors import reason
 from vaedeploy.system.progress import Progress, silent
-from vaedeploy.values.latent import LatentSpec
 
-Format = Literal["kohya-sd", "kohya-sdxl", "webdataset", "files"]
-
-KOHYA = {"kohya-sd": "_sd.npz", "kohya-sdxl": "_sdxl.npz"}
-"""Format -> how kohya's sd-scripts end the names of its files."""
-
-KOHYA_FACTOR, KOHYA_CHANNELS = 8, 4
-"""What sd-scripts takes for granted of the VAEs of Stable Diffusion and SDXL."""
+Format = Literal["kohya-sd", "kohya-sdxl", "kohya-sd3", "kohya-flux", "webdataset", "files"]
 
 Latent = NDArray[np.float32]
 
@@ -53,13 +48,15 @@ def recast_cache(
         >>> vd.recast_cache("latents", "photos", "kohya-sdxl")
 
     cache: a cache, or its path.
-    form: "kohya-sd" or "kohya-sdxl", an .npz file for each picture, to lie beside it; "webdataset", tar files;
-        "files", a latent file of vaedeploy's for each picture. docs/datasets.md says what is in each.
+    form: "kohya-sd", "kohya-sdxl", "kohya-sd3" or "kohya-flux", an .npz file for each picture, to lie beside it;
+        "webdataset", tar files; "files", a latent file of vaedeploy's for each picture. docs/datasets.md says what is
+        in each.
     sample: write a sample of each picture's distribution, drawn by ``seed`` and key, as trainers do; False for the
     mean.
 
-    Existing files of these names are replaced. Raises InputError for a form that is not known or cannot hold this
-    cache, and where two pictures would be written to one file; OutputError for an ``out`` that cannot be written to.
+    Existing files of these names are replaced, but for what those of SD3 and FLUX have of other sizes. Raises
+    InputError for a form that is not known or cannot hold this cache, and where two pictures would be written to one
+    file; OutputError for an ``out`` that cannot be written to.
     """
     cache = cache if isinstance(cache, LatentCache) else LatentCache(cache)
     if form not in get_args(Format):
@@ -68,14 +65,16 @@ def recast_cache(
     _check_keys(cache)
     take = _taker(sample, seed)
     if form in KOHYA:
-        _check_kohya(cache)
-        files = _kohya(cache, take, KOHYA[form])
-        names = [_kohya_name(item.key, item.fit.original, KOHYA[form]) for item in cache.items]
+        check_kohya(cache, form)
+        files = _kohya(cache, take, form, folder)
+        names = [(item.key, kohya_name(form, item.key, item.fit.original)) for item in cache.items]
     elif form == "webdataset":
-        files, names = _webdataset(cache, take), [_sample_key(item.key) for item in cache.items]
+        files, names = _webdataset(cache, take), [(key, _sample_key(key)) for key in cache.keys]
     else:
-        files, names = _files(cache, take), [f"{item.key}.safetensors" for item in cache.items]
-    _check_names(cache, names)
+        endings = ("", ".flipped") if cache.info.flip else ("",)
+        files = _files(cache, take, endings)
+        names = [(key, _file_name(key, ending)) for key in cache.keys for ending in endings]
+    _check_names(names)
     return _write(folder, files, len(cache), f"Writing {len(cache)} latents to {folder}", progress)
 
 
@@ -100,10 +99,10 @@ def _check_keys(cache: LatentCache) -> None:
             raise LatentError(f"{cache.path} has a picture {key!r}, whose file would be outside of the folder")
 
 
-def _check_names(cache: LatentCache, names: list[str]) -> None:
-    """Raise InputError where two pictures have one name."""
+def _check_names(names: list[tuple[str, str]]) -> None:
+    """Raise InputError where two pictures have one name. names: the keys of pictures, each with a name for it."""
     taken: dict[str, str] = {}
-    for key, name in zip(cache.keys, names, strict=True):
+    for key, name in names:
         if name in taken:
             raise InputError(f"{taken[name]} and {key} would both be written as {name}; rename one, and cache again")
         taken[name] = key
@@ -132,58 +131,11 @@ def _write(
     return written
 
 
-# --------------------------------------------------------------------------------------------------------------- kohya
-
-
-def _check_kohya(cache: LatentCache) -> None:
-    spec = cache.info.latent
-    if (spec.factor, spec.channels) != (KOHYA_FACTOR, KOHYA_CHANNELS):
-        raise InputError(
-            f"kohya's files are for latents of Stable Diffusion and SDXL, {KOHYA_CHANNELS} channels and factor "
-            f"{KOHYA_FACTOR}; {cache.info.vae} has {spec.channels} channels and factor {spec.factor}"
-        )
-    if cache.info.buckets is None and cache.info.size is None:
-        raise InputError(
-            f"{cache.path} keeps the sizes of pictures, and kohya's sd-scripts reads latents of its buckets. Make a "
-            "cache with --buckets and --bucket-step 64"
-        )
-
-
-def _kohya(cache: LatentCache, take: Take, suffix: str) -> Iterator[tuple[str, bytes, int]]:
-    spec = cache.info.latent
+def _kohya(cache: LatentCache, take: Take, form: str, folder: Path) -> Iterator[tuple[str, bytes, int]]:
     for latent in cache:
-        arrays: dict[str, NDArray[Any]] = {
-            "latents": raw(take(latent, False), spec),
-            "original_size": np.array(latent.original[::-1]),
-            "crop_ltrb": np.array(kohya_crop(latent)),
-        }
-        if latent.flipped is not None:
-            arrays["latents_flipped"] = raw(take(latent, True), spec)
-        data = io.BytesIO()
-        np.savez(data, **arrays)  # type: ignore[arg-type]  # its stub takes the names for those of options
-        yield _kohya_name(latent.key, latent.original, suffix), data.getvalue(), 1
-
-
-def _kohya_name(key: str, original: tuple[int, int], suffix: str) -> str:
-    height, width = original
-    path = PurePosixPath(key)
-    return str(path.with_name(f"{path.stem}_{width:04d}x{height:04d}{suffix}"))
-
-
-def raw(latent: Latent, spec: LatentSpec) -> Latent:
-    """What the VAE itself computes, of a latent (C, h, w) as the diffusion model sees it: latent / scale + shift."""
-    scale, shift = (np.reshape(np.asarray(value, np.float32), (-1, 1, 1)) for value in (spec.scale, spec.shift))
-    return latent / scale + shift
-
-
-def kohya_crop(latent: CachedLatent) -> tuple[float, float, float, float]:
-    """``crop_ltrb`` as sd-scripts computes it: where a picture of the original's ratio lies in the bucket, if it is
-    made to fit into it. It does not depend on where the picture was cropped.
-    """
-    (height, width), ratio = latent.size, latent.original[1] / latent.original[0]
-    inner = (height * ratio, height) if width / height > ratio else (width, width / ratio)
-    left, top = (width - inner[0]) // 2, (height - inner[1]) // 2
-    return left, top, left + inner[0], top + inner[1]
+        name = kohya_name(form, latent.key, latent.original)
+        mirrored = None if latent.flipped is None else take(latent, True)
+        yield name, kohya_bytes(form, latent, take(latent, False), mirrored, folder / name), 1
 
 
 # ---------------------------------------------------------------------------------------------------------- webdataset
@@ -224,8 +176,13 @@ def _npy(array: NDArray[Any]) -> bytes:
 # --------------------------------------------------------------------------------------------------------------- files
 
 
-def _files(cache: LatentCache, take: Take) -> Iterator[tuple[str, bytes, int]]:
+def _files(cache: LatentCache, take: Take, endings: tuple[str, ...]) -> Iterator[tuple[str, bytes, int]]:
     info = cache.info
     for latent in cache:
-        file = LatentFile(take(latent, False)[None], info.identity, info.vae, info.latent, latent.size)
-        yield f"{latent.key}.safetensors", latent_bytes(file), 1
+        for number, ending in enumerate(endings):
+            file = LatentFile(take(latent, bool(ending))[None], info.identity, info.vae, info.latent, latent.size)
+            yield _file_name(latent.key, ending), latent_bytes(file), int(number == 0)
+
+
+def _file_name(key: str, ending: str) -> str:
+    return f"{key}{ending}.safetensors"

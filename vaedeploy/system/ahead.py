@@ -3,35 +3,60 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from types import TracebackType
+from typing import Generic, TypeVar
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 
-def done_ahead(
-    work: Callable[[Task], Result], tasks: Iterable[Task], threads: int, weight: Callable[[Task], int], most: int
-) -> Generator[tuple[Task, Future[Result]], None, None]:
-    """Each task, in order, with the future of what ``work`` makes of it. Its error is raised where it is asked for.
+class Ahead(Generic[Task, Result]):
+    """Tasks that are taken one by one, in the order in which they were added, each with what ``work`` makes of it.
+
+        >>> with Ahead(read, threads=2, weight=len, most=1000) as ahead:
+        ...     ahead.add(["a.jpg", "b.jpg"])
+        ...     pixels = ahead.take().result()
 
     While the caller is at one task, ``threads`` threads work on those that follow: on ``threads`` + 1 at most, so that
-    one more is at hand, and on so few that their weights, with that of the one which is given next, are ``most``
-    together. A task that is heavier is begun where no other is. To stop early, close this: it ends once the tasks that
-    threads are at have ended, and leaves no thread.
+    one more is at hand, and on so few that their weights, with that of the one which is taken next, are ``most``
+    together. A task that is heavier is begun where no other is. The end of the context is that of the tasks which
+    threads are at; it leaves no thread.
     """
-    left = deque(tasks)
-    begun: deque[tuple[Task, Future[Result]]] = deque()
-    held = 0
-    with ThreadPoolExecutor(threads, "ahead") as pool:
-        try:
-            while left or begun:
-                while left and (not begun or (len(begun) < threads + 2 and held + weight(left[0]) <= most)):
-                    held += weight(left[0])
-                    begun.append((left[0], pool.submit(work, left.popleft())))
-                task, result = begun.popleft()
-                held -= weight(task)
-                yield task, result
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+
+    def __init__(self, work: Callable[[Task], Result], threads: int, weight: Callable[[Task], int], most: int) -> None:
+        self._work, self._threads, self._weight, self._most = work, threads, weight, most
+        self._left: deque[Task] = deque()
+        self._begun: deque[tuple[Task, Future[Result]]] = deque()
+        self._held = 0
+        self._pool = ThreadPoolExecutor(threads, "ahead")
+
+    def add(self, tasks: Iterable[Task]) -> None:
+        """Put tasks behind those that are there. The next ``take`` begins them, as far as there is room."""
+        self._left += tasks
+
+    def take(self) -> Future[Result]:
+        """What is made of the first task that was not taken yet; ``result`` of it raises the task's error."""
+        while self._left and self._has_room(self._weight(self._left[0])):
+            self._held += self._weight(self._left[0])
+            self._begun.append((self._left[0], self._pool.submit(self._work, self._left.popleft())))
+        task, result = self._begun.popleft()
+        self._held -= self._weight(task)
+        return result
+
+    def _has_room(self, weight: int) -> bool:
+        return not self._begun or (len(self._begun) < self._threads + 2 and self._held + weight <= self._most)
+
+    def clear(self) -> None:
+        """Drop all tasks that were not taken, once those are done which threads are at."""
+        self._left.clear()
+        wait([result for _, result in self._begun if not result.cancel()])
+        self._begun.clear()
+        self._held = 0
+
+    def __enter__(self) -> Ahead[Task, Result]:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._pool.shutdown(cancel_futures=True)

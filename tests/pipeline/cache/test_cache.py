@@ -146,8 +146,11 @@ def test_other_options_and_another_vae_are_refused(bundle: Bundle, photos: Path,
     with pytest.raises(OutputError, match="of other options: dtype is float16 there and float32 here, flip is False"):
         vd.cache_latents(bundle, photos, out, size=(16, 16), dtype="float32", flip=True)
     other = tiny_bundle(tmp_path / "other", channels=3)
-    with pytest.raises(OutputError, match="cache of another VAE or of other options: latent is"):
+    with pytest.raises(OutputError, match=r"of other options: latent channels is 2 there and 3 here\. Choose another"):
         vd.cache_latents(other, photos, out, size=(16, 16))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(OutputError, match="background is none there and"):  # before pictures are looked for
+        vd.cache_latents(bundle, tmp_path / "empty", out, size=(16, 16), background=(0, 0, 0))
     assert content(out) == whole
 
 
@@ -213,13 +216,20 @@ def bad_pictures(folder: Path) -> dict[str, str]:
     (folder / "empty.jpg").touch()
     (folder / "words.jpg").write_text("no picture")
     picture(folder / "glass.png", mode="RGBA")
+    (folder / "painted.psd").write_bytes(b"8BPS" + bytes(40))
+    (folder / "camera.CR3").write_bytes(b"\0\0\0\x18ftypcrx " + bytes(40))
+    Image.new("L", (16, 16)).save(folder / "preview.tif", tiffinfo={254: 1})
+    (folder / "preview.tif").rename(folder / "camera.nef")
     (folder / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0")
     (folder / "new.jxl").write_bytes(b"\xff\x0a" + bytes(9))
     return {
+        "camera.CR3": "camera.CR3 is not an image",
+        "camera.nef": "camera.nef begins with a small preview of its picture",
         "cut.png": "cut.png cannot be decoded, it is truncated or broken",
         "empty.jpg": "empty.jpg is empty (0 bytes)",
-        "glass.png": "glass.png has transparent pixels",
+        "glass.png": "Say it with --background, such as --background white, or flatten the picture first",
         "new.jxl": "install pillow-jxl-plugin",
+        "painted.psd": "painted.psd is not an image",
         "phone.heic": "install pillow-heif",
         "truncated.png": "truncated.png cannot be decoded, it is truncated or broken",
         "words.jpg": "words.jpg is not an image",
@@ -236,7 +246,7 @@ def test_each_picture_that_fails_is_named(bundle: Bundle, tmp_path: Path, monkey
     assert list(told) == sorted(reasons)
     for key, reason in reasons.items():
         assert reason in told[key]
-    with pytest.raises(InputError, match=r"7 of 8 pictures failed; .*failed\.jsonl has the reason of each"):
+    with pytest.raises(InputError, match=r"10 of 11 pictures failed; .*failed\.jsonl has the reason of each"):
         cached.check()
     again = vd.cache_latents(bundle, tmp_path / "photos", tmp_path / "latents", size=(16, 16))
     assert (again.made, again.failures) == (0, cached.failures)
@@ -258,6 +268,7 @@ def test_every_picture_that_can_be_read_is(bundle: Bundle, tmp_path: Path) -> No
     picture(photos / "A.PNG")
     picture(photos / "a/b/c.webp")
     picture(photos / "grey.tif", mode="L")
+    Image.new("RGBA", (40, 24), (1, 2, 3, 255)).save(photos / "opaque.png")
     picture(photos / "named.jpg").rename(photos / "without_a_suffix")
     picture(photos / "other.png").rename(photos / "other.jpg")
     Image.fromarray(np.full((24, 40), 40000, np.uint16)).save(photos / "deep.png")
@@ -266,7 +277,7 @@ def test_every_picture_that_can_be_read_is(bundle: Bundle, tmp_path: Path) -> No
     for name in ("a.txt", "notes.json", ".hidden.png", "Thumbs.db"):
         (photos / name).write_bytes(b"no picture")
     vd.cache_latents(bundle, photos, tmp_path / "latents", size=(16, 16)).check()
-    keys = ["A.PNG", "a.jpg", "a.png", "a/b/c.webp", "deep.png", "grey.tif", "moves.gif", "other.jpg"]
+    keys = ["A.PNG", "a.jpg", "a.png", "a/b/c.webp", "deep.png", "grey.tif", "moves.gif", "opaque.png", "other.jpg"]
     assert vd.LatentCache(tmp_path / "latents").keys == [*keys, "without_a_suffix"]
 
 

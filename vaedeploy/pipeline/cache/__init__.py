@@ -5,12 +5,12 @@ The design:
 1. ``sources`` finds pictures: a key, a place in a file, and the file's size and time.
 2. ``plan`` reads the size of each from its header, lets ``images.sizing`` choose what to do with it, and sorts pictures
    of one size into shards. A shard's name is a hash of all that goes in: keys, stamps, fits, the VAE and the options.
-3. ``shards`` makes one: read, resize, encode, write under another name, fsync, rename. One that is there is never made
-   again, and its bytes follow from its name. So a job may be killed at any moment, or run twice, or by several
-   processes.
+3. ``shards`` makes one: encode, write under another name, fsync, rename. One that is there is never made again, and its
+   bytes follow from its name. So a job may be killed at any moment, or run twice, or by several processes. Threads of
+   ``reading`` read and resize its pictures meanwhile, and then those of the next shard.
 4. A picture that fails is named in the header of its shard, or, where its header cannot be read, by the plan.
 5. ``workers`` are processes with a VAE each, and ``ray_job`` has actors on the machines of a ``cluster`` of Ray; they
-   are given shards and say when one is done.
+   are given shards, by ``turns``, and say when one is done.
 6. ``cache.json`` comes first and says whose latents these are: another VAE and other options are refused.
 7. ``index.json`` and ``failed.jsonl`` come last, and follow from the plan and the headers of the shards alone.
 8. ``folder`` has 6 and 7. ``images.cache_format`` has the files, and ``images.latent_cache`` reads them for training.
@@ -23,6 +23,7 @@ from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,10 @@ from vaedeploy.errors import InputError
 from vaedeploy.images.cache_format import FAILED, SHARDS, CacheInfo, DType, FailedPicture, check_dtype
 from vaedeploy.images.sizing import Crop, Size, Sizing
 from vaedeploy.pipeline.cache.cluster import check_address
-from vaedeploy.pipeline.cache.folder import PAUSE, claim, sweep, write_index
+from vaedeploy.pipeline.cache.folder import PAUSE, check_whose, claim, sweep, write_index
 from vaedeploy.pipeline.cache.plan import Plan, Shard, make_plan
 from vaedeploy.pipeline.cache.ray_job import ray_work
+from vaedeploy.pipeline.cache.reading import Reader
 from vaedeploy.pipeline.cache.shards import is_free, make_shard, shard_done
 from vaedeploy.pipeline.cache.workers import Work, cores_of, shared, work_on
 from vaedeploy.runtime import VAE
@@ -151,6 +153,8 @@ def cache_latents(
         background=background,
         shard=shard,
     )
+    if folder.is_dir():
+        check_whose(folder, info)  # and not after the minutes that it may take to find all pictures
     plan = make_plan(Path(source), folder, info, sizing, column, progress)
     claim(folder, info)
     shards = folder / SHARDS
@@ -252,6 +256,6 @@ def _let_go(folder: Path, busy: list[Shard]) -> list[Shard]:
 def _here(
     shards: list[Shard], bundle: Path, options: Mapping[str, Any], folder: Path, info: CacheInfo
 ) -> Generator[tuple[Shard, bool], None, None]:
-    with VAE(bundle, **options) as vae:
-        for shard in shards:
-            yield shard, make_shard(vae, folder, info, shard, cores_of(options))
+    with VAE(bundle, **options) as vae, Reader(info, cores_of(options)) as reader:
+        for shard, following in zip_longest(shards, shards[1:]):
+            yield shard, make_shard(vae, folder, info, shard, reader, following)

@@ -196,7 +196,10 @@ def _connect(address: str, **arguments: Any) -> None:
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **arguments)
     except Exception as error:
         if address == LOCAL:
-            raise BackendError(f"cannot start Ray on this machine: {error}") from error
+            raise BackendError(
+                f"cannot start Ray on this machine: {str(error).rstrip('.')}. Ray itself waits for 30 seconds, too few "
+                "where others have all cores. --workers without --ray encodes here as well"
+            ) from error
         raise BackendError(
             f"cannot join the Ray cluster at {address}: {error}. If it is guarded by a token, set RAY_AUTH_MODE=token"
         ) from error

@@ -47,9 +47,17 @@ def claim(folder: Path, info: CacheInfo) -> None:
                 if there := [path.name for path in (folder / SHARDS).glob(f"*{SUFFIX}")]:
                     raise OutputError(f"{folder} has shards, such as {there[0]}, and no {CACHE}. Choose another folder")
                 write_file(place, msgspec.json.format(msgspec.json.encode(info)) + b"\n")
-        other = read_cache_document(place, CacheInfo)
     except OSError as error:
         raise OutputError(f"cannot write to {folder}: {reason(error)}. Choose another place with -o") from error
+    check_whose(folder, info)
+
+
+def check_whose(folder: Path, info: CacheInfo) -> None:
+    """Raise OutputError where the folder is the cache of another VAE or of other options."""
+    try:
+        other = read_cache_document(folder / CACHE, CacheInfo)
+    except FileNotFoundError:
+        return
     if other != info:
         raise OutputError(
             f"{folder} is a cache of another VAE or of other options: {other.differences(info)}. Choose another "

@@ -12,7 +12,6 @@ import os
 import re
 import signal
 import warnings
-from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,8 +23,10 @@ from vaedeploy.errors import BackendError, InputError, OutputError
 from vaedeploy.images.cache_format import CACHE, CacheInfo
 from vaedeploy.pipeline.cache.cluster import Node, cluster, nodes
 from vaedeploy.pipeline.cache.plan import Shard
+from vaedeploy.pipeline.cache.reading import Reader
 from vaedeploy.pipeline.cache.shards import make_shard
 from vaedeploy.pipeline.cache.sources import stamp_of
+from vaedeploy.pipeline.cache.turns import Turns
 from vaedeploy.pipeline.cache.workers import DEATHS, Answer, Work, answer_of, cores_of, count_death, shared, value_of
 from vaedeploy.runtime import VAE, UnverifiedBundleWarning
 from vaedeploy.runtime.candidate import HOST
@@ -135,8 +136,8 @@ class _Encoder:
         """Check what is there, and open the VAE."""
         return self._told(self._open)
 
-    def make(self, shard: Shard) -> Answer:
-        return self._told(partial(self._make, shard))
+    def make(self, shard: Shard, following: Shard | None) -> Answer:
+        return self._told(partial(self._make, shard, following))
 
     def _told(self, work: Callable[[], bool]) -> Answer:
         answer = answer_of(work)
@@ -148,12 +149,12 @@ class _Encoder:
             raise BackendError(f"there is vaedeploy {__version__}, and {job.version} where the command was given")
         _check_folder(job)
         options = _options(job, [node for node in nodes() if node.address == self._node])
-        self._vae, self._cores = VAE(job.bundle, **options), cores_of(options)
+        self._vae, self._reader = VAE(job.bundle, **options), Reader(job.info, cores_of(options))
         return True
 
-    def _make(self, shard: Shard) -> bool:
+    def _make(self, shard: Shard, following: Shard | None) -> bool:
         _check_pictures(shard)
-        return make_shard(self._vae, self._job.folder, self._job.info, shard, self._cores)
+        return make_shard(self._vae, self._job.folder, self._job.info, shard, self._reader, following)
 
 
 def _options(job: _Job, machine: list[Node]) -> dict[str, Any]:
@@ -191,14 +192,14 @@ def _work_on(
     actors = ray.remote(_Encoder).options(
         num_cpus=job.cores, num_gpus=int(job.gpu), max_restarts=0, scheduling_strategy="SPREAD"
     )
-    waiting = deque(shards)
+    turns = Turns(shards)
     asked: dict[Any, tuple[Any, Shard | None]] = {}  # answer to come -> the actor, its shard, or None while it opens
     deaths: dict[str, int] = {}
     lost = 0  # actors that died while they opened the VAE, since the last one that has opened it
     told = False
     try:
-        while waiting or _at_work(asked):
-            for _ in range(min(count, len(waiting) + _at_work(asked)) - len(asked)):
+        while turns or _at_work(asked):
+            for _ in range(min(count, len(turns) + _at_work(asked)) - len(asked)):
                 actor = actors.remote(job)
                 asked[actor.open.remote()] = (actor, None)
             if not _at_work(asked):
@@ -220,12 +221,12 @@ def _work_on(
                         _check_lost(lost, count, error)
                     else:
                         count_death(deaths, shard, _last_line(error))
-                        waiting.appendleft(shard)
+                        turns.give_back(actor, shard)
                     continue
                 del asked[answer]
-                if waiting:
-                    following = waiting.popleft()
-                    asked[actor.make.remote(following)] = (actor, following)
+                if turns:
+                    given, following = turns.take(actor)
+                    asked[actor.make.remote(given, following)] = (actor, given)
                 else:
                     ray.kill(actor)
                 if shard is not None:

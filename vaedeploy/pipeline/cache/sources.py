@@ -31,6 +31,12 @@ PARQUET = ".parquet"
 LISTS = (".txt", ".lst")
 """Suffixes of lists: a path a line, relative to the list's folder."""
 
+NOT_READ = (
+    *(".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2"),  # of cameras
+    *(".exr", ".hdr", ".ico", ".psd", ".svg", ".tga"),
+)
+"""Suffixes of pictures that are not read: they are failures, so that nobody takes them to be in the cache."""
+
 log = logging.getLogger(__name__)
 
 
@@ -155,7 +161,7 @@ def _of_file(path: Path, name: str, column: str, *, surely: bool = False) -> Fou
 
 def picture_suffixes() -> tuple[str, ...]:
     """Suffixes of files that are to be pictures: one that cannot be read is a failure and not another kind of file."""
-    return (*image_suffixes(), *(suffix for plugin in PLUGINS.values() for suffix in plugin.suffixes))
+    return (*image_suffixes(), *(suffix for plugin in PLUGINS.values() for suffix in plugin.suffixes), *NOT_READ)
 
 
 def _of_list(source: Path, column: str) -> Found:

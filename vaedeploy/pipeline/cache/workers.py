@@ -1,4 +1,5 @@
-"""Processes of this machine that make shards. Each holds the VAE, and is told one shard after another.
+"""Processes of this machine that make shards. Each holds the VAE, and is told one shard after another, and which one
+follows.
 
 What they share with the actors of ``ray_job``: ``Work``, what is answered, and how many deaths a shard may cost.
 """
@@ -10,7 +11,6 @@ import os
 import signal
 import threading
 import warnings
-from collections import deque
 from collections.abc import Callable, Generator, Mapping
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
@@ -22,7 +22,9 @@ from vaedeploy import errors
 from vaedeploy.errors import BackendError, VaedeployError
 from vaedeploy.images.cache_format import CacheInfo
 from vaedeploy.pipeline.cache.plan import Shard
+from vaedeploy.pipeline.cache.reading import Reader
 from vaedeploy.pipeline.cache.shards import make_shard
+from vaedeploy.pipeline.cache.turns import Turns
 from vaedeploy.runtime import VAE, UnverifiedBundleWarning
 from vaedeploy.runtime.rows.budget import Budget
 from vaedeploy.system.machine import usable_cores
@@ -52,10 +54,10 @@ class _Worker:
         theirs.close()  # the process alone holds that end, so that its death is heard here
         self.shard: Shard | None = None
 
-    def give(self, shard: Shard) -> None:
+    def give(self, shard: Shard, following: Shard | None) -> None:
         self.shard = shard
         with suppress(OSError):  # it has died, which is heard when it is listened to
-            self.pipe.send(shard)
+            self.pipe.send((shard, following))
 
     def end(self) -> None:
         self.process.terminate()
@@ -72,15 +74,15 @@ def work_on(
 
     Raises what ``make_shard`` raises, and BackendError for a shard over which ``DEATHS`` processes died.
     """
-    waiting = deque(shards)
+    turns = Turns(shards)
     deaths: dict[str, int] = {}
     workers: dict[Connection, _Worker] = {}
     try:
-        while waiting or workers:
-            while waiting and len(workers) < count:
+        while turns or workers:
+            while turns and len(workers) < count:
                 worker = _Worker(bundle, options, folder, info)
                 workers[worker.pipe] = worker
-                worker.give(waiting.popleft())
+                worker.give(*turns.take(worker))
             for pipe in wait(list(workers), timeout=1):
                 assert isinstance(pipe, Connection)
                 worker = workers[pipe]
@@ -92,11 +94,11 @@ def work_on(
                     del workers[pipe]
                     worker.end()
                     count_death(deaths, shard, f"code {worker.process.exitcode}")
-                    waiting.appendleft(shard)
+                    turns.give_back(worker, shard)
                     continue
                 yield shard, value_of(answer)
-                if waiting:
-                    worker.give(waiting.popleft())
+                if turns:
+                    worker.give(*turns.take(worker))
                 else:
                     del workers[pipe]
                     worker.end()
@@ -153,9 +155,10 @@ def _work(pipe: Connection, bundle: Path, options: dict[str, Any], folder: Path,
     warnings.simplefilter("ignore", UnverifiedBundleWarning)  # the process that started this one has warned
 
     def work() -> NoReturn:
-        with VAE(bundle, **options) as vae:
+        with VAE(bundle, **options) as vae, Reader(info, cores_of(options)) as reader:
             while True:
-                pipe.send(make_shard(vae, folder, info, pipe.recv(), cores_of(options)))
+                shard, following = pipe.recv()
+                pipe.send(make_shard(vae, folder, info, shard, reader, following))
 
     with suppress(EOFError, BrokenPipeError):
         pipe.send(answer_of(work))
