@@ -246,8 +246,8 @@ def test_a_bundle_without_this_form_runs_whole(
             assert vae.decode(np.zeros((1, channels, 2, 2), np.float32)).shape == (1, 2 * factor, 2 * factor, 3)
         told = [record.getMessage() for record in caplog.records]
         assert told == [
-            f"calls may take more than max_memory: the decoder of bundle {bundle.path} cannot be computed by rows. If an "
-            f"older vaedeploy made it, export it again: {bundle.manifest.export_command(bundle.path)}"
+            f"calls may take more than max_memory: the decoder of bundle {bundle.path} cannot be computed by rows. "
+            f"If an older vaedeploy made it, export it again: {bundle.manifest.export_command(bundle.path)}"
         ] * (limit is not None)
         with pytest.raises(
             BackendError, match=r"cannot be computed by rows\. If an older vaedeploy made it, export it"
