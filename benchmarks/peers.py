@@ -301,7 +301,7 @@ def tables(results: dict[str, Any]) -> str:
                     continue
                 errors = [cell[name]["relative L2"] for cell in cells.values() if cell.get(name, {}).get("relative L2")]
                 row = [_entry(cell.get(name)) for cell in cells.values()]
-                lines.append(f"| {title} | {' | '.join(row)} | {max(errors):.1e} |")
+                lines.append(f"| {title} | {' | '.join(row)} | {f'{max(errors):.1e}' if errors else ''} |")
             lines.append("")
     return "\n".join(lines)
 
