@@ -124,7 +124,7 @@ def compare(
     Example:
       vaedeploy compare demo demo-mse --images photos -o report
     """
-    from vaedeploy.cli.tables.results import COMPARE_COLUMNS, compare_rows
+    from vaedeploy.cli.tables.results import compare_columns, compare_rows
     from vaedeploy.pipeline.compare import compare_bundles
     from vaedeploy.pipeline.compare.words import summary_lines, swap_lines
 
@@ -134,8 +134,9 @@ def compare(
     if as_json:
         terminal.show_json(found)
     else:
-        show_table(COMPARE_COLUMNS, compare_rows(found), numbers=COMPARE_COLUMNS[1:])
-        terminal.show_text("\n".join((*summary_lines(found), *swap_lines(found))))
+        columns = compare_columns(found)
+        show_table(columns, compare_rows(found), numbers=columns[1:])
+        terminal.show_text("\n".join((*summary_lines(found), *swap_lines(found), *found.left_out)))
     sys.exit(tell_page(out, problem))
 
 
@@ -158,11 +159,16 @@ def look(bundle: Path, images: tuple[Path, ...], out: Path, as_json: bool, backe
       vaedeploy look demo portrait.png photos -o look
     """
     from vaedeploy.cli.tables.results import LOOK_COLUMNS, look_rows
+    from vaedeploy.pipeline.compare.result import mean_perceptual
+    from vaedeploy.pipeline.compare.words import perceptual_lines
     from vaedeploy.pipeline.look import look_at_bundle
+    from vaedeploy.quality import load_perceptual
 
     found, problem = keep_result(lambda tell: look_at_bundle(bundle, images, page=out, backend=backend, progress=tell))
     if as_json:
         terminal.show_json(found)
     else:
         show_table(LOOK_COLUMNS, look_rows(found))
+        left_out = load_perceptual().left_out if None in mean_perceptual(found) else ()
+        terminal.show_text("\n".join((*perceptual_lines(found), *left_out)))
     sys.exit(tell_page(out, problem))
