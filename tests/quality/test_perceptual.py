@@ -35,7 +35,7 @@ def test_packages_that_are_not_installed_are_named(photo: Photo) -> None:
     (sentence,) = metrics.left_out
     which = "package" if len(MISSING) == 1 else "packages"
     assert sentence.startswith(f"LPIPS and DISTS were left out: the {which} {' and '.join(MISSING)} ")
-    assert sentence.endswith(f"pip install {' '.join(MISSING)}.")
+    assert sentence.endswith(f"pip install {' '.join(MISSING)}")
     assert metrics.measure(photo, photo) is None
 
 
@@ -75,9 +75,9 @@ def test_a_file_that_is_missing_is_named_with_its_place(packages: Path, tmp_path
     place = tmp_path / "home" / "hub" / "checkpoints"
     assert load_perceptual().left_out == (
         "LPIPS was left out: AlexNet's weights are not on this machine. To have it measured, put "
-        f"https://example.org/models/a-1.pth into {place}.",
+        f"https://example.org/models/a-1.pth into {place}",
         "DISTS was left out: VGG16's weights are not on this machine. To have it measured, put "
-        f"https://example.org/models/v-2.pth into {place}.",
+        f"https://example.org/models/v-2.pth into {place}",
     )
     place.mkdir(parents=True)
     (place / "a-1.pth").touch()
@@ -90,7 +90,7 @@ def test_nothing_is_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     metrics = load_perceptual()
     lpips, dists = metrics.left_out
     assert lpips.startswith("LPIPS was left out: AlexNet's weights are not on this machine. To have it measured, put ")
-    assert lpips.endswith(f".pth into {tmp_path / 'hub' / 'checkpoints'}.")
+    assert lpips.endswith(f".pth into {tmp_path / 'hub' / 'checkpoints'}")
     assert dists.startswith("DISTS was left out: VGG16's weights are not on this machine.")
     assert (metrics.lpips, metrics.dists, list(tmp_path.iterdir())) == (None, None, [])
 

@@ -120,6 +120,9 @@ def compare(
     for a pair is compatible, compatible with a shift (of colour, contrast or scale), or not compatible; a wrong scale
     or shift, flipped signs, permuted channels and another latent space are told apart.
 
+    LPIPS and DISTS are measured too, where torchmetrics, torchvision and the weights of their networks are on this
+    machine. Nothing is downloaded.
+
     \b
     Example:
       vaedeploy compare demo demo-mse --images photos -o report
@@ -152,7 +155,8 @@ def look(bundle: Path, images: tuple[Path, ...], out: Path, as_json: bool, backe
     """Show what a VAE makes of your own pictures, on a page.
 
     Each IMAGE, or each picture in a folder, is encoded and decoded, and stands on the page beside itself: to zoom, to
-    flicker, and with the difference. The command prints the faults that a person would see.
+    flicker, and with the difference. The command prints the faults that a person would see, and LPIPS and DISTS as in
+    compare.
 
     \b
     Example:

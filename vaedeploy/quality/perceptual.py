@@ -69,7 +69,7 @@ class PerceptualMetrics:
 def load_perceptual() -> PerceptualMetrics:
     """The metrics whose packages and weights are on this machine. Nothing is downloaded."""
     if fault := _packages_fault():
-        return PerceptualMetrics(None, None, (f"LPIPS and DISTS were left out: {fault}.",))
+        return PerceptualMetrics(None, None, (f"LPIPS and DISTS were left out: {fault}",))
     from torchvision.models import AlexNet_Weights, VGG16_Weights
 
     lpips = _load("AlexNet", AlexNet_Weights.DEFAULT.url, _lpips)
@@ -77,7 +77,7 @@ def load_perceptual() -> PerceptualMetrics:
     return PerceptualMetrics(
         None if isinstance(lpips, str) else lpips,
         None if isinstance(dists, str) else dists,
-        tuple(f"{n} was left out: {m}." for n, m in (("LPIPS", lpips), ("DISTS", dists)) if isinstance(m, str)),
+        tuple(f"{n} was left out: {m}" for n, m in (("LPIPS", lpips), ("DISTS", dists)) if isinstance(m, str)),
     )
 
 
