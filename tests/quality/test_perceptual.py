@@ -171,18 +171,17 @@ def test_numbers_are_those_of_torchmetrics(
     monkeypatch.setenv("TORCH_HOME", str(home))
     opacity = np.tile(np.linspace(0, 255, photo.shape[1]).astype(np.uint8), (photo.shape[0], 1))
     pair = with_opacity(photo, opacity), with_opacity(blurred(photo, 2), opacity)
-    for reference, candidate in (tuple(map(on_white, pair)), (photo, blurred(photo, 1))):
-        images = [torch.from_numpy(p).permute(2, 0, 1)[None].float() / 255 for p in (reference, candidate)]
-        with torch.no_grad():
-            lpips = learned_perceptual_image_patch_similarity(*images, net_type="alex", normalize=True).item()
-            dists = deep_image_structure_and_texture_similarity(*images).item()
-        # A convolution may add in another order where images lie otherwise in memory; DISTS is 1 less a float32.
-        assert measured(metrics, reference, candidate).lpips == pytest.approx(lpips, rel=1e-5)
-        assert measured(metrics, reference, candidate).dists == pytest.approx(dists, abs=1e-6)
-    plain = measured(metrics, *map(on_white, pair))
+    images = [torch.from_numpy(on_white(p)).permute(2, 0, 1)[None].float() / 255 for p in pair]
+    with torch.no_grad():
+        lpips = learned_perceptual_image_patch_similarity(*images, net_type="alex", normalize=True).item()
+        dists = deep_image_structure_and_texture_similarity(*images).item()
+    found = measured(metrics, *pair)
+    # A convolution may add in another order where images lie otherwise in memory; DISTS is 1 less a float32.
+    assert found.lpips == pytest.approx(lpips, rel=1e-5)
+    assert found.dists == pytest.approx(dists, abs=1e-6)
     torch.set_default_dtype(torch.float64)
     try:
-        assert measured(metrics, *pair) == plain
+        assert measured(metrics, *pair) == found
     finally:
         torch.set_default_dtype(torch.float32)
 
