@@ -227,6 +227,12 @@ def test_the_truest_are_those_that_nobody_is_clearly_before() -> None:
 # ------------------------------------------------------------------------------------------------- bundles
 
 
+@pytest.fixture(autouse=True)
+def without_networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """LPIPS and DISTS are left out, on a machine that has what they need as well: see test_perceptual.py."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("compare")

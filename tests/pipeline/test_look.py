@@ -47,8 +47,9 @@ def test_the_command_says_what_is_seen(vaedeploy: Callable[..., Any], folder: Pa
 def test_a_vae_that_changes_nothing_is_good() -> None:
     photo = skimage.data.astronaut()[:64, :64]
     same = Picture("face", photo, (Candidate("one", photo, measure_quality(photo, photo), ()),))
-    made = look_document("one", [same])
+    made = look_document("one", [same], ["Not measured."])
     assert (made.tone, made.verdict) == ("good", "one changes no picture visibly")
+    assert (made.further, made.notes) == ((), ("Not measured.",))
 
 
 def test_what_cannot_be_looked_at_is_told(folder: Path) -> None:

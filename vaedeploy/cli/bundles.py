@@ -120,11 +120,14 @@ def compare(
     for a pair is compatible, compatible with a shift (of colour, contrast or scale), or not compatible; a wrong scale
     or shift, flipped signs, permuted channels and another latent space are told apart.
 
+    LPIPS and DISTS are measured too, where torchmetrics, torchvision and the weights of their networks are on this
+    machine. Nothing is downloaded.
+
     \b
     Example:
       vaedeploy compare demo demo-mse --images photos -o report
     """
-    from vaedeploy.cli.tables.results import COMPARE_COLUMNS, compare_rows
+    from vaedeploy.cli.tables.results import compare_columns, compare_rows
     from vaedeploy.pipeline.compare import compare_bundles
     from vaedeploy.pipeline.compare.words import summary_lines, swap_lines
 
@@ -134,8 +137,9 @@ def compare(
     if as_json:
         terminal.show_json(found)
     else:
-        show_table(COMPARE_COLUMNS, compare_rows(found), numbers=COMPARE_COLUMNS[1:])
-        terminal.show_text("\n".join((*summary_lines(found), *swap_lines(found))))
+        columns = compare_columns(found)
+        show_table(columns, compare_rows(found), numbers=columns[1:])
+        terminal.show_text("\n".join((*summary_lines(found), *swap_lines(found), *found.left_out)))
     sys.exit(tell_page(out, problem))
 
 
@@ -151,18 +155,24 @@ def look(bundle: Path, images: tuple[Path, ...], out: Path, as_json: bool, backe
     """Show what a VAE makes of your own pictures, on a page.
 
     Each IMAGE, or each picture in a folder, is encoded and decoded, and stands on the page beside itself: to zoom, to
-    flicker, and with the difference. The command prints the faults that a person would see.
+    flicker, and with the difference. The command prints the faults that a person would see, and LPIPS and DISTS as in
+    compare.
 
     \b
     Example:
       vaedeploy look demo portrait.png photos -o look
     """
     from vaedeploy.cli.tables.results import LOOK_COLUMNS, look_rows
+    from vaedeploy.pipeline.compare.result import mean_perceptual
+    from vaedeploy.pipeline.compare.words import perceptual_lines
     from vaedeploy.pipeline.look import look_at_bundle
+    from vaedeploy.quality import load_perceptual
 
     found, problem = keep_result(lambda tell: look_at_bundle(bundle, images, page=out, backend=backend, progress=tell))
     if as_json:
         terminal.show_json(found)
     else:
         show_table(LOOK_COLUMNS, look_rows(found))
+        left_out = load_perceptual().left_out if None in mean_perceptual(found) else ()
+        terminal.show_text("\n".join((*perceptual_lines(found), *left_out)))
     sys.exit(tell_page(out, problem))

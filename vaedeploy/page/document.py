@@ -47,9 +47,9 @@ class Document(msgspec.Struct, frozen=True, eq=False):
     """The content of one page: the verdict, the first picture, words, tables, strips, and the other pictures.
 
     verdict: one sentence. tone: whether the verdict is good news. sentences: what else a reader must know before the
-    first picture, at most a few. further: what comes after it. reference: name of what the candidates are compared
-    with, such as "photograph". opens: the names of what is left and right of the line at first; None, and a picture
-    without one of them, is the reference and the first candidate.
+    first picture, at most a few. further: what comes after it. notes: what the end of the page says, in small print.
+    reference: name of what the candidates are compared with, such as "photograph". opens: the names of what is left and
+    right of the line at first; None, and a picture without one of them, is the reference and the first candidate.
     """
 
     title: str
@@ -61,4 +61,5 @@ class Document(msgspec.Struct, frozen=True, eq=False):
     tables: tuple[Table, ...] = ()
     strips: tuple[Strip, ...] = ()
     further: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     opens: tuple[str, str] | None = None

@@ -132,6 +132,25 @@ OPACITY = (
 """The metrics of images with opacity. The first has a column of the table."""
 
 
+LPIPS = Measure(
+    Column("LPIPS", "AlexNet, 0 is equal", "How different AlexNet sees the two. Lower is closer (Zhang et al. 2018)."),
+    lambda q: q.perceptual.lpips if q.perceptual else None,
+    "{:z.3f}",
+)
+
+DISTS = Measure(
+    Column("DISTS", "VGG16, 0 is equal", "The same of VGG16, which forgives moved texture (Ding et al. 2020)."),
+    lambda q: q.perceptual.dists if q.perceptual else None,
+    "{:z.3f}",
+)
+
+
+def perceptual_measures(pictures: tuple[Picture, ...]) -> tuple[Measure, ...]:
+    """LPIPS and DISTS, as far as they were measured of an image of a page."""
+    found = [candidate.quality for picture in pictures for candidate in picture.candidates]
+    return tuple(m for m in (LPIPS, DISTS) if any(m.value(quality) is not None for quality in found))
+
+
 def have_opacity(pictures: tuple[Picture, ...]) -> bool:
     """Whether any image of a page has opacity."""
     return any(has_opacity(picture.reference) for picture in pictures)
@@ -139,7 +158,7 @@ def have_opacity(pictures: tuple[Picture, ...]) -> bool:
 
 def metric_table(pictures: tuple[Picture, ...]) -> Table:
     """The table with a row for each candidate of each image."""
-    measures = (*MEASURES, *(OPACITY[:1] if have_opacity(pictures) else ()))
+    measures = (*MEASURES, *perceptual_measures(pictures), *(OPACITY[:1] if have_opacity(pictures) else ()))
     return Table(
         "Picture by picture",
         "Each row is one picture. Choose a column's title to sort by it.",

@@ -21,7 +21,7 @@ from vaedeploy.images.files import write_image
 from vaedeploy.page.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Chart, spectrum_chart, tone_chart
 from vaedeploy.page.document import Document
 from vaedeploy.page.images import HEAT, Area, at_most, error_levels, heat_map, lossless, worst_area
-from vaedeploy.page.measures import FURTHER, MEASURES, OPACITY, have_opacity, metric_table
+from vaedeploy.page.measures import FURTHER, MEASURES, OPACITY, have_opacity, metric_table, perceptual_measures
 from vaedeploy.quality import Finding, Quality
 from vaedeploy.quality.candidates import Candidate, Picture, Pixels
 from vaedeploy.system.atomic import check_place, transient_folder, write_file
@@ -150,7 +150,7 @@ def _render(document: Document, side: int, shown: int) -> bytes:
         pictures=[_scene(document, number, picture, side) for number, picture in sorted(furthest, key=itemgetter(0))],
         others=[(p.name, _layers(document, n, p)) for n, p in numbered if (n, p) not in furthest],
         files=_has_files(document, side, shown),
-        measures=(*MEASURES, *FURTHER, *(OPACITY if opacity else ())),
+        measures=(*MEASURES, *perceptual_measures(document.pictures), *FURTHER, *(OPACITY if opacity else ())),
         opacity=opacity,
         heat=HEAT,
         chart_width=WIDTH,

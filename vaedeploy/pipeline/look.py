@@ -9,8 +9,9 @@ from vaedeploy.bundle import Bundle, bundle_folder
 from vaedeploy.errors import ImageError, InputError
 from vaedeploy.images.photos import photo_files
 from vaedeploy.page import Document, check_folder, write_page
-from vaedeploy.pipeline.compare.reconstruct import read_photos, reconstruct, reconstructions
+from vaedeploy.pipeline.compare.reconstruct import read_photos, reconstruct, reconstructions, with_perceptual
 from vaedeploy.pipeline.compare.result import Reconstruction
+from vaedeploy.pipeline.compare.words import perceptual_lines
 from vaedeploy.quality.candidates import Picture
 from vaedeploy.runtime import VAE
 from vaedeploy.system.arguments import as_list, refuse_repeats
@@ -51,13 +52,14 @@ def look_at_bundle(
     with VAE(path, backend) as vae:
         photos = read_photos(files, vae.latent.factor, vae.latent.image_channels == RGBA)
         pictures = reconstruct({name: vae}, photos, progress)
+    pictures, left_out = with_perceptual(pictures, progress)
     found = reconstructions(pictures)
-    write_page(look_document(name, pictures), page, found)
+    write_page(look_document(name, pictures, left_out), page, found)
     return found
 
 
-def look_document(name: str, pictures: Sequence[Picture]) -> Document:
-    """What the page shows. name: the bundle's."""
+def look_document(name: str, pictures: Sequence[Picture], left_out: Sequence[str]) -> Document:
+    """What the page shows. name: the bundle's. left_out: sentences on the metrics that were not measured."""
     faulty = sum(bool(candidate.findings) for picture in pictures for candidate in picture.candidates)
     total = counted(len(pictures), "picture")
     return Document(
@@ -67,6 +69,8 @@ def look_document(name: str, pictures: Sequence[Picture]) -> Document:
         sentences=(),
         reference="photograph",
         pictures=tuple(pictures),
+        further=tuple(perceptual_lines(reconstructions(pictures))),
+        notes=tuple(left_out),
     )
 
 

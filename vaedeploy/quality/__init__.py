@@ -16,6 +16,7 @@ from vaedeploy.quality.detail import Detail
 from vaedeploy.quality.likeness import Likeness
 from vaedeploy.quality.measure import Quality, measure_batch, measure_quality
 from vaedeploy.quality.opacity import Opacity
+from vaedeploy.quality.perceptual import Perceptual, PerceptualMetrics, load_perceptual
 from vaedeploy.quality.tone import Tone
 from vaedeploy.quality.verdicts import LIMITS, Finding, QualityLimit, find_faults
 
@@ -28,10 +29,13 @@ __all__ = [
     "Finding",
     "Likeness",
     "Opacity",
+    "Perceptual",
+    "PerceptualMetrics",
     "Quality",
     "QualityLimit",
     "Tone",
     "find_faults",
+    "load_perceptual",
     "measure_batch",
     "measure_quality",
 ]

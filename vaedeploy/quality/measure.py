@@ -17,6 +17,7 @@ from vaedeploy.quality.contrast import Contrast, measure_contrast
 from vaedeploy.quality.detail import Detail, measure_detail
 from vaedeploy.quality.likeness import Likeness, measure_likeness
 from vaedeploy.quality.opacity import Opacity, measure_opacity
+from vaedeploy.quality.perceptual import Perceptual
 from vaedeploy.quality.planes import make_planes
 from vaedeploy.quality.tone import Tone, measure_tone
 from vaedeploy.values.latent import COLORS
@@ -26,6 +27,7 @@ class Quality(msgspec.Struct, frozen=True, omit_defaults=True):
     """How one image, the candidate, looks beside another, the reference. ``verdicts.find_faults`` judges it.
 
     Of RGBA images, all but ``opacity`` is measured as they look in front of white. opacity: None for RGB images.
+    perceptual: None except where ``PerceptualMetrics`` measured it as well; ``measure_quality`` does not.
     """
 
     error: Likeness
@@ -35,6 +37,7 @@ class Quality(msgspec.Struct, frozen=True, omit_defaults=True):
     artifacts: Artifacts
     tone: Tone
     opacity: Opacity | None = None
+    perceptual: Perceptual | None = None
 
 
 def measure_quality(

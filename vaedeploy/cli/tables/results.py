@@ -29,12 +29,6 @@ BENCH_COLUMNS = (
 )
 """size: batch x height x width, in pixels. floor: see ``bench.Timing``."""
 
-COMPARE_COLUMNS = (
-    *("VAE", "PSNR, dB", "colour difference, CIEDE2000", "colour strength, %", "contrast, %"),
-    *("fine detail, %", "time to encode, ms", "time to decode, ms"),
-)
-"""Medians over all photographs, named as on the HTML page; see ``compare.Summary``. 100 %: as in the photograph."""
-
 
 LOOK_COLUMNS = ("picture", "what is seen")
 
@@ -80,8 +74,20 @@ def _milliseconds(value: float | None) -> str:
     return "" if value is None else f"{value:.3g}" if value < 100 else f"{value:.0f}"
 
 
+def compare_columns(comparison: Comparison) -> Row:
+    """Medians over all photographs, named as on the HTML page, and means of LPIPS and DISTS where they were measured;
+    see ``compare.Summary``. 100 %: as in the photograph.
+    """
+    summary = comparison.summaries[0]
+    return (
+        *("VAE", "PSNR, dB", "colour difference, CIEDE2000", "colour strength, %", "contrast, %", "fine detail, %"),
+        *(name for name, value in (("LPIPS", summary.lpips), ("DISTS", summary.dists)) if value is not None),
+        *("time to encode, ms", "time to decode, ms"),
+    )
+
+
 def compare_rows(comparison: Comparison) -> list[Row]:
-    """A row for each bundle, in ``COMPARE_COLUMNS``."""
+    """A row for each bundle, in ``compare_columns``."""
     times = {(speed.bundle, speed.part): speed.ms for speed in comparison.speeds}
     return [
         (
@@ -89,6 +95,7 @@ def compare_rows(comparison: Comparison) -> list[Row]:
             f"{s.psnr:.1f}",
             f"{s.color:.2f}",
             *(f"{100 * ratio:.0f}" for ratio in (s.chroma, s.contrast, s.detail)),
+            *(f"{value:z.3f}" for value in (s.lpips, s.dists) if value is not None),
             _milliseconds(times[s.bundle, "encode"]),
             _milliseconds(times[s.bundle, "decode"]),
         )

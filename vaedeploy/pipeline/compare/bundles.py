@@ -18,7 +18,7 @@ from vaedeploy.images.photos import Photo, crop_batch, photo_files, shrink_middl
 from vaedeploy.page import check_folder, write_page
 from vaedeploy.pipeline.compare.opacity import OnWhite
 from vaedeploy.pipeline.compare.page import comparison_document
-from vaedeploy.pipeline.compare.reconstruct import read_photos, reconstruct, reconstructions
+from vaedeploy.pipeline.compare.reconstruct import read_photos, reconstruct, reconstructions, with_perceptual
 from vaedeploy.pipeline.compare.result import Comparison, Speed, Verb, summarize, truest
 from vaedeploy.pipeline.compare.swaps import swap_matrix
 from vaedeploy.pipeline.turns import milliseconds, take_turns
@@ -89,9 +89,10 @@ def compare_bundles(
         swaps, strips = swap_matrix(vaes, [shrink_middle(photo, factor, SWAP_SIDE) for photo in swap_photos], progress)
         side = max(min(SPEED_SIDE, MOST_LATENTS * min(factors)) // factor, 1) * factor
         speeds = _time(vaes, crop_batch(swap_photos, 1, side, side, channels=RGBA if rgba else RGB), progress)
+    pictures, left_out = with_perceptual(pictures, progress)
     rows = reconstructions(pictures)
     summaries = tuple(summarize(name, [row for row in rows if row.bundle == name]) for name in vaes)
-    comparison = Comparison(tuple(vaes), summaries, *truest(summaries), speeds, swaps, rows, flattened)
+    comparison = Comparison(tuple(vaes), summaries, *truest(summaries), speeds, swaps, rows, flattened, left_out)
     if page is not None:
         write_page(comparison_document(comparison, pictures, strips), page, comparison)
     return comparison

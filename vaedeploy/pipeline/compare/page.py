@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from vaedeploy.page import Cell, Column, Document, Strip, Table
 from vaedeploy.page.document import Tone
-from vaedeploy.page.measures import CHROMA, COLOR, CONTRAST, DETAIL, OPACITY
+from vaedeploy.page.measures import CHROMA, COLOR, CONTRAST, DETAIL, DISTS, LPIPS, OPACITY
 from vaedeploy.pipeline.compare.result import Comparison, Swap
 from vaedeploy.pipeline.compare.words import remedy, summary_lines, verdict_line
 from vaedeploy.quality.candidates import Picture
@@ -25,6 +25,7 @@ def comparison_document(comparison: Comparison, pictures: Sequence[Picture], str
         pictures=tuple(pictures),
         tables=(_overview(comparison), _swaps(comparison)),
         strips=tuple(strips),
+        notes=comparison.left_out,
     )
 
 
@@ -44,11 +45,13 @@ def _tone(comparison: Comparison) -> Tone:
 
 def _overview(comparison: Comparison) -> Table:
     rgba = comparison.summaries[0].opacity is not None
+    lpips, dists = (value is not None for value in (comparison.summaries[0].lpips, comparison.summaries[0].dists))
+    means = " and ".join(name for name, seen in (("LPIPS", lpips), ("DISTS", dists)) if seen)
     columns = (
         Column("VAE"),
         Column("PSNR", "dB", "Higher is closer."),
         *(measure.column for measure in (COLOR, CHROMA, CONTRAST, DETAIL)),
-        *((OPACITY[0].column,) if rgba else ()),
+        *(measure.column for measure, seen in ((LPIPS, lpips), (DISTS, dists), (OPACITY[0], rgba)) if seen),
         Column("Time to encode", "ms", "Per call, the median over several rounds."),
         Column("Time to decode", "ms", "Per call, the median over several rounds."),
     )
@@ -59,12 +62,14 @@ def _overview(comparison: Comparison) -> Table:
             Cell(f"{s.psnr:.1f}", s.psnr),
             Cell(f"{s.color:.2f}", s.color),
             *(Cell(f"{100 * ratio:.0f}", ratio) for ratio in (s.chroma, s.contrast, s.detail)),
+            *(Cell(f"{value:z.3f}", value) for value in (s.lpips, s.dists) if value is not None),
             *(() if s.opacity is None else (Cell(f"{s.opacity:.2f}", s.opacity),)),
             *(_time(times[s.bundle, part]) for part in ("encode", "decode")),
         )
         for s in comparison.summaries
     )
-    return Table("The VAEs side by side", "Medians over all photographs.", columns, tuple(rows))
+    lead = f"Medians over all photographs{', and means of ' if means else ''}{means}."
+    return Table("The VAEs side by side", lead, columns, tuple(rows))
 
 
 def _time(ms: float | None) -> Cell:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import msgspec
+
 from vaedeploy.errors import ImageError
 from vaedeploy.images.files import read_image
 from vaedeploy.images.opacity import has_opacity, with_opacity
@@ -12,13 +14,15 @@ from vaedeploy.images.photos import Photo, crop_middle
 from vaedeploy.images.pixels import to_levels
 from vaedeploy.pipeline.compare.opacity import OnWhite
 from vaedeploy.pipeline.compare.result import Reconstruction
-from vaedeploy.quality import find_faults, measure_quality
+from vaedeploy.quality import find_faults, load_perceptual, measure_quality
 from vaedeploy.quality.artifacts import BLOCK
 from vaedeploy.quality.candidates import Candidate, Picture
 from vaedeploy.runtime import VAE
 from vaedeploy.system.progress import Progress
 
 WHAT = "Reconstructing photographs"
+
+SEEN = "Measuring LPIPS and DISTS"
 
 LARGEST = 1024
 """The most pixels that a side of a photograph has; of a larger one the middle is taken. At this size, a VAE in float32
@@ -52,6 +56,26 @@ def reconstruct(
             progress(WHAT, done := done + 1, total)
         pictures.append(Picture(title, photo, tuple(candidates)))
     return tuple(pictures)
+
+
+def with_perceptual(pictures: Sequence[Picture], progress: Progress) -> tuple[tuple[Picture, ...], tuple[str, ...]]:
+    """The pictures with LPIPS and DISTS of each candidate, as far as they are at hand, and sentences for what is not.
+
+    It is best called when the VAEs are closed: PyTorch computes these, in memory and time of its own.
+    """
+    metrics = load_perceptual()
+    total, done = sum(len(picture.candidates) for picture in pictures), 0
+    measured = []
+    for picture in pictures:
+        candidates = []
+        for candidate in picture.candidates:
+            if found := metrics.measure(picture.reference, candidate.pixels):
+                quality = msgspec.structs.replace(candidate.quality, perceptual=found)
+                candidate = msgspec.structs.replace(candidate, quality=quality)
+                progress(SEEN, done := done + 1, total)
+            candidates.append(candidate)
+        measured.append(msgspec.structs.replace(picture, candidates=tuple(candidates)))
+    return tuple(measured), metrics.left_out
 
 
 def reconstructions(pictures: Sequence[Picture]) -> tuple[Reconstruction, ...]:

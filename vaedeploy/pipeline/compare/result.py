@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
@@ -100,6 +101,7 @@ class Summary(msgspec.Struct, frozen=True, omit_defaults=True):
     psnr: dB. color: CIEDE2000, mean over pixels. chroma, contrast, detail: ratios to the photograph, of which 1 is
     equal; detail counts what is 2 to 16 pixels in size. opacity: mean absolute difference in levels of 255; None where
     images without opacity were compared.
+    lpips, dists: means, not medians, see ``quality.Perceptual``; None where it was left out.
     """
 
     bundle: str
@@ -109,6 +111,8 @@ class Summary(msgspec.Struct, frozen=True, omit_defaults=True):
     contrast: float
     detail: float
     opacity: float | None = None
+    lpips: float | None = None
+    dists: float | None = None
 
 
 class Comparison(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -117,6 +121,7 @@ class Comparison(msgspec.Struct, frozen=True, omit_defaults=True):
     truest_color, truest_detail: the best bundle, or several where the difference between them is too small to tell.
     flattened: bundles of RGBA images that were compared with some of RGB images: given opaque photographs, and judged
         by how their images look in front of white.
+    left_out: sentences on the metrics that were not measured, because their packages or weights are not here.
     """
 
     bundles: tuple[str, ...]
@@ -127,6 +132,7 @@ class Comparison(msgspec.Struct, frozen=True, omit_defaults=True):
     swaps: tuple[Swap, ...]
     reconstructions: tuple[Reconstruction, ...]
     flattened: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
 
 COLOR_TIE = 0.1
@@ -150,7 +156,15 @@ def summarize(bundle: str, rows: list[Reconstruction]) -> Summary:
         median([r.quality.contrast.global_ratio for r in rows]),
         median([r.quality.detail.fine for r in rows]),
         median(opacities) if (opacities := [r.quality.opacity.mean_abs for r in rows if r.quality.opacity]) else None,
+        *mean_perceptual(rows),
     )
+
+
+def mean_perceptual(rows: Sequence[Reconstruction]) -> tuple[float | None, float | None]:
+    """The means of LPIPS and DISTS; None for one that was left out."""
+    seen = [row.quality.perceptual for row in rows if row.quality.perceptual]
+    lpips, dists = [s.lpips for s in seen if s.lpips is not None], [s.dists for s in seen if s.dists is not None]
+    return float(np.mean(lpips)) if lpips else None, float(np.mean(dists)) if dists else None
 
 
 def truest(summaries: tuple[Summary, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:

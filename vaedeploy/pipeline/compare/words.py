@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vaedeploy.pipeline.compare.result import Comparison, Speed, Swap, Transform
+from vaedeploy.pipeline.compare.result import Comparison, Reconstruction, Speed, Swap, Transform, mean_perceptual
 from vaedeploy.pipeline.compare.transform import causes
 from vaedeploy.quality import Quality
+from vaedeploy.values.words import counted
 
 BETTER = 1.0
 """dB of PSNR by which a decoder must be ahead of the latent's own one to be called better."""
@@ -63,6 +64,13 @@ def summary_lines(comparison: Comparison) -> list[str]:
         )
     lines += [_fastest(part, comparison.speeds) for part in ("encode", "decode")]
     return [line for line in lines if line]
+
+
+def perceptual_lines(rows: Sequence[Reconstruction]) -> list[str]:
+    """What LPIPS and DISTS of one VAE's reconstructions are; no line where neither was measured."""
+    means = [f"{n} {m:z.3f}" for n, m in zip(("LPIPS", "DISTS"), mean_perceptual(rows), strict=True) if m is not None]
+    over = f", on average over {counted(len(rows), 'picture')}" if len(rows) > 1 else ""
+    return [f"{' and '.join(means)}{over}: 0 is equal, and lower is closer."] if means else []
 
 
 def swap_lines(comparison: Comparison) -> list[str]:
