@@ -11,10 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import skimage.data
+import torch
 from PIL import Image
 from tiny_bundle import tiny_bundle
 
+from vaedeploy.pipeline.compare import reconstruct
 from vaedeploy.quality import load_perceptual
+from vaedeploy.quality.perceptual import PerceptualMetrics
 
 INSTALLED = all(find_spec(name) is not None for name in ("torch", "torchmetrics", "torchvision"))
 
@@ -52,6 +55,20 @@ def test_what_is_not_here_is_the_last_that_is_said(
     assert "lpips" not in told["summaries"][0]
     assert "perceptual" not in told["reconstructions"][0]["quality"]
     assert not (folder / "none").exists()
+
+
+def test_without_the_memory_for_them_the_rest_is_kept(
+    vaedeploy: Callable[..., Any], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_large(reference: torch.Tensor, candidate: torch.Tensor) -> torch.Tensor:
+        return torch.empty(1 << 50)  # 4 PiB, of which PyTorch says that it cannot allocate them
+
+    monkeypatch.setattr(reconstruct, "load_perceptual", lambda: PerceptualMetrics(too_large, None, ()))
+    ended = vaedeploy("compare", folder / "one", folder / "two", "--images", folder / "photos", "--json")
+    assert ended.code == 0
+    told = json.loads(ended.out)
+    assert told["left_out"] == ["LPIPS and DISTS were left out: there is not enough memory. Give smaller photographs"]
+    assert len(told["reconstructions"]) == 4
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -17,8 +18,12 @@ from vaedeploy.pipeline.compare.result import Reconstruction
 from vaedeploy.quality import find_faults, load_perceptual, measure_quality
 from vaedeploy.quality.artifacts import BLOCK
 from vaedeploy.quality.candidates import Candidate, Picture
+from vaedeploy.quality.perceptual import PerceptualMetrics
 from vaedeploy.runtime import VAE
+from vaedeploy.runtime.failures import is_out_of_memory
 from vaedeploy.system.progress import Progress
+
+log = logging.getLogger(__name__)
 
 WHAT = "Reconstructing photographs"
 
@@ -64,6 +69,16 @@ def with_perceptual(pictures: Sequence[Picture], progress: Progress) -> tuple[tu
     It is best called when the VAEs are closed: PyTorch computes these, in memory and time of its own.
     """
     metrics = load_perceptual()
+    try:
+        return _measured(pictures, metrics, progress), metrics.left_out
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        log.info("PyTorch found no memory: %s", error)
+        return tuple(pictures), ("LPIPS and DISTS were left out: there is not enough memory. Give smaller photographs",)
+
+
+def _measured(pictures: Sequence[Picture], metrics: PerceptualMetrics, progress: Progress) -> tuple[Picture, ...]:
     total, done = sum(len(picture.candidates) for picture in pictures), 0
     measured = []
     for picture in pictures:
@@ -75,7 +90,7 @@ def with_perceptual(pictures: Sequence[Picture], progress: Progress) -> tuple[tu
                 progress(SEEN, done := done + 1, total)
             candidates.append(candidate)
         measured.append(msgspec.structs.replace(picture, candidates=tuple(candidates)))
-    return tuple(measured), metrics.left_out
+    return tuple(measured)
 
 
 def reconstructions(pictures: Sequence[Picture]) -> tuple[Reconstruction, ...]:
