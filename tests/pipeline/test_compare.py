@@ -28,10 +28,10 @@ from vaedeploy.images.photos import SAMPLES, crop_middle
 from vaedeploy.images.pixels import to_levels
 from vaedeploy.pipeline.compare import Summary, Swap, Transform, compare_bundles
 from vaedeploy.pipeline.compare.opacity import OnWhite
-from vaedeploy.pipeline.compare.result import truest
+from vaedeploy.pipeline.compare.result import Comparison, truest
 from vaedeploy.pipeline.compare.swaps import GAIN, MARGIN_PSNR, _map_colors, swap_matrix
 from vaedeploy.pipeline.compare.transform import apply, causes, fit_transform, identity
-from vaedeploy.pipeline.compare.words import remedy, summary_lines
+from vaedeploy.pipeline.compare.words import remedy, summary_lines, verdict_line
 from vaedeploy.quality import measure_quality
 from vaedeploy.runtime import VAE
 from vaedeploy.values.latent import LatentSpec
@@ -216,6 +216,20 @@ def test_another_contract_is_not_tried(crops: list[np.ndarray]) -> None:
 
 def summary(bundle: str, color: float, detail: float) -> Summary:
     return Summary(bundle, 30.0, color, 1.0, 1.0, detail)
+
+
+@pytest.mark.parametrize(
+    ("color", "detail", "words"),
+    [
+        (("a", "b"), ("a", "b"), "No VAE is truer than another in colour or in detail; "),
+        (("a", "b"), ("b",), "No VAE is truer in colour, and b is truest in detail; "),
+        (("a",), ("a", "b"), "a is truest in colour, and no VAE is truer in detail; "),
+        (("b",), ("b",), "b is truest, in colour and in detail; "),
+    ],
+)
+def test_the_verdict_is_a_sentence(color: tuple[str, ...], detail: tuple[str, ...], words: str) -> None:
+    found = Comparison(("a", "b"), (), color, detail, (), (), ())
+    assert verdict_line(found) == f"{words}all can take each other's latents."
 
 
 def test_the_truest_are_those_that_nobody_is_clearly_before() -> None:

@@ -87,8 +87,11 @@ def verdict_line(comparison: Comparison) -> str:
     elif colors == details:
         truest = f"{_names(colors)} {_are(colors)} truest, in colour and in detail"
     else:
+        no = {"colour": "No", "detail": "no"}  # which begins the sentence, and which does not
         truest = ", and ".join(
-            f"no VAE is truer in {what}" if len(best) == total else f"{_names(best)} {_are(best)} truest in {what}"
+            f"{no[what]} VAE is truer in {what}"
+            if len(best) == total
+            else f"{_names(best)} {_are(best)} truest in {what}"
             for what, best in (("colour", colors), ("detail", details))
         )
     return f"{truest}; {_swaps(comparison)}."
