@@ -126,6 +126,18 @@ def test_random_numbers_are_refused_and_the_callers_own_go_on() -> None:
     assert torch.equal(before, torch.get_rng_state())
 
 
+def test_a_log_variance_is_refused() -> None:
+    encoder = TinyEncoder(4)
+
+    def log_variance(image: Tensor) -> tuple[Tensor, Tensor]:
+        mean, std = encoder(image)
+        return mean, 2 * torch.log(std) - 4
+
+    told = refusal("encoder", Gives(log_variance))
+    assert told.startswith("the encoder (Gives) gives a standard deviation of -")
+    assert "give exp(0.5 * logvar) in their place" in told
+
+
 def test_dropout_is_off() -> None:
     probe("decoder", nn.Sequential(nn.Dropout(), TinyDecoder(4)).train())
 

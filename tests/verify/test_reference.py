@@ -100,6 +100,24 @@ def test_nan_in_the_reference_is_refused(photos: list[Photo]) -> None:
         assert str(error.value) == f"PyTorch itself gives NaN or infinity in {name}; the weights are not usable"
 
 
+class Negative(nn.Module):
+    """Gives a standard deviation that is negative for all but a grey image."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        mean, std = self.encoder(image)
+        return mean, std - 100 * image.abs().mean()
+
+
+def test_a_negative_deviation_is_refused(photos: list[Photo]) -> None:
+    whole = tiny_reference()
+    with pytest.raises(ExportError, match=r"^the encoder \(Negative\) gives a standard deviation of -"):
+        compute_golden(dataclasses.replace(whole, encoder=Negative(whole.encoder)), photos, SHAPES[:1])
+
+
 def test_another_factor_than_the_contract_says_is_refused(photos: list[Photo]) -> None:
     reference = tiny_reference()
     doubled = nn.Sequential(TinyDecoder(4), nn.Upsample(scale_factor=2.0))

@@ -51,6 +51,17 @@ def probe_part(reference: Reference, part: Part, batch: int, height: int, width:
                 f"{label} gives {name} of shape {tuple(value.shape)} for an input of {input_shape}; "
                 f"{contract} wants {expected}"
             )
+    if part == "encoder" and len(outputs) > 1:
+        check_deviation(float(outputs[1].min()), label)
+
+
+def check_deviation(least: float, label: str) -> None:
+    """Raise ExportError where ``least``, of what an encoder gives as standard deviations, is below 0. label: for it."""
+    if least < 0:
+        raise ExportError(
+            f"{label} gives a standard deviation of {least:.3g}, and it cannot be negative. If it gives log-variances, "
+            "give exp(0.5 * logvar) in their place: the encoder returns (mean, std)"
+        )
 
 
 def _check_tensors(module: nn.Module, label: str) -> None:

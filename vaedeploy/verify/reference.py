@@ -31,9 +31,11 @@ def compute_golden(
     """Run ``reference`` in float64 on crops of ``photos``, one case for each of ``shapes``.
 
     The latent contract is applied in numpy here, and not by the code that the graph was traced from, so that a mistake
-    in either shows. Raises ExportError where a module fails, and where its outputs are not finite or do not have the
-    shapes of the contract.
+    in either shows. Raises ExportError where a module fails, and where its outputs are not finite, do not have the
+    shapes of the contract, or are negative standard deviations.
     """
+    from vaedeploy.graph.probe import check_deviation
+
     total = 2 * sum(map(_pixels, shapes))
     done = 0.0
     cases: dict[str, GoldenCase] = {}
@@ -51,6 +53,8 @@ def compute_golden(
         image_input = photo.transpose(0, 3, 1, 2).astype(np.float32) / np.float32(127.5) - 1
         raw = _run_float64(reference, "encoder", image_input, shape)
         progress(WHAT, done := done + _pixels(shape), total)
+        if len(raw) > 1:
+            check_deviation(float(raw[1].min()), f"the encoder ({type(reference.encoder).__name__})")
         latents = diffusion_space(raw, reference.latent)
         first = next(iter(latents.values()))
         (image,) = _run_float64(reference, "decoder", model_space(first, reference.latent), shape)
