@@ -155,7 +155,8 @@ def test_places_without_a_bundle(tmp_path: Path) -> None:
     (tmp_path / "photos" / "a.png").touch()
     cases = {
         "none": "there is no bundle at {0}. " + MAKE + " {0}",
-        "file": "{0} is a file; a bundle is a folder with a bundle.json in it. Give the folder",
+        "file": "{0} is a file; a bundle is a folder with a bundle.json in it. Give the folder. If the file has "
+        "weights, make a bundle of them: vaedeploy export {0}",
         "folder": "{0} is not a bundle: it has no bundle.json. " + MAKE + " {0}",
         "photos": "{0} is not a bundle: it has no bundle.json. Give a bundle's folder, or make one in another place: "
         "vaedeploy export NAME --out PLACE",

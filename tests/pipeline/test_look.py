@@ -28,11 +28,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_files_and_folders_stand_beside_what_the_vae_makes_of_them(folder: Path) -> None:
+def test_files_and_folders_stand_beside_what_the_vae_makes_of_them(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     found = look_at_bundle(folder / "one", [folder / "face.png", folder / "photos"], page=folder / "page")
     assert [(row.bundle, row.picture) for row in found] == [("one", "face"), ("one", "coffee")]
     text = (folder / "page" / "index.html").read_text()
-    assert "one changes 2 of 2 pictures visibly" in text
+    assert "one changes 2 of 2 pictures visibly: " in text
+    (told,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert told == (
+        "face.png, 98x131 (height x width), is cut to its middle 96x128, a size that the VAE takes, of at most 1024 "
+        "pixels a side; 1 other picture too"
+    )
     assert text.count('class="stage"') == 2
 
 
@@ -42,6 +49,14 @@ def test_the_command_says_what_is_seen(vaedeploy: Callable[..., Any], folder: Pa
     assert "face" in ended.out
     ended = vaedeploy("look", folder / "one", folder / "face.png", "-o", folder / "told", "--json")
     assert [row["picture"] for row in json.loads(ended.out)] == ["face"]
+
+
+def test_without_an_image_the_command_says_what_it_took_for_the_bundle(
+    vaedeploy: Callable[..., Any], folder: Path
+) -> None:
+    ended = vaedeploy("look", folder / "face.png", "-o", folder / "told")
+    assert ended.code == 2
+    assert f"the first argument is the bundle, and that is {folder / 'face.png'}." in " ".join(ended.err.split())
 
 
 def test_a_vae_that_changes_nothing_is_good() -> None:

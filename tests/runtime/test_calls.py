@@ -199,6 +199,7 @@ def test_warming_up_runs_both_halves_at_every_size(bundle: Bundle, monkeypatch: 
     ("sizes", "batch", "error", "message"),
     [
         ([], 1, InputError, "there is no size to warm up at; give those of the images to come, such as [(512, 512)]"),
+        (512, 1, InputError, "sizes is 512; give pairs of height and width, such as [(512, 512)]"),
         ([8], 1, SizeError, "size is 8; it must be two whole numbers, (height, width)"),
         ([(8, 8)], 0, InputError, "batch is 0; it must be 1 or more"),
         (

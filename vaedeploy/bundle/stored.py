@@ -32,7 +32,10 @@ def read_manifest(path: Path, folder: HeldFolder | None = None) -> Manifest:
             remedy = f"A process that was killed while it replaced it left it as {old}; rename that to {path.name}"
         raise BundleError(f"there is no bundle at {path}. {remedy}")
     if not path.is_dir():
-        raise BundleError(f"{path} is a file; a bundle is a folder with a {NAME} in it. Give the folder")
+        raise BundleError(
+            f"{path} is a file; a bundle is a folder with a {NAME} in it. Give the folder. If the file has weights, "
+            f"make a bundle of them: vaedeploy export {path}"
+        )
     if fault := link_fault(path, NAME):  # what is written there would change another folder's file
         raise BundleError(f"bundle {path}: {NAME} {fault}. Put a copy of the file in the link's place")
     try:

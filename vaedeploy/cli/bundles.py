@@ -145,7 +145,7 @@ def compare(
 
 @cli.command()
 @bundle_argument
-@click.argument("images", nargs=-1, required=True, type=PATH, metavar="IMAGE...")
+@click.argument("images", nargs=-1, type=PATH, metavar="IMAGE...")
 @out_option("DIR", "The folder of the HTML page, DIR/index.html.", required=True, also="--report")
 @click.option(
     "--backend", type=BACKEND, metavar="NAME", help="Run on this backend. [default: the first that is available]"
@@ -168,6 +168,8 @@ def look(bundle: Path, images: tuple[Path, ...], out: Path, as_json: bool, backe
     from vaedeploy.pipeline.look import look_at_bundle
     from vaedeploy.quality import load_perceptual
 
+    if not images:
+        raise click.UsageError(f"Missing argument 'IMAGE...': the first argument is the bundle, and that is {bundle}.")
     found, problem = keep_result(lambda tell: look_at_bundle(bundle, images, page=out, backend=backend, progress=tell))
     if as_json:
         terminal.show_json(found)

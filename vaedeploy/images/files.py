@@ -132,10 +132,10 @@ def _read(source: Path | io.BytesIO, name: Path | str, opacity: bool, most: int)
         return _pixels(image, opacity, name)
 
 
-def format_of(path: Path) -> str | None:
+def format_of(source: Path | IO[bytes]) -> str | None:
     """The format of an image file, as Pillow names it; None where the file is no image that can be read."""
     try:
-        with opened(path, path) as image:
+        with opened(source, str(source)) as image:
             return image.format
     except (ImageError, OSError):
         return None

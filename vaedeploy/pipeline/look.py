@@ -60,12 +60,14 @@ def look_at_bundle(
 
 def look_document(name: str, pictures: Sequence[Picture], left_out: Sequence[str]) -> Document:
     """What the page shows. name: the bundle's. left_out: sentences on the metrics that were not measured."""
-    faulty = sum(bool(candidate.findings) for picture in pictures for candidate in picture.candidates)
+    found = [candidate.findings for picture in pictures for candidate in picture.candidates if candidate.findings]
+    faults = list(dict.fromkeys(finding.name for findings in found for finding in findings))
     total = counted(len(pictures), "picture")
+    changes = f"{name} changes {len(found)} of {total} visibly: {', '.join(faults)}"
     return Document(
         title=f"{name} on {total}",
-        verdict=f"{name} changes {faulty} of {total} visibly" if faulty else f"{name} changes no picture visibly",
-        tone="mixed" if faulty else "good",
+        verdict=changes if found else f"{name} changes no picture visibly",
+        tone="mixed" if found else "good",
         sentences=(),
         reference="photograph",
         pictures=tuple(pictures),

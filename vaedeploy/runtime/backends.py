@@ -87,7 +87,9 @@ def _check(bundle: Bundle, asked: Settings) -> None:
     """Raise InputError for what contradicts the bundle or itself."""
     backend, profile, device = asked.backend, asked.profile, asked.device
     if backend is not None and backend not in BACKENDS:
-        raise InputError(f"there is no backend {backend!r}; there is: {', '.join(BACKENDS)}")
+        meant = [name for name in BACKENDS if backend in name.split("-")]
+        hint = f". Did you mean {meant[0]}?" if len(meant) == 1 else ""
+        raise InputError(f"there is no backend {backend!r}; there is: {', '.join(BACKENDS)}{hint}")
     if profile is not None and backend is not None and backend not in ENGINES:
         raise InputError(f"{backend} runs graphs and has no profiles, which belong to engines. Leave the profile out")
     if isinstance(device, str) and backend != openvino.NAME:

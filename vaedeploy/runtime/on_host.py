@@ -104,6 +104,10 @@ def warm_up(dispatch: Dispatch, bundle: Bundle, sizes: Iterable[tuple[int, int]]
     """
     rule = bundle.manifest.latent.sizes
     checked = []
+    try:
+        sizes = list(sizes)
+    except TypeError as error:
+        raise InputError(f"sizes is {sizes!r}; give pairs of height and width, such as [(512, 512)]") from error
     for size in sizes:
         try:
             height, width = map(operator.index, size)

@@ -6,6 +6,7 @@ curl --data-binary @photo.safetensors http://localhost:8000/v1/decode -o decoded
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vaedeploy.errors import LatentError
-from vaedeploy.images.files import image_bytes, image_from_bytes
+from vaedeploy.images.files import format_of, image_bytes, image_from_bytes
 from vaedeploy.images.latents import LatentFile, latent_bytes, latent_from_bytes
 from vaedeploy.images.opacity import has_opacity, with_opacity
 from vaedeploy.runtime.arrays import pad_image
@@ -65,7 +66,7 @@ async def decode(request: Request, model: Model, settings: Settings) -> Answer:
     kind = choose(request.headers.get("accept"), kinds)
     model.line.check()
     body = await request.body()
-    file = await request.aside(latent_from_bytes, bytes(body), BODY)
+    file = await request.aside(_read_latent, bytes(body))
     if len(file.latent) != 1:
         raise LatentError(f"{BODY} holds {len(file.latent)} latents; a picture takes one. Send each by itself")
     model.check_request(file.latent, ["image_u8"], settings)
@@ -80,6 +81,15 @@ async def decode(request: Request, model: Model, settings: Settings) -> Answer:
     picture = outputs["image_u8"][0, :height, :width]
     data = await request.aside(image_bytes, picture, Path(f"answer{PICTURES[kind]}"))
     return Answer([data], kind, headers=_warnings(*warnings))
+
+
+def _read_latent(body: bytes) -> LatentFile:
+    try:
+        return latent_from_bytes(body, BODY)
+    except LatentError as error:
+        if form := format_of(io.BytesIO(body)):
+            raise LatentError(f"{BODY} is an image ({form}), and no latent file; /v1/encode takes images") from error
+        raise
 
 
 def find_model(models: Mapping[str, Model], suffix: str, query: Mapping[str, str]) -> str:

@@ -91,7 +91,10 @@ def diagnosis_rows(diagnosis: Diagnosis) -> list[Row]:
     rows += [(name, version or "not installed") for name, version in diagnosis.packages.items()]
     rows += [(f"backend {b.name}", b.problem or f"available{NEVER_RUN.get(b.name, '')}") for b in diagnosis.backends]
     for extra in diagnosis.extras:
-        state = f"missing: {', '.join(extra.missing)}. Run: {extra.install}" if extra.missing else "complete"
+        # Both packages of ONNX Runtime write to one folder.
+        replaces = "onnxruntime-gpu" in extra.missing and diagnosis.packages["onnxruntime"]
+        run = f"pip uninstall onnxruntime, then {extra.install}" if replaces else extra.install
+        state = f"missing: {', '.join(extra.missing)}. Run: {run}" if extra.missing else "complete"
         rows.append((f"extra [{extra.name}]", f"{state} (for {extra.purpose})"))
     return rows
 

@@ -22,6 +22,7 @@ from vaedeploy.quality.perceptual import PerceptualMetrics
 from vaedeploy.runtime import VAE
 from vaedeploy.runtime.failures import is_out_of_memory
 from vaedeploy.system.progress import Progress
+from vaedeploy.values.words import counted
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +42,12 @@ def read_photos(files: Sequence[Path], factor: int, rgba: bool) -> dict[str, Pho
 
     rgba: whether they are to have opacity; one without is opaque then.
     """
-    return {name: _read(path, factor, rgba) for name, path in _titles(files).items()}
+    cuts: list[str] = []
+    photos = {name: _read(path, factor, rgba, cuts) for name, path in _titles(files).items()}
+    if cuts:
+        others = f"; {counted(len(cuts) - 1, 'other picture')} too" if len(cuts) > 1 else ""
+        log.warning("%s, a size that the VAE takes, of at most %d pixels a side%s", cuts[0], LARGEST, others)
+    return photos
 
 
 def reconstruct(
@@ -108,10 +114,10 @@ def _titles(files: Sequence[Path]) -> dict[str, Path]:
     return {file.stem if stems.count(file.stem) == 1 else file.name: file for file in files}
 
 
-def _read(path: Path, factor: int, rgba: bool) -> Photo:
+def _read(path: Path, factor: int, rgba: bool, cuts: list[str]) -> Photo:
     """The middle of a photograph, with sides that ``factor`` divides. Raises ImageError where too little is left.
 
-    rgba: whether it is to have opacity; one without is opaque then.
+    rgba: whether it is to have opacity; one without is opaque then. cuts: is told if it is smaller than the photograph.
     """
     photo = read_image(path, opacity=rgba)
     if rgba and not has_opacity(photo):
@@ -122,4 +128,7 @@ def _read(path: Path, factor: int, rgba: bool) -> Photo:
             f"{path} is {photo.shape[0]}x{photo.shape[1]} (height x width); to be measured, a picture must have "
             f"{BLOCK} pixels a side once it is cut to multiples of {factor}"
         )
+    if cut.shape != photo.shape:
+        (height, width), (cut_height, cut_width) = photo.shape[:2], cut.shape[:2]
+        cuts.append(f"{path.name}, {height}x{width} (height x width), is cut to its middle {cut_height}x{cut_width}")
     return cut
