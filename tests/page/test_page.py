@@ -90,7 +90,8 @@ def test_a_zoom_is_the_same_in_every_view_and_one_to_one_is_exact(browser: Brows
     browser.press("+")
     assert browser.run(ZOOM % "#pictures .stage") == browser.run(ZOOM % "#pictures .map") == "2"
     width = browser.run("document.querySelector('#pictures .layer img').getBoundingClientRect().width")
-    assert width == pytest.approx(2 * browser.run("document.querySelector('#pictures .stage').clientWidth"))
+    stage = browser.run("document.querySelector('#pictures .stage').getBoundingClientRect().width")
+    assert width == pytest.approx(2 * stage)
     assert browser.run(ZOOM % "#pictures ~ section article .stage") == "1"
     browser.press("0")
     assert browser.run(ZOOM % "#pictures .stage") == "1"

@@ -37,8 +37,8 @@ def whole(tiny_vae_bundle: Bundle) -> Iterator[VAE]:
         yield vae
 
 
-def least(vae: VAE, rows: int, columns: int, part: Any) -> int:
-    return vae.plan(rows * FACTOR, columns * FACTOR)[part].least
+def least(vae: VAE, rows: int, columns: int, part: Any, batch: int = 1) -> int:
+    return vae.plan(rows * FACTOR, columns * FACTOR, batch)[part].least
 
 
 def latents(batch: int, rows: int, columns: int) -> NDArray[np.float32]:
@@ -120,7 +120,7 @@ def test_any_size_within_any_budget_has_the_same_bits(
 
 def test_an_encoder_by_rows_is_the_whole(whole: VAE) -> None:
     image = np.random.default_rng(1).integers(0, 256, (2, 64 * FACTOR, 70 * FACTOR, 3), np.uint8)
-    with VAE(whole.path, "onnxruntime-cpu", max_memory=least(whole, 64, 70, "encoder")) as vae:
+    with VAE(whole.path, "onnxruntime-cpu", max_memory=least(whole, 64, 70, "encoder", 2)) as vae:
         assert vae.plan(64 * FACTOR, 70 * FACTOR, 2)["encoder"].way == "rows"
         assert far(vae.encode(image), whole.encode(image)) < 1e-6
         sampled = [each.encode(image, sample=True, seed=3) for each in (vae, whole)]
