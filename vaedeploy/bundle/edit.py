@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +32,7 @@ from vaedeploy.system.atomic import (
 )
 from vaedeploy.system.lock import lock
 from vaedeploy.system.mounts import is_mount
-from vaedeploy.system.oserrors import advice, reason
+from vaedeploy.system.oserrors import told_as
 from vaedeploy.values.kinds import Part
 
 __all__ = ["BundleEdit", "check_replaceable", "edit_bundle", "naming_bundle", "writing"]
@@ -186,10 +186,6 @@ def writing(place: Path, out: Path, otherwise: str) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def naming_bundle(out: Path) -> Iterator[None]:
+def naming_bundle(out: Path) -> AbstractContextManager[None]:
     """Context in which an OSError becomes an OutputError that names the bundle ``out``."""
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(f"cannot write bundle {out}: {reason(error)}. {advice(error)}") from error
+    return told_as(f"cannot write bundle {out}")

@@ -74,10 +74,8 @@ def shrink_middle(photo: Photo, factor: int, most: int) -> Photo:
     What it shows, such as a face, is then not cut off. A smaller photograph is not enlarged. The sides are those of
     ``crop_middle``.
     """
-    height, width = photo.shape[:2]
-    if min(height, width) > most:
-        size = [max(most, round(side * most / min(height, width))) for side in (width, height)]
-        photo = np.asarray(Image.fromarray(photo).resize((size[0], size[1]), Image.Resampling.LANCZOS))
+    if min(photo.shape[:2]) > most:
+        photo = _covering(photo, most, most)
     return crop_middle(photo, factor, most)
 
 
@@ -97,9 +95,14 @@ def crop_batch(
 
 
 def _crop(photo: Photo, height: int, width: int) -> Photo:
-    scale = max(height / photo.shape[0], width / photo.shape[1])
-    if scale > 1:
-        size = (max(width, round(photo.shape[1] * scale)), max(height, round(photo.shape[0] * scale)))
-        photo = np.asarray(Image.fromarray(photo).resize(size, Image.Resampling.LANCZOS))
+    if height > photo.shape[0] or width > photo.shape[1]:
+        photo = _covering(photo, height, width)
     top, left = (photo.shape[0] - height) // 2, (photo.shape[1] - width) // 2
     return photo[top : top + height, left : left + width]
+
+
+def _covering(photo: Photo, height: int, width: int) -> Photo:
+    """The photograph (H, W, N), enlarged or shrunk until ``height`` x ``width`` pixels just fit into it."""
+    scale = max(height / photo.shape[0], width / photo.shape[1])
+    size = (max(width, round(photo.shape[1] * scale)), max(height, round(photo.shape[0] * scale)))
+    return np.asarray(Image.fromarray(photo).resize(size, Image.Resampling.LANCZOS))

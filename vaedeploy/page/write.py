@@ -8,8 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack
 from operator import itemgetter
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from vaedeploy.page.measures import FURTHER, MEASURES, OPACITY, have_opacity, me
 from vaedeploy.quality import Finding, Quality
 from vaedeploy.quality.candidates import Candidate, Picture, Pixels
 from vaedeploy.system.atomic import check_place, transient_folder, write_file
-from vaedeploy.system.oserrors import advice, reason
+from vaedeploy.system.oserrors import told_as
 from vaedeploy.system.text import encodable
 from vaedeploy.version import __version__
 
@@ -224,10 +223,6 @@ def _make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
 
 
-@contextmanager
-def _naming_page(folder: Path) -> Iterator[None]:
+def _naming_page(folder: Path) -> AbstractContextManager[None]:
     """Context in which an error of the operating system becomes one that names the page's folder."""
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(f"cannot write a report to {folder}: {reason(error)}. {advice(error)}") from error
+    return told_as(f"cannot write a report to {folder}")

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from vaedeploy.errors import OutputError
 
 
 def reason(error: OSError) -> str:
@@ -18,6 +22,15 @@ def advice(error: OSError) -> str:
         return "Make its folder first, or choose another place"
     short = shortage(error)
     return f"{short[1]}, or choose another place" if short else "Choose another place"
+
+
+@contextmanager
+def told_as(problem: str) -> Iterator[None]:
+    """Context in which an OSError becomes an OutputError: ``problem``, the reason, and what the user can do."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(f"{problem}: {reason(error)}. {advice(error)}") from error
 
 
 NO_ROOM = ("no room is left there", "Free space there")

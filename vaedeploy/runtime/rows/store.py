@@ -8,15 +8,15 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from vaedeploy.errors import BackendError, InputError, OutputError
-from vaedeploy.system.oserrors import advice, reason
+from vaedeploy.errors import BackendError, InputError
+from vaedeploy.system.oserrors import reason, told_as
 
 __all__ = ["GIVES_BACK", "PAGE", "FileArray", "Workspace", "empty", "give_back"]
 
@@ -88,7 +88,7 @@ class Workspace:
         not enough.
         """
         size = _bytes(shape, dtype)
-        with _explained(f"workspace {self.folder} does not take {size:,} bytes"):
+        with told_as(f"workspace {self.folder} does not take {size:,} bytes"):
             file = tempfile.TemporaryFile(dir=self.folder, buffering=0)  # noqa: SIM115  # FileArray closes it
             array = FileArray(file, shape, np.dtype(dtype), self.folder)
             _reserve(file, size)
@@ -112,7 +112,7 @@ class FileArray:
     def read(self, axis: int, low: int, high: int) -> NDArray[Any]:
         """The elements [low, high) along ``axis``."""
         rows = np.empty((*self.shape[:axis], high - low, *self.shape[axis + 1 :]), self.dtype)
-        with _explained(f"workspace {self._folder} does not give {rows.nbytes:,} bytes back"):
+        with told_as(f"workspace {self._folder} does not give {rows.nbytes:,} bytes back"):
             for place, part in self._parts(axis, low, rows):
                 self._file.seek(place)
                 left = part.data.cast("B")
@@ -122,7 +122,7 @@ class FileArray:
 
     def write(self, axis: int, low: int, values: NDArray[Any]) -> None:
         """Write the elements from ``low`` on along ``axis``."""
-        with _explained(f"workspace {self._folder} does not take {values.nbytes:,} bytes"):
+        with told_as(f"workspace {self._folder} does not take {values.nbytes:,} bytes"):
             for place, part in self._parts(axis, low, np.ascontiguousarray(values)):
                 self._file.seek(place)
                 left = part.data.cast("B")
@@ -134,15 +134,6 @@ class FileArray:
         inner = math.prod(self.shape[axis + 1 :]) * self.dtype.itemsize
         for outer, part in enumerate(rows.reshape(math.prod(self.shape[:axis]), -1)):
             yield (outer * self.shape[axis] + low) * inner, part
-
-
-@contextmanager
-def _explained(problem: str) -> Iterator[None]:
-    """Context in which an OSError becomes an OutputError."""
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(f"{problem}: {reason(error)}. {advice(error)}") from error
 
 
 def _bytes(shape: tuple[int, ...], dtype: DTypeLike) -> int:
