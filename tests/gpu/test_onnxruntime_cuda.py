@@ -107,7 +107,7 @@ def test_tf32_is_off_in_float32_alone(bundle: Bundle) -> None:
     """Without it, ONNX Runtime computes convolutions of half precision without tensor cores."""
     precision = bundle.manifest.precision
     session = onnxruntime_cuda.Session(bundle.graph("decoder", form_of(bundle)), precision=precision)
-    taken = session._session.get_provider_options()["CUDAExecutionProvider"]["use_tf32"]
+    taken = session._by_size._first.get_provider_options()["CUDAExecutionProvider"]["use_tf32"]
     assert taken == ("0" if precision == "fp32" else "1")
 
 

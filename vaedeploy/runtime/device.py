@@ -137,19 +137,30 @@ class OnDevice:
             stream.wait_for(other)
         stream.synchronize()
 
-    def copy_from(self, other: OnDevice) -> None:
-        """Fill the array with another of the same shape and dtype, and wait until that is done. The device must be
-        active.
+    def copy_from(self, other: Array) -> None:
+        """Fill the array with another of the same shape and dtype, from either memory, and wait until that is done. The
+        device must be active.
         """
         stream = self.device.stream_of_thread()
-        stream.copy_within(other.address, self.address, self.tensor.size)
+        if isinstance(other, OnDevice):
+            stream.copy_within(other.address, self.address, self.tensor.size)
+        else:
+            other = np.ascontiguousarray(other)
+            stream.copy_in(other.ctypes.data, self.address, self.tensor.size)
+        stream.synchronize()
+
+    def copy_to(self, target: NDArray[Any]) -> None:
+        """Fill a contiguous array of the same shape and dtype in host memory, and wait until that is done. The device
+        must be active.
+        """
+        stream = self.device.stream_of_thread()
+        stream.copy_out(self.address, target.ctypes.data, self.tensor.size)
         stream.synchronize()
 
     def on_host(self) -> NDArray[Any]:
         """A copy of the array in host memory. The device must be active."""
-        copy, stream = np.empty(self.tensor.shape, self.tensor.dtype), self.device.stream_of_thread()
-        stream.copy_out(self.address, copy.ctypes.data, self.tensor.size)
-        stream.synchronize()
+        copy = np.empty(self.tensor.shape, self.tensor.dtype)
+        self.copy_to(copy)
         return copy
 
 
@@ -157,6 +168,11 @@ Array = NDArray[Any] | OnDevice
 """An array in host memory, or one in device memory."""
 
 
+def tensor_of(array: Array) -> Tensor:
+    """The shape and dtype of an array in either memory."""
+    return array.tensor if isinstance(array, OnDevice) else Tensor(array.shape, array.dtype)
+
+
 def shape_of(array: Array) -> tuple[int, ...]:
     """The shape of an array in either memory."""
-    return array.tensor.shape if isinstance(array, OnDevice) else array.shape
+    return tensor_of(array).shape

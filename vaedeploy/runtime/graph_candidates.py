@@ -9,7 +9,7 @@ from functools import partial
 
 from vaedeploy.bundle import Bundle
 from vaedeploy.errors import BackendError
-from vaedeploy.runtime import onnxruntime_cpu, onnxruntime_cuda, openvino
+from vaedeploy.runtime import cuda_graphs, onnxruntime_cpu, onnxruntime_cuda, openvino
 from vaedeploy.runtime.candidate import Candidate, Settings
 from vaedeploy.runtime.rows.half import RowsHalf
 from vaedeploy.runtime.rows.on_gpu import GpuRunner
@@ -108,18 +108,22 @@ def _within_budget(bundle: Bundle, part: Part, asked: Settings, whole: Whole) ->
 
 def cuda_candidates(bundle: Bundle, asked: Settings) -> list[Candidate]:
     """Candidates of ONNX Runtime on a GPU. Raises BackendError if it cannot be used."""
-    device = asked.cuda_device
+    device, chosen = asked.cuda_device, asked.provider_options or {}
     if problem := onnxruntime_cuda.problem(device):
         raise BackendError(problem)
+    if cuda_graphs.are_asked(chosen) and onnxruntime_cuda.FUSED_FORM not in bundle.manifest.graphs["decoder"]:
+        raise BackendError(
+            f"CUDA graphs ({cuda_graphs.OPTION}) are for the form {onnxruntime_cuda.FUSED_FORM}, which {bundle.path} "
+            f"does not have: export it with --precision fp16 --form {onnxruntime_cuda.FUSED_FORM}"
+        )
 
     def session(precision: Precision, form: Form, more: Mapping[str, str], part: Part) -> Runner:
         graph, read = bundle.graph(part, form), partial(bundle.read_graph, part, form, asked.verify_hashes)
-        options = {**more, **(asked.provider_options or {})}
+        plain = cuda_graphs.without(chosen)  # other forms have loops, and pieces run once: neither can be recorded
+        options = {**more, **(chosen if form == onnxruntime_cuda.FUSED_FORM else plain)}
         whole = onnxruntime_cuda.Session(graph, device, asked.threads, options, precision, read)
         progress = asked.budget.progress if asked.budget else silent
-        return GpuRunner(
-            bundle, part, whole, device, asked.threads, asked.provider_options, asked.verify_hashes, progress
-        )
+        return GpuRunner(bundle, part, whole, device, asked.threads, plain, asked.verify_hashes, progress)
 
     precision = precision_of(bundle)
     open_half = partial(session, precision, "onnxruntime", {})

@@ -6,14 +6,17 @@ import logging
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from contextlib import nullcontext, redirect_stdout
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stdout
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from vaedeploy.errors import BackendError
-from vaedeploy.runtime import onnxruntime_cpu
+from vaedeploy.runtime import cuda_graphs, onnxruntime_cpu
+from vaedeploy.runtime.cuda import CudaDevice
+from vaedeploy.runtime.cuda_graphs import RecordingSession
 from vaedeploy.runtime.device import Array, OnDevice, shape_of
 from vaedeploy.runtime.failures import failures_explained, is_out_of_memory
 from vaedeploy.system.gpu import FORKED, cuda_devices, was_forked
@@ -75,8 +78,9 @@ class Session(onnxruntime_cpu.Session):
             )
         self._process = os.getpid()
         self._device = device
+        self._recording_on = CudaDevice(device) if cuda_graphs.are_asked(chosen) else None
         # The limit holds for each session, so there is only one where it is given.
-        self._by_size = BySize(self._session, 1 if "gpu_mem_limit" in chosen else SIZES_AT_ONCE)
+        self._by_size = BySize(self._recording(self._session), 1 if "gpu_mem_limit" in chosen else SIZES_AT_ONCE)
         self._session = None  # ``_by_size`` alone keeps sessions, and their memory
 
     def run(
@@ -91,17 +95,17 @@ class Session(onnxruntime_cpu.Session):
         """
         if os.getpid() != self._process:
             raise BackendError(FORKED)
-        on_device = {name: array for name, array in inputs.items() if isinstance(array, OnDevice)}
-        for device_array in on_device.values():
-            device_array.wait(after)  # ONNX Runtime runs in a stream of its own, which waits for no other stream
+        for array in inputs.values():
+            if isinstance(array, OnDevice):
+                array.wait(after)  # ONNX Runtime runs in a stream of its own, which waits for no other stream
         size = tuple(shape_of(array) for array in inputs.values())
-        session = self._by_size.take(size, self._open_again)
+        session = self._by_size.take(size, lambda: self._recording(self._open_again()))
         try:
-            return self._run(session, outputs, inputs, results or {}, bool(on_device))
+            return self._run(session, outputs, inputs, results or {})
         except BackendError as error:
             if not is_out_of_memory(error.__cause__) or not self._by_size.drop_others(session):
                 raise
-        return self._run(session, outputs, inputs, results or {}, bool(on_device))
+        return self._run(session, outputs, inputs, results or {})
 
     def release_memory(self) -> None:
         """Give all memory of the GPU back, but for that of runs that other threads have begun. The next run loads the
@@ -109,16 +113,28 @@ class Session(onnxruntime_cpu.Session):
         """
         self._by_size.drop_all()
 
+    def _recording(self, session: Any) -> Any:
+        """A session of ONNX Runtime, within one that records CUDA graphs where they are asked for."""
+        return session if self._recording_on is None else RecordingSession(session, self._recording_on)
+
     def _run(
+        self, session: Any, outputs: Sequence[str], inputs: Mapping[str, Array], targets: Mapping[str, Array]
+    ) -> list[Any]:
+        if isinstance(session, RecordingSession):
+            return session.run(partial(self._bound_run, session.session), outputs, inputs, targets)
+        return self._bound_run(session, None, outputs, inputs, targets)
+
+    def _bound_run(
         self,
         session: Any,
+        graph: str | None,
         outputs: Sequence[str],
         inputs: Mapping[str, Array],
         targets: Mapping[str, Array],
-        on_device: bool,
     ) -> list[Any]:
-        if not on_device and not targets:
-            with failures_explained("ONNX Runtime", self.graph, inputs), onnxruntime_cpu.running() as options:
+        """graph: the number of the CUDA graph, where they are turned on."""
+        if not targets and not any(isinstance(array, OnDevice) for array in inputs.values()):
+            with self._running(inputs, graph) as options:
                 return session.run(outputs, inputs, options)  # type: ignore[no-any-return]
         binding = session.io_binding()
         given = bind_inputs(binding, inputs, self._device)
@@ -128,7 +144,7 @@ class Session(onnxruntime_cpu.Session):
             _bind(binding.bind_output, name, place, self._device)
         on_host = {name: array for name, array in targets.items() if name not in places}
         onnxruntime_cpu.bind_to_host(binding, [name for name in outputs if name not in places], on_host)
-        with failures_explained("ONNX Runtime", self.graph, inputs), onnxruntime_cpu.running() as options:
+        with self._running(inputs, graph) as options:
             session.run_with_iobinding(binding, options)  # it returns when the results are there
         del given
         for name, place in places.items():
@@ -136,6 +152,14 @@ class Session(onnxruntime_cpu.Session):
                 there[name].copy_from(place)
         values = dict(zip(outputs, binding.get_outputs(), strict=True))
         return [targets[name] if name in targets else value.numpy() for name, value in values.items()]
+
+    @contextmanager
+    def _running(self, inputs: Mapping[str, Array], graph: str | None) -> Iterator[Any]:
+        """Context of a call of a session, with its RunOptions. graph: the number of the CUDA graph, if any."""
+        with failures_explained("ONNX Runtime", self.graph, inputs), onnxruntime_cpu.running() as options:
+            if graph is not None:
+                options.add_run_config_entry("gpu_graph_id", graph)
+            yield options
 
 
 def bind_inputs(binding: Any, inputs: Mapping[str, Array], device: int) -> list[Array]:

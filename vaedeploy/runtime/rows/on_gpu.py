@@ -212,10 +212,8 @@ class GpuPiece:
 
 def _copied(array: NDArray[Any], arrays: DeviceArrays) -> OnDevice:
     """A copy of ``array`` on the device."""
-    source = np.ascontiguousarray(array)
-    copy, stream = arrays.empty(source.shape, source.dtype), arrays.device.stream_of_thread()
-    stream.copy_in(source.ctypes.data, copy.address, source.nbytes)
-    stream.synchronize()
+    copy = arrays.empty(array.shape, array.dtype)
+    copy.copy_from(array)
     return copy
 
 
