@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import time
-import warnings
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
-from benchmarks.gpu.measuring import DEVICE, Run, used_gb
+from benchmarks.gpu.measuring import Run, used_gb
+from benchmarks.gpu.runtime import call_of, open_vae
 from vaedeploy.bundle import Bundle
 from vaedeploy.engines.profile import CAPABILITIES
 from vaedeploy.errors import BackendError, VaedeployError
 from vaedeploy.pipeline.build import build_engines
 from vaedeploy.pipeline.export import export_vae
-from vaedeploy.runtime import VAE
 from vaedeploy.runtime.backends import ENGINES, problem_of
 from vaedeploy.system.gpu import find_gpu
 from vaedeploy.values.reference import Reference
@@ -84,18 +82,7 @@ def engines(
         name = f"{backend} {precision}, vaedeploy"
         before = used_gb()
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # the bundle is unverified on purpose
-                vae = VAE(bundle, backend, profile=profile)
-            out = torch.empty(shape, device=DEVICE)
-
-            def decode(vae: VAE = vae, out: Tensor = out) -> Tensor:
-                return vae.decode(x, output="float", out=out)
-
-            def encode(vae: VAE = vae) -> Tensor:
-                return torch.from_dlpack(vae.encode(x))
-
-            calls[name] = decode if part == "decoder" else encode
+            calls[name] = call_of(open_vae(bundle, backend, profile=profile), part, x, shape)
             calls[name]()
             memory[name] = used_gb() - before
         except Exception as error:  # a failure is a result too

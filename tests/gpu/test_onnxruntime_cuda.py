@@ -9,6 +9,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ pytestmark = [
 
 FP32 = 1e-4
 """Relative L2 between the GPU's float32 and the CPU's. TF32 is off: with it, 1e-3 is to be expected."""
+
+GRAPHS = {"enable_cuda_graph": "1"}
 
 SHAPES_ONLY = 1024
 """Bytes. What works on shapes gives less; the smallest tensor with values of an image, the latent, is larger."""
@@ -192,6 +195,52 @@ def test_a_view_into_the_middle_of_a_tensor(tmp_path: Path, offset: int) -> None
         assert on_gpu.near(out.cpu().numpy(), image)
         pixels = np.clip(raw, -1, 1)
         assert on_gpu.relative_l2(on_gpu.fetched(vae.encode(middle(pixels))), cpu.encode(pixels)) < FP32
+
+
+def test_cuda_graphs_give_what_runs_without_them_do(bundle: Bundle, vae: VAE) -> None:
+    """Other inputs than those that were recorded, from both memories, sizes in turns, and threads of their own."""
+    if form_of(bundle) != "onnxruntime-cuda":
+        with pytest.raises(BackendError, match=r"CUDA graphs .* are for the form onnxruntime-cuda"):
+            opened(bundle, provider_options=GRAPHS)
+        return
+    given = [latents(bundle, *size) + np.float32(n / 8) for n in range(4) for size in ((1, 8, 8), (2, 8, 12))]
+    with opened(bundle, provider_options=GRAPHS) as graphs:
+
+        def check(latent: np.ndarray) -> None:
+            assert on_gpu.near(graphs.decode(latent), vae.decode(latent))
+            there = torch.from_numpy(latent).cuda()
+            raw = vae.decode(latent, output="float")
+            assert on_gpu.relative_l2(on_gpu.fetched(graphs.decode(there, output="float")), raw) < on_gpu.FP16
+            out = torch.empty(raw.shape, device="cuda")
+            assert graphs.decode(there, output="float", out=out) is out
+            assert on_gpu.relative_l2(out.cpu().numpy(), raw) < on_gpu.FP16
+            photo = np.clip(raw, -1, 1)
+            assert on_gpu.relative_l2(graphs.encode(photo), vae.encode(photo)) < on_gpu.FP16
+
+        for latent in given:
+            check(latent)
+        (decoder,) = (runner for (_, part), runner in graphs._dispatch._runners.items() if part == "decoder")
+        sessions = decoder._whole._by_size._sessions.values()
+        assert [len([one for one in session._recordings.values() if one]) for session in sessions] == [2, 2]
+        with ThreadPoolExecutor(3) as threads:
+            list(threads.map(check, given * 3))
+        torch.empty(256 * 2**20, dtype=torch.uint8, device="cuda")  # PyTorch allocates beside what was recorded
+        check(given[0])
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+def test_nan_beside_cuda_graphs(bundle: Bundle, cpu: VAE, graphs: bool) -> None:
+    """What is run again in float32 is not recorded, and the next call is right."""
+    if form_of(bundle) != "onnxruntime-cuda":
+        pytest.skip("CUDA graphs are for the fused form")
+    latent = latents(bundle, 2, 8, 8)
+    bad = latent.copy()
+    bad[1] = 3e5
+    with opened(bundle, provider_options=GRAPHS if graphs else None) as vae:
+        for _ in range(3):
+            for each in (latent, bad):
+                found, expected = vae.decode(each, output="float"), cpu.decode(each, output="float")
+                assert on_gpu.relative_l2(found, expected) < on_gpu.FP16
 
 
 def test_many_threads(bundle: Bundle, vae: VAE) -> None:
