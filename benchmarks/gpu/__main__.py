@@ -8,8 +8,9 @@ speed: PyTorch eager, ONNX Runtime's CUDA provider with plain, rewritten and fus
     with engines of TensorRT-RTX and TensorRT where they run. They take turns on the same photographs and latents in
     device memory, timed with CUDA events. The results also have the device memory that each takes, and how far its
     output is from PyTorch in float64. torch.compile comes last, in a process of its own, where it takes turns with
-    eager, the fused graph, and the fused graph behind the package's runtime, without CUDA graphs and with them. That
-    process is stopped if tuning takes too long.
+    eager, the fused graph, and the fused graph behind the package's runtime, without CUDA graphs and with them. The
+    runtime waits for the result of each call, so torch.compile is also timed with a wait after each call. That process
+    is stopped if tuning takes too long.
 bundle: ``vaedeploy bench`` on the bundle with those engines: whole calls, with arrays in the host's memory.
 overflow: a VAE whose residual stream was inflated by 2^17, in half precision, without and with the rescale rule.
 
@@ -32,11 +33,12 @@ import torch
 
 from benchmarks.gpu.engines import bundle_at
 from benchmarks.gpu.measuring import DEVICE, floor, machine
-from benchmarks.gpu.onnxruntime import FUSED, form_path, sessions
+from benchmarks.gpu.onnxruntime import FUSED, sessions
 from benchmarks.gpu.overflow import overflow
 from benchmarks.gpu.pytorch import compiled
 from benchmarks.gpu.runtime import behind_runtime
 from benchmarks.gpu.speed import CASES, speed, whole_calls
+from vaedeploy.bundle import Bundle
 from vaedeploy.source import load_reference
 
 
@@ -65,12 +67,11 @@ def main() -> None:
     reference = load_reference(args.vae, weights)
     if args.compiled:
         part, size, batch = args.compiled
-        path = form_path(args.work, part, FUSED)
+        bundle = bundle_at(reference, args.work)
+        path = Bundle.open(bundle).graph(part, "onnxruntime-cuda")
 
         def fused(x: Any, shape: tuple[int, ...]) -> Any:
-            return sessions({FUSED: path}, x, shape, {})[0] | behind_runtime(
-                bundle_at(reference, args.work), part, x, shape
-            )
+            return sessions({FUSED: path}, x, shape, {})[0] | behind_runtime(bundle, part, x, shape)
 
         with own_stream():
             print(json.dumps(compiled(reference, part, int(size), int(batch), args.rounds, fused)))

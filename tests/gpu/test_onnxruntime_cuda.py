@@ -207,7 +207,9 @@ def test_cuda_graphs_give_what_runs_without_them_do(bundle: Bundle, vae: VAE) ->
     with opened(bundle, provider_options=GRAPHS) as graphs:
 
         def check(latent: np.ndarray) -> None:
-            assert on_gpu.near(graphs.decode(latent), vae.decode(latent))
+            assert (
+                on_gpu.relative_l2(graphs.decode(latent).astype(float), vae.decode(latent).astype(float)) < on_gpu.FP16
+            )
             there = torch.from_numpy(latent).cuda()
             raw = vae.decode(latent, output="float")
             assert on_gpu.relative_l2(on_gpu.fetched(graphs.decode(there, output="float")), raw) < on_gpu.FP16
@@ -329,8 +331,8 @@ def test_a_size_that_takes_too_much_memory_runs_by_rows(
     bundle: Bundle, cpu: VAE, caplog: pytest.LogCaptureFixture, on_device: bool
 ) -> None:
     """In float32, whatever the bundle's precision. Smaller sizes run whole before and after it."""
-    large, small = latents(bundle, 2, 192, 160), latents(bundle, 1, 8, 8)
-    with opened(bundle, provider_options={"gpu_mem_limit": str(256 * 2**20)}) as vae:
+    large, small = latents(bundle, 2, 256, 192), latents(bundle, 1, 8, 8)
+    with opened(bundle, provider_options={"gpu_mem_limit": str(384 * 2**20)}) as vae:
         before = vae.decode(small)
         given = torch.from_numpy(large).cuda() if on_device else large
         with caplog.at_level(logging.WARNING):
@@ -338,7 +340,7 @@ def test_a_size_that_takes_too_much_memory_runs_by_rows(
         assert "It is computed by rows instead" in caplog.text
         found = (on_gpu.fetched(raw), on_gpu.fetched(image)) if on_device else (raw, image)
         exact = RowsHalf(cpu._bundle, "decoder")
-        plan = exact.plan(192, 160, 1 << 40)
+        plan = exact.plan(256, 192, 1 << 40)
         wanted, levels = exact.run(plan, ["image", "image_u8"], large)
         assert on_gpu.relative_l2(found[0], wanted) < FP32
         assert on_gpu.near(found[1], levels)
@@ -346,11 +348,11 @@ def test_a_size_that_takes_too_much_memory_runs_by_rows(
 
 
 def test_an_encoder_by_rows(bundle: Bundle) -> None:
-    photos = np.random.default_rng(0).uniform(-1, 1, (1, 3, 1536, 1280)).astype(np.float32)
-    with opened(bundle, provider_options={"gpu_mem_limit": str(128 * 2**20)}) as vae:
+    photos = np.random.default_rng(0).uniform(-1, 1, (1, 3, 2048, 2048)).astype(np.float32)
+    with opened(bundle, provider_options={"gpu_mem_limit": str(384 * 2**20)}) as vae:
         found = vae.encode(photos)
     exact = RowsHalf(bundle, "encoder")
-    (wanted,) = exact.run(exact.plan(192, 160, 1 << 40), ["latent_mean"], photos)
+    (wanted,) = exact.run(exact.plan(256, 256, 1 << 40), ["latent_mean"], photos)
     assert on_gpu.relative_l2(found, wanted) < FP32
 
 

@@ -34,11 +34,15 @@ log = logging.getLogger(__name__)
 PIECE_OPTIONS = {
     # A piece runs a few sizes of strips once or a few times each: cuDNN's search for the fastest way takes longer.
     "cudnn_conv_algo_search": "HEURISTIC",
-    # Both are for the plan, which counts what tensors take.
-    "cudnn_conv_use_max_workspace": "0",
+    # For the plan, which counts what tensors take.
     "arena_extend_strategy": "kSameAsRequested",
 }
 """The provider's options for pieces."""
+
+LEAN_OPTIONS = {**PIECE_OPTIONS, "cudnn_conv_algo_search": "DEFAULT"}
+"""Those with which cuDNN's convolutions need little memory beside their tensors. Its heuristics chose one that took
+1.1 GB for a convolution of 16 to 32 channels, and no option of the provider limits that with cuDNN 9.
+"""
 
 TYPES = {
     "tensor(float16)": np.float16,
@@ -80,6 +84,7 @@ class GpuRunner:
         self.graph, self.inputs, self.outputs = whole.graph, whole.inputs, whole.outputs
         self._too_large: dict[tuple[int, ...], int] = {}  # and how many bytes were free without it
         self._lock = threading.Lock()
+        self._halves: dict[bool, RowsHalf] = {}
 
     def run(
         self,
@@ -128,14 +133,15 @@ class GpuRunner:
     def _in_plan(self, outputs: Sequence[str], array: Array, results: Mapping[str, Array], least: bool) -> list[Any]:
         """By rows, in the memory that is free, or in the ``least`` that there can be."""
         given = array if isinstance(array, OnDevice) else _copied(array, self._arrays)
-        batch, rows, columns = self._half.size(given)
-        factor = self._half.table.factor
+        half = self._half(least)
+        batch, rows, columns = half.size(given)
+        factor = half.table.factor
         gives = self._bundle.manifest.interface(self._part).gives(batch, rows * factor, columns * factor)
         wanted = [name for name in outputs if name != "finite"]
         places = {name: results[name] for name in wanted if isinstance(results.get(name), OnDevice)}
         places.update({n: self._arrays.empty(gives[n].shape, gives[n].dtype) for n in wanted if n not in places})
-        plan = self._half.plan(rows, columns, 0 if least else self._free())
-        return _to_caller(outputs, self._half.run(plan, outputs, given, places), results)
+        plan = half.plan(rows, columns, 0 if least else self._free())
+        return _to_caller(outputs, half.run(plan, outputs, given, places), results)
 
     def _free(self) -> int:
         """Bytes of the GPU's memory that a plan may take."""
@@ -150,16 +156,18 @@ class GpuRunner:
     def _arrays(self) -> DeviceArrays:
         return DeviceArrays(self._device)
 
-    @cached_property
-    def _half(self) -> RowsHalf:
-        return RowsHalf(
-            self._bundle,
-            self._part,
-            verify_hashes=self._verify_hashes,
-            progress=self._progress,
-            open_piece=_OpenPiece(self._device, self._number, self._threads, self._options),
-            arrays=self._arrays,
-        )
+    def _half(self, least: bool) -> RowsHalf:
+        if least not in self._halves:
+            options = (LEAN_OPTIONS if least else PIECE_OPTIONS) | self._options
+            self._halves[least] = RowsHalf(
+                self._bundle,
+                self._part,
+                verify_hashes=self._verify_hashes,
+                progress=self._progress,
+                open_piece=_OpenPiece(self._device, self._number, self._threads, options),
+                arrays=self._arrays,
+            )
+        return self._halves[least]
 
 
 @dataclass(frozen=True)
@@ -174,7 +182,7 @@ class _OpenPiece:
     options: Mapping[str, str]
 
     def __call__(self, name: Path, piece: Piece, weights: Mapping[str, NDArray[Any]]) -> GpuPiece:
-        options = onnxruntime_cuda.provider_options(self.number, "fp32", {**PIECE_OPTIONS, **self.options})
+        options = onnxruntime_cuda.provider_options(self.number, "fp32", self.options)
         providers = [(onnxruntime_cuda.PROVIDER, options), onnxruntime_cpu.PROVIDER]
         session = onnxruntime_cpu.open_piece(name, piece.model, weights, self.threads, providers)
         types = {output.name: output.type for output in session.get_outputs()}
