@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +145,29 @@ def test_a_thread_that_makes_one_call_records_nothing(opened: Callable[[], Any])
     thread.join()
     check(session, latent(2))
     assert session.made[0].runs == ["-1", "-1", "1"]
+
+
+def test_calls_of_all_sessions_take_turns(opened: Callable[[], Any]) -> None:
+    """While one records, CUDA would refuse what another asks of it."""
+    sessions, running, most = [opened(), opened()], 0, 0
+
+    def watched(run: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            nonlocal running, most
+            running += 1
+            most = max(most, running)
+            time.sleep(0.002)
+            found = run(*arguments)
+            running -= 1
+            return found
+
+        return call
+
+    for recorded in sessions[0].made:
+        recorded.run, recorded.run_with_iobinding = watched(recorded.run), watched(recorded.run_with_iobinding)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda seed: check(sessions[seed % 2], latent(seed)), range(24)))
+    assert most == 1
 
 
 def test_no_more_is_recorded_than_a_session_keeps(opened: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,9 @@
 ONNX Runtime records a graph for each thread, with the addresses of that run, and does not look at later ones: a binding
 to other arrays would give the results of the first. Here each size has arrays of its own, into which inputs are copied
 and out of which results are.
+
+While a graph is recorded, CUDA refuses what other threads ask of it: on an H200, PyTorch's copy to the GPU failed with
+"operation not permitted when stream is capturing". So graphs are for programs in which one thread uses the GPU.
 """
 
 from __future__ import annotations
@@ -29,6 +32,9 @@ NOT_RECORDED = "-1"
 
 MOST_RECORDED = 16
 """Graphs that a session records at most. ONNX Runtime forgets none before the session is closed."""
+
+_TURNS = threading.Lock()
+"""Held by each call of any session with graphs, so that none meets the recording of another."""
 
 Run = Callable[[str, Sequence[str], Mapping[str, Array], Mapping[str, Array]], list[Any]]
 """Runs a session: the number of the graph, outputs, inputs and the arrays that results are written into."""
@@ -57,7 +63,7 @@ class RecordingSession:
     """A session of ONNX Runtime that records a graph when a thread asks for the same outputs of a size again.
 
     A thread's first call of a size runs its nodes one by one: it shows the outputs' shapes, and threads that live for
-    one call record nothing. Calls take turns, since the graphs of a session share its memory.
+    one call record nothing. Calls of all such sessions take turns.
 
     session: opened with ``OPTION``. device: where it runs.
     """
@@ -67,7 +73,6 @@ class RecordingSession:
         self._device = device
         self._shapes: dict[Hashable, dict[str, Tensor]] = {}  # of the results of the first calls
         self._recordings: dict[Hashable, _Recording | None] = {}  # None where it failed
-        self._lock = threading.Lock()
 
     def run(
         self, run: Run, outputs: Sequence[str], inputs: Mapping[str, Array], targets: Mapping[str, Array]
@@ -78,7 +83,7 @@ class RecordingSession:
         """
         sizes = tuple((name, shape_of(array)) for name, array in inputs.items())
         key = threading.get_ident(), tuple(outputs), sizes
-        with self._lock, self._device.active():
+        with _TURNS, self._device.active():
             if recording := self._recording(key, inputs):
                 try:
                     return self._launch(recording, run, outputs, inputs, targets)

@@ -117,6 +117,17 @@ def open_piece(
     return _open(name, options, providers, source=model)
 
 
+@contextmanager
+def only_errors_logged() -> Iterator[None]:
+    """Context in which ONNX Runtime prints errors alone of what it logs without a session; by default, warnings too."""
+    warnings, errors = 2, 3
+    load_library().set_default_logger_severity(errors)
+    try:
+        yield
+    finally:
+        load_library().set_default_logger_severity(warnings)
+
+
 def bind_to_host(binding: Any, outputs: Iterable[str], results: Mapping[str, Any]) -> None:
     """Let outputs be written into the numpy arrays that ``results`` has for them, and the others into new memory."""
     for name in outputs:
