@@ -180,10 +180,13 @@ def test_rows_that_find_no_memory_are_tried_with_the_least(
 
     made, given = runner(tiny_vae_bundle), latents(1, 90, 80)
     monkeypatch.setattr(onnxruntime_cuda, "provider_options", watched)
-    device.most, device.times = 200_000, 1
+    made.run(["image"], {"latent": given})
+    assert set(searches) == {"HEURISTIC"}
+    searches.clear()
+    device.most, device.times = 200_000, 1  # an array between pieces, before any is opened
     with caplog.at_level(logging.WARNING):
         (found,) = made.run(["image"], {"latent": given})
-    assert list(dict.fromkeys(searches)) == ["HEURISTIC", "DEFAULT"]
+    assert set(searches) == {"DEFAULT"}
     np.testing.assert_array_equal(found, on_cpu(tiny_vae_bundle, "decoder", ["image"], given)[0])
     assert "tried once more in as little memory as can be" in caplog.text
     device.times = 9
