@@ -20,7 +20,7 @@ from vaedeploy.errors import BackendError
 from vaedeploy.runtime.device import Array, Device, OnDevice, shape_of, tensor_of
 from vaedeploy.values.interface import Tensor
 
-__all__ = ["NOT_RECORDED", "OPTION", "RecordingSession", "are_asked", "without"]
+__all__ = ["NOT_RECORDED", "OPTION", "TURNS", "RecordingSession", "are_asked", "without"]
 
 log = logging.getLogger(__name__)
 
@@ -33,8 +33,10 @@ NOT_RECORDED = "-1"
 MOST_RECORDED = 16
 """Graphs that a session records at most. ONNX Runtime forgets none before the session is closed."""
 
-_TURNS = threading.Lock()
-"""Held by each call of any session with graphs, so that none meets the recording of another."""
+TURNS = threading.Lock()
+"""Is held during each call of any session with graphs, and while one is opened, so that none meets the recording of
+another.
+"""
 
 Run = Callable[[str, Sequence[str], Mapping[str, Array], Mapping[str, Array]], list[Any]]
 """Runs a session: the number of the graph, outputs, inputs and the arrays that results are written into."""
@@ -63,7 +65,7 @@ class RecordingSession:
     """A session of ONNX Runtime that records a graph when a thread asks for the same outputs of a size again.
 
     A thread's first call of a size runs its nodes one by one: it shows the outputs' shapes, and threads that live for
-    one call record nothing. Calls of all such sessions take turns.
+    one call record nothing.
 
     session: opened with ``OPTION``. device: where it runs.
     """
@@ -79,11 +81,11 @@ class RecordingSession:
     ) -> list[Any]:
         """The named outputs: the arrays that ``targets`` has for them, and new numpy arrays for the others.
 
-        run: runs the session.
+        run: runs the session. ``TURNS`` must be held.
         """
         sizes = tuple((name, shape_of(array)) for name, array in inputs.items())
         key = threading.get_ident(), tuple(outputs), sizes
-        with _TURNS, self._device.active():
+        with self._device.active():
             if recording := self._recording(key, inputs):
                 try:
                     return self._launch(recording, run, outputs, inputs, targets)

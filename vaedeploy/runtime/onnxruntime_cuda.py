@@ -95,17 +95,23 @@ class Session(onnxruntime_cpu.Session):
         """
         if os.getpid() != self._process:
             raise BackendError(FORKED)
-        for array in inputs.values():
-            if isinstance(array, OnDevice):
-                array.wait(after)  # ONNX Runtime runs in a stream of its own, which waits for no other stream
+        with nullcontext() if self._recording_on is None else cuda_graphs.TURNS:
+            for array in inputs.values():
+                if isinstance(array, OnDevice):
+                    array.wait(after)  # ONNX Runtime runs in a stream of its own, which waits for no other stream
+            return self._in_session(outputs, inputs, results or {})
+
+    def _in_session(
+        self, outputs: Sequence[str], inputs: Mapping[str, Array], targets: Mapping[str, Array]
+    ) -> list[Any]:
         size = tuple(shape_of(array) for array in inputs.values())
         session = self._by_size.take(size, lambda: self._recording(self._open_again()))
         try:
-            return self._run(session, outputs, inputs, results or {})
+            return self._run(session, outputs, inputs, targets)
         except BackendError as error:
             if not is_out_of_memory(error.__cause__) or not self._by_size.drop_others(session):
                 raise
-        return self._run(session, outputs, inputs, results or {})
+        return self._run(session, outputs, inputs, targets)
 
     def release_memory(self) -> None:
         """Give all memory of the GPU back, but for that of runs that other threads have begun. The next run loads the
