@@ -61,8 +61,8 @@ def with_line(
     line.close()
 
 
-def ask(line: Line, array: np.ndarray, part: str = "decoder", outputs: Sequence[str] = ("image",)) -> asyncio.Task:
-    return asyncio.get_running_loop().create_task(line.compute(part, array, outputs))
+def ask(line: Line, array: np.ndarray, part: str = "decoder", outputs: Sequence[str] = ("image",)) -> asyncio.Future:
+    return line.compute(part, array, outputs)
 
 
 async def started(vae: Vae, calls: int = 1) -> None:
