@@ -161,7 +161,12 @@ def test_without_joining_calls_run_side_by_side():
 
 def test_one_client_keeps_one_thread_busy():
     async def work(line: Line, vae: Vae) -> None:
+        waiting = [ask(line, items(number)) for number in range(8)]
+        await started(vae, 8)
         vae.go.set()
+        await asyncio.gather(*waiting)
+        assert len(vae.threads) == 8
+        vae.threads.clear()
         for number in range(20):
             await line.compute("decoder", items(number), ["image"])
         assert len(vae.threads) == 1
