@@ -70,9 +70,10 @@ class Server:
 
 
 @contextmanager
-def started(bundle: Path, *options: str) -> Iterator[Server]:
+def started(bundle: Path, *options: str, side: int = 64) -> Iterator[Server]:
+    """side: of the image that it is warmed up at. ONNX Runtime plans the memory of square images for the first size."""
     arguments = (f"it={bundle}", "--allow-unverified", *options)
-    with served(*arguments, warm_up="64x64", stdout=subprocess.DEVNULL) as (process, port):
+    with served(*arguments, warm_up=f"{side}x{side}", stdout=subprocess.DEVNULL) as (process, port):
         yield Server(port, process)
 
 
@@ -137,7 +138,7 @@ def throughput(
     asked += ("--keep-memory",) if keep_memory else ()
     with ExitStack() as stack:
         vae = stack.enter_context(VAE(bundle, threads=threads, keep_memory=keep_memory))
-        servers = {"served": stack.enter_context(started(bundle, *asked))}
+        servers = {"served": stack.enter_context(started(bundle, *asked, side=side))}
         if triton:
             servers["Triton"] = stack.enter_context(triton_started(bundle))
         latent = latent_of(vae, side, side)
@@ -167,13 +168,16 @@ def throughput(
             works |= {name: (clients, served(name)) for name in servers}
             times: dict[str, list[float]] = {name: [] for name in works}
             cpu: dict[str, list[float]] = {name: [] for name in works}
+            own_cpu: dict[str, list[float]] = {name: [] for name in servers}
             for name in servers:
                 together(*works[name])
             for turn in range(rounds):
                 for name in list(works)[:: -1 if turn % 2 else 1]:
-                    before = processors(servers)
+                    before, own_before = processors(servers), time.process_time()
                     times[name].append(together(*works[name]))
                     cpu[name].append(processors(servers) - before)
+                    if name in servers:
+                        own_cpu[name].append(time.process_time() - own_before)
             count = each * clients
             told = {f"items/s, {name}": [count / value for value in values] for name, values in times.items()}
             for name in servers:
@@ -182,6 +186,8 @@ def throughput(
                     told[f"{name} over {other}"] = [theirs / own for theirs, own in pairs]
             for name, values in cpu.items():
                 told[f"processors' ms for an item, {name}"] = [1000 * used / count for used in values]
+            for name, values in own_cpu.items():
+                told[f"processors' ms for an item, {name}, the clients' share"] = [1000 * own / count for own in values]
             found[f"{clients} clients"] = {name: spread(values) for name, values in told.items()}
             print(f"{clients} clients:", json.dumps(found[f"{clients} clients"]), flush=True)
     return found
@@ -198,7 +204,7 @@ def spread(values: list[float]) -> dict[str, float]:
 
 def overhead(bundle: Path, rounds: int, side: int, repeats: int) -> dict[str, Any]:
     """What a call takes longer through the server than directly, one client, pair by pair."""
-    with VAE(bundle) as vae, started(bundle) as server:
+    with VAE(bundle) as vae, started(bundle, side=side) as server:
         latent = latent_of(vae, side, side)
         wanted, connection = vae.decode(latent).tobytes(), server.connection()
         body, headers = message(latent)

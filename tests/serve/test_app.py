@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from unittest.mock import Mock
 
@@ -13,6 +14,8 @@ from tiny_bundle import tiny_bundle
 
 from vaedeploy.errors import BackendError, BundleError
 from vaedeploy.runtime import VAE
+from vaedeploy.serve import http
+from vaedeploy.serve.http import JOINED, SENT_AT_ONCE, Answer
 
 
 def metrics(server: Serving) -> dict[str, float]:
@@ -138,3 +141,33 @@ def test_a_backend_that_fails_tells_the_log_and_not_the_client(vae, monkeypatch,
         assert (answer.status, answer.error) == (500, "the server failed; its log says why")
         assert caplog.records[-1].exc_info[0] is ZeroDivisionError
         assert metrics(server)["vaedeploy_failures_total model=tiny-decode reason=failed"] == 3
+
+
+def test_the_warm_up_begins_with_the_largest_size(tmp_path, monkeypatch):
+    with VAE(tiny_bundle(tmp_path / "tiny").path) as vae:
+        warm_up, sizes = vae.warm_up, []
+        monkeypatch.setattr(vae, "warm_up", lambda given, batch: sizes.extend(given) or warm_up(given, batch=batch))
+        with serving({"tiny": vae}, warm_up=((16, 16), (64, 32), (32, 32))):
+            assert sizes == [(64, 32), (32, 32), (16, 16)]
+
+
+@pytest.mark.parametrize(
+    ("pieces", "sent"),
+    [
+        ([], [b""]),
+        ([b"{}", memoryview(b"ab"), memoryview(b"c")], [b"{}abc"]),
+        ([b"{}", bytes(JOINED)], [b"{}", bytes(JOINED)]),
+        ([b"{}", bytes(SENT_AT_ONCE + 1)], [b"{}", bytes(SENT_AT_ONCE), bytes(1)]),
+    ],
+)
+def test_a_small_body_is_sent_as_one_piece(pieces, sent):
+    messages = []
+
+    async def send(message):
+        messages.append(message)
+
+    asyncio.run(http.send(send, Answer(pieces)))
+    start, *bodies = messages
+    assert dict(start["headers"])[b"content-length"] == str(sum(map(len, sent))).encode()
+    assert [bytes(message["body"]) for message in bodies] == sent
+    assert [message["more_body"] for message in bodies] == [True] * (len(sent) - 1) + [False]

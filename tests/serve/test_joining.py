@@ -20,12 +20,14 @@ class Vae:
     def __init__(self) -> None:
         self.go = threading.Event()
         self.calls: list[list[float]] = []
+        self.threads: set[int] = set()
         self.at_once = self.most_at_once = 0
         self._lock = threading.Lock()
 
     def compute(self, part: str, array: np.ndarray, outputs: Sequence[str]) -> dict[str, np.ndarray]:
         with self._lock:
             self.calls.append(array[:, 0].tolist())
+            self.threads.add(threading.get_ident())
             self.at_once += 1
             self.most_at_once = max(self.at_once, self.most_at_once)
         assert self.go.wait(30)
@@ -61,8 +63,8 @@ def with_line(
     line.close()
 
 
-def ask(line: Line, array: np.ndarray, part: str = "decoder", outputs: Sequence[str] = ("image",)) -> asyncio.Task:
-    return asyncio.get_running_loop().create_task(line.compute(part, array, outputs))
+def ask(line: Line, array: np.ndarray, part: str = "decoder", outputs: Sequence[str] = ("image",)) -> asyncio.Future:
+    return line.compute(part, array, outputs)
 
 
 async def started(vae: Vae, calls: int = 1) -> None:
@@ -155,6 +157,21 @@ def test_without_joining_calls_run_side_by_side():
         assert vae.most_at_once == 3
 
     with_line(work, calls=3, most=1, delay=3600)
+
+
+def test_one_client_keeps_one_thread_busy():
+    async def work(line: Line, vae: Vae) -> None:
+        waiting = [ask(line, items(number)) for number in range(8)]
+        await started(vae, 8)
+        vae.go.set()
+        await asyncio.gather(*waiting)
+        assert len(vae.threads) == 8
+        vae.threads.clear()
+        for number in range(20):
+            await line.compute("decoder", items(number), ["image"])
+        assert len(vae.threads) == 1
+
+    with_line(work, calls=8, most=1)
 
 
 def test_no_request_fails_for_what_it_was_joined_with():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Coroutine, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -27,6 +27,9 @@ ABSOLUTE = re.compile(r"\Ahttps?://[^/]*/?", re.IGNORECASE)
 
 SLOWEST = 10_000
 """Bytes per second at which a body must arrive at least, once the client's patience is used up."""
+
+JOINED = 1 << 16
+"""Bytes of a body up to which its pieces are copied together: that takes less time than to send another piece."""
 
 SENT_AT_ONCE = 1 << 20
 """Bytes that are handed to the connection at once: it is waited for in between, until the client has taken them."""
@@ -174,21 +177,21 @@ class Request:
         """The result of ``work`` in another thread. Few such threads are at work, which bounds what they take."""
         return await asyncio.get_running_loop().run_in_executor(self._aside, work, *arguments)
 
-    async def unless_gone(self, work: Coroutine[Any, Any, Result]) -> Result:
-        """The result of ``work``, which is cancelled when the client goes away. Raises GoneError then.
+    async def unless_gone(self, result: asyncio.Future[Result]) -> Result:
+        """``result``, which is cancelled when the client goes away. Raises GoneError then.
 
         The body must have been read.
         """
-        loop = asyncio.get_running_loop()
-        working, leaving = loop.create_task(work), loop.create_task(self._disconnected())
+        leaving = asyncio.get_running_loop().create_task(self._disconnected())
+        leaving.add_done_callback(lambda _: result.cancel())
         try:
-            await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-            if not working.done():
-                raise GoneError
-            return working.result()
+            return await result
+        except asyncio.CancelledError:
+            if leaving.done():
+                raise GoneError from None
+            raise
         finally:
-            for task in (working, leaving):
-                task.cancel()
+            leaving.cancel()
 
     async def _disconnected(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
@@ -213,8 +216,18 @@ async def send(send: Send, answer: Answer, *, closes: bool = False) -> None:
     }
     encoded = [(name.encode("latin-1"), value.encode("latin-1", "replace")) for name, value in headers.items()]
     await send({"type": "http.response.start", "status": answer.status, "headers": encoded})
-    for piece in answer.pieces:
+    body = list(_sendings(answer.pieces))
+    for number, data in enumerate(body, start=1):
+        await send({"type": "http.response.body", "body": data, "more_body": number < len(body)})
+
+
+def _sendings(pieces: Sequence[Piece]) -> Iterator[Piece]:
+    """A body as it is handed to the connection: small pieces as one, so that a small answer arrives at once, and parts
+    of large ones. At least one, which may be empty.
+    """
+    if sum(map(len, pieces)) <= JOINED:
+        yield b"".join(pieces)
+        return
+    for piece in pieces:
         for start in range(0, len(piece), SENT_AT_ONCE):
-            data = piece[start : start + SENT_AT_ONCE]
-            await send({"type": "http.response.body", "body": data, "more_body": True})
-    await send({"type": "http.response.body", "body": b"", "more_body": False})
+            yield piece[start : start + SENT_AT_ONCE]

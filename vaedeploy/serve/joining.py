@@ -12,7 +12,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from time import monotonic
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,7 +39,9 @@ class Computed:
 
 @dataclass(eq=False)
 class Job:
-    """A request in line. array: its items along the first axis. since: when it joined the line."""
+    """A request in line. array: its items along the first axis. since: when it joined the line, in seconds of
+    ``monotonic``.
+    """
 
     part: Part
     array: NDArray[Any]
@@ -54,6 +57,16 @@ class Job:
     def key(self) -> object:
         """Equal for requests that may be joined."""
         return self.part, self.array.dtype, self.array.shape[1:], self.outputs
+
+
+class Call(NamedTuple):
+    """What a call gave its requests: outputs, or an error. began: in seconds of ``monotonic``."""
+
+    jobs: Sequence[Job]
+    outputs: Outputs
+    error: Exception | None
+    began: float
+    seconds: float
 
 
 class Line:
@@ -75,11 +88,11 @@ class Line:
         told: Callable[[Part, int, int, float], None] = lambda *_: None,
     ) -> None:
         self._compute, self._most, self._delay, self._longest, self._told = compute, most, delay, longest, told
-        self.calls = self._free = calls
-        self._pool = ThreadPoolExecutor(calls, "vaedeploy-serve")
+        self.calls = calls
+        self._threads = [ThreadPoolExecutor(1, f"vaedeploy-serve-{number}") for number in range(calls)]
+        self._free = self._threads[::-1]
         self._waiting: dict[object, deque[Job]] = {}
         self._timer: asyncio.TimerHandle | None = None
-        self._running: set[asyncio.Task[None]] = set()
 
     @property
     def batches(self) -> list[int]:
@@ -94,32 +107,30 @@ class Line:
     @property
     def running(self) -> int:
         """How many calls run."""
-        return len(self._running)
+        return self.calls - len(self._free)
 
     def check(self) -> None:
         """Raise RequestError (503) if no other request may wait."""
         if self.waiting >= self._longest:
             raise busy(f"{self._longest} requests wait already; try again later")
 
-    async def compute(self, part: Part, array: NDArray[Any], outputs: Sequence[str]) -> Computed:
-        """The named outputs of a half for ``array``, once it is its turn.
+    def compute(self, part: Part, array: NDArray[Any], outputs: Sequence[str]) -> asyncio.Future[Computed]:
+        """The named outputs of a half for ``array``, once it is its turn, or what the VAE raises for this array.
 
-        Raises RequestError (503) if too many wait, and what the VAE raises for this array. When the caller is
-        cancelled, the request leaves the line.
+        When the future is cancelled, the request leaves the line. Raises RequestError (503) if too many wait.
         """
         self.check()
-        loop = asyncio.get_running_loop()
-        job = Job(part, array, tuple(outputs), loop.time(), loop.create_future())
+        result: asyncio.Future[Computed] = asyncio.get_running_loop().create_future()
+        job = Job(part, array, tuple(outputs), monotonic(), result)
+        result.add_done_callback(lambda _: self._leave(job))
         self._waiting.setdefault(job.key, deque()).append(job)
         self._start()
-        try:
-            return await job.result
-        finally:
-            self._leave(job)
+        return result
 
     def close(self) -> None:
         """Let the calls that run end."""
-        self._pool.shutdown()
+        for thread in self._threads:
+            thread.shutdown()
 
     def _leave(self, job: Job) -> None:
         jobs = self._waiting.get(job.key)
@@ -131,30 +142,41 @@ class Line:
     def _start(self) -> None:
         """Start as many calls as may run."""
         while self._free and (jobs := self._next()):
-            self._free -= 1
-            task = asyncio.get_running_loop().create_task(self._run(jobs))
-            self._running.add(task)
-            task.add_done_callback(self._ended)
+            # The thread that was busy last: glibc keeps freed memory for the thread that took it, and all threads in
+            # turn would take new memory from the system, call for call.
+            thread = self._free.pop()
+            thread.submit(self._work, jobs, thread, asyncio.get_running_loop())
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._running.discard(task)
-        self._free += 1
-        if not task.cancelled():  # the loop ends otherwise
-            self._start()
+    def _work(self, jobs: list[Job], thread: ThreadPoolExecutor, loop: asyncio.AbstractEventLoop) -> None:
+        """Compute the requests in one call, in a thread. Where that fails, compute each alone: no request fails for
+        what it was joined with.
+        """
+        calls = [self._call(jobs)]
+        if len(jobs) > 1 and calls[0].error:
+            calls = [self._call([job]) for job in jobs]
+        # A future of the executor would take the event loop another turn. Where the loop has ended, so have the
+        # clients, and the error that this raises then is dropped.
+        loop.call_soon_threadsafe(self._ended, thread, calls)
+
+    def _ended(self, thread: ThreadPoolExecutor, calls: Sequence[Call]) -> None:
+        for call in calls:
+            self._share_out(call)
+        self._free.append(thread)
+        self._start()
 
     def _next(self) -> list[Job]:
         """The requests of the next call, taken out of the line; none where all are to wait for others to join."""
-        loop = asyncio.get_running_loop()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         if not self._waiting:
             return []
         oldest = min(self._waiting.values(), key=lambda jobs: jobs[0].since)
-        now = loop.time()
+        now = monotonic()
         ripe = [jobs for jobs in self._waiting.values() if self._is_ripe(jobs, now)]
         if not ripe:
-            self._timer = loop.call_at(oldest[0].since + self._delay, self._start)
+            wait = oldest[0].since + self._delay - now
+            self._timer = asyncio.get_running_loop().call_later(wait, self._start)
             return []
         chosen = min(ripe, key=lambda jobs: jobs[0].since)
         key = chosen[0].key
@@ -181,38 +203,30 @@ class Line:
                 number = count
         return number
 
-    async def _run(self, jobs: list[Job]) -> None:
-        """Compute the requests in one call. Where that fails, compute each alone: no request fails for what it was
-        joined with.
-        """
+    def _call(self, jobs: Sequence[Job]) -> Call:
+        """Compute the items of all ``jobs``, in a thread."""
+        began = monotonic()
+        outputs: Outputs = {}
+        failure: Exception | None = None
         try:
-            await self._call(jobs)
+            array = jobs[0].array if len(jobs) == 1 else np.concatenate([job.array for job in jobs])
+            outputs = self._compute(jobs[0].part, array, jobs[0].outputs)
         except Exception as error:
-            for job in jobs:
-                if len(jobs) == 1:
-                    _settle(job, error)
-                    continue
-                try:
-                    await self._call([job])
-                except Exception as own:
-                    _settle(job, own)
+            failure = error
+        return Call(jobs, outputs, failure, began, monotonic() - began)
 
-    async def _call(self, jobs: list[Job]) -> None:
-        loop = asyncio.get_running_loop()
-        began = loop.time()
-        outputs = await loop.run_in_executor(self._pool, self._together, jobs)
-        seconds = loop.time() - began
-        self._told(jobs[0].part, sum(job.items for job in jobs), len(jobs), seconds)
+    def _share_out(self, call: Call) -> None:
+        """Give each request its part of what their call computed, or its error."""
+        if call.error:
+            for job in call.jobs:
+                _settle(job, call.error)
+            return
+        self._told(call.jobs[0].part, sum(job.items for job in call.jobs), len(call.jobs), call.seconds)
         start = 0
-        for job in jobs:
-            own = {name: value[start : start + job.items] for name, value in outputs.items()}
+        for job in call.jobs:
+            own = {name: value[start : start + job.items] for name, value in call.outputs.items()}
             start += job.items
-            _settle(job, Computed(own, began - job.since, seconds, len(jobs)))
-
-    def _together(self, jobs: Sequence[Job]) -> Outputs:
-        """The outputs for the items of all ``jobs``, in a thread."""
-        array = jobs[0].array if len(jobs) == 1 else np.concatenate([job.array for job in jobs])
-        return self._compute(jobs[0].part, array, jobs[0].outputs)
+            _settle(job, Computed(own, call.began - job.since, call.seconds, len(call.jobs)))
 
 
 def _settle(job: Job, result: Computed | Exception) -> None:

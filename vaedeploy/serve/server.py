@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import math
 import os
 import signal
 import socket
@@ -116,7 +117,10 @@ async def _warm_up(server: Server) -> None:
     began = loop.time()
     try:
         for name, vae in app.vaes.items():
-            sizes = app.settings.warm_up or (vae.latent.sizes.padded(USUAL_SIDE, USUAL_SIDE),)
+            given = app.settings.warm_up or (vae.latent.sizes.padded(USUAL_SIDE, USUAL_SIDE),)
+            # On a CPU, ONNX Runtime takes its memory at once, as planned in the first run, for that size and not for
+            # others whose sides have the same difference bit by bit: of all squares, for the first.
+            sizes = sorted(given, key=math.prod, reverse=True)
             server.say(f"Warming up {name} at {', '.join(f'{height}x{width}' for height, width in sizes)}")
             for batch in app.line(name).batches:
                 for size in sizes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import pickle
 import threading
@@ -333,6 +334,26 @@ def test_a_budget_gives_no_more_than_it_has() -> None:
         with shared.take(choose), shared.take(choose):
             pass
     assert seen == [(700, True), (695, False), (7, True), (2, False)]
+
+
+def test_what_is_free_is_not_asked_for_each_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    free = itertools.count(1000, 1000)
+    budget = Budget(None, lambda: asked.append(next(free)) or asked[-1])
+
+    def left(kept: int = 0) -> int:
+        seen: list[int] = []
+        with budget.take(lambda left, alone: seen.append(left) or 5, kept):
+            pass
+        return seen[0]
+
+    monkeypatch.setattr("vaedeploy.runtime.rows.budget.FRESH", 3600)
+    assert (left(), left(), asked) == (700, 700, [1000])
+    # What was kept since is no longer free.
+    assert (left(kept=500), left(kept=500), asked) == (1750, 1750, [1000, 2000])
+    budget.forked()
+    monkeypatch.setattr("vaedeploy.runtime.rows.budget.FRESH", 0)
+    assert (left(), left(), asked) == (2100, 2800, [1000, 2000, 3000, 4000])
 
 
 def test_memory_that_was_kept_for_a_call_counts_as_free() -> None:

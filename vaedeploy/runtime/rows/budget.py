@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from time import monotonic
 
 from vaedeploy.errors import InputError
 from vaedeploy.runtime.rows.store import Workspace
@@ -18,14 +20,18 @@ __all__ = ["SHARE", "Budget"]
 SHARE = 0.7
 """Share of the free memory that calls take where the caller names no limit."""
 
+FRESH = 0.1
+"""Seconds for which calls go by what was free: to ask takes as long as one call in thirty of a small image."""
+
 UNLIMITED = 1 << 62
 
 
 class Budget:
     """Bytes that all running calls of a VAE may take together, beyond the open VAE.
 
-    most: the limit; None for a share of what is free when the first of the running calls begins. free: says how much
-    that is. progress: is told how far calls by rows are. workspace: a folder for what memory does not hold.
+    most: the limit; None for a share of what is free when the first of the running calls begins, or was free up to
+    ``FRESH`` seconds before. free: says how much that is. progress: is told how far calls by rows are. workspace: a
+    folder for what memory does not hold.
 
     Raises InputError for a limit that is no number of bytes, and for a workspace that cannot be used.
     """
@@ -49,7 +55,8 @@ class Budget:
     def forked(self) -> None:
         """In a forked process no call is running."""
         self._changed = threading.Condition()
-        self._limit = 0
+        self._limit = self._kept = 0
+        self._fresh_until = -math.inf
         self._taken: list[int] = []
 
     def limit(self, kept: int = 0) -> int:
@@ -70,8 +77,9 @@ class Budget:
         """
         with self._changed:
             while True:
-                if not self._taken:
-                    self._limit = self.limit(kept)
+                if not self._taken and (kept != self._kept or monotonic() >= self._fresh_until):
+                    self._limit, self._kept = self.limit(kept), kept
+                    self._fresh_until = monotonic() + FRESH
                 taken = choose(self._limit - sum(self._taken), not self._taken)
                 if taken is not None:
                     break
