@@ -11,6 +11,7 @@ from vaedeploy.cli import terminal
 from vaedeploy.cli.documents import telling_bundle
 from vaedeploy.cli.group import cli
 from vaedeploy.cli.options import build_options, bundle_argument, json_option, profiles_option
+from vaedeploy.cli.parameters import OneOf
 from vaedeploy.cli.progress import progress_display
 from vaedeploy.cli.table import show_table
 
@@ -20,7 +21,7 @@ from vaedeploy.cli.table import show_table
 @build_options("Build engines", required=True)
 @click.option(
     "--backend",
-    type=click.Choice(["tensorrt", "tensorrt-rtx"]),
+    type=OneOf(["tensorrt", "tensorrt-rtx"]),
     help="Build engines for this backend. [default: the backend that the profile names]",
 )
 @click.option("--force", is_flag=True, help="Build engines again even where they are up to date.")

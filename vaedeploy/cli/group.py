@@ -12,6 +12,7 @@ from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
 from vaedeploy.cli import terminal
+from vaedeploy.cli.meant import about_option
 from vaedeploy.version import __version__
 
 ORDER = (
@@ -72,6 +73,17 @@ class LoudCommand(click.Command):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.params += loudness()
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the words of a line. An option of other tools is refused with the one that stands for it here."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            known = [name for option in self.params for name in option.opts]
+            about = about_option(error.option_name, str(ctx.info_name), known)
+            if about is None:
+                raise
+            raise click.UsageError(f"No such option '{error.option_name}'. {about}", ctx) from error
 
     def invoke(self, ctx: click.Context) -> Any:
         terminal.configure(ctx.meta.get(terminal.LOUDNESS, "normal"))

@@ -15,7 +15,7 @@ import click
 from click.core import ParameterSource
 
 from vaedeploy.cli import terminal
-from vaedeploy.cli.parameters import BACKEND, BUNDLE, PATH, PROFILES, VAE, MemorySize
+from vaedeploy.cli.parameters import BACKEND, BUNDLE, PATH, PRECISION, PROFILES, VAE, MemorySize
 from vaedeploy.cli.progress import progress_display
 from vaedeploy.errors import PageError
 from vaedeploy.system.progress import Progress
@@ -23,9 +23,6 @@ from vaedeploy.system.progress import Progress
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 Result = TypeVar("Result")
-
-PRECISIONS = ("fp32", "fp16", "bf16")
-"""``values.kinds.Precision``, which help texts do not wait for."""
 
 
 def local(bundle: Path | str) -> Path:
@@ -177,7 +174,7 @@ def computing_options(command: Command) -> Command:
     """What computes, and in which precision: ``backend`` and ``precision`` of ``VAE``."""
     command = click.option(
         "--precision",
-        type=click.Choice(PRECISIONS),
+        type=PRECISION,
         help="Compute in this precision, where the backend can. [default: the bundle's]",
     )(command)
     return click.option(
