@@ -11,7 +11,7 @@ import pytest
 
 import vaedeploy as vd
 from vaedeploy.cli import terminal
-from vaedeploy.cli.progress import progress_display
+from vaedeploy.cli.progress import _bars, _Drawn, progress_display
 from vaedeploy.cli.table import show_table
 
 # ------------------------------------------------------------------------------------------------------- progress
@@ -54,6 +54,23 @@ print("result")
     assert "Counting [sheep]" in shown
     assert "100%" in shown
     assert done.stdout == b"result\n"
+
+
+def test_work_between_two_steps_is_shown_as_such():
+    with _bars(moving=False) as bars:
+        drawn = _Drawn(bars)
+
+        def shown() -> list[str]:
+            return [task.description for task in bars.tasks if not task.finished]
+
+        seen = []
+        drawn.wait()
+        for step in (("A", 0, 1), ("B", 0, 1), ("A", 1, 1), ("B", 1, 1), ("C", 1, 1)):
+            drawn(*step)
+            seen.append(shown())
+        assert seen == [["A"], ["A", "B"], ["B"], ["Working"], ["Working"]]
+        drawn.go_on()
+        assert [task.description for task in bars.tasks] == ["A", "B", "C"]
 
 
 PYTHON = """

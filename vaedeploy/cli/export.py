@@ -158,9 +158,10 @@ def export(
         )
 
     from vaedeploy.cli.tables.bundles import made_line
-    from vaedeploy.pipeline.export import export_vae
 
     with telling_bundle(as_json) as made, progress_display() as progress:
+        from vaedeploy.pipeline.export import export_vae  # takes a second, which the display is to show
+
         made.bundle = bundle = export_vae(
             vae, rewrite=not no_rewrite, verify=not no_verify, profile_folder=folder, progress=progress, **options
         )

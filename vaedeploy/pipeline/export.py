@@ -159,7 +159,7 @@ def export_vae(
         if calibrated:
             calibration = calibrate(draft.path, photographs, manifest.latent, image_input, progress)
         factor = manifest.latent.factor
-        applied = write_forms(draft.path, precision, calibration, rewrite, kept, tuple(forms), factor)
+        applied = write_forms(draft.path, precision, calibration, rewrite, kept, tuple(forms), factor, progress)
         graphs, rows = graph_names(draft.path), rows_names(draft.path)
         manifest = msgspec.structs.replace(manifest, graphs=graphs, rows=rows, rewrites=applied)
         report = None
