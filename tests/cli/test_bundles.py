@@ -69,6 +69,14 @@ def test_a_missing_bundle(vaedeploy, tmp_path):
     assert ended.err.startswith(f"Error: there is no bundle at {tmp_path / 'none'}.")
 
 
+@pytest.mark.parametrize("arguments", [["inspect", "demo"], ["compare", "demo", "mse840k", "--images", "."]])
+def test_a_preset_that_nobody_exported_yet(vaedeploy, tmp_path, monkeypatch, arguments):
+    monkeypatch.chdir(tmp_path)
+    ended = vaedeploy(*arguments)
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.err == "Error: there is no bundle at demo. Make a bundle with: vaedeploy export demo\n"
+
+
 # ----------------------------------------------------------------------------------------------- export and verify
 
 

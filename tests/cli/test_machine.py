@@ -37,6 +37,7 @@ def test_doctor_names_what_is_installed_and_who_answers(vaedeploy):
     assert rows["numpy"] == np.__version__
     assert rows["backend onnxruntime-cpu"] == "available"
     assert rows["extra [export]"] == "complete (for export, verify, compare)"
+    assert list(rows).index("GPU") < list(rows).index("backend tensorrt") < list(rows).index("numpy")
     # Where onnxruntime is installed, as here, the other package takes its place.
     assert f"Run: pip uninstall onnxruntime, then {install_command('cuda')} " in rows["extra [cuda]"]
 

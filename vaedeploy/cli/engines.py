@@ -27,7 +27,7 @@ from vaedeploy.cli.table import show_table
 @click.option("--force", is_flag=True, help="Build engines again even where they are up to date.")
 @json_option
 def build(bundle: Path, profiles: tuple[str, ...], as_json: bool, **options: Any) -> None:
-    """Build TensorRT engines of a bundle for one or several GPU kinds.
+    """Build TensorRT engines of a bundle for GPU kinds.
 
     A build needs neither PyTorch nor the weights; with tensorrt-rtx, it needs no GPU either. The command puts the
     engines into the bundle and prints them. They are unverified until vaedeploy verify --backend has run them on their

@@ -15,9 +15,9 @@ import click
 from click.core import ParameterSource
 
 from vaedeploy.cli import terminal
-from vaedeploy.cli.parameters import BACKEND, BUNDLE, PATH, PRECISION, PROFILES, VAE, MemorySize
+from vaedeploy.cli.parameters import BACKEND, BUNDLE, PATH, PRECISION, PROFILES, VAE, MemorySize, preset_names
 from vaedeploy.cli.progress import progress_display
-from vaedeploy.errors import PageError
+from vaedeploy.errors import BundleError, PageError
 from vaedeploy.system.progress import Progress
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -28,11 +28,26 @@ Result = TypeVar("Result")
 def local(bundle: Path | str) -> Path:
     """The folder of a bundle on this disk; one of the hub is pulled into the cache first."""
     if isinstance(bundle, Path):
+        if not bundle.exists():
+            _check_preset(bundle)
         return bundle
     from vaedeploy.bundle import bundle_folder
 
     with progress_display() as progress:
         return bundle_folder(bundle, progress)
+
+
+def _check_preset(bundle: Path) -> None:
+    """Raise BundleError where a preset's name is given and nobody exported it yet, with the command that does."""
+    if str(bundle) not in preset_names():
+        return
+    from vaedeploy.bundle import Bundle
+
+    try:
+        Bundle.open(bundle, verify_hashes=False)
+    except BundleError as error:
+        exported = str(error).replace(f"export NAME --out {bundle}", f"export {bundle}")
+        raise BundleError(exported) from error
 
 
 def bundle_argument(command: Command) -> Command:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
@@ -17,7 +18,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from vaedeploy.errors import ImageError, OutputError
 from vaedeploy.images.color import to_srgb
 from vaedeploy.images.opacity import OPAQUE, with_opacity
-from vaedeploy.images.plugins import advice_for, plugin_formats
+from vaedeploy.images.plugins import format_names, plugin_formats, plugin_message
 from vaedeploy.system.atomic import write_file
 from vaedeploy.system.files import special
 from vaedeploy.system.oserrors import reason
@@ -151,10 +152,7 @@ def opened(source: Path | IO[bytes], name: Path | str, most: int = MOST_PIXELS) 
     try:
         with Image.open(source, formats=readable_formats()) as image:
             if image.width * image.height > most:
-                raise ImageError(
-                    f"{name} is too large: it has {image.width * image.height:,} pixels, and at most {most:,} are "
-                    "read. Crop it or make it smaller first"
-                )
+                raise _too_large(name, image.width * image.height, most)
             if getattr(image, "tag_v2", {}).get(ExifTags.Base.NewSubfileType, 0) & 1:  # a smaller form of another one
                 raise ImageError(
                     f"{name} begins with a small preview of its picture, as the raw files of cameras do. Save the "
@@ -165,14 +163,25 @@ def opened(source: Path | IO[bytes], name: Path | str, most: int = MOST_PIXELS) 
         raise
     except UnidentifiedImageError as error:
         raise ImageError(
-            advice_for(source, name)
-            or f"{name} is not an image, or has no pixels; formats that can be read: {', '.join(READ_FORMATS)}"
+            plugin_message(source, name)
+            or f"{name} is not an image, or has no pixels; formats that can be read: "
+            f"{', '.join((*READ_FORMATS, *format_names()))}"
         ) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageError(f"{name} is too large: {error} Crop it or make it smaller first") from error
+        stated = re.search(r"\((\d+) pixels\)", str(error))
+        limit = most if isinstance(error, Image.DecompressionBombError) else Image.MAX_IMAGE_PIXELS
+        raise _too_large(name, int(stated[1]) if stated else None, limit) from error
     # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and more on broken files.
     except Exception as error:
-        raise ImageError(f"{name} cannot be decoded, it is truncated or broken: {error}") from error
+        broken = plugin_message(source, name) or f"{name} cannot be decoded, it is truncated or broken: {error}"
+        raise ImageError(broken) from error
+
+
+def _too_large(name: Path | str, pixels: int | None, most: int | None) -> ImageError:
+    """The error of a picture of more than ``most`` pixels. Pillow refuses some before it tells how many they have."""
+    has = "too many" if pixels is None else f"{pixels:,}"
+    read = "" if most is None else f", and at most {most:,} are read"
+    return ImageError(f"{name} is too large: it has {has} pixels{read}. Crop it or make it smaller first")
 
 
 def is_pillow(value: object) -> bool:

@@ -194,7 +194,7 @@ def _read(found: Found, contract: Contract, progress: Progress) -> Reference:
     # It contradicts a preset or a config, and never stands for one: VAEs are put into checkpoints of other models.
     if stated is not None and statements and not plan.architecture.differences(stated[0].config):
         statements.append(preset_statement(stated[0], f"{found.where} ({stated[1]})"))
-    latent = contract(statements, plan.architecture, found.where)
+    latent = contract(statements, plan.architecture, plan.by)
     weights = load(matched, shapes, found.where, progress)
     encoder, decoder = build(plan.architecture, weights)
     # Weights that are not the preset's have another licence, which is known only if they are those of some preset.
