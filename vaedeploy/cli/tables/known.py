@@ -80,7 +80,7 @@ def profile_sizes(profiles: Iterable[Profile]) -> list[str]:
 
 
 def diagnosis_rows(diagnosis: Diagnosis) -> list[Row]:
-    """This machine, then whether each backend is available, what to install for each extra, and what is installed."""
+    """The machine, then whether each backend is available, what to install for each extra, and what is installed."""
     rows: list[Row] = [
         ("vaedeploy", diagnosis.vaedeploy),
         ("python", diagnosis.python),
