@@ -103,7 +103,11 @@ def swap(bundle: Path, vae: str | None, restore: bool, as_json: bool, **place: s
 @cli.command()
 @click.argument("bundles", nargs=-1, required=True, type=BUNDLE, metavar="BUNDLE BUNDLE...")
 @click.option(
-    "--images", required=True, type=PATH, metavar="DIR", help="Compare the VAEs on the photographs in this folder."
+    "--images",
+    required=True,
+    type=PATH,
+    metavar="DIR|FILE",
+    help="Compare the VAEs on these photographs: a folder, or one.",
 )
 @out_option("DIR", "Also write an HTML page with images, DIR/index.html.", also="--report")
 @click.option(

@@ -51,4 +51,6 @@ def about_option(name: str, command: str, known: Sequence[str]) -> str | None:
         return f"Did you mean '{meant}'?"
     if command == "verify" and name in LIMITS:
         return "The limits are the same for every bundle: docs/verification.md has each with its reason."
+    if command == "export" and name in ("--report", "--page"):
+        return "The page is made of a bundle. After the export, run: vaedeploy verify BUNDLE --report DIR"
     return None

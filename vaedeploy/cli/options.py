@@ -28,6 +28,8 @@ Result = TypeVar("Result")
 def local(bundle: Path | str) -> Path:
     """The folder of a bundle on this disk; one of the hub is pulled into the cache first."""
     if isinstance(bundle, Path):
+        if bundle.is_file():
+            _check_picture(bundle)
         if not bundle.exists():
             _check_preset(bundle)
         return bundle
@@ -35,6 +37,16 @@ def local(bundle: Path | str) -> Path:
 
     with progress_display() as progress:
         return bundle_folder(bundle, progress)
+
+
+def _check_picture(bundle: Path) -> None:
+    """Raise UsageError for a picture in a bundle's place: the second one of ``--images a.png b.png``."""
+    from vaedeploy.images.files import image_suffixes
+
+    if bundle.suffix.lower() in image_suffixes():
+        several = click.get_current_context().info_name == "compare"
+        hint = ". Pictures for --images go into one folder." if several else ", which is a folder."
+        raise click.UsageError(f"{bundle} is a picture, and stands where a bundle is wanted{hint}")
 
 
 def _check_preset(bundle: Path) -> None:
@@ -116,7 +128,8 @@ def photos_option(purpose: str) -> Callable[[Command], Command]:
         "--photos",
         type=PATH,
         metavar="DIR",
-        help=f"{purpose} on the first nine photographs of this folder, instead of the three that scikit-image carries.",
+        help=f"{purpose} on the first nine photographs of this folder, or on this one, instead of the three that "
+        "scikit-image carries.",
     )
 
 
