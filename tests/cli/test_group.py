@@ -117,6 +117,8 @@ def test_usage_errors(vaedeploy, arguments, message):
         (["serve", "b", "--batch-size", "4"], "Error: No such option '--batch-size'. Did you mean '--max-batch'?"),
         (["verify", "b", "--rtol", "1"], "Error: No such option '--rtol'. The limits are the same for every bundle: "),
         (["bench", "b", "--rtol", "1"], "Error: No such option '--rtol'.\n"),
+        (["encode", "b", "a.png", "-o", "a", "--force"], "'--force'. A file of that name is replaced without it.\n"),
+        (["inspect", "b", "--frob"], "Error: No such option '--frob'.\n"),
         (["export", "demo", "--report", "r"], "After the export, run: vaedeploy verify BUNDLE --report DIR"),
         (["verify", "b", "--precission", "fp16"], "Error: No such option '--precission'. Did you mean '--precision'?"),
     ],

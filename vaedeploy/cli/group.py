@@ -75,15 +75,14 @@ class LoudCommand(click.Command):
         self.params += loudness()
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Read the words of a line. An option of other tools is refused with the one that stands for it here."""
+        """Read the words of a line. One with an unknown option is refused with what may be meant."""
         try:
             return super().parse_args(ctx, args)
         except click.NoSuchOption as error:
             known = [name for option in self.params for name in option.opts]
             about = about_option(error.option_name, str(ctx.info_name), known)
-            if about is None:
-                raise
-            raise click.UsageError(f"No such option '{error.option_name}'. {about}", ctx) from error
+            told = f"No such option '{error.option_name}'." + (f" {about}" if about else "")
+            raise click.UsageError(told, ctx) from error
 
     def invoke(self, ctx: click.Context) -> Any:
         terminal.configure(ctx.meta.get(terminal.LOUDNESS, "normal"))

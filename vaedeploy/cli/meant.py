@@ -23,6 +23,7 @@ OPTIONS = {
     "--checkpoint": ("--weights",),
     "--output": ("--out",),
     "--output-dir": ("--out",),
+    "--out-dir": ("--out",),
     "--gpu": ("--profile",),
     "--provider": ("--backend",),
     "--resolution": ("--size",),
@@ -45,7 +46,7 @@ def near_word(word: str, known: Sequence[str]) -> str | None:
 
 
 def about_option(name: str, command: str, known: Sequence[str]) -> str | None:
-    """A sentence about an option that ``command`` lacks, or None where only the nearest spelling can be meant."""
+    """A sentence about an option that ``command`` lacks; None where nobody can tell what is meant by it."""
     meant = next((option for option in OPTIONS.get(name, ()) if option.split()[0] in known), None)
     if meant is not None:
         return f"Did you mean '{meant}'?"
@@ -53,4 +54,7 @@ def about_option(name: str, command: str, known: Sequence[str]) -> str | None:
         return "The limits are the same for every bundle: docs/verification.md has each with its reason."
     if command == "export" and name in ("--report", "--page"):
         return "The page is made of a bundle. After the export, run: vaedeploy verify BUNDLE --report DIR"
-    return None
+    if command in ("encode", "decode") and name in ("--force", "--overwrite"):
+        return "A file of that name is replaced without it."
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
+    return f"Did you mean '{near[0]}'?" if near else None

@@ -7,6 +7,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 from vaedeploy.cli import terminal
@@ -36,13 +37,19 @@ def progress_display() -> Iterator[Progress]:
     elif not sys.stderr.isatty():
         yield _Lines()
     else:
-        with _bars(moving=True) as bars:
+        with _bars(moving=True) as bars, terminal.writing(partial(_write_above, bars)):
             drawn = _Drawn(bars)
             drawn.wait()
             try:
                 yield drawn
             finally:
                 drawn.go_on()
+
+
+def _write_above(bars: Bars, text: str) -> None:
+    from rich.text import Text
+
+    bars.console.print(Text.from_ansi(text), soft_wrap=True)
 
 
 def progress_bar() -> Progress:

@@ -95,7 +95,10 @@ def diagnosis_rows(diagnosis: Diagnosis) -> list[Row]:
         run = f"pip uninstall onnxruntime, then {extra.install}" if replaces else extra.install
         state = f"missing: {', '.join(extra.missing)}. Run: {run}" if extra.missing else "complete"
         rows.append((f"extra [{extra.name}]", f"{state} (for {extra.purpose})"))
-    return rows + [(name, version or "not installed") for name, version in diagnosis.packages.items()]
+    installed = [f"{name} {version}" for name, version in diagnosis.packages.items() if version]
+    missing = [name for name, version in diagnosis.packages.items() if not version]
+    # In two rows: the end of what is printed is what a terminal shows, and that is to be the rows above.
+    return [*rows, ("installed", ", ".join(installed)), ("not installed", ", ".join(missing) or "nothing")]
 
 
 def _gpu(gpu: Gpu | None) -> str:
