@@ -34,6 +34,8 @@ MOST_PIXELS = 2**27
 likes, and each takes up to 20 bytes of memory while it is converted.
 """
 
+TOO_LARGE = "{} is too large: it has {:,} pixels, and at most {:,} are read. Crop it or make it smaller first"
+
 log = logging.getLogger(__name__)
 
 WRITE_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -152,7 +154,7 @@ def opened(source: Path | IO[bytes], name: Path | str, most: int = MOST_PIXELS) 
     try:
         with Image.open(source, formats=readable_formats()) as image:
             if image.width * image.height > most:
-                raise _too_large(name, image.width * image.height, most)
+                raise ImageError(TOO_LARGE.format(name, image.width * image.height, most))
             if getattr(image, "tag_v2", {}).get(ExifTags.Base.NewSubfileType, 0) & 1:  # a smaller form of another one
                 raise ImageError(
                     f"{name} begins with a small preview of its picture, as the raw files of cameras do. Save the "
@@ -162,26 +164,16 @@ def opened(source: Path | IO[bytes], name: Path | str, most: int = MOST_PIXELS) 
     except (ImageError, FileNotFoundError, IsADirectoryError, PermissionError):
         raise
     except UnidentifiedImageError as error:
-        raise ImageError(
-            plugin_message(source, name)
-            or f"{name} is not an image, or has no pixels; formats that can be read: "
-            f"{', '.join((*READ_FORMATS, *format_names()))}"
-        ) from error
+        known = ", ".join((*READ_FORMATS, *format_names()))
+        other = f"{name} is not an image, or has no pixels; formats that can be read: {known}"
+        raise ImageError(plugin_message(source, name) or other) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        stated = re.search(r"\((\d+) pixels\)", str(error))
-        limit = most if isinstance(error, Image.DecompressionBombError) else Image.MAX_IMAGE_PIXELS
-        raise _too_large(name, int(stated[1]) if stated else None, limit) from error
+        has, limit = map(int, re.findall(r"\d+", str(error))[:2])  # refused before the image could say how many it has
+        raise ImageError(TOO_LARGE.format(name, has, min(limit, most))) from error
     # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and more on broken files.
     except Exception as error:
         broken = plugin_message(source, name) or f"{name} cannot be decoded, it is truncated or broken: {error}"
         raise ImageError(broken) from error
-
-
-def _too_large(name: Path | str, pixels: int | None, most: int | None) -> ImageError:
-    """The error of a picture of more than ``most`` pixels. Pillow refuses some before it tells how many they have."""
-    has = "too many" if pixels is None else f"{pixels:,}"
-    read = "" if most is None else f", and at most {most:,} are read"
-    return ImageError(f"{name} is too large: it has {has} pixels{read}. Crop it or make it smaller first")
 
 
 def is_pillow(value: object) -> bool:
