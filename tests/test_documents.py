@@ -164,6 +164,19 @@ def test_a_record_says_the_stages_before_its_own_and_none_after(monkeypatch: pyt
         assert f"{stage} on RTX 4090, 2027-01-02 | not yet | not yet |\n| 9.0 |" in SUPPORT["kinds"]()
 
 
+def test_what_is_to_be_known_of_a_record_stands_in_each_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    record = {
+        "backend": "tensorrt-rtx",
+        "on": "RTX 4090",
+        "capability": "8.9",
+        "stage": "verified",
+        "date": "2027-01-02",
+    }
+    monkeypatch.setitem(SUPPORT["summary"].__globals__, "records", lambda: [record | {"caveat": "once"}])
+    assert "| compute capability 8.9 | RTX 4090 (once) | RTX 4090 (once) |\n" in SUPPORT["summary"]()
+    assert "verified on RTX 4090 (once), 2027-01-02" in SUPPORT["kinds"]()
+
+
 WITH_PYTHON = [name for name, path in DOCUMENTS.items() if fenced(read(path), "python")]
 
 

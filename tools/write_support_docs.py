@@ -3,7 +3,8 @@
 python tools/write_support_docs.py
 
 The records are those of benchmarks/results/support.json. When something runs in a new place, add a record there: no
-text is to be changed. The GPU kinds are those of profiles/.
+text is to be changed. What a reader of the summary has to know of a record, such as that it is of an earlier version,
+is its caveat. The GPU kinds are those of profiles/.
 """
 
 from __future__ import annotations
@@ -83,10 +84,16 @@ def said(found: list[dict[str, Any]], stage: str) -> list[dict[str, Any]]:
     return [record for record in found if STAGES.index(record["stage"]) >= STAGES.index(stage)]
 
 
+def place(record: dict[str, Any]) -> str:
+    """Where something was done, with what the record says against it."""
+    caveat = record.get("caveat")
+    return record["on"] + (f" ({caveat})" if caveat else "")
+
+
 def places(found: list[dict[str, Any]], stage: str) -> str:
     """Where the stage was reached, in words."""
     names = dict.fromkeys(
-        f"compute capability {', '.join(capabilities(r))}" if stage == "built" else r["on"] for r in said(found, stage)
+        f"compute capability {', '.join(capabilities(r))}" if stage == "built" else place(r) for r in said(found, stage)
     )
     return "; ".join(names) or "**not yet**"
 
@@ -109,7 +116,7 @@ def state(backend: str, capability: str) -> str:
     if not found:
         return "not yet"
     best = max(found, key=lambda record: STAGES.index(record["stage"]))
-    where = "" if best["stage"] == "built" else f" on {best['on']}"
+    where = "" if best["stage"] == "built" else f" on {place(best)}"
     return f"{best['stage']}{where}, {best['date']}"
 
 

@@ -69,6 +69,31 @@ def test_a_missing_bundle(vaedeploy, tmp_path):
     assert ended.err.startswith(f"Error: there is no bundle at {tmp_path / 'none'}.")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["compare", "a", "{}", "--images", "p"], "Pictures for --images go into one folder."),
+        (["inspect", "{}"], "which is a folder."),
+        (["look", "{}", "{}", "-o", "page"], "which is a folder."),
+    ],
+)
+def test_a_picture_in_a_bundle_s_place(vaedeploy, tmp_path, arguments, told):
+    (tmp_path / "b.png").touch()
+    (tmp_path / "a").mkdir()
+    ended = vaedeploy(*(word.format(tmp_path / "b.png") for word in arguments))
+    assert (ended.code, ended.out) == (2, "")
+    assert f"Error: {tmp_path / 'b.png'} is a picture, and stands where a bundle is wanted" in ended.err
+    assert ended.err.endswith(f"{told}\n")
+
+
+@pytest.mark.parametrize("arguments", [["inspect", "demo"], ["compare", "demo", "mse840k", "--images", "."]])
+def test_a_preset_that_nobody_exported_yet(vaedeploy, tmp_path, monkeypatch, arguments):
+    monkeypatch.chdir(tmp_path)
+    ended = vaedeploy(*arguments)
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.err == "Error: there is no bundle at demo. Make a bundle with: vaedeploy export demo\n"
+
+
 # ----------------------------------------------------------------------------------------------- export and verify
 
 

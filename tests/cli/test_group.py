@@ -14,6 +14,7 @@ from command_line import Ended, parse
 
 from vaedeploy.cli import terminal
 from vaedeploy.cli.group import cli, variable
+from vaedeploy.cli.meant import OPTIONS
 from vaedeploy.cli.parameters import MemorySize, numbers
 from vaedeploy.cli.progress import progress_display
 from vaedeploy.errors import BackendError
@@ -97,6 +98,43 @@ def test_usage_errors(vaedeploy, arguments, message):
     assert message in ended.err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["export", "demo", "--precision", "fp61"],
+            "Error: Invalid value for '--precision': 'fp61' is not one of 'fp32', 'fp16', 'bf16'. Did you mean 'fp16'?",
+        ),
+        (
+            ["export", "demo", "--precision", "bfloat16"],
+            "'bfloat16' is not one of 'fp32', 'fp16', 'bf16'. Did you mean",
+        ),
+        (["export", "demo", "--precision", "Half"], "Did you mean 'fp16'?"),
+        (["cache", "b", "d", "-o", "c", "--dtype", "fp16"], "Did you mean 'float16'?"),
+        (["optimize", "a.onnx", "-o", "b.onnx", "--target", "tensorrt2"], "Did you mean 'tensorrt'?"),
+        (["export", "demo", "--dtype", "fp16"], "Error: No such option '--dtype'. Did you mean '--precision'?"),
+        (["export", "demo", "--half"], "Error: No such option '--half'. Did you mean '--precision fp16'?"),
+        (["serve", "b", "--batch-size", "4"], "Error: No such option '--batch-size'. Did you mean '--max-batch'?"),
+        (["verify", "b", "--rtol", "1"], "Error: No such option '--rtol'. The limits are the same for every bundle: "),
+        (["bench", "b", "--rtol", "1"], "Error: No such option '--rtol'.\n"),
+        (["encode", "b", "a.png", "-o", "a", "--force"], "'--force'. A file of that name is replaced without it.\n"),
+        (["inspect", "b", "--frob"], "Error: No such option '--frob'.\n"),
+        (["export", "demo", "--report", "r"], "After the export, run: vaedeploy verify BUNDLE --report DIR"),
+        (["verify", "b", "--precission", "fp16"], "Error: No such option '--precission'. Did you mean '--precision'?"),
+    ],
+)
+def test_a_slip_is_told_with_what_was_meant(vaedeploy, arguments, message):
+    ended = vaedeploy(*arguments)
+    assert (ended.code, ended.out) == (2, "")
+    assert message in ended.err
+
+
+def test_what_stands_for_options_of_other_tools_is_there():
+    options = {word for command in cli.commands.values() for option in command.params for word in option.opts}
+    for name, meant in OPTIONS.items():
+        assert {option.split()[0] for option in meant} <= options, name
+
+
 def test_without_a_command_help_is_shown(vaedeploy):
     ended = vaedeploy()
     assert (ended.code, ended.out) == (2, "")
@@ -105,8 +143,9 @@ def test_without_a_command_help_is_shown(vaedeploy):
 
 @pytest.mark.parametrize("name", cli.commands)
 def test_every_summary_fits_into_eighty_columns(name):
-    # With the group's own settings: click keeps the help option that it made first, for every later context.
-    context = click.Context(cli, info_name="vaedeploy", terminal_width=80, **cli.context_settings)
+    # click leaves two of them free. With the group's own settings: click keeps the help option that it made first, for
+    # every later context.
+    context = click.Context(cli, info_name="vaedeploy", terminal_width=78, **cli.context_settings)
     listing = cli.get_help(context).partition("Commands:")[2]
     (line,) = [line for line in listing.splitlines() if line.startswith(f"  {name} ")]
     assert line.endswith(".")
@@ -301,19 +340,36 @@ def test_what_is_not_numbers(vaedeploy: Callable[..., Ended], text: str) -> None
         ("4G", 4 * 10**9),
         ("4GiB", 4 * 2**30),
         ("4GB", 4 * 10**9),
-        ("1.5k", 1500),
-        ("600KiB", 600 * 2**10),
-        ("600kB", 600 * 10**3),
+        ("1.5M", 1_500_000),
+        ("6000KiB", 6000 * 2**10),
+        ("6000kB", 6 * 10**6),
         ("500M", 5 * 10**8),
         ("2Ti", 2 * 2**40),
-        ("7", 7),
+        ("4g", 4 * 10**9),
+        ("4 GB", 4 * 10**9),
+        ("1MiB", 2**20),
     ],
 )
 def test_sizes_of_memory(text: str, size: int) -> None:
     assert MemorySize().convert(text, None, None) == size
 
 
-@pytest.mark.parametrize("text", ["", "0", "-1", "4g", "4 GiB x", "4iB", "1e9", "G", "0.1", "9" * 400])
+@pytest.mark.parametrize("text", ["", "0", "-1", "4 GiB x", "4iB", "1e9", "G", "0.1", "9" * 400])
 def test_what_is_no_size_of_memory(text: str) -> None:
     with pytest.raises(click.BadParameter, match=r"is no number of bytes above 0; write it as 4G"):
         MemorySize().convert(text, None, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("6", "'6' is 6 bytes, and nothing is computed in so few; did you mean 6G?"),
+        ("800", "'800' is 800 bytes, and nothing is computed in so few; did you mean 800M?"),
+        ("600k", "'600k' is 600,000 bytes, and nothing is computed in so few; did you mean 600M?"),
+        ("600000", "'600000' is 600,000 bytes, and nothing is computed in so few; write it as 4G (4 * 10^9) or 4GiB"),
+    ],
+)
+def test_a_size_of_memory_without_its_unit(text: str, told: str) -> None:
+    with pytest.raises(click.BadParameter) as failed:
+        MemorySize().convert(text, None, None)
+    assert failed.value.message.startswith(told)

@@ -34,9 +34,11 @@ def test_doctor_names_what_is_installed_and_who_answers(vaedeploy):
     rows = dict(re.split(r"  +", line, maxsplit=1) for line in ended.out.splitlines())
     assert ended.code == 0
     assert rows["vaedeploy"] == __version__
-    assert rows["numpy"] == np.__version__
+    assert f"numpy {np.__version__}" in rows["installed"].split(", ")
+    assert "onnxruntime-gpu" in rows["not installed"].split(", ")
     assert rows["backend onnxruntime-cpu"] == "available"
     assert rows["extra [export]"] == "complete (for export, verify, compare)"
+    assert list(rows).index("GPU") < list(rows).index("backend tensorrt") < list(rows).index("installed")
     # Where onnxruntime is installed, as here, the other package takes its place.
     assert f"Run: pip uninstall onnxruntime, then {install_command('cuda')} " in rows["extra [cuda]"]
 

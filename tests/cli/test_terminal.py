@@ -11,7 +11,7 @@ import pytest
 
 import vaedeploy as vd
 from vaedeploy.cli import terminal
-from vaedeploy.cli.progress import progress_display
+from vaedeploy.cli.progress import _bars, _Drawn, progress_display
 from vaedeploy.cli.table import show_table
 
 # ------------------------------------------------------------------------------------------------------- progress
@@ -54,6 +54,50 @@ print("result")
     assert "Counting [sheep]" in shown
     assert "100%" in shown
     assert done.stdout == b"result\n"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no pseudo-terminals")
+def test_what_is_said_beside_a_bar_has_lines_of_its_own():
+    """It was joined to the bar's line, and went on over the end of the terminal."""
+    import pty
+
+    script = """
+from vaedeploy.cli import terminal
+from vaedeploy.cli.progress import progress_display
+with progress_display() as progress:
+    progress("Counting", 0, 2)
+    run = "Run: vaedeploy verify a-bundle-of-sheep --backend openvino --precision bf16"
+    terminal.say("Warning: " + 30 * "sheep " + run)
+    progress("Counting", 2, 2)
+"""
+    ours, theirs = pty.openpty()
+    environment = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
+    environment |= {"TERM": "xterm", "COLUMNS": "80"}
+    subprocess.run([sys.executable, "-c", script], stderr=theirs, check=True, env=environment)
+    os.close(theirs)
+    shown = os.read(ours, 100_000).decode()
+    os.close(ours)
+    assert "\x1b[1;33mWarning\x1b[0m: sheep" in shown
+    lines = re.sub(r"\x1b\[[?\d;]*[a-zA-Z]", "\n", shown).replace("\r", "\n").splitlines()
+    assert "Warning" in lines
+    assert "vaedeploy verify a-bundle-of-sheep --backend openvino --precision bf16" in lines
+
+
+def test_work_between_two_steps_is_shown_as_such():
+    with _bars(moving=False) as bars:
+        drawn = _Drawn(bars)
+
+        def shown() -> list[str]:
+            return [task.description for task in bars.tasks if not task.finished]
+
+        seen = []
+        drawn.wait()
+        for step in (("A", 0, 1), ("B", 0, 1), ("A", 1, 1), ("B", 1, 1), ("C", 1, 1)):
+            drawn(*step)
+            seen.append(shown())
+        assert seen == [["A"], ["A", "B"], ["B"], ["Working"], ["Working"]]
+        drawn.go_on()
+        assert [task.description for task in bars.tasks] == ["A", "B", "C"]
 
 
 PYTHON = """

@@ -151,8 +151,14 @@ def test_a_place_that_is_taken_stops_no_other_build(built: Bundle, profile_folde
 
 
 def test_a_backend_that_the_gpu_does_not_have(built: Bundle) -> None:
-    with pytest.raises(ProfileError, match=r"^profile h100: backend tensorrt-rtx does not build for compute"):
+    with pytest.raises(
+        ProfileError, match=r"^profile h100: backend tensorrt-rtx does not build for compute"
+    ) as refused:
         build_engines(built, ["h100"], backend="tensorrt-rtx")
+    assert str(refused.value).endswith(
+        "here it must be tensorrt. Without engines, ONNX Runtime computes on that GPU. Run: vaedeploy export VAE "
+        "--precision fp16 --form onnxruntime-cuda"
+    )
 
 
 def test_a_profile_off_the_factor(built: Bundle, tmp_path: Path) -> None:

@@ -30,7 +30,8 @@ def test_the_gpu_is_asked_for_before_its_builder(tmp_path: Path, monkeypatch: py
         build_engines(tiny_bundle(tmp_path / "tiny"), ["h100"])
     assert str(refused.value) == (
         "tensorrt builds on the GPU that it builds for: profile h100 wants compute capability 9.0, and this machine "
-        f"has no GPU. Build there ({install_command('tensorrt')})"
+        f"has no GPU. Build there ({install_command('tensorrt')}). Without engines, ONNX Runtime computes on that GPU. "
+        "Run: vaedeploy export VAE --precision fp16 --form onnxruntime-cuda"
     )
 
 

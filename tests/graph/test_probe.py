@@ -159,3 +159,56 @@ def test_a_module_that_fails_says_how() -> None:
     assert refusal("decoder", TinyDecoder(5)).startswith(
         "the decoder (TinyDecoder) fails on a float32 input of (2, 4, 3, 5): Given groups=1, weight of size "
     )
+
+
+class OfOneSize(nn.Module):
+    """A half with an embedding for each place."""
+
+    def __init__(self, half: nn.Module, *shape: int) -> None:
+        super().__init__()
+        self.inner, self.places = half, nn.Parameter(torch.zeros(shape))
+
+    def forward(self, value: Tensor) -> Any:
+        return self.inner(value + self.places)
+
+
+@pytest.mark.parametrize(
+    ("part", "module", "taken"),
+    [
+        ("encoder", OfOneSize(TinyEncoder(4), 1, 3, 64, 64), "(2, 3, 64, 64)"),
+        ("encoder", OfOneSize(TinyEncoder(4), 1, 3, 224, 224), "(2, 3, 224, 224)"),
+        ("decoder", OfOneSize(TinyDecoder(4), 1, 4, 32, 32), "(2, 4, 32, 32)"),
+    ],
+)
+def test_modules_of_one_size_are_told_with_the_size(part: Part, module: nn.Module, taken: str) -> None:
+    told = refusal(part, module)
+    assert told.startswith(f"the {part} (OfOneSize) fails on a float32 input of (2, ")
+    assert told.endswith(
+        f". It takes one of {taken}, but a bundle takes any batch, and any height and width that are multiples of 4 "
+        "pixels: let what fixes the size, such as a position embedding or a view, follow the input"
+    )
+
+
+def test_modules_of_one_image_are_told() -> None:
+    decoder = TinyDecoder(4)
+    told = refusal("decoder", Gives(lambda latent: decoder(latent.view(1, 4, *latent.shape[2:]))))
+    assert "It takes one of (1, 4, 3, 5), but a bundle takes any batch" in told
+
+
+@pytest.mark.parametrize(
+    ("part", "module", "name"),
+    [("encoder", TinyEncoder(4), "body.0.weight"), ("decoder", TinyDecoder(4), "body.4.bias")],
+)
+def test_broken_weights_are_told_before_the_work(part: Part, module: nn.Module, name: str) -> None:
+    with torch.no_grad():
+        module.get_parameter(name).flatten()[0] = torch.inf
+    kind = type(module).__name__
+    assert refusal(part, module) == (
+        f"the {part} ({kind}) gives NaN or infinity, and has infinity in its tensor {name}. Load or train it again"
+    )
+
+
+def test_a_module_is_in_the_mode_that_it_had_after_a_probe() -> None:
+    encoder = nn.Sequential(nn.Dropout(), TinyEncoder(4).eval())
+    probe("encoder", encoder)
+    assert [module.training for module in encoder.modules()][:3] == [True, True, False]

@@ -100,3 +100,17 @@ def test_what_a_plugin_reads(form: str, module: str, suffix: str, tmp_path: Path
     assert pixels.shape == (80, 60, 3)
     assert np.abs(pixels.astype(int) - (200, 100, 50)).max() <= 8  # both are lossy
     assert image_size(data, "a") == (80, 60)
+
+
+@pytest.mark.parametrize(
+    ("form", "module", "name"), [("HEIF", "pillow_heif", "HEIC"), ("JXL", "pillow_jxl", "JPEG XL")]
+)
+@pytest.mark.parametrize("share", [0.05, 0.5])
+def test_a_broken_file_of_a_plugin(form: str, module: str, name: str, share: float, tmp_path: Path) -> None:
+    pytest.importorskip(module)
+    data = io.BytesIO()
+    Image.effect_noise((64, 64), 50).convert("RGB").save(data, form)
+    (tmp_path / "a").write_bytes(data.getvalue()[: int(len(data.getvalue()) * share)])
+    with pytest.raises(ImageError) as refused:
+        read_image(tmp_path / "a")
+    assert str(refused.value) == f"{tmp_path / 'a'} is {name} and cannot be decoded, it is truncated or broken"

@@ -11,7 +11,7 @@ from data_sets import data_set
 from tiny_bundle import tiny_bundle
 
 import vaedeploy as vd
-from vaedeploy.errors import LatentError
+from vaedeploy.errors import InputError, LatentError
 from vaedeploy.images import latent_cache
 from vaedeploy.images.cache_format import stored
 from vaedeploy.images.files import read_image
@@ -115,8 +115,12 @@ def test_it_is_pickled_by_its_path(made: Path, cache: LatentCache, monkeypatch: 
 
 def test_another_vae_is_told(made: Path, cache: LatentCache) -> None:
     LatentCache(made / "latents", identity=cache.info.identity)
-    with pytest.raises(LatentError, match=r"has latents of tiny \(111111111111\), not of the VAE abcabcabcabc"):
-        LatentCache(made / "latents", identity="abc" * 20)
+    with pytest.raises(LatentError, match=r"has latents of tiny \(111111111111\), not of the VAE abcdabcdabcd"):
+        LatentCache(made / "latents", identity="abcd" * 16)
+    with pytest.raises(
+        InputError, match=r"^identity is '1111'; give a whole one, of 64 hexadecimal digits\. That of the "
+    ):
+        LatentCache(made / "latents", identity="1111")
 
 
 def test_what_is_no_cache(tmp_path: Path) -> None:

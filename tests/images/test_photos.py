@@ -113,6 +113,12 @@ def test_a_folder_of_photos(tmp_path: Path) -> None:
     assert [(p.shape, int(p.mean())) for p in load_photos(tmp_path)] == [((8, 9, 3), 1), ((8, 9, 3), 2)]
 
 
+def test_one_photo(tmp_path: Path) -> None:
+    Image.new("RGB", (9, 8), (3, 3, 3)).save(tmp_path / "a.png")
+    Image.new("RGB", (9, 8), (4, 4, 4)).save(tmp_path / "b.png")
+    assert [int(photo.mean()) for photo in load_photos(tmp_path / "b.png")] == [4]
+
+
 def test_a_folder_without_photos_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ImageError) as error:
         load_photos(tmp_path)
@@ -126,7 +132,7 @@ def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
     none, file = tmp_path / "none", tmp_path / "file.png"
     for place, message in (
         (none, f"there is no folder {none}; give a folder with PNG, JPEG or other pictures in it"),
-        (file, f"{file} is a file; give the folder that it is in"),
+        (file, f"{file} is empty (0 bytes)"),
     ):
         with pytest.raises(ImageError) as error:
             load_photos(place)

@@ -356,8 +356,11 @@ def test_another_vae_is_refused_before_it_is_downloaded(hub: HubServer, client: 
 
 def test_an_identity_pins_a_folder_too(bundle: Bundle) -> None:
     VAE(bundle.path, identity="1" * 64).close()
-    with pytest.raises(BundleError, match=f"its identity is {'1' * 64}, and not 1234"):
-        VAE(bundle.path, identity="1234")
+    with pytest.raises(BundleError, match=f"its identity is {'1' * 64}, and not {'2' * 64}"):
+        VAE(bundle.path, identity="2" * 64)
+    told = rf"^identity is '1111'; give a whole one, of 64 hexadecimal digits\. That of bundle .* is {'1' * 64}$"
+    with pytest.raises(InputError, match=told):
+        VAE(bundle.path, identity="1111")
 
 
 def test_a_folder_that_is_there_is_replaced_on_request_only(

@@ -104,6 +104,11 @@ def test_results_are_the_caller_s_own(vae: VAE) -> None:
             "there is no backend 'cuda'; there is: tensorrt, tensorrt-rtx, onnxruntime-cuda, onnxruntime-cpu, "
             "openvino. Did you mean onnxruntime-cuda?",
         ),
+        (
+            lambda vae: VAE(vae.path, backend="onnxruntime_cpu"),
+            "there is no backend 'onnxruntime_cpu'; there is: tensorrt, tensorrt-rtx, onnxruntime-cuda, "
+            "onnxruntime-cpu, openvino. Did you mean onnxruntime-cpu?",
+        ),
         (lambda vae: VAE(vae.path, device=-1), "device is -1; it must be the number of a CUDA device, 0 or more"),
         (lambda vae: VAE(vae.path, threads=0), "threads is 0; it must be 1 or more, or None for all cores"),
         (lambda vae: VAE(vae.path, threads="2"), "threads is '2'; it must be 1 or more, or None for all cores"),

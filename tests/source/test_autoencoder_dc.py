@@ -37,7 +37,7 @@ def test_scale_is_never_filled_in(tmp_path: Path) -> None:
     path = CASE.folder(tmp_path / "saved")
     config = json.loads((path / "config.json").read_text())
     (path / "config.json").write_text(json.dumps({**config, "scaling_factor": None}))
-    assert "does not state the scale of its latents" in message_of(ContractError, path)
+    assert "does not state the scale of the latents" in message_of(ContractError, path)
     assert load_reference(path, scale=0.5).latent.scale == 0.5
 
 

@@ -40,7 +40,7 @@ def test_configs_that_cannot_be_loaded(changes: dict[str, Any], fault: str, tmp_
 def test_no_scale_is_made_up(tmp_path: Path) -> None:
     folder = saved(tmp_path)
     assert message_of(ContractError, folder).endswith(
-        " does not state the scale of its latents. Give it: --scale NUMBER (scale= in Python)"
+        " does not state the scale of the latents. Give it: --scale NUMBER (scale= in Python)"
     )
     latent = load_reference(folder, scale=0.5).latent
     assert (latent.scale, latent.shift) == (0.5, 0.0)

@@ -177,7 +177,7 @@ def test_configs_that_cannot_be_used(tmp_path: Path, changes: dict[str, Any], pr
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"latents_mean": None, "latents_std": None}, "does not state the scale of its latents"),
+        ({"latents_mean": None, "latents_std": None}, "does not state the scale of the latents"),
         ({"latents_std": None}, "latents_mean and latents_std belong together"),
         ({"latents_mean": [0.0, 0.0], "latents_std": [1.0, 2.0]}, "2 numbers for 4 channels"),
     ],

@@ -60,9 +60,11 @@ def test_missing_scale_is_never_filled_in(own: Any) -> None:
     path = own()
     assert "scaling_factor" not in json.loads((path / "config.json").read_text())
     assert message_of(ContractError, path) == (
-        f"{path / 'diffusion_pytorch_model.safetensors'} does not state the scale of its latents. "
-        "Give it: --scale NUMBER (scale= in Python)"
+        f"{path / 'config.json'} does not state the scale of the latents. Give it: --scale NUMBER (scale= in Python)"
     )
+    file = path.parent / "other.safetensors"
+    file.write_bytes((path / "diffusion_pytorch_model.safetensors").read_bytes())
+    assert message_of(ContractError, path, file).startswith(f"{path / 'config.json'} does not state the scale of the ")
     assert load_reference(path, scale=0.18215).latent == LatentSpec(4, 2, 0.18215, 0.0)
 
 
@@ -73,11 +75,11 @@ def test_lone_file_needs_its_contract_stated(tmp_path: Path, tensors: dict[str, 
         for name in ("demo", "demo-mse")
     )
     assert message_of(ContractError, file) == (
-        f"{file} does not state the scale of its latents. Give it: --scale NUMBER (scale= in Python). Of this "
+        f"{file} does not state the scale of the latents. Give it: --scale NUMBER (scale= in Python). Of this "
         f"architecture: {alike}"
     )
     assert message_of(ContractError, file, scale=0.25) == (
-        f"{file} does not state the shift of its latents, and VAEs of its architecture have one. "
+        f"{file} does not state the shift of the latents, and VAEs of its architecture have one. "
         f"Give it: --shift NUMBER (shift= in Python; 0 for none). Of this architecture: {alike}"
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from vaedeploy.errors import InputError, WeightsError
 from vaedeploy.source import get_preset, load_reference, reload_reference
 from vaedeploy.source.network import random_tensors
 from vaedeploy.values.latent import LatentSpec
-from vaedeploy.values.reference import Reference
+from vaedeploy.values.reference import Reference, eval_mode
 
 
 def test_reference_is_frozen_float32_in_eval_mode() -> None:
@@ -55,10 +56,21 @@ def test_identity_tells_weights_names_and_contracts_apart() -> None:
     assert own().origin.kind == "modules"
 
 
-def test_own_modules_are_put_into_eval_mode_and_must_be_modules() -> None:
+@pytest.mark.parametrize("fails", [False, True])
+def test_modules_are_in_the_mode_that_they_had_after_they_ran_in_eval_mode(fails: bool) -> None:
+    module = nn.Sequential(nn.Dropout(), nn.Sequential(nn.BatchNorm2d(1).eval(), nn.Dropout()))
+    before = [each.training for each in module.modules()]
+    assert before == [True, True, True, False, True]
+    with pytest.raises(KeyError) if fails else nullcontext(), eval_mode(module):
+        assert not any(each.training for each in module.modules())
+        if fails:
+            raise KeyError
+    assert [each.training for each in module.modules()] == before
+
+
+def test_own_modules_must_be_modules() -> None:
     latent = LatentSpec(channels=4, factor=8, scale=1.0)
     reference = Reference(nn.Dropout(), nn.Sequential(nn.Dropout()), latent)
-    assert not any(m.training for m in (*reference.encoder.modules(), *reference.decoder.modules()))
     with pytest.raises(InputError) as error:
         Reference(nn.Identity(), torch.relu, latent)
     assert str(error.value) == "the decoder is of type builtin_function_or_method; it must be a torch.nn.Module"

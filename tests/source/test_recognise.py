@@ -106,7 +106,7 @@ def test_checkpoint_of_another_model_than_the_preset(
     for scale in (2.0, 0.13025):
         assert load_reference("small", file, scale=scale).latent.scale == scale
     # What a checkpoint is of fills in nothing that is not stated.
-    assert message_of(ContractError, file).startswith(f"{file} does not state the scale of its latents.")
+    assert message_of(ContractError, file).startswith(f"{file} does not state the scale of the latents.")
 
 
 def test_checkpoint_of_the_presets_own_model(

@@ -82,7 +82,7 @@ def test_paellas_images_are_signed_here(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("factor", "said"),
     [
-        (None, "does not state the scale of its latents"),
+        (None, "does not state the scale of the latents"),
         (0, "scale_factor is 0; dividing by it is impossible"),
         ("0.3764", "scale_factor is '0.3764'; it must be a number"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Any
 
 import numpy as np
@@ -97,7 +98,58 @@ def test_nan_in_the_reference_is_refused(photos: list[Photo]) -> None:
         broken = dataclasses.replace(whole, **{part: NotANumber(getattr(whole, part))})
         with pytest.raises(ExportError) as error:
             compute_golden(broken, photos, SHAPES[:1])
-        assert str(error.value) == f"PyTorch itself gives NaN or infinity in {name}; the weights are not usable"
+        assert str(error.value) == (
+            f"PyTorch itself gives NaN or infinity in {name}: the {part} (NotANumber) has it first after the last of "
+            "its modules, in NotANumber.forward, and none of its tensors has"
+        )
+
+
+class Rooted(nn.Module):
+    """Gives NaN where a latent is below 0: between two modules, or in the second."""
+
+    def __init__(self, decoder: nn.Module, inside: bool) -> None:
+        super().__init__()
+        self.decoder, self.inside = decoder, inside
+        self.root = Root() if inside else nn.Identity()
+
+    def forward(self, latent: Tensor) -> Any:
+        return self.decoder(self.root(latent) if self.inside else self.root(latent.sqrt()))
+
+
+class Root(nn.Module):
+    def forward(self, value: Tensor) -> Tensor:
+        return value.sqrt()
+
+
+@pytest.mark.parametrize(("inside", "place"), [(True, "root (Root) gives"), (False, "root (Identity) is given")])
+def test_nan_is_told_with_the_module_that_has_it_first(photos: list[Photo], inside: bool, place: str) -> None:
+    whole = tiny_reference()
+    broken = dataclasses.replace(whole, decoder=Rooted(whole.decoder, inside))
+    with pytest.raises(ExportError, match=rf"the decoder \(Rooted\) has it first in what {re.escape(place)}, and none"):
+        compute_golden(broken, photos, SHAPES[:1])
+
+
+@pytest.mark.parametrize(("part", "name"), [("encoder", "latent_mean"), ("decoder", "image")])
+def test_nan_in_weights_is_told_with_the_tensor(photos: list[Photo], part: str, name: str) -> None:
+    whole = tiny_reference()
+    with torch.no_grad():
+        getattr(whole, part).get_parameter("body.0.weight")[0, 0, 0, 0] = torch.nan
+    kind = type(getattr(whole, part)).__name__
+    with pytest.raises(ExportError) as error:
+        compute_golden(whole, photos, SHAPES[:1])
+    assert str(error.value) == (
+        f"PyTorch itself gives NaN or infinity in {name}: the {part} ({kind}) has NaN in its tensor body.0.weight. "
+        "Load or train it again"
+    )
+
+
+def test_modules_in_training_are_compared_in_eval_mode(photos: list[Photo]) -> None:
+    whole = tiny_reference()
+    expected = compute_golden(whole, photos, SHAPES[:1])[0]
+    encoder = nn.Sequential(nn.Dropout(), whole.encoder).train()
+    found = compute_golden(dataclasses.replace(whole, encoder=encoder), photos, SHAPES[:1])[0]
+    np.testing.assert_array_equal(found.latents["latent_mean"], expected.latents["latent_mean"])
+    assert all(module.training for module in encoder.modules())
 
 
 class Negative(nn.Module):

@@ -12,6 +12,7 @@ import msgspec
 from vaedeploy.bundle.manifest import FORMAT, NAME, Manifest
 from vaedeploy.errors import BundleError, ContractError
 from vaedeploy.system.installs import upgrade_command
+from vaedeploy.values.identity import check_whole
 from vaedeploy.version import __version__
 
 BLANK = "0" * 64
@@ -119,11 +120,13 @@ def check_manifest(manifest: Manifest, bundle: Path | str) -> None:
 
 
 def check_identity(manifest: Manifest, bundle: object, identity: str | None) -> None:
-    """Raise BundleError where ``identity`` is given and is not that of the VAE in the bundle.
+    """Raise BundleError where ``identity`` is given and is not that of the VAE in the bundle. Raise InputError where it
+    is no whole one.
 
     bundle: for the message.
     """
     found = manifest.vae.identity
+    check_whole(identity, found, f"bundle {bundle}")
     if identity not in (None, found):
         raise BundleError(
             f"bundle {bundle} holds another VAE than the one that is wanted: its identity is {found}, and not "

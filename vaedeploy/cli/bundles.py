@@ -63,7 +63,7 @@ def inspect(bundle: Path, check: bool, layers: bool, as_json: bool) -> None:
 @click.option("--restore", is_flag=True, help="Bring back the VAE that the bundle had first, bit for bit.")
 @json_option
 def swap(bundle: Path, vae: str | None, restore: bool, as_json: bool, **place: str | None) -> None:
-    """Replace a bundle's VAE by another one, or bring the first back.
+    """Replace a bundle's VAE, or bring the first one back.
 
     VAE is what to put in, named as for export. It must have the same architecture and latent contract. It is exported
     and verified, and every engine of the bundle is built again, before the bundle is changed. The command prints how
@@ -103,7 +103,11 @@ def swap(bundle: Path, vae: str | None, restore: bool, as_json: bool, **place: s
 @cli.command()
 @click.argument("bundles", nargs=-1, required=True, type=BUNDLE, metavar="BUNDLE BUNDLE...")
 @click.option(
-    "--images", required=True, type=PATH, metavar="DIR", help="Compare the VAEs on the photographs in this folder."
+    "--images",
+    required=True,
+    type=PATH,
+    metavar="DIR|FILE",
+    help="Compare the VAEs on these photographs: a folder, or one.",
 )
 @out_option("DIR", "Also write an HTML page with images, DIR/index.html.", also="--report")
 @click.option(
@@ -113,7 +117,7 @@ def swap(bundle: Path, vae: str | None, restore: bool, as_json: bool, **place: s
 def compare(
     bundles: tuple[Path | str, ...], images: Path, out: Path | None, as_json: bool, backend: str | None
 ) -> None:
-    """Compare VAEs: fidelity, speed, and which latents are compatible.
+    """Compare VAEs: fidelity, speed and compatible latents.
 
     Each bundle encodes and decodes the photographs. The command prints how far each result is from its photograph, how
     long each VAE takes, and which is truest and fastest. Then each VAE decodes latents of each other one. The verdict

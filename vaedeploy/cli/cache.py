@@ -10,7 +10,7 @@ import click
 from vaedeploy.cli import terminal
 from vaedeploy.cli.group import cli
 from vaedeploy.cli.options import bundle_argument, json_option, memory_option, out_option
-from vaedeploy.cli.parameters import PATH, Color, Size
+from vaedeploy.cli.parameters import PATH, Color, OneOf, Size
 from vaedeploy.cli.progress import progress_display
 from vaedeploy.values.words import counted
 
@@ -37,7 +37,7 @@ from vaedeploy.values.words import counted
 )
 @click.option(
     "--crop",
-    type=click.Choice(["center", "corner", "random"]),
+    type=OneOf(["center", "corner", "random"]),
     default="center",
     show_default=True,
     help="Where a picture that is too long is cropped: at both ends, at its bottom or right, or anywhere.",
@@ -47,7 +47,7 @@ from vaedeploy.values.words import counted
 @click.option("--background", type=Color(), metavar="COLOR", help="Flatten transparent pictures on this colour.")
 @click.option(
     "--dtype",
-    type=click.Choice(["float16", "bfloat16", "float32"]),
+    type=OneOf(["float16", "bfloat16", "float32"]),
     default="float16",
     show_default=True,
     help="The type of the stored numbers.",
@@ -178,7 +178,7 @@ def cache(
     "--to",
     "form",
     required=True,
-    type=click.Choice(["kohya-sd", "kohya-sdxl", "kohya-sd3", "kohya-flux", "webdataset", "files"]),
+    type=OneOf(["kohya-sd", "kohya-sdxl", "kohya-sd3", "kohya-flux", "webdataset", "files"]),
     help="What to write: kohya's .npz files, to lie beside the pictures; tar files of webdataset's; or a latent file "
     "of vaedeploy's for each picture.",
 )

@@ -11,6 +11,7 @@ from click.shell_completion import get_completion_class
 
 from vaedeploy.cli import terminal
 from vaedeploy.cli.group import cli
+from vaedeploy.cli.parameters import OneOf
 from vaedeploy.errors import OutputError
 
 SHELLS = ("bash", "zsh", "fish")
@@ -23,7 +24,7 @@ ZSH = "(( $+functions[compdef] )) || { autoload -Uz compinit && compinit }\n"
 
 
 @cli.command()
-@click.argument("shell", required=False, type=click.Choice(SHELLS))
+@click.argument("shell", required=False, type=OneOf(SHELLS))
 @click.option("--install", is_flag=True, help="Install it for the current user, instead of printing it.")
 def completion(shell: str | None, install: bool) -> None:
     """Print or install completion for bash, zsh or fish.

@@ -11,6 +11,7 @@ from vaedeploy.cli import terminal
 from vaedeploy.cli.documents import telling_bundle
 from vaedeploy.cli.group import cli
 from vaedeploy.cli.options import build_options, bundle_argument, json_option, profiles_option
+from vaedeploy.cli.parameters import OneOf
 from vaedeploy.cli.progress import progress_display
 from vaedeploy.cli.table import show_table
 
@@ -20,13 +21,13 @@ from vaedeploy.cli.table import show_table
 @build_options("Build engines", required=True)
 @click.option(
     "--backend",
-    type=click.Choice(["tensorrt", "tensorrt-rtx"]),
+    type=OneOf(["tensorrt", "tensorrt-rtx"]),
     help="Build engines for this backend. [default: the backend that the profile names]",
 )
 @click.option("--force", is_flag=True, help="Build engines again even where they are up to date.")
 @json_option
 def build(bundle: Path, profiles: tuple[str, ...], as_json: bool, **options: Any) -> None:
-    """Build TensorRT engines of a bundle for one or several GPU kinds.
+    """Build TensorRT engines of a bundle for GPU kinds.
 
     A build needs neither PyTorch nor the weights; with tensorrt-rtx, it needs no GPU either. The command puts the
     engines into the bundle and prints them. They are unverified until vaedeploy verify --backend has run them on their

@@ -14,7 +14,6 @@ from vaedeploy.cli import terminal
 from vaedeploy.cli.documents import telling_bundle
 from vaedeploy.cli.group import cli
 from vaedeploy.cli.options import (
-    PRECISIONS,
     build_options,
     json_option,
     out_option,
@@ -22,7 +21,7 @@ from vaedeploy.cli.options import (
     place_options,
     vae_argument,
 )
-from vaedeploy.cli.parameters import PATH, numbers
+from vaedeploy.cli.parameters import PATH, PRECISION, OneOf, numbers
 from vaedeploy.cli.progress import progress_display
 from vaedeploy.errors import VaedeployError
 
@@ -48,7 +47,7 @@ CONFIG = "vaedeploy.toml"
 @out_option("DIR", "The folder to create for the bundle. [default: the VAE's name]")
 @click.option(
     "--precision",
-    type=click.Choice(PRECISIONS),
+    type=PRECISION,
     default="fp32",
     show_default=True,
     help="The precision that the graphs compute in. Their inputs and outputs stay float32.",
@@ -62,7 +61,7 @@ CONFIG = "vaedeploy.toml"
 )
 @click.option(
     "--image-input",
-    type=click.Choice(["float", "uint8"]),
+    type=OneOf(["float", "uint8"]),
     default="float",
     show_default=True,
     help="The type of the images that the encoder's graph takes: float32 in [-1, 1], or uint8.",
@@ -84,7 +83,7 @@ CONFIG = "vaedeploy.toml"
 @click.option(
     "--form",
     "forms",
-    type=click.Choice(["onnxruntime-cuda", "openvino"]),
+    type=OneOf(["onnxruntime-cuda", "openvino"]),
     multiple=True,
     help="Also write the graphs in the form that is faster in OpenVINO, or those with the fused operators of ONNX "
     "Runtime's CUDA provider, which need --precision fp16. Repeatable.",
@@ -94,7 +93,7 @@ CONFIG = "vaedeploy.toml"
 @click.option(
     "--backend",
     "profile_backend",
-    type=click.Choice(["tensorrt", "tensorrt-rtx"]),
+    type=OneOf(["tensorrt", "tensorrt-rtx"]),
     help="With --profile: build engines for this backend. [default: the backend that the profile names]",
 )
 @click.option(
@@ -159,9 +158,10 @@ def export(
         )
 
     from vaedeploy.cli.tables.bundles import made_line
-    from vaedeploy.pipeline.export import export_vae
 
     with telling_bundle(as_json) as made, progress_display() as progress:
+        from vaedeploy.pipeline.export import export_vae  # takes a second, which the display is to show
+
         made.bundle = bundle = export_vae(
             vae, rewrite=not no_rewrite, verify=not no_verify, profile_folder=folder, progress=progress, **options
         )

@@ -10,8 +10,8 @@ import click
 
 from vaedeploy.cli import terminal
 from vaedeploy.cli.group import cli
-from vaedeploy.cli.options import PRECISIONS, json_option, out_option
-from vaedeploy.cli.parameters import PATH
+from vaedeploy.cli.options import json_option, out_option
+from vaedeploy.cli.parameters import PATH, PRECISION, OneOf
 from vaedeploy.cli.progress import progress_display
 from vaedeploy.cli.table import show_table
 
@@ -21,7 +21,7 @@ from vaedeploy.cli.table import show_table
 @out_option("OUT.onnx", "The graph to write; its weights go to OUT.onnx.data.", required=True)
 @click.option(
     "--target",
-    type=click.Choice(["onnxruntime", "onnxruntime-cuda", "openvino", "tensorrt"]),
+    type=OneOf(["onnxruntime", "onnxruntime-cuda", "openvino", "tensorrt"]),
     default="onnxruntime",
     show_default=True,
     help="Rewrite the graph for this runtime. onnxruntime-cuda has operators that ONNX Runtime's CUDA provider alone "
@@ -29,7 +29,7 @@ from vaedeploy.cli.table import show_table
 )
 @click.option(
     "--precision",
-    type=click.Choice(PRECISIONS),
+    type=PRECISION,
     help="The precision that the graph computes in; inputs and outputs keep their types. [default: that of IN.onnx]",
 )
 @click.option(

@@ -12,6 +12,7 @@ from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
 from vaedeploy.cli import terminal
+from vaedeploy.cli.meant import about_option
 from vaedeploy.version import __version__
 
 ORDER = (
@@ -72,6 +73,16 @@ class LoudCommand(click.Command):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.params += loudness()
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the words of a line. One with an unknown option is refused with what may be meant."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            known = [name for option in self.params for name in option.opts]
+            about = about_option(error.option_name, str(ctx.info_name), known)
+            told = f"No such option '{error.option_name}'." + (f" {about}" if about else "")
+            raise click.UsageError(told, ctx) from error
 
     def invoke(self, ctx: click.Context) -> Any:
         terminal.configure(ctx.meta.get(terminal.LOUDNESS, "normal"))

@@ -94,8 +94,8 @@ def bench(bundle: Path, as_json: bool, **options: Any) -> None:
 def doctor(as_json: bool) -> None:
     """Show what is installed and which backends are available.
 
-    The command prints the version of each package, whether each backend is available on this machine and if not why,
-    and what to install for the commands that miss a package.
+    The command prints whether each backend is available on this machine and if not why, what to install for the
+    commands that miss a package, and the version of each package.
 
     \b
     Example:

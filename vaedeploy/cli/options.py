@@ -15,27 +15,51 @@ import click
 from click.core import ParameterSource
 
 from vaedeploy.cli import terminal
-from vaedeploy.cli.parameters import BACKEND, BUNDLE, PATH, PROFILES, VAE, MemorySize
+from vaedeploy.cli.parameters import BACKEND, BUNDLE, PATH, PRECISION, PROFILES, VAE, MemorySize, preset_names
 from vaedeploy.cli.progress import progress_display
-from vaedeploy.errors import PageError
+from vaedeploy.errors import BundleError, PageError
 from vaedeploy.system.progress import Progress
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 Result = TypeVar("Result")
 
-PRECISIONS = ("fp32", "fp16", "bf16")
-"""``values.kinds.Precision``, which help texts do not wait for."""
-
 
 def local(bundle: Path | str) -> Path:
     """The folder of a bundle on this disk; one of the hub is pulled into the cache first."""
     if isinstance(bundle, Path):
+        if bundle.is_file():
+            _check_picture(bundle)
+        if not bundle.exists():
+            _check_preset(bundle)
         return bundle
     from vaedeploy.bundle import bundle_folder
 
     with progress_display() as progress:
         return bundle_folder(bundle, progress)
+
+
+def _check_picture(bundle: Path) -> None:
+    """Raise UsageError for a picture in a bundle's place: the second one of ``--images a.png b.png``."""
+    from vaedeploy.images.files import image_suffixes
+
+    if bundle.suffix.lower() in image_suffixes():
+        several = click.get_current_context().info_name == "compare"
+        hint = ". Pictures for --images go into one folder." if several else ", which is a folder."
+        raise click.UsageError(f"{bundle} is a picture, and stands where a bundle is wanted{hint}")
+
+
+def _check_preset(bundle: Path) -> None:
+    """Raise BundleError where a preset's name is given and nobody exported it yet, with the command that does."""
+    if str(bundle) not in preset_names():
+        return
+    from vaedeploy.bundle import Bundle
+
+    try:
+        Bundle.open(bundle, verify_hashes=False)
+    except BundleError as error:
+        exported = str(error).replace(f"export NAME --out {bundle}", f"export {bundle}")
+        raise BundleError(exported) from error
 
 
 def bundle_argument(command: Command) -> Command:
@@ -104,7 +128,8 @@ def photos_option(purpose: str) -> Callable[[Command], Command]:
         "--photos",
         type=PATH,
         metavar="DIR",
-        help=f"{purpose} on the first nine photographs of this folder, instead of the three that scikit-image carries.",
+        help=f"{purpose} on the first nine photographs of this folder, or on this one, instead of the three that "
+        "scikit-image carries.",
     )
 
 
@@ -177,7 +202,7 @@ def computing_options(command: Command) -> Command:
     """What computes, and in which precision: ``backend`` and ``precision`` of ``VAE``."""
     command = click.option(
         "--precision",
-        type=click.Choice(PRECISIONS),
+        type=PRECISION,
         help="Compute in this precision, where the backend can. [default: the bundle's]",
     )(command)
     return click.option(

@@ -14,6 +14,8 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
+from vaedeploy.cli.meant import near_word
+
 PATH = click.Path(path_type=Path)
 
 Items = list[CompletionItem]
@@ -31,6 +33,16 @@ class Known(click.ParamType[str]):
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
         found = [CompletionItem(name) for name in self._names() if name.startswith(incomplete)]
         return found or ([CompletionItem(incomplete, type="file")] if self._files else [])
+
+
+class OneOf(click.Choice[str]):
+    """One of a few words. Another one is refused with the word that may be meant."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        meant = None if value in self.choices else near_word(str(value), self.choices)
+        if meant is not None:
+            self.fail(f"{value!r} is not one of {', '.join(map(repr, self.choices))}. Did you mean {meant!r}?")
+        return super().convert(value, param, ctx)
 
 
 class Separated(click.ParamType[tuple[str, ...]]):
@@ -64,6 +76,10 @@ class BundlePlace(click.ParamType[Path | str]):
         """The bundles that begin so; where there are none, any folder."""
         found = sorted(glob.glob(f"{glob.escape(incomplete)}*/bundle.json"))  # noqa: PTH207 - Path takes no absolute one
         return [CompletionItem(str(Path(file).parent)) for file in found] or [CompletionItem(incomplete, type="dir")]
+
+
+PRECISION = OneOf(("fp32", "fp16", "bf16"))
+"""``values.kinds.Precision``, which help texts do not wait for."""
 
 
 def preset_names() -> Iterable[str]:
@@ -110,11 +126,17 @@ class MemorySize(click.ParamType[int]):
     name = "size"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        found = re.fullmatch(r"([0-9]{1,18}(?:\.[0-9]+)?)([kKMGT]?)(i?)B?", str(value).strip())
+        found = re.fullmatch(r"([0-9]{1,18}(?:\.[0-9]+)?) ?([kmgt]?)(i?)b?", str(value).strip(), re.IGNORECASE)
         power = " KMGT".find(found[2].upper() or " ") if found else 0
         size = int(float(found[1]) * (1024 if found[3] else 1000) ** power) if found else 0
-        if size < 1 or (found and found[3] and not power):
+        if found is None or size < 1 or (found[3] and not power):
             self.fail(f"{value!r} is no number of bytes above 0; write it as 4G (4 * 10^9) or 4GiB (4 * 2^30)")
+        from vaedeploy.system.memory import LEAST_LIMIT, meant_unit
+
+        if size < LEAST_LIMIT:
+            unit = "M" if power else meant_unit(size)
+            hint = f"did you mean {found[1]}{unit}?" if unit else "write it as 4G (4 * 10^9) or 4GiB (4 * 2^30)"
+            self.fail(f"{value!r} is {size:,} bytes, and nothing is computed in so few; {hint}")
         return size
 
 

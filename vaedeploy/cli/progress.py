@@ -7,6 +7,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 from vaedeploy.cli import terminal
@@ -17,6 +18,9 @@ from vaedeploy.system.text import printable
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
     from rich.progress import Task, TaskID
+
+IDLE = "Working"
+"""What a terminal shows between two steps, and before the first."""
 
 STALLED = 3.0
 """Seconds without an advance from which a bar pulses: what it shows is no measure of what is left."""
@@ -33,8 +37,19 @@ def progress_display() -> Iterator[Progress]:
     elif not sys.stderr.isatty():
         yield _Lines()
     else:
-        with _bars(moving=True) as bars:
-            yield _Drawn(bars)
+        with _bars(moving=True) as bars, terminal.writing(partial(_write_above, bars)):
+            drawn = _Drawn(bars)
+            drawn.wait()
+            try:
+                yield drawn
+            finally:
+                drawn.go_on()
+
+
+def _write_above(bars: Bars, text: str) -> None:
+    from rich.text import Text
+
+    bars.console.print(Text.from_ansi(text), soft_wrap=True)
 
 
 def progress_bar() -> Progress:
@@ -70,21 +85,37 @@ class _Lines:
 
 
 class _Drawn:
-    """A Progress that draws on ``bars``, one for each step."""
+    """A Progress that draws on ``bars``, one for each step. After ``wait``, another pulses while there is no step."""
 
     def __init__(self, bars: Bars) -> None:
         self.bars = bars
         self.tasks: dict[str, TaskID] = {}
+        self._waits = False
+        self._idle: TaskID | None = None
+
+    def wait(self) -> None:
+        """Show that work goes on which is no step, from now on and after each step."""
+        self._waits = True
+        self._idle = self.bars.add_task(IDLE, total=None, moved=time.monotonic())
+
+    def go_on(self) -> None:
+        """Show it no longer, until the next step ends."""
+        if self._idle is not None:
+            self.bars.remove_task(self._idle)
+            self._idle = None
 
     def __call__(self, what: str, done: float, total: float) -> None:
         from rich.markup import escape
 
         stop_if_interrupted()
+        self.go_on()
         if what not in self.tasks:
             self.tasks[what] = self.bars.add_task(escape(printable(what)), total=total, moved=time.monotonic())
         self.bars.update(self.tasks[what], completed=done, total=total, moved=time.monotonic())
         if done >= total:
             del self.tasks[what]
+        if self._waits and not self.tasks:
+            self.wait()
 
 
 class _Reopened:

@@ -16,8 +16,8 @@ import sys
 import textwrap
 import traceback
 import warnings
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Literal, NoReturn, TextIO
 
 import click
@@ -104,10 +104,29 @@ def say(message: str) -> None:
     """Write sentences for people to stderr: an error, a warning, or what came of the work. What a terminal would obey,
     such as an escape, is shown and not sent.
     """
+    text = _dressed(printable(message), sys.stderr)
     try:
-        click.echo(_dressed(printable(message), sys.stderr), err=True)
+        if _above is None:
+            click.echo(text, err=True)
+        else:
+            _above(text)
     except BrokenPipeError:
         _silence(sys.stderr)
+
+
+_above: Callable[[str], None] | None = None
+"""What writes a text above the bars that stand on stderr; None while there are none."""
+
+
+@contextmanager
+def writing(above: Callable[[str], None]) -> Iterator[None]:
+    """Context in which ``say`` writes with ``above``: a line that is written past a bar would be joined to it."""
+    global _above
+    _above = above
+    try:
+        yield
+    finally:
+        _above = None
 
 
 def note(message: str) -> None:

@@ -10,8 +10,8 @@ import click
 
 from vaedeploy.cli import terminal
 from vaedeploy.cli.group import cli
-from vaedeploy.cli.options import PRECISIONS, bundle_argument, json_option, keep_result, photos_option, tell_page
-from vaedeploy.cli.parameters import BACKEND, PATH, PROFILE
+from vaedeploy.cli.options import bundle_argument, json_option, keep_result, photos_option, tell_page
+from vaedeploy.cli.parameters import BACKEND, PATH, PRECISION, PROFILE
 from vaedeploy.cli.progress import progress_display
 from vaedeploy.cli.table import show_table
 from vaedeploy.errors import VerificationError
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--precision",
-    type=click.Choice(PRECISIONS),
+    type=PRECISION,
     help="With --backend: check what it computes in this precision. [default: the bundle's]",
 )
 @click.option(

@@ -37,6 +37,12 @@ class Job:
         return self.gpu.name if self.gpu and not compatible else None
 
 
+WITHOUT_ENGINES = (
+    "Without engines, ONNX Runtime computes on that GPU. Run: vaedeploy export VAE --precision fp16 --form "
+    "onnxruntime-cuda"
+)
+
+
 def plan_builds(
     profiles: Sequence[str], *, backend: Backend | None = None, folder: str | Path | None = None
 ) -> tuple[Job, ...]:
@@ -54,7 +60,7 @@ def plan_builds(
         try:
             profile.check_backend(used)
         except ValueError as error:
-            raise ProfileError(f"profile {profile.name}: {error}") from error
+            raise ProfileError(f"profile {profile.name}: {error}. {WITHOUT_ENGINES}") from error
     return _jobs(pairs)
 
 
@@ -105,5 +111,5 @@ def _check_gpu(profile: Profile, gpu: Gpu | None) -> None:
         raise BackendError(
             f"tensorrt builds on the GPU that it builds for: profile {profile.name} wants compute capability "
             f"{profile.compute_capability}, and {here}. Build there ({install_command('tensorrt')})"
-            + (", or here with --backend tensorrt-rtx" if other else "")
+            + (", or here with --backend tensorrt-rtx" if other else f". {WITHOUT_ENGINES}")
         )

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from vaedeploy.errors import ExportError
+from vaedeploy.graph.broken import broken_tensor
 from vaedeploy.values.interface import Interface
 from vaedeploy.values.kinds import Part
 from vaedeploy.values.latent import RGB
+from vaedeploy.values.reference import eval_mode
 
 if TYPE_CHECKING:
     from vaedeploy.values.reference import Reference
@@ -25,6 +28,12 @@ HINTS = {
 """Type of an object that diffusers' autoencoders return -> how to get tensors from it, for error messages."""
 
 
+TRIED = (64, 128, 224, 256, 384, 512)
+"""Sides in pixels of the square images that a half is tried on, smallest first, where it fails on another size. Models
+of one size have one of these; larger ones would take long.
+"""
+
+
 def probe_part(reference: Reference, part: Part, batch: int, height: int, width: int) -> None:
     """Run one half of ``reference`` on zeros, for ``batch`` images of ``height`` x ``width`` pixels.
 
@@ -32,9 +41,42 @@ def probe_part(reference: Reference, part: Part, batch: int, height: int, width:
     but what the latent contract says.
     """
     module: nn.Module = getattr(reference, part)
-    latent = reference.latent
-    label = f"the {part} ({type(module).__name__})"
-    _check_tensors(module, label)
+    _check_tensors(module, _label(module, part))
+    try:
+        _probe(reference, part, batch, height, width)
+    except _SizeError as error:
+        taken = _taken(reference, part, batch, height, width)
+        if taken is None:
+            raise
+        raise ExportError(
+            f"{error}. It takes one of {taken}, but a bundle takes any batch, and any height and width that are "
+            f"multiples of {reference.latent.factor} pixels: let what fixes the size, such as a position embedding or "
+            "a view, follow the input"
+        ) from error
+
+
+class _SizeError(ExportError):
+    """What may be otherwise at another size."""
+
+
+def _taken(reference: Reference, part: Part, batch: int, height: int, width: int) -> tuple[int, ...] | None:
+    """The shape of an input that a half takes, where it does not take the one asked for; None where none was found."""
+    factor = reference.latent.factor
+    sides = (-(-side // factor) * factor for side in TRIED)
+    for size in ((1, height, width), *((batch, side, side) for side in sides)):
+        with suppress(ExportError):
+            _probe(reference, part, *size)
+            return Interface(part, reference.latent).takes(*size).shape
+    return None
+
+
+def _label(module: nn.Module, part: Part) -> str:
+    return f"the {part} ({type(module).__name__})"
+
+
+def _probe(reference: Reference, part: Part, batch: int, height: int, width: int) -> None:
+    module: nn.Module = getattr(reference, part)
+    latent, label = reference.latent, _label(module, part)
     interface = Interface(part, latent)
     input_shape, gives = interface.takes(batch, height, width).shape, interface.gives(batch, height, width)
     # The graph adds the bytes and the check for NaN; the module gives the float image alone.
@@ -47,10 +89,13 @@ def probe_part(reference: Reference, part: Part, batch: int, height: int, width:
     outputs = _outputs(_run(module, input_shape, label), names, label, contract)
     for name, value in zip(names, outputs, strict=True):
         if tuple(value.shape) != expected:
-            raise ExportError(
+            raise _SizeError(
                 f"{label} gives {name} of shape {tuple(value.shape)} for an input of {input_shape}; "
                 f"{contract} wants {expected}"
             )
+    # Zeros alone prove nothing, since a module may divide by a norm.
+    if not all(output.isfinite().all() for output in outputs) and (tensor := broken_tensor(module)):
+        raise ExportError(f"{label} gives NaN or infinity, and has {tensor}. Load or train it again")
     if part == "encoder" and len(outputs) > 1:
         check_deviation(float(outputs[1].min()), label)
 
@@ -75,13 +120,13 @@ def _check_tensors(module: nn.Module, label: str) -> None:
 
 
 def _run(module: nn.Module, shape: tuple[int, ...], label: str) -> object:
-    with torch.random.fork_rng(devices=()), torch.no_grad():
+    with torch.random.fork_rng(devices=()), torch.no_grad(), eval_mode(module):
         before = torch.get_rng_state()
         try:
-            value: object = module.eval()(torch.zeros(shape))
+            value: object = module(torch.zeros(shape))
         except Exception as error:
             reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-            raise ExportError(f"{label} fails on a float32 input of {shape}: {reason}") from error
+            raise _SizeError(f"{label} fails on a float32 input of {shape}: {reason}") from error
         if not torch.equal(before, torch.get_rng_state()):
             raise ExportError(
                 f"{label} draws random numbers, and a graph must not. An encoder with a distribution gives "

@@ -26,6 +26,7 @@ from vaedeploy.values import interface as interfaces
 from vaedeploy.values.interface import Interface, spatial_axes
 from vaedeploy.values.kinds import ImageInput, Part
 from vaedeploy.values.latent import LatentSpec
+from vaedeploy.values.reference import eval_mode
 from vaedeploy.values.trials import trial_latents
 from vaedeploy.version import __version__
 
@@ -105,7 +106,7 @@ def trace_graph(reference: Reference, part: Part, *, image_input: ImageInput = "
     factor = reference.latent.factor
     height, width = (latents * factor for latents in TRACE_LATENT)
     module: nn.Module
-    with plain_torch():
+    with plain_torch(), eval_mode(getattr(reference, part)):
         # The probe computes, which tracing does not.
         probe_part(reference, part, TRACE_BATCH, *(trial_latents(latents, factor) * factor for latents in TRACE_LATENT))
         if part == "encoder":

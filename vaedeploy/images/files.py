@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
@@ -17,7 +18,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from vaedeploy.errors import ImageError, OutputError
 from vaedeploy.images.color import to_srgb
 from vaedeploy.images.opacity import OPAQUE, with_opacity
-from vaedeploy.images.plugins import advice_for, plugin_formats
+from vaedeploy.images.plugins import format_names, plugin_formats, plugin_message
 from vaedeploy.system.atomic import write_file
 from vaedeploy.system.files import special
 from vaedeploy.system.oserrors import reason
@@ -32,6 +33,8 @@ MOST_PIXELS = 2**27
 """An image with more pixels is not read (134 million: 11,585 x 11,585). A file of kilobytes can state as many as it
 likes, and each takes up to 20 bytes of memory while it is converted.
 """
+
+TOO_LARGE = "{} is too large: it has {:,} pixels, and at most {:,} are read. Crop it or make it smaller first"
 
 log = logging.getLogger(__name__)
 
@@ -151,10 +154,7 @@ def opened(source: Path | IO[bytes], name: Path | str, most: int = MOST_PIXELS) 
     try:
         with Image.open(source, formats=readable_formats()) as image:
             if image.width * image.height > most:
-                raise ImageError(
-                    f"{name} is too large: it has {image.width * image.height:,} pixels, and at most {most:,} are "
-                    "read. Crop it or make it smaller first"
-                )
+                raise ImageError(TOO_LARGE.format(name, image.width * image.height, most))
             if getattr(image, "tag_v2", {}).get(ExifTags.Base.NewSubfileType, 0) & 1:  # a smaller form of another one
                 raise ImageError(
                     f"{name} begins with a small preview of its picture, as the raw files of cameras do. Save the "
@@ -164,15 +164,16 @@ def opened(source: Path | IO[bytes], name: Path | str, most: int = MOST_PIXELS) 
     except (ImageError, FileNotFoundError, IsADirectoryError, PermissionError):
         raise
     except UnidentifiedImageError as error:
-        raise ImageError(
-            advice_for(source, name)
-            or f"{name} is not an image, or has no pixels; formats that can be read: {', '.join(READ_FORMATS)}"
-        ) from error
+        known = ", ".join((*READ_FORMATS, *format_names()))
+        other = f"{name} is not an image, or has no pixels; formats that can be read: {known}"
+        raise ImageError(plugin_message(source, name) or other) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageError(f"{name} is too large: {error} Crop it or make it smaller first") from error
+        has, limit = map(int, re.findall(r"\d+", str(error))[:2])  # refused before the image could say how many it has
+        raise ImageError(TOO_LARGE.format(name, has, min(limit, most))) from error
     # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and more on broken files.
     except Exception as error:
-        raise ImageError(f"{name} cannot be decoded, it is truncated or broken: {error}") from error
+        broken = plugin_message(source, name) or f"{name} cannot be decoded, it is truncated or broken: {error}"
+        raise ImageError(broken) from error
 
 
 def is_pillow(value: object) -> bool:

@@ -29,6 +29,7 @@ from vaedeploy.images.cache_format import (
 )
 from vaedeploy.images.sizing import Size
 from vaedeploy.system.tensors import from_bfloat16
+from vaedeploy.values.identity import check_whole
 
 OPEN = 128
 """Shards that are mapped at a time. Each takes a file handle, of which systems give a process 1,024 or fewer."""
@@ -102,6 +103,7 @@ class LatentCache:
         shards = self._index.shards
         if any(item.shard >= len(shards) or item.row >= shards[item.shard].rows for item in self._index.items):
             raise LatentError(f"{path} has an index that contradicts itself. Run vaedeploy cache again")
+        check_whole(identity, self.info.identity, f"the VAE of {path}")
         if identity not in (None, self.info.identity):
             raise LatentError(
                 f"{path} has latents of {self.info.vae} ({self.info.identity[:12]}), not of the VAE {identity[:12]}: "

@@ -44,9 +44,11 @@ def load_photos(folder: str | Path | None = None, channels: int = RGB) -> list[P
 
 
 def photo_files(folder: str | Path) -> list[Path]:
-    """The image files in ``folder``, sorted by name. Raises ImageError if it does not exist or has no image files."""
+    """The image files in ``folder``, sorted by name, or itself where it is a file. Raises ImageError if it does not
+    exist or has no image files.
+    """
     if Path(folder).is_file():
-        raise ImageError(f"{folder} is a file; give the folder that it is in")
+        return [Path(folder)]
     if not Path(folder).is_dir():
         raise ImageError(f"there is no folder {folder}; give a folder with PNG, JPEG or other pictures in it")
     try:

@@ -72,8 +72,16 @@ def _registers(form: str, plugin: Plugin) -> bool:
     return form in Image.OPEN
 
 
-def advice_for(source: Path | IO[bytes], name: Path | str) -> str | None:
-    """What to install for a file that Pillow did not recognise, as a message; None where no plugin would read it."""
+def format_names() -> list[str]:
+    """The names, for people, of the formats whose plugins are installed."""
+    return [PLUGINS[form].name for form in plugin_formats()]
+
+
+def plugin_message(source: Path | IO[bytes], name: Path | str) -> str | None:
+    """Why a file that Pillow could not open or decode was not read, as a message; None where it is of no plugin.
+
+    What the plugins say themselves is about how they were built, or about boxes of the format.
+    """
     if isinstance(source, Path):
         with source.open("rb") as file:
             head = file.read(HEAD)
@@ -81,6 +89,8 @@ def advice_for(source: Path | IO[bytes], name: Path | str) -> str | None:
         source.seek(0)
         head = source.read(HEAD)
     for form, plugin in PLUGINS.items():
-        if plugin.recognises(head) and form not in plugin_formats():
+        if plugin.recognises(head) and form in plugin_formats():
+            return f"{name} is {plugin.name} and cannot be decoded, it is truncated or broken"
+        if plugin.recognises(head):
             return f"{name} is {plugin.name}, which Pillow reads with a plugin. Run: {pip_install()} {plugin.package}"
     return None

@@ -18,7 +18,7 @@ from vaedeploy.images.photos import Photo, crop_batch, load_photos
 from vaedeploy.pipeline.ceilings import Ceilings, measure_ceilings
 from vaedeploy.pipeline.turns import milliseconds, take_turns
 from vaedeploy.runtime import VAE, openvino
-from vaedeploy.runtime.backends import BACKENDS, ENGINES, problem_of
+from vaedeploy.runtime.backends import BACKENDS, ENGINES, check_backend, problem_of
 from vaedeploy.runtime.graph_candidates import precision_of
 from vaedeploy.system.arguments import as_list
 from vaedeploy.system.progress import Progress, silent
@@ -175,8 +175,7 @@ def _choose(bundle: Bundle, backends: Sequence[str], device: int) -> list[_Way]:
 def _way(text: str) -> _Way:
     """The way that is written NAME or NAME:PRECISION. Raises InputError where there is no such backend or precision."""
     name, _, precision = text.partition(":")
-    if name not in BACKENDS:
-        raise InputError(f"there is no backend {name!r}; there is: {', '.join(BACKENDS)}")
+    check_backend(name)
     for known in get_args(Precision):
         if precision == known:
             return _Way(name, known)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
@@ -32,6 +33,7 @@ from vaedeploy.verify.looks import make_looks
 from vaedeploy.verify.reference import compute_golden
 from vaedeploy.verify.report import Report, summary
 from vaedeploy.verify.shapes import verification_shapes
+from vaedeploy.verify.spread import spread_remark
 from vaedeploy.verify.verdicts import find_verdicts
 from vaedeploy.version import __version__
 
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
     from vaedeploy.engines.plan import Job
     from vaedeploy.values.reference import Reference
 
+
+log = logging.getLogger(__name__)
 
 REPORT = "report/report.json"
 
@@ -89,7 +93,8 @@ def export_vae(
     keep_fp32: names of nodes of the portable graphs that stay in float32 in half precision, as ``bisect_bundle`` finds
         them. Engines are built with them, too.
     force: replace a bundle that is at ``out``.
-    verify: compare the graphs with PyTorch in float64. Without that, the bundle is marked unverified.
+    verify: compare the graphs with PyTorch in float64. Without that, the bundle is marked unverified. A warning is
+        logged where the latents of the photographs have, after scaling, a standard deviation that is far from 1.
     photos: a folder of photographs to verify on, instead of those that scikit-image carries. Those that cannot be seen
         through get opacity where the VAE's images have it, see ``docs/verification.md``.
     private: keep only the name of the weights' file or folder in the bundle, and not where it is.
@@ -145,6 +150,8 @@ def export_vae(
         cases: tuple[GoldenCase, ...] = ()
         if verify:
             cases = compute_golden(reference, photographs, verification_shapes(reference.latent.factor), progress)
+            if remark := spread_remark(cases, reference.latent, reference.origin):
+                log.warning(remark)
             (draft.path / GOLDEN_NAME).write_bytes(encode_golden(cases, reference.identity))
         reference = None  # frees the weights: ONNX Runtime needs the memory
         collect_garbage()
@@ -152,7 +159,7 @@ def export_vae(
         if calibrated:
             calibration = calibrate(draft.path, photographs, manifest.latent, image_input, progress)
         factor = manifest.latent.factor
-        applied = write_forms(draft.path, precision, calibration, rewrite, kept, tuple(forms), factor)
+        applied = write_forms(draft.path, precision, calibration, rewrite, kept, tuple(forms), factor, progress)
         graphs, rows = graph_names(draft.path), rows_names(draft.path)
         manifest = msgspec.structs.replace(manifest, graphs=graphs, rows=rows, rewrites=applied)
         report = None

@@ -16,7 +16,7 @@ from vaedeploy.images.photos import Photo, crop_batch
 from vaedeploy.images.pixels import to_float
 from vaedeploy.pipeline.rows import write_rows
 from vaedeploy.runtime import onnxruntime_cpu
-from vaedeploy.system.progress import Progress
+from vaedeploy.system.progress import Progress, silent
 from vaedeploy.values.kinds import PARTS, ImageInput, Part, Precision, Target
 from vaedeploy.values.latent import LatentSpec
 from vaedeploy.values.trials import trial_latents
@@ -31,6 +31,8 @@ CALIBRATION = (("small", 12, 12), ("wide", 16, 24), ("large", 24, 24))
 """The images that activations are measured on: name, then height and width in latents, as for ``trial_latents``."""
 
 TRACING = "Exporting to ONNX"
+
+REWRITING = "Rewriting the graphs"
 
 log = logging.getLogger(__name__)
 
@@ -101,6 +103,7 @@ def write_forms(
     keep_fp32: Collection[str] = (),
     extra: Sequence[Target] = (),
     factor: int | None = None,
+    progress: Progress = silent,
 ) -> dict[str, dict[str, int]]:
     """Write the forms of ``precision``, and those of EXTRA_FORMS that ``extra`` names, beside the portable graphs.
 
@@ -121,7 +124,8 @@ def write_forms(
     known = frozenset[str]().union(*(names_in(graph.model, keep_fp32) for graph in graphs.values()))
     if missing := sorted(set(keep_fp32) - known):
         raise InputError(f"keep_fp32 names {missing[0]!r}, and no graph has a node of that name")
-    for part, portable in graphs.items():
+    for done, (part, portable) in enumerate(graphs.items()):
+        progress(REWRITING, done, len(graphs))
         for form, form_precision in (*FORMS[precision].items(), *((form, EXTRA_FORMS[form]) for form in extra)):
             if not rules and form_precision == "fp32":
                 continue
@@ -134,6 +138,7 @@ def write_forms(
             applied[path.name] = {outcome.rule: outcome.matches for outcome in rewritten.outcomes}
         if rules and factor is not None and (count := write_rows(folder, portable, factor)):
             applied[rows_name(part)] = {"cut_rows": count}
+    progress(REWRITING, len(graphs), len(graphs))
     return applied
 
 

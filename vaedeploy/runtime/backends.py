@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -75,6 +76,16 @@ def find_candidates(bundle: Bundle, asked: Settings) -> list[Candidate]:
     return [candidate for candidates in found.values() for candidate in candidates]
 
 
+def check_backend(name: str) -> None:
+    """Raise InputError, which names the backend that may be meant, where there is none of this name."""
+    if name in BACKENDS:
+        return
+    meant = [backend for backend in BACKENDS if name in backend.split("-")]
+    meant = meant if len(meant) == 1 else difflib.get_close_matches(name.lower(), BACKENDS, n=1, cutoff=0.75)
+    hint = f". Did you mean {meant[0]}?" if meant else ""
+    raise InputError(f"there is no backend {name!r}; there is: {', '.join(BACKENDS)}{hint}")
+
+
 def _order(bundle: Bundle, asked: Settings) -> Sequence[str]:
     """The backends to try. OpenVINO is before ONNX Runtime on the CPU where it was verified and faster."""
     if asked.backend is not None:
@@ -86,10 +97,8 @@ def _order(bundle: Bundle, asked: Settings) -> Sequence[str]:
 def _check(bundle: Bundle, asked: Settings) -> None:
     """Raise InputError for what contradicts the bundle or itself."""
     backend, profile, device = asked.backend, asked.profile, asked.device
-    if backend is not None and backend not in BACKENDS:
-        meant = [name for name in BACKENDS if backend in name.split("-")]
-        hint = f". Did you mean {meant[0]}?" if len(meant) == 1 else ""
-        raise InputError(f"there is no backend {backend!r}; there is: {', '.join(BACKENDS)}{hint}")
+    if backend is not None:
+        check_backend(backend)
     if profile is not None and backend is not None and backend not in ENGINES:
         raise InputError(f"{backend} runs graphs and has no profiles, which belong to engines. Leave the profile out")
     if isinstance(device, str) and backend != openvino.NAME:

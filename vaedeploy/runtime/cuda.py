@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from vaedeploy.errors import BackendError, InputError
 from vaedeploy.runtime.device import OnDevice
-from vaedeploy.system.gpu import FORKED, cuda_devices, driver_version, was_forked
+from vaedeploy.system.gpu import FORKED, device_problem, driver_version, was_forked
 from vaedeploy.system.installs import install_command
 from vaedeploy.values.interface import Tensor
 
@@ -36,9 +36,8 @@ def problem(device: int = 0) -> str | None:
     """Why CUDA cannot be used from Python on this machine, and what to do about it; None where it can."""
     if was_forked():
         return FORKED
-    count = cuda_devices()
-    if device >= count:
-        return f"there is no CUDA device {device}: the driver shows {count}"
+    if missing := device_problem(device):
+        return missing
     known = driver_version()
     if known is None or float(known) < OLDEST_DRIVER:
         return f"the GPU's driver knows CUDA {known}, and {OLDEST_DRIVER} is needed: install a newer driver"

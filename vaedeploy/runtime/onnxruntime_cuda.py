@@ -19,7 +19,7 @@ from vaedeploy.runtime.cuda import CudaDevice
 from vaedeploy.runtime.cuda_graphs import RecordingSession
 from vaedeploy.runtime.device import Array, OnDevice, shape_of
 from vaedeploy.runtime.failures import failures_explained, is_out_of_memory
-from vaedeploy.system.gpu import FORKED, cuda_devices, was_forked
+from vaedeploy.system.gpu import FORKED, device_problem, was_forked
 from vaedeploy.system.installs import install_command
 from vaedeploy.values.kinds import Form, Precision
 
@@ -276,7 +276,6 @@ def problem(device: int = 0) -> str | None:
         return missing
     if PROVIDER not in onnxruntime_cpu.load_library().get_available_providers():
         return f"the ONNX Runtime that is installed has no CUDA provider. {_install()}"
-    count = cuda_devices()
-    if device >= count:
-        return f"there is no CUDA device {device}: the driver shows {count}"
+    if missing := device_problem(device):
+        return missing
     return None

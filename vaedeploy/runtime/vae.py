@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 from vaedeploy.bundle import Bundle
 from vaedeploy.bundle.encoding import check_identity
 from vaedeploy.bundle.manifest import Manifest
-from vaedeploy.errors import BundleError, InputError, SizeError
+from vaedeploy.errors import InputError, SizeError
 from vaedeploy.runtime import on_host
 from vaedeploy.runtime.backends import find_candidates
 from vaedeploy.runtime.calls import ArrayCalls
@@ -102,7 +102,7 @@ class VAE(ArrayCalls):
         bundle = Bundle.hold(path, verify_hashes, progress)
         try:
             check_identity(bundle.manifest, bundle.path, identity)
-        except BundleError:
+        except InputError:
             bundle.release()
             raise
         self._place = bundle.path.absolute()  # now, since the process may change its folder later

@@ -85,13 +85,12 @@ def agree(
 ) -> LatentSpec:
     """The latent contract on which ``statements`` agree.
 
-    given: what messages call the VAE. scale, shift: the caller's values, one number or one a channel. They fill in what
-    no statement contains, and decide which statement holds where two differ.
+    given: what messages call the config, or the weights in its place. scale, shift: the caller's values, one number or
+    one a channel. They fill in what no statement contains, and decide which statement holds where two differ.
 
     Raises ContractError where a statement cannot hold and the caller does not give both values; where nothing states
-    the scale; where nothing states the shift and a preset of the architecture
-    has one; where two statements differ and the caller does not decide; and where the caller's value differs from every
-    statement.
+    the scale; where nothing states the shift and a preset of the architecture has one; where two statements differ and
+    the caller does not decide; and where the caller's value differs from every statement.
     """
     fault = next((s.fault for s in statements if s.fault is not None), None)
     if fault is not None and (scale is None or shift is None):
@@ -106,13 +105,13 @@ def agree(
     agreed_shift = _agreed("shift", [(s.by, s.shift) for s in statements], shift)
     if agreed_scale is None:
         raise ContractError(
-            f"{given} does not state the scale of its latents. Give it: --scale NUMBER (scale= in Python)"
+            f"{given} does not state the scale of the latents. Give it: --scale NUMBER (scale= in Python)"
             + _examples(architecture)
         )
     if agreed_shift is None:
         if any(latent.shift != 0 for latent in _alike(architecture).values()):
             raise ContractError(
-                f"{given} does not state the shift of its latents, and VAEs of its architecture have one. "
+                f"{given} does not state the shift of the latents, and VAEs of its architecture have one. "
                 f"Give it: --shift NUMBER (shift= in Python; 0 for none){_examples(architecture)}"
             )
         agreed_shift = 0.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -26,6 +27,8 @@ from vaedeploy.system.torch_state import plain_torch
 from vaedeploy.values.latent import LatentSpec
 from vaedeploy.values.origin import Origin
 from vaedeploy.values.reference import Reference
+
+IMPORTING = "Loading PyTorch"
 
 __all__ = ["find_source", "load_reference", "load_source", "reload_reference"]
 
@@ -132,6 +135,11 @@ def _load(source: Source, contract: Contract, progress: Progress) -> Reference:
     if isinstance(source, Reference):
         return source
     found = download(source, progress) if isinstance(source, OnHub) else source
+    if "torch" not in sys.modules:
+        progress(IMPORTING, 0, 1)
+        import torch  # noqa: F401 - takes seconds, and half a minute on a busy machine
+
+        progress(IMPORTING, 1, 1)
     with plain_torch():
         return _draw(found, contract) if isinstance(found, Seed) else _read(found, contract, progress)
 
@@ -186,7 +194,7 @@ def _read(found: Found, contract: Contract, progress: Progress) -> Reference:
     # It contradicts a preset or a config, and never stands for one: VAEs are put into checkpoints of other models.
     if stated is not None and statements and not plan.architecture.differences(stated[0].config):
         statements.append(preset_statement(stated[0], f"{found.where} ({stated[1]})"))
-    latent = contract(statements, plan.architecture, found.where)
+    latent = contract(statements, plan.architecture, plan.by)
     weights = load(matched, shapes, found.where, progress)
     encoder, decoder = build(plan.architecture, weights)
     # Weights that are not the preset's have another licence, which is known only if they are those of some preset.

@@ -75,6 +75,12 @@ def cuda_devices() -> int:
     return 0 if driver is None else _count(driver)
 
 
+def device_problem(device: int) -> str | None:
+    """A sentence where the driver does not show a GPU of this number to this process; None where it does."""
+    count = cuda_devices()
+    return None if device < count else f"there is no CUDA device {device}: the driver shows {count or 'none'}"
+
+
 def was_forked() -> bool:
     """Whether this process was forked from one that had initialised the driver: CUDA does not survive a fork."""
     return _initialized_by not in (None, os.getpid())

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-__all__ = ["free_memory"]
+__all__ = ["LEAST_LIMIT", "free_memory", "meant_unit"]
+
+LEAST_LIMIT = 2**20
+"""Bytes that a limit has at least. A lower one is a slip: its unit was left out."""
 
 
 def free_memory(root: Path = Path("/")) -> int | None:
@@ -15,6 +18,11 @@ def free_memory(root: Path = Path("/")) -> int | None:
     """
     free = [left for left in (_machine(root), *_groups(root)) if left is not None]
     return max(0, min(free)) if free else None
+
+
+def meant_unit(number: int) -> str | None:
+    """The unit that people left out who gave a limit of ``number`` bytes: G, M, or None where it cannot be told."""
+    return "G" if number <= 256 else "M" if number < 2**16 else None
 
 
 def _machine(root: Path) -> int | None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,6 +19,18 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+@contextmanager
+def eval_mode(module: nn.Module) -> Iterator[None]:
+    """Context in which a module is in eval mode. Afterwards each of its submodules is in the mode that it had."""
+    training = [each for each in module.modules() if each.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for each in training:
+            each.training = True  # train() would change submodules too
+
+
 OWN_MODULES = Origin(kind="modules", location="", sha256=None, preset=None)
 """The origin of a ``Reference`` that the user makes of two modules."""
 
@@ -25,8 +39,8 @@ OWN_MODULES = Origin(kind="modules", location="", sha256=None, preset=None)
 class Reference:
     """A VAE as two PyTorch modules, against which every later stage is judged.
 
-    Any two modules can be used, as long as they are in float32 and on the CPU. They are put into eval mode, and stay in
-    it.
+    Any two modules can be used, as long as they are in float32 and on the CPU. They run in eval mode; afterwards each
+    of their submodules is in the mode that it had.
 
     encoder: image (B, N, H, W) in [-1, 1] -> raw latent z (B, C, h, w), or its (mean, std) if ``latent.sampled``.
     decoder: raw latent z (B, C, h, w) -> image (B, N, H, W), not clamped.
@@ -55,7 +69,6 @@ class Reference:
             module = getattr(self, part)
             if not isinstance(module, nn.Module):
                 raise InputError(f"the {part} is of type {type(module).__name__}; it must be a torch.nn.Module")
-            module.eval()
         if not isinstance(self.latent, LatentSpec):
             raise InputError(
                 f"latent is {self.latent!r}; it must be a contract, such as "

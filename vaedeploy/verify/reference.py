@@ -15,6 +15,7 @@ from vaedeploy.system.progress import Progress, silent
 from vaedeploy.values.interface import Interface
 from vaedeploy.values.kinds import Part
 from vaedeploy.values.latent import LatentSpec
+from vaedeploy.values.reference import eval_mode
 from vaedeploy.values.shapes import size_text
 from vaedeploy.verify.shapes import Shape
 
@@ -59,7 +60,9 @@ def compute_golden(
         first = next(iter(latents.values()))
         (image,) = _run_float64(reference, "decoder", model_space(first, reference.latent), shape)
         progress(WHAT, done := done + _pixels(shape), total)
-        _check(shape, latents, image, reference.latent)
+        _check(shape, {**latents, "image": image}, reference.latent)
+        _check_finite(reference, "encoder", image_input, latents)
+        _check_finite(reference, "decoder", model_space(first, reference.latent), {"image": image})
         cases[shape.name] = GoldenCase(shape.name, photo, latents, image.astype(np.float32), shape.round_trip)
     return tuple(cases[shape.name] for shape in shapes)
 
@@ -78,7 +81,8 @@ def _run_float64(
 
     module = getattr(reference, part)
     try:
-        return tuple(r.numpy() for r in call_in_float64(module, torch.from_numpy(np.ascontiguousarray(value))))
+        with eval_mode(module):
+            return tuple(r.numpy() for r in call_in_float64(module, torch.from_numpy(np.ascontiguousarray(value))))
     except Exception as error:
         why = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         raise ExportError(
@@ -109,14 +113,31 @@ def _vectors(latent: LatentSpec) -> tuple[Any, Any]:
     )  # type: ignore[return-value]
 
 
-def _check(shape: Shape, latents: dict[str, NDArray[np.float32]], image: NDArray[Any], latent: LatentSpec) -> None:
+def _check(shape: Shape, outputs: dict[str, NDArray[Any]], latent: LatentSpec) -> None:
     halves = (Interface("encoder", latent), Interface("decoder", latent))
     wanted = {n: t for half in halves for n, t in half.gives(shape.batch, shape.height, shape.width).items()}
-    for name, value in {**latents, "image": image}.items():
+    for name, value in outputs.items():
         if value.shape != wanted[name].shape:
             raise ExportError(
                 f"PyTorch gives {name} of shape {value.shape} for an image of {shape.height}x{shape.width}; "
                 f"the latent contract wants {wanted[name].shape}"
             )
-        if not np.isfinite(value).all():
-            raise ExportError(f"PyTorch itself gives NaN or infinity in {name}; the weights are not usable")
+
+
+def _check_finite(reference: Reference, part: Part, given: NDArray[Any], gives: dict[str, NDArray[Any]]) -> None:
+    """Raise ExportError, which says where it is first, where a half gives NaN or infinity for what it is given."""
+    name = next((name for name, value in gives.items() if not np.isfinite(value).all()), None)
+    if name is None:
+        return
+    from torch import from_numpy
+
+    from vaedeploy.graph.broken import broken_tensor, first_break
+
+    module = getattr(reference, part)
+    if tensor := broken_tensor(module):
+        where = f"has {tensor}. Load or train it again"
+    else:
+        place = first_break(module, from_numpy(np.ascontiguousarray(given, np.float32)))
+        where = f"has it first {place or 'in float64'}, and none of its tensors has"
+    label = f"the {part} ({type(module).__name__})"
+    raise ExportError(f"PyTorch itself gives NaN or infinity in {name}: {label} {where}")

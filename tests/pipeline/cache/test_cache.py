@@ -340,12 +340,12 @@ def test_another_vae_in_the_bundles_place_is_refused(photos: Path, tmp_path: Pat
 
 
 def test_workers_share_cores_and_memory() -> None:
-    assert shared({"max_memory": 1001, "identity": "a"}, 2) == {
+    assert shared({"max_memory": 10_000_001, "identity": "a"}, 2) == {
         "threads": max(1, usable_cores() // 2),
-        "max_memory": 500,
+        "max_memory": 5_000_000,
         "identity": "a",
     }
-    assert shared({"threads": 3, "max_memory": 10}, 2)["threads"] == 3
+    assert shared({"threads": 3, "max_memory": 2**20}, 2)["threads"] == 3
     free = free_memory()
     if free is not None:
         share = shared({"max_memory": None}, 4)["max_memory"]

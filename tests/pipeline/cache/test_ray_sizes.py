@@ -59,6 +59,6 @@ def test_no_room(sizes, workers, threads, reason):
 @pytest.mark.parametrize(("cores", "threads"), [(1, 1), (10_000, usable_cores())])
 def test_threads_are_the_cores_of_a_worker_that_there_are(cores, threads):
     """And the workers of a machine share what memory it may take."""
-    job = _Job("0", Path("tiny"), {"max_memory": 900, "identity": "a"}, Path("out"), (0, 0), None, cores, False)
+    job = _Job("0", Path("tiny"), {"max_memory": 9_000_000, "identity": "a"}, Path("out"), (0, 0), None, cores, False)
     options = _options(job, machines((3 * cores, 0)))
-    assert options == {"threads": threads, "max_memory": 300, "identity": "a"}
+    assert options == {"threads": threads, "max_memory": 3_000_000, "identity": "a"}

@@ -23,7 +23,7 @@ def kilobytes(what):
 
 warnings.simplefilter("ignore")
 bundle, part, size, share = sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
-probe = vd.VAE(bundle, "onnxruntime-cpu", max_memory=1).plan(size, size)[part]
+probe = vd.VAE(bundle, "onnxruntime-cpu", max_memory=2**20).plan(size, size)[part]
 vae = vd.VAE(bundle, "onnxruntime-cpu", max_memory=int(probe.least * share), threads=2)
 random, latent = np.random.default_rng(0), vae.latent
 def give(pixels):

@@ -31,6 +31,8 @@ from vaedeploy.values.kinds import PARTS, Part
 
 FACTOR, CHANNELS = 4, 4
 
+MIB = 2**20
+
 
 @pytest.fixture
 def whole(tiny_vae_bundle: Bundle) -> Iterator[VAE]:
@@ -139,10 +141,10 @@ def test_what_fits_runs_whole_with_the_same_bits(whole: VAE) -> None:
 def test_a_limit_below_the_least_is_refused_with_the_least(whole: VAE) -> None:
     needed = least(whole, 96, 64, "decoder")
     message = (
-        rf"^max_memory is 1,000 bytes, and the decoder takes at least {needed:,} for an image of 384x256 "
+        rf"^max_memory is 1,048,576 bytes, and the decoder takes at least {needed:,} for an image of 384x256 "
         r"\(height x width\). Give that many or more, or a smaller image$"
     )
-    with VAE(whole.path, "onnxruntime-cpu", max_memory=1000) as vae:
+    with VAE(whole.path, "onnxruntime-cpu", max_memory=MIB) as vae:
         with pytest.raises(InputError, match=message):
             vae.decode(latents(1, 96, 64))
         plan = vae.plan(384, 256)["decoder"]
@@ -153,7 +155,7 @@ def test_a_limit_below_the_least_is_refused_with_the_least(whole: VAE) -> None:
 def test_rows_that_save_nothing_are_not_taken(whole: VAE, size: tuple[int, int]) -> None:
     """A small picture, and one that is one row high: strips are as wide as the picture."""
     height, width = (side * FACTOR for side in size)
-    with VAE(whole.path, "onnxruntime-cpu", max_memory=1) as vae:
+    with VAE(whole.path, "onnxruntime-cpu", max_memory=MIB) as vae:
         plan = vae.plan(height, width)["decoder"]
         assert (plan.way, plan.bytes, plan.fits) == ("untiled", plan.least, False)
         with pytest.raises(InputError, match=rf"takes at least {plan.least:,} for an image of {height}x{width} "):
@@ -210,6 +212,25 @@ def test_what_is_no_number_of_bytes_is_refused(whole: VAE, wrong: Any) -> None:
         VAE(whole.path, max_memory=wrong)
 
 
+@pytest.mark.parametrize(
+    ("slip", "hint"),
+    [
+        (6, "6 bytes, and nothing is computed in so few. Did you mean 6_000_000_000?"),
+        (512, "512 bytes, and nothing is computed in so few. Did you mean 512_000_000?"),
+        (600_000, "600,000 bytes, and nothing is computed in so few. Give 1,048,576 or more"),
+    ],
+)
+def test_a_limit_without_its_unit_is_refused_with_what_was_meant(whole: VAE, slip: int, hint: str) -> None:
+    with pytest.raises(InputError) as told:
+        VAE(whole.path, max_memory=slip)
+    assert str(told.value) == f"max_memory is {hint}"
+
+
+def test_a_workspace_is_a_path(whole: VAE) -> None:
+    with pytest.raises(InputError, match=r"^workspace is 5; it must be the path of a folder \(str or Path\), or None$"):
+        VAE(whole.path, workspace=5)  # type: ignore[arg-type]
+
+
 def test_numbers_that_are_not_finite_are_told(
     tiny_vae_bundle: Bundle, whole: VAE, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -234,7 +255,7 @@ def test_it_is_said_once(tiny_vae_bundle: Bundle, whole: VAE, caplog: pytest.Log
     assert record.getMessage().startswith("the decoder of 256x384 runs by rows: ")
 
 
-@pytest.mark.parametrize("limit", [1, None])
+@pytest.mark.parametrize("limit", [MIB, None])
 def test_a_bundle_without_this_form_runs_whole(
     limit: int | None, tmp_path: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -261,7 +282,7 @@ def test_a_workspace_holds_what_memory_does_not(tiny_vae_bundle: Bundle, tmp_pat
     found = []
     for workspace in (None, tmp_path):
         opened = partial(VAE, tiny_vae_bundle.path, "onnxruntime-cpu", workspace=workspace)
-        with opened(max_memory=1) as vae:
+        with opened(max_memory=MIB) as vae:
             least = vae.plan(*size)["decoder"].least
         with opened(max_memory=least) as vae:
             plan = vae.plan(*size)["decoder"]
@@ -303,21 +324,21 @@ def test_progress_is_told(tiny_vae_bundle: Bundle, whole: VAE) -> None:
 
 
 def test_the_limit_goes_with_a_pickle(tiny_vae_bundle: Bundle) -> None:
-    with VAE(tiny_vae_bundle.path, "onnxruntime-cpu", max_memory=12345) as vae:
+    with VAE(tiny_vae_bundle.path, "onnxruntime-cpu", max_memory=1_234_567) as vae:
         copy = pickle.loads(pickle.dumps(vae))
-    with copy, pytest.raises(InputError, match="max_memory is 12,345 bytes"):
+    with copy, pytest.raises(InputError, match="max_memory is 1,234,567 bytes"):
         copy.decode(latents(1, 96, 64))
 
 
 def test_a_budget_gives_no_more_than_it_has() -> None:
-    budget = Budget(100)
+    budget = Budget(100 * MIB)
     order: list[str] = []
 
     def second() -> None:
-        with budget.take(lambda left, alone: 80 if left >= 80 else None):
+        with budget.take(lambda left, alone: 80 * MIB if left >= 80 * MIB else None):
             order.append("second")
 
-    with budget.take(lambda left, alone: 60):
+    with budget.take(lambda left, alone: 60 * MIB):
         thread = threading.Thread(target=second)
         thread.start()
         order.append("first")
@@ -363,10 +384,10 @@ def test_memory_that_was_kept_for_a_call_counts_as_free() -> None:
         seen.append(left)
         return 5
 
-    for most in (None, 100):
+    for most in (None, MIB):
         with Budget(most, partial(int, 1000)).take(choose, kept=500):
             pass
-    assert seen == [1050, 100]
+    assert seen == [1050, MIB]
 
 
 def test_what_a_call_kept_does_not_make_the_next_one_run_by_rows(tiny_vae_bundle: Bundle) -> None:

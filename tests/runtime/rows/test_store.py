@@ -117,7 +117,7 @@ import numpy as np
 import vaedeploy as vd
 warnings.simplefilter("ignore")
 bundle, workspace, size = sys.argv[1], sys.argv[2], int(sys.argv[3])
-least = vd.VAE(bundle, "onnxruntime-cpu", max_memory=1, workspace=workspace).plan(size, size)["decoder"]
+least = vd.VAE(bundle, "onnxruntime-cpu", max_memory=2**20, workspace=workspace).plan(size, size)["decoder"]
 assert least.disk > 0
 told = lambda *how_far: print("running", flush=True)
 vae = vd.VAE(bundle, "onnxruntime-cpu", max_memory=least.least, workspace=workspace, progress=told)

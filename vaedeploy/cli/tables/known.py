@@ -80,7 +80,7 @@ def profile_sizes(profiles: Iterable[Profile]) -> list[str]:
 
 
 def diagnosis_rows(diagnosis: Diagnosis) -> list[Row]:
-    """What is installed, then whether each backend is available, and what to install for each extra."""
+    """The machine, then whether each backend is available, what to install for each extra, and what is installed."""
     rows: list[Row] = [
         ("vaedeploy", diagnosis.vaedeploy),
         ("python", diagnosis.python),
@@ -88,7 +88,6 @@ def diagnosis_rows(diagnosis: Diagnosis) -> list[Row]:
         ("CPU", f"{diagnosis.cpu}; {BFLOAT16[diagnosis.bfloat16]}"),
         ("GPU", _gpu(diagnosis.gpu)),
     ]
-    rows += [(name, version or "not installed") for name, version in diagnosis.packages.items()]
     rows += [(f"backend {b.name}", b.problem or f"available{NEVER_RUN.get(b.name, '')}") for b in diagnosis.backends]
     for extra in diagnosis.extras:
         # Both packages of ONNX Runtime write to one folder.
@@ -96,7 +95,10 @@ def diagnosis_rows(diagnosis: Diagnosis) -> list[Row]:
         run = f"pip uninstall onnxruntime, then {extra.install}" if replaces else extra.install
         state = f"missing: {', '.join(extra.missing)}. Run: {run}" if extra.missing else "complete"
         rows.append((f"extra [{extra.name}]", f"{state} (for {extra.purpose})"))
-    return rows
+    installed = [f"{name} {version}" for name, version in diagnosis.packages.items() if version]
+    missing = [name for name, version in diagnosis.packages.items() if not version]
+    # In two rows: the end of what is printed is what a terminal shows, and that is to be the rows above.
+    return [*rows, ("installed", ", ".join(installed)), ("not installed", ", ".join(missing) or "nothing")]
 
 
 def _gpu(gpu: Gpu | None) -> str:

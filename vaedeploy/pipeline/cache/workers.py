@@ -28,6 +28,7 @@ from vaedeploy.pipeline.cache.turns import Turns
 from vaedeploy.runtime import VAE, UnverifiedBundleWarning
 from vaedeploy.runtime.rows.budget import Budget
 from vaedeploy.system.machine import usable_cores
+from vaedeploy.system.memory import LEAST_LIMIT
 
 DEATHS = 3
 """Workers that may die over one shard. The system ends a process where memory runs out, and another may do better."""
@@ -109,7 +110,7 @@ def work_on(
 
 def shared(options: Mapping[str, Any], count: int) -> dict[str, Any]:
     """The arguments of ``VAE`` for each of several workers of a machine, which share its cores and its memory."""
-    share = max(1, Budget(options.get("max_memory")).limit() // count)
+    share = max(LEAST_LIMIT, Budget(options.get("max_memory")).limit() // count)
     return {"threads": max(1, usable_cores() // count), **options, "max_memory": share}
 
 

@@ -58,7 +58,7 @@ def compare_bundles(
     >>> {(swap.encoder, swap.decoder): swap.verdict for swap in comparison.swaps}
 
     bundles: two or more. The comparison calls each by its folder's name, or by its path where two have the same name.
-    images: a folder of photographs. They are cut in the middle to sizes that all of the bundles take, and to at most
+    images: a photograph, or a folder. They are cut in the middle to sizes that all of the bundles take, and to at most
         1024 pixels a side. VAEs of RGBA images are given their opacity, and opaque ones where they have none. Where
         VAEs of RGB images are compared with them, all photographs must be opaque, and the images of the former are
         judged as they look in front of white.

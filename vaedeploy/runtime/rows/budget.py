@@ -11,7 +11,7 @@ from time import monotonic
 
 from vaedeploy.errors import InputError
 from vaedeploy.runtime.rows.store import Workspace
-from vaedeploy.system.memory import free_memory
+from vaedeploy.system.memory import LEAST_LIMIT, free_memory, meant_unit
 from vaedeploy.system.processes import tell_of_fork
 from vaedeploy.system.progress import Progress, silent
 
@@ -47,6 +47,10 @@ class Budget:
             raise InputError(f"max_memory is {most!r}; it must be a whole number of bytes, such as 4_000_000_000")
         if most is not None and most < 1:
             raise InputError(f"max_memory is {most}; it must be a number of bytes above 0, or None")
+        if most is not None and most < LEAST_LIMIT:
+            zeros = {"G": "_000_000_000", "M": "_000_000", None: ""}[meant_unit(most)]
+            hint = f"Did you mean {most}{zeros}?" if zeros else f"Give {LEAST_LIMIT:,} or more"
+            raise InputError(f"max_memory is {most:,} bytes, and nothing is computed in so few. {hint}")
         self.most, self._free, self.progress = most, free, progress
         self.workspace = None if workspace is None else Workspace(workspace)
         self.forked()

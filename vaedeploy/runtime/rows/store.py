@@ -76,6 +76,8 @@ class Workspace:
     """
 
     def __init__(self, folder: str | Path) -> None:
+        if not isinstance(folder, str | os.PathLike):
+            raise InputError(f"workspace is {folder!r}; it must be the path of a folder (str or Path), or None")
         self.folder = Path(folder).absolute()  # now, since the process may change its folder later
         try:
             tempfile.TemporaryFile(dir=self.folder).close()
