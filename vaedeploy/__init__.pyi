@@ -56,8 +56,8 @@ from .source import load_reference as load_reference
 from .source import presets as presets
 from .values.latent import LatentSpec as LatentSpec
 from .values.reference import Reference as Reference
-from .verify.bisect import Bisection as Bisection
 from .verify.bisect import bisect_bundle as bisect_bundle
 from .verify.report import Case as Case
 from .verify.report import Report as Report
+from .verify.traces import Bisection as Bisection
 from .version import __version__ as __version__

@@ -22,11 +22,12 @@ from vaedeploy.bundle.golden import GoldenCase
 from vaedeploy.cli.tables.verify import closing_lines
 from vaedeploy.images.pixels import to_levels
 from vaedeploy.page import write_page
-from vaedeploy.verify.bisect import Bisection, Step, Trace
+from vaedeploy.verify.advice import advise
 from vaedeploy.verify.cases import verify_cases
 from vaedeploy.verify.looks import Looks
 from vaedeploy.verify.page import verification_document
 from vaedeploy.verify.report import Report
+from vaedeploy.verify.traces import Bisection, Step, Trace
 
 PHOTO = skimage.data.astronaut()[128:384, 128:416]
 
@@ -100,7 +101,9 @@ def test_a_failed_page_opens_on_the_gravest_failing_form_with_its_cause_and_what
     looks.see("fp16", "large", to_float(PHOTO)[None], np.full((1, 3, *PHOTO.shape[:2]), np.nan))
     step = Step("conv", "node", "Conv", "decoder.up_blocks.3", 0.0, math.inf, 7e4, -0.1, 1.0)
     trace = Trace("decoder", "fp16", "fp16", "large", 1, 256, 288, 9, False, (step,), step)
-    made = verification_document("mine", report, looks.pictures, Bisection((trace,)))
+    found = Bisection((trace,))
+    report = msgspec.structs.replace(report, bisection=Bisection((trace,), advise(found, report)))
+    made = verification_document("mine", report, looks.pictures)
     assert made.verdict == "Failed: decoder, fp16: NaN in 1 of 1 case, first at decoder.up_blocks.3"
     assert made.opens == ("PyTorch", "fp16 graph")
     assert made.sentences == ()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from vaedeploy.page.document import Cell, Column, Document, Table, Tone
 from vaedeploy.page.write import write_page
@@ -13,11 +12,10 @@ from vaedeploy.quality.candidates import Picture
 from vaedeploy.verify.limits import limits_line
 from vaedeploy.verify.looks import label_of
 from vaedeploy.verify.report import Case, Report
+from vaedeploy.verify.steps import STEP_COLUMNS, step_rows
+from vaedeploy.verify.traces import Bisection
 from vaedeploy.verify.verdicts import Verdict, find_verdicts
 from vaedeploy.verify.words import METRIC_WORDS, METRICS, metric_text
-
-if TYPE_CHECKING:
-    from vaedeploy.verify.bisect import Bisection
 
 REFERENCE = "PyTorch"
 """What the reference's images are called."""
@@ -32,24 +30,17 @@ MEANINGS = {
 """How to read each of ``METRICS``, for the heads of the table's columns."""
 
 
-def write_verification(
-    bundle: Path,
-    report: Report,
-    pictures: Sequence[Picture],
-    folder: str | Path,
-    bisection: Bisection | None = None,
-) -> None:
+def write_verification(bundle: Path, report: Report, pictures: Sequence[Picture], folder: str | Path) -> None:
     """Write the page of a bundle's verification into ``folder``. Raises PageError, which holds the report, where that
     fails.
     """
-    write_page(verification_document(bundle.resolve().name, report, pictures, bisection), folder, report)
+    write_page(verification_document(bundle.resolve().name, report, pictures), folder, report)
 
 
-def verification_document(
-    name: str, report: Report, pictures: Sequence[Picture], bisection: Bisection | None = None
-) -> Document:
-    """What the page shows. name: the bundle's, for the title. bisection: that of the graphs that failed."""
-    failed = sorted((v for v in find_verdicts(report, bisection) if not v.passed), key=_gravity)
+def verification_document(name: str, report: Report, pictures: Sequence[Picture]) -> Document:
+    """What the page shows. name: the bundle's, for the title."""
+    advice = report.bisection.advice if report.bisection else ()
+    failed = sorted((v for v in find_verdicts(report) if not v.passed), key=_gravity)
     seen = _seen(report)
     opens = _opens(failed, pictures)
     missed = [
@@ -65,8 +56,8 @@ def verification_document(
         reference=REFERENCE,
         # The picture that shows the fault comes first.
         pictures=tuple(sorted(pictures, key=lambda p: opens is not None and opens[1] not in _names(p))),
-        tables=(*_steps(bisection), _cases(report)),
-        further=(*(f"{verdict.sentence}." for verdict in failed[1:]), *_advice(bisection, report), *missed),
+        tables=(*_steps(report.bisection), _cases(report)),
+        further=(*(f"{verdict.sentence}." for verdict in failed[1:]), *advice, *missed),
         opens=opens,
     )
 
@@ -117,21 +108,9 @@ def _sentences(failed: Sequence[Verdict], pictures: Sequence[Picture], seen: Seq
     return tuple(seen) or ("No difference from PyTorch's images can be seen.",)
 
 
-def _advice(bisection: Bisection | None, report: Report) -> tuple[str, ...]:
-    if bisection is None:
-        return ()
-    from vaedeploy.verify.advice import advise  # it needs packages that a machine with engines alone may lack
-
-    return advise(bisection, report)
-
-
 def _steps(bisection: Bisection | None) -> tuple[Table, ...]:
     """The tensors at which the error jumps, where a bisection found any."""
-    if bisection is None:
-        return ()
-    from vaedeploy.verify.steps import STEP_COLUMNS, step_rows
-
-    rows = step_rows(bisection)
+    rows = step_rows(bisection) if bisection else []
     if not rows:
         return ()
     lead = "The first tensors of each graph whose error is far larger than that of what they are computed from."
