@@ -36,6 +36,7 @@ from .pipeline.codec import OtherVAEWarning as OtherVAEWarning
 from .pipeline.compare import Comparison as Comparison
 from .pipeline.compare import compare_bundles as compare_bundles
 from .pipeline.export import export_vae as export_vae
+from .pipeline.look import Looked as Looked
 from .pipeline.look import look_at_bundle as look_at_bundle
 from .pipeline.optimize import Optimized as Optimized
 from .pipeline.optimize import optimize_onnx as optimize_onnx

@@ -13,7 +13,8 @@ from PIL import Image
 from tiny_bundle import tiny_bundle
 
 from vaedeploy.errors import ImageError, InputError
-from vaedeploy.pipeline.look import look_at_bundle, look_document
+from vaedeploy.pipeline.compare import Reconstruction
+from vaedeploy.pipeline.look import Looked, look_at_bundle, look_document
 from vaedeploy.quality import measure_quality
 from vaedeploy.quality.candidates import Candidate, Picture
 
@@ -32,7 +33,7 @@ def test_files_and_folders_stand_beside_what_the_vae_makes_of_them(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     found = look_at_bundle(folder / "one", [folder / "face.png", folder / "photos"], page=folder / "page")
-    assert [(row.bundle, row.picture) for row in found] == [("one", "face"), ("one", "coffee")]
+    assert [(row.bundle, row.picture) for row in found.reconstructions] == [("one", "face"), ("one", "coffee")]
     text = (folder / "page" / "index.html").read_text()
     assert "one changes 2 of 2 pictures visibly: " in text
     (told,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
@@ -48,7 +49,9 @@ def test_the_command_says_what_is_seen(vaedeploy: Callable[..., Any], folder: Pa
     assert ended.code == 0
     assert "face" in ended.out
     ended = vaedeploy("look", folder / "one", folder / "face.png", "-o", folder / "told", "--json")
-    assert [row["picture"] for row in json.loads(ended.out)] == ["face"]
+    told = json.loads(ended.out)
+    assert told["bundle"] == "one"
+    assert [row["picture"] for row in told["reconstructions"]] == ["face"]
 
 
 def test_without_an_image_the_command_says_what_it_took_for_the_bundle(
@@ -61,8 +64,9 @@ def test_without_an_image_the_command_says_what_it_took_for_the_bundle(
 
 def test_a_vae_that_changes_nothing_is_good() -> None:
     photo = skimage.data.astronaut()[:64, :64]
-    same = Picture("face", photo, (Candidate("one", photo, measure_quality(photo, photo), ()),))
-    made = look_document("one", [same], ["Not measured."])
+    quality = measure_quality(photo, photo)
+    same = Picture("face", photo, (Candidate("one", photo, quality, ()),))
+    made = look_document(Looked("one", (Reconstruction("one", "face", quality, ()),), ("Not measured.",)), [same])
     assert (made.tone, made.verdict) == ("good", "one changes no picture visibly")
     assert (made.further, made.notes) == ((), ("Not measured.",))
 

@@ -158,15 +158,16 @@ def look(bundle: Path, images: tuple[Path, ...], out: Path, as_json: bool, backe
     flicker, and with the difference. The command prints the faults that a person would see, and LPIPS and DISTS as in
     compare.
 
+    --json prints the bundle; reconstructions, what was measured of each picture; and left_out, if LPIPS or DISTS were
+    not measured: sentences that say why.
+
     \b
     Example:
       vaedeploy look demo portrait.png photos -o look
     """
     from vaedeploy.cli.tables.results import LOOK_COLUMNS, look_rows
-    from vaedeploy.pipeline.compare.result import mean_perceptual
     from vaedeploy.pipeline.compare.words import perceptual_lines
     from vaedeploy.pipeline.look import look_at_bundle
-    from vaedeploy.quality import load_perceptual
 
     if not images:
         raise click.UsageError(f"Missing argument 'IMAGE...': the first argument is the bundle, and that is {bundle}.")
@@ -175,6 +176,5 @@ def look(bundle: Path, images: tuple[Path, ...], out: Path, as_json: bool, backe
         terminal.show_json(found)
     else:
         show_table(LOOK_COLUMNS, look_rows(found))
-        left_out = load_perceptual().left_out if None in mean_perceptual(found) else ()
-        terminal.show_text("\n".join((*perceptual_lines(found), *left_out)))
+        terminal.show_text("\n".join((*perceptual_lines(found.reconstructions), *found.left_out)))
     sys.exit(tell_page(out, problem))
