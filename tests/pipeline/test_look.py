@@ -13,10 +13,13 @@ from PIL import Image
 from tiny_bundle import tiny_bundle
 
 from vaedeploy.errors import ImageError, InputError
+from vaedeploy.images.files import read_image, write_image
+from vaedeploy.images.opacity import flattened, verification_mask, with_opacity
 from vaedeploy.pipeline.compare import Reconstruction
 from vaedeploy.pipeline.look import Looked, look_at_bundle, look_document
 from vaedeploy.quality import measure_quality
 from vaedeploy.quality.candidates import Candidate, Picture
+from vaedeploy.runtime import VAE
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +55,44 @@ def test_the_command_says_what_is_seen(vaedeploy: Callable[..., Any], folder: Pa
     told = json.loads(ended.out)
     assert told["bundle"] == "one"
     assert [row["picture"] for row in told["reconstructions"]] == ["face"]
+
+
+def test_one_transparent_picture_ends_nothing_and_is_shown_on_a_background(
+    vaedeploy: Callable[..., Any], folder: Path
+) -> None:
+    logo = folder / "logo.png"
+    pixels = skimage.data.astronaut()[:64, :96]
+    write_image(logo, with_opacity(pixels, verification_mask(64, 96)))
+    looking = ("look", folder / "one", logo, folder / "face.png", "-o", folder / "logo", "--json")
+    ended = vaedeploy(*looking)
+    assert ended.code == 2
+    told = json.loads(ended.out)
+    assert [row["picture"] for row in told["reconstructions"]] == ["face"]
+    (sentence,) = told["failures"]
+    assert sentence == (
+        f"{logo} has transparent pixels, whose colour depends on what is behind. Say it with --background, such as "
+        "--background white, or flatten the picture first"
+    )
+    assert f"Error: 1 of 2 pictures failed; the result is of the others:\n  {sentence}\n" in ended.err
+    text = (folder / "logo" / "index.html").read_text()
+    assert text.index(f"1 of 2 pictures is not shown: {sentence}.") < text.index("</header>")
+    ended = vaedeploy(*looking, "--background", "#0000ff")
+    assert ended.code == 0
+    told = json.loads(ended.out)
+    assert [row["picture"] for row in told["reconstructions"]] == ["logo", "face"]
+    assert "failures" not in told
+    with VAE(folder / "one") as vae:
+        seen = flattened(read_image(logo, opacity=True), (0, 0, 255), logo)
+        expected = measure_quality(seen, vae.decode(vae.encode(seen), output="float")[0], factor=4)
+    assert told["reconstructions"][0]["quality"]["error"]["psnr"] == expected.error.psnr
+
+
+def test_a_vae_of_images_with_opacity_has_no_use_for_a_background(folder: Path, tmp_path: Path) -> None:
+    tiny_bundle(tmp_path / "rgba", image_channels=4)
+    with pytest.raises(
+        InputError, match=r"^background is for VAEs of RGB images, and what is looked at here has opacity"
+    ):
+        look_at_bundle(tmp_path / "rgba", [folder / "face.png"], page=tmp_path / "page", background=(0, 0, 0))
 
 
 def test_without_an_image_the_command_says_what_it_took_for_the_bundle(

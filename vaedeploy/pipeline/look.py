@@ -9,11 +9,12 @@ import msgspec
 
 from vaedeploy.bundle import Bundle, bundle_folder
 from vaedeploy.errors import ImageError, InputError
+from vaedeploy.images.opacity import Color
 from vaedeploy.images.photos import photo_files
 from vaedeploy.page import Document, check_folder, write_page
 from vaedeploy.pipeline.compare.reconstruct import read_photos, reconstruct, reconstructions, with_perceptual
 from vaedeploy.pipeline.compare.result import Reconstruction
-from vaedeploy.pipeline.compare.words import perceptual_lines
+from vaedeploy.pipeline.compare.words import failure_lines, perceptual_lines
 from vaedeploy.quality.candidates import Picture
 from vaedeploy.runtime import VAE
 from vaedeploy.system.arguments import as_list, refuse_repeats
@@ -27,11 +28,13 @@ class Looked(msgspec.Struct, frozen=True, omit_defaults=True):
 
     bundle: its folder's name. reconstructions: what was measured of each picture.
     left_out: sentences on the metrics that were not measured, because their packages, weights or memory are not here.
+    failures: a sentence for each picture that is not shown, because it cannot be read.
     """
 
     bundle: str
     reconstructions: tuple[Reconstruction, ...]
     left_out: tuple[str, ...] = ()
+    failures: tuple[str, ...] = ()
 
 
 def look_at_bundle(
@@ -39,6 +42,7 @@ def look_at_bundle(
     images: Sequence[str | Path],
     *,
     page: str | Path,
+    background: Color | None = None,
     backend: str | None = None,
     progress: Progress = silent,
 ) -> Looked:
@@ -51,22 +55,26 @@ def look_at_bundle(
     images: image files, and folders of them. They are cut in the middle to sizes that the bundle takes, and to at most
         1024 pixels a side. A VAE of RGBA images is given their opacity.
     page: the folder for the page.
+    background: what is behind transparent pictures, RGB, 0 to 255; without it these are not shown. A VAE of RGBA images
+        has no use for it.
     backend: the backend that computes; None takes the first that works here, see ``VAE``.
     progress: is told how many pictures are done, see ``Progress``.
 
-    Raises InputError for no image or one given twice, ImageError for images that cannot be read or are under 32 pixels
-    a side, OutputError for a ``page`` that cannot be written to, before any work, PageError, which holds the result,
-    where writing it fails afterwards, and whatever ``VAE`` raises.
+    Pictures that cannot be read or are under 32 pixels a side are told in ``failures``, and the others are shown.
+
+    Raises InputError for no image, one given twice, or a ``background`` without use, ImageError for a file that is not
+    there and where no picture is left, OutputError for a ``page`` that cannot be written to, before any work,
+    PageError, which holds the result, where writing it fails afterwards, and whatever ``VAE`` raises.
     """
     files = _files(as_list("images", images))
     check_folder(page)
     path = bundle.path if isinstance(bundle, Bundle) else bundle_folder(bundle)
     name = path.resolve().name
     with VAE(path, backend) as vae:
-        photos = read_photos(files, vae.latent.factor, vae.latent.image_channels == RGBA)
+        photos, failures = read_photos(files, vae.latent.factor, vae.latent.image_channels == RGBA, background)
         pictures = reconstruct({name: vae}, photos, progress)
     pictures, left_out = with_perceptual(pictures, progress)
-    found = Looked(name, reconstructions(pictures), left_out)
+    found = Looked(name, reconstructions(pictures), left_out, failures)
     write_page(look_document(found, pictures), page, found)
     return found
 
@@ -81,7 +89,7 @@ def look_document(found: Looked, pictures: Sequence[Picture]) -> Document:
         title=f"{name} on {total}",
         verdict=changes if changed else f"{name} changes no picture visibly",
         tone="mixed" if changed else "good",
-        sentences=(),
+        sentences=failure_lines(found.failures, len(pictures)),
         reference="photograph",
         pictures=tuple(pictures),
         further=tuple(perceptual_lines(found.reconstructions)),

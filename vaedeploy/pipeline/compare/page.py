@@ -8,7 +8,7 @@ from vaedeploy.page import Cell, Column, Document, Strip, Table
 from vaedeploy.page.document import Tone
 from vaedeploy.page.measures import CHROMA, COLOR, CONTRAST, DETAIL, DISTS, LPIPS, OPACITY
 from vaedeploy.pipeline.compare.result import Comparison, Swap
-from vaedeploy.pipeline.compare.words import remedy, summary_lines, verdict_line
+from vaedeploy.pipeline.compare.words import failure_lines, remedy, summary_lines, verdict_line
 from vaedeploy.quality.candidates import Picture
 
 
@@ -18,7 +18,7 @@ def comparison_document(comparison: Comparison, pictures: Sequence[Picture], str
         title=f"{', '.join(comparison.bundles)} on {len(pictures)} photographs",
         verdict=verdict_line(comparison),
         tone=_tone(comparison),
-        sentences=(),
+        sentences=failure_lines(comparison.failures, len(pictures)),
         further=(*summary_lines(comparison), *(_in_short(swap) for swap in comparison.swaps)),
         opens=(comparison.bundles[0], comparison.bundles[1]),
         reference="photograph",

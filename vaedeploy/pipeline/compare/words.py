@@ -73,6 +73,15 @@ def perceptual_lines(rows: Sequence[Reconstruction]) -> list[str]:
     return [f"{' and '.join(means)}{over}: 0 is equal, and lower is closer."] if means else []
 
 
+def failure_lines(failures: Sequence[str], shown: int) -> tuple[str, ...]:
+    """That pictures are not shown, and why; no line where all are. failures: a sentence for each that is not."""
+    if not failures:
+        return ()
+    count = f"{len(failures)} of {counted(shown + len(failures), 'picture')}"
+    told = f"{count} {'is' if len(failures) == 1 else 'are'} not shown: {failures[0]}"
+    return (f"{told}; and {counted(len(failures) - 1, 'other')}." if failures[1:] else f"{told}.",)
+
+
 def swap_lines(comparison: Comparison) -> list[str]:
     """How well each swap works, a line each."""
     return [f"{swap.encoder} into {swap.decoder}: {swap.verdict}. {swap.words}" for swap in comparison.swaps]
