@@ -107,8 +107,9 @@ def test_a_failed_page_opens_on_the_gravest_failing_form_with_its_cause_and_what
     assert made.verdict == "Failed: decoder, fp16: NaN in 1 of 1 case, first at decoder.up_blocks.3"
     assert made.opens == ("PyTorch", "fp16 graph")
     assert made.sentences == ()
-    assert made.tables[0].title == "Where it goes wrong"
-    assert "decoder.up_blocks.3" in [cell.text for cell in made.tables[0].rows[0]]
+    (steps,) = made.answer
+    assert steps.title == "Where it goes wrong"
+    assert "decoder.up_blocks.3" in [cell.text for cell in steps.rows[0]]
     assert any("conv (Conv of decoder.up_blocks.3) overflows" in sentence for sentence in made.further)
 
 

@@ -137,12 +137,15 @@ def _render(document: Document, side: int, shown: int) -> bytes:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    own = (metric_table(document.pictures),) if document.pictures else ()
+    answers = bool(document.answer or document.tables)  # those that the document has
     numbered = list(enumerate(document.pictures, 1))
     opacity = have_opacity(document.pictures)
     furthest = sorted(numbered, key=lambda pair: _likeness(pair[1]))[:shown]
     page = environment.get_template("page.html").render(
         document=document,
-        tables=(*document.tables, *([metric_table(document.pictures)] if document.pictures else [])),
+        answer=document.answer if answers else own,
+        tables=(*document.tables, *own) if answers else (),
         strips=[
             (s.title, s.words, [(name, at_most(p, STRIP_SIDE)) for name, p in s.pictures]) for s in document.strips
         ],

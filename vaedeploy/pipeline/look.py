@@ -13,8 +13,8 @@ from vaedeploy.images.opacity import Color
 from vaedeploy.images.photos import photo_files
 from vaedeploy.page import Document, check_folder, write_page
 from vaedeploy.pipeline.compare.reconstruct import read_photos, reconstruct, reconstructions, with_perceptual
-from vaedeploy.pipeline.compare.result import Reconstruction
-from vaedeploy.pipeline.compare.words import failure_lines, perceptual_lines
+from vaedeploy.pipeline.compare.result import Reconstruction, summarize
+from vaedeploy.pipeline.compare.words import bundle_line, failure_lines, perceptual_lines
 from vaedeploy.quality.candidates import Picture
 from vaedeploy.runtime import VAE
 from vaedeploy.system.arguments import as_list, refuse_repeats
@@ -92,7 +92,10 @@ def look_document(found: Looked, pictures: Sequence[Picture]) -> Document:
         sentences=failure_lines(found.failures, len(pictures)),
         reference="photograph",
         pictures=tuple(pictures),
-        further=tuple(perceptual_lines(found.reconstructions)),
+        further=(
+            bundle_line(summarize(name, list(found.reconstructions)), found.reconstructions),
+            *perceptual_lines(found.reconstructions),
+        ),
         notes=found.left_out,
     )
 

@@ -56,7 +56,8 @@ def verification_document(name: str, report: Report, pictures: Sequence[Picture]
         reference=REFERENCE,
         # The picture that shows the fault comes first.
         pictures=tuple(sorted(pictures, key=lambda p: opens is not None and opens[1] not in _names(p))),
-        tables=(*_steps(report.bisection), _cases(report)),
+        answer=_steps(report.bisection),
+        tables=(_cases(report),),
         further=(*(f"{verdict.sentence}." for verdict in failed[1:]), *advice, *missed),
         opens=opens,
     )
