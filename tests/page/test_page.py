@@ -10,7 +10,7 @@ import pytest
 from browser import CHROMIUM, Browser
 from pages import document, picture, scene
 
-from vaedeploy.page import write_page
+from vaedeploy.page import Cell, Column, Table, write_page
 from vaedeploy.pipeline.compare import Comparison, Reconstruction, Speed
 from vaedeploy.pipeline.compare.page import comparison_document
 from vaedeploy.pipeline.compare.result import summarize, truest
@@ -196,6 +196,14 @@ def test_sorting_sorts_numbers_by_value_and_words_by_letter(browser: Browser) ->
     browser.run(press % 1)
     assert names(browser, 0, 1) == ["alpha", "beta"]
     assert browser.run(state) == [None, "ascending"]
+
+
+def test_what_is_infinite_is_sorted_as_that(chromium: Browser, tmp_path: Path) -> None:
+    figures = tuple((Cell(text, float(text)),) for text in ("2", "inf", "-inf", "30"))
+    table = Table("PSNR", "Higher is closer.", (Column("PSNR", "dB"),), figures)
+    chromium.open(write_page(msgspec.structs.replace(document(), answer=(), tables=(table,)), tmp_path))
+    chromium.run("document.querySelector('table.sortable button').click()")
+    assert names(chromium, 0, 0) == ["-inf", "2", "30", "inf"]
 
 
 def test_sorting_works_by_keyboard(browser: Browser) -> None:

@@ -63,7 +63,7 @@ def test_an_identical_picture_has_no_number_that_is_none(tmp_path: Path) -> None
     pixels = scene()
     same = Picture("same", pixels, (Candidate("copy", pixels, measure_quality(pixels, pixels), ()),))
     text = write_page(document(same), tmp_path).read_text()
-    assert 'data-value="inf">identical<' in text
+    assert 'data-value="Infinity">identical<' in text
     assert "None" not in text
     assert "copy differs from the photograph in no pixel" in text
     assert "Where copy is worst" not in text

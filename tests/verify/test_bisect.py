@@ -177,9 +177,10 @@ def test_the_first_tensor_that_overflows(small_vae: Path, tmp_path: Path) -> Non
     vae = load_reference(small_vae)
     inflate(vae.decoder, repeat(1e5), repeat(1.0))
     bundle = export_vae(vae, out=tmp_path / "inflated", precision="fp16", rewrite=False, verify=False)
-    report = verify_bundle(bundle, reference=vae)
+    report = verify_bundle(bundle, reference=vae, page=tmp_path / "page")
     bundle = Bundle.open(bundle.path)  # which has golden cases now
     found = bisect_bundle(bundle, report)
+    assert report.bisection == found
     assert [trace.part for trace in found.traces] == ["decoder"]
     (trace,) = found.traces
     cases = decode_golden(bundle.file(GOLDEN).read_bytes(), bundle.manifest.vae.identity)

@@ -137,6 +137,7 @@ def _render(document: Document, side: int, shown: int) -> bytes:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["pieces"] = _pieces
     own = (metric_table(document.pictures),) if document.pictures else ()
     answers = bool(document.answer or document.tables)  # those that the document has
     numbered = list(enumerate(document.pictures, 1))
@@ -164,6 +165,11 @@ def _render(document: Document, side: int, shown: int) -> bytes:
         version=__version__,
     )
     return encodable(page.strip()).encode()
+
+
+def _pieces(text: str) -> list[str]:
+    """The text in the pieces between which a line may end, so that ``decoder.up_blocks.3`` is broken at a point."""
+    return re.split(r"(?<=[a-z]\.)(?=\w)", text)
 
 
 def _likeness(picture: Picture) -> float:

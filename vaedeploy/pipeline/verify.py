@@ -124,7 +124,8 @@ def _bisected(bundle: Bundle, report: Report, progress: Progress) -> Report:
     try:
         from vaedeploy.verify.bisect import bisect_bundle
 
-        return msgspec.structs.replace(report, bisection=bisect_bundle(bundle, report, progress=progress))
+        noted = bundle.current()  # with the golden cases, where the verification wrote them
+        return msgspec.structs.replace(report, bisection=bisect_bundle(noted, report, progress=progress))
     except (ImportError, BundleError, BackendError) as error:  # the verdict and its page are there without it
         log.info("the page has no bisection: %s", error)
         return report

@@ -12,7 +12,7 @@ from vaedeploy.quality.candidates import Picture
 from vaedeploy.verify.limits import limits_line
 from vaedeploy.verify.looks import label_of
 from vaedeploy.verify.report import Case, Report
-from vaedeploy.verify.steps import STEP_COLUMNS, step_rows
+from vaedeploy.verify.steps import step_rows
 from vaedeploy.verify.traces import Bisection
 from vaedeploy.verify.verdicts import Verdict, find_verdicts
 from vaedeploy.verify.words import METRIC_WORDS, METRICS, metric_text
@@ -30,6 +30,20 @@ MEANINGS = {
 """How to read each of ``METRICS``, for the heads of the table's columns."""
 
 
+WORDS = 6
+"""How many columns of ``step_rows`` are words; the others are numbers."""
+
+STEPS = (
+    *map(Column, ("Graph", "Part", "Size", "Module", "Operator", "Tensor")),
+    Column("Error before", "relative L2", "The largest error of what the tensor is computed from."),
+    Column("Error after", "relative L2", "Its own error."),
+    Column("Largest", "magnitude", "The largest number that the graph had to hold there."),
+    Column("Room", "powers of two", "From the largest number to 65504, where float16 ends. Under 0 it overflows."),
+    Column("Not finite", "of elements", "The share that is NaN or infinite."),
+)
+"""The columns of ``step_rows``, as a reader of the page needs them."""
+
+
 def write_verification(bundle: Path, report: Report, pictures: Sequence[Picture], folder: str | Path) -> None:
     """Write the page of a bundle's verification into ``folder``. Raises PageError, which holds the report, where that
     fails.
@@ -43,11 +57,6 @@ def verification_document(name: str, report: Report, pictures: Sequence[Picture]
     failed = sorted((v for v in find_verdicts(report) if not v.passed), key=_gravity)
     seen = _seen(report)
     opens = _opens(failed, pictures)
-    missed = [
-        f"{case.form} {case.part}, {case.size}, {case.output}: {failure}."
-        for case in report.cases
-        for failure in case.failures
-    ]
     return Document(
         title=f"{name}: {report.precision} on {report.backend}, against {report.reference}",
         verdict=_verdict(report, failed, seen),
@@ -58,7 +67,7 @@ def verification_document(name: str, report: Report, pictures: Sequence[Picture]
         pictures=tuple(sorted(pictures, key=lambda p: opens is not None and opens[1] not in _names(p))),
         answer=_steps(report.bisection),
         tables=(_cases(report),),
-        further=(*(f"{verdict.sentence}." for verdict in failed[1:]), *advice, *missed),
+        further=(*advice, *(f"{verdict.sentence}." for verdict in failed[1:])),
         opens=opens,
     )
 
@@ -115,8 +124,13 @@ def _steps(bisection: Bisection | None) -> tuple[Table, ...]:
     if not rows:
         return ()
     lead = "The first tensors of each graph whose error is far larger than that of what they are computed from."
-    columns = tuple(Column(title) for title in STEP_COLUMNS)
-    return (Table("Where it goes wrong", lead, columns, tuple(tuple(map(Cell, row)) for row in rows)),)
+    cells = tuple((*map(Cell, row[:WORDS]), *map(_number, row[WORDS:])) for row in rows)
+    return (Table("Where it goes wrong", lead, STEPS, cells),)
+
+
+def _number(text: str) -> Cell:
+    """A cell of ``STEPS``. One without a number sorts below all others."""
+    return Cell(text, float(text.rstrip("%")) if text else -math.inf)
 
 
 def _cases(report: Report) -> Table:
@@ -132,9 +146,9 @@ def _cases(report: Report) -> Table:
     limits = " ".join(f"{limits_line(precision)}." for precision in precisions)
     return Table(
         "All cases",
-        f"Each row is one output at one size, compared with PyTorch. {limits}",
+        f"Each row is one output at one size, compared with PyTorch; those that failed come first. {limits}",
         columns,
-        tuple(_row(case) for case in report.cases),
+        tuple(map(_row, sorted(report.cases, key=lambda case: case.passed))),
     )
 
 
