@@ -158,13 +158,13 @@ def test_the_first_picture_and_the_answer_are_whole_on_the_first_screens(
     chromium: Browser, tmp_path: Path, width: int, height: int
 ) -> None:
     """A thousand pixels down on a desktop, and two screens down on a phone: the words and the table of two VAEs."""
-    pictures = [picture(f"no{seed}", scene(256, 384, seed)) for seed in (0, 1)]
+    vaes = ("demo", "demo-mse")
+    pictures = [picture(f"no{seed}", scene(256, 384, seed), vaes) for seed in (0, 1)]
     rows = tuple(
         Reconstruction(candidate.name, shown.name, candidate.quality, candidate.findings)
         for shown in pictures
         for candidate in shown.candidates
     )
-    vaes = ("first", "second")
     summaries = tuple(summarize(vae, [row for row in rows if row.bundle == vae]) for vae in vaes)
     speeds = tuple(Speed(vae, "a backend", part, 512, 512, 10.0) for vae in vaes for part in ("encode", "decode"))
     comparison = Comparison(vaes, summaries, *truest(summaries), speeds, (), rows)

@@ -110,8 +110,8 @@ def test_a_vae_that_changes_nothing_is_good() -> None:
     made = look_document(Looked("one", (Reconstruction("one", "face", quality, ()),), ("Not measured.",)), [same])
     assert (made.tone, made.verdict) == ("good", "one changes no picture visibly")
     (line,) = made.further
-    assert line.startswith("one keeps 100% of the fine detail; its colours are 0.0 CIEDE2000 off")
-    assert line.endswith("No visible difference from the photographs.")
+    assert line.startswith("one keeps 100% of the fine detail; colours are 0.0 CIEDE2000 off")
+    assert line.endswith("No fault is visible.")
     assert made.notes == ("Not measured.",)
 
 

@@ -146,11 +146,11 @@ def bundle_line(summary: Summary, rows: Sequence[Reconstruction]) -> str:
     over = f"Over {counted(len(rows), 'picture')}, " if len(rows) > 1 else ""
     faults = ", ".join(f"{fault} ({count} of {len(rows)})" for fault, count in most_often)
     return (
-        f"{over}{summary.bundle} keeps {summary.detail:.0%} of the fine detail; its colours are "
-        f"{summary.color:.1f} CIEDE2000 off (1 is just seen) and have {summary.chroma:.0%} of their strength; "
+        f"{over}{summary.bundle} keeps {summary.detail:.0%} of the fine detail; colours are "
+        f"{summary.color:.1f} CIEDE2000 off (1 is just seen), with {summary.chroma:.0%} of their strength; "
         f"contrast is {summary.contrast:.0%}. "
         + ("" if summary.opacity is None else f"Opacity is {summary.opacity:.1f} levels of 255 off. ")
-        + (f"Visible beside the photographs: {faults}." if faults else "No visible difference from the photographs.")
+        + (f"Visible: {faults}." if faults else "No fault is visible.")
     )
 
 
