@@ -36,6 +36,7 @@ from .pipeline.codec import OtherVAEWarning as OtherVAEWarning
 from .pipeline.compare import Comparison as Comparison
 from .pipeline.compare import compare_bundles as compare_bundles
 from .pipeline.export import export_vae as export_vae
+from .pipeline.look import Looked as Looked
 from .pipeline.look import look_at_bundle as look_at_bundle
 from .pipeline.optimize import Optimized as Optimized
 from .pipeline.optimize import optimize_onnx as optimize_onnx
@@ -56,8 +57,8 @@ from .source import load_reference as load_reference
 from .source import presets as presets
 from .values.latent import LatentSpec as LatentSpec
 from .values.reference import Reference as Reference
-from .verify.bisect import Bisection as Bisection
 from .verify.bisect import bisect_bundle as bisect_bundle
 from .verify.report import Case as Case
 from .verify.report import Report as Report
+from .verify.traces import Bisection as Bisection
 from .version import __version__ as __version__

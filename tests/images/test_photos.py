@@ -12,7 +12,7 @@ from PIL import Image
 
 from vaedeploy.errors import ImageError
 from vaedeploy.images.opacity import verification_mask, with_opacity
-from vaedeploy.images.photos import crop_batch, load_photos, shrink_middle
+from vaedeploy.images.photos import MOST, crop_batch, load_photos, shrink_middle
 from vaedeploy.verify.shapes import verification_shapes
 
 
@@ -84,13 +84,31 @@ def test_photos_get_opacity_where_they_have_none_of_their_own() -> None:
     assert crop_batch([own], 1, 80, 60, channels=4).shape == (1, 80, 60, 4)
 
 
-def test_photos_of_a_folder_keep_real_opacity_alone(tmp_path: Path) -> None:
+def test_photos_of_a_folder_keep_real_opacity_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     Image.new("RGBA", (9, 8), (1, 2, 3, 255)).save(tmp_path / "a.png")
     Image.new("RGBA", (9, 8), (1, 2, 3, 254)).save(tmp_path / "b.png")
     Image.new("RGB", (9, 8), (1, 2, 3)).save(tmp_path / "c.png")
     assert [p.shape for p in load_photos(tmp_path, 4)] == [(8, 9, 3), (8, 9, 4), (8, 9, 3)]
-    with pytest.raises(ImageError, match=r"b\.png has transparent pixels"):
+    assert [p.shape for p in load_photos(tmp_path)] == [(8, 9, 3)] * 2
+    (told,) = caplog.messages
+    assert told.startswith(f"left out: {tmp_path / 'b.png'} has transparent pixels")
+
+
+def test_photos_that_cannot_be_read_are_told_and_others_take_their_place(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in range(MOST + 1):
+        Image.new("RGB", (9, 8), (number, 2, 3)).save(tmp_path / f"{number:02}.png")
+    (tmp_path / "00.png").write_bytes(b"no picture")
+    assert [int(photo[0, 0, 0]) for photo in load_photos(tmp_path)] == list(range(1, MOST + 1))
+    (told,) = caplog.messages
+    assert told.startswith(f"left out: {tmp_path / '00.png'} is not an image")
+    for path in tmp_path.iterdir():
+        path.write_bytes(b"no picture")
+    with pytest.raises(ImageError) as error:
         load_photos(tmp_path)
+    assert str(error.value).startswith(f"none of 10 pictures can be used:\n  {tmp_path / '00.png'} is not an image")
+    assert len(str(error.value).splitlines()) == 11
 
 
 def test_large_photos_are_cut_and_not_scaled() -> None:

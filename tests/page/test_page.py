@@ -10,7 +10,10 @@ import pytest
 from browser import CHROMIUM, Browser
 from pages import document, picture, scene
 
-from vaedeploy.page import write_page
+from vaedeploy.page import Cell, Column, Table, write_page
+from vaedeploy.pipeline.compare import Comparison, Reconstruction, Speed
+from vaedeploy.pipeline.compare.page import comparison_document
+from vaedeploy.pipeline.compare.result import summarize, truest
 
 pytestmark = [
     pytest.mark.browser,
@@ -88,7 +91,7 @@ ZOOM = "document.querySelector('%s').style.getPropertyValue('--zoom')"
 def test_a_zoom_is_the_same_in_every_view_and_one_to_one_is_exact(browser: Browser) -> None:
     browser.run("document.querySelector('#pictures .stage input').focus()")
     browser.press("+")
-    assert browser.run(ZOOM % "#pictures .stage") == browser.run(ZOOM % "#pictures .map") == "2"
+    assert browser.run(ZOOM % "#pictures .stage") == browser.run(ZOOM % ".map") == "2"
     width = browser.run("document.querySelector('#pictures .layer img').getBoundingClientRect().width")
     stage = browser.run("document.querySelector('#pictures .stage').getBoundingClientRect().width")
     assert width == pytest.approx(2 * stage)
@@ -151,12 +154,27 @@ def test_flicker_shows_both_sides_in_turns_until_it_is_pressed_again(browser: Br
 
 
 @pytest.mark.parametrize(("width", "height"), [(390, 1688), (1280, 1000)])
-def test_the_first_picture_is_whole_on_the_first_screens(
-    chromium: Browser, page: Path, width: int, height: int
+def test_the_first_picture_and_the_answer_are_whole_on_the_first_screens(
+    chromium: Browser, tmp_path: Path, width: int, height: int
 ) -> None:
-    """A thousand pixels down on a desktop, and two screens down on a phone."""
-    chromium.open(page, width=width, height=height)
-    assert chromium.run("document.querySelector('.stage').getBoundingClientRect().bottom") < height
+    """A thousand pixels down on a desktop, and two screens down on a phone: the words and the table of two VAEs."""
+    vaes = ("demo", "demo-mse")
+    pictures = [picture(f"no{seed}", scene(256, 384, seed), vaes) for seed in (0, 1)]
+    rows = tuple(
+        Reconstruction(candidate.name, shown.name, candidate.quality, candidate.findings)
+        for shown in pictures
+        for candidate in shown.candidates
+    )
+    summaries = tuple(summarize(vae, [row for row in rows if row.bundle == vae]) for vae in vaes)
+    speeds = tuple(Speed(vae, "a backend", part, 512, 512, 10.0) for vae in vaes for part in ("encode", "decode"))
+    comparison = Comparison(vaes, summaries, *truest(summaries), speeds, (), rows)
+    chromium.open(write_page(comparison_document(comparison, pictures, ()), tmp_path), width=width, height=844)
+    bottom = "document.querySelector('%s').getBoundingClientRect().bottom"
+    for shown in (".stage", ".words", ".opening + section tbody"):
+        assert chromium.run(bottom % shown) <= height
+    assert chromium.run("document.querySelector('.closer').getBoundingClientRect().top") > chromium.run(
+        bottom % ".opening + section tbody"
+    )
 
 
 def test_a_page_opens_on_the_layers_that_it_names(chromium: Browser, tmp_path: Path) -> None:
@@ -178,6 +196,14 @@ def test_sorting_sorts_numbers_by_value_and_words_by_letter(browser: Browser) ->
     browser.run(press % 1)
     assert names(browser, 0, 1) == ["alpha", "beta"]
     assert browser.run(state) == [None, "ascending"]
+
+
+def test_what_is_infinite_is_sorted_as_that(chromium: Browser, tmp_path: Path) -> None:
+    figures = tuple((Cell(text, float(text)),) for text in ("2", "inf", "-inf", "30"))
+    table = Table("PSNR", "Higher is closer.", (Column("PSNR", "dB"),), figures)
+    chromium.open(write_page(msgspec.structs.replace(document(), answer=(), tables=(table,)), tmp_path))
+    chromium.run("document.querySelector('table.sortable button').click()")
+    assert names(chromium, 0, 0) == ["-inf", "2", "30", "inf"]
 
 
 def test_sorting_works_by_keyboard(browser: Browser) -> None:

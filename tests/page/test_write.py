@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 import pytest
 import skimage.data
+from faults import blur
 from pages import BLURRED, document, picture, scene
 from PIL import Image
 from places import KODAK
@@ -22,7 +23,8 @@ from vaedeploy.images.photos import SAMPLES
 from vaedeploy.page import check_folder, write, write_page
 from vaedeploy.page.charts import HEIGHT, WIDTH, spectrum_chart, tone_chart
 from vaedeploy.page.images import HEAT, at_most, error_levels, heat_map, lossless, worst_area
-from vaedeploy.quality import measure_quality
+from vaedeploy.page.measures import DETAIL
+from vaedeploy.quality import find_faults, measure_quality
 from vaedeploy.quality.candidates import Candidate, Picture
 
 
@@ -61,7 +63,7 @@ def test_an_identical_picture_has_no_number_that_is_none(tmp_path: Path) -> None
     pixels = scene()
     same = Picture("same", pixels, (Candidate("copy", pixels, measure_quality(pixels, pixels), ()),))
     text = write_page(document(same), tmp_path).read_text()
-    assert 'data-value="inf">identical<' in text
+    assert 'data-value="Infinity">identical<' in text
     assert "None" not in text
     assert "copy differs from the photograph in no pixel" in text
     assert "Where copy is worst" not in text
@@ -159,7 +161,7 @@ def test_of_very_many_pictures_the_furthest_are_shown_and_the_others_linked(
     made = document(picture("one", pixels), same, picture("three", scene(seed=3)))
     page = write_page(made, tmp_path)
     text = page.read_text()
-    assert re.findall(r"<h3>(\w+)</h3>\s+<p class=\"seen\">", text) == ["one", "three"]
+    assert re.findall(r'<div class="slider" data-picture="(\w+)"', text) == ["one", "three"]
     links = re.findall(r'<a href="(pictures/002[^"]+)">([^<]+)</a>', text)
     assert links == [("pictures/002-0-same-photograph.png", "photograph"), ("pictures/002-1-same-copy.png", "copy")]
     assert (read_image(tmp_path / links[1][0]) == pixels).all()
@@ -167,7 +169,11 @@ def test_of_very_many_pictures_the_furthest_are_shown_and_the_others_linked(
 
 def test_charts_stay_within_their_frames_however_far_a_picture_is_off() -> None:
     reference = scene()
-    for wrong in (np.zeros_like(reference), np.random.default_rng(0).integers(0, 256, reference.shape, np.uint8)):
+    for wrong in (
+        np.zeros_like(reference),
+        255 - reference,
+        np.random.default_rng(0).integers(0, 256, reference.shape, np.uint8),
+    ):
         candidate = Candidate("wrong", wrong, measure_quality(reference, wrong), ())
         for chart in (spectrum_chart([candidate]), tone_chart([candidate])):
             (line,) = chart.lines
@@ -179,11 +185,29 @@ def test_the_charts_tell_what_was_measured() -> None:
     candidate = picture("one", scene()).candidates[0]
     (line,) = spectrum_chart([candidate]).lines
     assert [dot.words for dot in line.dots][:2] == [
-        f"2 to 4 pixels: {candidate.quality.detail.octaves[0]:.0%}",
-        f"4 to 8 pixels: {candidate.quality.detail.octaves[1]:.0%}",
+        f"2 to 4 pixels: {candidate.quality.detail.gains[0]:.0%}",
+        f"4 to 8 pixels: {candidate.quality.detail.gains[1]:.0%}",
     ]
     (line,) = tone_chart([candidate]).lines
     assert len(line.dots) == len(candidate.quality.contrast.tone_curve)
+
+
+def test_fine_detail_is_one_number_in_words_table_and_chart() -> None:
+    reference = scene()
+    blurred = blur(reference, 1.0)
+    quality = measure_quality(reference, blurred)
+    candidate = Candidate("blurred", blurred, quality, find_faults(quality))
+    fine = f"{quality.detail.fine:.0%}"
+    (sentence,) = [finding.words for finding in candidate.findings if finding.name == "blurred"]
+    assert f" {fine} of the fine detail" in sentence
+    assert f"{DETAIL.text(quality)}%" == fine
+    chart = spectrum_chart([candidate])
+    (line,) = chart.lines
+    assert line.figure == f"{fine} of the fine detail"
+    marked = [dot for dot in line.dots if chart.mark.start < dot.x < chart.mark.end]
+    shown = [float(dot.words.split(": ")[1].rstrip("%")) for dot in marked]
+    assert [dot.words.split(":")[0] for dot in marked] == ["2 to 4 pixels", "4 to 8 pixels", "8 to 16 pixels"]
+    assert np.mean(shown) == pytest.approx(100 * quality.detail.fine, abs=1)
 
 
 def test_a_place_that_cannot_be_written_to_is_told(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shutil
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -365,6 +366,29 @@ def test_images_with_opacity_are_compared_with_others_in_front_of_white(see_thro
     assert np.abs(to_levels(told[None])[0].astype(int) - seen).max() <= 2
     with pytest.raises(ImageError, match=r"a\.png has transparent pixels"):
         compare_bundles(bundles, see_through / "clear")
+    grey = compare_bundles(bundles, see_through / "clear", background=(128, 128, 128))
+    assert [(row.bundle, row.quality.opacity) for row in grey.reconstructions] == [("one", None), ("rgba0", None)]
+
+
+def test_one_photograph_that_cannot_be_compared_ends_nothing(
+    vaedeploy: Callable[..., Any], folder: Path, tmp_path: Path
+) -> None:
+    photos = tmp_path / "photos"
+    shutil.copytree(folder / "photos", photos)
+    (photos / "broken.png").write_bytes(b"no picture")
+    arguments = ("compare", folder / "one", folder / "two", "--images", photos, "-o", tmp_path / "page")
+    ended = vaedeploy(*arguments)
+    assert ended.code == 2
+    assert ended.out.startswith("VAE ")
+    assert (
+        f"Error: 1 of 3 pictures failed; the result is of the others:\n  {photos / 'broken.png'} is not an image"
+        in ended.err
+    )
+    text = (tmp_path / "page" / "index.html").read_text()
+    assert text.index("1 of 3 pictures is not shown: ") < text.index("</header>")
+    told = json.loads(vaedeploy(*arguments[:-2], "--json").out)
+    assert len(told["reconstructions"]) == 4
+    assert told["failures"][0].startswith(f"{photos / 'broken.png'} is not an image")
 
 
 def test_a_change_of_colours_leaves_opacity(crops: list[np.ndarray]) -> None:

@@ -13,9 +13,13 @@ from PIL import Image
 from tiny_bundle import tiny_bundle
 
 from vaedeploy.errors import ImageError, InputError
-from vaedeploy.pipeline.look import look_at_bundle, look_document
+from vaedeploy.images.files import read_image, write_image
+from vaedeploy.images.opacity import flattened, verification_mask, with_opacity
+from vaedeploy.pipeline.compare import Reconstruction
+from vaedeploy.pipeline.look import Looked, look_at_bundle, look_document
 from vaedeploy.quality import measure_quality
 from vaedeploy.quality.candidates import Candidate, Picture
+from vaedeploy.runtime import VAE
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +36,7 @@ def test_files_and_folders_stand_beside_what_the_vae_makes_of_them(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     found = look_at_bundle(folder / "one", [folder / "face.png", folder / "photos"], page=folder / "page")
-    assert [(row.bundle, row.picture) for row in found] == [("one", "face"), ("one", "coffee")]
+    assert [(row.bundle, row.picture) for row in found.reconstructions] == [("one", "face"), ("one", "coffee")]
     text = (folder / "page" / "index.html").read_text()
     assert "one changes 2 of 2 pictures visibly: " in text
     (told,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
@@ -48,7 +52,47 @@ def test_the_command_says_what_is_seen(vaedeploy: Callable[..., Any], folder: Pa
     assert ended.code == 0
     assert "face" in ended.out
     ended = vaedeploy("look", folder / "one", folder / "face.png", "-o", folder / "told", "--json")
-    assert [row["picture"] for row in json.loads(ended.out)] == ["face"]
+    told = json.loads(ended.out)
+    assert told["bundle"] == "one"
+    assert [row["picture"] for row in told["reconstructions"]] == ["face"]
+
+
+def test_one_transparent_picture_ends_nothing_and_is_shown_on_a_background(
+    vaedeploy: Callable[..., Any], folder: Path
+) -> None:
+    logo = folder / "logo.png"
+    pixels = skimage.data.astronaut()[:64, :96]
+    write_image(logo, with_opacity(pixels, verification_mask(64, 96)))
+    looking = ("look", folder / "one", logo, folder / "face.png", "-o", folder / "logo", "--json")
+    ended = vaedeploy(*looking)
+    assert ended.code == 2
+    told = json.loads(ended.out)
+    assert [row["picture"] for row in told["reconstructions"]] == ["face"]
+    (sentence,) = told["failures"]
+    assert sentence == (
+        f"{logo} has transparent pixels, whose colour depends on what is behind. Say it with --background, such as "
+        "--background white, or flatten the picture first"
+    )
+    assert f"Error: 1 of 2 pictures failed; the result is of the others:\n  {sentence}\n" in ended.err
+    text = (folder / "logo" / "index.html").read_text()
+    assert text.index(f"1 of 2 pictures is not shown: {sentence}.") < text.index("</header>")
+    ended = vaedeploy(*looking, "--background", "#0000ff")
+    assert ended.code == 0
+    told = json.loads(ended.out)
+    assert [row["picture"] for row in told["reconstructions"]] == ["logo", "face"]
+    assert "failures" not in told
+    with VAE(folder / "one") as vae:
+        seen = flattened(read_image(logo, opacity=True), (0, 0, 255), logo)
+        expected = measure_quality(seen, vae.decode(vae.encode(seen), output="float")[0], factor=4)
+    assert told["reconstructions"][0]["quality"]["error"]["psnr"] == expected.error.psnr
+
+
+def test_a_vae_of_images_with_opacity_has_no_use_for_a_background(folder: Path, tmp_path: Path) -> None:
+    tiny_bundle(tmp_path / "rgba", image_channels=4)
+    with pytest.raises(
+        InputError, match=r"^background is for VAEs of RGB images, and what is looked at here has opacity"
+    ):
+        look_at_bundle(tmp_path / "rgba", [folder / "face.png"], page=tmp_path / "page", background=(0, 0, 0))
 
 
 def test_without_an_image_the_command_says_what_it_took_for_the_bundle(
@@ -61,10 +105,14 @@ def test_without_an_image_the_command_says_what_it_took_for_the_bundle(
 
 def test_a_vae_that_changes_nothing_is_good() -> None:
     photo = skimage.data.astronaut()[:64, :64]
-    same = Picture("face", photo, (Candidate("one", photo, measure_quality(photo, photo), ()),))
-    made = look_document("one", [same], ["Not measured."])
+    quality = measure_quality(photo, photo)
+    same = Picture("face", photo, (Candidate("one", photo, quality, ()),))
+    made = look_document(Looked("one", (Reconstruction("one", "face", quality, ()),), ("Not measured.",)), [same])
     assert (made.tone, made.verdict) == ("good", "one changes no picture visibly")
-    assert (made.further, made.notes) == ((), ("Not measured.",))
+    (line,) = made.further
+    assert line.startswith("one keeps 100% of the fine detail; colours are 0.0 CIEDE2000 off")
+    assert line.endswith("No fault is visible.")
+    assert made.notes == ("Not measured.",)
 
 
 def test_what_cannot_be_looked_at_is_told(folder: Path) -> None:

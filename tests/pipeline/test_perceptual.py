@@ -64,11 +64,16 @@ def test_without_the_memory_for_them_the_rest_is_kept(
         return torch.empty(1 << 50)  # 4 PiB, of which PyTorch says that it cannot allocate them
 
     monkeypatch.setattr(reconstruct, "load_perceptual", lambda: PerceptualMetrics(too_large, None, ()))
+    sentence = "LPIPS and DISTS were left out: there is not enough memory. Give smaller photographs"
     ended = vaedeploy("compare", folder / "one", folder / "two", "--images", folder / "photos", "--json")
     assert ended.code == 0
     told = json.loads(ended.out)
-    assert told["left_out"] == ["LPIPS and DISTS were left out: there is not enough memory. Give smaller photographs"]
+    assert told["left_out"] == [sentence]
     assert len(told["reconstructions"]) == 4
+    looking = ("look", folder / "one", folder / "photos", "-o", folder / "large")
+    assert vaedeploy(*looking).out.splitlines()[-1] == sentence
+    told = json.loads(vaedeploy(*looking, "--json").out)
+    assert (told["left_out"], len(told["reconstructions"])) == ([sentence], 2)
 
 
 @pytest.mark.slow

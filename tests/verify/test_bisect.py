@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import html
 import json
 import math
 import shutil
@@ -35,9 +36,10 @@ from vaedeploy.testing.inflation import inflate
 from vaedeploy.testing.tiny import tiny_reference
 from vaedeploy.values.kinds import Part
 from vaedeploy.verify.advice import advise
-from vaedeploy.verify.bisect import FLOORS, Bisection, Step, Trace, bisect_bundle, find_jumps
+from vaedeploy.verify.bisect import FLOORS, bisect_bundle, find_jumps
 from vaedeploy.verify.report import Case, Report
 from vaedeploy.verify.steps import STEP_COLUMNS
+from vaedeploy.verify.traces import Bisection, Step, Trace
 
 Fault = Callable[[np.ndarray], np.ndarray]
 
@@ -175,9 +177,10 @@ def test_the_first_tensor_that_overflows(small_vae: Path, tmp_path: Path) -> Non
     vae = load_reference(small_vae)
     inflate(vae.decoder, repeat(1e5), repeat(1.0))
     bundle = export_vae(vae, out=tmp_path / "inflated", precision="fp16", rewrite=False, verify=False)
-    report = verify_bundle(bundle, reference=vae)
+    report = verify_bundle(bundle, reference=vae, page=tmp_path / "page")
     bundle = Bundle.open(bundle.path)  # which has golden cases now
     found = bisect_bundle(bundle, report)
+    assert report.bisection == found
     assert [trace.part for trace in found.traces] == ["decoder"]
     (trace,) = found.traces
     cases = decode_golden(bundle.file(GOLDEN).read_bytes(), bundle.manifest.vae.identity)
@@ -246,7 +249,7 @@ def test_a_bundle_of_portable_graphs_alone(tmp_path: Path) -> None:
     )
     report = verify_bundle(bundle, reference=tiny_reference())
     found = bisect_bundle(bundle.path)
-    assert found == Bisection(())
+    assert found == Bisection((), advise(found, None))
     verdict = "failed" if not report.passed else "has none but the portable graphs"
     assert verdict in advise(found, report)[0]
 
@@ -287,11 +290,18 @@ def test_the_command(vaedeploy: Callable[..., Ended], tiny_vae_bundle: Bundle, t
     assert " ".join(lines[header].split()) == " ".join(STEP_COLUMNS)
     assert lines[header + 1].split()[:5] == ["onnxruntime", "fp32", "decoder", "1x32x32", "decoder.body.4"]
     assert lines[-1].startswith("decoder, onnxruntime: ")
-    document = json.loads(vaedeploy("verify", bundle.path, "--bisect", "--json").out)
+    page = tmp_path / "page"
+    ended = vaedeploy("verify", bundle.path, "--bisect", "--json", "--report", page)
+    assert ended.err.count("Bisecting: done") == 1  # for both, the page and the output
+    document = json.loads(ended.out)
     assert document["passed"] is False
+    assert all(line in html.unescape((page / "index.html").read_text()) for line in document["bisection"]["advice"])
     steps = [step for trace in document["bisection"]["traces"] for step in trace["jumps"]]
     assert [step["module"] for step in steps] == ["decoder.body.4"]
     assert len(document["bisection"]["advice"]) == len(document["bisection"]["traces"])
+    shown = vaedeploy("verify", bundle.path, "--report", page)
+    assert ", first at decoder.body.4" in shown.out  # what was found for the page
+    assert "--bisect" not in shown.err
     refused = vaedeploy("verify", bundle.path, "--bisect", "--backend", "onnxruntime-cuda")
     assert (refused.code, refused.out) == (2, "")
     assert "--bisect cannot be used with --backend: it compares the graphs on the CPU." in refused.err

@@ -22,11 +22,14 @@ from vaedeploy.bundle.golden import GoldenCase
 from vaedeploy.cli.tables.verify import closing_lines
 from vaedeploy.images.pixels import to_levels
 from vaedeploy.page import write_page
-from vaedeploy.verify.bisect import Bisection, Step, Trace
+from vaedeploy.verify.advice import advise
 from vaedeploy.verify.cases import verify_cases
 from vaedeploy.verify.looks import Looks
 from vaedeploy.verify.page import verification_document
 from vaedeploy.verify.report import Report
+from vaedeploy.verify.steps import STEP_COLUMNS
+from vaedeploy.verify.traces import Bisection, Step, Trace
+from vaedeploy.verify.verdicts import find_verdicts
 
 PHOTO = skimage.data.astronaut()[128:384, 128:416]
 
@@ -86,8 +89,8 @@ def test_the_page_says_the_verdict_first_and_then_what_is_seen(tmp_path: Path, s
     made = verification_document("mine", report, looks.pictures)
     assert made.verdict.startswith(verdict)
     text = write_page(made, tmp_path).read_text()
-    assert text.index(verdict) < text.index("<article>") < text.index("All cases")
-    assert ("no fault is seen" in text) == (strength == 0)
+    assert text.index(verdict) < text.index("<article") < text.index("All cases")
+    assert ("No fault is seen" in text) == (strength == 0)
     assert ('<span class="finding">washed out</span>' in text) == (strength > 0)
 
 
@@ -100,20 +103,44 @@ def test_a_failed_page_opens_on_the_gravest_failing_form_with_its_cause_and_what
     looks.see("fp16", "large", to_float(PHOTO)[None], np.full((1, 3, *PHOTO.shape[:2]), np.nan))
     step = Step("conv", "node", "Conv", "decoder.up_blocks.3", 0.0, math.inf, 7e4, -0.1, 1.0)
     trace = Trace("decoder", "fp16", "fp16", "large", 1, 256, 288, 9, False, (step,), step)
-    made = verification_document("mine", report, looks.pictures, Bisection((trace,)))
+    found = Bisection((trace,))
+    report = msgspec.structs.replace(report, bisection=Bisection((trace,), advise(found, report)))
+    made = verification_document("mine", report, looks.pictures)
     assert made.verdict == "Failed: decoder, fp16: NaN in 1 of 1 case, first at decoder.up_blocks.3"
     assert made.opens == ("PyTorch", "fp16 graph")
     assert made.sentences == ()
-    assert made.tables[0].title == "Where it goes wrong"
-    assert "decoder.up_blocks.3" in [cell.text for cell in made.tables[0].rows[0]]
+    (steps,) = made.answer
+    assert steps.title == "Where it goes wrong"
+    assert len(steps.columns) == len(steps.rows[0]) == len(STEP_COLUMNS)
+    assert [(cell.text, cell.value) for cell in steps.rows[0][3:]] == [
+        ("decoder.up_blocks.3", None),
+        ("Conv", None),
+        ("conv", None),
+        ("0.0e+00", 0.0),
+        ("inf", math.inf),
+        ("7e+04", 7e4),
+        ("-0.1", -0.1),
+        ("100.00%", 100.0),
+    ]
     assert any("conv (Conv of decoder.up_blocks.3) overflows" in sentence for sentence in made.further)
+
+
+def test_a_failed_page_tells_each_fault_once_and_has_the_cases_that_failed_first() -> None:
+    bad, looks = verify(lambda photo: wash_out(photo, 0.5), golden())
+    good, _ = verify(lambda photo: photo, golden())
+    report = msgspec.structs.replace(bad, cases=(*good.cases, *bad.cases))
+    made = verification_document("mine", report, looks.pictures)
+    verdicts = [row[-1].text for row in made.tables[0].rows]
+    assert verdicts == sorted(verdicts)  # FAILED before passed
+    assert {"FAILED", "passed"} == set(verdicts)
+    assert len(made.further) == len([v for v in find_verdicts(report) if not v.passed]) - 1  # the other is the headline
 
 
 def test_a_page_without_pictures_says_so(tmp_path: Path) -> None:
     report, looks = verify(lambda photo: photo, golden(PHOTO[:64, :64]))
     text = write_page(verification_document("mine", report, looks.pictures), tmp_path).read_text()
     assert "No image was large enough to be looked at." in text
-    assert "<article>" not in text
+    assert "<article" not in text
 
 
 def test_without_scikit_image_a_bundle_is_verified_and_not_looked_at() -> None:
@@ -133,5 +160,5 @@ def test_verify_writes_the_page(demo_bundle: Bundle, tmp_path: Path, vaedeploy: 
     assert ended.code == 0
     text = (tmp_path / "page" / "index.html").read_text()
     assert "Verified: all" in text
-    assert text.count("<article>") == 1
+    assert text.count("<article") == 1
     Bundle.open(tmp_path / "demo").check()

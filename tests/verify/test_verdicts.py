@@ -8,8 +8,8 @@ import msgspec
 import pytest
 
 from vaedeploy.cli.tables.verify import case_table, closing_lines, verdict_rows
-from vaedeploy.verify.bisect import Bisection, Step, Trace
 from vaedeploy.verify.report import Case, Report
+from vaedeploy.verify.traces import Bisection, Step, Trace
 from vaedeploy.verify.verdicts import find_verdicts
 
 EMULATED = "onnxruntime, emulated fp16"
@@ -29,7 +29,7 @@ def failed(rel_l2: float, **changes: object) -> Case:
 
 
 def told(*cases: Case, bisection: Bisection | None = None) -> list[str]:
-    return [verdict.sentence for verdict in find_verdicts(report(*cases), bisection)]
+    return [verdict.sentence for verdict in find_verdicts(msgspec.structs.replace(report(*cases), bisection=bisection))]
 
 
 def test_what_passed_is_told_with_its_worst_figures() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NoReturn
 
 import click
 
@@ -11,6 +13,7 @@ from vaedeploy.cli import terminal
 from vaedeploy.cli.documents import telling_bundle
 from vaedeploy.cli.group import cli
 from vaedeploy.cli.options import (
+    background_option,
     bundle_argument,
     json_option,
     keep_result,
@@ -23,6 +26,8 @@ from vaedeploy.cli.options import (
 from vaedeploy.cli.parameters import BACKEND, BUNDLE, PATH
 from vaedeploy.cli.progress import progress_display
 from vaedeploy.cli.table import show_table
+from vaedeploy.errors import InputError
+from vaedeploy.values.words import counted
 
 
 @cli.command()
@@ -110,19 +115,21 @@ def swap(bundle: Path, vae: str | None, restore: bool, as_json: bool, **place: s
     help="Compare the VAEs on these photographs: a folder, or one.",
 )
 @out_option("DIR", "Also write an HTML page with images, DIR/index.html.", also="--report")
+@background_option
 @click.option(
     "--backend", type=BACKEND, metavar="NAME", help="Run on this backend. [default: the first that is available]"
 )
 @json_option
-def compare(
-    bundles: tuple[Path | str, ...], images: Path, out: Path | None, as_json: bool, backend: str | None
-) -> None:
+def compare(bundles: tuple[Path | str, ...], images: Path, out: Path | None, as_json: bool, **options: Any) -> None:
     """Compare VAEs: fidelity, speed and compatible latents.
 
     Each bundle encodes and decodes the photographs. The command prints how far each result is from its photograph, how
     long each VAE takes, and which is truest and fastest. Then each VAE decodes latents of each other one. The verdict
     for a pair is compatible, compatible with a shift (of colour, contrast or scale), or not compatible; a wrong scale
     or shift, flipped signs, permuted channels and another latent space are told apart.
+
+    Photographs that cannot be read, or that are transparent and have no --background, are named; the others are
+    compared, and the exit code is 2.
 
     LPIPS and DISTS are measured too, where torchmetrics, torchvision and the weights of their networks are on this
     machine. Nothing is downloaded.
@@ -136,7 +143,7 @@ def compare(
     from vaedeploy.pipeline.compare.words import summary_lines, swap_lines
 
     found, problem = keep_result(
-        lambda tell: compare_bundles(list(map(local, bundles)), images, page=out, backend=backend, progress=tell)
+        lambda tell: compare_bundles(list(map(local, bundles)), images, page=out, progress=tell, **options)
     )
     if as_json:
         terminal.show_json(found)
@@ -144,41 +151,52 @@ def compare(
         columns = compare_columns(found)
         show_table(columns, compare_rows(found), numbers=columns[1:])
         terminal.show_text("\n".join((*summary_lines(found), *swap_lines(found), *found.left_out)))
-    sys.exit(tell_page(out, problem))
+    _end(found.failures, len(found.reconstructions) // len(found.bundles), tell_page(out, problem))
 
 
 @cli.command()
 @bundle_argument
 @click.argument("images", nargs=-1, type=PATH, metavar="IMAGE...")
 @out_option("DIR", "The folder of the HTML page, DIR/index.html.", required=True, also="--report")
+@background_option
 @click.option(
     "--backend", type=BACKEND, metavar="NAME", help="Run on this backend. [default: the first that is available]"
 )
 @json_option
-def look(bundle: Path, images: tuple[Path, ...], out: Path, as_json: bool, backend: str | None) -> None:
+def look(bundle: Path, images: tuple[Path, ...], out: Path, as_json: bool, **options: Any) -> None:
     """Show what a VAE makes of your own pictures, on a page.
 
     Each IMAGE, or each picture in a folder, is encoded and decoded, and stands on the page beside itself: to zoom, to
     flicker, and with the difference. The command prints the faults that a person would see, and LPIPS and DISTS as in
-    compare.
+    compare. Pictures that cannot be read, or that are transparent and have no --background, are named; the others are
+    shown, and the exit code is 2.
+
+    --json prints the bundle; reconstructions, what was measured of each picture; and, if there are any, left_out and
+    failures: sentences on metrics that were not measured and on pictures that are not shown.
 
     \b
     Example:
       vaedeploy look demo portrait.png photos -o look
     """
     from vaedeploy.cli.tables.results import LOOK_COLUMNS, look_rows
-    from vaedeploy.pipeline.compare.result import mean_perceptual
     from vaedeploy.pipeline.compare.words import perceptual_lines
     from vaedeploy.pipeline.look import look_at_bundle
-    from vaedeploy.quality import load_perceptual
 
     if not images:
         raise click.UsageError(f"Missing argument 'IMAGE...': the first argument is the bundle, and that is {bundle}.")
-    found, problem = keep_result(lambda tell: look_at_bundle(bundle, images, page=out, backend=backend, progress=tell))
+    found, problem = keep_result(lambda tell: look_at_bundle(bundle, images, page=out, progress=tell, **options))
     if as_json:
         terminal.show_json(found)
     else:
         show_table(LOOK_COLUMNS, look_rows(found))
-        left_out = load_perceptual().left_out if None in mean_perceptual(found) else ()
-        terminal.show_text("\n".join((*perceptual_lines(found), *left_out)))
-    sys.exit(tell_page(out, problem))
+        terminal.show_text("\n".join((*perceptual_lines(found.reconstructions), *found.left_out)))
+    _end(found.failures, len(found.reconstructions), tell_page(out, problem))
+
+
+def _end(failures: Sequence[str], shown: int, code: int) -> NoReturn:
+    """End with ``code``, or, where pictures failed, with an error that names them. shown: how many did not."""
+    if failures:
+        lines = "".join(f"\n  {failure}" for failure in failures)
+        total = counted(len(failures) + shown, "picture")
+        raise InputError(f"{len(failures)} of {total} failed; the result is of the others:{lines}")
+    sys.exit(code)

@@ -9,8 +9,8 @@ import click
 
 from vaedeploy.cli import terminal
 from vaedeploy.cli.group import cli
-from vaedeploy.cli.options import bundle_argument, json_option, memory_option, out_option
-from vaedeploy.cli.parameters import PATH, Color, OneOf, Size
+from vaedeploy.cli.options import background_option, bundle_argument, json_option, memory_option, out_option
+from vaedeploy.cli.parameters import PATH, OneOf, Size
 from vaedeploy.cli.progress import progress_display
 from vaedeploy.values.words import counted
 
@@ -44,7 +44,7 @@ from vaedeploy.values.words import counted
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="The seed of --crop random.")
 @click.option("--flip", is_flag=True, help="Encode each picture mirrored as well.")
-@click.option("--background", type=Color(), metavar="COLOR", help="Flatten transparent pictures on this colour.")
+@background_option
 @click.option(
     "--dtype",
     type=OneOf(["float16", "bfloat16", "float32"]),

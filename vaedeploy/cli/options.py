@@ -15,7 +15,7 @@ import click
 from click.core import ParameterSource
 
 from vaedeploy.cli import terminal
-from vaedeploy.cli.parameters import BACKEND, BUNDLE, PATH, PRECISION, PROFILES, VAE, MemorySize, preset_names
+from vaedeploy.cli.parameters import BACKEND, BUNDLE, PATH, PRECISION, PROFILES, VAE, Color, MemorySize, preset_names
 from vaedeploy.cli.progress import progress_display
 from vaedeploy.errors import BundleError, PageError
 from vaedeploy.system.progress import Progress
@@ -110,6 +110,12 @@ def keep_result(work: Callable[[Progress], Result]) -> tuple[Result, PageError |
             return work(progress), None
     except PageError as error:
         return cast(Result, error.result), error
+
+
+def background_option(command: Command) -> Command:
+    return click.option(
+        "--background", type=Color(), metavar="COLOR", help="Flatten transparent pictures on this colour."
+    )(command)
 
 
 def tell_page(page: Path | None, problem: PageError | None) -> int:

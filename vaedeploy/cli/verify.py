@@ -17,7 +17,6 @@ from vaedeploy.cli.table import show_table
 from vaedeploy.errors import VerificationError
 
 if TYPE_CHECKING:
-    from vaedeploy.verify.bisect import Bisection
     from vaedeploy.verify.report import Report
 
 
@@ -114,26 +113,40 @@ def verify(
     )
     if junit is not None:
         write_file(junit, junit_xml(report, bundle.resolve().name))
-    if bisect:
-        _bisect(bundle, report, as_json)
-    elif as_json:
-        terminal.show_json(report.to_document())
-    else:
-        _show_report(report)
+    try:
+        if bisect and report.bisection is None:  # else it was done for the page
+            report = _bisected(bundle, report)
+    finally:  # the report is shown even where the bisection fails
+        if as_json:
+            terminal.show_json(report.to_document())
+        else:
+            _show_report(report)
+    if bisect and not as_json:
+        _show_bisection(report)
     code = tell_page(options["page"], problem)
     if not report.passed:
-        if backend is None and not bisect:
+        if backend is None and not bisect and (report.bisection is None or problem):  # else it is on the page
             terminal.note(f"To find where the graphs go wrong, run: vaedeploy verify {bundle} --bisect")
         code = VerificationError.exit_code
     sys.exit(code)
 
 
-def _show_report(report: Report, found: Bisection | None = None) -> None:
+def _bisected(bundle: Path, report: Report) -> Report:
+    """The report with where the bundle's graphs go wrong."""
+    import msgspec
+
+    from vaedeploy.verify.bisect import bisect_bundle
+
+    with progress_display() as progress:
+        return msgspec.structs.replace(report, bisection=bisect_bundle(bundle, report, progress=progress))
+
+
+def _show_report(report: Report) -> None:
     """Show a verdict for each part and form, then the cases that failed, or all of them after -v."""
     from vaedeploy.cli.tables.verify import case_table, closing_lines, verdict_rows
     from vaedeploy.verify.verdicts import find_verdicts
 
-    verdicts = find_verdicts(report, found)
+    verdicts = find_verdicts(report)
     show_table((), verdict_rows(verdicts))
     for verdict in verdicts:
         cases = [case for case in verdict.cases if terminal.is_verbose() or not case.passed]
@@ -144,24 +157,11 @@ def _show_report(report: Report, found: Bisection | None = None) -> None:
     terminal.show_text("\n".join(("", *closing_lines(report))))
 
 
-def _bisect(bundle: Path, report: Report, as_json: bool) -> None:
-    """Bisect the graphs and show the result with the report. As JSON, report and bisection are one document."""
-    from vaedeploy.verify.advice import advise
-    from vaedeploy.verify.bisect import bisect_bundle
+def _show_bisection(report: Report) -> None:
     from vaedeploy.verify.steps import STEP_COLUMNS, step_rows
 
-    document, found = report.to_document(), None
-    try:
-        with progress_display() as progress:
-            found = bisect_bundle(bundle, report, progress=progress)
-        document["bisection"] = {"traces": found.traces, "advice": advise(found, report)}
-    finally:  # the report is shown even where the bisection fails
-        if as_json:
-            terminal.show_json(document)
-        else:
-            _show_report(report, found)
-    if not as_json:
-        terminal.show("")
-        if rows := step_rows(found):
-            show_table(STEP_COLUMNS, rows, numbers=STEP_COLUMNS[6:])
-        terminal.show_text("\n".join(advise(found, report)))
+    assert report.bisection is not None
+    terminal.show("")
+    if rows := step_rows(report.bisection):
+        show_table(STEP_COLUMNS, rows, numbers=STEP_COLUMNS[6:])
+    terminal.show_text("\n".join(report.bisection.advice))

@@ -6,12 +6,18 @@ transparent, to 255. Its transparent pixels have a colour too, which is not seen
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 from numpy.typing import NDArray
 
+from vaedeploy.errors import ImageError
 from vaedeploy.values.latent import RGB
 
 Pixels = NDArray[np.uint8]
+
+Color = tuple[int, int, int]
+"""Red, green and blue, 0 to 255."""
 
 OPAQUE = 255
 
@@ -65,9 +71,17 @@ def on_white(pixels: Pixels) -> Pixels:
     return _in_front_of(pixels, np.float32(WHITE))
 
 
-def flattened(pixels: Pixels, background: tuple[int, int, int]) -> Pixels:
-    """What is seen of an image, (..., H, W, N), in front of a colour: (..., H, W, 3). One without opacity stays."""
-    return _in_front_of(pixels, np.array(background, np.float32))
+def flattened(pixels: Pixels, background: Color | None, name: Path | str) -> Pixels:
+    """What is seen of an image, (..., H, W, N), in front of ``background``: (..., H, W, 3). One without opacity stays.
+
+    Raises ImageError, which calls the image ``name``, where it has transparent pixels and there is no background.
+    """
+    if background is None and not is_opaque(pixels):
+        raise ImageError(
+            f"{name} has transparent pixels, whose colour depends on what is behind. Say it with --background, such as "
+            "--background white, or flatten the picture first"
+        )
+    return _in_front_of(pixels, np.array(background or (WHITE,) * 3, np.float32))
 
 
 def as_seen(pixels: Pixels) -> Pixels:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,8 @@ Photo = NDArray[np.uint8]
 SAMPLES = ("astronaut", "coffee", "chelsea")
 """Photographs in ``skimage.data``. The astronaut is in the public domain (NASA), the others are CC0."""
 
+log = logging.getLogger(__name__)
+
 MOST = 9
 """How many photographs of a folder are read at most: the number of batch items in all verification shapes together,
 so that each photograph is used at least once.
@@ -32,15 +36,35 @@ def load_photos(folder: str | Path | None = None, channels: int = RGB) -> list[P
     channels: of the images of the VAE that they are for. With 4, a picture that can be seen through anywhere is
     (H, W, 4); ``crop_batch`` gives opacity to the others.
 
-    Without ``folder``, the ``SAMPLES`` of scikit-image. Raises ImageError if the folder does not exist, has no image
-    files, or has one that cannot be read, which for ``channels`` of 3 are transparent ones too.
+    Without ``folder``, the ``SAMPLES`` of scikit-image. Files that cannot be read, which for ``channels`` of 3 are
+    transparent ones too, are left out with a warning in the log. Raises ImageError if the folder does not exist, has no
+    image files, or none that can be read.
     """
     if folder is None:
         import skimage.data
 
         return [np.asarray(getattr(skimage.data, name)()) for name in SAMPLES]
-    photos = [read_image(path, opacity=channels == RGBA) for path in photo_files(folder)[:MOST]]
+    photos: list[Photo] = []
+    failures: list[str] = []
+    for path in photo_files(folder):
+        try:
+            photos.append(read_image(path, opacity=channels == RGBA))
+        except ImageError as error:
+            failures.append(str(error))
+        if len(photos) == MOST:
+            break
+    if not photos:
+        raise ImageError(none_left(failures))
+    for failure in failures:
+        log.warning("left out: %s", failure)
     return [photo[..., :RGB] if is_opaque(photo) else photo for photo in photos]
+
+
+def none_left(failures: Sequence[str]) -> str:
+    """What to say where each picture failed. failures: a sentence for each."""
+    if len(failures) == 1:
+        return failures[0]
+    return f"none of {len(failures)} pictures can be used:{''.join(f'{chr(10)}  {failure}' for failure in failures)}"
 
 
 def photo_files(folder: str | Path) -> list[Path]:

@@ -8,12 +8,16 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from vaedeploy.quality.candidates import Candidate
+from vaedeploy.quality.detail import FINE
 
 WIDTH, HEIGHT = 340, 230
 """Size of a chart in user units."""
 
 LEFT, RIGHT, TOP, BOTTOM = 48, 12, 12, 44
 """Margins around the lines, in user units. They hold the labels."""
+
+STEP, MOST_STEPS = 25, 6
+"""The distance between the labels of detail, in %, or a multiple of it so that there are no more labels than that."""
 
 
 class Tick(msgspec.Struct, frozen=True):
@@ -31,18 +35,27 @@ class Dot(msgspec.Struct, frozen=True):
     words: str
 
 
+class Mark(msgspec.Struct, frozen=True):
+    """A stretch of the horizontal axis, from one x to another, with a label."""
+
+    start: float
+    end: float
+    text: str
+
+
 class Line(msgspec.Struct, frozen=True):
-    """The line of one candidate, by its name."""
+    """The line of one candidate, by its name. figure: what it comes to, for the legend."""
 
     name: str
     dots: tuple[Dot, ...]
+    figure: str = ""
 
 
 class Chart(msgspec.Struct, frozen=True):
     """A line chart with one line per candidate.
 
     words: how to read it. across, up: labels of the horizontal and the vertical axis, with units. equal: the line
-    (x1, y1, x2, y2) of a candidate that equals the reference.
+    (x1, y1, x2, y2) of a candidate that equals the reference. mark: a stretch that stands out; None where none does.
     """
 
     title: str
@@ -53,37 +66,42 @@ class Chart(msgspec.Struct, frozen=True):
     y_ticks: tuple[Tick, ...]
     equal: tuple[float, float, float, float]
     lines: tuple[Line, ...]
+    mark: Mark | None = None
 
 
 def spectrum_chart(candidates: Sequence[Candidate]) -> Chart:
-    """The chart of how much detail of each size the candidates have, octave by octave, the finest on the left."""
-    bands = len(candidates[0].quality.detail.octaves)
-    ratios = [max(ratio, 1e-3) for c in candidates for ratio in c.quality.detail.octaves]
-    low = min(-1, math.floor(math.log2(min(ratios))))
-    high = max(1, math.ceil(math.log2(max(ratios))))
+    """The chart of how strong the candidates' detail of each size is, octave by octave, the finest on the left.
+
+    What is marked are the octaves whose mean is ``Detail.fine``, the one number of fine detail.
+    """
+    gains = [candidate.quality.detail.gains for candidate in candidates]
+    bands = len(gains[0])
+    high = max(125, STEP * math.ceil(100 * max(map(max, gains)) / STEP))
     x = _scale(0, bands - 1, LEFT + 16, WIDTH - RIGHT - 16)
-    y = _scale(low, high, HEIGHT - BOTTOM, TOP)
-    step = max(1, (high - low) // 4)
-    marks = sorted({0, *range(0, high + 1, step), *range(0, low - 1, -step)})
+    y = _scale(0, high, HEIGHT - BOTTOM, TOP)
+    half = (x(1) - x(0)) / 2
     return Chart(
         "Detail by size",
-        "How much detail of each size the candidate has, the finest on the left. Below 100 % it is blurred "
-        "away; above 100 % there is more than there was.",
+        "How strong the detail of each size is, the finest on the left. Under 100 % it is blurred, over 100 % it is "
+        "over-sharpened. Fine detail, of which words and tables tell, is the mean over the marked sizes.",
         "size of the detail in pixels: from this to twice this",
-        "energy in % of the reference",
+        "strength in % of the reference",
         tuple(Tick(x(n), str(2 * 2**n)) for n in range(bands)),
-        tuple(Tick(y(n), f"{100 * 2**n:.3g}") for n in marks),
-        (LEFT, y(0), WIDTH - RIGHT, y(0)),
+        tuple(Tick(y(level), str(level)) for level in range(0, high + 1, STEP * math.ceil(high / STEP / MOST_STEPS))),
+        (LEFT, y(100), WIDTH - RIGHT, y(100)),
         tuple(
             Line(
-                c.name,
+                candidate.name,
                 tuple(
-                    Dot(x(n), y(math.log2(max(ratio, 1e-3))), f"{2 * 2**n} to {4 * 2**n} pixels: {ratio:.0%}")
-                    for n, ratio in enumerate(c.quality.detail.octaves)
+                    # What is shared is below nothing where the candidate shows the opposite.
+                    Dot(x(n), y(100 * max(gain, 0.0)), f"{2 * 2**n} to {4 * 2**n} pixels: {gain:.0%}")
+                    for n, gain in enumerate(candidate.quality.detail.gains)
                 ),
+                f"{candidate.quality.detail.fine:.0%} of the fine detail",
             )
-            for c in candidates
+            for candidate in candidates
         ),
+        Mark(LEFT, round(x(min(FINE, bands) - 1) + half, 1), "fine detail"),
     )
 
 

@@ -44,10 +44,13 @@ class Strip(msgspec.Struct, frozen=True, eq=False):
 
 
 class Document(msgspec.Struct, frozen=True, eq=False):
-    """The content of one page: the verdict, the first picture, words, tables, strips, and the other pictures.
+    """The content of one page: the verdict, the first picture, the answer in words and tables, a closer look at that
+    picture, further tables, strips, and the other pictures.
 
     verdict: one sentence. tone: whether the verdict is good news. sentences: what else a reader must know before the
-    first picture, at most a few. further: what comes after it. notes: what the end of the page says, in small print.
+    first picture, at most a few. further: the answer in words, beside the picture where there is room. answer: its
+    tables; where a page has no tables, neither here nor in ``tables``, it is the table of its pictures. notes: what
+    the end of the page says, in small print.
     reference: name of what the candidates are compared with, such as "photograph". opens: the names of what is left and
     right of the line at first; None, and a picture without one of them, is the reference and the first candidate.
     """
@@ -58,6 +61,7 @@ class Document(msgspec.Struct, frozen=True, eq=False):
     sentences: tuple[str, ...]
     reference: str
     pictures: tuple[Picture, ...]
+    answer: tuple[Table, ...] = ()
     tables: tuple[Table, ...] = ()
     strips: tuple[Strip, ...] = ()
     further: tuple[str, ...] = ()

@@ -54,7 +54,11 @@ CONTRAST = Measure(
 )
 
 DETAIL = Measure(
-    Column("Fine detail", "%, 100 is equal", "Of details 2 to 16 pixels in size. Under 100 is blurred."),
+    Column(
+        "Fine detail",
+        "%, 100 is equal",
+        "How strong details of 2 to 16 pixels in size are, on average over their sizes. Under 100 is blurred.",
+    ),
     lambda q: 100 * q.detail.fine,
     "{:.0f}",
 )

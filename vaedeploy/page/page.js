@@ -6,12 +6,12 @@ const MOST_ZOOM = 32; // screen pixels for a pixel of the picture
 const NEAR = 24; // pixels from the line at which a drag takes hold of it in a picture that is zoomed
 const FLICKER = 600; // milliseconds: under the three flashes a second that WCAG 2.3.1 allows
 
-for (const article of document.querySelectorAll("article:has(.slider)")) {
-  const slider = article.querySelector(".slider");
+for (const slider of document.querySelectorAll(".slider")) {
   const stage = slider.querySelector(".stage");
   const range = stage.querySelector("input");
   const layers = [...stage.querySelectorAll(".layer")];
-  const views = [stage, ...article.querySelectorAll(".map")];
+  const maps = [...document.querySelectorAll(".map")].filter((map) => map.dataset.picture === slider.dataset.picture);
+  const views = [stage, ...maps];
   const [left, right] = slider.querySelectorAll("select");
   const name = (select) => select.selectedOptions[0].text;
   const button = (action) => slider.querySelector(`[data-do=${action}]`);

@@ -137,12 +137,16 @@ def _render(document: Document, side: int, shown: int) -> bytes:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["pieces"] = _pieces
+    own = (metric_table(document.pictures),) if document.pictures else ()
+    answers = bool(document.answer or document.tables)  # those that the document has
     numbered = list(enumerate(document.pictures, 1))
     opacity = have_opacity(document.pictures)
     furthest = sorted(numbered, key=lambda pair: _likeness(pair[1]))[:shown]
     page = environment.get_template("page.html").render(
         document=document,
-        tables=(*document.tables, *([metric_table(document.pictures)] if document.pictures else [])),
+        answer=document.answer if answers else own,
+        tables=(*document.tables, *own) if answers else (),
         strips=[
             (s.title, s.words, [(name, at_most(p, STRIP_SIDE)) for name, p in s.pictures]) for s in document.strips
         ],
@@ -161,6 +165,11 @@ def _render(document: Document, side: int, shown: int) -> bytes:
         version=__version__,
     )
     return encodable(page.strip()).encode()
+
+
+def _pieces(text: str) -> list[str]:
+    """The text in the pieces between which a line may end, so that ``decoder.up_blocks.3`` is broken at a point."""
+    return re.split(r"(?<=[a-z]\.)(?=\w)", text)
 
 
 def _likeness(picture: Picture) -> float:

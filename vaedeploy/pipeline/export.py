@@ -138,7 +138,7 @@ def export_vae(
         for job in jobs:
             job.profile.of_factor(reference.latent.factor)  # refuses one without a size for it
         if reference.latent.image_channels == RGB and any(map(has_opacity, photographs)):
-            photographs = load_photos(photos, RGB)  # which says which photograph is refused, and why
+            photographs = load_photos(photos, RGB)  # which leaves out those that can be seen through, and says so
         contents = write_portable(reference, draft.path, image_input, progress)
         collect_garbage()
         manifest = _manifest(reference, precision, image_input, contents)

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
+
 from vaedeploy.bundle import Bundle, bundle_folder
 from vaedeploy.errors import ImageError, InputError
+from vaedeploy.images.opacity import Color
 from vaedeploy.images.photos import photo_files
 from vaedeploy.page import Document, check_folder, write_page
 from vaedeploy.pipeline.compare.reconstruct import read_photos, reconstruct, reconstructions, with_perceptual
-from vaedeploy.pipeline.compare.result import Reconstruction
-from vaedeploy.pipeline.compare.words import perceptual_lines
+from vaedeploy.pipeline.compare.result import Reconstruction, summarize
+from vaedeploy.pipeline.compare.words import bundle_line, failure_lines, perceptual_lines
 from vaedeploy.quality.candidates import Picture
 from vaedeploy.runtime import VAE
 from vaedeploy.system.arguments import as_list, refuse_repeats
@@ -20,59 +23,80 @@ from vaedeploy.values.latent import RGBA
 from vaedeploy.values.words import counted
 
 
+class Looked(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The result of ``look_at_bundle``.
+
+    bundle: its folder's name. reconstructions: what was measured of each picture.
+    left_out: sentences on the metrics that were not measured, because their packages, weights or memory are not here.
+    failures: a sentence for each picture that is not shown, because it cannot be read.
+    """
+
+    bundle: str
+    reconstructions: tuple[Reconstruction, ...]
+    left_out: tuple[str, ...] = ()
+    failures: tuple[str, ...] = ()
+
+
 def look_at_bundle(
     bundle: Bundle | str | Path,
     images: Sequence[str | Path],
     *,
     page: str | Path,
+    background: Color | None = None,
     backend: str | None = None,
     progress: Progress = silent,
-) -> tuple[Reconstruction, ...]:
+) -> Looked:
     """Show one VAE on pictures: each is encoded and decoded, and stands beside itself on an HTML page.
 
-    >>> for row in vd.look_at_bundle("mse840k", ["portrait.png", "photos"], page="look"):
+    >>> found = vd.look_at_bundle("mse840k", ["portrait.png", "photos"], page="look")
+    >>> for row in found.reconstructions:
     ...     print(row.picture, [finding.words for finding in row.findings])
 
     images: image files, and folders of them. They are cut in the middle to sizes that the bundle takes, and to at most
         1024 pixels a side. A VAE of RGBA images is given their opacity.
     page: the folder for the page.
+    background: what is behind transparent pictures, RGB, 0 to 255; without it these are not shown. A VAE of RGBA images
+        has no use for it.
     backend: the backend that computes; None takes the first that works here, see ``VAE``.
     progress: is told how many pictures are done, see ``Progress``.
 
-    Returns what was measured of each picture.
+    Pictures that cannot be read or are under 32 pixels a side are told in ``failures``, and the others are shown.
 
-    Raises InputError for no image or one given twice, ImageError for images that cannot be read or are under 32 pixels
-    a side, OutputError for a ``page`` that cannot be written to, before any work, PageError, which holds the result,
-    where writing it fails afterwards, and whatever ``VAE`` raises.
+    Raises InputError for no image, one given twice, or a ``background`` without use, ImageError for a file that is not
+    there and where no picture is left, OutputError for a ``page`` that cannot be written to, before any work,
+    PageError, which holds the result, where writing it fails afterwards, and whatever ``VAE`` raises.
     """
     files = _files(as_list("images", images))
     check_folder(page)
     path = bundle.path if isinstance(bundle, Bundle) else bundle_folder(bundle)
     name = path.resolve().name
     with VAE(path, backend) as vae:
-        photos = read_photos(files, vae.latent.factor, vae.latent.image_channels == RGBA)
+        photos, failures = read_photos(files, vae.latent.factor, vae.latent.image_channels == RGBA, background)
         pictures = reconstruct({name: vae}, photos, progress)
     pictures, left_out = with_perceptual(pictures, progress)
-    found = reconstructions(pictures)
-    write_page(look_document(name, pictures, left_out), page, found)
+    found = Looked(name, reconstructions(pictures), left_out, failures)
+    write_page(look_document(found, pictures), page, found)
     return found
 
 
-def look_document(name: str, pictures: Sequence[Picture], left_out: Sequence[str]) -> Document:
-    """What the page shows. name: the bundle's. left_out: sentences on the metrics that were not measured."""
-    found = [candidate.findings for picture in pictures for candidate in picture.candidates if candidate.findings]
-    faults = list(dict.fromkeys(finding.name for findings in found for finding in findings))
-    total = counted(len(pictures), "picture")
-    changes = f"{name} changes {len(found)} of {total} visibly: {', '.join(faults)}"
+def look_document(found: Looked, pictures: Sequence[Picture]) -> Document:
+    """What the page shows."""
+    name, total = found.bundle, counted(len(pictures), "picture")
+    changed = [row.findings for row in found.reconstructions if row.findings]
+    faults = list(dict.fromkeys(finding.name for findings in changed for finding in findings))
+    changes = f"{name} changes {len(changed)} of {total} visibly: {', '.join(faults)}"
     return Document(
         title=f"{name} on {total}",
-        verdict=changes if found else f"{name} changes no picture visibly",
-        tone="mixed" if found else "good",
-        sentences=(),
+        verdict=changes if changed else f"{name} changes no picture visibly",
+        tone="mixed" if changed else "good",
+        sentences=failure_lines(found.failures, len(pictures)),
         reference="photograph",
         pictures=tuple(pictures),
-        further=tuple(perceptual_lines(reconstructions(pictures))),
-        notes=tuple(left_out),
+        further=(
+            bundle_line(summarize(name, list(found.reconstructions)), found.reconstructions),
+            *perceptual_lines(found.reconstructions),
+        ),
+        notes=found.left_out,
     )
 
 

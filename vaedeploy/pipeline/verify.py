@@ -42,7 +42,6 @@ from vaedeploy.verify.shapes import verification_shapes
 if TYPE_CHECKING:
     from vaedeploy.values.kinds import Precision
     from vaedeploy.values.reference import Reference
-    from vaedeploy.verify.bisect import Bisection
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +83,7 @@ def verify_bundle(
         of them, a backend is compared with PyTorch in float32 on the GPU.
     photos: a folder of photographs to verify on, instead of those that scikit-image carries.
     page: a folder for an HTML page that shows the verification; whether it can be written is checked first. It also
-        shows what ``bisect_bundle`` finds in graphs that failed.
+        shows what ``bisect_bundle`` finds in graphs that failed, which is ``report.bisection`` then.
     note: whether the verdict is written into the bundle. False leaves the bundle as it is, as CI may want it.
     progress: is told how many cases are done, see ``Progress``.
 
@@ -114,20 +113,22 @@ def verify_bundle(
     if page is not None:
         from vaedeploy.verify.page import write_verification
 
-        bisection = _bisect(bundle, report, progress) if backend is None and not report.passed else None
-        write_verification(bundle.path, report, looks.pictures if looks else (), page, bisection)
+        if backend is None and not report.passed:
+            report = _bisected(bundle, report, progress)
+        write_verification(bundle.path, report, looks.pictures if looks else (), page)
     return report
 
 
-def _bisect(bundle: Bundle, report: Report, progress: Progress) -> Bisection | None:
-    """Where the graphs that failed go wrong, for the page; None where that cannot be found out here."""
+def _bisected(bundle: Bundle, report: Report, progress: Progress) -> Report:
+    """The report with where the graphs that failed go wrong; as it is where that cannot be found out here."""
     try:
         from vaedeploy.verify.bisect import bisect_bundle
 
-        return bisect_bundle(bundle, report, progress=progress)
+        noted = bundle.current()  # with the golden cases, where the verification wrote them
+        return msgspec.structs.replace(report, bisection=bisect_bundle(noted, report, progress=progress))
     except (ImportError, BundleError, BackendError) as error:  # the verdict and its page are there without it
         log.info("the page has no bisection: %s", error)
-        return None
+        return report
 
 
 def _verify_graphs(

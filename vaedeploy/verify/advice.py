@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vaedeploy.values.words import counted
-from vaedeploy.verify.bisect import Bisection, Trace
 from vaedeploy.verify.report import Case, Report
+from vaedeploy.verify.traces import Bisection, Trace
 
 __all__ = ["advise"]
 
@@ -14,9 +14,9 @@ SMALLEST_NORMAL = 2.0**-14
 """The smallest float16 that has all of its 11 digits."""
 
 
-def advise(bisection: Bisection, report: Report) -> tuple[str, ...]:
+def advise(bisection: Bisection, report: Report | None) -> tuple[str, ...]:
     """What to do about each graph that was bisected, a line each. report: the one that the bisection was made with."""
-    failed = [case for case in report.cases if not case.passed]
+    failed = [case for case in report.cases if not case.passed] if report else []
     if bisection.traces:
         return tuple(_advise(trace, failed) for trace in bisection.traces)
     reason = "the portable graphs themselves failed" if failed else "the bundle has none but the portable graphs"

@@ -1,4 +1,5 @@
-"""Finding where a bundle's graphs go wrong: the first tensors whose error jumps. ``advice`` says what to do about them.
+"""Finding where a bundle's graphs go wrong: the first tensors whose error jumps. ``advice`` says what to do about them,
+and ``traces`` has the result.
 
 Each form that backends run is compared, tensor by tensor, with the portable float32 graph (see ``divergence``). Let
 err(t) be the relative L2 error of a tensor t, and before(t) the largest error of the tensors that t is computed from.
@@ -33,11 +34,13 @@ from vaedeploy.numerics.divergence import Difference, measure_differences
 from vaedeploy.rewrite.rescale import FP16_MAX, rescale
 from vaedeploy.system.progress import Progress, silent
 from vaedeploy.values.kinds import PARTS, Form, Part, Precision
+from vaedeploy.verify.advice import advise
 from vaedeploy.verify.graphs import PORTABLE_CASES, prepare_photo
 from vaedeploy.verify.limits import LIMITS, bound_of
 from vaedeploy.verify.report import Case, Report
+from vaedeploy.verify.traces import Bisection, Step, Trace
 
-__all__ = ["Bisection", "Step", "Trace", "bisect_bundle", "find_jumps"]
+__all__ = ["bisect_bundle", "find_jumps"]
 
 WHAT = "Bisecting"
 
@@ -49,59 +52,6 @@ full size, no error was above its floor; below the floor some grew by a larger f
 
 FLOORS: dict[Precision, float] = {precision: bound_of(precision, "rel_l2") for precision in LIMITS}
 """The relative L2 error, for each precision, up to which no tensor jumps: the limit of an output."""
-
-
-class Step(msgspec.Struct, frozen=True):
-    """A tensor, and the error before and after it.
-
-    tensor: its name. node, operator: what computes it in the portable graph.
-    module: the PyTorch module that it comes from; "" where that is not known.
-    before, after: relative L2 errors against the portable graph: the largest of the tensors that this one is computed
-        from, and its own. null in JSON where not finite.
-    largest: the largest magnitude that the graph had to hold there, computed in float32, and scaled as the graph stores
-        the tensor.
-    headroom: powers of two from ``largest`` to 65504, the largest float16; below 0 it overflows. None outside float16.
-    non_finite: share (0 to 1) of elements that are infinite or NaN.
-    """
-
-    tensor: str
-    node: str
-    operator: str
-    module: str
-    before: float
-    after: float
-    largest: float
-    headroom: float | None
-    non_finite: float
-
-
-class Trace(msgspec.Struct, frozen=True):
-    """One graph, compared with the portable one tensor by tensor.
-
-    case, batch, height, width: the name and the size (items, pixels) of the case that it ran on.
-    compared: how many tensors were compared. rescaled: whether ``rescale`` made any of them larger or smaller by a
-    power of two. jumps: the tensors that jump, in the order of the graph. worst: the tensor with the largest error.
-    """
-
-    part: Part
-    form: Form
-    precision: Precision
-    case: str
-    batch: int
-    height: int
-    width: int
-    compared: int
-    rescaled: bool
-    jumps: tuple[Step, ...]
-    worst: Step
-
-
-class Bisection(msgspec.Struct, frozen=True):
-    """The result of ``bisect_bundle``, graph by graph. There are no traces where only portable graphs failed, or where
-    the bundle has no other graphs.
-    """
-
-    traces: tuple[Trace, ...]
 
 
 def bisect_bundle(
@@ -136,7 +86,8 @@ def bisect_bundle(
         progress(WHAT, done, len(chosen))
         traces.append(_trace(bundle, part, form, precision, cases[name]))
     progress(WHAT, len(chosen), len(chosen))
-    return Bisection(tuple(traces))
+    found = Bisection(tuple(traces))
+    return msgspec.structs.replace(found, advice=advise(found, report))
 
 
 def find_jumps(differences: Sequence[Difference], floor: float) -> tuple[Step, ...]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from vaedeploy.page.document import Cell, Column, Document, Table, Tone
 from vaedeploy.page.write import write_page
@@ -13,11 +12,10 @@ from vaedeploy.quality.candidates import Picture
 from vaedeploy.verify.limits import limits_line
 from vaedeploy.verify.looks import label_of
 from vaedeploy.verify.report import Case, Report
+from vaedeploy.verify.steps import step_rows
+from vaedeploy.verify.traces import Bisection
 from vaedeploy.verify.verdicts import Verdict, find_verdicts
 from vaedeploy.verify.words import METRIC_WORDS, METRICS, metric_text
-
-if TYPE_CHECKING:
-    from vaedeploy.verify.bisect import Bisection
 
 REFERENCE = "PyTorch"
 """What the reference's images are called."""
@@ -32,31 +30,33 @@ MEANINGS = {
 """How to read each of ``METRICS``, for the heads of the table's columns."""
 
 
-def write_verification(
-    bundle: Path,
-    report: Report,
-    pictures: Sequence[Picture],
-    folder: str | Path,
-    bisection: Bisection | None = None,
-) -> None:
+WORDS = 6
+"""How many columns of ``step_rows`` are words; the others are numbers."""
+
+STEPS = (
+    *map(Column, ("Graph", "Part", "Size", "Module", "Operator", "Tensor")),
+    Column("Error before", "relative L2", "The largest error of what the tensor is computed from."),
+    Column("Error after", "relative L2", "Its own error."),
+    Column("Largest", "magnitude", "The largest number that the graph had to hold there."),
+    Column("Room", "powers of two", "From the largest number to 65504, where float16 ends. Under 0 it overflows."),
+    Column("Not finite", "of elements", "The share that is NaN or infinite."),
+)
+"""The columns of ``step_rows``, as a reader of the page needs them."""
+
+
+def write_verification(bundle: Path, report: Report, pictures: Sequence[Picture], folder: str | Path) -> None:
     """Write the page of a bundle's verification into ``folder``. Raises PageError, which holds the report, where that
     fails.
     """
-    write_page(verification_document(bundle.resolve().name, report, pictures, bisection), folder, report)
+    write_page(verification_document(bundle.resolve().name, report, pictures), folder, report)
 
 
-def verification_document(
-    name: str, report: Report, pictures: Sequence[Picture], bisection: Bisection | None = None
-) -> Document:
-    """What the page shows. name: the bundle's, for the title. bisection: that of the graphs that failed."""
-    failed = sorted((v for v in find_verdicts(report, bisection) if not v.passed), key=_gravity)
+def verification_document(name: str, report: Report, pictures: Sequence[Picture]) -> Document:
+    """What the page shows. name: the bundle's, for the title."""
+    advice = report.bisection.advice if report.bisection else ()
+    failed = sorted((v for v in find_verdicts(report) if not v.passed), key=_gravity)
     seen = _seen(report)
     opens = _opens(failed, pictures)
-    missed = [
-        f"{case.form} {case.part}, {case.size}, {case.output}: {failure}."
-        for case in report.cases
-        for failure in case.failures
-    ]
     return Document(
         title=f"{name}: {report.precision} on {report.backend}, against {report.reference}",
         verdict=_verdict(report, failed, seen),
@@ -65,8 +65,9 @@ def verification_document(
         reference=REFERENCE,
         # The picture that shows the fault comes first.
         pictures=tuple(sorted(pictures, key=lambda p: opens is not None and opens[1] not in _names(p))),
-        tables=(*_steps(bisection), _cases(report)),
-        further=(*(f"{verdict.sentence}." for verdict in failed[1:]), *_advice(bisection, report), *missed),
+        answer=_steps(report.bisection),
+        tables=(_cases(report),),
+        further=(*advice, *(f"{verdict.sentence}." for verdict in failed[1:])),
         opens=opens,
     )
 
@@ -117,26 +118,19 @@ def _sentences(failed: Sequence[Verdict], pictures: Sequence[Picture], seen: Seq
     return tuple(seen) or ("No difference from PyTorch's images can be seen.",)
 
 
-def _advice(bisection: Bisection | None, report: Report) -> tuple[str, ...]:
-    if bisection is None:
-        return ()
-    from vaedeploy.verify.advice import advise  # it needs packages that a machine with engines alone may lack
-
-    return advise(bisection, report)
-
-
 def _steps(bisection: Bisection | None) -> tuple[Table, ...]:
     """The tensors at which the error jumps, where a bisection found any."""
-    if bisection is None:
-        return ()
-    from vaedeploy.verify.steps import STEP_COLUMNS, step_rows
-
-    rows = step_rows(bisection)
+    rows = step_rows(bisection) if bisection else []
     if not rows:
         return ()
     lead = "The first tensors of each graph whose error is far larger than that of what they are computed from."
-    columns = tuple(Column(title) for title in STEP_COLUMNS)
-    return (Table("Where it goes wrong", lead, columns, tuple(tuple(map(Cell, row)) for row in rows)),)
+    cells = tuple((*map(Cell, row[:WORDS]), *map(_number, row[WORDS:])) for row in rows)
+    return (Table("Where it goes wrong", lead, STEPS, cells),)
+
+
+def _number(text: str) -> Cell:
+    """A cell of ``STEPS``. One without a number sorts below all others."""
+    return Cell(text, float(text.rstrip("%")) if text else -math.inf)
 
 
 def _cases(report: Report) -> Table:
@@ -152,9 +146,9 @@ def _cases(report: Report) -> Table:
     limits = " ".join(f"{limits_line(precision)}." for precision in precisions)
     return Table(
         "All cases",
-        f"Each row is one output at one size, compared with PyTorch. {limits}",
+        f"Each row is one output at one size, compared with PyTorch; those that failed come first. {limits}",
         columns,
-        tuple(_row(case) for case in report.cases),
+        tuple(map(_row, sorted(report.cases, key=lambda case: case.passed))),
     )
 
 

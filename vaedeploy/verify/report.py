@@ -14,6 +14,7 @@ from vaedeploy.system.gpu import Gpu
 from vaedeploy.values.kinds import Precision
 from vaedeploy.values.shapes import size_text
 from vaedeploy.verify.limits import Limit
+from vaedeploy.verify.traces import Bisection
 
 FORMAT = 1
 """The version of the JSON that ``to_document`` gives. Reports of before it had one have no ``format``."""
@@ -101,6 +102,9 @@ class Report(msgspec.Struct, frozen=True):
     where it was. date: when it ended, in UTC, such as "2026-11-26T12:00:00Z". limits: precision -> the limits that its
     cases had to keep. pace: of a backend beside ONNX Runtime on the same CPU, its time for a decode over that one's,
     see ``pipeline.pace``; None where they were not timed.
+
+    bisection: where the graphs that failed go wrong, as ``bisect_bundle`` found it for the page; None where no page was
+    asked for, nothing failed, or it could not be found. Reports without it have no such field in JSON.
     """
 
     precision: Precision
@@ -113,6 +117,7 @@ class Report(msgspec.Struct, frozen=True):
     date: str | None = None
     limits: Mapping[Precision, tuple[Limit, ...]] = {}
     pace: float | None = None
+    bisection: Bisection | None = None
 
     @property
     def seconds(self) -> float:
@@ -136,6 +141,8 @@ class Report(msgspec.Struct, frozen=True):
         document: dict[str, Any] = {"format": FORMAT, "passed": self.passed} | msgspec.to_builtins(self)
         for built, case in zip(document["cases"], self.cases, strict=True):
             built["passed"] = case.passed
+        if self.bisection is None:
+            del document["bisection"]
         return document
 
     def to_json(self) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vaedeploy.values.shapes import size_text
-from vaedeploy.verify.bisect import Bisection
+from vaedeploy.verify.traces import Bisection
 
 STEP_COLUMNS = (
     "graph",

@@ -5,16 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from vaedeploy.values.words import counted
 from vaedeploy.verify.report import Case, Report
+from vaedeploy.verify.traces import Bisection
 from vaedeploy.verify.words import amount, name_of
-
-if TYPE_CHECKING:
-    from vaedeploy.verify.bisect import Bisection
 
 __all__ = ["Verdict", "find_verdicts"]
 
@@ -50,13 +47,13 @@ class Verdict:
         return f"{self.name}: {self.words}"
 
 
-def find_verdicts(report: Report, bisection: Bisection | None = None) -> tuple[Verdict, ...]:
-    """A verdict for each part and form, in the report's order. bisection: says at which module a fault is first."""
+def find_verdicts(report: Report) -> tuple[Verdict, ...]:
+    """A verdict for each part and form, in the report's order, with the module at which its bisection found a fault."""
     groups: dict[tuple[str, str], list[Case]] = {}
     for case in report.cases:
         groups.setdefault((case.part, case.form), []).append(case)
     return tuple(
-        Verdict(part, form, tuple(cases), _words(cases) + _first(part, form, cases, bisection))
+        Verdict(part, form, tuple(cases), _words(cases) + _first(part, form, cases, report.bisection))
         for (part, form), cases in groups.items()
     )
 

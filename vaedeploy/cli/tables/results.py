@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from vaedeploy.bundle import Bundle
@@ -10,7 +9,8 @@ from vaedeploy.values.shapes import size_text
 
 if TYPE_CHECKING:
     from vaedeploy.pipeline.bench import Bench
-    from vaedeploy.pipeline.compare import Comparison, Reconstruction
+    from vaedeploy.pipeline.compare import Comparison
+    from vaedeploy.pipeline.look import Looked
     from vaedeploy.pipeline.swap import Drift
 
 
@@ -33,9 +33,9 @@ BENCH_COLUMNS = (
 LOOK_COLUMNS = ("picture", "what is seen")
 
 
-def look_rows(found: Sequence[Reconstruction]) -> list[Row]:
+def look_rows(found: Looked) -> list[Row]:
     """A row for each picture, in ``LOOK_COLUMNS``."""
-    return [(r.picture, " ".join(finding.words for finding in r.findings) or "no fault") for r in found]
+    return [(r.picture, " ".join(finding.words for finding in r.findings) or "no fault") for r in found.reconstructions]
 
 
 def bench_rows(bench: Bench) -> list[Row]:

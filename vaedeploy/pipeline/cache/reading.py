@@ -13,20 +13,17 @@ from numpy.typing import NDArray
 from vaedeploy.errors import ImageError
 from vaedeploy.images.cache_format import CacheInfo
 from vaedeploy.images.files import MOST_PIXELS, image_from_bytes
-from vaedeploy.images.opacity import OPAQUE, flattened, has_opacity, with_opacity
+from vaedeploy.images.opacity import flattened, has_opacity, with_opacity
 from vaedeploy.images.sizing import Fit, fitted
 from vaedeploy.pipeline.cache.plan import Shard
 from vaedeploy.pipeline.cache.sources import Picture
 from vaedeploy.system.ahead import Ahead
-from vaedeploy.values.latent import RGB, RGBA
+from vaedeploy.values.latent import RGBA
 
 AHEAD = 2 * MOST_PIXELS
 """Pixels of the pictures that are read ahead together, by their headers: 22 pictures of 12 megapixels. Each pixel takes
 10 bytes or so while its picture is decoded and resized. Two of the largest pictures fit.
 """
-
-WHITE = (255, 255, 255)
-"""Behind a picture whose opacity channel is opaque everywhere, where any colour is as good."""
 
 Pixels = NDArray[np.uint8]
 
@@ -82,9 +79,4 @@ def _sized(info: CacheInfo, pair: tuple[Picture, Fit]) -> Pixels:
         )
     if rgba:
         return fitted(pixels if has_opacity(pixels) else with_opacity(pixels), fit)
-    if has_opacity(pixels) and info.background is None and (pixels[..., RGB] != OPAQUE).any():
-        raise ImageError(
-            f"{picture.key} has transparent pixels, whose colour depends on what is behind. Say it with --background, "
-            "such as --background white, or flatten the picture first"
-        )
-    return fitted(flattened(pixels, info.background or WHITE), fit)
+    return fitted(flattened(pixels, info.background, picture.key), fit)

@@ -14,6 +14,7 @@ import numpy as np
 
 from vaedeploy.bundle import Bundle, bundle_folder
 from vaedeploy.errors import InputError
+from vaedeploy.images.opacity import Color
 from vaedeploy.images.photos import Photo, crop_batch, photo_files, shrink_middle
 from vaedeploy.page import check_folder, write_page
 from vaedeploy.pipeline.compare.opacity import OnWhite
@@ -48,6 +49,7 @@ def compare_bundles(
     images: str | Path,
     *,
     page: str | Path | None = None,
+    background: Color | None = None,
     backend: str | None = None,
     progress: Progress = silent,
 ) -> Comparison:
@@ -60,16 +62,20 @@ def compare_bundles(
     bundles: two or more. The comparison calls each by its folder's name, or by its path where two have the same name.
     images: a photograph, or a folder. They are cut in the middle to sizes that all of the bundles take, and to at most
         1024 pixels a side. VAEs of RGBA images are given their opacity, and opaque ones where they have none. Where
-        VAEs of RGB images are compared with them, all photographs must be opaque, and the images of the former are
-        judged as they look in front of white.
+        VAEs of RGB images are compared with them, photographs must be opaque, and the images of the former are judged
+        as they look in front of white.
     page: a folder for an HTML page that shows the comparison.
+    background: what is behind transparent photographs, RGB, 0 to 255; without it these are not compared. VAEs of RGBA
+        images alone have no use for it.
     backend: the backend that computes; None takes the first that works here, see ``VAE``.
     progress: is told how far each step is, see ``Progress``.
 
     All bundles are held in memory at once.
 
-    Raises InputError for fewer than two bundles or one given twice, ImageError for images that cannot be read or are
-    under 32 pixels a side, OutputError for a ``page`` that cannot be written to, before any work, PageError, which
+    Photographs that cannot be read or are under 32 pixels a side are told in ``failures``, and the others are compared.
+
+    Raises InputError for fewer than two bundles, one given twice, or a ``background`` without use, ImageError where no
+    photograph is left, OutputError for a ``page`` that cannot be written to, before any work, PageError, which
     holds the comparison, where writing it fails afterwards, and whatever ``VAE`` raises.
     """
     given = as_list("bundles", bundles)
@@ -83,7 +89,7 @@ def compare_bundles(
         rgba = not flattened and next(iter(opened.values())).latent.image_channels == RGBA
         factors = [vae.latent.factor for vae in vaes.values()]
         factor = math.lcm(*factors)
-        photos = read_photos(files, factor, rgba)
+        photos, failures = read_photos(files, factor, rgba, background)
         pictures = reconstruct(vaes, photos, progress)
         swap_photos = [photos[name] for name in _evenly(list(photos), SWAP_PHOTOS)]
         swaps, strips = swap_matrix(vaes, [shrink_middle(photo, factor, SWAP_SIDE) for photo in swap_photos], progress)
@@ -92,7 +98,8 @@ def compare_bundles(
     pictures, left_out = with_perceptual(pictures, progress)
     rows = reconstructions(pictures)
     summaries = tuple(summarize(name, [row for row in rows if row.bundle == name]) for name in vaes)
-    comparison = Comparison(tuple(vaes), summaries, *truest(summaries), speeds, swaps, rows, flattened, left_out)
+    told = (flattened, left_out, failures)
+    comparison = Comparison(tuple(vaes), summaries, *truest(summaries), speeds, swaps, rows, *told)
     if page is not None:
         write_page(comparison_document(comparison, pictures, strips), page, comparison)
     return comparison

@@ -8,7 +8,7 @@ from vaedeploy.page import Cell, Column, Document, Strip, Table
 from vaedeploy.page.document import Tone
 from vaedeploy.page.measures import CHROMA, COLOR, CONTRAST, DETAIL, DISTS, LPIPS, OPACITY
 from vaedeploy.pipeline.compare.result import Comparison, Swap
-from vaedeploy.pipeline.compare.words import remedy, summary_lines, verdict_line
+from vaedeploy.pipeline.compare.words import bundle_lines, failure_lines, remedy, verdict_line
 from vaedeploy.quality.candidates import Picture
 
 
@@ -18,12 +18,16 @@ def comparison_document(comparison: Comparison, pictures: Sequence[Picture], str
         title=f"{', '.join(comparison.bundles)} on {len(pictures)} photographs",
         verdict=verdict_line(comparison),
         tone=_tone(comparison),
-        sentences=(),
-        further=(*summary_lines(comparison), *(_in_short(swap) for swap in comparison.swaps)),
+        sentences=failure_lines(comparison.failures, len(pictures)),
+        further=(
+            *bundle_lines(comparison),
+            *(_in_short(swap) for swap in comparison.swaps if swap.verdict != "compatible"),
+        ),
         opens=(comparison.bundles[0], comparison.bundles[1]),
         reference="photograph",
         pictures=tuple(pictures),
-        tables=(_overview(comparison), _swaps(comparison)),
+        answer=(_overview(comparison),),
+        tables=(_swaps(comparison),),
         strips=tuple(strips),
         notes=comparison.left_out,
     )
@@ -68,7 +72,11 @@ def _overview(comparison: Comparison) -> Table:
         )
         for s in comparison.summaries
     )
-    lead = f"Medians over all photographs{', and means of ' if means else ''}{means}."
+    timed = comparison.speeds[0]
+    lead = (
+        f"Medians over all photographs{', and means of ' if means else ''}{means}. Times are of one picture of "
+        f"{timed.height}x{timed.width} pixels."
+    )
     return Table("The VAEs side by side", lead, columns, tuple(rows))
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import msgspec
 
-from vaedeploy.errors import ImageError
+from vaedeploy.errors import ImageError, InputError
 from vaedeploy.images.files import read_image
-from vaedeploy.images.opacity import has_opacity, with_opacity
-from vaedeploy.images.photos import Photo, crop_middle
+from vaedeploy.images.opacity import Color, flattened, has_opacity, with_opacity
+from vaedeploy.images.photos import Photo, crop_middle, none_left
 from vaedeploy.images.pixels import to_levels
 from vaedeploy.pipeline.compare.opacity import OnWhite
 from vaedeploy.pipeline.compare.result import Reconstruction
@@ -36,18 +36,33 @@ takes some gigabytes of memory.
 """
 
 
-def read_photos(files: Sequence[Path], factor: int, rgba: bool) -> dict[str, Photo]:
-    """The middle of each photograph, with sides that ``factor`` divides, by its file's name. Raises ImageError where
-    too little is left.
+def read_photos(
+    files: Sequence[Path], factor: int, rgba: bool, background: Color | None
+) -> tuple[dict[str, Photo], tuple[str, ...]]:
+    """The middle of each photograph, with sides that ``factor`` divides, by its file's name; and a sentence for each
+    that cannot be read, or of which too little is left.
 
-    rgba: whether they are to have opacity; one without is opaque then.
+    rgba: whether they are to have opacity; one without is opaque then. background: what is behind transparent ones;
+    without it these cannot be read, unless they are to have opacity.
+
+    Raises ImageError where no photograph is left, and InputError for a ``background`` that ``rgba`` has no use for.
     """
+    if background is not None and rgba:
+        raise InputError("background is for VAEs of RGB images, and what is looked at here has opacity; leave it out")
     cuts: list[str] = []
-    photos = {name: _read(path, factor, rgba, cuts) for name, path in _titles(files).items()}
+    photos: dict[str, Photo] = {}
+    failures: list[str] = []
+    for name, path in _titles(files).items():
+        try:
+            photos[name] = _read(path, factor, rgba, background, cuts)
+        except ImageError as error:
+            failures.append(str(error))
+    if not photos:
+        raise ImageError(none_left(failures))
     if cuts:
         others = f"; {counted(len(cuts) - 1, 'other picture')} too" if len(cuts) > 1 else ""
         log.warning("%s, a size that the VAE takes, of at most %d pixels a side%s", cuts[0], LARGEST, others)
-    return photos
+    return photos, tuple(failures)
 
 
 def reconstruct(
@@ -114,13 +129,15 @@ def _titles(files: Sequence[Path]) -> dict[str, Path]:
     return {file.stem if stems.count(file.stem) == 1 else file.name: file for file in files}
 
 
-def _read(path: Path, factor: int, rgba: bool, cuts: list[str]) -> Photo:
-    """The middle of a photograph, with sides that ``factor`` divides. Raises ImageError where too little is left.
+def _read(path: Path, factor: int, rgba: bool, background: Color | None, cuts: list[str]) -> Photo:
+    """The middle of a photograph, as ``read_photos`` gives it. Raises ImageError where it cannot.
 
-    rgba: whether it is to have opacity; one without is opaque then. cuts: is told if it is smaller than the photograph.
+    cuts: is told if it is smaller than the photograph.
     """
-    photo = read_image(path, opacity=rgba)
-    if rgba and not has_opacity(photo):
+    photo = read_image(path, opacity=True)
+    if not rgba:
+        photo = flattened(photo, background, path)
+    elif not has_opacity(photo):
         photo = with_opacity(photo)
     cut = crop_middle(photo, factor, LARGEST)
     if min(cut.shape[:2]) < BLOCK:

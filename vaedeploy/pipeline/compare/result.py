@@ -122,6 +122,7 @@ class Comparison(msgspec.Struct, frozen=True, omit_defaults=True):
     flattened: bundles of RGBA images that were compared with some of RGB images: given opaque photographs, and judged
         by how their images look in front of white.
     left_out: sentences on the metrics that were not measured, because their packages or weights are not here.
+    failures: a sentence for each photograph that was not compared, because it cannot be read.
     """
 
     bundles: tuple[str, ...]
@@ -133,6 +134,7 @@ class Comparison(msgspec.Struct, frozen=True, omit_defaults=True):
     reconstructions: tuple[Reconstruction, ...]
     flattened: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
+    failures: tuple[str, ...] = ()
 
 
 COLOR_TIE = 0.1

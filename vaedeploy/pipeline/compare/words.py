@@ -6,7 +6,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vaedeploy.pipeline.compare.result import Comparison, Reconstruction, Speed, Swap, Transform, mean_perceptual
+from vaedeploy.pipeline.compare.result import (
+    Comparison,
+    Reconstruction,
+    Speed,
+    Summary,
+    Swap,
+    Transform,
+    mean_perceptual,
+)
 from vaedeploy.pipeline.compare.transform import causes
 from vaedeploy.quality import Quality
 from vaedeploy.values.words import counted
@@ -56,14 +64,21 @@ def summary_lines(comparison: Comparison) -> list[str]:
         _truest("colour", comparison.truest_color, comparison),
         _truest("detail", comparison.truest_detail, comparison),
     ]
-    lines += [_bundle_line(comparison, name) for name in comparison.bundles]
+    lines += bundle_lines(comparison)
+    lines += [_fastest(part, comparison.speeds) for part in ("encode", "decode")]
+    return [line for line in lines if line]
+
+
+def bundle_lines(comparison: Comparison) -> list[str]:
+    """What each VAE does to photographs, a line each, and how those of RGBA images were compared."""
+    rows = comparison.reconstructions
+    lines = [bundle_line(s, [row for row in rows if row.bundle == s.bundle]) for s in comparison.summaries]
     if comparison.flattened:
         lines.append(
             f"RGBA images were compared with RGB images: {_names(comparison.flattened)} encoded the photographs as "
             "opaque ones, and what was decoded is seen in front of white."
         )
-    lines += [_fastest(part, comparison.speeds) for part in ("encode", "decode")]
-    return [line for line in lines if line]
+    return lines
 
 
 def perceptual_lines(rows: Sequence[Reconstruction]) -> list[str]:
@@ -71,6 +86,15 @@ def perceptual_lines(rows: Sequence[Reconstruction]) -> list[str]:
     means = [f"{n} {m:z.3f}" for n, m in zip(("LPIPS", "DISTS"), mean_perceptual(rows), strict=True) if m is not None]
     over = f", on average over {counted(len(rows), 'picture')}" if len(rows) > 1 else ""
     return [f"{' and '.join(means)}{over}: 0 is equal, and lower is closer."] if means else []
+
+
+def failure_lines(failures: Sequence[str], shown: int) -> tuple[str, ...]:
+    """That pictures are not shown, and why; no line where all are. failures: a sentence for each that is not."""
+    if not failures:
+        return ()
+    count = f"{len(failures)} of {counted(shown + len(failures), 'picture')}"
+    told = f"{count} {'is' if len(failures) == 1 else 'are'} not shown: {failures[0]}"
+    return (f"{told}; and {counted(len(failures) - 1, 'other')}." if failures[1:] else f"{told}.",)
 
 
 def swap_lines(comparison: Comparison) -> list[str]:
@@ -112,20 +136,21 @@ def _truest(what: str, best: tuple[str, ...], comparison: Comparison) -> str:
     return f"Truest in {what}: {_names(best)}."
 
 
-def _bundle_line(comparison: Comparison, name: str) -> str:
-    (summary,) = (s for s in comparison.summaries if s.bundle == name)
-    rows = [r for r in comparison.reconstructions if r.bundle == name]
+def bundle_line(summary: Summary, rows: Sequence[Reconstruction]) -> str:
+    """What a VAE does to pictures. rows: its reconstructions, which ``summary`` is of."""
     seen: dict[str, int] = {}
     for row in rows:
         for finding in row.findings:
             seen[finding.name] = seen.get(finding.name, 0) + 1
     most_often = sorted(seen.items(), key=lambda item: -item[1])
+    over = f"Over {counted(len(rows), 'picture')}, " if len(rows) > 1 else ""
     faults = ", ".join(f"{fault} ({count} of {len(rows)})" for fault, count in most_often)
     return (
-        f"{name} keeps {summary.detail:.0%} of the fine detail; its colours are {summary.color:.1f} CIEDE2000 off (1 "
-        f"is just seen) and have {summary.chroma:.0%} of their strength; contrast is {summary.contrast:.0%}. "
+        f"{over}{summary.bundle} keeps {summary.detail:.0%} of the fine detail; colours are "
+        f"{summary.color:.1f} CIEDE2000 off (1 is just seen), with {summary.chroma:.0%} of their strength; "
+        f"contrast is {summary.contrast:.0%}. "
         + ("" if summary.opacity is None else f"Opacity is {summary.opacity:.1f} levels of 255 off. ")
-        + (f"Visible beside the photographs: {faults}." if faults else "No visible difference from the photographs.")
+        + (f"Visible: {faults}." if faults else "No fault is visible.")
     )
 
 
