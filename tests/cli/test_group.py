@@ -364,6 +364,7 @@ def test_what_is_no_size_of_memory(text: str) -> None:
     ("text", "told"),
     [
         ("6", "'6' is 6 bytes, and nothing is computed in so few; did you mean 6G?"),
+        ("1", "'1' is 1 byte, and nothing is computed in so few; did you mean 1G?"),
         ("800", "'800' is 800 bytes, and nothing is computed in so few; did you mean 800M?"),
         ("600k", "'600k' is 600,000 bytes, and nothing is computed in so few; did you mean 600M?"),
         ("600000", "'600000' is 600,000 bytes, and nothing is computed in so few; write it as 4G (4 * 10^9) or 4GiB"),

@@ -15,6 +15,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from vaedeploy.cli.meant import near_word
+from vaedeploy.values.words import counted
 
 PATH = click.Path(path_type=Path)
 
@@ -136,7 +137,7 @@ class MemorySize(click.ParamType[int]):
         if size < LEAST_LIMIT:
             unit = "M" if power else meant_unit(size)
             hint = f"did you mean {found[1]}{unit}?" if unit else "write it as 4G (4 * 10^9) or 4GiB (4 * 2^30)"
-            self.fail(f"{value!r} is {size:,} bytes, and nothing is computed in so few; {hint}")
+            self.fail(f"{value!r} is {counted(size, 'byte')}, and nothing is computed in so few; {hint}")
         return size
 
 

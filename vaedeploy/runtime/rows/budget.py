@@ -14,6 +14,7 @@ from vaedeploy.runtime.rows.store import Workspace
 from vaedeploy.system.memory import LEAST_LIMIT, free_memory, meant_unit
 from vaedeploy.system.processes import tell_of_fork
 from vaedeploy.system.progress import Progress, silent
+from vaedeploy.values.words import counted
 
 __all__ = ["SHARE", "Budget"]
 
@@ -50,7 +51,7 @@ class Budget:
         if most is not None and most < LEAST_LIMIT:
             zeros = {"G": "_000_000_000", "M": "_000_000", None: ""}[meant_unit(most)]
             hint = f"Did you mean {most}{zeros}?" if zeros else f"Give {LEAST_LIMIT:,} or more"
-            raise InputError(f"max_memory is {most:,} bytes, and nothing is computed in so few. {hint}")
+            raise InputError(f"max_memory is {counted(most, 'byte')}, and nothing is computed in so few. {hint}")
         self.most, self._free, self.progress = most, free, progress
         self.workspace = None if workspace is None else Workspace(workspace)
         self.forked()
