@@ -161,9 +161,9 @@ def test_a_signal_also_ends_what_the_warm_up_begins_after_it(bundle: Path) -> No
     """A graph that is being loaded when the signal comes is run afterwards."""
     with Late(bundle) as vae:
         vae.stopping, vae.sizes = threading.Event(), []
-        with serving({"tiny": vae}, wait=False, warm_up=((16, 16), (32, 32))) as server:
+        with serving({"tiny": vae}, wait=False, warm_up=((32, 32), (16, 16))) as server:
             until(lambda: bool(vae.sizes))
             server.server.handle_exit(signal.SIGTERM, None)
             vae.stopping.set()
-    assert vae.sizes == [(16, 16)]
+    assert vae.sizes == [(32, 32)]
     assert server.said[-1] == "Stopped by SIGTERM; every request was answered"
