@@ -47,16 +47,16 @@ def probe_part(reference: Reference, part: Part, batch: int, height: int, width:
     except _SizeError as error:
         taken = _taken(reference, part, batch, height, width)
         if taken is None:
-            raise
+            raise ExportError(str(error)) from error.__cause__
         raise ExportError(
             f"{error}. It takes one of {taken}, but a bundle takes any batch, and any height and width that are "
             f"multiples of {reference.latent.factor} pixels: let what fixes the size, such as a position embedding or "
             "a view, follow the input"
-        ) from error
+        ) from error.__cause__
 
 
-class _SizeError(ExportError):
-    """What may be otherwise at another size."""
+class _SizeError(Exception):
+    """What may be otherwise at another size; ``probe_part`` says it as ExportError."""
 
 
 def _taken(reference: Reference, part: Part, batch: int, height: int, width: int) -> tuple[int, ...] | None:
@@ -64,7 +64,7 @@ def _taken(reference: Reference, part: Part, batch: int, height: int, width: int
     factor = reference.latent.factor
     sides = (-(-side // factor) * factor for side in TRIED)
     for size in ((1, height, width), *((batch, side, side) for side in sides)):
-        with suppress(ExportError):
+        with suppress(ExportError, _SizeError):
             _probe(reference, part, *size)
             return Interface(part, reference.latent).takes(*size).shape
     return None
