@@ -45,17 +45,17 @@ def probe_part(reference: Reference, part: Part, batch: int, height: int, width:
     try:
         _probe(reference, part, batch, height, width)
     except _SizeError as error:
-        taken = _taken(reference, part, batch, height, width)
-        if taken is None:
-            raise
-        raise ExportError(
-            f"{error}. It takes one of {taken}, but a bundle takes any batch, and any height and width that are "
-            f"multiples of {reference.latent.factor} pixels: let what fixes the size, such as a position embedding or "
-            "a view, follow the input"
-        ) from error
+        told, taken = str(error), _taken(reference, part, batch, height, width)
+        if taken is not None:
+            told += (
+                f". It takes one of {taken}, but a bundle takes any batch, and any height and width that are multiples "
+                f"of {reference.latent.factor} pixels: let what fixes the size, such as a position embedding or a "
+                "view, follow the input"
+            )
+        raise ExportError(told) from error
 
 
-class _SizeError(ExportError):
+class _SizeError(Exception):
     """What may be otherwise at another size."""
 
 
@@ -64,7 +64,7 @@ def _taken(reference: Reference, part: Part, batch: int, height: int, width: int
     factor = reference.latent.factor
     sides = (-(-side // factor) * factor for side in TRIED)
     for size in ((1, height, width), *((batch, side, side) for side in sides)):
-        with suppress(ExportError):
+        with suppress(ExportError, _SizeError):
             _probe(reference, part, *size)
             return Interface(part, reference.latent).takes(*size).shape
     return None
