@@ -45,18 +45,18 @@ def probe_part(reference: Reference, part: Part, batch: int, height: int, width:
     try:
         _probe(reference, part, batch, height, width)
     except _SizeError as error:
-        taken = _taken(reference, part, batch, height, width)
-        if taken is None:
-            raise ExportError(str(error)) from error.__cause__
-        raise ExportError(
-            f"{error}. It takes one of {taken}, but a bundle takes any batch, and any height and width that are "
-            f"multiples of {reference.latent.factor} pixels: let what fixes the size, such as a position embedding or "
-            "a view, follow the input"
-        ) from error.__cause__
+        told, taken = str(error), _taken(reference, part, batch, height, width)
+        if taken is not None:
+            told += (
+                f". It takes one of {taken}, but a bundle takes any batch, and any height and width that are multiples "
+                f"of {reference.latent.factor} pixels: let what fixes the size, such as a position embedding or a "
+                "view, follow the input"
+            )
+        raise ExportError(told) from error
 
 
 class _SizeError(Exception):
-    """What may be otherwise at another size; ``probe_part`` says it as ExportError."""
+    """What may be otherwise at another size."""
 
 
 def _taken(reference: Reference, part: Part, batch: int, height: int, width: int) -> tuple[int, ...] | None:

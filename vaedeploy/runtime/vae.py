@@ -56,8 +56,9 @@ class VAE(ArrayCalls):
         size the one with the tightest range. If no engine of the profile can be used on this machine, ``backend=None``
         goes on to the next backend and logs a warning.
     max_memory: bytes that all running calls together may take on the CPU, beyond the open VAE and the arrays that are
-        given and returned; at least 1 MiB. A call that would take more runs by rows, with the same result; one that finds no memory
-        waits for others to end. None for 70 % of what is free when a call begins, by the limits of containers too.
+        given and returned; at least 1 MiB. A call that would take more runs by rows, with the same result; one that
+        finds no memory waits for others to end. None for 70 % of what is free when a call begins, by the limits of
+        containers too.
     workspace: a folder on a fast disk. Calls by rows store in files there what memory does not hold, where computing it
         again would take longer. The files have no names, and are gone when the call ends, however it ends.
     keep_memory: whether the memory that a whole run took on the CPU stays for the next one, until ``close``. That saves
