@@ -98,9 +98,13 @@ def test_a_vae_of_images_with_opacity_has_no_use_for_a_background(folder: Path, 
 def test_without_an_image_the_command_says_what_it_took_for_the_bundle(
     vaedeploy: Callable[..., Any], folder: Path
 ) -> None:
-    ended = vaedeploy("look", folder / "face.png", "-o", folder / "told")
-    assert ended.code == 2
-    assert f"the first argument is the bundle, and that is {folder / 'face.png'}." in " ".join(ended.err.split())
+    for first, told in (
+        ("one", f"the first argument is the bundle, and that is {folder / 'one'}."),
+        ("face.png", f"{folder / 'face.png'} is a picture, and stands where a bundle is wanted"),
+    ):
+        ended = vaedeploy("look", folder / first, "-o", folder / "told")
+        assert ended.code == 2
+        assert told in " ".join(ended.err.split())
 
 
 def test_a_vae_that_changes_nothing_is_good() -> None:
