@@ -151,6 +151,11 @@ def test_records_of_what_ran_name_what_is_there() -> None:
         assert record["backend"] in BACKENDS
         assert (ROOT / record["record"]).is_file(), record["record"]
         assert set(SUPPORT["capabilities"](record)) <= {kind.compute_capability for kind in profiles().values()}
+    for record in SUPPORT["around"]():
+        assert (ROOT / record["record"]).is_file(), record["record"]
+        target = re.match(r"make (\S+?),?( |$)", record["by"])
+        assert target is not None
+        assert target[1] in make_targets()
 
 
 def test_a_record_says_the_stages_before_its_own_and_none_after(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ from vaedeploy.runtime.backends import BACKENDS, ENGINES
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "support.md"
 RECORDS = ROOT / "benchmarks" / "results" / "support.json"
+AROUND = RECORDS.with_name("support_around.json")
 SUMMARIES = (ROOT / "README.md", ROOT / "docs" / "index.md")
 BEGIN, END = "<!-- support: tools/write_support_docs.py writes this -->", "<!-- /support -->"
 
@@ -46,6 +47,12 @@ KINDS = """
 
 `vaedeploy build --profile NAME` has these GPUs. "–" means that the backend does not build for the GPU. The CUDA
 provider of ONNX Runtime needs no engine, and runs a bundle's graphs.
+"""
+
+PROGRAMS = """
+## In other programs
+
+Bundles where other software runs them, from `benchmarks/results/support_around.json`.
 """
 
 LOG = """
@@ -150,9 +157,19 @@ def log() -> str:
     return table(["when", "backend", "stage", "precision", "where", "with", "by what", "record"], rows)
 
 
+def around() -> list[dict[str, str]]:
+    """Records of bundles in other programs."""
+    return json.loads(AROUND.read_text(encoding="utf-8"))
+
+
+def programs() -> str:
+    rows = [[r["what"], r["with"], r["on"], r["date"], r["by"], f"`{r['record']}`"] for r in around()]
+    return table(["what ran", "with", "where", "when", "by what", "record"], rows)
+
+
 def render() -> str:
     """The text of the page."""
-    return "".join([HEAD, summary(), KINDS, kinds(), LOG, log(), ADD])
+    return "".join([HEAD, summary(), KINDS, kinds(), PROGRAMS, programs(), LOG, log(), ADD])
 
 
 def with_summary(text: str) -> str:
