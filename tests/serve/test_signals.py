@@ -37,7 +37,11 @@ def stop_under_load(bundle: Path, clients: int) -> None:
     def client(port: int) -> None:
         with suppress(ConnectionRefusedError):
             while True:
-                with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
+                try:
+                    connection = socket.create_connection(("127.0.0.1", port), timeout=60)
+                except ConnectionResetError:
+                    continue  # the port was closed while it connected
+                with connection:
                     try:
                         connection.sendall(sent)
                         if not connection.recv(1, socket.MSG_PEEK):
