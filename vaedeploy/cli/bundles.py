@@ -196,7 +196,7 @@ def look(bundle: Path, images: tuple[Path, ...], out: Path, as_json: bool, **opt
 def _end(failures: Sequence[str], shown: int, code: int) -> NoReturn:
     """End with ``code``, or, where pictures failed, with an error that names them. shown: how many did not."""
     if failures:
-        lines = "".join(f"\n  {failure}" for failure in failures)
         total = counted(len(failures) + shown, "picture")
-        raise InputError(f"{len(failures)} of {total} failed; the result is of the others:{lines}")
+        told = f"{len(failures)} of {total} failed; the result is of the others:"
+        raise InputError("\n  ".join((told, *failures)))
     sys.exit(code)

@@ -64,7 +64,7 @@ def none_left(failures: Sequence[str]) -> str:
     """What to say where each picture failed. failures: a sentence for each."""
     if len(failures) == 1:
         return failures[0]
-    return f"none of {len(failures)} pictures can be used:{''.join(f'{chr(10)}  {failure}' for failure in failures)}"
+    return "\n  ".join((f"none of {len(failures)} pictures can be used:", *failures))
 
 
 def photo_files(folder: str | Path) -> list[Path]:

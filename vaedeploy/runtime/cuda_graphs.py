@@ -20,7 +20,7 @@ from vaedeploy.errors import BackendError
 from vaedeploy.runtime.device import Array, Device, OnDevice, shape_of, tensor_of
 from vaedeploy.values.interface import Tensor
 
-__all__ = ["NOT_RECORDED", "OPTION", "TURNS", "RecordingSession", "are_asked", "without"]
+__all__ = ["OPTION", "TURNS", "RecordingSession", "are_asked", "without"]
 
 log = logging.getLogger(__name__)
 
