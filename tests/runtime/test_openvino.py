@@ -287,17 +287,20 @@ def test_threads_are_passed_on_and_not_pinned(bundle: Bundle) -> None:
         assert model.get_property("ENABLE_CPU_PINNING") is False
 
 
-def test_what_memory_does_not_hold_is_computed_by_rows(demo_bundle: Bundle) -> None:
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_what_memory_does_not_hold_is_computed_by_rows(demo_bundle: Bundle, tmp_path: Path, on_disk: bool) -> None:
     latent = noise(1, 16, 32, 32)
-    with VAE(demo_bundle.path, "openvino") as vae, VAE(demo_bundle.path, "onnxruntime-cpu") as plain:
+    workspace = tmp_path if on_disk else None
+    with VAE(demo_bundle.path, "onnxruntime-cpu") as plain:
+        expected = plain.decode(latent, output="float")
+    with VAE(demo_bundle.path, "openvino", max_memory=1 << 50, workspace=workspace) as vae:
         plan = vae.plan(256, 256)["decoder"]
         assert plan.way == "untiled"
-        with VAE(demo_bundle.path, "openvino", max_memory=plan.least) as small:
-            assert small.plan(256, 256)["decoder"].way == "rows"
-            assert (
-                relative_errors(small.decode(latent, output="float"), plain.decode(latent, output="float"))["rel_l2"]
-                < 5e-6
-            )
+    with VAE(demo_bundle.path, "openvino", max_memory=plan.least, workspace=workspace) as small:
+        rows = small.plan(256, 256)["decoder"]
+        assert (rows.way, rows.disk > 0) == ("rows", on_disk)
+        assert relative_errors(small.decode(latent, output="float"), expected)["rel_l2"] < 5e-6
+    assert not any(tmp_path.iterdir())  # the files of a call end with it
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads memory in Linux's way")

@@ -38,6 +38,12 @@ def shuffled(net: Network) -> Network:
     return net.add("Reshape", joined, first=moved)
 
 
+def depth_to_space(net: Network) -> Network:
+    net.conv(16).add("DepthToSpace", blocksize=2)
+    net.channels = 4
+    return net
+
+
 def linear_attention(net: Network) -> Network:
     """Sums over all positions, as DC-AE has them."""
     net.conv(8)
@@ -78,7 +84,7 @@ LAYERS: dict[str, tuple[Callable[[Network], Network], int]] = {
     "up, with its border repeated": (lambda net: padded("reflect")(net.block().up()).block(), 2),
     "up without a convolution": (lambda net: net.conv().up().silu().block(), 2),
     "transposed": (lambda net: transposed(net).block(), 2),
-    "depth to space": (lambda net: net.conv(16).add("DepthToSpace", blocksize=2), 2),
+    "depth to space": (depth_to_space, 2),
     "pixel shuffle": (shuffled, 2),
     "attention": (lambda net: net.block().attention().block(), 1),
     "attention twice": (lambda net: net.conv().attention().conv().attention(), 1),
