@@ -113,6 +113,7 @@ def test_processes(bundle: Bundle, tmp_path: Path) -> None:
 def test_own_modules(tmp_path: Path) -> None:
     done = python("examples/own_modules.py", tmp_path / "mine")
     assert done.returncode == 0, done.stderr
+    assert done.stderr == ""  # no warning of latents that a diffusion model would not expect
     bundle = Bundle.open(tmp_path / "mine")
     assert done.stdout == f"{bundle.path}: verified, {bundle.manifest.vae.identity}\n"
     assert bundle.manifest.verification is not None

@@ -21,7 +21,7 @@ import vaedeploy as vd
 ```
 
 `vaedeploy.quality`, `vaedeploy.testing` and `vaedeploy.adapters.diffusers` are public as well:
-[fidelity.md](fidelity.md), [parity in CI](services.md#parity-in-ci) and
+[fidelity.md](fidelity.md), [parity in CI](howto-parity.md) and
 [pipelines of diffusers](services.md#in-a-pipeline-of-diffusers) describe them.
 """
 
