@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from tiny_bundle import FAILED, PASSED, tiny_bundle
 
 from vaedeploy.bundle import Bundle, check_bundle
 from vaedeploy.errors import BundleError, OutputError
+from vaedeploy.pipeline.verify import verify_bundle
+from vaedeploy.runtime import VAE
 
 
 def again(bundle: Bundle) -> str:
@@ -166,6 +169,18 @@ def test_places_without_a_bundle(tmp_path: Path) -> None:
         with pytest.raises(BundleError) as caught:
             Bundle.open(tmp_path / name)
         assert str(caught.value) == message.format(tmp_path / name)
+
+
+@pytest.mark.parametrize("open_it", [Bundle.open, VAE, verify_bundle])
+def test_a_preset_that_nobody_exported_yet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, open_it: Callable[[str], object]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BundleError) as caught:
+        open_it("mse840k")
+    assert (
+        str(caught.value) == "there is no bundle at mse840k. It is a preset; export it first: vaedeploy export mse840k"
+    )
 
 
 # Updating one

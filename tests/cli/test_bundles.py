@@ -10,6 +10,7 @@ import sys
 from unittest.mock import ANY
 
 import pytest
+from PIL import Image
 from tiny_bundle import tiny_bundle
 
 from vaedeploy.bundle import Bundle
@@ -89,9 +90,10 @@ def test_a_picture_in_a_bundle_s_place(vaedeploy, tmp_path, arguments, told):
 @pytest.mark.parametrize("arguments", [["inspect", "demo"], ["compare", "demo", "mse840k", "--images", "."]])
 def test_a_preset_that_nobody_exported_yet(vaedeploy, tmp_path, monkeypatch, arguments):
     monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (64, 64)).save("photo.png")
     ended = vaedeploy(*arguments)
     assert (ended.code, ended.out) == (2, "")
-    assert ended.err == "Error: there is no bundle at demo. Make a bundle with: vaedeploy export demo\n"
+    assert ended.err == "Error: there is no bundle at demo. It is a preset; export it first: vaedeploy export demo\n"
 
 
 # ----------------------------------------------------------------------------------------------- export and verify

@@ -392,10 +392,28 @@ def test_bfloat16_without_instructions_for_it_is_told_of(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(openvino, "has_bfloat16", lambda: False)
+    monkeypatch.setattr(openvino, "takes_bfloat16", lambda device: True)
     VAE(bundle.path, "openvino", precision="bf16").close()
     assert caplog.messages == [
         "this CPU has no instructions for bfloat16, so openvino is slower in bf16 than in fp32 here"
     ]
+
+
+@pytest.mark.skipif(openvino.takes_bfloat16(), reason="OpenVINO computes in bfloat16 on this CPU")
+def test_bfloat16_is_refused_where_openvino_computes_in_float32_in_its_place(bundle: Bundle) -> None:
+    """What is asked of OpenVINO is not what it does, so a verdict of it would be one of float32."""
+    with pytest.raises(BackendError) as refused:
+        VAE(bundle.path, "openvino", precision="bf16")
+    assert str(refused.value) == (
+        f"OpenVINO does not compute in bfloat16 on {cpu_name()}, and would compute in float32 in its place. "
+        "Ask for fp32, or for no precision"
+    )
+    model = (
+        openvino.load_library()
+        .Core()
+        .compile_model(bundle.graph("decoder", "openvino"), "CPU", {"INFERENCE_PRECISION_HINT": "bf16"})
+    )
+    assert model.get_property("INFERENCE_PRECISION_HINT").to_string() == "f32"
 
 
 def test_its_pace_needs_onnx_runtime(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

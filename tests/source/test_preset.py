@@ -11,6 +11,7 @@ from vaedeploy.errors import UnknownPresetError
 from vaedeploy.source.network import tensor_shapes
 from vaedeploy.source.preset import Preset, architectures, get_preset, preset_of_file, presets
 from vaedeploy.values.latent import LatentSpec
+from vaedeploy.values.presets import preset_names
 
 NAMES = [
     "mse840k", "ema560k", "sd15", "anime2", "sdxl", "sdxl-fp16-fix", "sd3", "flux1",
@@ -25,6 +26,10 @@ NAMES = [
 ALL = len(NAMES)
 CARRIED = ("demo", "demo-mse")
 SEE_THROUGH = ("qwen-image-layered", "qwen-image-2.1")
+
+
+def test_the_names_alone_are_those_of_the_presets() -> None:
+    assert preset_names() == tuple(presets())
 
 
 def test_presets_are_those_that_are_documented() -> None:

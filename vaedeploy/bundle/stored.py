@@ -12,6 +12,7 @@ from vaedeploy.errors import BundleError
 from vaedeploy.system.atomic import put_back, set_aside, write_file
 from vaedeploy.system.files import HeldFolder, handle_bytes, open_regular
 from vaedeploy.system.oserrors import reason
+from vaedeploy.values.presets import preset_names
 
 LARGEST = 1 << 24
 """Bytes that a manifest may have: a hundred times what one with a hundred engines has."""
@@ -28,6 +29,8 @@ def read_manifest(path: Path, folder: HeldFolder | None = None) -> Manifest:
     """
     remedy = f"Make a bundle with: vaedeploy export NAME --out {path}"
     if not path.exists() and not _wait_for(path):
+        if str(path) in preset_names():
+            remedy = f"It is a preset; export it first: vaedeploy export {path}"
         if (old := set_aside(path.resolve())) is not None:
             remedy = f"A process that was killed while it replaced it left it as {old}; rename that to {path.name}"
         raise BundleError(f"there is no bundle at {path}. {remedy}")

@@ -15,9 +15,9 @@ import click
 from click.core import ParameterSource
 
 from vaedeploy.cli import terminal
-from vaedeploy.cli.parameters import BACKEND, BUNDLE, PATH, PRECISION, PROFILES, VAE, Color, MemorySize, preset_names
+from vaedeploy.cli.parameters import BACKEND, BUNDLE, PATH, PRECISION, PROFILES, VAE, Color, MemorySize
 from vaedeploy.cli.progress import progress_display
-from vaedeploy.errors import BundleError, PageError
+from vaedeploy.errors import PageError
 from vaedeploy.system.progress import Progress
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -30,8 +30,6 @@ def local(bundle: Path | str) -> Path:
     if isinstance(bundle, Path):
         if bundle.is_file():
             _check_picture(bundle)
-        if not bundle.exists():
-            _check_preset(bundle)
         return bundle
     from vaedeploy.bundle import bundle_folder
 
@@ -47,19 +45,6 @@ def _check_picture(bundle: Path) -> None:
         several = click.get_current_context().info_name == "compare"
         hint = ". Pictures for --images go into one folder." if several else ", which is a folder."
         raise click.UsageError(f"{bundle} is a picture, and stands where a bundle is wanted{hint}")
-
-
-def _check_preset(bundle: Path) -> None:
-    """Raise BundleError where a preset's name is given and nobody exported it yet, with the command that does."""
-    if str(bundle) not in preset_names():
-        return
-    from vaedeploy.bundle import Bundle
-
-    try:
-        Bundle.open(bundle, verify_hashes=False)
-    except BundleError as error:
-        exported = str(error).replace(f"export NAME --out {bundle}", f"export {bundle}")
-        raise BundleError(exported) from error
 
 
 def bundle_argument(command: Command) -> Command:

@@ -84,9 +84,9 @@ PRECISION = OneOf(("fp32", "fp16", "bf16"))
 
 
 def preset_names() -> Iterable[str]:
-    from vaedeploy.source.preset import presets
+    from vaedeploy.values.presets import preset_names as names
 
-    return presets()
+    return names()
 
 
 def profile_names() -> Iterable[str]:

@@ -167,7 +167,7 @@ def _choose(bundle: Bundle, backends: Sequence[str], device: int) -> list[_Way]:
     chosen = [_Way(name) for name in possible if problem_of(name, device) is None]
     if not chosen:
         raise BackendError(". ".join(str(problem_of(name, device)) for name in possible))
-    if _Way(openvino.NAME) in chosen and openvino.has_bfloat16():
+    if _Way(openvino.NAME) in chosen and openvino.gains_from_bfloat16():
         chosen.append(_Way(openvino.NAME, "bf16"))
     return chosen
 

@@ -59,6 +59,11 @@ def openvino_candidates(bundle: Bundle, asked: Settings) -> list[Candidate]:
     precision, on_cpu = asked.precision or _openvino_precision(bundle, device), device == openvino.CPU
     if precision not in openvino.TYPES:
         raise BackendError(f"OpenVINO computes in {' and '.join(openvino.TYPES)} here, and not in {precision}")
+    if precision == "bf16" and not openvino.takes_bfloat16(device):
+        raise BackendError(
+            f"OpenVINO does not compute in bfloat16 on {openvino.processor(device)}, and would compute in float32 in "
+            "its place. Ask for fp32, or for no precision"
+        )
     if precision == "bf16" and on_cpu and not openvino.has_bfloat16():
         log.warning("this CPU has no instructions for bfloat16, so openvino is slower in bf16 than in fp32 here")
 
@@ -94,7 +99,7 @@ def _openvino_precision(bundle: Bundle, device: str) -> Precision:
     """A bundle's own precision. One in bfloat16 says that less than float32 is enough, which is of no use to a CPU
     without the instructions.
     """
-    lower = bundle.manifest.precision == "bf16" and device == openvino.CPU and openvino.has_bfloat16()
+    lower = bundle.manifest.precision == "bf16" and device == openvino.CPU and openvino.gains_from_bfloat16()
     return "bf16" if lower else "fp32"
 
 

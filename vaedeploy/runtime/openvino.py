@@ -268,3 +268,16 @@ def processor(device: str) -> str:
 def has_bfloat16() -> bool:
     """Whether this CPU has instructions for bfloat16; OpenVINO emulates them on others that have AVX-512."""
     return not BFLOAT16_FLAGS.isdisjoint(cpu_flags())
+
+
+def takes_bfloat16(device: str = CPU) -> bool:
+    """Whether a device computes in bfloat16 where that is asked for. Others compute in float32 then, without a word, as
+    CPUs without AVX-512 do (2026.4).
+    """
+    with native_call():
+        return "BF16" in _core().get_property(device, "OPTIMIZATION_CAPABILITIES")
+
+
+def gains_from_bfloat16() -> bool:
+    """Whether OpenVINO is faster in bfloat16 than in float32 on this CPU."""
+    return has_bfloat16() and takes_bfloat16()

@@ -14,6 +14,7 @@ from vaedeploy.errors import UnknownPresetError
 from vaedeploy.source.families import FAMILIES, family_of
 from vaedeploy.source.family import Architecture, LatentShape
 from vaedeploy.values.latent import LatentSpec
+from vaedeploy.values.presets import presets_document
 
 
 class Preset(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -63,8 +64,7 @@ class _Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @functools.cache
 def _document() -> _Document:
-    text = (resources.files("vaedeploy.source") / "presets.toml").read_text(encoding="utf-8")
-    return msgspec.toml.decode(text, type=_Document)
+    return msgspec.toml.decode(presets_document(), type=_Document)
 
 
 def _config(name: str, instead: dict[str, Any]) -> Architecture:
