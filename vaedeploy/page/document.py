@@ -19,10 +19,6 @@ class Column(msgspec.Struct, frozen=True):
     meaning: str = ""
 
 
-MOST_UPRIGHT = 4
-"""How many rows of a table can stand as columns on a phone."""
-
-
 class Cell(msgspec.Struct, frozen=True):
     """A cell of a table. text: what is shown. value: the number by which rows are sorted; None sorts by ``text``."""
 
@@ -30,11 +26,15 @@ class Cell(msgspec.Struct, frozen=True):
     value: float | None = None
 
 
+MOST_UPRIGHT = 4
+"""How many rows of a table can stand as columns on a phone."""
+
+
 class Table(msgspec.Struct, frozen=True):
     """Rows that a reader can sort by any column. lead: a sentence on how to read it.
 
-    upright: whether each row stands as a column, under its first cell: what is short where a few rows have many numbers.
-    Such a table is not sorted, and stands beside the first picture where there is room.
+    upright: whether each row stands as a column, under its first cell, for a table of few rows and many numbers. Such a
+    table cannot be sorted; one of the answer stands beside the first picture where there is room.
     """
 
     title: str

@@ -58,7 +58,7 @@ def _overview(comparison: Comparison) -> Table:
         *(measure.column for measure, seen in ((LPIPS, lpips), (DISTS, dists), (OPACITY[0], rgba)) if seen),
         Column("Time to encode", "ms", "Per call, the median over several rounds."),
         Column("Time to decode", "ms", "Per call, the median over several rounds."),
-        Column("Seen"),
+        Column("What is seen"),
     )
     times: dict[tuple[str, str], float | None] = {(speed.bundle, speed.part): speed.ms for speed in comparison.speeds}
     rows = (
