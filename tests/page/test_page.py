@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import msgspec
@@ -155,11 +156,12 @@ def test_flicker_shows_both_sides_in_turns_until_it_is_pressed_again(browser: Br
     assert browser.run(CUT) == "50%"
 
 
-def compared(vaes: Sequence[str], shape: tuple[int, int]) -> Document:
+@cache
+def compared(vaes: tuple[str, ...], shape: tuple[int, int]) -> Document:
     """A comparison of two pictures of this height and width, in each of which a fault of every VAE is seen."""
     pictures = tuple(
         msgspec.structs.replace(shown, candidates=tuple(map(blurred, shown.candidates)))
-        for shown in (picture(f"no{seed}", scene(*shape, seed), tuple(vaes)) for seed in (0, 1))
+        for shown in (picture(f"no{seed}", scene(*shape, seed), vaes) for seed in (0, 1))
     )
     rows = tuple(
         Reconstruction(candidate.name, shown.name, candidate.quality, candidate.findings)
@@ -168,7 +170,7 @@ def compared(vaes: Sequence[str], shape: tuple[int, int]) -> Document:
     )
     summaries = tuple(summarize(vae, [row for row in rows if row.bundle == vae]) for vae in vaes)
     speeds = tuple(Speed(vae, "a backend", part, 512, 512, 100.0) for vae in vaes for part in ("encode", "decode"))
-    comparison = Comparison(tuple(vaes), summaries, *truest(summaries), speeds, (), rows)
+    comparison = Comparison(vaes, summaries, *truest(summaries), speeds, (), rows)
     return comparison_document(comparison, pictures, ())
 
 
