@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import msgspec
 import pytest
 from browser import CHROMIUM, Browser
-from pages import document, picture, scene
+from pages import BLURRED, document, picture, scene
 
-from vaedeploy.page import Cell, Column, Table, write_page
+from vaedeploy.page import Cell, Column, Document, Table, write_page
 from vaedeploy.pipeline.compare import Comparison, Reconstruction, Speed
 from vaedeploy.pipeline.compare.page import comparison_document
 from vaedeploy.pipeline.compare.result import summarize, truest
+from vaedeploy.quality import measure_quality
+from vaedeploy.quality.candidates import Candidate, Picture
 
 pytestmark = [
     pytest.mark.browser,
@@ -153,28 +156,88 @@ def test_flicker_shows_both_sides_in_turns_until_it_is_pressed_again(browser: Br
     assert browser.run(CUT) == "50%"
 
 
-@pytest.mark.parametrize(("width", "height"), [(390, 1688), (1280, 1000)])
-def test_the_first_picture_and_the_answer_are_whole_on_the_first_screens(
-    chromium: Browser, tmp_path: Path, width: int, height: int
-) -> None:
-    """A thousand pixels down on a desktop, and two screens down on a phone: the words and the table of two VAEs."""
-    vaes = ("demo", "demo-mse")
-    pictures = [picture(f"no{seed}", scene(256, 384, seed), vaes) for seed in (0, 1)]
+@cache
+def compared(vaes: tuple[str, ...], shape: tuple[int, int]) -> Document:
+    """A comparison of two pictures of this height and width, in each of which a fault of every VAE is seen."""
+    pictures = tuple(
+        msgspec.structs.replace(shown, candidates=tuple(map(blurred, shown.candidates)))
+        for shown in (picture(f"no{seed}", scene(*shape, seed), vaes) for seed in (0, 1))
+    )
     rows = tuple(
         Reconstruction(candidate.name, shown.name, candidate.quality, candidate.findings)
         for shown in pictures
         for candidate in shown.candidates
     )
     summaries = tuple(summarize(vae, [row for row in rows if row.bundle == vae]) for vae in vaes)
-    speeds = tuple(Speed(vae, "a backend", part, 512, 512, 10.0) for vae in vaes for part in ("encode", "decode"))
+    speeds = tuple(Speed(vae, "a backend", part, 512, 512, 100.0) for vae in vaes for part in ("encode", "decode"))
     comparison = Comparison(vaes, summaries, *truest(summaries), speeds, (), rows)
-    chromium.open(write_page(comparison_document(comparison, pictures, ()), tmp_path), width=width, height=844)
-    bottom = "document.querySelector('%s').getBoundingClientRect().bottom"
-    for shown in (".stage", ".words", ".opening + section tbody"):
-        assert chromium.run(bottom % shown) <= height
-    assert chromium.run("document.querySelector('.closer').getBoundingClientRect().top") > chromium.run(
-        bottom % ".opening + section tbody"
+    return comparison_document(comparison, pictures, ())
+
+
+def blurred(candidate: Candidate) -> Candidate:
+    return msgspec.structs.replace(candidate, findings=(BLURRED,))
+
+
+VAES = ("demo", "demo-mse", "demo-fp16", "a-rather-long-name-of-a-vae-fp16", "taesd")
+
+BOTTOM = "document.querySelector('%s').getBoundingClientRect().bottom"
+
+
+@pytest.mark.parametrize("shape", [(256, 384), (384, 256)], ids=["landscape", "portrait"])
+@pytest.mark.parametrize("vaes", [VAES[:2], VAES[:3]], ids=len)
+@pytest.mark.parametrize(("width", "height"), [(390, 1688), (1280, 1000)])
+def test_the_first_picture_and_the_answer_are_whole_on_the_first_screens(
+    chromium: Browser, tmp_path: Path, shape: tuple[int, int], vaes: tuple[str, ...], width: int, height: int
+) -> None:
+    """A thousand pixels down on a desktop, and two screens down on a phone: the picture and the table of the VAEs."""
+    chromium.open(write_page(compared(vaes, shape), tmp_path), width=width, height=844)
+    assert chromium.run(BOTTOM % ".stage") <= 844
+    assert chromium.run(BOTTOM % ".opening .told tbody") <= height
+    closer = chromium.run("document.querySelector('.closer').getBoundingClientRect().top")
+    assert closer > chromium.run(BOTTOM % ".opening .told tbody")
+
+
+def test_up_to_four_vaes_have_a_column_each_and_more_have_rows_to_sort(chromium: Browser, tmp_path: Path) -> None:
+    heads = (
+        "[...document.querySelectorAll('.told table')[0].tHead.rows[0].cells].map((head) => head.textContent.trim())"
     )
+    cells = "[...document.querySelectorAll('.told table')[0].tBodies[0].rows].map((row) => row.cells[%d].textContent)"
+    chromium.open(write_page(compared(VAES[:4], (96, 144)), tmp_path))
+    assert chromium.run(heads) == ["", *VAES[:4]]
+    assert chromium.run("document.querySelectorAll('.told table')[0].className") == "upright"
+    measures = chromium.run(cells % 0)
+    assert measures[0] == "PSNR dB"
+    assert dict(zip(measures, chromium.run(cells % 2), strict=True))["What is seen"] == "blurred (2 of 2)"
+    chromium.open(write_page(compared(VAES, (96, 144)), tmp_path))
+    assert chromium.run(heads)[0].startswith("VAE")
+    assert chromium.run(cells % 0) == list(VAES)
+    assert chromium.run("document.querySelectorAll('.told table')[0].className") == "sortable"
+
+
+@pytest.mark.parametrize("width", [390, 768, 1280])
+@pytest.mark.parametrize("vaes", [VAES[:2], VAES[:4], VAES], ids=len)
+def test_no_table_scrolls_sideways(chromium: Browser, tmp_path: Path, vaes: tuple[str, ...], width: int) -> None:
+    chromium.open(write_page(compared(vaes, (96, 144)), tmp_path), width=width)
+    chromium.run("document.querySelectorAll('details').forEach((d) => { d.open = true })")
+    assert chromium.run(SCROLLED) == []
+
+
+SCROLLED = """[...document.querySelectorAll('.scroll')]
+    .filter((e) => e.scrollWidth > e.clientWidth).map((e) => [e.scrollWidth, e.clientWidth])"""
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_numbers_of_pictures_that_do_not_differ_stand_open(chromium: Browser, tmp_path: Path, width: int) -> None:
+    quality = measure_quality(scene(), scene())
+    same = Picture("same", scene(), tuple(Candidate(name, scene(), quality, ()) for name in ("first", "second")))
+    shown = msgspec.structs.replace(document(same, picture("other", scene(seed=1))), further=())
+    chromium.open(write_page(shown, tmp_path), width=width)
+    opened = "[...document.querySelectorAll('article details:not(.how)')].map((details) => details.open)"
+    assert chromium.run(opened) == [True, False]
+    edges = "(({left, top}) => [left, top])(document.querySelectorAll('article .upright')[0].getBoundingClientRect())"
+    stage = chromium.run("document.querySelector('.stage').getBoundingClientRect().toJSON()")
+    left, top = chromium.run(edges)
+    assert (left > stage["right"], top > stage["bottom"]) == ((True, False) if width == 1280 else (False, True))
 
 
 def test_a_page_opens_on_the_layers_that_it_names(chromium: Browser, tmp_path: Path) -> None:
@@ -231,17 +294,14 @@ def test_nothing_overflows(chromium: Browser, page: Path, width: int) -> None:
     assert chromium.run(wide) == []
 
 
-@pytest.mark.parametrize("width", [400, 1200])
+@pytest.mark.parametrize("width", [400, 768, 1200])
 def test_tables_show_every_column_whatever_the_names_are(chromium: Browser, tmp_path: Path, width: int) -> None:
     names = ("onnxruntime, emulated fp16 graph", "a-rather-long-name-of-a-vae-fp16")
     chromium.open(write_page(document(picture("large", scene(), names)), tmp_path), width=width)
     hidden = """[...document.querySelectorAll('.sortable td')]
         .filter((e) => e.getBoundingClientRect().right > innerWidth).map((e) => e.textContent)"""
     assert chromium.run(hidden) == []
-    scrolled = (
-        "[...document.querySelectorAll('.scroll:has(.sortable)')].filter((e) => e.scrollWidth > e.clientWidth).length"
-    )
-    assert chromium.run(scrolled) == 0
+    assert chromium.run(SCROLLED) == []
     gap = """Math.max(...[...document.querySelectorAll('.sortable')].map((table) => {
         const top = (e) => e.getBoundingClientRect().top;
         return Math.min(...[...table.querySelectorAll('th button')].map(top)) - top(table);

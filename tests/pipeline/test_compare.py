@@ -354,6 +354,7 @@ def test_images_with_opacity_are_compared_with_others_in_front_of_white(see_thro
     bundles = [see_through / "one", see_through / "rgba0"]
     found = compare_bundles(bundles, see_through / "photos", page=see_through / "mixed page")
     assert found.flattened == ("rgba0",)
+    assert "RGBA images were compared with RGB images" in (see_through / "mixed page" / "index.html").read_text()
     assert {(s.encoder, s.decoder) for s in found.swaps} >= {("one", "rgba0"), ("rgba0", "one")}
     assert all(r.quality.opacity is None for r in found.reconstructions)
     assert any(line.startswith("RGBA images were compared with RGB images: rgba0 enc") for line in summary_lines(found))

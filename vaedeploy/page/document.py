@@ -26,13 +26,22 @@ class Cell(msgspec.Struct, frozen=True):
     value: float | None = None
 
 
+MOST_UPRIGHT = 4
+"""How many rows of a table can stand as columns on a phone."""
+
+
 class Table(msgspec.Struct, frozen=True):
-    """Rows that a reader can sort by any column. lead: a sentence on how to read it."""
+    """Rows that a reader can sort by any column. lead: a sentence on how to read it.
+
+    upright: whether each row stands as a column, under its first cell, for a table of few rows and many numbers. Such a
+    table cannot be sorted; one of the answer stands beside the first picture where there is room.
+    """
 
     title: str
     lead: str
     columns: tuple[Column, ...]
     rows: tuple[tuple[Cell, ...], ...]
+    upright: bool = False
 
 
 class Strip(msgspec.Struct, frozen=True, eq=False):

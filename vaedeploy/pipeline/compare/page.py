@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vaedeploy.page import Cell, Column, Document, Strip, Table
-from vaedeploy.page.document import Tone
+from vaedeploy.page.document import MOST_UPRIGHT, Tone
 from vaedeploy.page.measures import CHROMA, COLOR, CONTRAST, DETAIL, DISTS, LPIPS, OPACITY
 from vaedeploy.pipeline.compare.result import Comparison, Swap
-from vaedeploy.pipeline.compare.words import bundle_lines, failure_lines, remedy, verdict_line
+from vaedeploy.pipeline.compare.words import failure_lines, faults_line, flattened_line, remedy, verdict_line
 from vaedeploy.quality.candidates import Picture
 
 
@@ -20,7 +20,7 @@ def comparison_document(comparison: Comparison, pictures: Sequence[Picture], str
         tone=_tone(comparison),
         sentences=failure_lines(comparison.failures, len(pictures)),
         further=(
-            *bundle_lines(comparison),
+            *flattened_line(comparison.flattened),
             *(_in_short(swap) for swap in comparison.swaps if swap.verdict != "compatible"),
         ),
         opens=(comparison.bundles[0], comparison.bundles[1]),
@@ -58,6 +58,7 @@ def _overview(comparison: Comparison) -> Table:
         *(measure.column for measure, seen in ((LPIPS, lpips), (DISTS, dists), (OPACITY[0], rgba)) if seen),
         Column("Time to encode", "ms", "Per call, the median over several rounds."),
         Column("Time to decode", "ms", "Per call, the median over several rounds."),
+        Column("What is seen"),
     )
     times: dict[tuple[str, str], float | None] = {(speed.bundle, speed.part): speed.ms for speed in comparison.speeds}
     rows = (
@@ -69,6 +70,7 @@ def _overview(comparison: Comparison) -> Table:
             *(Cell(f"{value:z.3f}", value) for value in (s.lpips, s.dists) if value is not None),
             *(() if s.opacity is None else (Cell(f"{s.opacity:.2f}", s.opacity),)),
             *(_time(times[s.bundle, part]) for part in ("encode", "decode")),
+            Cell(faults_line([row for row in comparison.reconstructions if row.bundle == s.bundle]) or "nothing"),
         )
         for s in comparison.summaries
     )
@@ -77,7 +79,8 @@ def _overview(comparison: Comparison) -> Table:
         f"Medians over all photographs{', and means of ' if means else ''}{means}. Times are of one picture of "
         f"{timed.height}x{timed.width} pixels."
     )
-    return Table("The VAEs side by side", lead, columns, tuple(rows))
+    upright = len(comparison.summaries) <= MOST_UPRIGHT
+    return Table("The VAEs side by side", lead, columns, tuple(rows), upright)
 
 
 def _time(ms: float | None) -> Cell:

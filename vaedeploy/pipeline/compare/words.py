@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -73,12 +74,17 @@ def bundle_lines(comparison: Comparison) -> list[str]:
     """What each VAE does to photographs, a line each, and how those of RGBA images were compared."""
     rows = comparison.reconstructions
     lines = [bundle_line(s, [row for row in rows if row.bundle == s.bundle]) for s in comparison.summaries]
-    if comparison.flattened:
-        lines.append(
-            f"RGBA images were compared with RGB images: {_names(comparison.flattened)} encoded the photographs as "
-            "opaque ones, and what was decoded is seen in front of white."
-        )
-    return lines
+    return [*lines, *flattened_line(comparison.flattened)]
+
+
+def flattened_line(bundles: Sequence[str]) -> list[str]:
+    """How ``bundles``, those of RGBA images beside others, were compared; no line where there is none."""
+    if not bundles:
+        return []
+    return [
+        f"RGBA images were compared with RGB images: {_names(bundles)} encoded the photographs as "
+        "opaque ones, and what was decoded is seen in front of white."
+    ]
 
 
 def perceptual_lines(rows: Sequence[Reconstruction]) -> list[str]:
@@ -138,13 +144,8 @@ def _truest(what: str, best: tuple[str, ...], comparison: Comparison) -> str:
 
 def bundle_line(summary: Summary, rows: Sequence[Reconstruction]) -> str:
     """What a VAE does to pictures. rows: its reconstructions, which ``summary`` is of."""
-    seen: dict[str, int] = {}
-    for row in rows:
-        for finding in row.findings:
-            seen[finding.name] = seen.get(finding.name, 0) + 1
-    most_often = sorted(seen.items(), key=lambda item: -item[1])
     over = f"Over {counted(len(rows), 'picture')}, " if len(rows) > 1 else ""
-    faults = ", ".join(f"{fault} ({count} of {len(rows)})" for fault, count in most_often)
+    faults = faults_line(rows)
     return (
         f"{over}{summary.bundle} keeps {summary.detail:.0%} of the fine detail; colours are "
         f"{summary.color:.1f} CIEDE2000 off (1 is just seen), with {summary.chroma:.0%} of their strength; "
@@ -152,6 +153,12 @@ def bundle_line(summary: Summary, rows: Sequence[Reconstruction]) -> str:
         + ("" if summary.opacity is None else f"Opacity is {summary.opacity:.1f} levels of 255 off. ")
         + (f"Visible: {faults}." if faults else "No fault is visible.")
     )
+
+
+def faults_line(rows: Sequence[Reconstruction]) -> str:
+    """The faults that are seen in ``rows``, and in how many, most often first; empty where there are none."""
+    seen = Counter(finding.name for row in rows for finding in row.findings)
+    return ", ".join(f"{fault} ({count} of {len(rows)})" for fault, count in seen.most_common())
 
 
 def _fastest(part: str, speeds: Sequence[Speed]) -> str:
