@@ -297,6 +297,12 @@ def test_bundles_of_one_name_are_called_by_their_paths(folder: Path, tmp_path: P
     assert found.bundles == (str(folder / "one"), str(other.path))
 
 
+def test_photographs_of_a_list_are_compared(folder: Path) -> None:
+    chosen = sorted((folder / "photos").iterdir())[1:]
+    found = compare_bundles([folder / "one", folder / "two"], chosen)
+    assert {row.picture for row in found.reconstructions} == {path.stem for path in chosen}
+
+
 def test_what_cannot_be_compared_is_told(folder: Path, tmp_path: Path) -> None:
     one, two, photos = folder / "one", folder / "two", folder / "photos"
     small = tmp_path / "small"
@@ -317,6 +323,10 @@ def test_what_cannot_be_compared_is_told(folder: Path, tmp_path: Path) -> None:
             ImageError,
             f"{small / 'dot.png'} is 35x31 (height x width); to be measured, a picture",
         ),
+        ([one, two], [], InputError, "no image was given; give files, or folders of them"),
+        ([one, two], [np.zeros((32, 32, 3), np.uint8)], InputError, "image 0 is of type ndarray; give the path of a"),
+        ([one, two], [photos, small / "none.png"], ImageError, f"there is no picture {small / 'none.png'}"),
+        ([one, two], [small, small / "dot.png"], InputError, f"picture {small / 'dot.png'} was given twice"),
     ):
         with pytest.raises(error) as raised:
             compare_bundles(bundles, images)

@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vaedeploy.errors import ImageError
+from vaedeploy.errors import ImageError, InputError
 from vaedeploy.images.files import files_in, image_suffixes, read_image
 from vaedeploy.images.opacity import has_opacity, is_opaque, verification_mask, with_opacity
+from vaedeploy.system.arguments import as_list, refuse_repeats
 from vaedeploy.system.oserrors import reason
 from vaedeploy.values.latent import RGB, RGBA
 
@@ -81,6 +82,28 @@ def photo_files(folder: str | Path) -> list[Path]:
         raise ImageError(f"{folder} cannot be read: {reason(error)}") from error
     if not files:
         raise ImageError(f"there is no picture in {folder}; give a folder with PNG, JPEG or other pictures in it")
+    return files
+
+
+def image_files(given: str | Path | Sequence[str | Path]) -> list[Path]:
+    """Image files, and those in folders: of one path, or of each in a list.
+
+    Raises InputError for an empty list, for one with something else in it, and for a file given twice, and ImageError
+    for a file that is not there and for what ``photo_files`` refuses.
+    """
+    if isinstance(given, str | Path):
+        return photo_files(given)
+    paths = as_list("images", given)
+    for number, path in enumerate(paths):
+        if not isinstance(path, str | Path):
+            raise InputError(f"image {number} is of type {type(path).__name__}; give the path of a file or a folder")
+    files = [file for path in map(Path, paths) for file in (photo_files(path) if path.is_dir() else [path])]
+    if not files:
+        raise InputError("no image was given; give files, or folders of them")
+    for file in files:
+        if not file.is_file():
+            raise ImageError(f"there is no picture {file}")
+    refuse_repeats("picture", files)
     return files
 
 

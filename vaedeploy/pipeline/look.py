@@ -8,16 +8,14 @@ from pathlib import Path
 import msgspec
 
 from vaedeploy.bundle import Bundle, bundle_folder
-from vaedeploy.errors import ImageError, InputError
 from vaedeploy.images.opacity import Color
-from vaedeploy.images.photos import photo_files
+from vaedeploy.images.photos import image_files
 from vaedeploy.page import Document, check_folder, write_page
 from vaedeploy.pipeline.compare.reconstruct import read_photos, reconstruct, reconstructions, with_perceptual
 from vaedeploy.pipeline.compare.result import Reconstruction, summarize
 from vaedeploy.pipeline.compare.words import bundle_line, failure_lines, perceptual_lines
 from vaedeploy.quality.candidates import Picture
 from vaedeploy.runtime import VAE
-from vaedeploy.system.arguments import as_list, refuse_repeats
 from vaedeploy.system.progress import Progress, silent
 from vaedeploy.values.latent import RGBA
 from vaedeploy.values.words import counted
@@ -39,7 +37,7 @@ class Looked(msgspec.Struct, frozen=True, omit_defaults=True):
 
 def look_at_bundle(
     bundle: Bundle | str | Path,
-    images: Sequence[str | Path],
+    images: str | Path | Sequence[str | Path],
     *,
     page: str | Path,
     background: Color | None = None,
@@ -52,8 +50,8 @@ def look_at_bundle(
     >>> for row in found.reconstructions:
     ...     print(row.picture, [finding.words for finding in row.findings])
 
-    images: image files, and folders of them. They are cut in the middle to sizes that the bundle takes, and to at most
-        1024 pixels a side. A VAE of RGBA images is given their opacity.
+    images: image files, and folders of them, or one path. They are cut in the middle to sizes that the bundle takes,
+        and to at most 1024 pixels a side. A VAE of RGBA images is given their opacity.
     page: the folder for the page.
     background: what is behind transparent pictures, RGB, 0 to 255; without it these are not shown. A VAE of RGBA images
         has no use for it.
@@ -66,7 +64,7 @@ def look_at_bundle(
     there and where no picture is left, OutputError for a ``page`` that cannot be written to, before any work,
     PageError, which holds the result, where writing it fails afterwards, and whatever ``VAE`` raises.
     """
-    files = _files(as_list("images", images))
+    files = image_files(images)
     check_folder(page)
     path = bundle.path if isinstance(bundle, Bundle) else bundle_folder(bundle)
     name = path.resolve().name
@@ -98,15 +96,3 @@ def look_document(found: Looked, pictures: Sequence[Picture]) -> Document:
         ),
         notes=found.left_out,
     )
-
-
-def _files(given: Sequence[str | Path]) -> list[Path]:
-    """The files that are given, and those of the folders. Raises InputError for none and for one given twice."""
-    files = [file for path in map(Path, given) for file in (photo_files(path) if path.is_dir() else [path])]
-    if not files:
-        raise InputError("no image was given; give files, or folders of them")
-    for file in files:
-        if not file.is_file():
-            raise ImageError(f"there is no picture {file}")
-    refuse_repeats("picture", files)
-    return files

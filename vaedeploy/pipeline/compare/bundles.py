@@ -15,7 +15,7 @@ import numpy as np
 from vaedeploy.bundle import Bundle, bundle_folder
 from vaedeploy.errors import InputError
 from vaedeploy.images.opacity import Color
-from vaedeploy.images.photos import Photo, crop_batch, photo_files, shrink_middle
+from vaedeploy.images.photos import Photo, crop_batch, image_files, shrink_middle
 from vaedeploy.page import check_folder, write_page
 from vaedeploy.pipeline.compare.opacity import OnWhite
 from vaedeploy.pipeline.compare.page import comparison_document
@@ -46,7 +46,7 @@ ROUNDS = 5
 
 def compare_bundles(
     bundles: Sequence[Bundle | str | Path],
-    images: str | Path,
+    images: str | Path | Sequence[str | Path],
     *,
     page: str | Path | None = None,
     background: Color | None = None,
@@ -60,10 +60,10 @@ def compare_bundles(
     >>> {(swap.encoder, swap.decoder): swap.verdict for swap in comparison.swaps}
 
     bundles: two or more. The comparison calls each by its folder's name, or by its path where two have the same name.
-    images: a photograph, or a folder. They are cut in the middle to sizes that all of the bundles take, and to at most
-        1024 pixels a side. VAEs of RGBA images are given their opacity, and opaque ones where they have none. Where
-        VAEs of RGB images are compared with them, photographs must be opaque, and the images of the former are judged
-        as they look in front of white.
+    images: a photograph or a folder, or a list of them. They are cut in the middle to sizes that all of the bundles
+        take, and to at most 1024 pixels a side. VAEs of RGBA images are given their opacity, and opaque ones where they
+        have none. Where VAEs of RGB images are compared with them, photographs must be opaque, and the images of the
+        former are judged as they look in front of white.
     page: a folder for an HTML page that shows the comparison.
     background: what is behind transparent photographs, RGB, 0 to 255; without it these are not compared. VAEs of RGBA
         images alone have no use for it.
@@ -74,13 +74,13 @@ def compare_bundles(
 
     Photographs that cannot be read or are under 32 pixels a side are told in ``failures``, and the others are compared.
 
-    Raises InputError for fewer than two bundles, one given twice, or a ``background`` without use, ImageError where no
-    photograph is left, OutputError for a ``page`` that cannot be written to, before any work, PageError, which
-    holds the comparison, where writing it fails afterwards, and whatever ``VAE`` raises.
+    Raises InputError for fewer than two bundles, a bundle or photograph given twice, or a ``background`` without use,
+    ImageError where no photograph is left, OutputError for a ``page`` that cannot be written to, before any work,
+    PageError, which holds the comparison, where writing it fails afterwards, and whatever ``VAE`` raises.
     """
     given = as_list("bundles", bundles)
     names = _names([bundle.path if isinstance(bundle, Bundle) else bundle_folder(bundle) for bundle in given])
-    files = photo_files(images)
+    files = image_files(images)
     if page is not None:
         check_folder(page)
     with ExitStack() as stack:
