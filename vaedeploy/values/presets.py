@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import functools
-import tomllib
 from importlib import resources
 
 
@@ -18,4 +17,6 @@ def presets_document() -> str:
 @functools.cache
 def preset_names() -> tuple[str, ...]:
     """The name of every preset, in the order of the document."""
+    import tomllib  # takes 4 ms, and the runtime asks for names only where a bundle is missing
+
     return tuple(tomllib.loads(presets_document())["presets"])
