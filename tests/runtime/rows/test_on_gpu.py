@@ -18,9 +18,9 @@ from vaedeploy.bundle import Bundle
 from vaedeploy.errors import BackendError
 from vaedeploy.runtime import VAE, onnxruntime_cpu, onnxruntime_cuda
 from vaedeploy.runtime.device import OnDevice
-from vaedeploy.runtime.rows import on_gpu
+from vaedeploy.runtime.rows import indexing, on_gpu
 from vaedeploy.runtime.rows.half import RowsHalf
-from vaedeploy.values.kinds import Part
+from vaedeploy.values.kinds import Form, Part
 
 CHANNELS, FACTOR, LARGE = 4, 4, 20
 
@@ -91,8 +91,8 @@ def no_garbage_collected() -> Iterator[None]:
         gc.enable()
 
 
-def runner(bundle: Bundle, part: Part = "decoder", **options: str) -> on_gpu.GpuRunner:
-    return on_gpu.GpuRunner(bundle, part, Whole(bundle.graph(part, "onnxruntime")), 0, 1, options)
+def runner(bundle: Bundle, part: Part = "decoder", form: Form = "onnxruntime", **options: str) -> on_gpu.GpuRunner:
+    return on_gpu.GpuRunner(bundle, part, Whole(bundle.graph(part, form)), 0, 1, options)
 
 
 def latents(batch: int, rows: int, columns: int) -> NDArray[np.float32]:
@@ -190,7 +190,8 @@ def test_rows_that_find_no_memory_are_tried_with_the_least(
     np.testing.assert_array_equal(found, on_cpu(tiny_vae_bundle, "decoder", ["image"], given)[0])
     assert "tried once more in as little memory as can be" in caplog.text
     device.times = 9
-    with pytest.raises(BackendError, match="bytes left on the GPU"):
+    refused = r"bytes left on the GPU.* In as little memory as can be it failed, too: .*bytes left on the GPU"
+    with pytest.raises(BackendError, match=refused):
         made.run(["image"], {"latent": given})
 
 
@@ -204,6 +205,57 @@ def test_what_is_given_and_wanted_finds_no_memory(tiny_vae_bundle: Bundle, devic
         np.testing.assert_array_equal(found, on_cpu(tiny_vae_bundle, "decoder", ["image"], given)[0])
         assert device.times == 0
     assert (whole.tried, whole.released) == (1, 3)
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_batch_whose_tensors_are_too_large_runs_in_groups(
+    tiny_vae_bundle: Bundle, device: Small, monkeypatch: pytest.MonkeyPatch, there: bool
+) -> None:
+    """The provider numbers a tensor's elements in 32 bits: beyond that, its images are wrong."""
+    given, outputs = latents(5, 8, 8), ["image", "finite"]
+    given[3, 0, 0, 0] = np.nan
+    wanted = Whole(tiny_vae_bundle.graph("decoder", "onnxruntime")).run(outputs, {"latent": given})
+    table = RowsHalf(tiny_vae_bundle, "decoder").table
+    most = max(np.prod(cut.at(8, 8)) for cut in table.cuts)
+    monkeypatch.setattr(indexing, "MOST_ELEMENTS", 4 * most + most // 2)
+    made = runner(tiny_vae_bundle)
+    whole: Any = made._whole
+    place = device.put(np.zeros_like(wanted[0])) if there else np.zeros_like(wanted[0])
+    for results in ({}, {"image": place}):
+        whole.tried = 0
+        image, finite = made.run(outputs, {"latent": device.put(given) if there else given}, results)
+        assert whole.tried == 2, "groups of three and two"
+        if results:
+            assert image is place
+            image = place.on_host() if there else place
+        np.testing.assert_allclose(image, wanted[0], atol=1e-5)
+        assert finite.tolist() == [True, True, True, False, True]
+
+
+def test_an_item_whose_tensors_are_too_large_runs_by_rows(
+    tiny_vae_bundle: Bundle, device: Small, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(indexing, "MOST_ELEMENTS", 1000)
+    made, given = runner(tiny_vae_bundle), latents(2, 8, 8)
+    whole: Any = made._whole
+    (found,) = made.run(["image"], {"latent": given})
+    assert whole.tried == 0
+    np.testing.assert_array_equal(found, on_cpu(tiny_vae_bundle, "decoder", ["image"], given)[0])
+
+
+@pytest.mark.parametrize("form", ["portable", "onnxruntime"])
+def test_too_many_scores_for_one_softmax(
+    demo_bundle: Bundle, device: Small, monkeypatch: pytest.MonkeyPatch, form: Form
+) -> None:
+    """The form for ONNX Runtime computes them in blocks. The portable one has them in one tensor."""
+    monkeypatch.setattr(indexing, "MOST_SCORES", 16**2)
+    made = runner(demo_bundle, form=form)
+    whole: Any = made._whole
+    for batch, columns, tried in ((3, 4, 3), (1, 5, 0)):  # one item has as many as may be, and more
+        whole.tried = 0
+        given = np.zeros((batch, demo_bundle.manifest.latent.channels, 4, columns), np.float32)
+        made.run(["image"], {"latent": given})
+        assert whole.tried == (tried if form == "portable" else 1)
 
 
 def test_memory_goes_back_with_the_runner(tiny_vae_bundle: Bundle, device: Small) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from vaedeploy.runtime.failures import failures_explained, is_out_of_memory
 from vaedeploy.runtime.rows.budget import SHARE
 from vaedeploy.runtime.rows.device_arrays import DeviceArrays
 from vaedeploy.runtime.rows.half import RowsHalf
+from vaedeploy.runtime.rows.indexing import items_at_once
 from vaedeploy.system.progress import Progress, silent
 from vaedeploy.values.interface import Tensor
 from vaedeploy.values.kinds import Part
@@ -54,17 +56,21 @@ TYPES = {
 }
 """ONNX Runtime's name of a type -> numpy's."""
 
-LIBRARIES = 320 * 2**20
+LIBRARIES = 400 * 2**20
 """Bytes of the GPU's memory that rows take beside their plan: kernels that are loaded, and workspaces of cuBLAS and
-cuDNN. On an H200 they were 0.28 to 0.32 GB in a decode of 1024x1024.
+cuDNN. On an H200 they were 0.28 to 0.39 GB in decodes of 1024x1024.
 """
+
+SCORES_IN_BLOCKS = frozenset(("chunk_attention", "fuse_attention"))
+"""Rewrite rules. Without any of them, a graph has all scores of an attention in one tensor."""
 
 MORE = 1.1
 """How many times as much memory must be free as when a size failed, for the whole graph to be tried again."""
 
 
 class GpuRunner:
-    """The whole graph of a half, which runs by rows, in float32, for sizes for which the GPU has no memory.
+    """The whole graph of a half, which runs by rows, in float32, for sizes for which the GPU has no memory, or whose
+    tensors have more elements than its kernels can number.
 
     What the whole graph takes on a GPU is not known beforehand, so each size is tried whole once, and again when more
     memory is free than there was.
@@ -88,6 +94,9 @@ class GpuRunner:
         self._threads, self._options = threads, dict(options or {})
         self._verify_hashes, self._progress = verify_hashes, progress
         self.graph, self.inputs, self.outputs = whole.graph, whole.inputs, whole.outputs
+        self._whole_scores = SCORES_IN_BLOCKS.isdisjoint(bundle.manifest.rewrites.get(whole.graph.name, {}))
+        self._rows = RowsHalf(bundle, part, verify_hashes=verify_hashes)  # to read, not to run
+        self._at_once: dict[tuple[int, int], int] = {}
         self._too_large: dict[tuple[int, ...], int] = {}  # and how many bytes were free without it
         self._lock = threading.Lock()
         self._halves: dict[bool, RowsHalf] = {}
@@ -102,11 +111,14 @@ class GpuRunner:
         """``Runner.run``. Raises BackendError where there is no memory for rows either."""
         (array,) = inputs.values()
         size = shape_of(array)
-        if self._may_fit(size):
+        groups = self._groups(array)
+        if len(groups) > 1:
+            return self._in_groups(groups, outputs, inputs, results or {}, after)
+        if groups and self._may_fit(size):
             try:
                 return self._whole.run(outputs, inputs, results, after)
             except BackendError as error:
-                if not is_out_of_memory(error.__cause__) or self._part not in self._bundle.manifest.rows:
+                if not is_out_of_memory(error.__cause__) or not self._rows.exists:
                     raise
                 failed = str(error)
             # As text, and not while the error is handled: its traceback keeps a session, whose arena has the memory.
@@ -121,6 +133,44 @@ class GpuRunner:
                 array.wait(after)
             return self._by_rows(outputs, array, results or {})
 
+    def _groups(self, array: Array) -> list[slice]:
+        """The batch in groups that the whole graph may compute at once; none where it may not compute a single item."""
+        batch = shape_of(array)[0]
+        if not self._rows.exists:  # its tensors are not known
+            return [slice(0, batch)]
+        _, rows, columns = self._rows.size(array)
+        at_once = self._at_once.get((rows, columns))
+        if at_once is None:
+            at_once = items_at_once(self._rows.table, rows, columns, self._whole_scores)
+            self._at_once[rows, columns] = at_once
+        if at_once == 0:
+            return []
+        # Groups of one size: each size has a session of its own.
+        each = math.ceil(batch / math.ceil(batch / at_once))
+        return [slice(first, min(first + each, batch)) for first in range(0, batch, each)]
+
+    def _in_groups(
+        self,
+        groups: Sequence[slice],
+        outputs: Sequence[str],
+        inputs: Mapping[str, Array],
+        results: Mapping[str, Array],
+        after: Sequence[Any],
+    ) -> list[Array]:
+        found = [
+            self.run(
+                outputs,
+                {name: array[group] for name, array in inputs.items()},
+                {name: array[group] for name, array in results.items()},
+                after,
+            )
+            for group in groups
+        ]
+        return [
+            results[name] if name in results else np.concatenate(parts)
+            for name, parts in zip(outputs, zip(*found, strict=True), strict=True)
+        ]
+
     def _may_fit(self, size: tuple[int, ...]) -> bool:
         free = self._too_large.get(size)
         return free is None or self._device.free_memory() > MORE * free
@@ -134,8 +184,12 @@ class GpuRunner:
             failed = str(error)  # not the error, which would keep memory as long as a log keeps its records
         log.warning("%s: %s. It is tried once more in as little memory as can be", self.graph, failed)
         self._whole.release_memory()  # smaller sizes may have some
-        with onnxruntime_cpu.only_errors_logged():  # for each convolution it warns that a lean one is slow
-            return self._in_plan(outputs, array, results, least=True)
+        try:
+            with onnxruntime_cpu.only_errors_logged():  # for each convolution it warns that a lean one is slow
+                return self._in_plan(outputs, array, results, least=True)
+        except BackendError as error:
+            # Libraries of CUDA that find no memory have errors of many kinds, such as one that cannot be initialised.
+            raise BackendError(f"{failed}. In as little memory as can be it failed, too: {error}") from error
 
     def _in_plan(self, outputs: Sequence[str], array: Array, results: Mapping[str, Array], least: bool) -> list[Any]:
         """By rows, in the memory that is free, or in the ``least`` that there can be."""
