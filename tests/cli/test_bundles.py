@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 from PIL import Image
 from tiny_bundle import tiny_bundle
 
-from vaedeploy.bundle import Bundle
+from vaedeploy.bundle import Bundle, edit_bundle
 from vaedeploy.bundle.golden import NAME as GOLDEN
 from vaedeploy.bundle.golden import decode_golden, encode_golden
 
@@ -36,12 +37,34 @@ def test_inspect_shows_the_manifest(vaedeploy, bundle):
 
 def test_inspect_as_json_is_the_manifest_and_what_speaks_against_it(vaedeploy, bundle, tmp_path):
     manifest = json.loads((bundle / "bundle.json").read_text())
-    added = {"path": str(bundle), "verified": True, "problems": [], "engine_states": {}, "checked": False, "memory": {}}
+    added = {"path": str(bundle), "verified": True, "problems": [], "engine_states": {}, "backends": [], "memory": {}}
+    added["checked"] = False
     assert json.loads(vaedeploy("inspect", bundle, "--json").out) == manifest | added
     assert json.loads(vaedeploy("inspect", bundle, "--json", "--check").out) == manifest | added | {"checked": True}
     made = tiny_bundle(tmp_path / "b", verification=None).path
     told = json.loads(vaedeploy("inspect", made, "--json").out)["problems"]
     assert told == [f"verified: no. Run: vaedeploy verify {made}"]
+
+
+def test_inspect_shows_what_other_backends_passed(vaedeploy, fused_bundle, tmp_path):
+    own = shutil.copytree(fused_bundle.path, tmp_path / "b")
+    lacks = f"no: the form onnxruntime-cuda takes a GPU. Run there: vaedeploy verify {own} --backend onnxruntime-cuda"
+    assert lacks in " ".join(vaedeploy("inspect", own).out.split())
+    gpu = {"name": "NVIDIA H200", "compute_capability": "9.0", "memory_gib": 140.4}
+    for name, passed, machine, precision in (
+        ("onnxruntime-cuda", True, {"cpu": "a CPU", "gpu": gpu, "cuda": "13.0"}, "fp16"),
+        ("openvino.bf16.a-cpu", False, {"cpu": "a CPU", "gpu": None, "cuda": None}, "bf16"),
+    ):
+        report = {"passed": passed, "backend": name.split(".")[0], "precision": precision, "reference": "PyTorch"}
+        content = json.dumps(report | {"machine": machine, "date": "2026-11-27T12:00:00Z"}).encode()
+        with edit_bundle(Bundle.open(own)) as edit:
+            edit.put(files={f"report/{name}.json": content})
+    shown = " ".join(vaedeploy("inspect", own).out.split())
+    assert "yes: onnxruntime-cuda in fp16 on NVIDIA H200, 2026-11-27, against PyTorch " in shown
+    assert "FAILED: openvino in bf16 on a CPU, 2026-11-27, against PyTorch " in shown
+    assert "takes a GPU" not in shown
+    told = json.loads(vaedeploy("inspect", own, "--json").out)["backends"]
+    assert [(one["backend"], one["passed"]) for one in told] == [("onnxruntime-cuda", True), ("openvino", False)]
 
 
 def test_inspect_says_what_large_images_take(vaedeploy, tiny_vae_bundle):

@@ -42,9 +42,10 @@ def inspect(bundle: Path, check: bool, layers: bool, as_json: bool) -> None:
     have on this machine, such as an engine for another GPU or of another version of TensorRT. It also prints the memory
     that a call takes on the CPU, beyond the loaded graphs.
 
-    --json prints all of bundle.json with six fields more: path, the folder; verified; problems, a list of sentences;
-    engine_states, the state and the problems of each engine; checked, which is true after --check; and memory, in
-    bytes. If --check finds the bundle damaged, that is an error with exit code 2.
+    --json prints all of bundle.json with seven fields more: path, the folder; verified; problems, a list of sentences;
+    engine_states, the state and the problems of each engine; backends, the verdicts on other backends that run its
+    graphs; checked, which is true after --check; and memory, in bytes. If --check finds the bundle damaged, that is an
+    error with exit code 2.
 
     \b
     Example:

@@ -257,7 +257,10 @@ def aligned_place(array: OnDevice) -> OnDevice:
 
 
 def _install() -> str:
-    return f"Uninstall onnxruntime, if it is here: both write to one folder. Then run: {install_command('cuda')}"
+    return (
+        "Uninstall onnxruntime and onnxruntime-gpu, whichever are here: both write to one folder, and pip counts as "
+        f"installed what the other has overwritten. Then run: {install_command('cuda')}"
+    )
 
 
 def _load_libraries() -> None:

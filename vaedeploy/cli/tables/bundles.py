@@ -11,7 +11,9 @@ from vaedeploy.bundle import Bundle
 from vaedeploy.bundle.engines import engine_faults, gpu_fault, rebuild
 from vaedeploy.bundle.manifest import EngineInfo
 from vaedeploy.cli.tables.known import Row, latent_shape
+from vaedeploy.runtime import onnxruntime_cuda, openvino
 from vaedeploy.runtime.rows.half import RowsHalf
+from vaedeploy.runtime.verdicts import Verdict, read_verdicts
 from vaedeploy.system.gpu import find_gpu
 from vaedeploy.system.installs import version_of
 from vaedeploy.values.words import counted
@@ -124,11 +126,12 @@ def memory_needs(bundle: Bundle) -> dict[str, dict[str, dict[str, int]]]:
 
 
 def bundle_document(bundle: Bundle, checked: bool) -> dict[str, Any]:
-    """The manifest as builtins, with five fields more.
+    """The manifest as builtins, with six fields more.
 
     ``path``: the bundle's folder. ``verified``: whether its last verification passed. ``problems``: everything that is
     wrong with the bundle on this machine, one sentence each. ``engine_states``: the state and the problems of each
-    engine. ``checked``: whether every file's sha256 was compared with the manifest.
+    engine. ``backends``: the verdicts on other backends that run its graphs. ``checked``: whether every file's sha256
+    was compared with the manifest.
     """
     manifest = bundle.manifest
     engines = _engine_problems(bundle)
@@ -145,6 +148,7 @@ def bundle_document(bundle: Bundle, checked: bool) -> dict[str, Any]:
             name: {"state": _engine_state(manifest.engines[name]), "problems": problems}
             for name, problems in engines.items()
         },
+        "backends": [msgspec.to_builtins(verdict) for verdict in _backend_verdicts(bundle)],
         "checked": checked,
     }
 
@@ -172,6 +176,7 @@ def bundle_rows(bundle: Bundle, checked: bool, layers: bool = False) -> list[Row
         ("image input", manifest.image_input),
         ("precision", manifest.precision),
         ("verified", _verification(bundle)),
+        *(("", line) for line in _backend_lines(bundle)),
     ]
     rows += [
         ("engine", _engine_text(bundle, name, problems, layers)) for name, problems in _engine_problems(bundle).items()
@@ -194,6 +199,28 @@ def _verification(bundle: Bundle) -> str:
     state = "yes" if verification.passed else "FAILED"
     setting = f"{counted(verification.cases, 'case')} on {verification.backend} against {verification.reference}"
     return f"{state}: {setting}; at worst: {worst}"
+
+
+def _backend_verdicts(bundle: Bundle) -> list[Verdict]:
+    """What ``verify --backend`` noted of backends that run graphs."""
+    return [verdict for name in (onnxruntime_cuda.NAME, openvino.NAME) for verdict in read_verdicts(bundle, name)]
+
+
+def _backend_lines(bundle: Bundle) -> list[str]:
+    """A line for each of these verdicts, and one for a form of graph that lacks one."""
+    verdicts = _backend_verdicts(bundle)
+    lines = [_backend_line(verdict) for verdict in verdicts]
+    fused = onnxruntime_cuda.FUSED_FORM
+    if fused in bundle.manifest.graphs["decoder"] and all(verdict.backend != fused for verdict in verdicts):
+        lines.append(f"no: the form {fused} takes a GPU. Run there: vaedeploy verify {bundle.path} --backend {fused}")
+    return lines
+
+
+def _backend_line(verdict: Verdict) -> str:
+    place = verdict.machine and (verdict.machine.gpu.name if verdict.machine.gpu else verdict.machine.cpu)
+    state = "yes" if verdict.passed else "FAILED"
+    when = f", {verdict.date[:10]}" if verdict.date else ""
+    return f"{state}: {verdict.backend} in {verdict.precision} on {place}{when}, against {verdict.reference}"
 
 
 def made_line(bundle: Bundle) -> str:
