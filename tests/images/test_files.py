@@ -324,6 +324,7 @@ def test_grey_profile_is_converted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("profile", "why"),
     [(b"not a profile", "cannot open profile from string"), (LAB, "cannot build transform")],
+    ids=["none", "lab"],  # a profile has the time in it, and each process of the tests would name another test
 )
 def test_profile_that_cannot_be_used_is_refused(tmp_path: Path, profile: bytes, why: str) -> None:
     path = saved(tmp_path / "a.png", Image.new("RGB", (2, 2)), icc_profile=profile)
