@@ -187,7 +187,7 @@ def test_decoder_s_overshoot_may_be_encoded_again(vae: VAE) -> None:
 def test_size_that_is_no_multiple_is_refused(vae: VAE, bytes_vae: VAE) -> None:
     message = (
         "image is 9x16 (height x width), but both must be multiples of 4; the nearest valid sizes are 8x16 or 12x16. "
-        "Pad or crop it first, or ask for padding (--pad, pad=True)"
+        "Pad or crop it first, or ask for padding (--pad, pad=True, or /v1/encode?pad=true of a server)"
     )
     for opened, image in ((vae, photo(9, 16)), (vae, to_float(photo(1, 9, 16))), (bytes_vae, photo(9, 16))):
         with pytest.raises(SizeError) as caught:

@@ -207,7 +207,7 @@ def test_warming_up_runs_both_halves_at_every_size(bundle: Bundle, monkeypatch: 
             1,
             SizeError,
             "image is 8x9 (height x width), but both must be multiples of 4; the nearest valid sizes are 8x8 or 8x12. "
-            "Pad or crop it first, or ask for padding (--pad, pad=True)",
+            "Pad or crop it first, or ask for padding (--pad, pad=True, or /v1/encode?pad=true of a server)",
         ),
     ],
 )

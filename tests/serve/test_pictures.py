@@ -90,14 +90,16 @@ def test_what_bad_files_are_told(server, vae):
     good = vae.encode(photo(16, 16))
     two = np.concatenate([good, good])
     assert told("/v1/encode", b"") == "400 the body is empty (0 bytes)"
-    assert told("/v1/encode", b"x").startswith("400 the body is not an image, or has no pixels; formats that can be")
+    refused = told("/v1/encode", b"x")
+    assert refused.startswith("400 the body is not an image, or has no pixels; formats that can be")
+    assert refused.endswith(". With curl: --data-binary @FILE, since -d leaves line ends out")
     assert told("/v1/encode", as_file(photo(16, 16))[:-40]).startswith("400 the body cannot be decoded, it is trunc")
     assert told("/v1/encode", as_file(photo(30, 16))).startswith("400 image is 30x16 (height x width), but both must")
     assert told("/v1/encode", as_file(photo(8, 8, 4))).startswith("400 the body has transparent pixels, whose colour")
     assert told("/v1/encode?pad=maybe", b"x") == "400 pad is 'maybe'; it must be true or false"
     assert told("/v1/encode?pads=1", b"x") == "400 there is no parameter 'pads' here; there is: model, pad"
     assert told("/v1/encode?pad=1&pad=0", b"x") == "400 a parameter is given twice after the '?'"
-    assert told("/v1/encode?model=other", b"x") == "400 there is no VAE 'other'; there is: tiny"
+    assert told("/v1/encode?model=other", b"x") == "404 there is no VAE 'other'; there is: tiny"
     assert told("/v1/encode", b"x", Accept="image/png") == (
         "406 Accept is 'image/png'; this answer can be application/octet-stream, application/vnd.safetensors"
     )

@@ -64,7 +64,8 @@ def test_lone_file_of_no_known_architecture(tmp_path: Path) -> None:
         f"{file} fits none of the known architectures ({', '.join(architectures())}). "
         "The nearest is demo: 4 tensors missing (quant_conv.weight, quant_conv.bias, post_quant_conv.weight "
         "and 1 more). "
-        "A VAE of another shape loads from a diffusers folder with its config.json"
+        "A VAE of another shape loads from a diffusers folder with its config.json; to put these weights into it: "
+        f"FOLDER --weights {file}"
     )
 
 

@@ -203,3 +203,9 @@ def test_the_fixture_skips_where_no_bundle_is_named(tmp_path: Path) -> None:
     told = run_pytest(tmp_path)
     assert "1 passed, 1 skipped" in told, told
     assert "no bundle is named: pytest --vae-bundle PATH, or vae_bundle = PATH in pytest's settings" in told
+
+
+def test_a_bundle_that_is_not_there_is_told_in_a_sentence(tmp_path: Path) -> None:
+    told = run_pytest(tmp_path, "--vae-bundle=nowhere")
+    assert "there is no bundle at nowhere" in told, told
+    assert "plugin.py" not in told

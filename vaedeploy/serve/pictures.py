@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vaedeploy.errors import LatentError
+from vaedeploy.errors import ImageError, LatentError
 from vaedeploy.images.files import format_of, image_bytes, image_from_bytes
 from vaedeploy.images.latents import LatentFile, latent_bytes, latent_from_bytes
 from vaedeploy.images.opacity import has_opacity, with_opacity
@@ -21,7 +21,7 @@ from vaedeploy.runtime.arrays import pad_image
 from vaedeploy.serve.accept import choose
 from vaedeploy.serve.http import Answer, Request
 from vaedeploy.serve.models import Model
-from vaedeploy.serve.refusals import bad
+from vaedeploy.serve.refusals import bad, missing
 from vaedeploy.serve.settings import Settings
 from vaedeploy.serve.work import compute
 from vaedeploy.system.text import shown
@@ -99,7 +99,7 @@ def find_model(models: Mapping[str, Model], suffix: str, query: Mapping[str, str
     if name is None:
         raise bad(f"this server has several VAEs; choose one with ?model=: {', '.join(names)}")
     if name not in names:
-        raise bad(f"there is no VAE '{shown(name)}'; there is: {', '.join(names)}")
+        raise missing(f"there is no VAE '{shown(name)}'; there is: {', '.join(names)}")
     return f"{name}-{suffix}"
 
 
@@ -120,7 +120,12 @@ def _read_image(
     """The image as a batch of one, its size before it was padded, and what is doubtful about it."""
     latent = model.vae.latent
     most = settings.max_body // latent.image_channels  # as many as a body of plain pixels has
-    image = image_from_bytes(body, BODY, opacity=latent.image_channels == RGBA, most=most)
+    try:
+        image = image_from_bytes(body, BODY, opacity=latent.image_channels == RGBA, most=most)
+    except ImageError as error:
+        if not body or format_of(io.BytesIO(body)):
+            raise
+        raise ImageError(f"{error}. With curl: --data-binary @FILE, since -d leaves line ends out") from error
     warning = None
     if latent.image_channels == RGBA and not has_opacity(image):
         image, warning = with_opacity(image), "the image has no alpha channel; it is encoded as opaque"

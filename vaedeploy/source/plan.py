@@ -129,5 +129,6 @@ def file_plan(found: Found, tensors: Mapping[str, Stored]) -> tuple[Plan, Fit]:
     raise WeightsError(
         f"{found.where} fits none of the known architectures ({', '.join(fits)}). "
         f"The nearest is {nearest}: {fits[nearest].complaint()}. "
-        "A VAE of another shape loads from a diffusers folder with its config.json"
+        "A VAE of another shape loads from a diffusers folder with its config.json; to put these weights into it: "
+        f"FOLDER --weights {found.where}"
     )

@@ -38,10 +38,15 @@ def pytest_configure(config: pytest.Config) -> None:
         """An open vaedeploy.VAE for each bundle that --vae-bundle or the settings name."""
         if request.param is None:
             pytest.skip(NONE_NAMED)
+        from vaedeploy.errors import VaedeployError
         from vaedeploy.runtime import VAE
 
-        with VAE(request.param) as vae:
-            yield vae
+        try:
+            opened = VAE(request.param)
+        except VaedeployError as error:
+            pytest.fail(str(error), pytrace=False)
+        with opened:
+            yield opened
 
     # A module, since pytest warns of a session's fixture that is the method of a class.
     fixtures = ModuleType("vaedeploy-fixtures")

@@ -161,7 +161,7 @@ class SizeRule(msgspec.Struct, frozen=True):
         if not self.allows(height, width):
             raise SizeError(
                 f"image is {height}x{width} (height x width), but {self.advice(height, width)}. "
-                "Pad or crop it first, or ask for padding (--pad, pad=True)"
+                "Pad or crop it first, or ask for padding (--pad, pad=True, or /v1/encode?pad=true of a server)"
             )
 
     def advice(self, height: int, width: int) -> str:
