@@ -76,6 +76,14 @@ def test_inspect_says_what_large_images_take(vaedeploy, tiny_vae_bundle):
     assert re.search(r"^decoder takes +1024x1024: [\d.]+ [MG]B, by rows at least [\d.]+ [MG]B$", shown, re.MULTILINE)
 
 
+def test_inspect_pins_an_identity(vaedeploy, bundle):
+    identity = Bundle.open(bundle).manifest.vae.identity
+    assert vaedeploy("inspect", bundle, "--identity", identity).code == 0
+    ended = vaedeploy("inspect", bundle, "--identity", "0" * 64)
+    assert (ended.code, ended.out) == (2, "")
+    assert "holds another VAE than the one that is wanted" in ended.err
+
+
 def test_inspect_check(vaedeploy, tmp_path):
     made = tiny_bundle(tmp_path / "b").path
     assert vaedeploy("inspect", made, "--check").out.endswith("check        every file is as the manifest says\n")

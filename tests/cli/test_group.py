@@ -90,6 +90,7 @@ except SystemExit:
         (["encode", "b", "a.png", "-o", "a", "--seed", "-1"], "Error: Invalid value for '--seed'"),
         (["encode", "b", "a.png", "-o", "a", "--seed", "1"], "Error: --seed needs --sample."),
         (["sing"], "Error: No such command 'sing'."),
+        (["info", "demo"], "Error: No such command 'info'. Did you mean 'inspect'?"),
     ],
 )
 def test_usage_errors(vaedeploy, arguments, message):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -119,11 +120,14 @@ def test_a_vae_that_changes_nothing_is_good() -> None:
     assert made.notes == ("Not measured.",)
 
 
-def test_what_cannot_be_looked_at_is_told(folder: Path) -> None:
+def test_what_cannot_be_looked_at_is_told(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"^no image was given"):
         look_at_bundle(folder / "one", [], page=folder / "none")
-    with pytest.raises(ImageError, match=r"^there is no picture .*missing\.png"):
+    with pytest.raises(ImageError, match=r"^there is no picture .*missing\.png$"):
         look_at_bundle(folder / "one", [folder / "missing.png"], page=folder / "none")
+    spaced = shutil.copy(folder / "face.png", tmp_path / "my face.png")
+    with pytest.raises(ImageError, match=r"my; put a name with spaces in it into quotes$"):
+        look_at_bundle(folder / "one", [spaced.parent / "my", spaced.parent / "face.png"], page=folder / "none")
     with pytest.raises(InputError, match="was given twice"):
         look_at_bundle(folder / "one", [folder / "face.png", folder / "face.png"], page=folder / "none")
     assert not (folder / "none").exists()

@@ -33,9 +33,10 @@ from vaedeploy.values.words import counted
 @cli.command()
 @bundle_argument
 @click.option("--check", is_flag=True, help="Read every file and compare its sha256 with the manifest.")
+@click.option("--identity", metavar="HEX", help="Fail unless the bundle's VAE has this identity.")
 @click.option("--layers", is_flag=True, help="Also list the layers and tensors of each engine.")
 @json_option
-def inspect(bundle: Path, check: bool, layers: bool, as_json: bool) -> None:
+def inspect(bundle: Path, check: bool, identity: str | None, layers: bool, as_json: bool) -> None:
     """Show what a bundle holds.
 
     The command prints the bundle's VAE, latent contract, files, verification and engines, with the problems that they
@@ -52,9 +53,11 @@ def inspect(bundle: Path, check: bool, layers: bool, as_json: bool) -> None:
       vaedeploy inspect mse840k --check
     """
     from vaedeploy.bundle import Bundle, check_bundle
+    from vaedeploy.bundle.encoding import check_identity
     from vaedeploy.cli.tables.bundles import bundle_document, bundle_rows, memory_needs
 
     opened = check_bundle(bundle) if check else Bundle.open(bundle, verify_hashes=False)
+    check_identity(opened.manifest, opened.path, identity)
     if as_json:
         terminal.show_json(bundle_document(opened, checked=check) | {"memory": memory_needs(opened)})
     else:

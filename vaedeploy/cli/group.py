@@ -12,7 +12,7 @@ from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
 from vaedeploy.cli import terminal
-from vaedeploy.cli.meant import about_option
+from vaedeploy.cli.meant import COMMANDS, about_option
 from vaedeploy.version import __version__
 
 ORDER = (
@@ -99,6 +99,14 @@ class Commands(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted(self.commands, key=lambda name: ORDER.index(name) if name in ORDER else -1)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Also say what stands for a command of another tool."""
+        if (meant := COMMANDS.get(args[0])) and self.get_command(ctx, args[0]) is None:
+            ctx.fail(f"No such command {args[0]!r}. Did you mean {meant!r}?")
+        return super().resolve_command(ctx, args)
 
     def add_command(self, cmd: click.Command, name: str | None = None) -> None:
         """Also set the variable of each option. click's own ``auto_envvar_prefix`` would name it by the parameter of

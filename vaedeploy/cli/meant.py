@@ -33,6 +33,22 @@ OPTIONS = {
 }
 """An option of other tools -> what stands for it here. A command has one of these, or none."""
 
+COMMANDS = {
+    "info": "inspect",
+    "show": "inspect",
+    "view": "look",
+    "diff": "compare",
+    "convert": "export",
+    "test": "verify",
+    "check": "verify",
+    "benchmark": "bench",
+    "list": "presets",
+    "download": "pull",
+    "upload": "push",
+    "run": "serve",
+}
+"""A command of other tools -> what stands for it here."""
+
 LIMITS = ("--tolerance", "--tol", "--atol", "--rtol", "--threshold")
 """Options with which other tools change what is allowed in a comparison."""
 

@@ -102,9 +102,15 @@ def image_files(given: str | Path | Sequence[str | Path]) -> list[Path]:
         raise InputError("no image was given; give files, or folders of them")
     for file in files:
         if not file.is_file():
-            raise ImageError(f"there is no picture {file}")
+            raise ImageError(f"there is no picture {file}{_about_spaces(file)}")
     refuse_repeats("picture", files)
     return files
+
+
+def _about_spaces(file: Path) -> str:
+    """What to do where a shell has cut the name of a file at a space."""
+    cut = file.parent.is_dir() and any(other.name.startswith(f"{file.name} ") for other in file.parent.iterdir())
+    return "; put a name with spaces in it into quotes" if cut else ""
 
 
 def crop_middle(photo: Photo, factor: int, most: int) -> Photo:
