@@ -15,6 +15,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file
+from small_pipelines import MODELS, SIZE, images_of, pipeline, sd
 from tiny_bundle import tiny_bundle
 
 from vaedeploy.adapters.diffusers import BundleVAE, bundle_config
@@ -24,11 +25,6 @@ from vaedeploy.pipeline.export import export_vae
 from vaedeploy.runtime import VAE
 from vaedeploy.source import get_preset
 from vaedeploy.values.latent import LatentSpec
-
-try:
-    from small_pipelines import MODELS, SIZE, images_of, pipeline, sd
-except RuntimeError as error:  # diffusers says so of an old one with a new transformers
-    pytest.skip(str(error), allow_module_level=True)
 
 ROUNDING = 2e-5
 """Of images in [0, 1]: the limit that a bundle in float32 keeps against PyTorch."""

@@ -259,12 +259,17 @@ import weakref
 from pathlib import Path
 from vaedeploy.bundle import Bundle
 from vaedeploy.runtime import openvino
-weakref.finalize(threading, print, "ending")  # as a TemporaryDirectory has it
+ending = threading.Event()
+def end():
+    print("ending")
+    ending.set()
+weakref.finalize(threading, end)  # as a TemporaryDirectory has it
 bundle, started = Bundle.open({str(bundle.path)!r}), threading.Event()
 core = openvino._core()
 class Late:
     def read_model(self, path):
         started.set()
+        ending.wait(60)
         time.sleep(0.5)
         model = core.read_model(path)
         print("read")

@@ -20,7 +20,8 @@ Array = NDArray[Any]
 
 
 def _wide(array: Array) -> Array:
-    return array.astype(np.float32)
+    """In float32, and in C order: numpy's products of arrays in another order may differ by their last bits."""
+    return np.ascontiguousarray(array, np.float32)
 
 
 class NhwcConv(OpRun):

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import diffusers
-import pytest
 from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 from torch import Tensor, nn
 
@@ -140,13 +139,11 @@ class Case(NamedTuple):
 
 
 def class_of(name: str) -> Any:
-    """A class of diffusers by its name. The test that asks is skipped where diffusers is older than the class."""
+    """A class of diffusers by its name."""
     if name == "PaellaVQModel":
         from diffusers.pipelines.deprecated.wuerstchen.modeling_paella_vq_model import PaellaVQModel
 
         return PaellaVQModel
-    if not hasattr(diffusers, name):
-        pytest.skip(f"diffusers {diffusers.__version__} has no {name}")
     return getattr(diffusers, name)
 
 

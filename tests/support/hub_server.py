@@ -80,7 +80,8 @@ class HubServer:
 
     @property
     def storage_url(self) -> str:
-        return f"http://127.0.0.1:{self._servers[1].server_port}/storage"
+        # By another name: huggingface_hub 1.32 takes a redirect to the hub's own host for one within the hub.
+        return f"http://localhost:{self._servers[1].server_port}/storage"
 
     def found(self, repository: str, revision: str) -> tuple[str, Mapping[str, bytes | Path]] | None:
         """The commit that a revision is, and its files."""

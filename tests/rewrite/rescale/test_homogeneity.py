@@ -33,7 +33,7 @@ PASSES: dict[str, tuple[list[onnx.NodeProto], dict[str, Any]]] = {
     "Sub": ([node("Mul", "h c", "g"), node("Sub", "h g", "r")], {"c": draw((4, 1, 1))}),
     "Concat": ([node("Neg", "h", "g"), node("Concat", "h g", "r", axis=1)], {}),
     "Max and Min": ([node("Max", "h zero", "g"), node("Min", "g bound", "r")], {"zero": np.float32(0), "bound": BIG}),
-    "Clip": ([node("Clip", "h low high", "r")], {"low": -BIG, "high": 2 * BIG}),
+    "Clip": ([node("Clip", "h low high", "r")], {"low": -BIG, "high": np.float32(2 * BIG)}),
     "Where": (
         [node("Greater", "x zero", "b"), node("Where", "b h c", "r")],
         {"zero": np.float32(0), "c": BIG},

@@ -245,7 +245,7 @@ def _map_colors(found: Sequence[Photo], expected: Sequence[Photo]) -> list[Photo
     colors, wanted = (
         np.concatenate([a[..., :RGB].reshape(-1, RGB) for a in arrays]).astype(float) for arrays in (found, expected)
     )
-    solution = np.linalg.lstsq(np.c_[colors, np.ones(len(colors))], wanted)[0]
+    solution = np.linalg.lstsq(np.c_[colors, np.ones(len(colors))], wanted, rcond=None)[0]
     mapped = (f[..., :RGB].astype(float) @ solution[:RGB] + solution[RGB] for f in found)
     levels = (np.rint(m).clip(0, 255).astype(np.uint8) for m in mapped)
     return [np.concatenate([m, f[..., RGB:]], axis=-1) for m, f in zip(levels, found, strict=True)]
