@@ -30,6 +30,7 @@ from vaedeploy.images.pixels import to_levels
 from vaedeploy.pipeline.compare import Summary, Swap, Transform, compare_bundles
 from vaedeploy.pipeline.compare.opacity import OnWhite
 from vaedeploy.pipeline.compare.result import Comparison, truest
+from vaedeploy.pipeline.compare.shown import CLOSE, least_psnr, plain_psnr
 from vaedeploy.pipeline.compare.swaps import GAIN, MARGIN_PSNR, _map_colors, swap_matrix
 from vaedeploy.pipeline.compare.transform import apply, causes, fit_transform, identity
 from vaedeploy.pipeline.compare.words import remedy, summary_lines, verdict_line
@@ -212,6 +213,50 @@ def test_another_contract_is_not_tried(crops: list[np.ndarray]) -> None:
     assert all(strip.pictures for strip in strips)
 
 
+def noise(seed: int) -> Callable[[np.ndarray], np.ndarray]:
+    """What a decoder with random weights paints: the picture hardly shows in it."""
+
+    def painted(levels: np.ndarray) -> np.ndarray:
+        mixed = np.random.default_rng(seed).normal(0, 60, levels.shape)
+        return 0.2 * levels + np.array([150.0, 30.0, 90.0]) + mixed
+
+    return painted
+
+
+@pytest.mark.parametrize("other", [noise(1), lambda levels: noise(1)(levels) / 2], ids=["noise", "darker noise"])
+def test_vaes_that_do_not_show_the_photographs_are_not_judged(crops: list[np.ndarray], other: Any) -> None:
+    found = swaps(crops, one=Codec(painted=noise(0)), other=Codec(painted=other))
+    assert set(found) == {("one", "other"), ("other", "one")}
+    for swap in found.values():
+        assert (swap.verdict, swap.cause, swap.transform) == ("cannot be judged", "broken by itself", None)
+        assert swap.own_psnr < plain_psnr(crops)
+        assert swap.words.startswith(
+            "one and other do not show the photographs with their own latents (PSNR: one "
+        ) or (swap.words.startswith("other and one do not show the photographs with their own latents (PSNR: other "))
+
+
+def test_beside_a_vae_that_does_not_show_the_photographs_nothing_is_said(crops: list[np.ndarray]) -> None:
+    found = swaps(crops, right=Codec(), broken=Codec(painted=noise(0)))
+    assert {swap.verdict for pair, swap in found.items() if pair == ("right", "broken")} == {"cannot be judged"}
+    assert found["right", "broken"].words == (
+        "broken does not show the photographs with its own latents (PSNR: broken "
+        f"{found['broken', 'right'].own_psnr:.1f} dB; a plain picture of the mean colour has "
+        f"{plain_psnr(crops):.1f} dB), so nothing can be said of others."
+    )
+    # Its encoder is right, which is seen where the other decodes its latents.
+    assert found["broken", "right"].verdict == "compatible"
+
+
+def test_a_photograph_of_nearly_one_colour_is_shown_by_what_is_close_to_it() -> None:
+    plain = np.full((32, 32, 3), 99, np.uint8)
+    assert plain_psnr([plain]) == np.inf
+    assert least_psnr([plain]) == CLOSE
+    halves = np.concatenate([plain, 0 * plain])
+    assert plain_psnr([halves]) == pytest.approx(20 * np.log10(255 / 49.5))
+    assert plain_psnr([plain, 0 * plain]) == np.inf  # each has its own mean
+    assert least_psnr([halves]) == pytest.approx(plain_psnr([halves]) + 3)
+
+
 # ------------------------------------------------------------------------------------------------- truest
 
 
@@ -237,6 +282,28 @@ def test_the_truest_are_those_that_nobody_is_clearly_before() -> None:
     rows = (summary("a", 2.0, 0.8), summary("b", 2.05, 0.9), summary("c", 3.0, 1.3))
     assert truest(rows) == (("a", "b"), ("b",))
     assert truest((summary("a", 2.0, 1.15), summary("b", 1.0, 0.9))) == (("b",), ("b",))  # false detail is none
+    assert truest(rows, ["b"]) == (("a",), ("a",))
+    assert truest(rows, ["a", "b", "c"]) == ((), ())
+
+
+@pytest.mark.parametrize(
+    ("broken", "line", "verdict"),
+    [
+        (("a", "b"), "No VAE shows the photographs, so none is truest. Their weights may be", "No VAE shows the photo"),
+        (("b",), "b does not show the photographs and is not called truest. Its weights may be", "a is truest, in"),
+    ],
+)
+def test_broken_vaes_are_not_called_truest(broken: tuple[str, ...], line: str, verdict: str) -> None:
+    best = tuple(name for name in "ab" if name not in broken)
+    swap = Swap("a", "b", "cannot be judged", "", "broken by itself")
+    found = Comparison(("a", "b"), (), best, best, (), (swap,), (), broken=broken)
+    lines = summary_lines(found)
+    assert lines[-1].startswith(line)
+    assert [text for text in lines if text.startswith("Truest")] == [
+        f"Truest in {x}: a." for x in ("colour", "detail") if best
+    ]
+    assert verdict_line(found).startswith(verdict)
+    assert verdict_line(found).endswith("; whether all can take each other's latents cannot be judged.")
 
 
 # ------------------------------------------------------------------------------------------------- bundles

@@ -127,7 +127,8 @@ def compare(bundles: tuple[Path | str, ...], images: Path, out: Path | None, as_
     Each bundle encodes and decodes the photographs. The command prints how far each result is from its photograph, how
     long each VAE takes, and which is truest and fastest. Then each VAE decodes latents of each other one. The verdict
     for a pair is compatible, compatible with a shift (of colour, contrast or scale), or not compatible; a wrong scale
-    or shift, flipped signs, permuted channels and another latent space are told apart.
+    or shift, flipped signs, permuted channels and another latent space are told apart. VAEs that do not show the
+    photographs by themselves, as with random weights, are not judged.
 
     Photographs that cannot be read, or that are transparent and have no --background, are named; the others are
     compared, and the exit code is 2.

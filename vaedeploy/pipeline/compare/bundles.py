@@ -21,6 +21,7 @@ from vaedeploy.pipeline.compare.opacity import OnWhite
 from vaedeploy.pipeline.compare.page import comparison_document
 from vaedeploy.pipeline.compare.reconstruct import read_photos, reconstruct, reconstructions, with_perceptual
 from vaedeploy.pipeline.compare.result import Comparison, Speed, Verb, summarize, truest
+from vaedeploy.pipeline.compare.shown import broken_vaes
 from vaedeploy.pipeline.compare.swaps import swap_matrix
 from vaedeploy.pipeline.turns import milliseconds, take_turns
 from vaedeploy.runtime import VAE
@@ -98,8 +99,9 @@ def compare_bundles(
     pictures, left_out = with_perceptual(pictures, progress)
     rows = reconstructions(pictures)
     summaries = tuple(summarize(name, [row for row in rows if row.bundle == name]) for name in vaes)
-    told = (flattened, left_out, failures)
-    comparison = Comparison(tuple(vaes), summaries, *truest(summaries), speeds, swaps, rows, *told)
+    broken = broken_vaes(pictures)
+    told = (flattened, left_out, failures, broken)
+    comparison = Comparison(tuple(vaes), summaries, *truest(summaries, broken), speeds, swaps, rows, *told)
     if page is not None:
         write_page(comparison_document(comparison, pictures, strips), page, comparison)
     return comparison

@@ -41,7 +41,7 @@ def _in_short(swap: Swap) -> str:
 
 def _tone(comparison: Comparison) -> Tone:
     verdicts = {swap.verdict for swap in comparison.swaps}
-    if "not compatible" in verdicts:
+    if comparison.broken or verdicts & {"not compatible", "cannot be judged"}:
         return "bad"
     seen = any(row.findings for row in comparison.reconstructions)
     return "mixed" if seen or "compatible with a shift" in verdicts else "good"
