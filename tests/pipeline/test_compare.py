@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 import shutil
 import warnings
@@ -22,20 +23,22 @@ from scipy.ndimage import gaussian_filter
 from tiny_bundle import tiny_bundle
 
 from vaedeploy.bundle import Bundle
-from vaedeploy.errors import ImageError, InputError
+from vaedeploy.errors import ImageError, InputError, SizeError
 from vaedeploy.images.files import read_image, write_image
 from vaedeploy.images.opacity import on_white, verification_mask, with_opacity
 from vaedeploy.images.photos import SAMPLES, crop_middle
 from vaedeploy.images.pixels import to_levels
-from vaedeploy.pipeline.compare import Summary, Swap, Transform, compare_bundles
+from vaedeploy.pipeline.compare import Summary, Swap, Transform, compare_bundles, speed
 from vaedeploy.pipeline.compare.opacity import OnWhite
 from vaedeploy.pipeline.compare.result import Comparison, truest
 from vaedeploy.pipeline.compare.shown import CLOSE, least_psnr, plain_psnr
+from vaedeploy.pipeline.compare.speed import ROUNDS
 from vaedeploy.pipeline.compare.swaps import GAIN, MARGIN_PSNR, _map_colors, swap_matrix
 from vaedeploy.pipeline.compare.transform import apply, causes, fit_transform, identity
 from vaedeploy.pipeline.compare.words import remedy, summary_lines, verdict_line
 from vaedeploy.quality import measure_quality
 from vaedeploy.runtime import VAE
+from vaedeploy.system.progress import silent
 from vaedeploy.values.latent import LatentSpec
 
 ORDER = (3, 1, 0, 2)
@@ -241,7 +244,7 @@ def test_beside_a_vae_that_does_not_show_the_photographs_nothing_is_said(crops: 
     assert found["right", "broken"].words == (
         "broken does not show the photographs with its own latents (PSNR: broken "
         f"{found['broken', 'right'].own_psnr:.1f} dB; a plain picture of the mean colour has "
-        f"{plain_psnr(crops):.1f} dB), so nothing can be said of others."
+        f"{plain_psnr(crops):.1f} dB), so it cannot be told whether broken decodes those of right."
     )
     # Its encoder is right, which is seen where the other decodes its latents.
     assert found["broken", "right"].verdict == "compatible"
@@ -342,6 +345,50 @@ def test_bundles_are_compared_and_the_page_is_written(folder: Path) -> None:
     assert text.index("<article>") < text.index("The VAEs side by side") < text.index("Compatible latents")
     assert re.findall(r'<option value="\d" selected>(\w+)</option>', text) == ["one", "two"] * 2
     assert '<header class="bad">' in text or '<header class="mixed">' in text  # faults are seen
+
+
+@pytest.mark.parametrize(("least", "side", "rounds"), [(math.inf, 512, ROUNDS), (0.0, 256, 1)])
+def test_slow_vaes_are_timed_on_a_smaller_picture_and_in_fewer_rounds(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, least: float, side: int, rounds: int
+) -> None:
+    monkeypatch.setattr(speed, "LEAST", least)
+    monkeypatch.setattr(speed, "SHARE", 0.0)
+    found = compare_bundles([folder / "one", folder / "two"], folder / "photos", page=folder / f"page{side}")
+    assert [(s.part, s.bundle) for s in found.speeds] == [(p, b) for p in ("encode", "decode") for b in ("one", "two")]
+    assert {(s.height, s.width, s.rounds) for s in found.speeds} == {(side, side, rounds)}
+    what = f"one picture of {side}x{side} pixels, " + ("the median of 5 rounds" if rounds > 1 else "in one round")
+    assert [line.split(":")[0] for line in summary_lines(found)[-2:]] == [f"To encode {what}", f"To decode {what}"]
+    assert f"Times are of {what}." in (folder / f"page{side}" / "index.html").read_text()
+
+
+def test_what_fails_at_half_the_side_is_timed_at_the_whole() -> None:
+    class Picky(Codec):
+        backend = "an engine of one size"
+
+        def encode(self, image: np.ndarray) -> np.ndarray:
+            if image.shape[1] != 512:
+                raise SizeError("no engine takes it")
+            return super().encode(image)
+
+    photo = skimage.data.astronaut()
+    found = speed.time_vaes({"picky": Picky()}, [photo], 4, 3, 0.0, silent)
+    assert [(s.part, s.height, s.problem, s.rounds > 0) for s in found] == [
+        ("encode", 512, None, True),
+        ("decode", 512, None, True),
+    ]
+
+
+def test_timing_can_be_left_out(vaedeploy: Callable[..., Any], folder: Path) -> None:
+    arguments = ("compare", folder / "one", folder / "two", "--images", folder / "photos", "--no-timing")
+    ended = vaedeploy(*arguments, "-o", folder / "untimed")
+    assert ended.code == 0
+    assert "time to" not in ended.out
+    assert "To encode" not in ended.out
+    assert "Timing" not in ended.err
+    text = (folder / "untimed" / "index.html").read_text()
+    assert "Medians over all photographs" in text
+    assert "Time to encode" not in text
+    assert json.loads(vaedeploy(*arguments, "--json").out)["speeds"] == []
 
 
 def test_the_command_prints_words_or_one_json_document(vaedeploy: Callable[..., Any], folder: Path) -> None:

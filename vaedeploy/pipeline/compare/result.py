@@ -82,8 +82,9 @@ class Reconstruction(msgspec.Struct, frozen=True):
 class Speed(msgspec.Struct, frozen=True):
     """How long whole calls of one bundle take.
 
-    height, width: of the image, in pixels. ms, least_ms, most_ms: the median, the least and the most over all rounds,
-    in milliseconds per call. problem: why there are no figures; None where there are.
+    height, width: of the image, in pixels; half of the usual ones where VAEs are slow. ms, least_ms, most_ms: the
+    median, the least and the most over all rounds, in milliseconds per call. rounds: how many there were: five, or
+    fewer where VAEs are slow. problem: why there are no figures; None where there are.
     """
 
     bundle: str
@@ -95,6 +96,7 @@ class Speed(msgspec.Struct, frozen=True):
     least_ms: float | None = None
     most_ms: float | None = None
     problem: str | None = None
+    rounds: int = 0
 
 
 class Summary(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -126,6 +128,7 @@ class Comparison(msgspec.Struct, frozen=True, omit_defaults=True):
         they are less than 3 dB ahead of plain pictures of the photographs' mean colours, and below 20 dB.
     flattened: bundles of RGBA images that were compared with some of RGB images: given opaque photographs, and judged
         by how their images look in front of white.
+    speeds: of each bundle, to encode and to decode; empty where timing was left out.
     left_out: sentences on the metrics that were not measured, because their packages or weights are not here.
     failures: a sentence for each photograph that was not compared, because it cannot be read.
     """
@@ -141,6 +144,11 @@ class Comparison(msgspec.Struct, frozen=True, omit_defaults=True):
     left_out: tuple[str, ...] = ()
     failures: tuple[str, ...] = ()
     broken: tuple[str, ...] = ()
+
+    @property
+    def timed(self) -> tuple[Verb, ...]:
+        """What was timed: to encode and to decode, or nothing."""
+        return tuple(dict.fromkeys(speed.part for speed in self.speeds))
 
 
 COLOR_TIE = 0.1

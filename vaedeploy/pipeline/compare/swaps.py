@@ -141,7 +141,7 @@ def _judge(
     if broken and max(psnr, restored_psnr or psnr) < least_psnr(crops):
         # The margins compare images that show the photographs; of two that do not, either may come out ahead.
         if encoder != decoder:
-            words = broken_words(broken, plain_psnr(crops))
+            words = broken_words(encoder, decoder, broken, plain_psnr(crops))
             return (
                 Swap(encoder, decoder, "cannot be judged", words, "broken by itself", own_psnr, psnr),
                 (*shown, (f"{decoder} by itself", reconstructions[decoder].pictures[0])),

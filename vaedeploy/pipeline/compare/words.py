@@ -42,7 +42,7 @@ def swap_words(swap: Swap, beside: Sequence[Quality]) -> str:
     return " ".join(sentences)
 
 
-def broken_words(broken: Mapping[str, float], plain: float) -> str:
+def broken_words(encoder: str, decoder: str, broken: Mapping[str, float], plain: float) -> str:
     """Why a swap cannot be judged. broken: PSNR in dB, to the photographs, of the images of each VAE that does not show
     them by itself. plain: that of plain pictures of their mean colours.
     """
@@ -51,7 +51,8 @@ def broken_words(broken: Mapping[str, float], plain: float) -> str:
     does = "does" if len(names) == 1 else "do"
     return (
         f"{_names(names)} {does} not show the photographs with {_its(names)} own latents (PSNR: {figures}; a "
-        f"plain picture of the mean colour has {_db(plain)}), so nothing can be said of others."
+        f"plain picture of the mean colour has {_db(plain)}), so it cannot be told whether {decoder} "
+        f"decodes those of {encoder}."
     )
 
 
@@ -196,7 +197,14 @@ def faults_line(rows: Sequence[Reconstruction]) -> str:
 def _fastest(part: str, speeds: Sequence[Speed]) -> str:
     timed = sorted((s for s in speeds if s.part == part and s.ms is not None), key=lambda s: s.ms or 0)
     times = ", ".join(f"{s.bundle} {s.ms:.0f} ms" for s in timed)
-    return f"To {part} one picture of {timed[0].height}x{timed[0].width} pixels: {times}." if timed else ""
+    return f"To {part} {timed_words(timed)}: {times}." if timed else ""
+
+
+def timed_words(speeds: Sequence[Speed]) -> str:
+    """What was timed, and over how many rounds."""
+    rounds = max(speed.rounds for speed in speeds)
+    over = f", the median of {rounds} rounds" if rounds > 1 else ", in one round" if rounds else ""
+    return f"one picture of {speeds[0].height}x{speeds[0].width} pixels{over}"
 
 
 def _difference(quality: Quality) -> tuple[float, float, float, float]:
