@@ -54,14 +54,15 @@ def time_vaes(
     started = time.perf_counter()
     budget = max(LEAST, SHARE * spent)
     largest = min(SIDE, MOST_LATENTS * min(vae.latent.factor for vae in vaes.values()))
-    side, half = (max(pixels // factor, 1) * factor for pixels in (largest, largest // 2))
+    whole, half = (max(pixels // factor, 1) * factor for pixels in (largest, largest // 2))
     progress("Timing", 0, 2)
-    calls = _calls(vaes, crop_batch(list(photos), 1, half, half, channels=channels))
+    side = half
+    calls = _calls(vaes, crop_batch(list(photos), 1, side, side, channels=channels))
     seconds, problems = warm_up(calls, 1)
-    needed = (WARM + 1 + FEWEST) * sum(seconds.values()) * (side / half) ** 2
-    # Where the half side has a problem, such as an engine that is not for it, the other may have none.
-    if side == half or problems or needed <= budget - (time.perf_counter() - started):
-        half = side
+    needed = (WARM + 1 + FEWEST) * sum(seconds.values()) * (whole / half) ** 2
+    # Where the half side has a problem, such as an engine that is not for it, the whole one may have none.
+    if problems or needed <= budget - (time.perf_counter() - started):
+        side = whole
         calls = _calls(vaes, crop_batch(list(photos), 1, side, side, channels=channels))
         seconds, problems = warm_up(calls, WARM)
     progress("Timing", 1, 2)
@@ -69,7 +70,7 @@ def time_vaes(
     progress("Timing", 2, 2)
     rows = []
     for part, name in calls:
-        row = Speed(name, vaes[name].backend, part, half, half, problem=problems.get((part, name)))
+        row = Speed(name, vaes[name].backend, part, side, side, problem=problems.get((part, name)))
         if taken := times.get((part, name)):
             row = msgspec.structs.replace(row, rounds=len(taken), **milliseconds(taken))
         rows.append(row)
