@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -86,9 +87,12 @@ def swap(bundle: Path, vae: str | None, restore: bool, as_json: bool, **place: s
     from vaedeploy.cli.tables.results import drift_rows
     from vaedeploy.pipeline.swap import restore_vae, swap_vae
 
-    given = [f"--{name}" for name, value in place.items() if value is not None]
+    given = {f"--{name}": value for name, value in place.items() if value is not None}
     if given and vae is None:
-        raise click.UsageError(f"{given[0]} needs VAE, which says what to put in.")
+        option, value = next(iter(given.items()))
+        what = "the folder with the config.json, or a preset" if option == "--weights" else "the repository or folder"
+        line = f"vaedeploy swap {shlex.quote(str(bundle))} VAE {option} {shlex.quote(value)}"
+        raise click.UsageError(f"{option} needs VAE, which says what to put in, here {what}: {line}")
     if restore == (vae is not None):
         raise click.UsageError("Give either VAE, which says what to put in, or --restore.")
     drift = None

@@ -16,7 +16,7 @@ from vaedeploy.errors import WeightsError
 from vaedeploy.source import checkpoint
 from vaedeploy.source.folder import STEM, find_weights
 from vaedeploy.source.pair import half_named
-from vaedeploy.source.preset import Preset, get_preset, presets
+from vaedeploy.source.preset import Preset, get_preset, presets, unknown_preset
 from vaedeploy.system.hub import REPOSITORY_NAME
 from vaedeploy.values.origin import Origin
 from vaedeploy.values.reference import Reference
@@ -194,6 +194,11 @@ def _repository(given: str | Path) -> tuple[str, str | None] | None:
 def _preset_named(vae: str | Path) -> Preset | None:
     """The preset that ``vae`` names, or None where it is a path. A preset wins over a folder of its name."""
     if not isinstance(vae, str | Path):
+        if hasattr(vae, "save_pretrained"):
+            raise WeightsError(
+                f"the VAE is an object, of type {type(vae).__name__}; save it with .save_pretrained(FOLDER), and give "
+                "that folder"
+            )
         raise WeightsError(
             f"the VAE is of type {type(vae).__name__}; give a preset's name, a path, or two modules of your own as "
             "vaedeploy.Reference(encoder=..., decoder=..., latent=vaedeploy.LatentSpec(...))"
@@ -207,7 +212,7 @@ def _preset_named(vae: str | Path) -> Preset | None:
             f"there is no file or folder {vae}. --vae takes a preset's name, a hub repository (owner/name or "
             "owner/name@revision), a diffusers folder or a weights file"
         )
-    return get_preset(vae)  # raises UnknownPresetError, which names the nearest presets
+    raise unknown_preset(vae, ", and there is no file or folder of that name")
 
 
 def _is_there(path: str | Path) -> bool:
