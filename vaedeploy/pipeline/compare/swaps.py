@@ -137,15 +137,15 @@ def _judge(
             vaes[encoder], vaes[decoder], of_encoder, reconstructions[decoder], pictures, crops
         ) or _diagnose_pictures(of_encoder, pictures, crops)
     restored_psnr = _psnr(diagnosis.changed, crops) if diagnosis.changed else None
-    broken = {name: own for name in (encoder, decoder) if (own := reconstructions[name].psnr) < least_psnr(crops)}
-    if broken and max(psnr, restored_psnr or psnr) < least_psnr(crops):
+    least = least_psnr(crops)
+    broken = {name: own for name in (encoder, decoder) if (own := reconstructions[name].psnr) < least}
+    if broken and max(psnr, restored_psnr or psnr) < least:
         # The margins compare images that show the photographs; of two that do not, either may come out ahead.
         if encoder != decoder:
             words = broken_words(encoder, decoder, broken, plain_psnr(crops))
-            return (
-                Swap(encoder, decoder, "cannot be judged", words, "broken by itself", own_psnr, psnr),
-                (*shown, (f"{decoder} by itself", reconstructions[decoder].pictures[0])),
-            )
+            levels = _finite(own_psnr), _finite(psnr)
+            shown.append((f"{decoder} by itself", reconstructions[decoder].pictures[0]))
+            return Swap(encoder, decoder, "cannot be judged", words, "broken by itself", *levels), tuple(shown)
         diagnosis, restored_psnr = _Diagnosis("compatible"), None
     if diagnosis.changed:
         shown.append(("the same, corrected", diagnosis.changed[0]))
