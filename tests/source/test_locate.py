@@ -45,9 +45,7 @@ def test_what_is_no_name_and_no_path_is_refused(given: Any) -> None:
 def test_a_vae_of_diffusers_is_to_be_saved() -> None:
     from diffusers import AutoencoderTiny
 
-    vae = AutoencoderTiny(
-        encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8), num_encoder_blocks=(1, 1)
-    )
+    vae = AutoencoderTiny()
     with pytest.raises(WeightsError) as error:
         load_reference(vae)
     assert str(error.value) == (
