@@ -194,15 +194,7 @@ def _repository(given: str | Path) -> tuple[str, str | None] | None:
 def _preset_named(vae: str | Path) -> Preset | None:
     """The preset that ``vae`` names, or None where it is a path. A preset wins over a folder of its name."""
     if not isinstance(vae, str | Path):
-        if hasattr(vae, "save_pretrained"):
-            raise WeightsError(
-                f"the VAE is an object, of type {type(vae).__name__}; save it with .save_pretrained(FOLDER), and give "
-                "that folder"
-            )
-        raise WeightsError(
-            f"the VAE is of type {type(vae).__name__}; give a preset's name, a path, or two modules of your own as "
-            "vaedeploy.Reference(encoder=..., decoder=..., latent=vaedeploy.LatentSpec(...))"
-        )
+        raise WeightsError(_no_name(vae))
     if isinstance(vae, str) and vae in presets():
         return get_preset(vae)
     if _is_there(vae) or _repository(vae) is not None:
@@ -213,6 +205,19 @@ def _preset_named(vae: str | Path) -> Preset | None:
             "owner/name@revision), a diffusers folder or a weights file"
         )
     raise unknown_preset(vae, ", and there is no file or folder of that name")
+
+
+def _no_name(vae: object) -> str:
+    """What to give in the place of ``vae``, which is no name and no path: a message."""
+    if hasattr(vae, "save_pretrained"):
+        return (
+            f"the VAE is an object, of type {type(vae).__name__}; save it with .save_pretrained(FOLDER), and give that "
+            "folder"
+        )
+    return (
+        f"the VAE is of type {type(vae).__name__}; give a preset's name, a path, or two modules of your own as "
+        "vaedeploy.Reference(encoder=..., decoder=..., latent=vaedeploy.LatentSpec(...))"
+    )
 
 
 def _is_there(path: str | Path) -> bool:
