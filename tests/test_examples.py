@@ -258,6 +258,12 @@ def test_commands_of_the_job_parse() -> None:
         parse(line)
 
 
+def test_the_job_installs_what_verifies_half_precision() -> None:
+    """See test_package.py for what it takes."""
+    (extras,) = re.findall(r'- run: pip install "vaedeploy\[([\w,]+)\]"', (EXAMPLES / "github-actions.yml").read_text())
+    assert {"cpu", "hub", "build"} <= set(extras.split(","))
+
+
 def test_the_image_has_no_rights_and_copies_what_is_there() -> None:
     text = (EXAMPLES / "Dockerfile").read_text()
     last = text.rpartition("\nFROM ")[2]

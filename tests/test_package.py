@@ -364,6 +364,13 @@ def test_a_build_in_the_clean_environment_says_what_to_install(clean, bundle):
 
 
 @pytest.mark.slow
+def test_verify_of_half_precision_in_the_clean_environment_says_what_to_install(clean, tiny_fp16_bundle):
+    ended = clean("vaedeploy", "verify", tiny_fp16_bundle.path, "--no-note")
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert ended.stderr.endswith(f"which needs onnx_ir (No module named 'onnx_ir'): {command(clean, 'build')}\n")
+
+
+@pytest.mark.slow
 def test_bench_in_the_clean_environment_says_what_to_install(clean, bundle):
     ended = clean("vaedeploy", "bench", bundle)
     assert (ended.returncode, ended.stdout) == (1, "")
@@ -371,12 +378,16 @@ def test_bench_in_the_clean_environment_says_what_to_install(clean, bundle):
 
 
 @pytest.mark.slow
-def test_optimize_and_bench_need_build_alone(tmp_path, wheel, tiny_vae_bundle):
+def test_optimize_bench_and_verify_of_half_precision_need_build_alone(
+    tmp_path, wheel, tiny_vae_bundle, tiny_fp16_bundle
+):
     run = environment(tmp_path / "env", f"{wheel}[cpu,build]")
     bundle = tiny_vae_bundle.path
     ended = run("vaedeploy", "optimize", bundle / "decoder.onnx", "-o", tmp_path / "faster.onnx")
     assert ended.returncode == 0, ended.stderr
     ended = run("vaedeploy", "bench", bundle, "--size", "64x64", "--rounds", "1")
+    assert ended.returncode == 0, ended.stderr
+    ended = run("vaedeploy", "verify", tiny_fp16_bundle.path, "--no-note")
     assert ended.returncode == 0, ended.stderr
 
 

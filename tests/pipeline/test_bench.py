@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import math
 import re
 import sys
 import time
@@ -19,7 +21,7 @@ from vaedeploy.errors import BackendError, InputError, SizeError
 from vaedeploy.pipeline import ceilings as measured
 from vaedeploy.pipeline.bench import Timing, bench_bundle
 from vaedeploy.pipeline.ceilings import Ceilings
-from vaedeploy.pipeline.turns import WARM, take_turns
+from vaedeploy.pipeline.turns import WARM, take_rounds, take_turns
 from vaedeploy.runtime import openvino
 from vaedeploy.runtime.backends import BACKENDS, ENGINES, problem_of
 
@@ -76,6 +78,15 @@ def test_backends_take_turns() -> None:
     warm = (WARM + 1) * 2
     assert order[warm:] == ["a", "b", "b", "a", "a", "b"]
     assert all(len(seconds) == 3 and problem is None for seconds, problem in found.values())
+
+
+@pytest.mark.parametrize(("budget", "rounds"), [(0.0, 1), (-1.0, 1), (math.inf, 4)])
+def test_no_round_begins_without_time_for_it_but_the_first(budget: float, rounds: int) -> None:
+    order: list[str] = []
+    calls = {name: functools.partial(order.append, name) for name in ("a", "b", "cold")}
+    found = take_rounds(calls, {"a": 1.0, "b": 1.0}, 4, budget)
+    assert {name: len(seconds) for name, seconds in found.items()} == {"a": rounds, "b": rounds}
+    assert order == ["a", "b", "b", "a", "a", "b", "b", "a"][: 2 * rounds]
 
 
 @pytest.mark.parametrize("error", [BackendError("out of memory"), SizeError("no engine takes it")])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 import shutil
 import warnings
@@ -22,19 +23,22 @@ from scipy.ndimage import gaussian_filter
 from tiny_bundle import tiny_bundle
 
 from vaedeploy.bundle import Bundle
-from vaedeploy.errors import ImageError, InputError
+from vaedeploy.errors import ImageError, InputError, SizeError
 from vaedeploy.images.files import read_image, write_image
 from vaedeploy.images.opacity import on_white, verification_mask, with_opacity
 from vaedeploy.images.photos import SAMPLES, crop_middle
 from vaedeploy.images.pixels import to_levels
-from vaedeploy.pipeline.compare import Summary, Swap, Transform, compare_bundles
+from vaedeploy.pipeline.compare import Summary, Swap, Transform, compare_bundles, speed
 from vaedeploy.pipeline.compare.opacity import OnWhite
 from vaedeploy.pipeline.compare.result import Comparison, truest
+from vaedeploy.pipeline.compare.shown import CLOSE, least_psnr, plain_psnr
+from vaedeploy.pipeline.compare.speed import ROUNDS
 from vaedeploy.pipeline.compare.swaps import GAIN, MARGIN_PSNR, _map_colors, swap_matrix
 from vaedeploy.pipeline.compare.transform import apply, causes, fit_transform, identity
 from vaedeploy.pipeline.compare.words import remedy, summary_lines, verdict_line
 from vaedeploy.quality import measure_quality
 from vaedeploy.runtime import VAE
+from vaedeploy.system.progress import silent
 from vaedeploy.values.latent import LatentSpec
 
 ORDER = (3, 1, 0, 2)
@@ -212,6 +216,50 @@ def test_another_contract_is_not_tried(crops: list[np.ndarray]) -> None:
     assert all(strip.pictures for strip in strips)
 
 
+def noise(seed: int) -> Callable[[np.ndarray], np.ndarray]:
+    """What a decoder with random weights paints: the picture hardly shows in it."""
+
+    def painted(levels: np.ndarray) -> np.ndarray:
+        mixed = np.random.default_rng(seed).normal(0, 60, levels.shape)
+        return 0.2 * levels + np.array([150.0, 30.0, 90.0]) + mixed
+
+    return painted
+
+
+@pytest.mark.parametrize("other", [noise(1), lambda levels: noise(1)(levels) / 2], ids=["noise", "darker noise"])
+def test_vaes_that_do_not_show_the_photographs_are_not_judged(crops: list[np.ndarray], other: Any) -> None:
+    found = swaps(crops, one=Codec(painted=noise(0)), other=Codec(painted=other))
+    assert set(found) == {("one", "other"), ("other", "one")}
+    for swap in found.values():
+        assert (swap.verdict, swap.cause, swap.transform) == ("cannot be judged", "broken by itself", None)
+        assert swap.own_psnr < plain_psnr(crops)
+        assert swap.words.startswith(
+            "one and other do not show the photographs with their own latents (PSNR: one "
+        ) or (swap.words.startswith("other and one do not show the photographs with their own latents (PSNR: other "))
+
+
+def test_beside_a_vae_that_does_not_show_the_photographs_nothing_is_said(crops: list[np.ndarray]) -> None:
+    found = swaps(crops, right=Codec(), broken=Codec(painted=noise(0)))
+    assert {swap.verdict for pair, swap in found.items() if pair == ("right", "broken")} == {"cannot be judged"}
+    assert found["right", "broken"].words == (
+        "broken does not show the photographs with its own latents (PSNR: broken "
+        f"{found['broken', 'right'].own_psnr:.1f} dB; a plain picture of the mean colour has "
+        f"{plain_psnr(crops):.1f} dB), so it cannot be told whether broken decodes those of right."
+    )
+    # Its encoder is right, which is seen where the other decodes its latents.
+    assert found["broken", "right"].verdict == "compatible"
+
+
+def test_a_photograph_of_nearly_one_colour_is_shown_by_what_is_close_to_it() -> None:
+    plain = np.full((32, 32, 3), 99, np.uint8)
+    assert plain_psnr([plain]) == np.inf
+    assert least_psnr([plain]) == CLOSE
+    halves = np.concatenate([plain, 0 * plain])
+    assert plain_psnr([halves]) == pytest.approx(20 * np.log10(255 / 49.5))
+    assert plain_psnr([plain, 0 * plain]) == np.inf  # each has its own mean
+    assert least_psnr([halves]) == pytest.approx(plain_psnr([halves]) + 3)
+
+
 # ------------------------------------------------------------------------------------------------- truest
 
 
@@ -237,6 +285,28 @@ def test_the_truest_are_those_that_nobody_is_clearly_before() -> None:
     rows = (summary("a", 2.0, 0.8), summary("b", 2.05, 0.9), summary("c", 3.0, 1.3))
     assert truest(rows) == (("a", "b"), ("b",))
     assert truest((summary("a", 2.0, 1.15), summary("b", 1.0, 0.9))) == (("b",), ("b",))  # false detail is none
+    assert truest(rows, ["b"]) == (("a",), ("a",))
+    assert truest(rows, ["a", "b", "c"]) == ((), ())
+
+
+@pytest.mark.parametrize(
+    ("broken", "line", "verdict"),
+    [
+        (("a", "b"), "No VAE shows the photographs, so none is truest. Their weights may be", "No VAE shows the photo"),
+        (("b",), "b does not show the photographs and is not called truest. Its weights may be", "a is truest, in"),
+    ],
+)
+def test_broken_vaes_are_not_called_truest(broken: tuple[str, ...], line: str, verdict: str) -> None:
+    best = tuple(name for name in "ab" if name not in broken)
+    swap = Swap("a", "b", "cannot be judged", "", "broken by itself")
+    found = Comparison(("a", "b"), (), best, best, (), (swap,), (), broken=broken)
+    lines = summary_lines(found)
+    assert lines[-1].startswith(line)
+    assert [text for text in lines if text.startswith("Truest")] == [
+        f"Truest in {x}: a." for x in ("colour", "detail") if best
+    ]
+    assert verdict_line(found).startswith(verdict)
+    assert verdict_line(found).endswith("; whether all can take each other's latents cannot be judged.")
 
 
 # ------------------------------------------------------------------------------------------------- bundles
@@ -275,6 +345,50 @@ def test_bundles_are_compared_and_the_page_is_written(folder: Path) -> None:
     assert text.index("<article>") < text.index("The VAEs side by side") < text.index("Compatible latents")
     assert re.findall(r'<option value="\d" selected>(\w+)</option>', text) == ["one", "two"] * 2
     assert '<header class="bad">' in text or '<header class="mixed">' in text  # faults are seen
+
+
+@pytest.mark.parametrize(("least", "side", "rounds"), [(math.inf, 512, ROUNDS), (0.0, 256, 1)])
+def test_slow_vaes_are_timed_on_a_smaller_picture_and_in_fewer_rounds(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, least: float, side: int, rounds: int
+) -> None:
+    monkeypatch.setattr(speed, "LEAST", least)
+    monkeypatch.setattr(speed, "SHARE", 0.0)
+    found = compare_bundles([folder / "one", folder / "two"], folder / "photos", page=folder / f"page{side}")
+    assert [(s.part, s.bundle) for s in found.speeds] == [(p, b) for p in ("encode", "decode") for b in ("one", "two")]
+    assert {(s.height, s.width, s.rounds) for s in found.speeds} == {(side, side, rounds)}
+    what = f"one picture of {side}x{side} pixels, " + ("the median of 5 rounds" if rounds > 1 else "in one round")
+    assert [line.split(":")[0] for line in summary_lines(found)[-2:]] == [f"To encode {what}", f"To decode {what}"]
+    assert f"Times are of {what}." in (folder / f"page{side}" / "index.html").read_text()
+
+
+def test_what_fails_at_half_the_side_is_timed_at_the_whole() -> None:
+    class Picky(Codec):
+        backend = "an engine of one size"
+
+        def encode(self, image: np.ndarray) -> np.ndarray:
+            if image.shape[1] != 512:
+                raise SizeError("no engine takes it")
+            return super().encode(image)
+
+    photo = skimage.data.astronaut()
+    found = speed.time_vaes({"picky": Picky()}, [photo], 4, 3, 0.0, silent)
+    assert [(s.part, s.height, s.problem, s.rounds > 0) for s in found] == [
+        ("encode", 512, None, True),
+        ("decode", 512, None, True),
+    ]
+
+
+def test_timing_can_be_left_out(vaedeploy: Callable[..., Any], folder: Path) -> None:
+    arguments = ("compare", folder / "one", folder / "two", "--images", folder / "photos", "--no-timing")
+    ended = vaedeploy(*arguments, "-o", folder / "untimed")
+    assert ended.code == 0
+    assert "time to" not in ended.out
+    assert "To encode" not in ended.out
+    assert "Timing" not in ended.err
+    text = (folder / "untimed" / "index.html").read_text()
+    assert "Medians over all photographs" in text
+    assert "Time to encode" not in text
+    assert json.loads(vaedeploy(*arguments, "--json").out)["speeds"] == []
 
 
 def test_the_command_prints_words_or_one_json_document(vaedeploy: Callable[..., Any], folder: Path) -> None:

@@ -199,10 +199,16 @@ def test_the_two_presets_have_one_contract() -> None:
 
 
 def test_where_a_vae_is_belongs_to_a_vae(vaedeploy: Callable[..., Ended], tmp_path: Path) -> None:
-    for option in ("--weights", "--revision", "--subfolder"):
-        ended = vaedeploy("swap", tmp_path / "demo", option, "x")
+    where = "the repository or folder"
+    for option, what in (
+        ("--weights", "the folder with the config.json, or a preset"),
+        ("--revision", where),
+        ("--subfolder", where),
+    ):
+        ended = vaedeploy("swap", tmp_path / "demo", option, "x y")
         assert ended.code == 2
-        assert f"{option} needs VAE, which says what to put in." in ended.err
+        line = f"vaedeploy swap {tmp_path / 'demo'} VAE {option} 'x y'"
+        assert f"{option} needs VAE, which says what to put in, here {what}: {line}\n" in ended.err
 
 
 def test_place_of_a_vae_is_given_as_for_export(vaedeploy: Callable[..., Ended], bundle: Bundle, tmp_path: Path) -> None:

@@ -58,6 +58,11 @@ def test_what_only_tiling_reads_makes_no_other_architecture() -> None:
 
 def test_weights_without_their_config_say_what_to_give(tmp_path: Path) -> None:
     file = saved(tmp_path) / "diffusion_pytorch_model.safetensors"
+    assert message_of(WeightsError, file, scale=1) == (
+        f"{file} holds no VAE that is known without its config.json, but config.json is beside it: "
+        f"vaedeploy export {tmp_path}"
+    )
+    (tmp_path / "config.json").unlink()
     assert message_of(WeightsError, file, scale=1).endswith(
         ". A VAE that is none of the presets' loads from a diffusers folder with its config.json: --vae FOLDER"
     )

@@ -6,22 +6,27 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 from checkpoints import (
     DEMO,
+    DEMO_CONFIG,
     FITS_NOT,
     MORE,
     NAMINGS,
     changed,
     compvis,
+    config_of,
     exported_compvis,
+    folder,
     message_of,
     write_safetensors,
 )
 from torch import Tensor
 
 from vaedeploy.errors import WeightsError
+from vaedeploy.source import load_reference
 from vaedeploy.source.fit import fit
 from vaedeploy.source.network import tensor_shapes
 from vaedeploy.source.preset import architectures
@@ -67,6 +72,26 @@ def test_lone_file_of_no_known_architecture(tmp_path: Path) -> None:
         "A VAE of another shape loads from a diffusers folder with its config.json; to put these weights into it: "
         f"FOLDER --weights {file}"
     )
+
+
+def test_a_file_beside_its_config_says_to_give_the_folder(tmp_path: Path) -> None:
+    tensors = changed(DEMO.config, use_quant_conv=False, use_post_quant_conv=False)
+    config = msgspec.structs.replace(DEMO.config, use_quant_conv=False, use_post_quant_conv=False)
+    where = folder(tmp_path / "vae a", config_of(config, **DEMO_CONFIG), tensors)
+    file = where / "diffusion_pytorch_model.safetensors"
+    line = f"vaedeploy export '{where}'"
+    fits = f"{file} fits none of the architectures that are known by their tensors, but config.json is beside it: "
+    assert message_of(WeightsError, file) == fits + line
+    assert load_reference(where).latent == DEMO.latent
+    assert message_of(WeightsError, "demo", file).endswith(
+        f". They fit no preset, but config.json is beside it: {line}"
+    )
+    other = write_safetensors(tensors, where / "mine.safetensors")
+    assert message_of(WeightsError, other).endswith(f" is beside it: {line} --weights '{other}'")
+    assert load_reference(where, other).latent == DEMO.latent
+    # A config that is no VAE's helps nobody.
+    (where / "config.json").write_text('{"_class_name": "UNet2DConditionModel"}')
+    assert message_of(WeightsError, file).endswith(f"FOLDER --weights {file}")
 
 
 @pytest.mark.parametrize(

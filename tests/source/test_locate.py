@@ -42,6 +42,17 @@ def test_what_is_no_name_and_no_path_is_refused(given: Any) -> None:
     )
 
 
+def test_a_vae_of_diffusers_is_to_be_saved() -> None:
+    from diffusers import AutoencoderTiny
+
+    vae = AutoencoderTiny()
+    with pytest.raises(WeightsError) as error:
+        load_reference(vae)
+    assert str(error.value) == (
+        "the VAE is an object, of type AutoencoderTiny; save it with .save_pretrained(FOLDER), and give that folder"
+    )
+
+
 @pytest.mark.parametrize("weights", [None, "random:7"])
 def test_the_name_is_known_before_loading(weights: str | None) -> None:
     source = find_source("demo", weights)
@@ -80,7 +91,8 @@ def test_lone_file_is_known_by_its_tensors(tmp_path: Path, tensors: dict[str, Te
 
 def test_unknown_preset() -> None:
     assert message_of(UnknownPresetError, "mse840") == (
-        f"no preset is named 'mse840'; the nearest are: mse840k. To see all {len(presets())}: vaedeploy presets"
+        "no preset is named 'mse840', and there is no file or folder of that name; the nearest are: mse840k. "
+        f"To see all {len(presets())}: vaedeploy presets"
     )
 
 

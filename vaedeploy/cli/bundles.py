@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -89,9 +90,12 @@ def swap(bundle: Path, vae: str | None, restore: bool, as_json: bool, **place: s
     from vaedeploy.cli.tables.results import drift_rows
     from vaedeploy.pipeline.swap import restore_vae, swap_vae
 
-    given = [f"--{name}" for name, value in place.items() if value is not None]
+    given = {f"--{name}": value for name, value in place.items() if value is not None}
     if given and vae is None:
-        raise click.UsageError(f"{given[0]} needs VAE, which says what to put in.")
+        option, value = next(iter(given.items()))
+        what = "the folder with the config.json, or a preset" if option == "--weights" else "the repository or folder"
+        line = f"vaedeploy swap {shlex.quote(str(bundle))} VAE {option} {shlex.quote(value)}"
+        raise click.UsageError(f"{option} needs VAE, which says what to put in, here {what}: {line}")
     if restore == (vae is not None):
         raise click.UsageError("Give either VAE, which says what to put in, or --restore.")
     drift = None
@@ -123,14 +127,21 @@ def swap(bundle: Path, vae: str | None, restore: bool, as_json: bool, **place: s
 @click.option(
     "--backend", type=BACKEND, metavar="NAME", help="Run on this backend. [default: the first that is available]"
 )
+@click.option("--no-timing", is_flag=True, help="Do not time the VAEs, which takes about a third of the time.")
 @json_option
-def compare(bundles: tuple[Path | str, ...], images: Path, out: Path | None, as_json: bool, **options: Any) -> None:
+def compare(
+    bundles: tuple[Path | str, ...], images: Path, out: Path | None, no_timing: bool, as_json: bool, **options: Any
+) -> None:
     """Compare VAEs: fidelity, speed and compatible latents.
 
     Each bundle encodes and decodes the photographs. The command prints how far each result is from its photograph, how
     long each VAE takes, and which is truest and fastest. Then each VAE decodes latents of each other one. The verdict
     for a pair is compatible, compatible with a shift (of colour, contrast or scale), or not compatible; a wrong scale
-    or shift, flipped signs, permuted channels and another latent space are told apart.
+    or shift, flipped signs, permuted channels and another latent space are told apart. VAEs that do not show the
+    photographs by themselves, as with random weights, are not judged.
+
+    Where calls are slow, they are timed in fewer rounds, or on a smaller picture, and the command says in how many and
+    on which.
 
     Photographs that cannot be read, or that are transparent and have no --background, are named; the others are
     compared, and the exit code is 2.
@@ -147,7 +158,9 @@ def compare(bundles: tuple[Path | str, ...], images: Path, out: Path | None, as_
     from vaedeploy.pipeline.compare.words import summary_lines, swap_lines
 
     found, problem = keep_result(
-        lambda tell: compare_bundles(list(map(local, bundles)), images, page=out, progress=tell, **options)
+        lambda tell: compare_bundles(
+            list(map(local, bundles)), images, page=out, timing=not no_timing, progress=tell, **options
+        )
     )
     if as_json:
         terminal.show_json(found)

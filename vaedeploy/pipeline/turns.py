@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -22,20 +23,44 @@ def take_turns(calls: Mapping[K, Callable[[], Any]], rounds: int) -> dict[K, tup
     """Time every call once in each round: name -> (seconds per call, one number a round; why there are none, or None).
     The order is reversed in every other round.
     """
-    repeats: dict[K, int] = {}
+    seconds, problems = warm_up(calls, WARM)
+    times = take_rounds(calls, seconds, rounds)
+    return {name: (times.get(name, []), problems.get(name)) for name in calls}
+
+
+def warm_up(calls: Mapping[K, Callable[[], Any]], times: int) -> tuple[dict[K, float], dict[K, str]]:
+    """Run every call ``times`` times, and once more with a clock: the seconds of that, and why a call has none."""
+    seconds: dict[K, float] = {}
     problems: dict[K, str] = {}
     for name, call in calls.items():
         try:
-            for _ in range(WARM):
+            for _ in range(times):
                 call()
-            repeats[name] = max(1, round(SHORTEST / seconds_of(call, 1)))
+            seconds[name] = seconds_of(call, 1)
         except (BackendError, EngineError, SizeError) as error:
             problems[name] = str(error)
+    return seconds, problems
+
+
+def take_rounds(
+    calls: Mapping[K, Callable[[], Any]], seconds: Mapping[K, float], rounds: int, budget: float = math.inf
+) -> dict[K, list[float]]:
+    """The rounds of ``take_turns``, for the calls in ``seconds``, which are warm: seconds per call, one number a round.
+
+    seconds: about how long one call takes. budget: in seconds. No round begins that would not end within it, if it took
+    as long as the last one; the first always runs.
+    """
+    repeats = {name: max(1, round(SHORTEST / taken)) for name, taken in seconds.items()}
     times: dict[K, list[float]] = {name: [] for name in repeats}
+    started = time.perf_counter()
     for turn in range(rounds):
+        began = time.perf_counter()
         for name in list(repeats)[:: -1 if turn % 2 else 1]:
             times[name].append(seconds_of(calls[name], repeats[name]))
-    return {name: (times.get(name, []), problems.get(name)) for name in calls}
+        ended = time.perf_counter()
+        if (ended - started) + (ended - began) > budget:
+            break
+    return times
 
 
 def seconds_of(call: Callable[[], Any], repeats: int) -> float:

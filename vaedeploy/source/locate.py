@@ -16,7 +16,7 @@ from vaedeploy.errors import WeightsError
 from vaedeploy.source import checkpoint
 from vaedeploy.source.folder import STEM, find_weights
 from vaedeploy.source.pair import half_named
-from vaedeploy.source.preset import Preset, get_preset, presets
+from vaedeploy.source.preset import Preset, get_preset, presets, unknown_preset
 from vaedeploy.system.hub import REPOSITORY_NAME
 from vaedeploy.values.origin import Origin
 from vaedeploy.values.reference import Reference
@@ -194,10 +194,7 @@ def _repository(given: str | Path) -> tuple[str, str | None] | None:
 def _preset_named(vae: str | Path) -> Preset | None:
     """The preset that ``vae`` names, or None where it is a path. A preset wins over a folder of its name."""
     if not isinstance(vae, str | Path):
-        raise WeightsError(
-            f"the VAE is of type {type(vae).__name__}; give a preset's name, a path, or two modules of your own as "
-            "vaedeploy.Reference(encoder=..., decoder=..., latent=vaedeploy.LatentSpec(...))"
-        )
+        raise WeightsError(_no_name(vae))
     if isinstance(vae, str) and vae in presets():
         return get_preset(vae)
     if _is_there(vae) or _repository(vae) is not None:
@@ -207,7 +204,20 @@ def _preset_named(vae: str | Path) -> Preset | None:
             f"there is no file or folder {vae}. --vae takes a preset's name, a hub repository (owner/name or "
             "owner/name@revision), a diffusers folder or a weights file"
         )
-    return get_preset(vae)  # raises UnknownPresetError, which names the nearest presets
+    raise unknown_preset(vae, ", and there is no file or folder of that name")
+
+
+def _no_name(vae: object) -> str:
+    """What to give in the place of ``vae``, which is no name and no path: a message."""
+    if hasattr(vae, "save_pretrained"):
+        return (
+            f"the VAE is an object, of type {type(vae).__name__}; save it with .save_pretrained(FOLDER), and give that "
+            "folder"
+        )
+    return (
+        f"the VAE is of type {type(vae).__name__}; give a preset's name, a path, or two modules of your own as "
+        "vaedeploy.Reference(encoder=..., decoder=..., latent=vaedeploy.LatentSpec(...))"
+    )
 
 
 def _is_there(path: str | Path) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from vaedeploy.source.contract import preset_statement, read_config
 from vaedeploy.source.families import family_of
 from vaedeploy.source.family import Architecture
 from vaedeploy.source.fit import Fit, fit
+from vaedeploy.source.folder import find_weights
 from vaedeploy.source.locate import Found
 from vaedeploy.source.preset import Preset, architectures, presets
 from vaedeploy.source.recognise import kind_of
@@ -92,6 +94,8 @@ def misfit(found: Found, plan: Plan, tensors: Mapping[str, Stored], matched: Fit
         advice = f"They are of architecture {fitting}: give the weights alone (--vae PATH)" + (
             f", or the preset that they belong to: {known}" if known else ""
         )
+    elif beside := _config_beside(found):
+        advice = f"They fit no preset, but {beside}"
     elif found.preset is not None:
         advice = (
             "They fit no preset. A VAE of another shape loads from a diffusers folder with its config.json: "
@@ -106,11 +110,33 @@ def _no_vae(found: Found, tensors: Mapping[str, Stored]) -> str:
     kind = kind_of(tensors)
     names = f"its tensors are named {checkpoint.listed(tensors)}" if tensors else "it holds no tensors"
     what = f"it looks like {kind}" if kind else names
+    if beside := _config_beside(found):
+        return f"{found.where} holds no VAE that is known without its config.json, but {beside}"
     if kind is None and found.config is None and any(name.startswith("decoder.") for name in tensors):
         advice = "A VAE that is none of the presets' loads from a diffusers folder with its config.json: --vae FOLDER"
     else:
         advice = "Give the VAE's own weights, or a checkpoint with them in it"
     return f"{found.where} holds no VAE that can be loaded: {what}. {advice}"
+
+
+def _config_beside(found: Found) -> str | None:
+    """That the config.json of a VAE is beside weights that were given without it, and what to type; None where none is.
+
+    Whether the weights fit it is told when it is given.
+    """
+    folder = found.file.parent
+    if found.config is not None or not (folder / "config.json").exists():
+        return None
+    try:
+        read_config(folder / "config.json")
+    except WeightsError:
+        return None
+    try:
+        alone = found.file in find_weights(folder).files
+    except WeightsError:  # it may have several variants, equally precise
+        alone = False
+    weights = [] if alone else ["--weights", str(found.file)]
+    return f"config.json is beside it: {shlex.join(['vaedeploy', 'export', str(folder), *weights])}"
 
 
 def file_plan(found: Found, tensors: Mapping[str, Stored]) -> tuple[Plan, Fit]:
@@ -126,6 +152,10 @@ def file_plan(found: Found, tensors: Mapping[str, Stored]) -> tuple[Plan, Fit]:
     nearest = min(fits, key=lambda name: fits[name].faults)
     if not fits[nearest].found:
         raise WeightsError(_no_vae(found, tensors))
+    if beside := _config_beside(found):
+        raise WeightsError(
+            f"{found.where} fits none of the architectures that are known by their tensors, but {beside}"
+        )
     raise WeightsError(
         f"{found.where} fits none of the known architectures ({', '.join(fits)}). "
         f"The nearest is {nearest}: {fits[nearest].complaint()}. "

@@ -109,12 +109,17 @@ def presets() -> dict[str, Preset]:
 
 def get_preset(name: str) -> Preset:
     """The preset of that name. Raises UnknownPresetError, which names the nearest ones."""
+    if name in _presets():
+        return _presets()[name]
+    raise unknown_preset(name)
+
+
+def unknown_preset(name: str, nor: str = "") -> UnknownPresetError:
+    """The error that no preset has that name, which names the nearest ones. nor: what else there is not, in words."""
     known = _presets()
-    if name in known:
-        return known[name]
     near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5)
     hint = f"; the nearest are: {', '.join(near)}" if near else ""
-    raise UnknownPresetError(f"no preset is named {name!r}{hint}. To see all {len(known)}: vaedeploy presets")
+    return UnknownPresetError(f"no preset is named {name!r}{nor}{hint}. To see all {len(known)}: vaedeploy presets")
 
 
 def preset_of_file(sha256: str) -> Preset | None:

@@ -48,12 +48,12 @@ EXTRAS = {
 """Extra -> each package that it installs -> the name that the package is imported by."""
 
 PURPOSES = {
-    "cpu": "encode, decode, verify",
+    "cpu": "encode, decode, verify (bundles in half precision with build too)",
     "openvino": "the same with OpenVINO, beside cpu or without it; in bfloat16 too",
     "cuda": "the same on an NVIDIA GPU, instead of cpu",
     "export": "export, verify, compare",
     "hub": "push, pull, and bundles that are named hf://owner/name",
-    "build": "optimize, bench, and what builds of any backend need",
+    "build": "optimize, bench, verify in half precision, and what builds of any backend need",
     "serve": "serve, beside a backend",
     "data": "cache, for pictures in parquet files",
     "ray": "cache --ray, on many machines",

@@ -82,7 +82,7 @@ def compare_columns(comparison: Comparison) -> Row:
     return (
         *("VAE", "PSNR, dB", "colour difference, CIEDE2000", "colour strength, %", "contrast, %", "fine detail, %"),
         *(name for name, value in (("LPIPS", summary.lpips), ("DISTS", summary.dists)) if value is not None),
-        *("time to encode, ms", "time to decode, ms"),
+        *(f"time to {part}, ms" for part in comparison.timed),
     )
 
 
@@ -96,8 +96,7 @@ def compare_rows(comparison: Comparison) -> list[Row]:
             f"{s.color:.2f}",
             *(f"{100 * ratio:.0f}" for ratio in (s.chroma, s.contrast, s.detail)),
             *(f"{value:z.3f}" for value in (s.lpips, s.dists) if value is not None),
-            _milliseconds(times[s.bundle, "encode"]),
-            _milliseconds(times[s.bundle, "decode"]),
+            *(_milliseconds(times[s.bundle, part]) for part in comparison.timed),
         )
         for s in comparison.summaries
     ]

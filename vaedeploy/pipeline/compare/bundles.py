@@ -2,46 +2,36 @@
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
-import msgspec
 import numpy as np
 
 from vaedeploy.bundle import Bundle, bundle_folder
 from vaedeploy.errors import InputError
 from vaedeploy.images.opacity import Color
-from vaedeploy.images.photos import Photo, crop_batch, image_files, shrink_middle
+from vaedeploy.images.photos import image_files, shrink_middle
 from vaedeploy.page import check_folder, write_page
 from vaedeploy.pipeline.compare.opacity import OnWhite
 from vaedeploy.pipeline.compare.page import comparison_document
 from vaedeploy.pipeline.compare.reconstruct import read_photos, reconstruct, reconstructions, with_perceptual
-from vaedeploy.pipeline.compare.result import Comparison, Speed, Verb, summarize, truest
+from vaedeploy.pipeline.compare.result import Comparison, summarize, truest
+from vaedeploy.pipeline.compare.shown import broken_vaes
+from vaedeploy.pipeline.compare.speed import time_vaes
 from vaedeploy.pipeline.compare.swaps import swap_matrix
-from vaedeploy.pipeline.turns import milliseconds, take_turns
 from vaedeploy.runtime import VAE
 from vaedeploy.system.arguments import as_list, refuse_repeats
 from vaedeploy.system.progress import Progress, silent
 from vaedeploy.values.latent import RGB, RGBA
-from vaedeploy.values.trials import MOST_LATENTS
 
 SWAP_SIDE = 256
 """Side, in pixels, of the photographs that decoders are swapped on, which are shrunk to it."""
 
 SWAP_PHOTOS = 4
 """How many photographs these are, chosen evenly from all."""
-
-SPEED_SIDE = 512
-"""Side, in pixels, of the image that is timed, rounded down to a multiple of the factors; less for factors below 4, see
-``MOST_LATENTS``.
-"""
-
-ROUNDS = 5
-"""How many times each VAE has its turn in the timing."""
 
 
 def compare_bundles(
@@ -51,6 +41,7 @@ def compare_bundles(
     page: str | Path | None = None,
     background: Color | None = None,
     backend: str | None = None,
+    timing: bool = True,
     progress: Progress = silent,
 ) -> Comparison:
     """Compare several VAEs on photographs: their quality, their speed, and whether each decodes the others' latents.
@@ -68,6 +59,8 @@ def compare_bundles(
     background: what is behind transparent photographs, RGB, 0 to 255; without it these are not compared. VAEs of RGBA
         images alone have no use for it.
     backend: the backend that computes; None takes the first that works here, see ``VAE``.
+    timing: also time a call of each VAE to encode and to decode, see ``Speed``. It takes about a third of the time,
+        and five seconds or more.
     progress: is told how far each step is, see ``Progress``.
 
     All bundles are held in memory at once.
@@ -83,23 +76,25 @@ def compare_bundles(
     files = image_files(images)
     if page is not None:
         check_folder(page)
+    started = time.perf_counter()
     with ExitStack() as stack:
         opened = {name: stack.enter_context(VAE(path, backend)) for name, path in names.items()}
         flattened, vaes = _alike(opened)
         rgba = not flattened and next(iter(opened.values())).latent.image_channels == RGBA
-        factors = [vae.latent.factor for vae in vaes.values()]
-        factor = math.lcm(*factors)
+        factor = math.lcm(*(vae.latent.factor for vae in vaes.values()))
         photos, failures = read_photos(files, factor, rgba, background)
         pictures = reconstruct(vaes, photos, progress)
         swap_photos = [photos[name] for name in _evenly(list(photos), SWAP_PHOTOS)]
         swaps, strips = swap_matrix(vaes, [shrink_middle(photo, factor, SWAP_SIDE) for photo in swap_photos], progress)
-        side = max(min(SPEED_SIDE, MOST_LATENTS * min(factors)) // factor, 1) * factor
-        speeds = _time(vaes, crop_batch(swap_photos, 1, side, side, channels=RGBA if rgba else RGB), progress)
+        spent = time.perf_counter() - started
+        channels = RGBA if rgba else RGB
+        speeds = time_vaes(vaes, swap_photos, factor, channels, spent, progress) if timing else ()
     pictures, left_out = with_perceptual(pictures, progress)
     rows = reconstructions(pictures)
     summaries = tuple(summarize(name, [row for row in rows if row.bundle == name]) for name in vaes)
-    told = (flattened, left_out, failures)
-    comparison = Comparison(tuple(vaes), summaries, *truest(summaries), speeds, swaps, rows, *told)
+    broken = broken_vaes(pictures)
+    told = (flattened, left_out, failures, broken)
+    comparison = Comparison(tuple(vaes), summaries, *truest(summaries, broken), speeds, swaps, rows, *told)
     if page is not None:
         write_page(comparison_document(comparison, pictures, strips), page, comparison)
     return comparison
@@ -130,26 +125,3 @@ def _evenly(names: list[str], count: int) -> list[str]:
     """``count`` of ``names`` at even distances, or all where there are fewer."""
     places = np.linspace(0, len(names) - 1, min(count, len(names))).round().astype(int)
     return [names[place] for place in places]
-
-
-def _time(vaes: Mapping[str, VAE | OnWhite], photo: Photo, progress: Progress) -> tuple[Speed, ...]:
-    """Time all VAEs in turns, so that whatever disturbs one of them disturbs all."""
-    height, width = photo.shape[1:3]
-    latents = {name: vae.encode(photo) for name, vae in vaes.items()}
-    encode = {name: functools.partial(vae.encode, photo) for name, vae in vaes.items()}
-    decode = {name: functools.partial(vae.decode, latents[name]) for name, vae in vaes.items()}
-    speeds: list[Speed] = []
-
-    def add(part: Verb, calls: Mapping[str, Callable[[], Any]]) -> None:
-        for name, (seconds, problem) in take_turns(calls, ROUNDS).items():
-            row = Speed(name, vaes[name].backend, part, height, width, problem=problem)
-            if seconds:
-                row = msgspec.structs.replace(row, **milliseconds(seconds))
-            speeds.append(row)
-
-    progress("Timing", 0, 2)
-    add("encode", encode)
-    progress("Timing", 1, 2)
-    add("decode", decode)
-    progress("Timing", 2, 2)
-    return tuple(speeds)

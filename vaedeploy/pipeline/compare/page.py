@@ -8,7 +8,14 @@ from vaedeploy.page import Cell, Column, Document, Strip, Table
 from vaedeploy.page.document import MOST_UPRIGHT, Tone
 from vaedeploy.page.measures import CHROMA, COLOR, CONTRAST, DETAIL, DISTS, LPIPS, OPACITY
 from vaedeploy.pipeline.compare.result import Comparison, Swap
-from vaedeploy.pipeline.compare.words import failure_lines, faults_line, flattened_line, remedy, verdict_line
+from vaedeploy.pipeline.compare.words import (
+    failure_lines,
+    faults_line,
+    flattened_line,
+    remedy,
+    timed_words,
+    verdict_line,
+)
 from vaedeploy.quality.candidates import Picture
 
 
@@ -41,7 +48,7 @@ def _in_short(swap: Swap) -> str:
 
 def _tone(comparison: Comparison) -> Tone:
     verdicts = {swap.verdict for swap in comparison.swaps}
-    if "not compatible" in verdicts:
+    if comparison.broken or verdicts & {"not compatible", "cannot be judged"}:
         return "bad"
     seen = any(row.findings for row in comparison.reconstructions)
     return "mixed" if seen or "compatible with a shift" in verdicts else "good"
@@ -56,8 +63,7 @@ def _overview(comparison: Comparison) -> Table:
         Column("PSNR", "dB", "Higher is closer."),
         *(measure.column for measure in (COLOR, CHROMA, CONTRAST, DETAIL)),
         *(measure.column for measure, seen in ((LPIPS, lpips), (DISTS, dists), (OPACITY[0], rgba)) if seen),
-        Column("Time to encode", "ms", "Per call, the median over several rounds."),
-        Column("Time to decode", "ms", "Per call, the median over several rounds."),
+        *(Column(f"Time to {part}", "ms", "Per call, the median over all rounds.") for part in comparison.timed),
         Column("What is seen"),
     )
     times: dict[tuple[str, str], float | None] = {(speed.bundle, speed.part): speed.ms for speed in comparison.speeds}
@@ -69,16 +75,14 @@ def _overview(comparison: Comparison) -> Table:
             *(Cell(f"{100 * ratio:.0f}", ratio) for ratio in (s.chroma, s.contrast, s.detail)),
             *(Cell(f"{value:z.3f}", value) for value in (s.lpips, s.dists) if value is not None),
             *(() if s.opacity is None else (Cell(f"{s.opacity:.2f}", s.opacity),)),
-            *(_time(times[s.bundle, part]) for part in ("encode", "decode")),
+            *(_time(times[s.bundle, part]) for part in comparison.timed),
             Cell(faults_line([row for row in comparison.reconstructions if row.bundle == s.bundle]) or "nothing"),
         )
         for s in comparison.summaries
     )
-    timed = comparison.speeds[0]
-    lead = (
-        f"Medians over all photographs{', and means of ' if means else ''}{means}. Times are of one picture of "
-        f"{timed.height}x{timed.width} pixels."
-    )
+    lead = f"Medians over all photographs{', and means of ' if means else ''}{means}."
+    if comparison.speeds:
+        lead += f" Times are of {timed_words(comparison.speeds)}."
     upright = len(comparison.summaries) <= MOST_UPRIGHT
     return Table("The VAEs side by side", lead, columns, tuple(rows), upright)
 

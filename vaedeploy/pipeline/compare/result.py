@@ -11,7 +11,7 @@ import numpy as np
 
 from vaedeploy.quality import Finding, Quality
 
-Verdict = Literal["compatible", "compatible with a shift", "not compatible"]
+Verdict = Literal["compatible", "compatible with a shift", "not compatible", "cannot be judged"]
 
 Verb = Literal["encode", "decode"]
 
@@ -24,6 +24,7 @@ Cause = Literal[
     "detail",
     "another latent space",
     "another latent contract",
+    "broken by itself",
 ]
 
 
@@ -45,7 +46,8 @@ class Swap(msgspec.Struct, frozen=True):
 
     encoder, decoder: the bundles.
     verdict: whether the decoder can take those latents. words: the same in sentences, see ``swap_words``.
-    cause: why the two are not plainly compatible; None where they are.
+    cause: why the two are not plainly compatible; None where they are. "broken by itself": one of the two VAEs, or
+        both, do not show the photographs by themselves, nor do the swapped images.
     own_psnr, psnr, restored_psnr: dB, against the photographs: of the images that the encoder's own VAE decodes, of
         those that the other one decodes, and of those that it decodes once ``transform`` is applied to the latents.
         None where the images are equal, where there is no transform, and where the latent contracts differ.
@@ -80,8 +82,9 @@ class Reconstruction(msgspec.Struct, frozen=True):
 class Speed(msgspec.Struct, frozen=True):
     """How long whole calls of one bundle take.
 
-    height, width: of the image, in pixels. ms, least_ms, most_ms: the median, the least and the most over all rounds,
-    in milliseconds per call. problem: why there are no figures; None where there are.
+    height, width: of the image, in pixels; half of the usual ones where VAEs are slow. ms, least_ms, most_ms: the
+    median, the least and the most over all rounds, in milliseconds per call. rounds: how many there were: five, or
+    fewer where VAEs are slow. problem: why there are no figures; None where there are.
     """
 
     bundle: str
@@ -93,6 +96,7 @@ class Speed(msgspec.Struct, frozen=True):
     least_ms: float | None = None
     most_ms: float | None = None
     problem: str | None = None
+    rounds: int = 0
 
 
 class Summary(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -118,9 +122,13 @@ class Summary(msgspec.Struct, frozen=True, omit_defaults=True):
 class Comparison(msgspec.Struct, frozen=True, omit_defaults=True):
     """The result of ``compare_bundles``.
 
-    truest_color, truest_detail: the best bundle, or several where the difference between them is too small to tell.
+    truest_color, truest_detail: the best bundle, or several where the difference between them is too small to tell;
+        none where all are broken.
+    broken: bundles whose own images do not show most of the photographs, as with random or damaged weights: in PSNR
+        they are less than 3 dB ahead of plain pictures of the photographs' mean colours, and below 20 dB.
     flattened: bundles of RGBA images that were compared with some of RGB images: given opaque photographs, and judged
         by how their images look in front of white.
+    speeds: of each bundle, to encode and to decode; empty where timing was left out.
     left_out: sentences on the metrics that were not measured, because their packages or weights are not here.
     failures: a sentence for each photograph that was not compared, because it cannot be read.
     """
@@ -135,6 +143,12 @@ class Comparison(msgspec.Struct, frozen=True, omit_defaults=True):
     flattened: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
     failures: tuple[str, ...] = ()
+    broken: tuple[str, ...] = ()
+
+    @property
+    def timed(self) -> tuple[Verb, ...]:
+        """What was timed: to encode and to decode, or nothing."""
+        return tuple(dict.fromkeys(speed.part for speed in self.speeds))
 
 
 COLOR_TIE = 0.1
@@ -169,13 +183,14 @@ def mean_perceptual(rows: Sequence[Reconstruction]) -> tuple[float | None, float
     return float(np.mean(lpips)) if lpips else None, float(np.mean(dists)) if dists else None
 
 
-def truest(summaries: tuple[Summary, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """(in colour, in detail): the best bundle, and every one that cannot be told apart from it."""
-    color = {s.bundle: s.color for s in summaries}
-    detail = {s.bundle: abs(1 - s.detail) for s in summaries}
+def truest(summaries: tuple[Summary, ...], broken: Sequence[str] = ()) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(in colour, in detail): the best bundle that is not broken, and every one that cannot be told apart from it."""
+    judged = [s for s in summaries if s.bundle not in broken]
+    color = {s.bundle: s.color for s in judged}
+    detail = {s.bundle: abs(1 - s.detail) for s in judged}
     return _best(color, COLOR_TIE), _best(detail, DETAIL_TIE)
 
 
 def _best(distances: dict[str, float], tie: float) -> tuple[str, ...]:
-    least = min(distances.values())
+    least = min(distances.values(), default=0.0)
     return tuple(name for name, value in distances.items() if value < least + tie)

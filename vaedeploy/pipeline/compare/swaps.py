@@ -16,8 +16,9 @@ from vaedeploy.images.photos import Photo
 from vaedeploy.images.pixels import pixel_errors
 from vaedeploy.page import Strip
 from vaedeploy.pipeline.compare.result import Cause, Swap, Transform, Verdict
+from vaedeploy.pipeline.compare.shown import least_psnr, plain_psnr
 from vaedeploy.pipeline.compare.transform import Latent, apply, causes, find_transform, fit_transform
-from vaedeploy.pipeline.compare.words import swap_words
+from vaedeploy.pipeline.compare.words import broken_words, swap_words
 from vaedeploy.quality import Finding, Quality, find_faults, measure_quality
 from vaedeploy.system.progress import Progress, silent
 from vaedeploy.values.latent import RGB, LatentSpec
@@ -61,11 +62,14 @@ class Autoencoder(Protocol):
 class _Reconstructions:
     """What a VAE makes of each crop: the latent (1, C, h, w), the image (H, W, N) that its own decoder makes of that
     latent, and the quality of that image against the crop.
+
+    psnr: of all the images, in dB.
     """
 
     latents: list[Latent]
     pictures: list[Photo]
     at_photos: list[Quality]
+    psnr: float
 
 
 def swap_matrix(
@@ -93,7 +97,7 @@ def swap_matrix(
 def _reconstruct(vae: Autoencoder, crops: Sequence[Photo]) -> _Reconstructions:
     latents = [vae.encode(crop) for crop in crops]
     pictures = _decode(vae, latents)
-    return _Reconstructions(latents, pictures, _measure(crops, pictures, vae.latent))
+    return _Reconstructions(latents, pictures, _measure(crops, pictures, vae.latent), _psnr(pictures, crops))
 
 
 def _judge(
@@ -114,7 +118,7 @@ def _judge(
     at_photos = of_encoder.at_photos if encoder == decoder else _measure(crops, pictures, specs[0])
     beside = at_photos if encoder == decoder else _measure(of_encoder.pictures, pictures, specs[0])
     findings = _common([find_faults(quality) for quality in beside])
-    psnr, own_psnr = _psnr(pictures, crops), _psnr(of_encoder.pictures, crops)
+    psnr, own_psnr = _psnr(pictures, crops), of_encoder.psnr
     lost_color = _color(at_photos) - _color(of_encoder.at_photos)
     shown = [(f"{encoder} by itself", of_encoder.pictures[0]), (f"its latent by {decoder}", pictures[0])]
     diagnosis = _Diagnosis("compatible")
@@ -132,6 +136,17 @@ def _judge(
         diagnosis = _find_transform(
             vaes[encoder], vaes[decoder], of_encoder, reconstructions[decoder], pictures, crops
         ) or _diagnose_pictures(of_encoder, pictures, crops)
+    restored_psnr = _psnr(diagnosis.changed, crops) if diagnosis.changed else None
+    least = least_psnr(crops)
+    broken = {name: own for name in (encoder, decoder) if (own := reconstructions[name].psnr) < least}
+    if broken and max(psnr, restored_psnr or psnr) < least:
+        # The margins compare images that show the photographs; of two that do not, either may come out ahead.
+        if encoder != decoder:
+            words = broken_words(encoder, decoder, broken, plain_psnr(crops))
+            levels = _finite(own_psnr), _finite(psnr)
+            shown.append((f"{decoder} by itself", reconstructions[decoder].pictures[0]))
+            return Swap(encoder, decoder, "cannot be judged", words, "broken by itself", *levels), tuple(shown)
+        diagnosis, restored_psnr = _Diagnosis("compatible"), None
     if diagnosis.changed:
         shown.append(("the same, corrected", diagnosis.changed[0]))
     swap = Swap(
@@ -142,7 +157,7 @@ def _judge(
         diagnosis.cause,
         _finite(own_psnr),
         _finite(psnr),
-        _finite(_psnr(diagnosis.changed, crops)) if diagnosis.changed else None,
+        None if restored_psnr is None else _finite(restored_psnr),
         diagnosis.transform,
         findings,
     )
@@ -188,7 +203,7 @@ def _find_transform(
     best = find_transform(guesses, lambda t: _psnr(list(decoder.decode(apply(t, latents))), wanted))
     changed = _decode(decoder, [apply(best, latent) for latent in of_encoder.latents])
     found = causes(best)
-    needed = max(_psnr(pictures, crops) + GAIN, _psnr(of_encoder.pictures, crops) - MARGIN_SHIFT)
+    needed = max(_psnr(pictures, crops) + GAIN, of_encoder.psnr - MARGIN_SHIFT)
     if not found or _psnr(changed, crops) < needed:
         return None
     verdict: Verdict = "not compatible" if found[0] in ("permuted channels", "sign flip") else "compatible with a shift"
@@ -197,7 +212,7 @@ def _find_transform(
 
 def _diagnose_pictures(of_encoder: _Reconstructions, pictures: Sequence[Photo], crops: Sequence[Photo]) -> _Diagnosis:
     """The diagnosis where no transform of the latents helps: other colours, less detail, or another latent space."""
-    psnr, own_psnr = _psnr(pictures, crops), _psnr(of_encoder.pictures, crops)
+    psnr, own_psnr = _psnr(pictures, crops), of_encoder.psnr
     mapped = _psnr(_map_colors(pictures, of_encoder.pictures), crops)
     if mapped >= max(psnr + GAIN, own_psnr - MARGIN_SHIFT) or psnr >= own_psnr - MARGIN_PSNR:
         # Where the PSNR is within its margin, only colour can have led here.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -42,6 +42,20 @@ def swap_words(swap: Swap, beside: Sequence[Quality]) -> str:
     return " ".join(sentences)
 
 
+def broken_words(encoder: str, decoder: str, broken: Mapping[str, float], plain: float) -> str:
+    """Why a swap cannot be judged. broken: PSNR in dB, to the photographs, of the images of each VAE that does not show
+    them by itself. plain: that of plain pictures of their mean colours.
+    """
+    names = list(broken)
+    figures = ", ".join(f"{name} {_db(psnr)}" for name, psnr in broken.items())
+    does = "does" if len(names) == 1 else "do"
+    return (
+        f"{_names(names)} {does} not show the photographs with {_its(names)} own latents (PSNR: {figures}; a "
+        f"plain picture of the mean colour has {_db(plain)}), so it cannot be told whether {decoder} "
+        f"decodes those of {encoder}."
+    )
+
+
 def remedy(transform: Transform) -> str:
     """The transform as instructions: what to do to a latent before it is given to the other decoder."""
     faults = causes(transform)
@@ -64,6 +78,7 @@ def summary_lines(comparison: Comparison) -> list[str]:
     lines = [
         _truest("colour", comparison.truest_color, comparison),
         _truest("detail", comparison.truest_detail, comparison),
+        _broken(comparison),
     ]
     lines += bundle_lines(comparison)
     lines += [_fastest(part, comparison.speeds) for part in ("encode", "decode")]
@@ -112,7 +127,9 @@ def verdict_line(comparison: Comparison) -> str:
     """The comparison in one sentence."""
     colors, details = comparison.truest_color, comparison.truest_detail
     total = len(comparison.bundles)
-    if len(colors) == len(details) == total:
+    if not colors:
+        truest = "No VAE shows the photographs, so none is truest"
+    elif len(colors) == len(details) == total:
         truest = "No VAE is truer than another in colour or in detail"
     elif colors == details:
         truest = f"{_names(colors)} {_are(colors)} truest, in colour and in detail"
@@ -131,15 +148,31 @@ def _swaps(comparison: Comparison) -> str:
     worst = {swap.verdict for swap in comparison.swaps}
     if "not compatible" in worst:
         return "not all can take each other's latents"
+    if "cannot be judged" in worst:
+        return "whether all can take each other's latents cannot be judged"
     if "compatible with a shift" in worst:
         return "all can take each other's latents, but not without a shift"
     return "all can take each other's latents"
 
 
 def _truest(what: str, best: tuple[str, ...], comparison: Comparison) -> str:
+    if not best:
+        return ""
     if len(best) == len(comparison.bundles):
         return f"In {what}, no difference between them is large enough to tell."
     return f"Truest in {what}: {_names(best)}."
+
+
+def _broken(comparison: Comparison) -> str:
+    """That VAEs are not called truest, and why; empty where none is broken."""
+    broken = comparison.broken
+    if len(broken) == len(comparison.bundles):
+        return "No VAE shows the photographs, so none is truest. Their weights may be random or damaged."
+    if not broken:
+        return ""
+    shows = "does not show the photographs and is" if len(broken) == 1 else "do not show the photographs and are"
+    its = _its(broken)
+    return f"{_names(broken)} {shows} not called truest. {its.capitalize()} weights may be random or damaged."
 
 
 def bundle_line(summary: Summary, rows: Sequence[Reconstruction]) -> str:
@@ -164,7 +197,14 @@ def faults_line(rows: Sequence[Reconstruction]) -> str:
 def _fastest(part: str, speeds: Sequence[Speed]) -> str:
     timed = sorted((s for s in speeds if s.part == part and s.ms is not None), key=lambda s: s.ms or 0)
     times = ", ".join(f"{s.bundle} {s.ms:.0f} ms" for s in timed)
-    return f"To {part} one picture of {timed[0].height}x{timed[0].width} pixels: {times}." if timed else ""
+    return f"To {part} {timed_words(timed)}: {times}." if timed else ""
+
+
+def timed_words(speeds: Sequence[Speed]) -> str:
+    """What was timed, and over how many rounds."""
+    rounds = max(speed.rounds for speed in speeds)
+    over = f", the median of {rounds} rounds" if rounds > 1 else ", in one round" if rounds else ""
+    return f"one picture of {speeds[0].height}x{speeds[0].width} pixels{over}"
 
 
 def _difference(quality: Quality) -> tuple[float, float, float, float]:
@@ -212,6 +252,10 @@ def _names(names: Sequence[str]) -> str:
 
 def _are(names: Sequence[str]) -> str:
     return "is" if len(names) == 1 else "are"
+
+
+def _its(names: Sequence[str]) -> str:
+    return "its" if len(names) == 1 else "their"
 
 
 def _db(value: float | None) -> str:
