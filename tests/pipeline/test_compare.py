@@ -23,6 +23,7 @@ from tiny_bundle import tiny_bundle
 
 from vaedeploy.bundle import Bundle
 from vaedeploy.errors import ImageError, InputError
+from vaedeploy.images.cut import Cut
 from vaedeploy.images.files import read_image, write_image
 from vaedeploy.images.opacity import on_white, verification_mask, with_opacity
 from vaedeploy.images.photos import SAMPLES, crop_middle
@@ -271,7 +272,10 @@ def test_bundles_are_compared_and_the_page_is_written(folder: Path) -> None:
     assert {(s.bundle, s.part) for s in found.speeds} == {(b, p) for b in ("one", "two") for p in ("encode", "decode")}
     assert all(s.ms > 0 and s.least_ms <= s.ms <= s.most_ms for s in found.speeds)
     assert {(s.encoder, s.decoder) for s in found.swaps} >= {("one", "two"), ("two", "one")}
+    assert found.cuts == (Cut("astronaut", 96, 128, 98, 131), Cut("coffee", 96, 128, 98, 131))
     text = (folder / "page" / "index.html").read_text()
+    assert text.index("Only the middle of 2 of 2 pictures is looked at") < text.index("</header>")
+    assert text.count("Only its middle is looked at (height x width): 96x128 of 98x131 pixels, 95.7%.") == 2
     assert text.index("<article>") < text.index("The VAEs side by side") < text.index("Compatible latents")
     assert re.findall(r'<option value="\d" selected>(\w+)</option>', text) == ["one", "two"] * 2
     assert '<header class="bad">' in text or '<header class="mixed">' in text  # faults are seen

@@ -91,6 +91,8 @@ def test_the_page_says_the_verdict_first_and_then_what_is_seen(tmp_path: Path, s
     text = write_page(made, tmp_path).read_text()
     assert text.index(verdict) < text.index("<article") < text.index("All cases")
     assert ("No fault is seen" in text) == (strength == 0)
+    part = "What is shown is the middle of photographs, cut to a size that is verified: 256x288 pixels."
+    assert (part in text) == (strength == 0)  # of a failure, the cause alone comes first
     assert ('<span class="finding">washed out</span>' in text) == (strength > 0)
 
 

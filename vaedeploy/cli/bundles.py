@@ -173,7 +173,8 @@ def look(bundle: Path, images: tuple[Path, ...], out: Path, as_json: bool, **opt
     shown, and the exit code is 2.
 
     --json prints the bundle; reconstructions, what was measured of each picture; and, if there are any, left_out and
-    failures: sentences on metrics that were not measured and on pictures that are not shown.
+    failures, sentences on metrics that were not measured and on pictures that are not shown, and cuts: the sizes of
+    pictures of which only the middle was looked at, before and after.
 
     \b
     Example:

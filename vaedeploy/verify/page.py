@@ -110,12 +110,14 @@ def _tone(report: Report, seen: Sequence[str]) -> Tone:
 
 
 def _sentences(failed: Sequence[Verdict], pictures: Sequence[Picture], seen: Sequence[str]) -> tuple[str, ...]:
-    """What is seen; of a bundle that failed only that there is no picture, for each picture tells its faults."""
+    """What is seen, and in what; of a bundle that failed only that there is no picture, for each tells its faults."""
     if not pictures:
         return ("No image was large enough to be looked at.",)
     if failed:
         return ()
-    return tuple(seen) or ("No difference from PyTorch's images can be seen.",)
+    sizes = dict.fromkeys("{}x{}".format(*picture.reference.shape[:2]) for picture in pictures)
+    what = f"What is shown is the middle of photographs, cut to a size that is verified: {', '.join(sizes)} pixels."
+    return (*(seen or ("No difference from PyTorch's images can be seen.",)), what)
 
 
 def _steps(bisection: Bisection | None) -> tuple[Table, ...]:

@@ -19,7 +19,13 @@ from vaedeploy.images.photos import Photo, crop_batch, image_files, shrink_middl
 from vaedeploy.page import check_folder, write_page
 from vaedeploy.pipeline.compare.opacity import OnWhite
 from vaedeploy.pipeline.compare.page import comparison_document
-from vaedeploy.pipeline.compare.reconstruct import read_photos, reconstruct, reconstructions, with_perceptual
+from vaedeploy.pipeline.compare.reconstruct import (
+    cuts_of,
+    read_photos,
+    reconstruct,
+    reconstructions,
+    with_perceptual,
+)
 from vaedeploy.pipeline.compare.result import Comparison, Speed, Verb, summarize, truest
 from vaedeploy.pipeline.compare.swaps import swap_matrix
 from vaedeploy.pipeline.turns import milliseconds, take_turns
@@ -61,9 +67,10 @@ def compare_bundles(
 
     bundles: two or more. The comparison calls each by its folder's name, or by its path where two have the same name.
     images: a photograph or a folder, or a list of them. They are cut in the middle to sizes that all of the bundles
-        take, and to at most 1024 pixels a side. VAEs of RGBA images are given their opacity, and opaque ones where they
-        have none. Where VAEs of RGB images are compared with them, photographs must be opaque, and the images of the
-        former are judged as they look in front of white.
+        take, and to at most 1024 pixels a side; ``cuts`` tells of which only a part was compared. VAEs
+        of RGBA images are given their opacity, and opaque ones where they have none. Where VAEs of RGB images are
+        compared with them, photographs must be opaque, and the images of the former are judged as they look in front of
+        white.
     page: a folder for an HTML page that shows the comparison.
     background: what is behind transparent photographs, RGB, 0 to 255; without it these are not compared. VAEs of RGBA
         images alone have no use for it.
@@ -89,8 +96,8 @@ def compare_bundles(
         rgba = not flattened and next(iter(opened.values())).latent.image_channels == RGBA
         factors = [vae.latent.factor for vae in vaes.values()]
         factor = math.lcm(*factors)
-        photos, failures = read_photos(files, factor, rgba, background)
-        pictures = reconstruct(vaes, photos, progress)
+        photos, cuts, failures = read_photos(files, factor, rgba, background)
+        pictures = reconstruct(vaes, photos, cuts, progress)
         swap_photos = [photos[name] for name in _evenly(list(photos), SWAP_PHOTOS)]
         swaps, strips = swap_matrix(vaes, [shrink_middle(photo, factor, SWAP_SIDE) for photo in swap_photos], progress)
         side = max(min(SPEED_SIDE, MOST_LATENTS * min(factors)) // factor, 1) * factor
@@ -98,7 +105,7 @@ def compare_bundles(
     pictures, left_out = with_perceptual(pictures, progress)
     rows = reconstructions(pictures)
     summaries = tuple(summarize(name, [row for row in rows if row.bundle == name]) for name in vaes)
-    told = (flattened, left_out, failures)
+    told = (flattened, left_out, failures, cuts_of(pictures))
     comparison = Comparison(tuple(vaes), summaries, *truest(summaries), speeds, swaps, rows, *told)
     if page is not None:
         write_page(comparison_document(comparison, pictures, strips), page, comparison)

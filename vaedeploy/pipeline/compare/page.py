@@ -8,7 +8,7 @@ from vaedeploy.page import Cell, Column, Document, Strip, Table
 from vaedeploy.page.document import MOST_UPRIGHT, Tone
 from vaedeploy.page.measures import CHROMA, COLOR, CONTRAST, DETAIL, DISTS, LPIPS, OPACITY
 from vaedeploy.pipeline.compare.result import Comparison, Swap
-from vaedeploy.pipeline.compare.words import failure_lines, faults_line, flattened_line, remedy, verdict_line
+from vaedeploy.pipeline.compare.words import cut_lines, failure_lines, faults_line, flattened_line, remedy, verdict_line
 from vaedeploy.quality.candidates import Picture
 
 
@@ -18,7 +18,7 @@ def comparison_document(comparison: Comparison, pictures: Sequence[Picture], str
         title=f"{', '.join(comparison.bundles)} on {len(pictures)} photographs",
         verdict=verdict_line(comparison),
         tone=_tone(comparison),
-        sentences=failure_lines(comparison.failures, len(pictures)),
+        sentences=(*cut_lines(comparison.cuts, len(pictures)), *failure_lines(comparison.failures, len(pictures))),
         further=(
             *flattened_line(comparison.flattened),
             *(_in_short(swap) for swap in comparison.swaps if swap.verdict != "compatible"),

@@ -9,6 +9,7 @@ from typing import Literal
 import msgspec
 import numpy as np
 
+from vaedeploy.images.cut import Cut
 from vaedeploy.quality import Finding, Quality
 
 Verdict = Literal["compatible", "compatible with a shift", "not compatible"]
@@ -123,6 +124,7 @@ class Comparison(msgspec.Struct, frozen=True, omit_defaults=True):
         by how their images look in front of white.
     left_out: sentences on the metrics that were not measured, because their packages or weights are not here.
     failures: a sentence for each photograph that was not compared, because it cannot be read.
+    cuts: what part was compared of each photograph of which that was not all.
     """
 
     bundles: tuple[str, ...]
@@ -135,6 +137,7 @@ class Comparison(msgspec.Struct, frozen=True, omit_defaults=True):
     flattened: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
     failures: tuple[str, ...] = ()
+    cuts: tuple[Cut, ...] = ()
 
 
 COLOR_TIE = 0.1

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from vaedeploy.images.cut import Cut, cuts_line
 from vaedeploy.pipeline.compare.result import (
     Comparison,
     Reconstruction,
@@ -101,6 +102,11 @@ def failure_lines(failures: Sequence[str], shown: int) -> tuple[str, ...]:
     count = f"{len(failures)} of {counted(shown + len(failures), 'picture')}"
     told = f"{count} {'is' if len(failures) == 1 else 'are'} not shown: {failures[0]}"
     return (f"{told}; and {counted(len(failures) - 1, 'other')}." if failures[1:] else f"{told}.",)
+
+
+def cut_lines(cuts: Sequence[Cut], total: int) -> tuple[str, ...]:
+    """What part of the pictures is looked at; no line where it is all of each. total: how many pictures there are."""
+    return (cuts_line(cuts, total),) if cuts else ()
 
 
 def swap_lines(comparison: Comparison) -> list[str]:
