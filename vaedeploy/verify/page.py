@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vaedeploy.page.document import Cell, Column, Document, Table, Tone
+from vaedeploy.page.measures import PSNR
 from vaedeploy.page.write import write_page
 from vaedeploy.quality.candidates import Picture
 from vaedeploy.verify.limits import limits_line
@@ -23,7 +24,7 @@ REFERENCE = "PyTorch"
 MEANINGS = {
     "rel_l2": "Length of the error over length of what PyTorch gives: 0 is equal.",
     "max_abs": "A picture spans 2, from -1 to 1.",
-    "psnr": "Of 8-bit pixels. From 40 on no difference is seen.",
+    "psnr": f"Of 8-bit pixels. {PSNR.column.meaning}",
     "pixels_off": "Share of 8-bit values that differ by at least one level of 255.",
     "max_levels": "Of 8-bit values. One level is not seen.",
 }

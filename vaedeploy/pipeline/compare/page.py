@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from vaedeploy.page import Cell, Column, Document, Strip, Table
 from vaedeploy.page.document import MOST_UPRIGHT, Tone
-from vaedeploy.page.measures import CHROMA, COLOR, CONTRAST, DETAIL, DISTS, LPIPS, OPACITY
+from vaedeploy.page.measures import CHROMA, COLOR, CONTRAST, DETAIL, DISTS, LPIPS, OPACITY, PSNR
 from vaedeploy.pipeline.compare.result import Comparison, Swap
 from vaedeploy.pipeline.compare.words import cut_lines, failure_lines, faults_line, flattened_line, remedy, verdict_line
 from vaedeploy.quality.candidates import Picture
@@ -53,8 +53,7 @@ def _overview(comparison: Comparison) -> Table:
     means = " and ".join(name for name, seen in (("LPIPS", lpips), ("DISTS", dists)) if seen)
     columns = (
         Column("VAE"),
-        Column("PSNR", "dB", "Higher is closer."),
-        *(measure.column for measure in (COLOR, CHROMA, CONTRAST, DETAIL)),
+        *(measure.column for measure in (PSNR, COLOR, CHROMA, CONTRAST, DETAIL)),
         *(measure.column for measure, seen in ((LPIPS, lpips), (DISTS, dists), (OPACITY[0], rgba)) if seen),
         Column("Time to encode", "ms", "Per call, the median over several rounds."),
         Column("Time to decode", "ms", "Per call, the median over several rounds."),

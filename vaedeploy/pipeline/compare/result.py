@@ -141,7 +141,7 @@ class Comparison(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 COLOR_TIE = 0.1
-"""CIEDE2000 by which the colours of two VAEs must differ to be told apart: a tenth of what is seen side by side."""
+"""CIEDE2000 by which the colours of two VAEs must differ to be told apart, a choice: far under what is seen."""
 
 DETAIL_TIE = 0.01
 """Share (0 to 1) of the fine detail by which two VAEs must differ to be told apart."""

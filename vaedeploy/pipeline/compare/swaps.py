@@ -31,8 +31,8 @@ family differ by from photograph to photograph.
 """
 
 MARGIN_COLOR = 0.5
-"""CIEDE2000, mean over pixels, by which another decoder's colours may be worse while it is still compatible: half of
-what is seen side by side.
+"""CIEDE2000, mean over pixels, by which another decoder's colours may be worse while it is still compatible: a
+choice, under what is seen side by side.
 """
 
 MARGIN_SHIFT = 3.0

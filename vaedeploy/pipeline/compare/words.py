@@ -37,8 +37,8 @@ def swap_words(swap: Swap, beside: Sequence[Quality]) -> str:
         sentences += [finding.words for finding in swap.findings]
         color, chroma, contrast, detail = np.median([_difference(quality) for quality in beside], axis=0)
         sentences.append(
-            f"Beside the pictures of {swap.encoder}'s own decoder, colour differs by {color:.1f} CIEDE2000 (1 is just "
-            f"seen); colour strength is {chroma:.0%}, contrast {contrast:.0%} and fine detail {detail:.0%} of theirs."
+            f"Beside the pictures of {swap.encoder}'s own decoder, colour differs by {color:.1f} CIEDE2000; "
+            f"colour strength is {chroma:.0%}, contrast {contrast:.0%} and fine detail {detail:.0%} of theirs."
         )
     return " ".join(sentences)
 
@@ -154,7 +154,7 @@ def bundle_line(summary: Summary, rows: Sequence[Reconstruction]) -> str:
     faults = faults_line(rows)
     return (
         f"{over}{summary.bundle} keeps {summary.detail:.0%} of the fine detail; colours are "
-        f"{summary.color:.1f} CIEDE2000 off (1 is just seen), with {summary.chroma:.0%} of their strength; "
+        f"{summary.color:.1f} CIEDE2000 off, with {summary.chroma:.0%} of their strength; "
         f"contrast is {summary.contrast:.0%}. "
         + ("" if summary.opacity is None else f"Opacity is {summary.opacity:.1f} levels of 255 off. ")
         + (f"Visible: {faults}." if faults else "No fault is visible.")
