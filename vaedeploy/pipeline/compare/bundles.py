@@ -27,19 +27,13 @@ from vaedeploy.pipeline.compare.reconstruct import (
     with_perceptual,
 )
 from vaedeploy.pipeline.compare.result import Comparison, Speed, Verb, summarize, truest
-from vaedeploy.pipeline.compare.swaps import swap_matrix
+from vaedeploy.pipeline.compare.swaps import SWAP_PHOTOS, SWAP_SIDE, swap_matrix
 from vaedeploy.pipeline.turns import milliseconds, take_turns
 from vaedeploy.runtime import VAE
 from vaedeploy.system.arguments import as_list, refuse_repeats
 from vaedeploy.system.progress import Progress, silent
 from vaedeploy.values.latent import RGB, RGBA
 from vaedeploy.values.trials import MOST_LATENTS
-
-SWAP_SIDE = 256
-"""Side, in pixels, of the photographs that decoders are swapped on, which are shrunk to it."""
-
-SWAP_PHOTOS = 4
-"""How many photographs these are, chosen evenly from all."""
 
 SPEED_SIDE = 512
 """Side, in pixels, of the image that is timed, rounded down to a multiple of the factors; less for factors below 4, see

@@ -8,6 +8,7 @@ from vaedeploy.page import Cell, Column, Document, Strip, Table
 from vaedeploy.page.document import MOST_UPRIGHT, Tone
 from vaedeploy.page.measures import CHROMA, COLOR, CONTRAST, DETAIL, DISTS, LPIPS, OPACITY, PSNR
 from vaedeploy.pipeline.compare.result import Comparison, Swap
+from vaedeploy.pipeline.compare.swaps import SWAP_PHOTOS, SWAP_SIDE
 from vaedeploy.pipeline.compare.words import cut_lines, failure_lines, faults_line, flattened_line, remedy, verdict_line
 from vaedeploy.quality.candidates import Picture
 
@@ -109,5 +110,9 @@ def _swaps(comparison: Comparison) -> Table:
         )
         for swap in comparison.swaps
     )
-    lead = "Whether a diffusion model that was trained with one VAE can be used with another one's decoder."
+    lead = (
+        "Whether a diffusion model that was trained with one VAE can be used with another one's decoder. PSNR is of up "
+        f"to {SWAP_PHOTOS} photographs that are shrunk to {SWAP_SIDE} pixels, so it differs from that of the VAEs side by "
+        "side."
+    )
     return Table("Compatible latents", lead, columns, rows)

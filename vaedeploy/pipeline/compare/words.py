@@ -62,10 +62,13 @@ def remedy(transform: Transform) -> str:
 
 def summary_lines(comparison: Comparison) -> list[str]:
     """Which VAE is truest, what each one does to photographs, and which is fastest, a line each."""
-    lines = [
-        _truest("colour", comparison.truest_color, comparison),
-        _truest("detail", comparison.truest_detail, comparison),
-    ]
+    if choice := _choice(comparison):
+        lines = [f"{choice}: in colour and in detail, no difference between them is large enough to tell."]
+    else:
+        lines = [
+            _truest("colour", comparison.truest_color, comparison),
+            _truest("detail", comparison.truest_detail, comparison),
+        ]
     lines += bundle_lines(comparison)
     lines += [_fastest(part, comparison.speeds) for part in ("encode", "decode")]
     return [line for line in lines if line]
@@ -119,7 +122,9 @@ def verdict_line(comparison: Comparison) -> str:
     colors, details = comparison.truest_color, comparison.truest_detail
     total = len(comparison.bundles)
     if len(colors) == len(details) == total:
-        truest = "No VAE is truer than another in colour or in detail"
+        equal = "no VAE is truer than another in colour or in detail"
+        choice = _choice(comparison)
+        truest = f"{choice}: {equal}" if choice else f"N{equal[1:]}"
     elif colors == details:
         truest = f"{_names(colors)} {_are(colors)} truest, in colour and in detail"
     else:
@@ -131,6 +136,20 @@ def verdict_line(comparison: Comparison) -> str:
             for what, best in (("colour", colors), ("detail", details))
         )
     return f"{truest}; {_swaps(comparison)}."
+
+
+def _choice(comparison: Comparison) -> str:
+    """What to do where no VAE is better: none is truer, and each has the same faults. Empty where one may be."""
+    total = len(comparison.bundles)
+    faults = {name: set[str]() for name in comparison.bundles}
+    for row in comparison.reconstructions:
+        faults[row.bundle] |= {finding.name for finding in row.findings}
+    seen = list(faults.values())
+    if not len(comparison.truest_color) == len(comparison.truest_detail) == total or seen.count(seen[0]) < total:
+        return ""
+    if all(swap.verdict == "compatible" for swap in comparison.swaps):
+        return "Use either" if total == 2 else "Use any of them"
+    return "Keep the one that your diffusion model was trained with"
 
 
 def _swaps(comparison: Comparison) -> str:
@@ -184,10 +203,11 @@ def _difference(quality: Quality) -> tuple[float, float, float, float]:
 
 def _fit(swap: Swap) -> str:
     if swap.encoder == swap.decoder:
-        them, figures = "its own latents", f"{_db(swap.psnr)} to the photographs"
+        them, figures = "its own latents", f"{_db(swap.psnr)} to the shrunk photographs"
     else:
         them = f"latents of {swap.encoder}"
-        figures = f"{_db(swap.psnr)} to the photographs, where {swap.encoder}'s own decoder has {_db(swap.own_psnr)}"
+        own = f"{swap.encoder}'s own decoder has {_db(swap.own_psnr)}"
+        figures = f"{_db(swap.psnr)} to the shrunk photographs, where {own}"
     match swap.cause:
         case None:
             better = None not in (swap.psnr, swap.own_psnr) and (swap.psnr or 0) > (swap.own_psnr or 0) + BETTER
