@@ -306,7 +306,7 @@ def test_bundles_are_compared_and_the_page_is_written(folder: Path) -> None:
     assert text.index("Only the middle of 2 of 2 pictures is looked at") < text.index("</header>")
     assert text.count("Only its middle is looked at (height x width): 96x128 of 98x131 pixels, 95.7%.") == 2
     assert text.index("<article>") < text.index("The VAEs side by side") < text.index("Compatible latents")
-    shrunk = "PSNR is of up to 4 photographs that are shrunk to 256 pixels, so it differs from that of the VAEs side by"
+    shrunk = "PSNR is of up to 4 photographs that are shrunk to 256 pixels, so it differs from that of the VAEs side"
     assert text.index("Compatible latents") < text.index(shrunk)
     assert re.findall(r'<option value="\d" selected>(\w+)</option>', text) == ["one", "two"] * 2
     assert '<header class="bad">' in text or '<header class="mixed">' in text  # faults are seen

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from vaedeploy.images.cut import MOST_TOLD
 from vaedeploy.page.document import Cell, Column, Document, Table, Tone
 from vaedeploy.page.measures import PSNR
 from vaedeploy.page.write import write_page
@@ -116,9 +117,15 @@ def _sentences(failed: Sequence[Verdict], pictures: Sequence[Picture], seen: Seq
         return ("No image was large enough to be looked at.",)
     if failed:
         return ()
-    sizes = dict.fromkeys("{}x{}".format(*picture.reference.shape[:2]) for picture in pictures)
-    what = f"What is shown is the middle of photographs, cut to a size that is verified: {', '.join(sizes)} pixels."
-    return (*(seen or ("No difference from PyTorch's images can be seen.",)), what)
+    return (*(seen or ("No difference from PyTorch's images can be seen.",)), _sizes(pictures))
+
+
+def _sizes(pictures: Sequence[Picture]) -> str:
+    """What part of photographs is shown. How large these are is not known where a bundle keeps the cases."""
+    whole = ((picture, "{}x{} pixels".format(*picture.reference.shape[:2])) for picture in pictures)
+    sizes = dict.fromkeys(picture.cut.words if picture.cut else size for picture, size in whole)
+    told = f" (height x width): {'; '.join(sizes)}" if len(sizes) <= MOST_TOLD else ""
+    return f"What is shown are photographs at the sizes that are verified, of larger ones the middle{told}."
 
 
 def _steps(bisection: Bisection | None) -> tuple[Table, ...]:

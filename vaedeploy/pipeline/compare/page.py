@@ -112,7 +112,7 @@ def _swaps(comparison: Comparison) -> Table:
     )
     lead = (
         "Whether a diffusion model that was trained with one VAE can be used with another one's decoder. PSNR is of up "
-        f"to {SWAP_PHOTOS} photographs that are shrunk to {SWAP_SIDE} pixels, so it differs from that of the VAEs side by "
-        "side."
+        f"to {SWAP_PHOTOS} photographs that are shrunk to {SWAP_SIDE} pixels, so it differs from that of the VAEs side "
+        "by side."
     )
     return Table("Compatible latents", lead, columns, rows)
