@@ -168,7 +168,7 @@ def look(bundle: Path, images: tuple[Path, ...], out: Path, as_json: bool, **opt
     """Show what a VAE makes of your own pictures, on a page.
 
     Each IMAGE, or each picture in a folder, is encoded and decoded, and stands on the page beside itself: to zoom, to
-    flicker, and with the difference. The command prints the faults that a person would see, and LPIPS and DISTS as in
+    flicker, and with the difference. Of one over 1024 pixels a side, only the middle is looked at. The command prints the faults that a person would see, and LPIPS and DISTS as in
     compare. Pictures that cannot be read, or that are transparent and have no --background, are named; the others are
     shown, and the exit code is 2.
 
