@@ -99,8 +99,9 @@ def compare_bundles(
     pictures, left_out = with_perceptual(pictures, progress)
     rows = reconstructions(pictures)
     summaries = tuple(summarize(name, [row for row in rows if row.bundle == name]) for name in vaes)
-    told = (flattened, left_out, failures, cuts_of(pictures))
-    comparison = Comparison(tuple(vaes), summaries, *truest(summaries), speeds, swaps, rows, *told)
+    told = (flattened, left_out, failures)
+    cut = cuts_of(pictures)
+    comparison = Comparison(tuple(vaes), summaries, *truest(summaries), speeds, swaps, rows, *told, cut)
     if page is not None:
         write_page(comparison_document(comparison, pictures, strips), page, comparison)
     return comparison
