@@ -18,8 +18,7 @@ import numpy as np
 
 from vaedeploy.images.files import read_image
 from vaedeploy.images.photos import photo_files, shrink_middle
-from vaedeploy.pipeline.compare.bundles import SWAP_PHOTOS, SWAP_SIDE
-from vaedeploy.pipeline.compare.swaps import swap_matrix
+from vaedeploy.pipeline.compare.swaps import SWAP_PHOTOS, SWAP_SIDE, swap_matrix
 from vaedeploy.runtime import VAE
 
 Change = Callable[[np.ndarray], np.ndarray]

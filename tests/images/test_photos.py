@@ -12,7 +12,7 @@ from PIL import Image
 
 from vaedeploy.errors import ImageError
 from vaedeploy.images.opacity import verification_mask, with_opacity
-from vaedeploy.images.photos import MOST, crop_batch, load_photos, shrink_middle
+from vaedeploy.images.photos import MOST, crop_batch, full_sizes, load_photos, shrink_middle
 from vaedeploy.verify.shapes import verification_shapes
 
 
@@ -72,6 +72,8 @@ def test_crops_have_the_shape_asked_for(batch: int, height: int, width: int, tal
     assert crop.shape == (batch, height, width, 3)
     assert crop.dtype == np.uint8
     assert [int(c.mean()) for c in crop] == [7, 9, 7][:batch]
+    assert full_sizes(photos, batch) == ((tall, wide), (wide, tall), (tall, wide))[:batch]
+    assert full_sizes(photos, 1, first=3) == ((wide, tall),)
 
 
 def test_photos_get_opacity_where_they_have_none_of_their_own() -> None:

@@ -24,19 +24,20 @@ from tiny_bundle import tiny_bundle
 
 from vaedeploy.bundle import Bundle
 from vaedeploy.errors import ImageError, InputError, SizeError
+from vaedeploy.images.cut import Cut
 from vaedeploy.images.files import read_image, write_image
 from vaedeploy.images.opacity import on_white, verification_mask, with_opacity
 from vaedeploy.images.photos import SAMPLES, crop_middle
 from vaedeploy.images.pixels import to_levels
-from vaedeploy.pipeline.compare import Summary, Swap, Transform, compare_bundles, speed
+from vaedeploy.pipeline.compare import Reconstruction, Summary, Swap, Transform, compare_bundles, speed
 from vaedeploy.pipeline.compare.opacity import OnWhite
-from vaedeploy.pipeline.compare.result import Comparison, truest
+from vaedeploy.pipeline.compare.result import Comparison, summarize, truest
 from vaedeploy.pipeline.compare.shown import CLOSE, least_psnr, plain_psnr
 from vaedeploy.pipeline.compare.speed import ROUNDS
 from vaedeploy.pipeline.compare.swaps import GAIN, MARGIN_PSNR, _map_colors, swap_matrix
 from vaedeploy.pipeline.compare.transform import apply, causes, fit_transform, identity
 from vaedeploy.pipeline.compare.words import remedy, summary_lines, verdict_line
-from vaedeploy.quality import measure_quality
+from vaedeploy.quality import Finding, measure_quality
 from vaedeploy.runtime import VAE
 from vaedeploy.system.progress import silent
 from vaedeploy.values.latent import LatentSpec
@@ -270,7 +271,7 @@ def summary(bundle: str, color: float, detail: float) -> Summary:
 @pytest.mark.parametrize(
     ("color", "detail", "words"),
     [
-        (("a", "b"), ("a", "b"), "No VAE is truer than another in colour or in detail; "),
+        (("a", "b"), ("a", "b"), "Use either: no VAE is truer than another in colour or in detail; "),
         (("a", "b"), ("b",), "No VAE is truer in colour, and b is truest in detail; "),
         (("a",), ("a", "b"), "a is truest in colour, and no VAE is truer in detail; "),
         (("b",), ("b",), "b is truest, in colour and in detail; "),
@@ -279,6 +280,35 @@ def summary(bundle: str, color: float, detail: float) -> Summary:
 def test_the_verdict_is_a_sentence(color: tuple[str, ...], detail: tuple[str, ...], words: str) -> None:
     found = Comparison(("a", "b"), (), color, detail, (), (), ())
     assert verdict_line(found) == f"{words}all can take each other's latents."
+
+
+def equals(*swaps: Swap, bundles: tuple[str, ...] = ("a", "b"), faulty: str = "") -> Comparison:
+    """A comparison of VAEs of which none is truer. faulty: one of them, of which a fault is seen."""
+    photo = skimage.data.astronaut()[:64, :64]
+    quality = measure_quality(photo, photo)
+    fault = Finding("grid", "artifacts.grid", 1.0, 0.3, "levels", "A grid.", 3.3)
+    rows = tuple(Reconstruction(name, "face", quality, (fault,) if name == faulty else ()) for name in bundles)
+    summaries = tuple(summarize(name, [row]) for name, row in zip(bundles, rows, strict=True))
+    return Comparison(bundles, summaries, bundles, bundles, (), swaps, rows)
+
+
+def test_where_no_vae_is_better_the_answer_says_which_to_use() -> None:
+    same = "no VAE is truer than another in colour or in detail"
+    shifted = Swap("a", "b", "compatible with a shift", "")
+    other = Swap("a", "b", "not compatible", "")
+    keep = f"Keep the one that your diffusion model was trained with: {same}"
+    assert verdict_line(equals()) == f"Use either: {same}; all can take each other's latents."
+    assert verdict_line(equals(bundles=("a", "b", "c"))).startswith(f"Use any of them: {same}; ")
+    assert verdict_line(equals(other)) == f"{keep}; not all can take each other's latents."
+    assert verdict_line(equals(shifted)) == f"{keep}; all can take each other's latents, but not without a shift."
+    # What is seen of one and not of the other is a reason to choose.
+    assert verdict_line(equals(faulty="b")) == f"N{same[1:]}; all can take each other's latents."
+    line, *_ = summary_lines(equals())
+    assert line == "Use either: in colour and in detail, no difference between them is large enough to tell."
+    assert summary_lines(equals(faulty="b"))[:2] == [
+        "In colour, no difference between them is large enough to tell.",
+        "In detail, no difference between them is large enough to tell.",
+    ]
 
 
 def test_the_truest_are_those_that_nobody_is_clearly_before() -> None:
@@ -341,8 +371,13 @@ def test_bundles_are_compared_and_the_page_is_written(folder: Path) -> None:
     assert {(s.bundle, s.part) for s in found.speeds} == {(b, p) for b in ("one", "two") for p in ("encode", "decode")}
     assert all(s.ms > 0 and s.least_ms <= s.ms <= s.most_ms for s in found.speeds)
     assert {(s.encoder, s.decoder) for s in found.swaps} >= {("one", "two"), ("two", "one")}
+    assert found.cuts == (Cut("astronaut", 96, 128, 98, 131), Cut("coffee", 96, 128, 98, 131))
     text = (folder / "page" / "index.html").read_text()
+    assert text.index("Only the middle of 2 of 2 pictures is looked at") < text.index("</header>")
+    assert text.count("Only its middle is looked at (height x width): 96x128 of 98x131 pixels, 95.7%.") == 2
     assert text.index("<article>") < text.index("The VAEs side by side") < text.index("Compatible latents")
+    shrunk = "PSNR is of up to 4 photographs that are shrunk to 256 pixels, so it differs from that of the VAEs side"
+    assert text.index("Compatible latents") < text.index(shrunk)
     assert re.findall(r'<option value="\d" selected>(\w+)</option>', text) == ["one", "two"] * 2
     assert '<header class="bad">' in text or '<header class="mixed">' in text  # faults are seen
 

@@ -14,6 +14,7 @@ from PIL import Image
 from tiny_bundle import tiny_bundle
 
 from vaedeploy.errors import ImageError, InputError
+from vaedeploy.images.cut import Cut
 from vaedeploy.images.files import read_image, write_image
 from vaedeploy.images.opacity import flattened, verification_mask, with_opacity
 from vaedeploy.pipeline.compare import Reconstruction
@@ -41,10 +42,16 @@ def test_files_and_folders_stand_beside_what_the_vae_makes_of_them(
     text = (folder / "page" / "index.html").read_text()
     assert "one changes 2 of 2 pictures visibly: " in text
     (told,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert told == (
-        "face.png, 98x131 (height x width), is cut to its middle 96x128, a size that the VAE takes, of at most 1024 "
-        "pixels a side; 1 other picture too"
+    line = (
+        "Only the middle of 2 of 2 pictures is looked at (height x width): "
+        "face, 96x128 of 98x131 pixels, 95.7%; coffee, 96x128 of 98x131 pixels, 95.7%."
     )
+    assert told == f"pictures are cut to sizes that the VAE takes, of at most 1024 pixels a side. {line}"
+    assert text.index(line) < text.index("</header>")
+    part = "Only its middle is looked at (height x width): 96x128 of 98x131 pixels, 95.7%."
+    first, second = text.split(">coffee</h3>")
+    assert (first.count(part), second.count(part)) == (1, 1)
+    assert found.cuts == (Cut("face", 96, 128, 98, 131), Cut("coffee", 96, 128, 98, 131))
     assert text.count('class="stage"') == 2
 
 
@@ -56,6 +63,27 @@ def test_the_command_says_what_is_seen(vaedeploy: Callable[..., Any], folder: Pa
     told = json.loads(ended.out)
     assert told["bundle"] == "one"
     assert [row["picture"] for row in told["reconstructions"]] == ["face"]
+    assert told["cuts"] == [{"picture": "face", "height": 96, "width": 128, "full_height": 98, "full_width": 131}]
+
+
+def test_a_picture_that_is_looked_at_as_a_whole_has_no_cut(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    Image.fromarray(skimage.data.astronaut()[:96, :128]).save(folder / "fits.png")
+    found = look_at_bundle(folder / "one", folder / "fits.png", page=folder / "fitting")
+    assert (found.cuts, caplog.messages) == ((), [])
+    assert "Only " not in (folder / "fitting" / "index.html").read_text()
+
+
+def test_the_warning_names_each_of_many_pictures(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    names = [f"no{number}" for number in range(5)]
+    (folder / "many").mkdir()
+    for name in names:
+        Image.fromarray(skimage.data.astronaut()[:34, :35]).save(folder / "many" / f"{name}.png")
+    look_at_bundle(folder / "one", folder / "many", page=folder / "shown")
+    (told,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert told.endswith(
+        "Only the middle of 5 of 5 pictures is looked at: 86.1% to 86.1% of the pixels of each. "
+        "They are no0, no1, no2, no3, no4."
+    )
 
 
 def test_one_transparent_picture_ends_nothing_and_is_shown_on_a_background(
@@ -118,6 +146,17 @@ def test_a_vae_that_changes_nothing_is_good() -> None:
     assert line.startswith("one keeps 100% of the fine detail; colours are 0.0 CIEDE2000 off")
     assert line.endswith("No fault is visible.")
     assert made.notes == ("Not measured.",)
+
+
+def test_a_verdict_on_a_part_says_so_in_its_sentence() -> None:
+    photo = skimage.data.astronaut()[:64, :64]
+    quality = measure_quality(photo, photo)
+    cut = Cut("face", 64, 64, 640, 650)
+    part = Picture("face", photo, (Candidate("one", photo, quality, ()),), cut)
+    row = Reconstruction("one", "face", quality, ())
+    made = look_document(Looked("one", (row,), cuts=(cut,)), [part])
+    assert made.verdict == "one changes no picture visibly, as far as it was looked at"
+    assert made.sentences == ("Only the middle of face is looked at (height x width): 64x64 of 640x650 pixels, 1.0%.",)
 
 
 def test_what_cannot_be_looked_at_is_told(folder: Path, tmp_path: Path) -> None:

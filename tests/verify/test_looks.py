@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import shutil
@@ -37,7 +38,7 @@ PHOTO = skimage.data.astronaut()[128:384, 128:416]
 def golden(photo: np.ndarray = PHOTO, name: str = "large") -> GoldenCase:
     height, width, _ = photo.shape
     latent = np.zeros((1, 4, height // 8, width // 8), np.float32)
-    return GoldenCase(name, photo[None], {"latent": latent}, to_float(photo)[None], round_trip=True)
+    return GoldenCase(name, photo[None], {"latent": latent}, to_float(photo)[None], round_trip=True, full=((512, 600),))
 
 
 def verify(made: Callable[[np.ndarray], np.ndarray], case: GoldenCase) -> tuple[Report, Looks]:
@@ -91,7 +92,26 @@ def test_the_page_says_the_verdict_first_and_then_what_is_seen(tmp_path: Path, s
     text = write_page(made, tmp_path).read_text()
     assert text.index(verdict) < text.index("<article") < text.index("All cases")
     assert ("No fault is seen" in text) == (strength == 0)
+    part = "of larger ones the middle (height x width): 256x288 of 512x600 pixels, 24.0%."
+    assert (part in text) == (strength == 0)  # of a failure, the cause alone comes first
     assert ('<span class="finding">washed out</span>' in text) == (strength > 0)
+
+
+@pytest.mark.parametrize(
+    ("full", "told"),
+    [
+        (((512, 600),), "256x288 of 512x600 pixels, 24.0%"),
+        ((PHOTO.shape[:2],), "256x288 pixels"),
+        (((200, 600),), "256x288 pixels"),  # it was enlarged
+        ((), "256x288 pixels"),  # the bundle kept the case
+    ],
+)
+def test_the_page_tells_what_part_of_a_photograph_is_shown(full: tuple[tuple[int, int], ...], told: str) -> None:
+    report, looks = verify(lambda photo: photo, dataclasses.replace(golden(), full=full))
+    *_, sizes = verification_document("mine", report, looks.pictures).sentences
+    assert sizes.endswith(f"(height x width): {told}.")
+    (picture,) = looks.pictures
+    assert (picture.cut and picture.cut.words) == (told if "of" in told else None)
 
 
 def test_a_failed_page_opens_on_the_gravest_failing_form_with_its_cause_and_what_the_bisection_found() -> None:

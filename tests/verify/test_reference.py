@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vaedeploy.bundle.golden import GoldenCase, decode_golden, encode_golden
 from vaedeploy.errors import ExportError
-from vaedeploy.images.photos import Photo, load_photos
+from vaedeploy.images.photos import Photo, crop_batch, load_photos
 from vaedeploy.testing.tiny import TinyDecoder, tiny_reference
 from vaedeploy.values.latent import LatentSpec
 from vaedeploy.values.reference import Reference
@@ -35,6 +35,14 @@ def reference() -> Reference:
 @pytest.fixture(scope="module")
 def cases(reference: Reference, photos: list[Photo]) -> tuple[GoldenCase, ...]:
     return compute_golden(reference, photos, SHAPES)
+
+
+def test_each_item_is_told_with_the_size_of_its_photograph(photos: list[Photo], cases: tuple[GoldenCase, ...]) -> None:
+    sized = {photo.shape[:2]: photo for photo in photos}
+    for case in cases:
+        assert len(case.full) == len(case.photo)
+        for full, item in zip(case.full, case.photo, strict=True):
+            assert (crop_batch([sized[full]], 1, *item.shape[:2])[0] == item).all()
 
 
 def test_outputs_are_those_of_a_float64_copy(reference: Reference, cases: tuple[GoldenCase, ...]) -> None:

@@ -184,12 +184,13 @@ def look(bundle: Path, images: tuple[Path, ...], out: Path, as_json: bool, **opt
     """Show what a VAE makes of your own pictures, on a page.
 
     Each IMAGE, or each picture in a folder, is encoded and decoded, and stands on the page beside itself: to zoom, to
-    flicker, and with the difference. The command prints the faults that a person would see, and LPIPS and DISTS as in
-    compare. Pictures that cannot be read, or that are transparent and have no --background, are named; the others are
-    shown, and the exit code is 2.
+    flicker, and with the difference. Of one over 1024 pixels a side, only the middle is looked at. The command prints
+    the faults that a person would see, and LPIPS and DISTS as in compare. Pictures that cannot be read, or that are
+    transparent and have no --background, are named; the others are shown, and the exit code is 2.
 
     --json prints the bundle; reconstructions, what was measured of each picture; and, if there are any, left_out and
-    failures: sentences on metrics that were not measured and on pictures that are not shown.
+    failures, sentences on metrics that were not measured and on pictures that are not shown, and cuts: the sizes of
+    pictures of which only the middle was looked at, before and after.
 
     \b
     Example:

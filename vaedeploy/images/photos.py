@@ -149,6 +149,12 @@ def crop_batch(
     return np.stack(crops)
 
 
+def full_sizes(photos: list[Photo], batch: int, first: int = 0) -> tuple[tuple[int, int], ...]:
+    """(height, width) of the photographs that the items of a ``crop_batch`` are the middles of."""
+    chosen = (photos[i % len(photos)] for i in range(first, first + batch))
+    return tuple((photo.shape[0], photo.shape[1]) for photo in chosen)
+
+
 def _crop(photo: Photo, height: int, width: int) -> Photo:
     if height > photo.shape[0] or width > photo.shape[1]:
         photo = _covering(photo, height, width)

@@ -10,6 +10,7 @@ from vaedeploy.images.opacity import has_opacity
 from vaedeploy.page.document import Cell, Column, Table
 from vaedeploy.quality import Quality
 from vaedeploy.quality.candidates import Candidate, Picture
+from vaedeploy.quality.verdicts import bound_of
 
 
 class Measure(msgspec.Struct, frozen=True):
@@ -35,20 +36,37 @@ class Measure(msgspec.Struct, frozen=True):
         return Cell(self.text(quality), float("inf") if value is None else value)
 
 
+def _under_and_over(metric: str, under: str, over: str) -> str:
+    """From where a percentage is called a fault: ``Under 92 is called flat, over 108 harsh.``"""
+    least, most = (100 * bound_of(metric, upper=upper) for upper in (False, True))
+    return f"Under {least:.0f} is called {under}, over {most:.0f} {over}."
+
+
+PSNR = Measure(
+    Column("PSNR", "dB", "Higher is closer. From about 40 on hardly any difference is seen."),
+    lambda q: q.error.psnr,
+    "{:.1f}",
+    "identical",
+)
+
 COLOR = Measure(
-    Column("Colour difference", "CIEDE2000, mean", "0 is equal. 1 is about the least that is seen side by side."),
+    Column(
+        "Colour difference",
+        "CIEDE2000, mean",
+        "0 is equal, and lower is closer. No fault is called by it: weak colours and casts are measured by themselves.",
+    ),
     lambda q: q.color.ciede2000_mean,
     "{:.2f}",
 )
 
 CHROMA = Measure(
-    Column("Colour strength", "%, 100 is equal", "Under 100 is washed out, over 100 is over-saturated."),
+    Column("Colour strength", "%, 100 is equal", _under_and_over("color.chroma_ratio", "washed out", "over-saturated")),
     lambda q: 100 * q.color.chroma_ratio,
     "{:.0f}",
 )
 
 CONTRAST = Measure(
-    Column("Contrast", "%, 100 is equal", "Under 100 is flatter, over 100 is harsher."),
+    Column("Contrast", "%, 100 is equal", _under_and_over("contrast.global_ratio", "washed out", "over-saturated")),
     lambda q: 100 * q.contrast.global_ratio,
     "{:.0f}",
 )
@@ -57,19 +75,17 @@ DETAIL = Measure(
     Column(
         "Fine detail",
         "%, 100 is equal",
-        "How strong details of 2 to 16 pixels in size are, on average over their sizes. Under 100 is blurred.",
+        "How strong details of 2 to 16 pixels in size are, on average over their sizes. A picture is called blurred "
+        f"where the weakest size has under {100 * bound_of('detail.sharpness', upper=False):.0f} % of its energy, and "
+        f"over-sharpened where the strongest has over {100 * bound_of('detail.sharpening', upper=True):.0f} % of its "
+        "strength.",
     ),
     lambda q: 100 * q.detail.fine,
     "{:.0f}",
 )
 
 MEASURES = (
-    Measure(
-        Column("PSNR", "dB", "Higher is closer. From 40 on no difference is seen."),
-        lambda q: q.error.psnr,
-        "{:.1f}",
-        "identical",
-    ),
+    PSNR,
     Measure(
         Column("Structure", "SSIM, 1 is equal", "Whether edges and textures are where they were."),
         lambda q: q.error.ssim,
@@ -79,7 +95,13 @@ MEASURES = (
     CHROMA,
     CONTRAST,
     Measure(
-        Column("Brightness", "L*, 0 is equal", "Of 100 between black and white. Over 0 is lighter."),
+        Column(
+            "Brightness",
+            "L*, 0 is equal",
+            "Of 100 between black and white. Over 0 is lighter. Where mid grey moves as far, over "
+            f"{bound_of('contrast.mid_shift', upper=True)} is called a grey cast, and under "
+            f"{bound_of('contrast.mid_shift', upper=False)} too dark.",
+        ),
         lambda q: q.color.bias_l,
         "{:+z.2f}",
     ),
@@ -120,7 +142,10 @@ FURTHER = (
 OPACITY = (
     Measure(
         Column(
-            "Opacity", "levels of 255 off, mean", "0 is equal. All other numbers are of the picture in front of white."
+            "Opacity",
+            "levels of 255 off, mean",
+            f"0 is equal. Over {bound_of('opacity.mean_abs', upper=True)} is called wrong. All other numbers are of "
+            "the picture in front of white.",
         ),
         lambda q: q.opacity.mean_abs if q.opacity else None,
         "{:.2f}",

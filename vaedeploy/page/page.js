@@ -16,7 +16,7 @@ for (const slider of document.querySelectorAll(".slider")) {
   const name = (select) => select.selectedOptions[0].text;
   const button = (action) => slider.querySelector(`[data-do=${action}]`);
   const told = slider.querySelector("output");
-  const view = { zoom: 1, x: 0.5, y: 0.5 }; // zoom: 1 is the whole picture; x, y: the middle, in shares of the picture
+  const view = { zoom: 1, x: 0.5, y: 0.5 }; // zoom: 1 is all of the picture; x, y: the middle, in shares of the picture
   const exact = () => Number(stage.dataset.width) / stage.clientWidth; // the zoom at which pixels are screen pixels
   let timer = null;
 
@@ -41,7 +41,7 @@ for (const slider of document.querySelectorAll(".slider")) {
     }
     stage.classList.toggle("pixels", view.zoom > 1.5 * exact());
     const percent = Math.round((100 * view.zoom) / exact());
-    told.textContent = view.zoom > 1 ? `${percent} %` : `whole picture, ${percent} %`;
+    told.textContent = view.zoom > 1 ? `${percent} %` : `all that is shown, ${percent} %`;
   };
   // Zooms, and leaves what is at (x, y), in shares of the stage, where it is.
   const zoomAt = (zoom, x, y) => {

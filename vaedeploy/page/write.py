@@ -16,6 +16,7 @@ import msgspec
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from vaedeploy.errors import OutputError, PageError
+from vaedeploy.images.cut import Cut
 from vaedeploy.images.files import write_image
 from vaedeploy.page.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Chart, spectrum_chart, tone_chart
 from vaedeploy.page.document import Document
@@ -74,7 +75,10 @@ class _Closer(msgspec.Struct, frozen=True):
 
 
 class _Scene(msgspec.Struct, frozen=True):
-    """A ``Picture`` with all that the template shows of it. opens: which layers are left and right at first."""
+    """A ``Picture`` with all that the template shows of it. opens: which layers are left and right at first.
+
+    cut: what part of a picture it is; None where it is all of it.
+    """
 
     name: str
     width: int
@@ -83,6 +87,7 @@ class _Scene(msgspec.Struct, frozen=True):
     opens: tuple[int, int]
     candidates: tuple[_Closer, ...]
     charts: tuple[Chart, ...]
+    cut: Cut | None
 
 
 def check_folder(folder: str | Path) -> None:
@@ -151,7 +156,7 @@ def _render(document: Document, side: int, shown: int) -> bytes:
             (s.title, s.words, [(name, at_most(p, STRIP_SIDE)) for name, p in s.pictures]) for s in document.strips
         ],
         pictures=[_scene(document, number, picture, side) for number, picture in sorted(furthest, key=itemgetter(0))],
-        others=[(p.name, _layers(document, n, p)) for n, p in numbered if (n, p) not in furthest],
+        others=[(p, _layers(document, n, p)) for n, p in numbered if (n, p) not in furthest],
         files=_has_files(document, side, shown),
         measures=(*MEASURES, *perceptual_measures(document.pictures), *FURTHER, *(OPACITY if opacity else ())),
         opacity=opacity,
@@ -191,6 +196,7 @@ def _scene(document: Document, number: int, picture: Picture, side: int) -> _Sce
         opens,
         tuple(_closer(picture, candidate, min(side // 2, MAP_SIDE)) for candidate in picture.candidates),
         (spectrum_chart(picture.candidates), tone_chart(picture.candidates)),
+        picture.cut,
     )
 
 

@@ -8,12 +8,19 @@ from pathlib import Path
 import msgspec
 
 from vaedeploy.bundle import Bundle, bundle_folder
+from vaedeploy.images.cut import Cut
 from vaedeploy.images.opacity import Color
 from vaedeploy.images.photos import image_files
 from vaedeploy.page import Document, check_folder, write_page
-from vaedeploy.pipeline.compare.reconstruct import read_photos, reconstruct, reconstructions, with_perceptual
+from vaedeploy.pipeline.compare.reconstruct import (
+    cuts_of,
+    read_photos,
+    reconstruct,
+    reconstructions,
+    with_perceptual,
+)
 from vaedeploy.pipeline.compare.result import Reconstruction, summarize
-from vaedeploy.pipeline.compare.words import bundle_line, failure_lines, perceptual_lines
+from vaedeploy.pipeline.compare.words import bundle_line, cut_lines, failure_lines, perceptual_lines
 from vaedeploy.quality.candidates import Picture
 from vaedeploy.runtime import VAE
 from vaedeploy.system.progress import Progress, silent
@@ -27,12 +34,14 @@ class Looked(msgspec.Struct, frozen=True, omit_defaults=True):
     bundle: its folder's name. reconstructions: what was measured of each picture.
     left_out: sentences on the metrics that were not measured, because their packages, weights or memory are not here.
     failures: a sentence for each picture that is not shown, because it cannot be read.
+    cuts: what part was looked at of each picture of which that was not all.
     """
 
     bundle: str
     reconstructions: tuple[Reconstruction, ...]
     left_out: tuple[str, ...] = ()
     failures: tuple[str, ...] = ()
+    cuts: tuple[Cut, ...] = ()
 
 
 def look_at_bundle(
@@ -51,7 +60,8 @@ def look_at_bundle(
     ...     print(row.picture, [finding.words for finding in row.findings])
 
     images: image files, and folders of them, or one path. They are cut in the middle to sizes that the bundle takes,
-        and to at most 1024 pixels a side. A VAE of RGBA images is given their opacity.
+        and to at most 1024 pixels a side; ``cuts`` tells of which only a part was looked at. A VAE of
+        RGBA images is given their opacity.
     page: the folder for the page.
     background: what is behind transparent pictures, RGB, 0 to 255; without it these are not shown. A VAE of RGBA images
         has no use for it.
@@ -69,10 +79,10 @@ def look_at_bundle(
     path = bundle.path if isinstance(bundle, Bundle) else bundle_folder(bundle)
     name = path.resolve().name
     with VAE(path, backend) as vae:
-        photos, failures = read_photos(files, vae.latent.factor, vae.latent.image_channels == RGBA, background)
-        pictures = reconstruct({name: vae}, photos, progress)
+        photos, cuts, failures = read_photos(files, vae.latent.factor, vae.latent.image_channels == RGBA, background)
+        pictures = reconstruct({name: vae}, photos, cuts, progress)
     pictures, left_out = with_perceptual(pictures, progress)
-    found = Looked(name, reconstructions(pictures), left_out, failures)
+    found = Looked(name, reconstructions(pictures), left_out, failures, cuts_of(pictures))
     write_page(look_document(found, pictures), page, found)
     return found
 
@@ -83,11 +93,12 @@ def look_document(found: Looked, pictures: Sequence[Picture]) -> Document:
     changed = [row.findings for row in found.reconstructions if row.findings]
     faults = list(dict.fromkeys(finding.name for findings in changed for finding in findings))
     changes = f"{name} changes {len(changed)} of {total} visibly: {', '.join(faults)}"
+    same = f"{name} changes no picture visibly" + (", as far as it was looked at" if found.cuts else "")
     return Document(
         title=f"{name} on {total}",
-        verdict=changes if changed else f"{name} changes no picture visibly",
+        verdict=changes if changed else same,
         tone="mixed" if changed else "good",
-        sentences=failure_lines(found.failures, len(pictures)),
+        sentences=(*cut_lines(found.cuts, len(pictures)), *failure_lines(found.failures, len(pictures))),
         reference="photograph",
         pictures=tuple(pictures),
         further=(

@@ -6,6 +6,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from vaedeploy.images.cut import Cut
 from vaedeploy.quality.measure import Quality
 from vaedeploy.quality.verdicts import Finding
 
@@ -26,8 +27,12 @@ class Candidate(msgspec.Struct, frozen=True, eq=False):
 
 
 class Picture(msgspec.Struct, frozen=True, eq=False):
-    """One scene: the reference image, (H, W, 3) or (H, W, 4) uint8, and one or more candidates."""
+    """One scene: the reference image, (H, W, 3) or (H, W, 4) uint8, and one or more candidates.
+
+    cut: what part of a picture the reference is; None where it is all of it.
+    """
 
     name: str
     reference: Pixels
     candidates: tuple[Candidate, ...]
+    cut: Cut | None = None

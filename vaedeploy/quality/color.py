@@ -16,7 +16,8 @@ COLORED = 1.0
 
 
 class Color(msgspec.Struct, frozen=True):
-    """Colour differences in CIELAB units. A difference of 2.3 is just seen (Mahy et al. 1994).
+    """Colour differences in CIELAB units, of which 2.3 are just seen (Mahy et al. 1994), and in CIEDE2000's, which are
+    smaller for strong colours, so that the 2.3 does not hold for them.
 
     ciede2000_mean, ciede2000_p95, ciede2000_max: colour difference CIEDE2000 (CIE 142-2001): its mean, 95th percentile
     and maximum over pixels.

@@ -176,6 +176,11 @@ LIMITS: tuple[QualityLimit, ...] = (
 # fmt: on
 
 
+def bound_of(metric: str, *, upper: bool) -> float:
+    """The bound of a metric in ``LIMITS``: the largest value that is no fault if ``upper`` is true, else the least."""
+    return next(limit.bound for limit in LIMITS if (limit.metric, limit.upper) == (metric, upper))
+
+
 def find_faults(quality: Quality, limits: Sequence[QualityLimit] = LIMITS) -> tuple[Finding, ...]:
     """The faults that a person would see, worst first; empty where there are none.
 

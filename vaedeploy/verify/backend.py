@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from vaedeploy.bundle import Bundle
 from vaedeploy.bundle.golden import GoldenCase
 from vaedeploy.errors import BackendError, BundleError
-from vaedeploy.images.photos import crop_batch
+from vaedeploy.images.photos import crop_batch, full_sizes
 from vaedeploy.images.pixels import to_float
 from vaedeploy.runtime.candidate import Candidate
 from vaedeploy.runtime.engine_candidates import open_engines
@@ -135,7 +135,9 @@ class CasesAtSizes:
             photo = crop_batch(self._photos, *size, channels=self._channels)
             latents = self._truth.encode(photo)
             image = self._truth.decode(next(iter(latents.values())))
-            self._cases[size] = GoldenCase(name, photo, latents, image, round_trip=False)
+            self._cases[size] = GoldenCase(
+                name, photo, latents, image, round_trip=False, full=full_sizes(self._photos, size[0])
+            )
             progress(what, 1, 1)
         return dataclasses.replace(self._cases[size], name=name)
 

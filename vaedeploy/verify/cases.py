@@ -40,6 +40,8 @@ class Golden(Protocol):
     def image(self) -> NDArray[np.float32]: ...
     @property
     def round_trip(self) -> bool: ...
+    @property
+    def full(self) -> Sequence[tuple[int, int]]: ...
 
 
 def verify_cases(
@@ -82,7 +84,7 @@ def verify_cases(
             outputs, seconds = _timed(decode, golden.latents[next(iter(golden.latents))])
             case = _judge_image("decoder", golden, outputs, form, judged, seconds)
             if looks is not None and outputs["image"].shape == golden.image.shape:
-                findings = looks.see(form, golden.name, golden.image, outputs["image"])
+                findings = looks.see(form, golden.name, golden.image, outputs["image"], golden.full)
                 case = msgspec.structs.replace(case, findings=findings)
             cases.append(case)
             progress(what, done := done + 1, total)

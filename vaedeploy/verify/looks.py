@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vaedeploy.images.cut import Cut
 from vaedeploy.images.pixels import to_levels
 
 if TYPE_CHECKING:
@@ -38,12 +40,21 @@ class Looks:
     def __init__(self, factor: int) -> None:
         self._factor = factor
         self._references: dict[str, Pixels] = {}
+        self._cuts: dict[str, Cut | None] = {}
         self._candidates: dict[str, list[Candidate]] = {}
 
-    def see(self, form: str, name: str, reference: NDArray[np.float32], image: NDArray[Any]) -> tuple[str, ...] | None:
+    def see(
+        self,
+        form: str,
+        name: str,
+        reference: NDArray[np.float32],
+        image: NDArray[Any],
+        full: Sequence[tuple[int, int]] = (),
+    ) -> tuple[str, ...] | None:
         """The faults that ``image`` shows beside ``reference``, a sentence each; None where it is too small to tell.
 
         form: of the graph that made the image. name: of the case. reference, image: (B, N, H, W) float, around [-1, 1].
+        full: (height, width) of the photograph that each item is the middle of, where that is known.
         """
         from vaedeploy.quality import find_faults, measure_quality
         from vaedeploy.quality.candidates import Candidate
@@ -56,6 +67,7 @@ class Looks:
             findings = find_faults(quality)
             item = name if len(image) == 1 else f"{name} {number}"
             self._references[item] = expected
+            self._cuts[item] = _cut(item, expected, full[number - 1] if full else None)
             levels = to_levels(found[None].astype(np.float32))[0]
             self._candidates.setdefault(item, []).append(Candidate(label_of(form), levels, quality, findings))
             seen += [finding.words for finding in findings]
@@ -66,4 +78,15 @@ class Looks:
         """Everything that was looked at: PyTorch's image and, beside it, what each form made."""
         from vaedeploy.quality.candidates import Picture
 
-        return tuple(Picture(name, self._references[name], tuple(c)) for name, c in self._candidates.items())
+        return tuple(
+            Picture(name, self._references[name], tuple(made), self._cuts[name])
+            for name, made in self._candidates.items()
+        )
+
+
+def _cut(name: str, pixels: Pixels, full: tuple[int, int] | None) -> Cut | None:
+    """What part ``pixels`` are of a photograph; None where they are all of it, it was enlarged, or is not known."""
+    height, width = pixels.shape[:2]
+    if full is None or full == (height, width) or full[0] < height or full[1] < width:
+        return None
+    return Cut(name, height, width, *full)

@@ -6,7 +6,9 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from vaedeploy.images.cut import MOST_TOLD
 from vaedeploy.page.document import Cell, Column, Document, Table, Tone
+from vaedeploy.page.measures import PSNR
 from vaedeploy.page.write import write_page
 from vaedeploy.quality.candidates import Picture
 from vaedeploy.verify.limits import limits_line
@@ -23,7 +25,7 @@ REFERENCE = "PyTorch"
 MEANINGS = {
     "rel_l2": "Length of the error over length of what PyTorch gives: 0 is equal.",
     "max_abs": "A picture spans 2, from -1 to 1.",
-    "psnr": "Of 8-bit pixels. From 40 on no difference is seen.",
+    "psnr": f"Of 8-bit pixels. {PSNR.column.meaning}",
     "pixels_off": "Share of 8-bit values that differ by at least one level of 255.",
     "max_levels": "Of 8-bit values. One level is not seen.",
 }
@@ -110,12 +112,20 @@ def _tone(report: Report, seen: Sequence[str]) -> Tone:
 
 
 def _sentences(failed: Sequence[Verdict], pictures: Sequence[Picture], seen: Sequence[str]) -> tuple[str, ...]:
-    """What is seen; of a bundle that failed only that there is no picture, for each picture tells its faults."""
+    """What is seen, and in what; of a bundle that failed only that there is no picture, for each tells its faults."""
     if not pictures:
         return ("No image was large enough to be looked at.",)
     if failed:
         return ()
-    return tuple(seen) or ("No difference from PyTorch's images can be seen.",)
+    return (*(seen or ("No difference from PyTorch's images can be seen.",)), _sizes(pictures))
+
+
+def _sizes(pictures: Sequence[Picture]) -> str:
+    """What part of photographs is shown. How large these are is not known where a bundle keeps the cases."""
+    whole = ((picture, "{}x{} pixels".format(*picture.reference.shape[:2])) for picture in pictures)
+    sizes = dict.fromkeys(picture.cut.words if picture.cut else size for picture, size in whole)
+    told = f" (height x width): {'; '.join(sizes)}" if len(sizes) <= MOST_TOLD else ""
+    return f"What is shown are photographs at the sizes that are verified, of larger ones the middle{told}."
 
 
 def _steps(bisection: Bisection | None) -> tuple[Table, ...]:

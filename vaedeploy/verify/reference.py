@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from vaedeploy.bundle.golden import GoldenCase
 from vaedeploy.errors import ExportError
-from vaedeploy.images.photos import Photo, crop_batch
+from vaedeploy.images.photos import Photo, crop_batch, full_sizes
 from vaedeploy.system.progress import Progress, silent
 from vaedeploy.values.interface import Interface
 from vaedeploy.values.kinds import Part
@@ -43,12 +43,13 @@ def compute_golden(
     progress(WHAT, done, total)
     # The largest comes first: what smaller ones leave in the allocator would come on top of the memory that it needs.
     for shape in sorted(shapes, key=_pixels, reverse=True):
+        first = sum(len(case.photo) for case in cases.values())
         photo = crop_batch(
             photos,
             shape.batch,
             shape.height,
             shape.width,
-            first=sum(len(case.photo) for case in cases.values()),
+            first=first,
             channels=reference.latent.image_channels,
         )
         image_input = photo.transpose(0, 3, 1, 2).astype(np.float32) / np.float32(127.5) - 1
@@ -57,13 +58,14 @@ def compute_golden(
         if len(raw) > 1:
             check_deviation(float(raw[1].min()), f"the encoder ({type(reference.encoder).__name__})")
         latents = diffusion_space(raw, reference.latent)
-        first = next(iter(latents.values()))
-        (image,) = _run_float64(reference, "decoder", model_space(first, reference.latent), shape)
+        latent = next(iter(latents.values()))
+        (image,) = _run_float64(reference, "decoder", model_space(latent, reference.latent), shape)
         progress(WHAT, done := done + _pixels(shape), total)
         _check(shape, {**latents, "image": image}, reference.latent)
         _check_finite(reference, "encoder", image_input, latents)
-        _check_finite(reference, "decoder", model_space(first, reference.latent), {"image": image})
-        cases[shape.name] = GoldenCase(shape.name, photo, latents, image.astype(np.float32), shape.round_trip)
+        _check_finite(reference, "decoder", model_space(latent, reference.latent), {"image": image})
+        full = full_sizes(photos, shape.batch, first)
+        cases[shape.name] = GoldenCase(shape.name, photo, latents, image.astype(np.float32), shape.round_trip, full)
     return tuple(cases[shape.name] for shape in shapes)
 
 

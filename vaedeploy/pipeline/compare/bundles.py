@@ -17,21 +17,21 @@ from vaedeploy.images.photos import image_files, shrink_middle
 from vaedeploy.page import check_folder, write_page
 from vaedeploy.pipeline.compare.opacity import OnWhite
 from vaedeploy.pipeline.compare.page import comparison_document
-from vaedeploy.pipeline.compare.reconstruct import read_photos, reconstruct, reconstructions, with_perceptual
+from vaedeploy.pipeline.compare.reconstruct import (
+    cuts_of,
+    read_photos,
+    reconstruct,
+    reconstructions,
+    with_perceptual,
+)
 from vaedeploy.pipeline.compare.result import Comparison, summarize, truest
 from vaedeploy.pipeline.compare.shown import broken_vaes
 from vaedeploy.pipeline.compare.speed import time_vaes
-from vaedeploy.pipeline.compare.swaps import swap_matrix
+from vaedeploy.pipeline.compare.swaps import SWAP_PHOTOS, SWAP_SIDE, swap_matrix
 from vaedeploy.runtime import VAE
 from vaedeploy.system.arguments import as_list, refuse_repeats
 from vaedeploy.system.progress import Progress, silent
 from vaedeploy.values.latent import RGB, RGBA
-
-SWAP_SIDE = 256
-"""Side, in pixels, of the photographs that decoders are swapped on, which are shrunk to it."""
-
-SWAP_PHOTOS = 4
-"""How many photographs these are, chosen evenly from all."""
 
 
 def compare_bundles(
@@ -52,9 +52,10 @@ def compare_bundles(
 
     bundles: two or more. The comparison calls each by its folder's name, or by its path where two have the same name.
     images: a photograph or a folder, or a list of them. They are cut in the middle to sizes that all of the bundles
-        take, and to at most 1024 pixels a side. VAEs of RGBA images are given their opacity, and opaque ones where they
-        have none. Where VAEs of RGB images are compared with them, photographs must be opaque, and the images of the
-        former are judged as they look in front of white.
+        take, and to at most 1024 pixels a side; ``cuts`` tells of which only a part was compared. VAEs
+        of RGBA images are given their opacity, and opaque ones where they have none. Where VAEs of RGB images are
+        compared with them, photographs must be opaque, and the images of the former are judged as they look in front of
+        white.
     page: a folder for an HTML page that shows the comparison.
     background: what is behind transparent photographs, RGB, 0 to 255; without it these are not compared. VAEs of RGBA
         images alone have no use for it.
@@ -82,8 +83,8 @@ def compare_bundles(
         flattened, vaes = _alike(opened)
         rgba = not flattened and next(iter(opened.values())).latent.image_channels == RGBA
         factor = math.lcm(*(vae.latent.factor for vae in vaes.values()))
-        photos, failures = read_photos(files, factor, rgba, background)
-        pictures = reconstruct(vaes, photos, progress)
+        photos, cuts, failures = read_photos(files, factor, rgba, background)
+        pictures = reconstruct(vaes, photos, cuts, progress)
         swap_photos = [photos[name] for name in _evenly(list(photos), SWAP_PHOTOS)]
         swaps, strips = swap_matrix(vaes, [shrink_middle(photo, factor, SWAP_SIDE) for photo in swap_photos], progress)
         spent = time.perf_counter() - started
@@ -94,7 +95,8 @@ def compare_bundles(
     summaries = tuple(summarize(name, [row for row in rows if row.bundle == name]) for name in vaes)
     broken = broken_vaes(pictures)
     told = (flattened, left_out, failures, broken)
-    comparison = Comparison(tuple(vaes), summaries, *truest(summaries, broken), speeds, swaps, rows, *told)
+    cut = cuts_of(pictures)
+    comparison = Comparison(tuple(vaes), summaries, *truest(summaries, broken), speeds, swaps, rows, *told, cut)
     if page is not None:
         write_page(comparison_document(comparison, pictures, strips), page, comparison)
     return comparison

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 
 from vaedeploy.page import Cell, Column, Document, Strip, Table
 from vaedeploy.page.document import MOST_UPRIGHT, Tone
-from vaedeploy.page.measures import CHROMA, COLOR, CONTRAST, DETAIL, DISTS, LPIPS, OPACITY
+from vaedeploy.page.measures import CHROMA, COLOR, CONTRAST, DETAIL, DISTS, LPIPS, OPACITY, PSNR
 from vaedeploy.pipeline.compare.result import Comparison, Swap
+from vaedeploy.pipeline.compare.swaps import SWAP_PHOTOS, SWAP_SIDE
 from vaedeploy.pipeline.compare.words import (
+    cut_lines,
     failure_lines,
     faults_line,
     flattened_line,
@@ -25,7 +27,7 @@ def comparison_document(comparison: Comparison, pictures: Sequence[Picture], str
         title=f"{', '.join(comparison.bundles)} on {len(pictures)} photographs",
         verdict=verdict_line(comparison),
         tone=_tone(comparison),
-        sentences=failure_lines(comparison.failures, len(pictures)),
+        sentences=(*cut_lines(comparison.cuts, len(pictures)), *failure_lines(comparison.failures, len(pictures))),
         further=(
             *flattened_line(comparison.flattened),
             *(_in_short(swap) for swap in comparison.swaps if swap.verdict != "compatible"),
@@ -60,8 +62,7 @@ def _overview(comparison: Comparison) -> Table:
     means = " and ".join(name for name, seen in (("LPIPS", lpips), ("DISTS", dists)) if seen)
     columns = (
         Column("VAE"),
-        Column("PSNR", "dB", "Higher is closer."),
-        *(measure.column for measure in (COLOR, CHROMA, CONTRAST, DETAIL)),
+        *(measure.column for measure in (PSNR, COLOR, CHROMA, CONTRAST, DETAIL)),
         *(measure.column for measure, seen in ((LPIPS, lpips), (DISTS, dists), (OPACITY[0], rgba)) if seen),
         *(Column(f"Time to {part}", "ms", "Per call, the median over all rounds.") for part in comparison.timed),
         Column("What is seen"),
@@ -114,5 +115,9 @@ def _swaps(comparison: Comparison) -> Table:
         )
         for swap in comparison.swaps
     )
-    lead = "Whether a diffusion model that was trained with one VAE can be used with another one's decoder."
+    lead = (
+        "Whether a diffusion model that was trained with one VAE can be used with another one's decoder. PSNR is of up "
+        f"to {SWAP_PHOTOS} photographs that are shrunk to {SWAP_SIDE} pixels, so it differs from that of the VAEs side "
+        "by side."
+    )
     return Table("Compatible latents", lead, columns, rows)

@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 
 from vaedeploy.errors import ImageError, InputError
+from vaedeploy.images.cut import MOST_TOLD, Cut, cuts_line
 from vaedeploy.images.files import read_image
 from vaedeploy.images.opacity import Color, flattened, has_opacity, with_opacity
 from vaedeploy.images.photos import Photo, crop_middle, none_left
@@ -22,7 +23,6 @@ from vaedeploy.quality.perceptual import PerceptualMetrics
 from vaedeploy.runtime import VAE
 from vaedeploy.runtime.failures import is_out_of_memory
 from vaedeploy.system.progress import Progress
-from vaedeploy.values.words import counted
 
 log = logging.getLogger(__name__)
 
@@ -38,9 +38,9 @@ takes some gigabytes of memory.
 
 def read_photos(
     files: Sequence[Path], factor: int, rgba: bool, background: Color | None
-) -> tuple[dict[str, Photo], tuple[str, ...]]:
-    """The middle of each photograph, with sides that ``factor`` divides, by its file's name; and a sentence for each
-    that cannot be read, or of which too little is left.
+) -> tuple[dict[str, Photo], dict[str, Cut], tuple[str, ...]]:
+    """The middle of each photograph, with sides that ``factor`` divides, by its file's name; what was cut, by the same
+    names; and a sentence for each that cannot be read, or of which too little is left.
 
     rgba: whether they are to have opacity; one without is opaque then. background: what is behind transparent ones;
     without it these cannot be read, unless they are to have opacity.
@@ -49,26 +49,35 @@ def read_photos(
     """
     if background is not None and rgba:
         raise InputError("background is for VAEs of RGB images, and what is looked at here has opacity; leave it out")
-    cuts: list[str] = []
     photos: dict[str, Photo] = {}
+    cuts: dict[str, Cut] = {}
     failures: list[str] = []
     for name, path in _titles(files).items():
         try:
-            photos[name] = _read(path, factor, rgba, background, cuts)
+            photo = _read(path, rgba, background)
+            photos[name] = middle = _middle(photo, path, factor)
         except ImageError as error:
             failures.append(str(error))
+            continue
+        if middle.shape != photo.shape:
+            cuts[name] = Cut(name, *middle.shape[:2], *photo.shape[:2])
     if not photos:
         raise ImageError(none_left(failures))
     if cuts:
-        others = f"; {counted(len(cuts) - 1, 'other picture')} too" if len(cuts) > 1 else ""
-        log.warning("%s, a size that the VAE takes, of at most %d pixels a side%s", cuts[0], LARGEST, others)
-    return photos, tuple(failures)
+        names = f" They are {', '.join(cuts)}." if len(cuts) > MOST_TOLD else ""
+        log.warning(
+            "pictures are cut to sizes that the VAE takes, of at most %d pixels a side. %s%s",
+            LARGEST,
+            cuts_line(list(cuts.values()), len(photos)),
+            names,
+        )
+    return photos, cuts, tuple(failures)
 
 
 def reconstruct(
-    vaes: Mapping[str, VAE | OnWhite], photos: Mapping[str, Photo], progress: Progress
+    vaes: Mapping[str, VAE | OnWhite], photos: Mapping[str, Photo], cuts: Mapping[str, Cut], progress: Progress
 ) -> tuple[Picture, ...]:
-    """Each photograph with what each VAE makes of it."""
+    """Each photograph with what each VAE makes of it. photos, cuts: as ``read_photos`` gives them."""
     total, done = len(vaes) * len(photos), 0
     progress(WHAT, 0, total)
     pictures = []
@@ -80,7 +89,7 @@ def reconstruct(
             quality = measure_quality(photo, image, factor=vae.latent.factor)
             candidates.append(Candidate(name, to_levels(image[None])[0], quality, find_faults(quality)))
             progress(WHAT, done := done + 1, total)
-        pictures.append(Picture(title, photo, tuple(candidates)))
+        pictures.append(Picture(title, photo, tuple(candidates), cuts.get(title)))
     return tuple(pictures)
 
 
@@ -123,29 +132,33 @@ def reconstructions(pictures: Sequence[Picture]) -> tuple[Reconstruction, ...]:
     )
 
 
+def cuts_of(pictures: Sequence[Picture]) -> tuple[Cut, ...]:
+    """What part was looked at of each picture of which that was not all."""
+    return tuple(picture.cut for picture in pictures if picture.cut)
+
+
 def _titles(files: Sequence[Path]) -> dict[str, Path]:
     """Each image file by its name, without the suffix unless two names differ in nothing else."""
     stems = [file.stem for file in files]
     return {file.stem if stems.count(file.stem) == 1 else file.name: file for file in files}
 
 
-def _read(path: Path, factor: int, rgba: bool, background: Color | None, cuts: list[str]) -> Photo:
-    """The middle of a photograph, as ``read_photos`` gives it. Raises ImageError where it cannot.
-
-    cuts: is told if it is smaller than the photograph.
-    """
+def _read(path: Path, rgba: bool, background: Color | None) -> Photo:
+    """A photograph with the channels of which ``read_photos`` tells. Raises ImageError where it cannot be read so."""
     photo = read_image(path, opacity=True)
     if not rgba:
         photo = flattened(photo, background, path)
     elif not has_opacity(photo):
         photo = with_opacity(photo)
-    cut = crop_middle(photo, factor, LARGEST)
-    if min(cut.shape[:2]) < BLOCK:
+    return photo
+
+
+def _middle(photo: Photo, path: Path, factor: int) -> Photo:
+    """The middle of a photograph, as ``read_photos`` gives it. Raises ImageError where too little is left."""
+    middle = crop_middle(photo, factor, LARGEST)
+    if min(middle.shape[:2]) < BLOCK:
         raise ImageError(
             f"{path} is {photo.shape[0]}x{photo.shape[1]} (height x width); to be measured, a picture must have "
             f"{BLOCK} pixels a side once it is cut to multiples of {factor}"
         )
-    if cut.shape != photo.shape:
-        (height, width), (cut_height, cut_width) = photo.shape[:2], cut.shape[:2]
-        cuts.append(f"{path.name}, {height}x{width} (height x width), is cut to its middle {cut_height}x{cut_width}")
-    return cut
+    return middle

@@ -9,6 +9,7 @@ from typing import Literal
 import msgspec
 import numpy as np
 
+from vaedeploy.images.cut import Cut
 from vaedeploy.quality import Finding, Quality
 
 Verdict = Literal["compatible", "compatible with a shift", "not compatible", "cannot be judged"]
@@ -131,6 +132,7 @@ class Comparison(msgspec.Struct, frozen=True, omit_defaults=True):
     speeds: of each bundle, to encode and to decode; empty where timing was left out.
     left_out: sentences on the metrics that were not measured, because their packages or weights are not here.
     failures: a sentence for each photograph that was not compared, because it cannot be read.
+    cuts: what part was compared of each photograph of which that was not all.
     """
 
     bundles: tuple[str, ...]
@@ -144,6 +146,7 @@ class Comparison(msgspec.Struct, frozen=True, omit_defaults=True):
     left_out: tuple[str, ...] = ()
     failures: tuple[str, ...] = ()
     broken: tuple[str, ...] = ()
+    cuts: tuple[Cut, ...] = ()
 
     @property
     def timed(self) -> tuple[Verb, ...]:
@@ -152,7 +155,7 @@ class Comparison(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 COLOR_TIE = 0.1
-"""CIEDE2000 by which the colours of two VAEs must differ to be told apart: a tenth of what is seen side by side."""
+"""CIEDE2000 by which the colours of two VAEs must differ to be told apart, a choice: far under what is seen."""
 
 DETAIL_TIE = 0.01
 """Share (0 to 1) of the fine detail by which two VAEs must differ to be told apart."""

@@ -26,14 +26,20 @@ from vaedeploy.values.words import counted
 
 WHAT = "Swapping decoders"
 
+SWAP_SIDE = 256
+"""Side, in pixels, of the photographs that decoders are swapped on, which are shrunk to it."""
+
+SWAP_PHOTOS = 4
+"""How many photographs these are, chosen evenly from all."""
+
 MARGIN_PSNR = 1.0
 """dB of PSNR that another decoder may lose against the encoder's own one and still be compatible: less than VAEs of one
 family differ by from photograph to photograph.
 """
 
 MARGIN_COLOR = 0.5
-"""CIEDE2000, mean over pixels, by which another decoder's colours may be worse while it is still compatible: half of
-what is seen side by side.
+"""CIEDE2000, mean over pixels, by which another decoder's colours may be worse while it is still compatible: a
+choice, under what is seen side by side.
 """
 
 MARGIN_SHIFT = 3.0

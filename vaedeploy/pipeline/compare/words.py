@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from vaedeploy.images.cut import Cut, cuts_line
 from vaedeploy.pipeline.compare.result import (
     Comparison,
     Reconstruction,
@@ -36,8 +37,8 @@ def swap_words(swap: Swap, beside: Sequence[Quality]) -> str:
         sentences += [finding.words for finding in swap.findings]
         color, chroma, contrast, detail = np.median([_difference(quality) for quality in beside], axis=0)
         sentences.append(
-            f"Beside the pictures of {swap.encoder}'s own decoder, colour differs by {color:.1f} CIEDE2000 (1 is just "
-            f"seen); colour strength is {chroma:.0%}, contrast {contrast:.0%} and fine detail {detail:.0%} of theirs."
+            f"Beside the pictures of {swap.encoder}'s own decoder, colour differs by {color:.1f} CIEDE2000; "
+            f"colour strength is {chroma:.0%}, contrast {contrast:.0%} and fine detail {detail:.0%} of theirs."
         )
     return " ".join(sentences)
 
@@ -75,11 +76,14 @@ def remedy(transform: Transform) -> str:
 
 def summary_lines(comparison: Comparison) -> list[str]:
     """Which VAE is truest, what each one does to photographs, and which is fastest, a line each."""
-    lines = [
-        _truest("colour", comparison.truest_color, comparison),
-        _truest("detail", comparison.truest_detail, comparison),
-        _broken(comparison),
-    ]
+    if choice := _choice(comparison):
+        lines = [f"{choice}: in colour and in detail, no difference between them is large enough to tell."]
+    else:
+        lines = [
+            _truest("colour", comparison.truest_color, comparison),
+            _truest("detail", comparison.truest_detail, comparison),
+        ]
+    lines.append(_broken(comparison))
     lines += bundle_lines(comparison)
     lines += [_fastest(part, comparison.speeds) for part in ("encode", "decode")]
     return [line for line in lines if line]
@@ -118,6 +122,11 @@ def failure_lines(failures: Sequence[str], shown: int) -> tuple[str, ...]:
     return (f"{told}; and {counted(len(failures) - 1, 'other')}." if failures[1:] else f"{told}.",)
 
 
+def cut_lines(cuts: Sequence[Cut], total: int) -> tuple[str, ...]:
+    """What part of the pictures is looked at; no line where it is all of each. total: how many pictures there are."""
+    return (cuts_line(cuts, total),) if cuts else ()
+
+
 def swap_lines(comparison: Comparison) -> list[str]:
     """How well each swap works, a line each."""
     return [f"{swap.encoder} into {swap.decoder}: {swap.verdict}. {swap.words}" for swap in comparison.swaps]
@@ -130,7 +139,9 @@ def verdict_line(comparison: Comparison) -> str:
     if not colors:
         truest = "No VAE shows the photographs, so none is truest"
     elif len(colors) == len(details) == total:
-        truest = "No VAE is truer than another in colour or in detail"
+        equal = "no VAE is truer than another in colour or in detail"
+        choice = _choice(comparison)
+        truest = f"{choice}: {equal}" if choice else f"N{equal[1:]}"
     elif colors == details:
         truest = f"{_names(colors)} {_are(colors)} truest, in colour and in detail"
     else:
@@ -142,6 +153,20 @@ def verdict_line(comparison: Comparison) -> str:
             for what, best in (("colour", colors), ("detail", details))
         )
     return f"{truest}; {_swaps(comparison)}."
+
+
+def _choice(comparison: Comparison) -> str:
+    """What to do where no VAE is better: none is truer, and each has the same faults. Empty where one may be."""
+    total = len(comparison.bundles)
+    faults = {name: set[str]() for name in comparison.bundles}
+    for row in comparison.reconstructions:
+        faults[row.bundle] |= {finding.name for finding in row.findings}
+    seen = list(faults.values())
+    if not len(comparison.truest_color) == len(comparison.truest_detail) == total or seen.count(seen[0]) < total:
+        return ""
+    if all(swap.verdict == "compatible" for swap in comparison.swaps):
+        return "Use either" if total == 2 else "Use any of them"
+    return "Keep the one that your diffusion model was trained with"
 
 
 def _swaps(comparison: Comparison) -> str:
@@ -181,7 +206,7 @@ def bundle_line(summary: Summary, rows: Sequence[Reconstruction]) -> str:
     faults = faults_line(rows)
     return (
         f"{over}{summary.bundle} keeps {summary.detail:.0%} of the fine detail; colours are "
-        f"{summary.color:.1f} CIEDE2000 off (1 is just seen), with {summary.chroma:.0%} of their strength; "
+        f"{summary.color:.1f} CIEDE2000 off, with {summary.chroma:.0%} of their strength; "
         f"contrast is {summary.contrast:.0%}. "
         + ("" if summary.opacity is None else f"Opacity is {summary.opacity:.1f} levels of 255 off. ")
         + (f"Visible: {faults}." if faults else "No fault is visible.")
@@ -218,10 +243,11 @@ def _difference(quality: Quality) -> tuple[float, float, float, float]:
 
 def _fit(swap: Swap) -> str:
     if swap.encoder == swap.decoder:
-        them, figures = "its own latents", f"{_db(swap.psnr)} to the photographs"
+        them, figures = "its own latents", f"{_db(swap.psnr)} to the shrunk photographs"
     else:
         them = f"latents of {swap.encoder}"
-        figures = f"{_db(swap.psnr)} to the photographs, where {swap.encoder}'s own decoder has {_db(swap.own_psnr)}"
+        own = f"{swap.encoder}'s own decoder has {_db(swap.own_psnr)}"
+        figures = f"{_db(swap.psnr)} to the shrunk photographs, where {own}"
     match swap.cause:
         case None:
             better = None not in (swap.psnr, swap.own_psnr) and (swap.psnr or 0) > (swap.own_psnr or 0) + BETTER
