@@ -143,6 +143,8 @@ def test_tensors_that_numpy_cannot_read_are_refused(vae: VAE, options: dict[str,
 @pytest.mark.parametrize(
     ("image", "message"),
     [
+        ("photo.png", "image is of type str; it must be a numpy array or something that speaks DLPack. "
+         "Read the file first: an image with PIL.Image.open"),
         ([[0, 1], [2, 3]], "image is of type list; it must be a numpy array or something that speaks DLPack. "
          "numpy.asarray() may turn it into one"),
         (photo(8, 8)[..., 0], f"image is uint8 of shape (8, 8); it must be {FORMS}"),

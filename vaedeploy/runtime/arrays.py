@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,9 +34,10 @@ def as_numpy(value: Any, what: str, error: type[InputError]) -> NDArray[Any]:
     if isinstance(value, np.ndarray):
         return value
     if not hasattr(value, "__dlpack__"):
+        file = isinstance(value, str | Path)
+        remedy = "Read the file first: an image with PIL.Image.open" if file else "numpy.asarray() may turn it into one"
         raise error(
-            f"{what} is of type {type(value).__name__}; it must be a numpy array or something that speaks DLPack. "
-            "numpy.asarray() may turn it into one"
+            f"{what} is of type {type(value).__name__}; it must be a numpy array or something that speaks DLPack. {remedy}"
         )
     try:
         return np.from_dlpack(value)
