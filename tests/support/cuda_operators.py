@@ -14,14 +14,28 @@ import onnx
 from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
-from onnx.reference.ops.op_conv import Conv
+from onnx.reference.ops import op_conv
 
 Array = NDArray[Any]
 
 
 def _wide(array: Array) -> Array:
-    """In float32, and in C order: numpy's products of arrays in another order may differ by their last bits."""
-    return np.ascontiguousarray(array, np.float32)
+    return array.astype(np.float32)
+
+
+class Conv(OpRun):
+    """ONNX's own, summed in float64 and rounded once: what is summed in another order has the same float32."""
+
+    op_domain = ""
+
+    def _run(self, x: Array, w: Array, b: Array | None = None, **attributes: Any) -> tuple[Array]:
+        found = op_conv.Conv.eval(
+            x.astype(np.float64),
+            w.astype(np.float64),
+            None if b is None else b.astype(np.float64),
+            **{name: value for name, value in attributes.items() if value is not None},
+        )
+        return (found.astype(np.float32).astype(x.dtype),)
 
 
 class NhwcConv(OpRun):
@@ -30,13 +44,8 @@ class NhwcConv(OpRun):
     op_domain = "com.microsoft"
 
     def _run(self, x: Array, w: Array, b: Array | None = None, **attributes: Any) -> tuple[Array]:
-        first = Conv.eval(
-            _wide(x.transpose(0, 3, 1, 2)),
-            _wide(w.transpose(0, 3, 1, 2)),
-            None if b is None else _wide(b),
-            **{name: value for name, value in attributes.items() if value is not None},
-        )
-        return (np.ascontiguousarray(first.transpose(0, 2, 3, 1)).astype(x.dtype),)
+        (first,) = Conv._run(self, x.transpose(0, 3, 1, 2), w.transpose(0, 3, 1, 2), b, **attributes)  # type: ignore[arg-type]
+        return (np.ascontiguousarray(first.transpose(0, 2, 3, 1)),)
 
 
 def _group_norm(
@@ -80,4 +89,4 @@ class MultiHeadAttention(OpRun):
 def evaluator(model: Any) -> ReferenceEvaluator:
     """Runs ``model``, an ONNX model or the path of one, on the CPU."""
     given = onnx.load(model) if isinstance(model, Path) else model
-    return ReferenceEvaluator(given, new_ops=[NhwcConv, GroupNorm, MultiHeadAttention])
+    return ReferenceEvaluator(given, new_ops=[Conv, NhwcConv, GroupNorm, MultiHeadAttention])

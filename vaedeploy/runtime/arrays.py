@@ -35,9 +35,9 @@ def as_numpy(value: Any, what: str, error: type[InputError]) -> NDArray[Any]:
         return value
     if not hasattr(value, "__dlpack__"):
         file = isinstance(value, str | Path)
-        remedy = "Read the file first: an image with PIL.Image.open" if file else "numpy.asarray() may turn it into one"
         raise error(
-            f"{what} is of type {type(value).__name__}; it must be a numpy array or something that speaks DLPack. {remedy}"
+            f"{what} is of type {type(value).__name__}; it must be a numpy array or something that speaks DLPack. "
+            + ("Read the file first: an image with PIL.Image.open" if file else "numpy.asarray() may turn it into one")
         )
     try:
         return np.from_dlpack(value)
