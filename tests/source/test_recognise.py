@@ -94,7 +94,9 @@ def test_checkpoint_of_another_model_than_the_preset(
 ) -> None:
     # SDXL's preset, in the architecture of a small VAE.
     sdxl = msgspec.structs.replace(get_preset("sdxl"), config=DEMO.config)
-    small = msgspec.structs.replace(DEMO, name="small", latent=msgspec.structs.replace(DEMO.latent, scale=2, shift=0))
+    small = msgspec.structs.replace(
+        DEMO, name="small", latent=msgspec.structs.replace(DEMO.latent, scale=2.0, shift=0.0)
+    )
     extend_presets(monkeypatch, sdxl, small)
     inside = {f"first_stage_model.{name}": tensor.contiguous() for name, tensor in compvis(tensors).items()}
     file = tmp_path / "checkpoint.safetensors"
