@@ -1,7 +1,7 @@
 """Reference implementations of those of ONNX Runtime's own operators that have CUDA kernels and no CPU kernels.
 
-They compute in float32 and round once to the type of the first input, as those kernels do. Sources: the operators'
-schemas in ONNX Runtime (``contrib_defs``), and its CUDA kernels where these say nothing.
+They compute in float32, convolutions in float64, and round once to the type of the first input, as those kernels do.
+Sources: the operators' schemas in ONNX Runtime (``contrib_defs``), and its CUDA kernels where these say nothing.
 """
 
 from __future__ import annotations
@@ -23,19 +23,24 @@ def _wide(array: Array) -> Array:
     return array.astype(np.float32)
 
 
+def _convolution(x: Array, w: Array, b: Array | None, attributes: dict[str, Any]) -> Array:
+    """ONNX's own Conv, summed in float64 and rounded once: what is summed in another order has the same float32."""
+    found = op_conv.Conv.eval(
+        x.astype(np.float64),
+        w.astype(np.float64),
+        None if b is None else b.astype(np.float64),
+        **{name: value for name, value in attributes.items() if value is not None},
+    )
+    return found.astype(np.float32).astype(x.dtype)
+
+
 class Conv(OpRun):
-    """ONNX's own, summed in float64 and rounded once: what is summed in another order has the same float32."""
+    """In the place of ONNX's, so that both kinds of convolution are summed alike."""
 
     op_domain = ""
 
     def _run(self, x: Array, w: Array, b: Array | None = None, **attributes: Any) -> tuple[Array]:
-        found = op_conv.Conv.eval(
-            x.astype(np.float64),
-            w.astype(np.float64),
-            None if b is None else b.astype(np.float64),
-            **{name: value for name, value in attributes.items() if value is not None},
-        )
-        return (found.astype(np.float32).astype(x.dtype),)
+        return (_convolution(x, w, b, attributes),)
 
 
 class NhwcConv(OpRun):
@@ -44,7 +49,7 @@ class NhwcConv(OpRun):
     op_domain = "com.microsoft"
 
     def _run(self, x: Array, w: Array, b: Array | None = None, **attributes: Any) -> tuple[Array]:
-        (first,) = Conv._run(self, x.transpose(0, 3, 1, 2), w.transpose(0, 3, 1, 2), b, **attributes)  # type: ignore[arg-type]
+        first = _convolution(x.transpose(0, 3, 1, 2), w.transpose(0, 3, 1, 2), b, attributes)
         return (np.ascontiguousarray(first.transpose(0, 2, 3, 1)),)
 
 
