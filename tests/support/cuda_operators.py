@@ -14,7 +14,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
-from onnx.reference.ops import op_conv
+from onnx.reference.ops import op_conv, op_resize
 
 Array = NDArray[Any]
 
@@ -41,6 +41,15 @@ class Conv(OpRun):
 
     def _run(self, x: Array, w: Array, b: Array | None = None, **attributes: Any) -> tuple[Array]:
         return (_convolution(x, w, b, attributes),)
+
+
+class Resize(op_resize.Resize):
+    """ONNX's own, which in onnx 1.19 reads a ``roi`` that is empty, as older exporters write it for none."""
+
+    op_domain = ""
+
+    def _run(self, x: Array, roi: Array | None = None, *others: Any, **attributes: Any) -> tuple[Array]:
+        return super()._run(x, roi if roi is not None and roi.size else None, *others, **attributes)
 
 
 class NhwcConv(OpRun):
@@ -94,4 +103,4 @@ class MultiHeadAttention(OpRun):
 def evaluator(model: Any) -> ReferenceEvaluator:
     """Runs ``model``, an ONNX model or the path of one, on the CPU."""
     given = onnx.load(model) if isinstance(model, Path) else model
-    return ReferenceEvaluator(given, new_ops=[Conv, NhwcConv, GroupNorm, MultiHeadAttention])
+    return ReferenceEvaluator(given, new_ops=[Conv, Resize, NhwcConv, GroupNorm, MultiHeadAttention])
