@@ -52,6 +52,11 @@ class Server:
         pages = int(Path(f"/proc/{self._process.pid}/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGESIZE") / 1e6
 
+    def peak(self) -> float:
+        """The most that was resident so far, in MB."""
+        status = Path(f"/proc/{self._process.pid}/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e6
+
     def cpu(self) -> float:
         """Seconds of the processors' time that it and its processes have taken."""
         stats: dict[int, list[str]] = {}
@@ -132,7 +137,9 @@ def throughput(
     triton: bool,
     keep_memory: bool,
 ) -> dict[str, Any]:
-    """Items per second of direct calls by one thread and by as many as there are clients, and of the servers."""
+    """Items per second of direct calls by one thread and by as many as there are clients, and of the servers; how long
+    their clients wait for an answer, and the servers' memory.
+    """
     found: dict[str, Any] = {"side": side, "threads": threads, "requests of a turn": requests, "rounds": rounds}
     asked = () if threads is None else ("--threads", str(threads))
     asked += ("--keep-memory",) if keep_memory else ()
@@ -146,13 +153,16 @@ def throughput(
         body, headers = message(latent)
         for clients in clients_of:
             each = max(1, requests // clients)
+            waits: dict[str, list[float]] = {name: [] for name in servers}
 
-            def served(name: str, each: int = each) -> Callable[[int], None]:
+            def served(name: str, each: int = each, waits: dict[str, list[float]] = waits) -> Callable[[int], None]:
                 def work(_: int) -> None:
                     connection = servers[name].connection()  # one for a turn: servers end those that are idle
                     for _ in range(each):
+                        began = time.perf_counter()
                         if ask(connection, body, headers) != wanted:
                             raise RuntimeError("an answer differs from the runtime's")
+                        waits[name].append(time.perf_counter() - began)
 
                 return work
 
@@ -188,6 +198,8 @@ def throughput(
                 told[f"processors' ms for an item, {name}"] = [1000 * used / count for used in values]
             for name, values in own_cpu.items():
                 told[f"processors' ms for an item, {name}, the clients' share"] = [1000 * own / count for own in values]
+            told |= {f"s for an answer, {name}": values for name, values in waits.items()}
+            told |= {f"peak MB so far, {name}": [server.peak()] for name, server in servers.items()}
             found[f"{clients} clients"] = {name: spread(values) for name, values in told.items()}
             print(f"{clients} clients:", json.dumps(found[f"{clients} clients"]), flush=True)
     return found

@@ -49,9 +49,19 @@ def with_line(
     most: int = 8,
     delay: float = 0.0,
     longest: int = 64,
+    large_calls: int = 1,
 ) -> None:
+    """is_large: a request of a width of 3 or more."""
     vae = Vae()
-    line = Line(vae.compute, calls=calls, most=most, delay=delay, longest=longest)
+    line = Line(
+        vae.compute,
+        calls=calls,
+        most=most,
+        delay=delay,
+        longest=longest,
+        is_large=lambda part, array: array.shape[1] >= 3,
+        large_calls=large_calls,
+    )
 
     async def run() -> None:
         try:
@@ -157,6 +167,35 @@ def test_without_joining_calls_run_side_by_side():
         assert vae.most_at_once == 3
 
     with_line(work, calls=3, most=1, delay=3600)
+
+
+@pytest.mark.parametrize(("large_calls", "at_once"), [(1, [0, 3, 4]), (2, [0, 1, 3, 4])])
+def test_large_calls_take_turns_and_small_ones_pass_them(large_calls: int, at_once: list[int]):
+    async def work(line: Line, vae: Vae) -> None:
+        given = [items(number, width=3 + number) for number in range(3)] + [items(3), items(4)]
+        waiting = [ask(line, array) for array in given]
+        await started(vae, len(at_once))
+        assert (line.running, line.waiting) == (len(at_once), 5 - len(at_once))
+        assert sorted(number for (number,) in vae.calls) == at_once
+        vae.go.set()
+        await asyncio.gather(*waiting)
+        large = [number for (number,) in vae.calls if number < 3]
+        assert sorted(large) == [0, 1, 2]
+        assert large_calls > 1 or large == [0, 1, 2]  # the one that waited longest first
+        assert (line.running, line.waiting) == (0, 0)
+
+    with_line(work, calls=8, most=1, large_calls=large_calls)
+
+
+def test_a_large_call_that_fails_gives_its_turn_to_the_next():
+    async def work(line: Line, vae: Vae) -> None:
+        vae.go.set()
+        done = await asyncio.gather(
+            ask(line, items(np.nan, width=3)), ask(line, items(1, width=3)), return_exceptions=True
+        )
+        assert [type(result) for result in done] == [LatentError, Computed]
+
+    with_line(work, calls=8, most=1)
 
 
 def test_one_client_keeps_one_thread_busy():

@@ -21,6 +21,7 @@ from vaedeploy.runtime.dispatch import Dispatch
 from vaedeploy.runtime.rows.budget import Budget
 from vaedeploy.runtime.rows.session import MemoryPlan
 from vaedeploy.runtime.unverified import warn_of_unverified
+from vaedeploy.system.machine import usable_cores
 from vaedeploy.system.progress import Progress, silent
 from vaedeploy.values.kinds import Part, Precision
 from vaedeploy.values.latent import LatentSpec, Limits
@@ -106,6 +107,7 @@ class VAE(ArrayCalls):
         except InputError:
             bundle.release()
             raise
+        self._threads = threads
         self._place = bundle.path.absolute()  # now, since the process may change its folder later
         given: dict[str, Any] = {
             "backend": backend,
@@ -162,6 +164,11 @@ class VAE(ArrayCalls):
     def device(self) -> int:
         """The number of the CUDA device that backends on a GPU use."""
         return self._device
+
+    @property
+    def threads(self) -> int:
+        """How many CPU threads one call uses."""
+        return self._threads or usable_cores()
 
     @property
     def limits(self) -> Limits:

@@ -1,8 +1,8 @@
 """Requests in line for a VAE: which of them go into a call together, and when.
 
 On a GPU, requests of one size are joined; of the sizes that are ripe (full, or waiting for longer than the delay) the
-one goes first that waited longest. On a CPU each request is a call, and as many calls run side by side as there are
-cores. Everything here but the calls themselves happens on the thread of the event loop.
+one goes first that waited longest. On a CPU each request is a call, and several run side by side; but large calls take
+turns. Everything here but the calls themselves happens on the thread of the event loop.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Computed:
 @dataclass(eq=False)
 class Job:
     """A request in line. array: its items along the first axis. since: when it joined the line, in seconds of
-    ``monotonic``.
+    ``monotonic``. large: whether its call is one of those that take turns.
     """
 
     part: Part
@@ -48,6 +48,7 @@ class Job:
     outputs: tuple[str, ...]
     since: float
     result: asyncio.Future[Computed]
+    large: bool
 
     @property
     def items(self) -> int:
@@ -56,7 +57,7 @@ class Job:
     @property
     def key(self) -> object:
         """Equal for requests that may be joined."""
-        return self.part, self.array.dtype, self.array.shape[1:], self.outputs
+        return self.part, self.array.dtype, self.array.shape[1:], self.outputs, self.large
 
 
 class Call(NamedTuple):
@@ -73,8 +74,9 @@ class Line:
     """The requests that wait for one VAE.
 
     calls: how many run at once. most: the items of a joined call; 1 joins nothing. delay: seconds that a request waits
-    for others. longest: how many requests wait. told: is called after each call with the half, its items, its requests
-    and its seconds.
+    for others. longest: how many requests wait. is_large, large_calls: which requests are large, and how many of the
+    calls may be for one; while these run, other large requests wait, and small ones pass them. told: is called after
+    each call with the half, its items, its requests and its seconds.
     """
 
     def __init__(
@@ -85,9 +87,12 @@ class Line:
         most: int,
         delay: float,
         longest: int,
+        is_large: Callable[[Part, NDArray[Any]], bool] = lambda *_: False,
+        large_calls: int = 1,
         told: Callable[[Part, int, int, float], None] = lambda *_: None,
     ) -> None:
         self._compute, self._most, self._delay, self._longest, self._told = compute, most, delay, longest, told
+        self._is_large, self._large_calls, self._large_running = is_large, large_calls, 0
         self.calls = calls
         self._threads = [ThreadPoolExecutor(1, f"vaedeploy-serve-{number}") for number in range(calls)]
         self._free = self._threads[::-1]
@@ -121,7 +126,7 @@ class Line:
         """
         self.check()
         result: asyncio.Future[Computed] = asyncio.get_running_loop().create_future()
-        job = Job(part, array, tuple(outputs), monotonic(), result)
+        job = Job(part, array, tuple(outputs), monotonic(), result, self._is_large(part, array))
         result.add_done_callback(lambda _: self._leave(job))
         self._waiting.setdefault(job.key, deque()).append(job)
         self._start()
@@ -145,6 +150,7 @@ class Line:
             # The thread that was busy last: glibc keeps freed memory for the thread that took it, and all threads in
             # turn would take new memory from the system, call for call.
             thread = self._free.pop()
+            self._large_running += jobs[0].large
             thread.submit(self._work, jobs, thread, asyncio.get_running_loop())
 
     def _work(self, jobs: list[Job], thread: ThreadPoolExecutor, loop: asyncio.AbstractEventLoop) -> None:
@@ -161,19 +167,21 @@ class Line:
     def _ended(self, thread: ThreadPoolExecutor, calls: Sequence[Call]) -> None:
         for call in calls:
             self._share_out(call)
+        self._large_running -= calls[0].jobs[0].large
         self._free.append(thread)
         self._start()
 
     def _next(self) -> list[Job]:
-        """The requests of the next call, taken out of the line; none where all are to wait for others to join."""
+        """The requests of the next call, taken out of the line; none where all wait for others or for their turn."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if not self._waiting:
+        may_run = [jobs for jobs in self._waiting.values() if self._may_run(jobs[0])]
+        if not may_run:
             return []
-        oldest = min(self._waiting.values(), key=lambda jobs: jobs[0].since)
+        oldest = min(may_run, key=lambda jobs: jobs[0].since)
         now = monotonic()
-        ripe = [jobs for jobs in self._waiting.values() if self._is_ripe(jobs, now)]
+        ripe = [jobs for jobs in may_run if self._is_ripe(jobs, now)]
         if not ripe:
             wait = oldest[0].since + self._delay - now
             self._timer = asyncio.get_running_loop().call_later(wait, self._start)
@@ -184,6 +192,9 @@ class Line:
         if not chosen:
             del self._waiting[key]
         return taken
+
+    def _may_run(self, job: Job) -> bool:
+        return not job.large or self._large_running < self._large_calls
 
     def _is_ripe(self, jobs: deque[Job], now: float) -> bool:
         return self._most == 1 or now >= jobs[0].since + self._delay or sum(job.items for job in jobs) >= self._most

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -25,9 +26,17 @@ from vaedeploy.values.kinds import PARTS, Part
 from vaedeploy.values.served import NAME, model_name
 
 CALLS_ON_CPU = 8
-"""Calls that run at once on a CPU of fewer cores: on two cores an image takes a fifth less of the processors' time than
-with two calls, since ONNX Runtime's threads wait less for work, and a small image does not wait for two large ones.
+"""Calls that run at once on a CPU of fewer cores: on two cores a small image takes a fifth less of the processors' time
+than with two calls, since ONNX Runtime's threads wait less for work, and it does not wait for a large one.
 """
+
+LARGE = 256 * 256
+"""Pixels of a large call, which keeps the cores busy by itself: on two cores, eight of this size at once are slower
+than one after the other, and take the memory of eight.
+"""
+
+CORES_OF_A_LARGE_CALL = 8
+"""Cores that a large call keeps busy at most. Assumed: throughput was measured on two cores alone."""
 
 CALLS_ON_GPU = 2
 """Calls that run at once on a GPU: while one computes, the arrays of the other are copied."""
@@ -111,9 +120,7 @@ class Model:
                 f"the batch has {len(array)} items; this server takes at most {settings.max_batch} (--max-batch). Send "
                 "them in several requests"
             )
-        axes = spatial_axes(self.inputs[0] if self.part == "decoder" else _form(array.dtype))
-        factor = self.vae.latent.factor if self.part == "decoder" else 1
-        height, width = (array.shape[axis] * factor for axis in axes)
+        height, width = image_size(self.vae, self.part, array)
         gives = self.interface.gives(len(array), height, width)
         size = sum(gives[name].size for name in outputs)
         if size > settings.max_body:
@@ -131,6 +138,14 @@ class Model:
             check_image(array, self.vae.latent.image_channels)
 
 
+def image_size(vae: VAE, part: Part, array: NDArray[Any]) -> tuple[int, int]:
+    """Height and width in pixels of the images that ``array`` has, or whose latents. array: has four axes."""
+    axes = spatial_axes(vae.manifest.interface(part).input if part == "decoder" else _form(array.dtype))
+    factor = vae.latent.factor if part == "decoder" else 1
+    height, width = (array.shape[axis] * factor for axis in axes)
+    return height, width
+
+
 def _form(dtype: np.dtype[Any]) -> str:
     return "image_u8" if dtype == np.uint8 else "image"
 
@@ -146,6 +161,9 @@ def make_models(vaes: Mapping[str, VAE], settings: Settings, metrics: Metrics) -
             metrics.joined.observe(requests, model)
             metrics.computed.observe(seconds, model)
 
+        def is_large(part: Part, array: NDArray[Any], vae: VAE = vae) -> bool:
+            return not vae.on_gpu and len(array) * math.prod(image_size(vae, part, array)) >= LARGE
+
         joins = vae.on_gpu if settings.joins is None else settings.joins
         line = Line(
             vae.compute,
@@ -153,6 +171,8 @@ def make_models(vaes: Mapping[str, VAE], settings: Settings, metrics: Metrics) -
             most=settings.max_batch if joins else 1,
             delay=settings.max_delay,
             longest=settings.max_queue,
+            is_large=is_large,
+            large_calls=max(1, usable_cores() // min(vae.threads, CORES_OF_A_LARGE_CALL)),
             told=told,
         )
         for part in PARTS:
