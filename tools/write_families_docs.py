@@ -29,8 +29,7 @@ A family is a class of diffusers' autoencoders that vaedeploy loads by its `conf
 
 ## What is loaded
 
-Latents are as the diffusion model sees them: channels at a part of the image's size. The last column is the first
-version of diffusers that has the class.
+Latents are as the diffusion model sees them: channels at a part of the image's size.
 """
 
 REFUSALS = """
@@ -105,12 +104,12 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def loaded() -> str:
     rows = []
-    for name, family in FAMILIES.items():
+    for name in FAMILIES:
         own = [preset for preset in presets().values() if preset.config.class_name == name]
         latents = dict.fromkeys(f"{p.latent_shape.channels} at 1/{p.latent_shape.factor}" for p in own)
         named = ", ".join(f"`{preset.name}`" for preset in own)
-        rows.append([f"`{name}`", named or "–", ", ".join(latents) or "–", family.since])
-    return table(["class", "presets", "latents", "diffusers"], rows)
+        rows.append([f"`{name}`", named or "–", ", ".join(latents) or "–"])
+    return table(["class", "presets", "latents"], rows)
 
 
 def refused() -> str:

@@ -31,7 +31,7 @@ from vaedeploy.source import load_reference
 from vaedeploy.source.families import FAMILIES, REFUSED
 from vaedeploy.source.family import DESCRIBES, Architecture
 from vaedeploy.source.network import build, tensor_shapes
-from vaedeploy.system.installs import pip_install
+from vaedeploy.system.installs import install_command
 from vaedeploy.values.kinds import Part
 from vaedeploy.values.latent import LatentSpec
 from vaedeploy.verify.shapes import verification_shapes
@@ -248,8 +248,8 @@ def test_diffusers_that_is_too_old_for_a_family(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(WeightsError) as error:
         tensor_shapes(FAMILIES["AutoencoderKLFlux2"].read(config))
     assert str(error.value) == (
-        f"diffusers {diffusers.__version__} has no AutoencoderKLFlux2; it came with version 0.36. Run: "
-        f"{pip_install()} --upgrade diffusers"
+        f"diffusers {diffusers.__version__} has no AutoencoderKLFlux2; it is older than vaedeploy needs it. Run: "
+        f"{install_command('export')}"
     )
 
 

@@ -90,8 +90,8 @@ def serve(bundles: tuple[str, ...], max_delay: float, warm_up: Any, **options: A
 
     Each bundle is two models of the Open Inference Protocol (KServe v2), NAME-encode and NAME-decode, for clients such
     as tritonclient. NAME is what the bundle calls its VAE, unless another is given. /v1/encode and /v1/decode take and
-    give files, for curl. On a CPU small requests are computed side by side and large ones in turns; on a GPU those of one size are
-    joined.
+    give files, for curl. On a CPU small requests are computed side by side, and large ones in turns; on a GPU those of
+    one size are joined.
 
     The server asks nobody who they are: it listens on this machine alone, unless --host says otherwise, and belongs
     behind a proxy then. It writes a line of JSON for each request to stdout. SIGTERM and Ctrl-C stop it after what is

@@ -87,13 +87,12 @@ class Family(Protocol[A]):
 
     A family subclasses this, and imports PyTorch and diffusers inside of ``blank`` and ``halves`` alone.
 
-    class_name: as ``_class_name`` of a ``config.json`` says it. since: the first version of diffusers that has it.
+    class_name: as ``_class_name`` of a ``config.json`` says it.
     contract_tensors: names of tensors that only state the latent contract. A file may lack them: ``statement`` then
     says what is missing.
     """
 
     class_name: str
-    since: str
     contract_tensors: frozenset[str] = frozenset()
 
     def read(self, raw: Mapping[str, Any]) -> A:

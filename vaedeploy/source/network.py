@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vaedeploy.errors import WeightsError
 from vaedeploy.source.families import family_of
 from vaedeploy.source.family import Architecture
-from vaedeploy.system.installs import pip_install, version_of
+from vaedeploy.system.installs import install_command, version_of
 from vaedeploy.system.text import shown
 
 
@@ -87,8 +87,8 @@ def _blank(architecture: Architecture) -> nn.Module:
             return family.blank(architecture)
     except ImportError as error:
         raise WeightsError(
-            f"diffusers {version_of('diffusers')} has no {family.class_name}; it came with version {family.since}. "
-            f"Run: {pip_install()} --upgrade diffusers"
+            f"diffusers {version_of('diffusers')} has no {family.class_name}; it is older than vaedeploy needs it. "
+            f"Run: {install_command('export')}"
         ) from error
     except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
         article = "an" if family.class_name.startswith("A") else "a"

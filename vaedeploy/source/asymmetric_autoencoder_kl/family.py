@@ -19,7 +19,6 @@ class AsymmetricFamily(Family[Architecture]):
     """The larger decoders for inpainting with Stable Diffusion 1.5, which decode without a mask here."""
 
     class_name = Architecture.class_name
-    since = "0.35"
 
     def read(self, raw: Mapping[str, Any]) -> Architecture:
         architecture = read_fields(raw, Architecture)

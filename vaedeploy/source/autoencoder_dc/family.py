@@ -25,7 +25,6 @@ class AutoencoderDCFamily(Family[Architecture]):
     """The deep-compression autoencoders of SANA and its kin."""
 
     class_name = Architecture.class_name
-    since = "0.35"
 
     def read(self, raw: Mapping[str, Any]) -> Architecture:
         architecture = read_fields(raw, Architecture)

@@ -19,7 +19,6 @@ class AutoencoderKLFamily(Family[Architecture]):
     """The VAE of Stable Diffusion 1 to 3, SDXL, FLUX.1, and of many that followed."""
 
     class_name = Architecture.class_name
-    since = "0.35"
 
     def read(self, raw: Mapping[str, Any]) -> Architecture:
         architecture = read_fields(raw, Architecture)

@@ -24,7 +24,6 @@ class AutoencoderKLFlux2Family(Family[Architecture]):
     """The VAE of FLUX.2, ERNIE-Image, Ideogram 4 and FIBO 2."""
 
     class_name = Architecture.class_name
-    since = "0.36"
     contract_tensors = frozenset({MEAN, VARIANCE})
 
     def read(self, raw: Mapping[str, Any]) -> Architecture:

@@ -20,7 +20,6 @@ class AutoencoderKLHunyuanImageFamily(Family[Architecture]):
     """The VAE of HunyuanImage 2.1."""
 
     class_name = Architecture.class_name
-    since = "0.36"
 
     def read(self, raw: Mapping[str, Any]) -> Architecture:
         architecture = read_fields(raw, Architecture)

@@ -19,7 +19,6 @@ class AutoencoderKLKVAEFamily(Family[Architecture]):
     """KVAE 2D of the Kandinsky lab. Neither its class nor a pipeline of diffusers states a scale."""
 
     class_name = Architecture.class_name
-    since = "0.38"
 
     def read(self, raw: Mapping[str, Any]) -> Architecture:
         architecture = read_fields(raw, Architecture)

@@ -18,7 +18,6 @@ class TemporalDecoderFamily(Family[Architecture]):
     """The VAE of Stable Video Diffusion: each image is a video of one frame."""
 
     class_name = Architecture.class_name
-    since = "0.35"
 
     def read(self, raw: Mapping[str, Any]) -> Architecture:
         architecture = read_fields(raw, Architecture)

@@ -63,7 +63,6 @@ class WanFamily(_OneFrame[Wan]):
     """The VAEs of Wan 2.1 and 2.2, and of models that take them for images: one frame."""
 
     class_name = Wan.class_name
-    since = "0.35"
     architecture = Wan
 
 
@@ -71,7 +70,6 @@ class QwenImageFamily(_OneFrame[QwenImage]):
     """The VAE of Qwen-Image, Qwen-Image-Edit, Krea 2, and with opacity that of Qwen-Image-Layered: one frame."""
 
     class_name = QwenImage.class_name
-    since = "0.35"
     architecture = QwenImage
 
 
@@ -79,7 +77,6 @@ class QwenImage21Family(_OneFrame[QwenImage21]):
     """The VAE of Qwen-Image 2.1, whose images have a fourth channel of opacity."""
 
     class_name = QwenImage21.class_name
-    since = "0.42"
     architecture = QwenImage21
 
     def blank(self, architecture: QwenImage21) -> nn.Module:

@@ -24,7 +24,6 @@ class AutoencoderTinyFamily(Family[Architecture]):
     """TAESD and the like, which show what a diffusion model is at before the full VAE does; DreamLite's only VAE."""
 
     class_name = Architecture.class_name
-    since = "0.35"
 
     def read(self, raw: Mapping[str, Any]) -> Architecture:
         architecture = read_fields(raw, Architecture)

@@ -20,7 +20,6 @@ class PaellaFamily(Family[Architecture]):
     """The VQ-VAE of Stable Cascade and Würstchen, decoded without its codebook, as their pipelines do."""
 
     class_name = Architecture.class_name
-    since = "0.35"
 
     def read(self, raw: Mapping[str, Any]) -> Architecture:
         architecture = read_fields(raw, Architecture)

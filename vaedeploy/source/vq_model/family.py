@@ -20,7 +20,6 @@ class VQModelFamily(Family[Architecture]):
     """The MoVQ of Kandinsky. Other models of the class look latents up in a codebook, and are refused."""
 
     class_name = Architecture.class_name
-    since = "0.35"
 
     def read(self, raw: Mapping[str, Any]) -> Architecture:
         architecture = read_fields(raw, Architecture)
