@@ -138,8 +138,9 @@ def test_export_verify_and_fail(vaedeploy, small_vae, tmp_path, monkeypatch):
     assert (ended.code, ended.out) == (0, "small\n"), ended.err
     assert "Exporting to ONNX ..." in ended.err
     assert "Error" not in ended.err
-    *lines, last = ended.err.splitlines()
-    assert last == "To see its images beside PyTorch's, run: vaedeploy verify small --report report"
+    *lines, page, look = ended.err.splitlines()
+    assert page == "To see its images beside PyTorch's, run: vaedeploy verify small --report report"
+    assert look == "To see what it makes of your pictures, run: vaedeploy look small IMAGE... -o look"
     cases = Bundle.open("small").manifest.verification.cases
     verdict = rf"verified: {cases} cases against PyTorch in float64; at worst: relative error [\d.e-]+, largest .*"
     assert re.fullmatch(verdict, lines.pop())
