@@ -327,7 +327,25 @@ def test_what_can_be_seen_through_is_refused_by_a_vae_of_rgb_images(vaedeploy, b
     Image.new("RGBA", (24, 16), (1, 2, 3, 100)).save(tmp_path / "a.png")
     ended = vaedeploy("encode", bundle, tmp_path / "a.png", "-o", tmp_path / "a.safetensors")
     assert ended.code == 2
-    assert "has transparent pixels, whose colour depends on what is behind. Flatten it onto a background" in ended.err
+    assert (
+        "has transparent pixels, whose colour depends on what is behind. Say it with --background, such as" in ended.err
+    )
+
+
+def test_what_can_be_seen_through_is_encoded_in_front_of_a_background(vaedeploy, bundle, tmp_path):
+    Image.new("RGBA", (24, 16), (0, 0, 0, 51)).save(tmp_path / "a.png")
+    Image.new("RGB", (24, 16), (0, 204, 0)).save(tmp_path / "b.png")
+    for name in ("a", "b"):
+        made = tmp_path / f"{name}.safetensors"
+        assert vaedeploy("encode", bundle, tmp_path / f"{name}.png", "-o", made, "--background", "lime").code == 0
+    np.testing.assert_array_equal(*(read_latent(tmp_path / f"{name}.safetensors").latent for name in ("a", "b")))
+
+
+def test_a_vae_of_images_with_opacity_takes_no_background(vaedeploy, rgba, tmp_path):
+    made = tmp_path / "a.safetensors"
+    ended = vaedeploy("encode", rgba, photo(tmp_path / "a.png"), "-o", made, "--background", "white")
+    told = "Error: background is for VAEs of RGB images, and images have opacity here; leave it out\n"
+    assert (ended.code, ended.err, made.exists()) == (2, told, False)
 
 
 @pytest.mark.filterwarnings("default")

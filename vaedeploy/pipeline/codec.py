@@ -21,7 +21,7 @@ from vaedeploy.images.files import (
     write_image,
 )
 from vaedeploy.images.latents import LatentFile, read_latent, write_latent
-from vaedeploy.images.opacity import has_opacity, with_opacity
+from vaedeploy.images.opacity import Color, check_background, flattened, has_opacity, with_opacity
 from vaedeploy.runtime import VAE
 from vaedeploy.system.atomic import check_place, clear_drafts, transient_folder
 from vaedeploy.system.oserrors import reason
@@ -69,7 +69,15 @@ class Converted:
 
 
 def encode_files(
-    vae: VAE, source: Path, out: Path, *, sample: bool, seed: int | None, pad: bool, progress: Progress = silent
+    vae: VAE,
+    source: Path,
+    out: Path,
+    *,
+    sample: bool,
+    seed: int | None,
+    pad: bool,
+    background: Color | None = None,
+    progress: Progress = silent,
 ) -> Converted:
     """Encode an image file to the latent file ``out``, or a folder's images to latent files in the folder ``out``.
 
@@ -79,25 +87,29 @@ def encode_files(
     vae, sample, seed, pad: see ``VAE.encode``. With ``sample``, each image draws from ``seed`` anew, so that its latent
         does not depend on which other images are in the folder.
     source: an image file, or a folder. out: a name that ends in .safetensors, or a folder, which is made if need be.
+    background: what is behind transparent images, RGB, 0 to 255. A VAE of RGBA images has no use for it.
     progress: is told of each file with its size, and how many are done, see ``Progress``.
 
     A VAE of RGBA images is given images without an alpha channel as opaque ones, and the log says so once. One of RGB
-    images refuses those that can be seen through (ImageError).
+    images refuses those that can be seen through, without a ``background`` (ImageError).
 
     Where ``source`` is a file, its failure is raised (any VaedeployError). In a folder the other files are still
-    converted, and the failures are returned. Raises InputError for a folder without images, and OutputError for an
-    ``out`` that cannot be written to.
+    converted, and the failures are returned. Raises InputError for a folder without images and for a ``background``
+    without use, and OutputError for an ``out`` that cannot be written to.
     """
     vae_info = vae.manifest.vae
     rgba = vae.latent.image_channels == RGBA
+    check_background(background, rgba)
     said = False
 
     def encode(file: Path, target: Path) -> None:
         nonlocal said
         if file.suffix == LATENT:
             raise ImageError(f"{file} is no image: {LATENT} files hold latents, which vaedeploy decode takes")
-        image = read_image(file, opacity=rgba)
-        if rgba and not has_opacity(image):
+        image = read_image(file, opacity=True)
+        if not rgba:
+            image = flattened(image, background, file)
+        elif not has_opacity(image):
             image = with_opacity(image)
             if not said:
                 log.warning("%s has no alpha channel; it and all others like it are encoded as opaque", file)

@@ -21,8 +21,8 @@ MOST_NAMED = 3
 """How many presets are named that may be meant by a name that is unknown."""
 
 LEAST_SHARE = 0.75
-"""The share of a name's letters that words about a preset must have, for that preset to be meant by it. ``my-vae``, with
-a word that most presets have, has less.
+"""The share of a name's letters that words about a preset must have, for that preset to be meant by it. Of ``my-vae``
+they have less: most presets have that word.
 """
 
 
