@@ -20,7 +20,11 @@ from vaedeploy.runtime import VAE
 
 
 def again(bundle: Bundle) -> str:
-    return f"Export it again: vaedeploy export sd15 --weights random:0 --out {bundle.path} --force"
+    return (
+        f"Export it again: vaedeploy export sd15 --weights random:0 --out {bundle.path} --force. "
+        "If it came from elsewhere, copy it from there again; where that is the hub, run: "
+        f"vaedeploy pull OWNER/NAME --out {bundle.path} --force"
+    )
 
 
 # Making one

@@ -19,6 +19,7 @@ from places import ROOT
 from tiny_bundle import FAILED
 
 from vaedeploy.bundle import Bundle
+from vaedeploy.bundle.address import fetch_again
 from vaedeploy.bundle.encoding import BLANK, decode_manifest, encode_manifest, path_fault
 from vaedeploy.bundle.engines import engine_faults
 from vaedeploy.bundle.golden import decode_golden
@@ -52,7 +53,7 @@ def test_other_format_versions_are_refused(bundle: Bundle, version: int, advice:
 def cannot_be_used(bundle: Bundle, why: str) -> str:
     return (
         f"bundle {bundle.path}: bundle.json cannot be used: {why}. "
-        f"Export it again: vaedeploy export NAME --out {bundle.path} --force"
+        f"Export it again: vaedeploy export NAME --out {bundle.path} --force. {fetch_again(bundle.path)}"
     )
 
 

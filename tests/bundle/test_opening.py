@@ -15,6 +15,7 @@ from command_line import Ended
 from tiny_bundle import FAILED, tiny_bundle
 
 from vaedeploy.bundle import Bundle, check_bundle, edit_bundle
+from vaedeploy.bundle.address import fetch_again
 from vaedeploy.bundle.encoding import decode_manifest
 from vaedeploy.bundle.engines import check_engine
 from vaedeploy.bundle.manifest import Manifest
@@ -79,7 +80,7 @@ def test_altered_manifest_is_told(bundle: Bundle) -> None:
     assert str(caught.value).startswith(f"bundle {bundle.path}: bundle.json is altered: its sha256 is ")
     assert str(caught.value).endswith(
         f" where its seal says {bundle.manifest.seal}. Export it again: vaedeploy export NAME --out "
-        f"{bundle.path} --force"
+        f"{bundle.path} --force. {fetch_again(bundle.path)}"
     )
 
 

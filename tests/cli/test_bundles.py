@@ -8,15 +8,19 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from unittest.mock import ANY
 
+import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import save_file
 from tiny_bundle import tiny_bundle
 
 from vaedeploy.bundle import Bundle, edit_bundle
 from vaedeploy.bundle.golden import NAME as GOLDEN
 from vaedeploy.bundle.golden import decode_golden, encode_golden
+from vaedeploy.images.latents import LatentFile, write_latent
 
 pytestmark = pytest.mark.usefixtures("verified_smaller")
 
@@ -104,18 +108,34 @@ def test_a_missing_bundle(vaedeploy, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["compare", "a", "{}", "--images", "p"], "Pictures for --images go into one folder."),
-        (["inspect", "{}"], "which is a folder."),
-        (["look", "{}", "{}", "-o", "page"], "which is a folder."),
+        (
+            ["compare", "a", "b.png", "--images", "p"],
+            "Pictures for --images go into one folder. Run: vaedeploy compare BUNDLE BUNDLE... --images DIR|FILE",
+        ),
+        (["inspect", "b.png"], "Run: vaedeploy inspect BUNDLE"),
+        (["look", "b.png", "a", "-o", "page"], "Run: vaedeploy look BUNDLE IMAGE... -o DIR"),
+        (["encode", "b.png", "a", "-o", "c.safetensors"], "Run: vaedeploy encode BUNDLE IMAGE -o LATENT"),
+        (["decode", "b.safetensors", "a", "-o", "c.png"], "Run: vaedeploy decode BUNDLE LATENT -o IMAGE"),
+        (["serve", "a", "b.png"], "Run: vaedeploy serve [NAME=]BUNDLE..."),
+        (["serve", "name=b.png"], "Run: vaedeploy serve [NAME=]BUNDLE..."),
     ],
 )
-def test_a_picture_in_a_bundle_s_place(vaedeploy, tmp_path, arguments, told):
-    (tmp_path / "b.png").touch()
-    (tmp_path / "a").mkdir()
-    ended = vaedeploy(*(word.format(tmp_path / "b.png") for word in arguments))
+def test_a_picture_or_a_latent_file_in_a_bundle_s_place(vaedeploy, tmp_path, monkeypatch, arguments, told):
+    monkeypatch.chdir(tmp_path)
+    Path("b.png").touch()
+    write_latent("b.safetensors", LatentFile(np.zeros((1, 2, 4, 4), np.float32)))
+    Path("a").mkdir()
+    ended = vaedeploy(*arguments)
     assert (ended.code, ended.out) == (2, "")
-    assert f"Error: {tmp_path / 'b.png'} is a picture, and stands where a bundle is wanted" in ended.err
-    assert ended.err.endswith(f"{told}\n")
+    what = "b.safetensors is a latent file" if "b.safetensors" in arguments else "b.png is a picture"
+    assert ended.err == f"Error: {what}, and stands where a bundle is wanted, which is a folder. {told}\n"
+
+
+def test_weights_in_a_bundle_s_place_are_no_latent_file(vaedeploy, tmp_path):
+    weights = tmp_path / "a.safetensors"
+    save_file({"weight": np.zeros(1, np.float32)}, weights)
+    told = f"Error: {weights} is a file; a bundle is a folder with a bundle.json in it."
+    assert vaedeploy("inspect", weights).err.startswith(told)
 
 
 @pytest.mark.parametrize("arguments", [["inspect", "demo"], ["compare", "demo", "mse840k", "--images", "."]])
@@ -138,8 +158,9 @@ def test_export_verify_and_fail(vaedeploy, small_vae, tmp_path, monkeypatch):
     assert (ended.code, ended.out) == (0, "small\n"), ended.err
     assert "Exporting to ONNX ..." in ended.err
     assert "Error" not in ended.err
-    *lines, last = ended.err.splitlines()
-    assert last == "To see its images beside PyTorch's, run: vaedeploy verify small --report report"
+    *lines, page, look = ended.err.splitlines()
+    assert page == "To see its images beside PyTorch's, run: vaedeploy verify small --report report"
+    assert look == "To see what it makes of your pictures, run: vaedeploy look small IMAGE... -o look"
     cases = Bundle.open("small").manifest.verification.cases
     verdict = rf"verified: {cases} cases against PyTorch in float64; at worst: relative error [\d.e-]+, largest .*"
     assert re.fullmatch(verdict, lines.pop())

@@ -14,7 +14,9 @@ from tiny_bundle import tiny_bundle
 
 from vaedeploy.images.files import read_image
 from vaedeploy.images.latents import LatentFile, read_latent, write_latent
+from vaedeploy.pipeline.codec import decode_files, encode_files
 from vaedeploy.runtime import VAE
+from vaedeploy.system.progress import UNMEASURED
 from vaedeploy.values.latent import LatentSpec
 
 
@@ -33,13 +35,34 @@ def test_encode_then_decode_is_what_the_runtime_gives(vaedeploy, bundle, tmp_pat
     latent, decoded = tmp_path / "a.safetensors", tmp_path / "decoded.png"
     ended = vaedeploy("encode", bundle, picture, "-o", latent)
     assert (ended.code, ended.out) == (0, f"{latent}\n")
-    assert ended.err.startswith(f"Encoding {picture} ...\nEncoding {picture}: done in ")
+    assert ended.err.startswith("Encoding a.png, 16x24 ...\nEncoding a.png, 16x24: done in ")
     assert vaedeploy("decode", bundle, latent, "-o", decoded).out == f"{decoded}\n"
     with VAE(bundle) as vae:
         expected = vae.encode(read_image(picture))
         np.testing.assert_array_equal(read_latent(latent).latent, expected)
         np.testing.assert_array_equal(read_image(decoded), vae.decode(expected)[0])
         assert read_latent(latent).vae_identity == vae.manifest.vae.identity
+
+
+def test_each_file_of_a_folder_is_told_with_its_size_while_it_is_computed(bundle, tmp_path):
+    for name, height in (("a.png", 16), ("b.png", 18)):
+        photo(tmp_path / "in" / name, height)
+    said: list[tuple[str, float, float]] = []
+
+    def tell(*step):
+        said.append(step)
+
+    with VAE(bundle) as vae:
+        encode_files(vae, tmp_path / "in", tmp_path / "out", sample=False, seed=None, pad=True, progress=tell).check()
+        decode_files(vae, tmp_path / "out", tmp_path / "images", progress=tell).check()
+    for doing, folder, suffix in (("Encoding", "in", "png"), ("Decoding", "out", "safetensors")):
+        first, second = (
+            [(f"{file}.{suffix}, {size}", done, UNMEASURED) for done in (0, UNMEASURED)]
+            for file, size in (("a", "16x24"), ("b", "18x24"))
+        )
+        none, one, both = ((f"{doing} {tmp_path / folder}", done, 2) for done in range(3))
+        assert said[:7] == [none, *first, one, *second, both]
+        del said[:7]
 
 
 def test_a_size_that_is_not_a_multiple_is_refused_without_pad(vaedeploy, bundle, tmp_path):
@@ -185,8 +208,7 @@ def test_bad_places_and_files(vaedeploy, bundle, tmp_path, monkeypatch, argument
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     ended = vaedeploy(*[a.format(bundle=bundle) for a in arguments])
     assert (ended.code, ended.out) == (2, "")
-    told = ("Error: ", "Decoding two.safetensors ...", "Decoding a.png ...", "Encoding one.safetensors ...")
-    assert ended.err.startswith(told)  # before the work, where it can be known
+    assert ended.err.startswith("Error: ")  # before the work
     assert message.replace("/", os.sep) in ended.err
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
 
@@ -305,7 +327,25 @@ def test_what_can_be_seen_through_is_refused_by_a_vae_of_rgb_images(vaedeploy, b
     Image.new("RGBA", (24, 16), (1, 2, 3, 100)).save(tmp_path / "a.png")
     ended = vaedeploy("encode", bundle, tmp_path / "a.png", "-o", tmp_path / "a.safetensors")
     assert ended.code == 2
-    assert "has transparent pixels, whose colour depends on what is behind. Flatten it onto a background" in ended.err
+    assert (
+        "has transparent pixels, whose colour depends on what is behind. Say it with --background, such as" in ended.err
+    )
+
+
+def test_what_can_be_seen_through_is_encoded_in_front_of_a_background(vaedeploy, bundle, tmp_path):
+    Image.new("RGBA", (24, 16), (0, 0, 0, 51)).save(tmp_path / "a.png")
+    Image.new("RGB", (24, 16), (0, 204, 0)).save(tmp_path / "b.png")
+    for name in ("a", "b"):
+        made = tmp_path / f"{name}.safetensors"
+        assert vaedeploy("encode", bundle, tmp_path / f"{name}.png", "-o", made, "--background", "lime").code == 0
+    np.testing.assert_array_equal(*(read_latent(tmp_path / f"{name}.safetensors").latent for name in ("a", "b")))
+
+
+def test_a_vae_of_images_with_opacity_takes_no_background(vaedeploy, rgba, tmp_path):
+    made = tmp_path / "a.safetensors"
+    ended = vaedeploy("encode", rgba, photo(tmp_path / "a.png"), "-o", made, "--background", "white")
+    told = "Error: background is for VAEs of RGB images, and images have opacity here; leave it out\n"
+    assert (ended.code, ended.err, made.exists()) == (2, told, False)
 
 
 @pytest.mark.filterwarnings("default")

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import suppress
 
 import pytest
 
@@ -13,6 +14,7 @@ import vaedeploy as vd
 from vaedeploy.cli import terminal
 from vaedeploy.cli.progress import _bars, _Drawn, progress_display
 from vaedeploy.cli.table import show_table
+from vaedeploy.system.progress import unmeasured
 
 # ------------------------------------------------------------------------------------------------------- progress
 
@@ -54,6 +56,21 @@ print("result")
     assert "Counting [sheep]" in shown
     assert "100%" in shown
     assert done.stdout == b"result\n"
+
+
+def test_a_step_without_a_measure_is_gone_when_it_ends_and_is_in_no_log(capsys):
+    with _bars(moving=False) as bars:
+        drawn = _Drawn(bars)
+        drawn.wait()
+        drawn("All", 0, 1)
+        with suppress(KeyError), unmeasured(drawn, "large.png"):
+            assert [(task.description, task.total) for task in bars.tasks] == [("All", 1), ("large.png", None)]
+            raise KeyError
+        assert [task.description for task in bars.tasks] == ["All"]
+    capsys.readouterr()
+    with progress_display() as progress, unmeasured(progress, "large.png"):
+        pass
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="has no pseudo-terminals")

@@ -119,7 +119,7 @@ def test_one_transparent_picture_ends_nothing_and_is_shown_on_a_background(
 def test_a_vae_of_images_with_opacity_has_no_use_for_a_background(folder: Path, tmp_path: Path) -> None:
     tiny_bundle(tmp_path / "rgba", image_channels=4)
     with pytest.raises(
-        InputError, match=r"^background is for VAEs of RGB images, and what is looked at here has opacity"
+        InputError, match=r"^background is for VAEs of RGB images, and images have opacity here; leave it out$"
     ):
         look_at_bundle(tmp_path / "rgba", [folder / "face.png"], page=tmp_path / "page", background=(0, 0, 0))
 

@@ -9,7 +9,7 @@ import pytest
 
 from vaedeploy.errors import UnknownPresetError
 from vaedeploy.source.network import tensor_shapes
-from vaedeploy.source.preset import Preset, architectures, get_preset, preset_of_file, presets
+from vaedeploy.source.preset import Preset, architectures, get_preset, preset_of_file, presets, unknown_preset
 from vaedeploy.values.latent import LatentSpec
 from vaedeploy.values.presets import preset_names
 
@@ -101,15 +101,9 @@ def test_sixteen_channel_vaes_have_no_quant_convolutions(name: str) -> None:
     ("name", "message"),
     [
         ("mse840", f"no preset is named 'mse840'; the nearest are: mse840k. To see all {ALL}: vaedeploy presets"),
-        (
-            "sdlx",
-            f"no preset is named 'sdlx'; the nearest are: sdxl, svd, sd3. To see all {ALL}: vaedeploy presets",
-        ),
+        ("sdlx", f"no preset is named 'sdlx'; the nearest are: sdxl. To see all {ALL}: vaedeploy presets"),
         ("Demo", f"no preset is named 'Demo'; the nearest are: demo, demo-mse. To see all {ALL}: vaedeploy presets"),
-        (
-            "SDXL",
-            f"no preset is named 'SDXL'; the nearest are: sdxl, taesdxl, svd. To see all {ALL}: vaedeploy presets",
-        ),
+        ("SDXL", f"no preset is named 'SDXL'; the nearest are: sdxl, taesdxl. To see all {ALL}: vaedeploy presets"),
         ("FLUX", f"no preset is named 'FLUX'; the nearest are: flux2, flux1. To see all {ALL}: vaedeploy presets"),
         ("vqgan", f"no preset is named 'vqgan'. To see all {ALL}: vaedeploy presets"),
         ("", f"no preset is named ''. To see all {ALL}: vaedeploy presets"),
@@ -120,6 +114,27 @@ def test_unknown_preset_names_the_nearest(name: str, message: str) -> None:
         get_preset(name)
     assert str(caught.value) == message
     assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("stable-diffusion-xl", ["sdxl"]),
+        ("stable-diffusion-xl-base-1.0", ["sdxl"]),
+        ("stable-diffusion-v1-5", ["sd15"]),
+        ("Stable Diffusion 3.5", ["sd3"]),
+        ("stable-video-diffusion", ["svd"]),
+        ("sdxl-vae", ["sdxl"]),
+        ("sd-1.5", ["sd15"]),
+        ("sd-vae-ft-mse", ["mse840k"]),
+        ("sana", ["dc-ae-f32c32", "dc-ae-f32c32-sana-1.0"]),
+        ("flux", ["flux2", "flux1"]),
+        ("my-vae", []),
+    ],
+)
+def test_a_preset_is_known_by_the_name_of_its_model(name: str, meant: list[str]) -> None:
+    hint = f"; the nearest are: {', '.join(meant)}" if meant else ""
+    assert str(unknown_preset(name)) == f"no preset is named '{name}'{hint}. To see all {ALL}: vaedeploy presets"
 
 
 def test_files_are_known_by_their_hash() -> None:

@@ -34,7 +34,7 @@ from vaedeploy.pipeline.verify import verify_bundle
 from vaedeploy.source import load_reference
 from vaedeploy.testing.inflation import inflate
 from vaedeploy.testing.tiny import tiny_reference
-from vaedeploy.values.kinds import Part
+from vaedeploy.values.kinds import Part, Precision
 from vaedeploy.verify.advice import advise
 from vaedeploy.verify.bisect import FLOORS, bisect_bundle, find_jumps
 from vaedeploy.verify.report import Case, Report
@@ -345,6 +345,23 @@ def test_a_tensor_that_sinks_below_the_normal_numbers_is_told_as_that() -> None:
     (told,) = advise(sunk(1e-6), Report("fp16", "", "", (case("it is off"),)))
     assert told.startswith(
         f"{place} 6.1e-05 float16 has fewer the smaller a number is. In this order: keep these nodes"
+    )
+
+
+@pytest.mark.parametrize(
+    ("precision", "finer"),
+    [
+        ("fp16", "fp32, and not bf16, which has 8 times coarser digits."),
+        ("bf16", "fp16, which has 8 times finer digits, or fp32."),
+    ],
+)
+def test_rounding_that_adds_up_asks_for_more_digits(precision: Precision, finer: str) -> None:
+    (trace,) = sunk(1.0).traces
+    grown = Bisection((msgspec.structs.replace(trace, precision=precision, jumps=()),))
+    (told,) = advise(grown, Report(precision, "", "", (case("it is off"),)))
+    assert told == (
+        "decoder, onnxruntime: nothing jumps in 9 tensors; the largest error is 2.0e-02, in h. The error is rounding, "
+        "and adds up by small steps, so that no node stands out for --keep-fp32: export with --precision " + finer
     )
 
 

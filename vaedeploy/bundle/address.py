@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +41,12 @@ def parse_address(given: str) -> Address:
             "branch, a tag or a commit"
         )
     return Address(match["name"], match["revision"])
+
+
+def fetch_again(place: Path | str) -> str:
+    """What to do about a damaged bundle at ``place`` that was not exported there: a sentence without its full stop."""
+    command = f"vaedeploy pull OWNER/NAME --out {shlex.quote(str(place))} --force"
+    return f"If it came from elsewhere, copy it from there again; where that is the hub, run: {command}"
 
 
 def copy_place(repository: str, commit: str) -> Path:

@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 
 import msgspec
 
+from vaedeploy.bundle.address import fetch_again
 from vaedeploy.bundle.manifest import FORMAT, NAME, Manifest
 from vaedeploy.errors import BundleError, ContractError
 from vaedeploy.system.installs import upgrade_command
@@ -49,18 +50,19 @@ def decode_manifest(data: bytes, bundle: Path | str, advice: str | None = None) 
     """Read the bytes of ``bundle.json``.
 
     bundle: the path that errors name, or an address. advice: what to do if they are damaged; by default, to export it
-    again.
+    or to fetch it again.
 
     Raises BundleError for bytes that are not JSON, another format version, unknown or missing fields, values of a wrong
     type, a seal that is not theirs, paths that leave the bundle, and graphs or engines that are not among the files.
     """
-    advice = advice or f"Export it again: vaedeploy export NAME --out {shlex.quote(str(bundle))} --force"
+    renew = advice or f"Export it again: vaedeploy export NAME --out {shlex.quote(str(bundle))} --force"
+    repair = advice or f"{renew}. {fetch_again(bundle)}"
     try:
         version = msgspec.json.decode(data, type=_Head).format
         if version != FORMAT:
             raise BundleError(
                 f"bundle {bundle} has format {version}; this vaedeploy knows format {FORMAT} only. "
-                + (f"Upgrade: {upgrade_command()}" if version > FORMAT else advice)
+                + (f"Upgrade: {upgrade_command()}" if version > FORMAT else renew)
             )
         manifest = msgspec.json.decode(data, type=Manifest)
     except (msgspec.MsgspecError, UnicodeDecodeError, ContractError, RecursionError) as error:
@@ -69,13 +71,13 @@ def decode_manifest(data: bytes, bundle: Path | str, advice: str | None = None) 
                 f"bundle {bundle} was written by {newer}, and this is {__version__}, which cannot read it: {error}. "
                 f"Upgrade: {upgrade_command()}"
             ) from error
-        raise BundleError(f"bundle {bundle}: {NAME} cannot be used: {error}. {advice}") from error
+        raise BundleError(f"bundle {bundle}: {NAME} cannot be used: {error}. {repair}") from error
     if manifest.seal is not None:
         found = _seal_of(data, manifest.seal)
         if found != manifest.seal:
             raise BundleError(
                 f"bundle {bundle}: {NAME} is altered: its sha256 is {found} where its seal says {manifest.seal}. "
-                + advice
+                + repair
             )
     check_manifest(manifest, bundle)
     return manifest

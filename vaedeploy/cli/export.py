@@ -168,11 +168,12 @@ def export(
     if not as_json:
         terminal.show(str(bundle.path))
     terminal.note(made_line(bundle))
-    again = f"vaedeploy verify {shlex.quote(str(bundle.path))}"
+    place = shlex.quote(str(bundle.path))
     if no_verify:
-        terminal.note(f"To verify it, run: {again}")
+        terminal.note(f"To verify it, run: vaedeploy verify {place}")
     else:
-        terminal.note(f"To see its images beside PyTorch's, run: {again} --report report")
+        terminal.note(f"To see its images beside PyTorch's, run: vaedeploy verify {place} --report report")
+        terminal.note(f"To see what it makes of your pictures, run: vaedeploy look {place} IMAGE... -o look")
 
 
 def _export_all(ctx: click.Context, config: Path) -> int:

@@ -11,6 +11,7 @@ from vaedeploy.cli import terminal
 from vaedeploy.cli.documents import converted_document
 from vaedeploy.cli.group import cli
 from vaedeploy.cli.options import (
+    background_option,
     bundle_argument,
     computing_options,
     json_option,
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Accept images of any size: pad them by reflection to the next size that fits. decode crops them again.",
 )
+@background_option
 @computing_options
 @memory_option
 @workspace_option
@@ -53,12 +55,14 @@ def encode(
     sample: bool,
     seed: int | None,
     pad: bool,
+    background: tuple[int, int, int] | None,
     as_json: bool,
     **options: Any,
 ) -> None:
     """Encode an image, or a folder of images, to latent files.
 
     The command prints the files that it wrote. In a folder, if a file fails, the others go on, and the exit code is 2.
+    Transparent pictures fail unless the VAE has opacity or --background says what is behind them.
 
     --json prints the bundle, its identity and backend; files, each with its source, what was written, that file's
     sha256 and bytes, and the seconds that it took; and failures, a list of sentences.
@@ -74,7 +78,9 @@ def encode(
     if seed is not None and not sample:
         raise click.UsageError("--seed needs --sample.")
     with progress_display() as progress, VAE(bundle, **options, progress=progress) as vae:
-        converted = encode_files(vae, image, out, sample=sample, seed=seed, pad=pad, progress=progress)
+        converted = encode_files(
+            vae, image, out, sample=sample, seed=seed, pad=pad, background=background, progress=progress
+        )
     _tell(vae, converted, as_json)
 
 

@@ -17,7 +17,7 @@ from click.core import ParameterSource
 from vaedeploy.cli import terminal
 from vaedeploy.cli.parameters import BACKEND, BUNDLE, PATH, PRECISION, PROFILES, VAE, Color, MemorySize
 from vaedeploy.cli.progress import progress_display
-from vaedeploy.errors import PageError
+from vaedeploy.errors import InputError, LatentError, PageError
 from vaedeploy.system.progress import Progress
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -28,8 +28,7 @@ Result = TypeVar("Result")
 def local(bundle: Path | str) -> Path:
     """The folder of a bundle on this disk; one of the hub is pulled into the cache first."""
     if isinstance(bundle, Path):
-        if bundle.is_file():
-            _check_picture(bundle)
+        check_no_image(bundle)
         return bundle
     from vaedeploy.bundle import bundle_folder
 
@@ -37,14 +36,39 @@ def local(bundle: Path | str) -> Path:
         return bundle_folder(bundle, progress)
 
 
-def _check_picture(bundle: Path) -> None:
-    """Raise UsageError for a picture in a bundle's place: the second one of ``--images a.png b.png``."""
-    from vaedeploy.images.files import image_suffixes
+def check_no_image(bundle: Path) -> None:
+    """Raise InputError for a picture or a latent file in a bundle's place: of arguments that were given in another
+    order, or the second one of ``--images a.png b.png``.
+    """
+    if not bundle.is_file() or (kind := _kind(bundle)) is None:
+        return
+    context = click.get_current_context()
+    hint = " Pictures for --images go into one folder." if context.info_name == "compare" else ""
+    raise InputError(
+        f"{bundle} is {kind}, and stands where a bundle is wanted, which is a folder.{hint} Run: {_order(context)}"
+    )
 
-    if bundle.suffix.lower() in image_suffixes():
-        several = click.get_current_context().info_name == "compare"
-        hint = ". Pictures for --images go into one folder." if several else ", which is a folder."
-        raise click.UsageError(f"{bundle} is a picture, and stands where a bundle is wanted{hint}")
+
+def _kind(file: Path) -> str | None:
+    """What a file is: a picture, by its name, or a latent file; None for any other."""
+    from vaedeploy.images.files import image_suffixes
+    from vaedeploy.images.latents import read_latent
+
+    if file.suffix.lower() in image_suffixes():
+        return "a picture"
+    try:
+        read_latent(file)
+    except LatentError:
+        return None
+    return "a latent file"
+
+
+def _order(context: click.Context) -> str:
+    """A command with all that it must be given, such as ``vaedeploy look BUNDLE IMAGE... -o DIR``."""
+    parameters = context.command.params
+    arguments = chain.from_iterable(p.get_usage_pieces(context) for p in parameters)
+    options = (f"{p.opts[0]} {p.metavar}" for p in parameters if isinstance(p, click.Option) and p.required)
+    return " ".join((context.command_path, *arguments, *options))
 
 
 def bundle_argument(command: Command) -> Command:

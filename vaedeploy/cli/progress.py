@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from vaedeploy.cli import terminal
 from vaedeploy.system.interrupts import stop_if_interrupted
-from vaedeploy.system.progress import Progress
+from vaedeploy.system.progress import UNMEASURED, Progress
 from vaedeploy.system.text import printable
 
 if TYPE_CHECKING:
@@ -74,6 +74,8 @@ class _Lines:
 
     def __call__(self, what: str, done: float, total: float) -> None:
         stop_if_interrupted()
+        if total == UNMEASURED:
+            return
         if what not in self._started and done >= total:  # the step had nothing to do
             terminal.say(what)
             return
@@ -85,7 +87,9 @@ class _Lines:
 
 
 class _Drawn:
-    """A Progress that draws on ``bars``, one for each step. After ``wait``, another pulses while there is no step."""
+    """A Progress that draws on ``bars``, one for each step; that of a step without a measure is gone when it ends.
+    After ``wait``, another pulses while there is no step.
+    """
 
     def __init__(self, bars: Bars) -> None:
         self.bars = bars
@@ -109,11 +113,15 @@ class _Drawn:
 
         stop_if_interrupted()
         self.go_on()
+        measure = None if total == UNMEASURED else total
         if what not in self.tasks:
-            self.tasks[what] = self.bars.add_task(escape(printable(what)), total=total, moved=time.monotonic())
-        self.bars.update(self.tasks[what], completed=done, total=total, moved=time.monotonic())
-        if done >= total:
-            del self.tasks[what]
+            self.tasks[what] = self.bars.add_task(escape(printable(what)), total=measure, moved=time.monotonic())
+        ended = done >= total
+        task = self.tasks.pop(what) if ended else self.tasks[what]
+        if ended and measure is None:
+            self.bars.remove_task(task)
+        else:
+            self.bars.update(task, completed=done, total=measure, moved=time.monotonic())
         if self._waits and not self.tasks:
             self.wait()
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import signal
 import sys
+from pathlib import Path
 from typing import Any
 
 import click
 
 from vaedeploy.cli import terminal
 from vaedeploy.cli.group import cli
-from vaedeploy.cli.options import computing_options, memory_option
+from vaedeploy.cli.options import check_no_image, computing_options, memory_option
 from vaedeploy.cli.parameters import MemorySize, Size
 from vaedeploy.errors import OutputError
 from vaedeploy.system.interrupts import Stopped
@@ -103,6 +104,9 @@ def serve(bundles: tuple[str, ...], max_delay: float, warm_up: Any, **options: A
       vaedeploy serve small=sdxl-fp16 flux1-dev --host 0.0.0.0 --port 8080 --warm-up 1024x1024
       curl --data-binary @photo.png "http://127.0.0.1:8000/v1/encode?pad=true" -o photo.safetensors
     """
+    for given in bundles:
+        for place in (given, given.partition("=")[2]):
+            check_no_image(Path(place))
     try:
         from vaedeploy.serve.server import serve as run
         from vaedeploy.serve.settings import Settings

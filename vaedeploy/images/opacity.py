@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vaedeploy.errors import ImageError
+from vaedeploy.errors import ImageError, InputError
 from vaedeploy.values.latent import RGB
 
 Pixels = NDArray[np.uint8]
@@ -69,6 +69,12 @@ def verification_mask(height: int, width: int) -> Pixels:
 def on_white(pixels: Pixels) -> Pixels:
     """What is seen of an image, (..., H, W, N), in front of white: (..., H, W, 3). One without opacity stays."""
     return _in_front_of(pixels, np.float32(WHITE))
+
+
+def check_background(background: Color | None, rgba: bool) -> None:
+    """Raise InputError for a ``background`` where images keep their opacity (``rgba``), and so have no use for it."""
+    if background is not None and rgba:
+        raise InputError("background is for VAEs of RGB images, and images have opacity here; leave it out")
 
 
 def flattened(pixels: Pixels, background: Color | None, name: Path | str) -> Pixels:

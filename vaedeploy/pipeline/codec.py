@@ -21,11 +21,11 @@ from vaedeploy.images.files import (
     write_image,
 )
 from vaedeploy.images.latents import LatentFile, read_latent, write_latent
-from vaedeploy.images.opacity import has_opacity, with_opacity
+from vaedeploy.images.opacity import Color, check_background, flattened, has_opacity, with_opacity
 from vaedeploy.runtime import VAE
 from vaedeploy.system.atomic import check_place, clear_drafts, transient_folder
 from vaedeploy.system.oserrors import reason
-from vaedeploy.system.progress import Progress, silent
+from vaedeploy.system.progress import Progress, silent, unmeasured
 from vaedeploy.values.latent import RGBA
 from vaedeploy.values.words import counted
 
@@ -69,7 +69,15 @@ class Converted:
 
 
 def encode_files(
-    vae: VAE, source: Path, out: Path, *, sample: bool, seed: int | None, pad: bool, progress: Progress = silent
+    vae: VAE,
+    source: Path,
+    out: Path,
+    *,
+    sample: bool,
+    seed: int | None,
+    pad: bool,
+    background: Color | None = None,
+    progress: Progress = silent,
 ) -> Converted:
     """Encode an image file to the latent file ``out``, or a folder's images to latent files in the folder ``out``.
 
@@ -79,34 +87,39 @@ def encode_files(
     vae, sample, seed, pad: see ``VAE.encode``. With ``sample``, each image draws from ``seed`` anew, so that its latent
         does not depend on which other images are in the folder.
     source: an image file, or a folder. out: a name that ends in .safetensors, or a folder, which is made if need be.
-    progress: is told how many files are done, see ``Progress``.
+    background: what is behind transparent images, RGB, 0 to 255. A VAE of RGBA images has no use for it.
+    progress: is told of each file with its size, and how many are done, see ``Progress``.
 
     A VAE of RGBA images is given images without an alpha channel as opaque ones, and the log says so once. One of RGB
-    images refuses those that can be seen through (ImageError).
+    images refuses those that can be seen through, without a ``background`` (ImageError).
 
     Where ``source`` is a file, its failure is raised (any VaedeployError). In a folder the other files are still
-    converted, and the failures are returned. Raises InputError for a folder without images, and OutputError for an
-    ``out`` that cannot be written to.
+    converted, and the failures are returned. Raises InputError for a folder without images and for a ``background``
+    without use, and OutputError for an ``out`` that cannot be written to.
     """
     vae_info = vae.manifest.vae
     rgba = vae.latent.image_channels == RGBA
+    check_background(background, rgba)
     said = False
 
     def encode(file: Path, target: Path) -> None:
         nonlocal said
         if file.suffix == LATENT:
             raise ImageError(f"{file} is no image: {LATENT} files hold latents, which vaedeploy decode takes")
-        image = read_image(file, opacity=rgba)
-        if rgba and not has_opacity(image):
+        image = read_image(file, opacity=True)
+        if not rgba:
+            image = flattened(image, background, file)
+        elif not has_opacity(image):
             image = with_opacity(image)
             if not said:
                 log.warning("%s has no alpha channel; it and all others like it are encoded as opaque", file)
             said = True
+        size = (image.shape[0], image.shape[1])
         try:
-            latent = vae.encode(image, sample=sample, seed=seed, pad=pad)
+            with _told("Encoding", source, file, size, progress):
+                latent = vae.encode(image, sample=sample, seed=seed, pad=pad)
         except SizeError as error:
             raise SizeError(f"{file}: {error}") from error
-        size = (image.shape[0], image.shape[1])
         write_latent(target, LatentFile(latent, vae_info.identity, vae_info.name, vae.latent, size))
 
     _check_places(source, out, (LATENT,), LATENT)
@@ -126,7 +139,7 @@ def decode_files(vae: VAE, source: Path, out: Path, *, progress: Progress = sile
     vae: decodes the latents. source: a .safetensors file that holds one latent, or a folder.
     out: an image's name, whose suffix chooses the format, or a folder, which is made if need be. RGBA images need a
         format that holds opacity: PNG, WebP or TIFF.
-    progress: is told how many files are done, see ``Progress``.
+    progress: is told of each file with its size, and how many are done, see ``Progress``.
 
     Warns (OtherVAEWarning) where another VAE encoded a latent. Where ``source`` is a file, its failure is raised (any
     VaedeployError). In a folder the other files are still converted, and the failures are returned. Raises InputError
@@ -145,12 +158,30 @@ def decode_files(vae: VAE, source: Path, out: Path, *, progress: Progress = sile
         if other := read.told_apart(vae_info.identity, vae_info.name, vae.latent):
             # The text leaves out the file's name: Python shows equal warnings once, so a whole folder gives one.
             warnings.warn(other, OtherVAEWarning, stacklevel=2)
-        write_image(target, vae.decode(read.latent, size=read.size)[0])
+        height, width = (side * vae.latent.factor for side in read.latent.shape[2:])
+        with _told("Decoding", source, file, read.size or (height, width), progress):
+            image = vae.decode(read.latent, size=read.size)[0]
+        write_image(target, image)
 
     _check_places(source, out, tuple(WRITE_OPTIONS), ".png")
     if not source.is_dir():
         check_image_name(out, vae.latent.image_channels)
     return _convert(source, out, (LATENT,), ".png", decode, f"Decoding {source}", progress)
+
+
+@contextmanager
+def _told(doing: str, source: Path, file: Path, size: tuple[int, int], progress: Progress) -> Iterator[None]:
+    """Context of the call for ``file``, an image of (H, W) pixels: a step that names it and its size. Where ``source``
+    is a folder, it is within the step of all files.
+    """
+    what = f"{file.name}, {size[0]}x{size[1]}"
+    if source.is_dir():
+        with unmeasured(progress, what):
+            yield
+    else:
+        progress(f"{doing} {what}", 0, 1)
+        yield
+        progress(f"{doing} {what}", 1, 1)
 
 
 def _check_places(source: Path, out: Path, suffixes: Iterable[str], suffix: str) -> None:
@@ -180,16 +211,14 @@ def _convert(
 ) -> Converted:
     """Call ``work(source, out)``, or do so for every file of a folder.
 
-    suffixes: of the files to read. suffix: of the files to write into a folder. what: what ``progress`` is told.
+    suffixes: of the files to read. suffix: of the files to write into a folder. what: what ``progress`` is told of
+    the folder.
     """
     if source.is_dir():
         pairs = _pairs(source, out, suffixes, suffix)
         with _output_folder(out):
             return _convert_all(pairs, work, what, progress)
-    progress(what, 0, 1)
-    converted = _timed(work, source, out)
-    progress(what, 1, 1)
-    return Converted((converted,), ())
+    return Converted((_timed(work, source, out),), ())
 
 
 def _timed(work: Callable[[Path, Path], None], source: Path, out: Path) -> ConvertedFile:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import re
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,14 @@ from vaedeploy.source.families import FAMILIES, family_of
 from vaedeploy.source.family import Architecture, LatentShape
 from vaedeploy.values.latent import LatentSpec
 from vaedeploy.values.presets import presets_document
+
+MOST_NAMED = 3
+"""How many presets are named that may be meant by a name that is unknown."""
+
+LEAST_SHARE = 0.75
+"""The share of a name's letters that words about a preset must have, for that preset to be meant by it. Of ``my-vae``
+they have less: most presets have that word.
+"""
 
 
 class Preset(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -117,9 +126,26 @@ def get_preset(name: str) -> Preset:
 def unknown_preset(name: str, nor: str = "") -> UnknownPresetError:
     """The error that no preset has that name, which names the nearest ones. nor: what else there is not, in words."""
     known = _presets()
-    near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5)
+    near = difflib.get_close_matches(name.lower(), known, n=MOST_NAMED) or _described_by(name)[:MOST_NAMED]
     hint = f"; the nearest are: {', '.join(near)}" if near else ""
     return UnknownPresetError(f"no preset is named {name!r}{nor}{hint}. To see all {len(known)}: vaedeploy presets")
+
+
+def _described_by(name: str) -> list[str]:
+    """The presets of whose repository and purpose most words are in ``name``, as in ``stable-diffusion-xl``. None where
+    those words are less than ``LEAST_SHARE`` of it.
+    """
+    given = _words(name)
+    shares = {
+        preset.name: sum(map(len, given & _words(f"{preset.repository} {preset.purpose}")))
+        for preset in _presets().values()
+    }
+    least = max(max(shares.values()), LEAST_SHARE * sum(map(len, given)), 1)
+    return [preset for preset, share in shares.items() if share >= least]
+
+
+def _words(text: str) -> set[str]:
+    return set(re.findall(r"[a-z0-9]+", text.lower()))
 
 
 def preset_of_file(sha256: str) -> Preset | None:

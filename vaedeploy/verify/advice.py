@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from vaedeploy.values.kinds import Precision
 from vaedeploy.values.words import counted
 from vaedeploy.verify.report import Case, Report
 from vaedeploy.verify.traces import Bisection, Trace
@@ -12,6 +13,12 @@ __all__ = ["advise"]
 
 SMALLEST_NORMAL = 2.0**-14
 """The smallest float16 that has all of its 11 digits."""
+
+FINER: dict[Precision, str] = {
+    "fp16": "fp32, and not bf16, which has 8 times coarser digits",
+    "bf16": "fp16, which has 8 times finer digits, or fp32",
+}
+"""Half precision -> what has more digits."""
 
 
 def advise(bisection: Bisection, report: Report | None) -> tuple[str, ...]:
@@ -79,5 +86,7 @@ def _explain_growth(trace: Trace, failed: Sequence[Case]) -> str:
             f"{fact}. Node by node it computes what the portable graph does: what is left are ONNX Runtime's own "
             "optimisations, which are off here, and the reference. Verify it again with --photos or --weights."
         )
-    finer = "fp32" if trace.precision == "fp16" else "fp16, which has 8 times finer digits, or fp32"
-    return f"{fact}. The error is rounding, and adds up by small steps: export with --precision {finer}."
+    return (
+        f"{fact}. The error is rounding, and adds up by small steps, so that no node stands out for --keep-fp32: "
+        f"export with --precision {FINER[trace.precision]}."
+    )

@@ -30,6 +30,7 @@ from typing import Any
 from vaedeploy.bundle import Bundle
 from vaedeploy.errors import InputError
 from vaedeploy.images.cache_format import FAILED, SHARDS, CacheInfo, DType, FailedPicture, check_dtype
+from vaedeploy.images.opacity import check_background
 from vaedeploy.images.sizing import Crop, Size, Sizing
 from vaedeploy.pipeline.cache.cluster import check_address
 from vaedeploy.pipeline.cache.folder import PAUSE, check_whose, claim, sweep, write_index
@@ -135,8 +136,7 @@ def cache_latents(
         check_address(ray)
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     manifest, folder = opened.manifest, Path(out)
-    if background is not None and manifest.latent.image_channels == RGBA:
-        raise InputError(f"{manifest.vae.name} encodes opacity; leave background out")
+    check_background(background, manifest.latent.image_channels == RGBA)
     sizing = Sizing(manifest.latent.sizes, buckets, size, step, crop, seed)
     info = CacheInfo(
         vae=manifest.vae.name,

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import msgspec
 
-from vaedeploy.errors import ImageError, InputError
+from vaedeploy.errors import ImageError
 from vaedeploy.images.cut import MOST_TOLD, Cut, cuts_line
 from vaedeploy.images.files import read_image
-from vaedeploy.images.opacity import Color, flattened, has_opacity, with_opacity
+from vaedeploy.images.opacity import Color, check_background, flattened, has_opacity, with_opacity
 from vaedeploy.images.photos import Photo, crop_middle, none_left
 from vaedeploy.images.pixels import to_levels
 from vaedeploy.pipeline.compare.opacity import OnWhite
@@ -47,8 +47,7 @@ def read_photos(
 
     Raises ImageError where no photograph is left, and InputError for a ``background`` that ``rgba`` has no use for.
     """
-    if background is not None and rgba:
-        raise InputError("background is for VAEs of RGB images, and what is looked at here has opacity; leave it out")
+    check_background(background, rgba)
     photos: dict[str, Photo] = {}
     cuts: dict[str, Cut] = {}
     failures: list[str] = []
