@@ -9,8 +9,9 @@ from contextlib import contextmanager
 Progress = Callable[[str, float, float], None]
 """A callable that receives (what is being done, amount done, total amount).
 
-It is called at the start, at each advance, and when the amount done equals the total. The amounts have no unit. The
-calls come from the thread that does the work, which waits for them to return.
+It is called at the start, at each advance, and when the amount done equals the total, which is infinite where nothing
+tells how far a step is. The amounts have no unit. The calls come from the thread that does the work, which waits for
+them to return.
 """
 
 UNMEASURED = math.inf
