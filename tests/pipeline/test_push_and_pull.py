@@ -418,11 +418,12 @@ def test_the_copy_in_the_cache_is_not_changed(hub: HubServer, client: HubClient,
         f"OutputError: cannot write bundle {place}: it is the cache's copy of a bundle on the hub. Pull it into a "
         "folder of your own: vaedeploy pull OWNER/NAME -o FOLDER\n"
     )
-    (place / "encoder.onnx").write_bytes(b"x")
-    ended = client.run("inspect", address, "--check")
-    assert ended.err.endswith(
-        "It is the cache's copy of a bundle on the hub: remove the folder, and it is pulled again\n"
-    )
+    for name in ("encoder.onnx", "bundle.json"):
+        (place / name).write_bytes(b"x")
+        ended = client.run("inspect", address, "--check")
+        assert ended.err.endswith(
+            "It is the cache's copy of a bundle on the hub: remove the folder, and it is pulled again\n"
+        )
 
 
 # ------------------------------------------------------------------------------------------------------ addresses

@@ -15,6 +15,9 @@ SCHEME = "hf://"
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
+PULLED_AGAIN = "It is the cache's copy of a bundle on the hub: remove the folder, and it is pulled again"
+"""What to do about a damaged bundle that ``is_cached``."""
+
 
 @dataclass(frozen=True)
 class Address:

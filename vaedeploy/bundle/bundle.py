@@ -20,7 +20,7 @@ from copy import copy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from vaedeploy.bundle.address import fetch_again, is_cached
+from vaedeploy.bundle.address import PULLED_AGAIN, fetch_again, is_cached
 from vaedeploy.bundle.manifest import NAME, FileInfo, Manifest, Verification
 from vaedeploy.bundle.stored import link_fault, read_manifest
 from vaedeploy.errors import BundleError, InputError
@@ -270,7 +270,7 @@ class Bundle:
             commands = dict.fromkeys(self.manifest.build_command(self.path, name) for name in engines)
             remedy = f"Build what is damaged again: {'; '.join(commands)}"
         elif is_cached(self.path):
-            remedy = "It is the cache's copy of a bundle on the hub: remove the folder, and it is pulled again"
+            remedy = PULLED_AGAIN
         else:
             remedy = f"Export it again: {self.manifest.export_command(self.path)}. {fetch_again(self.path)}"
         raise BundleError(f"bundle {self.path} {state}: {listing}{'. ' if len(problems) == 1 else ''}{remedy}")

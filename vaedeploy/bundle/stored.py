@@ -6,6 +6,7 @@ import os
 import time
 from pathlib import Path
 
+from vaedeploy.bundle.address import PULLED_AGAIN, is_cached
 from vaedeploy.bundle.encoding import decode_manifest, encode_manifest
 from vaedeploy.bundle.manifest import NAME, Manifest
 from vaedeploy.errors import BundleError
@@ -52,7 +53,7 @@ def read_manifest(path: Path, folder: HeldFolder | None = None) -> Manifest:
         raise BundleError(f"bundle {path}: {NAME} cannot be read: {reason(error)}") from error
     if len(data) > LARGEST:
         raise BundleError(f"bundle {path}: {NAME} has more than {LARGEST:,} bytes; it is no manifest")
-    return decode_manifest(data, path)
+    return decode_manifest(data, path, PULLED_AGAIN if is_cached(path) else None)
 
 
 def link_fault(bundle: Path, name: str) -> str | None:
