@@ -214,6 +214,7 @@ def test_gradients_and_autocast_change_nothing(tiny: BundleVAE) -> None:
     assert not found.sample().requires_grad
 
 
+@pytest.mark.filterwarnings("ignore:Guards may run slower on Python 3.13.0")
 def test_programs_may_compile_it(tiny: BundleVAE) -> None:
     latent = torch.rand(1, 2, 2, 2)
     expected = tiny.decode(latent).sample

@@ -135,7 +135,8 @@ def drawn(arguments: list[str]) -> str:
     import pty
 
     ours, theirs = pty.openpty()
-    environment = os.environ | {"TERM": "xterm", "COLUMNS": "80"}
+    # From Python 3.13 on, tracebacks have colours too.
+    environment = os.environ | {"TERM": "xterm", "COLUMNS": "80", "PYTHON_COLORS": "0"}
     subprocess.run([sys.executable, "-c", PYTHON, *arguments], stderr=theirs, env=environment)
     os.close(theirs)
     shown = os.read(ours, 100_000).decode()

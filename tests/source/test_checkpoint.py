@@ -170,12 +170,13 @@ def test_tensors_beside_objects_of_the_names_that_they_often_lie_under(
 
 def test_storages_of_which_a_part_was_written() -> None:
     """PyTorch before version 0.5 wrote views of storages as such: (key of the view, offset, size) in the identifier."""
+
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, value: object) -> object:
+            return ("storage", torch.FloatStorage, "7", "cpu", 12, ("8", 4, 8)) if value == "here" else None
+
     written = io.BytesIO()
-    pickler = pickle.Pickler(written, protocol=2)
-    pickler.persistent_id = lambda value: (
-        ("storage", torch.FloatStorage, "7", "cpu", 12, ("8", 4, 8)) if value == "here" else None
-    )
-    pickler.dump(["here"])
+    Pickler(written, protocol=2).dump(["here"])
     (storage,), storages = read_pickle(io.BytesIO(written.getvalue()))
     assert storages == {"7": storage}
     assert (str(storage.type), storage.count, storage.start) == ("torch.FloatStorage", 12, 4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +31,18 @@ def no_memory_explained() -> Iterator[None]:
         yield
     except MemoryError as error:
         raise BackendError(f"{error or 'There is not enough memory'}. Give a smaller batch or size") from error
+
+
+def let_go(error: BaseException) -> None:
+    """Empty the frames that ``error`` and its causes came through: they keep sessions and arrays.
+
+    For whoever handles an error and then needs that memory. From Python 3.12 on, an error that a context manager raises
+    in place of another keeps itself alive by its frames, until garbage is collected.
+    """
+    one: BaseException | None = error
+    while one is not None:
+        traceback.clear_frames(one.__traceback__)
+        one = one.__cause__ or one.__context__
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:

@@ -287,6 +287,36 @@ def test_the_session_that_failed_is_gone_while_rows_run(
     assert there == [None, None]
 
 
+def test_the_arrays_of_a_try_by_rows_that_failed_are_gone_before_the_next(
+    tiny_vae_bundle: Bundle, device: Small, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running, take, taken = onnxruntime_cpu.running, device.device_memory, []
+    during: list[int] = []
+    after: list[int] = []
+
+    def taking(size: int) -> HostBuffer:
+        taken.append(weakref.ref(memory := take(size)))
+        return memory
+
+    def alive() -> int:
+        return sum(memory() is not None for memory in taken)
+
+    def full() -> Any:
+        during.append(alive())
+        if len(during) == 3:
+            raise RuntimeError("Failed to allocate memory for requested buffer of size 1")
+        return running()
+
+    made = runner(tiny_vae_bundle)
+    monkeypatch.setattr(device, "device_memory", taking, raising=False)
+    monkeypatch.setattr(onnxruntime_cpu, "running", full)
+    monkeypatch.setattr(made._whole, "release_memory", lambda: after.append(alive()))
+    with no_garbage_collected():
+        made.run(["image"], {"latent": latents(1, 90, 80)})
+    assert during[2] > 0
+    assert after == [0, 0]  # the whole graph failed, and then the rows
+
+
 def test_a_device_that_only_onnx_runtime_can_use(tiny_vae_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     """Here cuda.core finds none. The lack of memory is told all the same."""
     cpu_provider(monkeypatch)

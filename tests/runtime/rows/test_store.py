@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import resource
 import subprocess
@@ -63,6 +64,25 @@ def test_an_array_in_a_file_takes_no_memory(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
     assert np.array_equal(array.read(2, 250, 320), np.concatenate([values[:, :, 50:], values[:, :, :20]], axis=2))
     assert np.array_equal(array.read(2, 1000, 1024), values[:, :, :24])
+
+
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+@pytest.mark.skipif(not GIVES_BACK, reason="this system does not list the files of a process")
+def test_files_are_closed_where_garbage_is_collected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as that of an error whose frames keep it: a file that is collected first warns that it is not closed."""
+    said: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", said.append)
+    before = open_files()
+    ring: list[object] = [Workspace(tmp_path).empty((64,), np.uint8) for _ in range(3)]
+    ring.append(ring)
+    assert open_files() == before + 3
+    del ring
+    gc.collect()
+    assert open_files() == before
+    assert not said
 
 
 @pytest.mark.parametrize("kind", ["missing", "a file"])

@@ -20,7 +20,7 @@ from vaedeploy.errors import BackendError
 from vaedeploy.runtime import onnxruntime_cpu, onnxruntime_cuda
 from vaedeploy.runtime.cuda import CudaDevice
 from vaedeploy.runtime.device import Array, Device, OnDevice, shape_of
-from vaedeploy.runtime.failures import failures_explained, is_out_of_memory
+from vaedeploy.runtime.failures import failures_explained, is_out_of_memory, let_go
 from vaedeploy.runtime.rows.budget import SHARE
 from vaedeploy.runtime.rows.device_arrays import DeviceArrays
 from vaedeploy.runtime.rows.half import RowsHalf
@@ -120,8 +120,8 @@ class GpuRunner:
             except BackendError as error:
                 if not is_out_of_memory(error.__cause__) or not self._rows.exists:
                     raise
-                failed = str(error)
-            # As text, and not while the error is handled: its traceback keeps a session, whose arena has the memory.
+                failed = str(error)  # not the error, which would keep memory as long as a log keeps its records
+                let_go(error)  # of the session, whose arena has the memory
             self._whole.release_memory()
             try:
                 self._too_large[size] = self._device.free_memory()
@@ -181,7 +181,8 @@ class GpuRunner:
         except BackendError as error:
             if not is_out_of_memory(error) and not is_out_of_memory(error.__cause__):
                 raise
-            failed = str(error)  # not the error, which would keep memory as long as a log keeps its records
+            failed = str(error)
+            let_go(error)  # of the arrays on the GPU
         log.warning("%s: %s. It is tried once more in as little memory as can be", self.graph, failed)
         self._whole.release_memory()  # smaller sizes may have some
         try:

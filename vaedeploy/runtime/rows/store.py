@@ -7,6 +7,7 @@ import mmap
 import os
 import sys
 import tempfile
+import weakref
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -107,9 +108,8 @@ class FileArray:
     def __init__(self, file: IO[bytes], shape: tuple[int, ...], dtype: np.dtype[Any], folder: Path) -> None:
         self.shape, self.dtype, self._folder = shape, dtype, folder
         self._file = file
-
-    def __del__(self) -> None:
-        self._file.close()
+        # Not in __del__: where garbage is collected, the file might come first, and warn that it is not closed.
+        weakref.finalize(self, file.close)
 
     def read(self, axis: int, low: int, high: int) -> NDArray[Any]:
         """The elements [low, high) along ``axis``."""
