@@ -253,9 +253,9 @@ def test_no_request_is_left_when_a_call_ends(bundle: Bundle, monkeypatch: pytest
 def test_a_graph_is_read_to_its_end_where_the_program_ends_meanwhile(bundle: Bundle) -> None:
     """Folders of ``TemporaryDirectory`` are gone before the end waits for daemon threads."""
     script = f"""
+import atexit
 import threading
 import time
-import weakref
 from pathlib import Path
 from vaedeploy.bundle import Bundle
 from vaedeploy.runtime import openvino
@@ -263,7 +263,7 @@ ending = threading.Event()
 def end():
     print("ending")
     ending.set()
-weakref.finalize(threading, end)  # as a TemporaryDirectory has it
+atexit.register(end)  # as a TemporaryDirectory has it, by a weakref.finalize
 bundle, started = Bundle.open({str(bundle.path)!r}), threading.Event()
 core = openvino._core()
 class Late:

@@ -34,12 +34,13 @@ def saved(tmp_path: Path) -> Path:
     return CASE.folder(tmp_path / "flux2")
 
 
-def test_packing_is_that_of_the_pipelines() -> None:
+@pytest.mark.parametrize("pipeline", ["flux2", "ernie_image", "bria_fibo2"])
+def test_packing_is_that_of_the_pipelines(pipeline: str) -> None:
     latent = torch.arange(2 * 3 * 4 * 6, dtype=torch.float32).reshape(2, 3, 4, 6)
     ours = pack(latent, "channel, row, column")
-    for module in ("flux2.pipeline_flux2", "ernie_image.pipeline_ernie_image", "bria_fibo2.pipeline_bria_fibo2"):
-        assert torch.equal(ours, pipeline_function(module, "_patchify_latents")(latent))
-        assert torch.equal(latent, pipeline_function(module, "_unpatchify_latents")(ours))
+    module = f"{pipeline}.pipeline_{pipeline}"
+    assert torch.equal(ours, pipeline_function(module, "_patchify_latents")(latent))
+    assert torch.equal(latent, pipeline_function(module, "_unpatchify_latents")(ours))
     assert torch.equal(unpack(ours, "channel, row, column"), latent)
 
 

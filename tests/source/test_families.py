@@ -239,7 +239,10 @@ def test_classes_that_cannot_be_loaded_say_why(name: str, why: str, tmp_path: Pa
 
 def test_no_class_is_both_loaded_and_refused() -> None:
     assert not FAMILIES.keys() & REFUSED.keys()
-    assert all(class_of(name).__name__ == name for name in (*FAMILIES, *REFUSED))
+    assert all(class_of(name).__name__ == name for name in FAMILIES)
+    if diffusers.__version__.startswith("0.41."):
+        pytest.skip("diffusers 0.41, the oldest, lacks some of the classes that are refused")
+    assert all(class_of(name).__name__ == name for name in REFUSED)
 
 
 def test_diffusers_that_is_too_old_for_a_family(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -168,7 +168,8 @@ def show_text(text: str) -> None:
 
 def _dressed(text: str, stream: TextIO | None) -> str:
     """``text`` as ``stream`` shows it: on a terminal with colours and wrapped between words, elsewhere as it is."""
-    if stream is None or not stream.isatty():
+    # Beside a bar, stderr is rich's object, which says before version 15 that it is no terminal.
+    if stream is None or not getattr(stream, "rich_proxied_file", stream).isatty():
         return text
     text = "\n".join(_wrapped(line, width_of(stream)) for line in text.split("\n"))
     if not has_colors():
