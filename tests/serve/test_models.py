@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pytest
@@ -17,6 +17,30 @@ from vaedeploy.values.kinds import Part
 
 SMALL = np.zeros((1, 2, 64, 63), np.float32)
 LARGE = np.zeros((1, 2, 64, 64), np.float32)
+
+
+def started(monkeypatch: pytest.MonkeyPatch, vae: VAE, part: Part, arrays: Iterable[np.ndarray]) -> tuple[int, int]:
+    """How many requests for ``arrays`` run at once in the line of a served ``vae``, and how many wait."""
+    go = threading.Event()
+
+    def compute(part: Part, array: np.ndarray, outputs: Sequence[str]) -> dict[str, np.ndarray]:
+        assert go.wait(30)
+        return {}
+
+    monkeypatch.setattr(vae, "compute", compute)
+    line = make_models({"tiny": vae}, Settings(), Metrics())["tiny-encode"].line
+
+    async def work() -> tuple[int, int]:
+        waiting = [line.compute(part, array, ["image"]) for array in arrays]
+        found = line.running, line.waiting
+        go.set()
+        await asyncio.gather(*waiting)
+        return found
+
+    try:
+        return asyncio.run(work())
+    finally:
+        line.close()
 
 
 @pytest.mark.parametrize(
@@ -32,24 +56,8 @@ LARGE = np.zeros((1, 2, 64, 64), np.float32)
 def test_images_of_256_pixels_squared_take_turns_on_a_cpu(
     monkeypatch: pytest.MonkeyPatch, bundle, part: Part, small: np.ndarray, large: np.ndarray
 ):
-    go = threading.Event()
-
-    def compute(part: Part, array: np.ndarray, outputs: Sequence[str]) -> dict[str, np.ndarray]:
-        assert go.wait(30)
-        return {}
-
     with VAE(bundle) as vae:
-        monkeypatch.setattr(vae, "compute", compute)
-        line = make_models({"tiny": vae}, Settings(), Metrics())["tiny-encode"].line
-
-        async def work() -> None:
-            waiting = [line.compute(part, array, ["image"]) for array in (large, small, large, small)]
-            assert (line.running, line.waiting) == (3, 1)
-            go.set()
-            await asyncio.gather(*waiting)
-
-        asyncio.run(work())
-        line.close()
+        assert started(monkeypatch, vae, part, (large, small, large, small)) == (3, 1)
 
 
 @pytest.mark.parametrize(
@@ -58,21 +66,5 @@ def test_images_of_256_pixels_squared_take_turns_on_a_cpu(
 def test_large_calls_share_the_cores(monkeypatch: pytest.MonkeyPatch, bundle, cores: int, threads: int, at_once: int):
     for module in ("serve.models", "runtime.vae"):
         monkeypatch.setattr(f"vaedeploy.{module}.usable_cores", lambda: cores)
-    go = threading.Event()
-
-    def compute(part: Part, array: np.ndarray, outputs: Sequence[str]) -> dict[str, np.ndarray]:
-        assert go.wait(30)
-        return {}
-
     with VAE(bundle, threads=threads) as vae:
-        monkeypatch.setattr(vae, "compute", compute)
-        line = make_models({"tiny": vae}, Settings(), Metrics())["tiny-decode"].line
-
-        async def work() -> None:
-            waiting = [line.compute("decoder", LARGE, ["image"]) for _ in range(16)]
-            assert line.running == at_once
-            go.set()
-            await asyncio.gather(*waiting)
-
-        asyncio.run(work())
-        line.close()
+        assert started(monkeypatch, vae, "decoder", [LARGE] * 16) == (at_once, 16 - at_once)
