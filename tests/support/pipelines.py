@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,8 @@ def pipeline_function(module: str, name: str) -> Callable[..., Any]:
     assert package is not None
     assert package.origin is not None
     file = Path(package.origin).parent / "pipelines" / f"{module.replace('.', '/')}.py"
-    if not file.exists():
-        pytest.skip(f"this diffusers has no {module}")
+    if not file.exists() and version("diffusers").startswith("0.41."):
+        pytest.skip(f"diffusers 0.41, the oldest, has no {module}")
     nodes = (node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.FunctionDef))
     found = next(node for node in nodes if node.name == name)
     found.decorator_list = []
