@@ -30,14 +30,13 @@ STAGES = ("built", "run", "verified")
 HEAD = """# What has run where
 
 `python tools/write_support_docs.py` writes this page from `benchmarks/results/support.json`, which has a record for
-each thing that was done: when, and what repeats it. What has no record has not been done.
+each thing that was done: when, and the command that repeats it. What has no record has not been done.
 
 - **built**: the backend made an engine of a full-size VAE.
 - **run**: the runtime encoded and decoded there, and tests of it passed.
 - **verified**: the results were compared with PyTorch by the limits of [verification.md](verification.md), and passed.
 
-A bundle of yours says of itself what it has passed: `vaedeploy inspect BUNDLE`. What this machine can run,
-`vaedeploy doctor` says.
+`vaedeploy inspect BUNDLE` shows what a bundle of yours has passed, and `vaedeploy doctor` what this machine can run.
 
 ## Backends
 """
@@ -45,14 +44,14 @@ A bundle of yours says of itself what it has passed: `vaedeploy inspect BUNDLE`.
 KINDS = """
 ## GPU kinds
 
-`vaedeploy build --profile NAME` has these GPUs. "–" means that the backend does not build for the GPU. The CUDA
+`vaedeploy build --profile NAME` takes these profiles. "–" means that the backend does not build for the GPU. The CUDA
 provider of ONNX Runtime needs no engine, and runs a bundle's graphs.
 """
 
 PROGRAMS = """
 ## In other programs
 
-Bundles where other software runs them, from `benchmarks/results/support_around.json`.
+Other software that runs bundles, from `benchmarks/results/support_around.json`.
 """
 
 LOG = """
