@@ -65,8 +65,8 @@ class Budget:
         self._taken: list[int] = []
 
     def limit(self, kept: int = 0) -> int:
-        """Bytes that a call could take if it were the only one. kept: those that are not free since they were kept for
-        it.
+        """Bytes that a call could take if it were the only one. kept: bytes that are not free because an earlier call
+        kept them for it.
         """
         if self.most is not None:
             return self.most
@@ -75,7 +75,7 @@ class Budget:
 
     @contextmanager
     def take(self, choose: Callable[[int, bool], int | None], kept: int = 0) -> Iterator[None]:
-        """Context of a running call. Waits for other calls where it needs what they have.
+        """Context of a running call. Waits until other calls leave it enough.
 
         kept: see ``limit``. choose: takes the bytes that are left and whether no other call is running. It returns how
         many the call takes, or None to wait for others.
