@@ -96,8 +96,7 @@ def openvino_leads(bundle: Bundle, asked: Settings) -> bool:
 
 
 def _openvino_precision(bundle: Bundle, device: str) -> Precision:
-    """The precision where none is asked for: "bf16" for a bundle in bfloat16 on a CPU that gains from it, else "fp32".
-    """
+    """The precision if none is asked for: "bf16" for a bundle in bfloat16 on a CPU that gains from it, else "fp32"."""
     lower = bundle.manifest.precision == "bf16" and device == openvino.CPU and openvino.gains_from_bfloat16()
     return "bf16" if lower else "fp32"
 

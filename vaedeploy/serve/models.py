@@ -26,13 +26,13 @@ from vaedeploy.values.kinds import PARTS, Part
 from vaedeploy.values.served import NAME, model_name
 
 CALLS_ON_CPU = 8
-"""Calls that run at once on a CPU of fewer cores: on two cores a small image takes a fifth less of the processors' time
-than with two calls, since ONNX Runtime's threads wait less for work, and it does not wait for a large one.
+"""Calls that run at once on a CPU of fewer cores: on two cores a small image takes a fifth less CPU time than with two
+calls, since ONNX Runtime's threads wait less for work, and it does not wait for a large one.
 """
 
 LARGE = 256 * 256
-"""Pixels of a large call, which keeps the cores busy by itself: on two cores, eight of this size at once are slower
-than one after the other, and take the memory of eight.
+"""Pixels from which a call is large: it keeps the cores busy by itself. On two cores, eight calls of this size at once
+are slower than one after the other, and take the memory of eight.
 """
 
 CORES_OF_A_LARGE_CALL = 8
@@ -151,7 +151,7 @@ def _form(dtype: np.dtype[Any]) -> str:
 
 
 def make_models(vaes: Mapping[str, VAE], settings: Settings, metrics: Metrics) -> dict[str, Model]:
-    """Both halves of each VAE by the name of the model. The halves of a VAE wait in one line."""
+    """Both halves of each VAE by the name of the model. A VAE's halves share one line."""
     models = {}
     for name, vae in vaes.items():
 
