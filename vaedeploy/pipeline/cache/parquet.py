@@ -1,6 +1,6 @@
 """Pictures in a column of a parquet file, as data sets of the Hugging Face hub have them. It needs pyarrow.
 
-The column holds bytes, or a struct with a field ``bytes``. Pictures are read by row groups, of which two are kept.
+The column holds bytes, or a struct with a field ``bytes``. Pictures are read by row group, and two groups are kept.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def cell(path: str, stamp: tuple[int, int], column: str, group: int, row: int) -
     import pyarrow as pa
 
     try:
-        with _reading:  # threads that want one group wait until the first of them has read it
+        with _reading:  # threads that want the same group wait until the first has read it
             values = _group(path, stamp, column, group)
         data: bytes = values[row].as_py()
     except (pa.ArrowException, OSError) as error:
@@ -54,7 +54,7 @@ def cell(path: str, stamp: tuple[int, int], column: str, group: int, row: int) -
     return data
 
 
-@lru_cache(2)  # threads that read ahead are in two of them at the end of each
+@lru_cache(2)  # at the end of a group, threads that read ahead are in two
 def _group(path: str, stamp: tuple[int, int], column: str, group: int) -> Any:
     with _opened(path) as file:
         return _bytes_of(file.read_row_group(group, columns=[column]).column(column).combine_chunks())
