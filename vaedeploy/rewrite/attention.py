@@ -42,8 +42,8 @@ SCORES_BYTES = 64 * 2**20
 """Most bytes that one block's scores may take: in float32, all scores of 4,096 tokens, or 256 rows of 65,536 tokens.
 
 Where there are several blocks, all but the last take 32 MiB or more. From that size on, glibc maps each allocation by
-itself and returns it to the system. Smaller ones leave holes in the heap, between the results that stay: with blocks of
-16 MiB these took 67 MB at 12,000 tokens.
+itself and returns it to the system. Smaller ones leave holes in the heap between the results that stay: with blocks of
+16 MiB the holes took 67 MB at 12,000 tokens.
 """
 
 FIRST_OPSET = 15
@@ -59,10 +59,10 @@ Dimension = int | ir.SymbolicDim | None
 def chunk_attention(model: ir.Model, *, scores_bytes: int = SCORES_BYTES) -> Outcome:
     """Compute each attention of ``model``'s main graph over blocks of queries, in place.
 
-    Looks at every Softmax. Between it and the two products there may be Casts, and before it multiplications and
-    divisions by a single number. Types and ranks must be known: infer shapes first.
+    Looks at every Softmax. Casts may lie between it and the two products, and before it multiplications and divisions
+    by a single number. Types and ranks must be known: infer shapes first.
 
-    scores_bytes: the most bytes that one block's scores may take, although a block has at least one row; ValueError
+    scores_bytes: the most bytes that one block's scores may take; a block has at least one row in any case. ValueError
     below 1.
     """
     if scores_bytes < 1:
@@ -130,7 +130,7 @@ def _is_number(value: ir.Value | None) -> bool:
 
 
 def why_not(path: Sequence[ir.Node], softmax: ir.Node, opset: int) -> str | None:
-    """Why blocks of rows may not be computed apart; None where they may."""
+    """Why blocks of rows may not be computed separately; None where they may."""
     if opset < FIRST_OPSET:
         return f"opset {opset} is older than {FIRST_OPSET}"
     q, k, v = (value.shape for value in operands(path))
@@ -145,7 +145,7 @@ def why_not(path: Sequence[ir.Node], softmax: ir.Node, opset: int) -> str | None
 
 
 def _fits(path: Sequence[ir.Node], softmax: ir.Node, scores_bytes: int) -> str | None:
-    """Why blocks are not needed: the scores are small at every size. None where they may be large."""
+    """Why blocks are not needed, if the scores are small at every size; None where they may be large."""
     scores = softmax.outputs[0].shape or ()
     known = [size for size in scores if isinstance(size, int)]
     needed = math.prod(known) * _score_bytes(path)
@@ -204,7 +204,7 @@ class Nodes(list[ir.Node]):
     def ceil_div(self, a: ir.Value, b: ir.Value, one: ir.Value) -> ir.Value:
         """The quotient a / b rounded up, as (a - 1) // b + 1 with truncation.
 
-        It is 1 for a = 0, so that no size of an empty batch is divided by zero.
+        It is 1 for a = 0, so that an empty batch divides no size by zero.
         """
         return self.add("Add", self.add("Div", self.add("Sub", a, one), b), one)
 
@@ -224,7 +224,7 @@ def _replace(graph: ir.Graph, path: Sequence[ir.Node], block_scores: int) -> Non
     blocks = ir.SequenceType(ir.TensorType(result.dtype))
     empty = nodes.add("SequenceEmpty", type=blocks, shape=None, dtype=result.dtype.value)
     body = _body(path, block, blocks, Nodes(f"{nodes.prefix}.body"))
-    # ONNX lets the condition of a Loop be left out, but not every runtime takes that for true.
+    # ONNX allows a Loop without a condition, but not every runtime takes that as true.
     condition = nodes.add("Constant", type=FLAG, shape=(), value=ir.tensor(np.array(True)))
     results = nodes.add("Loop", count, condition, empty, type=blocks, shape=None, body=body)
     joined = nodes.add("ConcatFromSequence", results, axis=-2)
@@ -249,8 +249,8 @@ def _body(path: Sequence[ir.Node], block: ir.Value, blocks: ir.SequenceType, nod
 def block_shape(shape: ir.Shape | None, prefix: str | None = None) -> Sequence[Dimension | str] | None:
     """``shape`` with an unknown number of rows.
 
-    With a prefix, unknown sizes get names. The scores share these from the first product to the second, and ONNX
-    Runtime then computes the softmax in the scores' own memory.
+    With a prefix, unknown sizes get names, which the scores share from the first product to the second, so that ONNX
+    Runtime computes the softmax in the scores' own memory.
     """
     if shape is None:
         return None

@@ -12,17 +12,17 @@ from vaedeploy.verify.traces import Bisection, Trace
 __all__ = ["advise"]
 
 SMALLEST_NORMAL = 2.0**-14
-"""The smallest float16 that has all of its 11 digits."""
+"""The smallest float16 with all 11 significant bits."""
 
 FINER: dict[Precision, str] = {
     "fp16": "fp32, and not bf16, which has 8 times coarser digits",
     "bf16": "fp16, which has 8 times finer digits, or fp32",
 }
-"""Half precision -> what has more digits."""
+"""Half precision -> the precisions with more digits."""
 
 
 def advise(bisection: Bisection, report: Report | None) -> tuple[str, ...]:
-    """What to do about each graph that was bisected, a line each. report: the one that the bisection was made with."""
+    """What to do about each graph that was bisected, a line each. report: the one that was given to the bisection."""
     failed = [case for case in report.cases if not case.passed] if report else []
     if bisection.traces:
         return tuple(_advise(trace, failed) for trace in bisection.traces)

@@ -68,7 +68,7 @@ def expand(place: Place) -> Reads:
 
 
 def reshape(place: Place) -> Reads:
-    """Rows stay rows if what lies before them, and between one and the next, is divided among whole axes."""
+    """Rows stay rows if the elements before them, and between one and the next, are divided among whole axes."""
     layout, output = place.only_first(), place.node.outputs[0]
     place.no_whole()
     before, after = place.shapes.of(place.input(0)), place.shapes.of(output)

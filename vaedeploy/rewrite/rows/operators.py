@@ -1,4 +1,4 @@
-"""The operators of which is known what rows they read, and the rule for each."""
+"""The operators whose reading of rows is known, and the rule for each."""
 
 from __future__ import annotations
 
