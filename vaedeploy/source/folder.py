@@ -1,4 +1,6 @@
-"""The weights in a diffusers folder, under every name that diffusers gives them: variants, and files in parts."""
+"""The weights in a diffusers folder, under every name that diffusers gives them: variants, and files in several
+parts.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +21,10 @@ STEM = "diffusion_pytorch_model"
 SINGLE = re.compile(rf"{STEM}(?:\.(?P<variant>\w+))?\.(?P<kind>safetensors|bin)")
 
 INDEX = re.compile(rf"{STEM}\.(?P<kind>safetensors|bin)\.index(?:\.(?P<variant>\w+))?\.json")
-"""The list of the parts of a file. diffusers puts the variant at its end, and into the names of the parts."""
+"""The name of the list of a file's parts. diffusers puts the variant at its end, and into the names of the parts."""
 
 HALF = ("fp16", "bf16")
-"""Variants with fewer digits than the others have, the most precise first."""
+"""Variants with fewer digits than others, the most precise first."""
 
 WEIGHTS = tuple(
     f"{STEM}{ending}"
@@ -30,7 +32,7 @@ WEIGHTS = tuple(
     for kind in ("safetensors", "bin")
     for ending in (f"{variant}.{kind}", f".{kind}.index{variant}.json")
 )
-"""What weights in a folder may be called whose other names are not known, the most precise first."""
+"""Names that weights may have in a folder that cannot be listed, the most precise first."""
 
 MAX_INDEX = 25_000_000
 """Largest list of parts that is read, in bytes."""
@@ -72,10 +74,10 @@ class Weights:
 
 
 def find_weights(folder: Path) -> Weights:
-    """The weights in a folder: of several variants, the most precise.
+    """The weights in a folder, the most precise if there are several variants.
 
-    Raises WeightsError where the folder has no weights, where a part or what a link leads to is not there, and where
-    two variants are equally precise.
+    Raises WeightsError where the folder has no weights, where a part or a link's target is missing, and where two
+    variants are equally precise.
     """
     names = _names(folder)
     candidates = _candidates(folder, names)
@@ -101,7 +103,7 @@ def find_weights(folder: Path) -> Weights:
 
 
 def _halves(folder: Path, names: Sequence[str]) -> Weights:
-    """The encoder and the decoder in a folder with two such files, and without others."""
+    """The encoder and the decoder in a folder that has one file for each, and no others."""
     halves = [(path, half.other) for name in names if (half := half_named(path := folder / name)) is not None]
     pairs = [pair for pair in halves if pair[1].name in names and pair[0] < pair[1]]
     if len(pairs) == 1:
@@ -139,7 +141,7 @@ def _candidates(folder: Path, names: Sequence[str]) -> list[_Candidate]:
 def parts_of(file: Path) -> tuple[Path, ...]:
     """The weights files that ``file`` stands for: itself, or those that it lists, whether they are there or not.
 
-    Raises WeightsError for a list that cannot be read, and for one of other files than those beside it.
+    Raises WeightsError for a list that cannot be read, and for one that names files elsewhere.
     """
     return _listed(file) if INDEX.fullmatch(file.name) else (file,)
 
@@ -151,7 +153,7 @@ def _listed(index: Path) -> tuple[Path, ...]:
         raise WeightsError(f"{index} cannot be read: {error.strerror or error}") from error
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise WeightsError(f"{index} does not list the parts of weights: {error}") from error
-    # 255 bytes is the most that a file's name may have, nearly everywhere.
+    # Nearly everywhere, a file's name has at most 255 bytes.
     outside = sorted(name for name in names if not re.fullmatch(r"[\w-][\w.-]{0,254}", name, re.ASCII))
     if outside or not names:
         raise WeightsError(
