@@ -1,6 +1,6 @@
 """``vaedeploy.toml``, which lists bundles: each is ``[bundle.NAME]``, with options of ``vaedeploy export`` as keys.
 
-The values are given to the command as if they had been typed, so that it checks them and says what is wrong. Example::
+The command gets the values as if they had been typed, so that it checks them and says what is wrong. Example::
 
     [bundle.sdxl-fp16]
     vae = "sdxl"
@@ -31,7 +31,7 @@ LARGEST = 1_000_000
 """Largest file that is read, in bytes."""
 
 NOT_HERE = ("--all", "--config", "--force", "--json")
-"""Options of ``export`` that are of a call, and not of a bundle."""
+"""Options of ``export`` that belong to a call, not to a bundle."""
 
 PLACES = ("--vae", "--weights")
 """Options whose value may be a path, or something else."""
@@ -76,7 +76,7 @@ def _context(file: Path, name: str, options: Any, ctx: click.Context) -> click.C
         context = ctx.command.make_context("export", words, ctx.parent)
     except click.UsageError as error:
         raise InputError(f"{where}: {error.format_message()}") from error
-    # Variables of these are of the call, too: VAEDEPLOY_EXPORT_ALL would export all of them for each of them.
+    # Their environment variables belong to the call, too: VAEDEPLOY_EXPORT_ALL would export all bundles for each one.
     context.params |= {"every": False, "as_json": False}
     if context.params["vae_option"] is None:
         raise InputError(f"{where} has no vae; name a preset, a hub repository, a folder or a weights file")
@@ -113,7 +113,7 @@ def _words(file: Path, where: str, key: str, value: Any, command: click.Command)
 
 
 def _placed(file: Path, option: click.Option, name: str, text: str) -> str:
-    """A value, as a path that is relative to the file where it is a path."""
+    """A value; if it is a path, the file's folder is put before it."""
     place = file.parent / text
     is_path = isinstance(option.type, click.Path) or (name in PLACES and place.exists())
     return str(place) if is_path else text

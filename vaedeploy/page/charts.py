@@ -83,7 +83,7 @@ def spectrum_chart(candidates: Sequence[Candidate]) -> Chart:
     return Chart(
         "Detail by size",
         "How strong the detail of each size is, the finest on the left. Under 100 % it is weaker, over 100 % "
-        "stronger. Fine detail, of which words and tables tell, is the mean over the marked sizes.",
+        "stronger. The figure for fine detail is the mean over the marked sizes.",
         "size of the detail in pixels: from this to twice this",
         "strength in % of the reference",
         tuple(Tick(x(n), str(2 * 2**n)) for n in range(bands)),
