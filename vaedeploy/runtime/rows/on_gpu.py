@@ -66,7 +66,7 @@ SCORES_IN_BLOCKS = frozenset(("chunk_attention", "fuse_attention"))
 """Rewrite rules. Without any of them, a graph has all scores of an attention in one tensor."""
 
 MORE = 1.1
-"""The whole graph is tried again at a size that failed once this many times as much memory is free."""
+"""A size at which the whole graph failed is tried again when this many times as much memory is free."""
 
 
 class GpuRunner:
