@@ -346,7 +346,7 @@ def test_another_vae_is_refused_before_it_is_downloaded(hub: HubServer, client: 
     ended = client.run("pull", REPOSITORY, "--identity", "2" * 64)
     assert (ended.code, ended.out) == (2, "")
     assert ended.err.endswith(
-        f"Error: bundle hf://{REPOSITORY}@{commit} holds another VAE than the one that is wanted: its identity is "
+        f"Error: bundle hf://{REPOSITORY}@{commit} holds a VAE other than the one that is wanted: its identity is "
         f"{'1' * 64}, and not {'2' * 64}. Take the bundle of that VAE, or the identity of this one\n"
     )
     assert not hub.transfers()

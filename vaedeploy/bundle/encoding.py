@@ -132,7 +132,7 @@ def check_identity(manifest: Manifest, bundle: object, identity: str | None) -> 
     check_whole(identity, found, f"bundle {bundle}")
     if identity not in (None, found):
         raise BundleError(
-            f"bundle {bundle} holds another VAE than the one that is wanted: its identity is {found}, and not "
+            f"bundle {bundle} holds a VAE other than the one that is wanted: its identity is {found}, and not "
             f"{identity}. Take the bundle of that VAE, or the identity of this one"
         )
 

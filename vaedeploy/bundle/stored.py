@@ -52,7 +52,7 @@ def read_manifest(path: Path, folder: HeldFolder | None = None) -> Manifest:
     except OSError as error:
         raise BundleError(f"bundle {path}: {NAME} cannot be read: {reason(error)}") from error
     if len(data) > LARGEST:
-        raise BundleError(f"bundle {path}: {NAME} has more than {LARGEST:,} bytes; it is no manifest")
+        raise BundleError(f"bundle {path}: {NAME} has more than {LARGEST:,} bytes; it is not a manifest")
     return decode_manifest(data, path, PULLED_AGAIN if is_cached(path) else None)
 
 

@@ -131,7 +131,7 @@ class MemorySize(click.ParamType[int]):
         power = " KMGT".find(found[2].upper() or " ") if found else 0
         size = int(float(found[1]) * (1024 if found[3] else 1000) ** power) if found else 0
         if found is None or size < 1 or (found[3] and not power):
-            self.fail(f"{value!r} is no number of bytes above 0; write it as 4G (4 * 10^9) or 4GiB (4 * 2^30)")
+            self.fail(f"{value!r} is not a number of bytes above 0; write it as 4G (4 * 10^9) or 4GiB (4 * 2^30)")
         from vaedeploy.system.memory import LEAST_LIMIT, meant_unit
 
         if size < LEAST_LIMIT:

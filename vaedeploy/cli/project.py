@@ -52,7 +52,7 @@ def read_project(file: Path, ctx: click.Context) -> dict[str, click.Context]:
         raise InputError(f"{file} is not a TOML file: {error}") from error
     bundles = table.pop("bundle", None)
     if table:
-        raise InputError(f"{file} has {next(iter(table))}; it may have tables [bundle.NAME] alone")
+        raise InputError(f"{file} has {next(iter(table))}; it may have only tables [bundle.NAME]")
     if not isinstance(bundles, dict) or not bundles:
         raise InputError(f"{file} lists no bundles; write each as [bundle.NAME], with options of export below it")
     contexts = {name: _context(file, name, options, ctx) for name, options in bundles.items()}
@@ -68,7 +68,7 @@ def _context(file: Path, name: str, options: Any, ctx: click.Context) -> click.C
     """The context of ``export`` with the options of one bundle."""
     where = f"{file}, [bundle.{name}]"
     if not isinstance(options, dict):
-        raise InputError(f"{where} is no table; write its options below it")
+        raise InputError(f"{where} is not a table; write its options below it")
     words = ["--out", str(file.parent / name)] if "out" not in options else []
     words += [word for key, value in options.items() for word in _words(file, where, key, value, ctx.command)]
     words += ["--force"] if ctx.params["force"] else []
@@ -96,7 +96,7 @@ def _words(file: Path, where: str, key: str, value: Any, command: click.Command)
     if option is None:
         near = difflib.get_close_matches(f"--{key}", known, n=1)
         hint = f"did you mean {near[0].removeprefix('--')}?" if near else "vaedeploy export --help lists the options"
-        raise InputError(f"{where} has {key}, which is no option of export; {hint}")
+        raise InputError(f"{where} has {key}, which is not an option of export; {hint}")
     if option.is_flag:
         if not isinstance(value, bool):
             raise InputError(f"{where}: {key} is {value!r}; it must be true or false")

@@ -61,7 +61,7 @@ OPENING = ("allow_unverified", "backend", "precision", "threads", "max_memory", 
     default=64,
     show_default=True,
     metavar="N",
-    help="Let this many requests wait for each VAE; further ones are told to come again (503).",
+    help="Let this many requests wait for each VAE; further ones are refused (503).",
 )
 @click.option(
     "--max-body",

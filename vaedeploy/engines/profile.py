@@ -205,7 +205,7 @@ def init_profile(name: str, folder: str | Path | None = None) -> Path:
     Raises ProfileError for a name that is not valid or is taken, and for a GPU that no backend builds for.
     """
     if not NAME.fullmatch(name):
-        raise ProfileError(f"{name!r} is no name for a profile: it {NAME_RULE}")
+        raise ProfileError(f"{name!r} is not a profile name: it {NAME_RULE}")
     if folder is not None:
         Path(folder).mkdir(parents=True, exist_ok=True)
     files = _files(folder)

@@ -169,7 +169,7 @@ def read_shard_header(path: Path) -> ShardHeader:
     with tensors_of(path, f"there is no shard {path}. Run the command again that made the cache") as file:
         text = (file.metadata() or {}).get("vaedeploy.cache")
         if text is None:
-            raise LatentError(f"{path} is no shard of a latent cache")
+            raise LatentError(f"{path} is not a shard of a latent cache")
         header: ShardHeader = _decode(path, text.encode(), ShardHeader)
         known = TYPES[header.cache.dtype], 4, len(header.items)
         for name in tensor_names(header.cache):

@@ -96,7 +96,7 @@ def _check_names(name: Path | str, names: Iterable[str]) -> None:
         first = sorted(names)
         others = f" and {len(first) - LISTED} more" if len(first) > LISTED else ""
         raise LatentError(
-            f"{name} has no tensor {LATENT_KEY!r}, and so is no latent file; it has "
+            f"{name} has no tensor {LATENT_KEY!r}, so it is not a latent file; it has "
             f"{', '.join(first[:LISTED]) or 'none'}{others}"
         )
 

@@ -85,7 +85,7 @@ def flattened(pixels: Pixels, background: Color | None, name: Path | str) -> Pix
     """
     if background is None and not is_opaque(pixels):
         raise ImageError(
-            f"{name} has transparent pixels, whose colour depends on what is behind. Say it with --background, such as "
+            f"{name} has transparent pixels, whose colour depends on what is behind. Set it with --background, such as "
             "--background white, or flatten the picture first"
         )
     return _in_front_of(pixels, np.array(background or (WHITE,) * 3, np.float32))

@@ -116,7 +116,7 @@ def write_page(document: Document, folder: str | Path, result: object = None) ->
             break
     else:
         log.warning(
-            "the page in %s has %.1f MB, more than the %.0f that are aimed at",
+            "the page in %s has %.1f MB, more than the %.0f that it should have",
             folder,
             *(n / 1e6 for n in (len(page), MOST_BYTES)),
         )

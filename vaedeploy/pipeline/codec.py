@@ -105,7 +105,7 @@ def encode_files(
     def encode(file: Path, target: Path) -> None:
         nonlocal said
         if file.suffix == LATENT:
-            raise ImageError(f"{file} is no image: {LATENT} files hold latents, which vaedeploy decode takes")
+            raise ImageError(f"{file} is not an image: {LATENT} files hold latents, which vaedeploy decode takes")
         image = read_image(file, opacity=True)
         if not rgba:
             image = flattened(image, background, file)
@@ -149,7 +149,7 @@ def decode_files(vae: VAE, source: Path, out: Path, *, progress: Progress = sile
 
     def decode(file: Path, target: Path) -> None:
         if file.suffix != LATENT and (form := format_of(file)):
-            raise LatentError(f"{file} is an image ({form}), and no latent file; vaedeploy encode takes images")
+            raise LatentError(f"{file} is an image ({form}), not a latent file; vaedeploy encode takes images")
         read = read_latent(file)
         if len(read.latent) != 1:
             raise LatentError(

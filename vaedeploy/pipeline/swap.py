@@ -159,7 +159,7 @@ def _check_contract(old: Bundle, reference: Reference) -> None:
         ]
         raise InputError(
             f"{reference.name} has another latent contract than bundle {old.path}: {', '.join(differing)}. Diffusion "
-            "models made for the one give the other wrong latents. Export it to a bundle of its own"
+            "models made for one of them give the other wrong latents. Export it to a bundle of its own"
         )
 
 

@@ -106,7 +106,7 @@ def attention_path(softmax: ir.Node) -> list[ir.Node] | str:
     while path[-1].op_type != "MatMul":
         value = path[-1].outputs[0]
         if not _has_one_reader(value):
-            return "the softmax's output is not read by one product with values alone"
+            return "the softmax's output is not read only by one product with values"
         ((node, index),) = value.uses()
         if node.graph is not softmax.graph:
             return "the softmax's output is read in a subgraph"

@@ -143,7 +143,7 @@ def why_not_foldable(conv: ir.Node, *, bordered: bool = False) -> str | None:
     auto, pads = attributes.get_string("auto_pad", "NOTSET"), list(attributes.get_ints("pads", (0, 0, 0, 0)))
     own = {"NOTSET": pads, "VALID": [0, 0, 0, 0]}.get(auto, [1, 1, 1, 1])
     if own != ([0, 0, 0, 0] if bordered else [1, 1, 1, 1]):
-        wanted = "0 behind a Pad" if bordered else "1 on each side"
+        wanted = "0 after a Pad" if bordered else "1 on each side"
         return f"its padding is {pads if auto == 'NOTSET' else auto}, not {wanted}"
     if shape[1] == 1 and attributes.get_int("group", 1) > 1:
         return "it is depthwise: reading and writing images takes its time, not multiplications"

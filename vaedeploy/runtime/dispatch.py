@@ -140,12 +140,12 @@ class Dispatch:
         """See ``VAE.plan``; rows, columns: of the latents."""
         candidate = next((c for c in self._candidates if not c.on_gpu), None)
         if candidate is None:
-            raise BackendError(f"{self.backend} computes on the GPU, and memory is planned on the host alone")
+            raise BackendError(f"{self.backend} computes on the GPU, and memory is planned only on the host")
         plans: dict[Part, MemoryPlan] = {}
         for part in PARTS:
             runner = self._runner(candidate, part)
             if not isinstance(runner, BoundedRunner):
-                raise BackendError(f"{candidate.backend} has its own device, and memory is planned on the CPU alone")
+                raise BackendError(f"{candidate.backend} has its own device, and memory is planned only on the CPU")
             if not runner.half.exists:
                 raise BackendError(runner.half.missing)
             plans[part] = runner.plan(batch, rows, columns)

@@ -88,7 +88,7 @@ def _read_latent(body: bytes) -> LatentFile:
         return latent_from_bytes(body, BODY)
     except LatentError as error:
         if form := format_of(io.BytesIO(body)):
-            raise LatentError(f"{BODY} is an image ({form}), and no latent file; /v1/encode takes images") from error
+            raise LatentError(f"{BODY} is an image ({form}), not a latent file; /v1/encode takes images") from error
         raise
 
 

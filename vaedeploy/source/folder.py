@@ -88,7 +88,7 @@ def find_weights(folder: Path) -> Weights:
     if equal:
         raise WeightsError(
             f"{folder} holds several variants of the weights: {', '.join(p.name for p in (best.path, *equal))}. "
-            "Give the one that you mean: its file"
+            "Give the file of the one that you mean"
         )
     files = parts_of(best.path)
     for file in files:
@@ -111,8 +111,7 @@ def _halves(folder: Path, names: Sequence[str]) -> Weights:
     if pairs:
         named = ", ".join(path.name for pair in pairs for path in pair)
         raise WeightsError(
-            f"{folder} holds several VAEs in two files each: {named}. Give one of the two files of the one that you "
-            "mean"
+            f"{folder} holds several VAEs in two files each: {named}. Give either file of the VAE that you mean"
         )
     alone = "".join(f"; of {path.name} the other half, {other.name}, is not there" for path, other in halves[:1])
     raise WeightsError(

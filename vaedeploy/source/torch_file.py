@@ -133,7 +133,7 @@ def _open_legacy(mapped: mmap.mmap) -> tuple[object, Locate]:
     for key in keys:
         storage = storages.get(key) if isinstance(key, str) else None
         if storage is None:
-            raise DamagedError("it has a storage of which no tensor says what it holds")
+            raise DamagedError("it has a storage that no tensor describes")
         if int.from_bytes(mapped[position : position + 8], "little") != storage.count:
             raise DamagedError(f"its storage {shown(key)} is not where it should be")
         end = position + 8 + storage.count * _dtype(storage.type).itemsize

@@ -107,12 +107,12 @@ def open_regular(path: str | Path, folder: int | None = None) -> int:
 
 
 def special(path: Path) -> str | None:
-    """``"is a device or a pipe, and no file"`` if ``path`` is one, since reading it may never end; otherwise None."""
+    """``"is a device or a pipe, not a file"`` if ``path`` is one, since reading it may never end; otherwise None."""
     try:
         mode = path.stat().st_mode
     except (OSError, ValueError):  # opening it says why; ValueError: the name has a zero byte
         return None
-    return None if stat.S_ISREG(mode) or stat.S_ISDIR(mode) else "is a device or a pipe, and no file"
+    return None if stat.S_ISREG(mode) or stat.S_ISDIR(mode) else "is a device or a pipe, not a file"
 
 
 def handle_size(handle: int) -> int:

@@ -26,7 +26,7 @@ def advise(bisection: Bisection, report: Report | None) -> tuple[str, ...]:
     failed = [case for case in report.cases if not case.passed] if report else []
     if bisection.traces:
         return tuple(_advise(trace, failed) for trace in bisection.traces)
-    reason = "the portable graphs themselves failed" if failed else "the bundle has none but the portable graphs"
+    reason = "the portable graphs themselves failed" if failed else "the bundle has only the portable graphs"
     return (f"There is nothing to compare: {reason}, which others are compared with.",)
 
 

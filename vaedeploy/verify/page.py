@@ -127,7 +127,7 @@ def _sizes(pictures: Sequence[Picture]) -> str:
     whole = ((picture, "{}x{} pixels".format(*picture.reference.shape[:2])) for picture in pictures)
     sizes = dict.fromkeys(picture.cut.words if picture.cut else size for picture, size in whole)
     told = f" (height x width): {'; '.join(sizes)}" if len(sizes) <= MOST_TOLD else ""
-    return f"What is shown are photographs at the sizes that are verified, of larger ones the middle{told}."
+    return f"What is shown are photographs at the verified sizes, and of larger ones the middle{told}."
 
 
 def _steps(bisection: Bisection | None) -> tuple[Table, ...]:

@@ -35,7 +35,7 @@ def rows(path: str, column: str) -> Iterator[tuple[int, int, bool]]:
                 there = _bytes_of(values).is_valid().to_pylist()
                 yield from ((group, row, valid) for row, valid in enumerate(there))
     except (pa.ArrowException, OSError) as error:
-        raise ParquetError(f"it is no parquet file, or is truncated or broken: {error}") from error
+        raise ParquetError(f"it is not a parquet file, or is truncated or broken: {error}") from error
 
 
 def cell(path: str, stamp: tuple[int, int], column: str, group: int, row: int) -> bytes:
@@ -50,7 +50,7 @@ def cell(path: str, stamp: tuple[int, int], column: str, group: int, row: int) -
             values = _group(path, stamp, column, group)
         data: bytes = values[row].as_py()
     except (pa.ArrowException, OSError) as error:
-        raise ParquetError(f"it is no parquet file, or is truncated or broken: {error}") from error
+        raise ParquetError(f"it is not a parquet file, or is truncated or broken: {error}") from error
     return data
 
 
@@ -72,7 +72,7 @@ def _check(file: Any, column: str) -> None:
     schema = file.schema_arrow
     if column not in schema.names:
         columns = ", ".join(schema.names)
-        raise ParquetError(f"it has no column {column!r}; it has {columns}. Name the one of pictures with --column")
+        raise ParquetError(f"it has no column {column!r}; it has {columns}. Name the column of pictures with --column")
     kind = schema.field(column).type
     if types.is_struct(kind) and kind.get_field_index(BYTES) >= 0:
         kind = kind.field(BYTES).type

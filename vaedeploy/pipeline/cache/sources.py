@@ -207,7 +207,7 @@ def _of_tar(path: Path, prefix: str) -> Found:
                     yield FailedPicture(name, f"the tar file is truncated or broken from byte {tar.offset:,} on")
         except tarfile.TarError as error:
             compressed = " Decompress it first" if stamp[0] and _is_compressed(handle) else ""
-            yield FailedPicture(name, f"it is no tar file, or is truncated or broken: {error}.{compressed}")
+            yield FailedPicture(name, f"it is not a tar file, or is truncated or broken: {error}.{compressed}")
 
 
 def _of_member(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path, stamp: tuple[int, int], prefix: str) -> Found:
@@ -218,7 +218,7 @@ def _of_member(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path, stamp:
         return
     if not member.isreg() or member.issparse():
         if looks:
-            yield FailedPicture(key, "it is a link, or another thing that is no file, in its tar file")
+            yield FailedPicture(key, "it is a link or another non-file in its tar file")
         return
     if not looks:
         content = tar.extractfile(member)

@@ -52,7 +52,7 @@ def broken_words(encoder: str, decoder: str, broken: Mapping[str, float], plain:
     does = "does" if len(names) == 1 else "do"
     return (
         f"{_names(names)} {does} not show the photographs with {_its(names)} own latents (PSNR: {figures}; a "
-        f"plain picture of the mean colour has {_db(plain)}), so it cannot be told whether {decoder} "
+        f"plain picture of the mean colour has {_db(plain)}), so nobody can tell whether {decoder} "
         f"decodes those of {encoder}."
     )
 

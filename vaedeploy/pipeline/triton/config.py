@@ -20,7 +20,7 @@ DELAY = 2000
 TYPES = {FLOAT32: "TYPE_FP32", UINT8: "TYPE_UINT8", BOOL: "TYPE_BOOL"}
 
 LOSSES = """\
-Triton runs this file by itself, without vaedeploy's runtime. What is lost by that:
+Triton runs this file by itself, without vaedeploy's runtime. What that loses:
 - no second run in float32 of items with NaN or infinity: ask for the output finite, and look at it
 - no check of the files' sha256 when the model is loaded, and none that it is the VAE that you mean
 - no words for an image of a wrong size or for NaN in what is sent; no memory limit, and no running by rows
@@ -83,7 +83,7 @@ def onnxruntime_config(name: str, manifest: Manifest, part: Part, graph: str, ma
         part,
         max_batch,
         [
-            "# On a GPU the provider rounds to TensorFloat-32 unless told otherwise; vaedeploy does not let it.",
+            "# On a GPU the provider rounds to TensorFloat-32 unless told otherwise; vaedeploy turns that off.",
             "optimization {",
             "  execution_accelerators {",
             "    gpu_execution_accelerator: [",

@@ -39,7 +39,7 @@ def fold_upsampling_last(model: ir.Model, keep: set[str]) -> Outcome:
             pads, readers = readers, [use.node for use in readers[0].outputs[0].uses()]
             reason = why_no_border(pads[0], opset)
         if reason is None and [node.op_identifier() for node in readers] != [("", "Conv", "")]:
-            reason = "one convolution alone does not read it"
+            reason = "it is not read by one convolution only"
         if reason is None and (resize.inputs[0].shape is None or readers[0].outputs[0].shape is None):  # type: ignore[union-attr]
             reason = "its shape is not known"
         reason = reason or why_not_foldable(readers[0], bordered=bool(pads))

@@ -98,14 +98,14 @@ class Shapes:
         shapes = self._shapes.get(str(value.name), [None])
         known = [shape for shape in shapes if shape is not None]
         if len(known) != len(PROBES):
-            raise NotByRowsError(_producer(value), f"the size of {value.name} cannot be told from the image's")
+            raise NotByRowsError(_producer(value), f"the size of {value.name} does not follow from the image's")
         return known
 
     def sizes(self, value: ir.Value) -> tuple[Size, ...]:
         """The dimensions of a tensor. Raises NotByRowsError where one is no multiple of the latent's sides."""
         sizes = [size_of(dims) for dims in zip(*self.of(value), strict=True)]
         if None in sizes:
-            raise NotByRowsError(_producer(value), f"the sides of {value.name} are no multiples of the latent's")
+            raise NotByRowsError(_producer(value), f"the sides of {value.name} are not multiples of the latent's")
         return tuple(size for size in sizes if size is not None)
 
     def tall_axes(self, value: ir.Value) -> list[int]:

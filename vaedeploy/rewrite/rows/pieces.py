@@ -61,7 +61,7 @@ class Pieces:
         rowed = layout is not None and layout.axis is not None
         norms = tuple(self._statistics.get(value, ()))
         if norms and (layout is None or layout.axis != 2):
-            raise NotByRowsError(str(value.name), "it is normalised, and its rows are not behind its channels")
+            raise NotByRowsError(str(value.name), "it is normalised, and its rows do not come after its channels")
         dtype = (value.dtype or ir.DataType.FLOAT).numpy().name
         if dtype not in get_args(Dtype):
             raise NotByRowsError(str(value.name), f"it is of type {dtype}, and the half would have to be cut there")

@@ -184,14 +184,14 @@ class GpuRunner:
                 raise
             failed = str(error)
             let_go(error)  # of the arrays on the GPU
-        log.warning("%s: %s. It is tried once more in as little memory as can be", self.graph, failed)
+        log.warning("%s: %s. It is tried once more in as little memory as possible", self.graph, failed)
         self._whole.release_memory()  # smaller sizes may have some
         try:
             with onnxruntime_cpu.only_errors_logged():  # for each convolution it warns that a lean one is slow
                 return self._in_plan(outputs, array, results, least=True)
         except BackendError as error:
             # Libraries of CUDA that find no memory have errors of many kinds, such as one that cannot be initialised.
-            raise BackendError(f"{failed}. In as little memory as can be it failed, too: {error}") from error
+            raise BackendError(f"{failed}. It failed in as little memory as possible, too: {error}") from error
 
     def _in_plan(self, outputs: Sequence[str], array: Array, results: Mapping[str, Array], least: bool) -> list[Any]:
         """By rows, in the memory that is free, or in the ``least`` that there can be."""

@@ -46,7 +46,7 @@ def empty(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
             pages.madvise(mmap.MADV_NOHUGEPAGE)
     except OSError as error:
         raise BackendError(
-            f"a call by rows cannot have {_bytes(shape, dtype):,} bytes of memory: {reason(error)}. Give a lower "
+            f"a call by rows cannot get {_bytes(shape, dtype):,} bytes of memory: {reason(error)}. Give a lower "
             "max_memory, or a smaller image"
         ) from error
     return np.ndarray(shape, dtype, pages)
