@@ -79,7 +79,7 @@ class Bundle:
     @classmethod
     def hold(cls, path: str | Path, verify_hashes: bool = True, progress: Progress = silent) -> Bundle:
         """``open``, with every file held open: ``read`` gives what was checked here, even if another process puts
-        another bundle at ``path``. ``release`` lets go of the files. progress: is told how far a pull is.
+        another bundle at ``path``. ``release`` lets go of the files. progress: reports how far a pull is.
         """
         from vaedeploy.bundle.opening import open_whole  # which imports this module
         from vaedeploy.bundle.pull import bundle_folder

@@ -4,7 +4,7 @@ The estimate goes through the nodes in order, finds how long the builder keeps e
 that are kept at once:
 
 - pointwise operators run in the kernel of the node before or after them, so only the last tensor of a chain is kept;
-- the input of a normalisation is kept until the pointwise operators behind the normalisation are done;
+- the input of a normalisation is kept until the pointwise operators after the normalisation are done;
 - attention keeps its scores and their softmax whole, and beside them, in an engine for a range of sizes or for several,
   TensorRT-RTX reserves the size of the largest other tensor.
 

@@ -86,7 +86,7 @@ def bench_bundle(
     sizes: (height, width) in pixels. batches: items per call. Each size is timed with each batch.
     rounds: how many times each backend has its turn.
     device: the number of the CUDA device.
-    progress: is told how many halves and sizes are done, see ``Progress``.
+    progress: reports how many halves and sizes are done, see ``Progress``.
 
     Where one of several backends cannot run the bundle or a size, ``Timing.problem`` says why.
 

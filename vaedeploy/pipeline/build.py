@@ -59,7 +59,7 @@ def build_engines(
     folder: where profiles of your own are, besides those of the package.
     force: also rebuild engines that are in the bundle already. Without it, an engine with the same identity is kept.
         Either way, engines that several profiles have in common are built once.
-    progress: is told how far each build is, see ``Progress``.
+    progress: reports how far each build is, see ``Progress``.
 
     Raises InputError for no profiles or an unknown backend, ProfileError for a profile that does not exist or does not
     suit the VAE or the backend, OutputError where the bundle cannot be written to, and BackendError where the backend

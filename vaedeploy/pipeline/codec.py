@@ -88,7 +88,7 @@ def encode_files(
         does not depend on which other images are in the folder.
     source: an image file, or a folder. out: a name that ends in .safetensors, or a folder, which is made if need be.
     background: the colour behind transparent images, RGB, 0 to 255. A VAE of RGBA images has no use for it.
-    progress: is told of each file with its size, and how many are done, see ``Progress``.
+    progress: reports each file with its size, and how many are done, see ``Progress``.
 
     A VAE of RGBA images takes images without an alpha channel as opaque, and the log says so once. Without a
     ``background``, a VAE of RGB images refuses transparent ones (ImageError).
@@ -139,7 +139,7 @@ def decode_files(vae: VAE, source: Path, out: Path, *, progress: Progress = sile
     vae: decodes the latents. source: a .safetensors file that holds one latent, or a folder.
     out: an image's name, whose suffix chooses the format, or a folder, which is made if need be. RGBA images need a
         format that holds opacity: PNG, WebP or TIFF.
-    progress: is told of each file with its size, and how many are done, see ``Progress``.
+    progress: reports each file with its size, and how many are done, see ``Progress``.
 
     Warns (OtherVAEWarning) where another VAE encoded a latent. Where ``source`` is a file, its failure is raised (any
     VaedeployError). In a folder the other files are still converted, and the failures are returned. Raises InputError

@@ -101,7 +101,7 @@ def export_vae(
     private: keep only the name of the weights' file or folder in the bundle, not its place.
     profiles: GPU profiles to build engines for once the bundle is verified. profile_folder: where profiles of your own
         are. profile_backend: builds them instead of the backend that each profile names. See ``build_engines``.
-    progress: is told how far each stage is, see ``Progress``.
+    progress: reports how far each stage is, see ``Progress``.
 
     Raises VerificationError, which holds the report, where a limit is missed; the bundle is at ``out`` then, marked
     unverified. Raises BuildError where an engine cannot be built; the bundle is at ``out`` then, with the engines that

@@ -66,7 +66,7 @@ def look_at_bundle(
     background: the colour behind transparent pictures, RGB, 0 to 255; without it these are not shown. A VAE of RGBA
         images has no use for it.
     backend: the backend that computes; None takes the first that works here, see ``VAE``.
-    progress: is told how many pictures are done, see ``Progress``.
+    progress: reports how many pictures are done, see ``Progress``.
 
     Pictures that cannot be read or are under 32 pixels a side are listed in ``failures``, and the others are shown.
 

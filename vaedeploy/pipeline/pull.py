@@ -29,7 +29,7 @@ def pull_bundle(
         cache, where each commit has its own copy: a copy that is there needs no network, and nothing changes it.
     identity: the identity of the VAE that the bundle must hold, as ``vaedeploy inspect`` shows it.
     force: replace a bundle that is at ``out``.
-    progress: is told how far each download is, see ``Progress``.
+    progress: reports how far each download is, see ``Progress``.
 
     The client is huggingface_hub, whose token and environment variables apply (``HF_TOKEN``, ``HF_ENDPOINT``,
     ``HF_HUB_OFFLINE``).

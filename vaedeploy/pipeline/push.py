@@ -41,7 +41,7 @@ def push_bundle(
     repository: ``owner/name`` or ``owner/name@branch``. It must exist: whether it is private is decided when it is made
         (``hf repos create owner/name --private``).
     allow_unverified: push the bundle even if it was never verified or failed.
-    progress: is told how much is uploaded, see ``Progress``.
+    progress: reports how much is uploaded, see ``Progress``.
 
     The bundle is left as it is. Files of a bundle that was in the repository before are removed, others stay. The
     repository's README.md is written, with the VAE's identity, its latent contract and the figures of the verification,
@@ -57,8 +57,8 @@ def push_bundle(
     if not (bundle.verified or allow_unverified):
         state = "was never verified" if bundle.manifest.verification is None else "failed its verification"
         raise BundleError(
-            f"bundle {bundle.path} {state}, so it is not pushed. Run: vaedeploy verify {bundle.path}; or push it all "
-            "the same with --allow-unverified (allow_unverified=True in Python)"
+            f"bundle {bundle.path} {state}, so it is not pushed. Run: vaedeploy verify {bundle.path}; or push it "
+            "anyway with --allow-unverified (allow_unverified=True in Python)"
         )
     bundle.refuse(bundle.damages(bundle.manifest.files))
     for name in bundle.manifest.engines:

@@ -74,7 +74,7 @@ def swap_vae(
 
     bundle: keeps its path, precision, forms and kind of encoder input; one that was made ``private`` stays so.
     vae, weights, revision, subfolder: the new VAE, as for ``export_vae``.
-    progress: is told how far each stage is, see ``Progress``.
+    progress: reports how far each stage is, see ``Progress``.
 
     The new graphs are verified, and every engine is built again, before anything is replaced. The new bundle keeps the
     old one under ``previous``, for ``restore_vae``; after several swaps that is still the original.

@@ -85,7 +85,7 @@ def verify_bundle(
     page: a folder for an HTML page that shows the verification; whether it can be written is checked first. It also
         shows what ``bisect_bundle`` finds in graphs that failed, which is then in ``report.bisection``.
     note: whether the verdict is written into the bundle. False leaves the bundle as it is, for CI.
-    progress: is told how many cases are done, see ``Progress``.
+    progress: reports how many cases are done, see ``Progress``.
 
     ``report.passed`` is the verdict, and ``report.reference`` says what the bundle was compared with.
 

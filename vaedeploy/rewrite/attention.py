@@ -4,7 +4,7 @@ With queries q (..., N, D), keys k (..., D, M) already transposed, and values v 
 
     y = MatMul(Softmax(MatMul(q, k)), v).
 
-Softmax runs along the keys, so each row of y depends on its own row of q alone:
+Softmax runs along the keys, so each row of y depends only on its own row of q:
 
     y = Concat over i of MatMul(Softmax(MatMul(q[i * block : (i + 1) * block], k)), v).
 

@@ -6,7 +6,7 @@ rows,
     y = MatMul(Softmax(MatMul(q, k)), v)
       = (Concat over i < C of MatMul(Softmax(MatMul(p[i * n : (i + 1) * n], k)), v))[: N],
 
-where p is q with C * n - N rows of zeros below it. Each row of y depends on its own row of q alone.
+where p is q with C * n - N rows of zeros below it. Each row of y depends only on its own row of q.
 
 TensorRT-RTX 1.7.1 plans memory for the scores of all N rows, and of their softmax, in every engine whose heads are too
 wide for its fused kernel (512 channels in the SD VAE): 17 GB at 2048x2048 in fp16, whether an engine takes that size

@@ -65,7 +65,7 @@ class VAE(ArrayCalls):
     keep_memory: whether the memory of a run of the whole graph on the CPU is kept for the next one, until ``close``.
         That saves the time to allocate it again; False gives it back after each call.
     identity: the identity of the VAE that the bundle must hold, as ``vaedeploy inspect`` shows it; None for any.
-    progress: is told how far each call by rows is, in the calling thread, and how far a pull is; see ``Progress``. It
+    progress: reports how far each call by rows is, in the calling thread, and how far a pull is; see ``Progress``. It
         is not pickled.
 
     Issues UnverifiedBundleWarning if the bundle is not verified. Raises BundleError for a bundle that is missing or

@@ -36,7 +36,7 @@ are slower than one after the other, and take the memory of eight.
 """
 
 CORES_OF_A_LARGE_CALL = 8
-"""Cores that a large call keeps busy at most. Assumed: throughput was measured on two cores alone."""
+"""The most cores that a large call keeps busy. Assumed: throughput was measured on two cores only."""
 
 CALLS_ON_GPU = 2
 """Calls that run at once on a GPU: while one computes, the arrays of the other are copied."""
@@ -54,7 +54,7 @@ def open_vaes(places: Sequence[str], *, allow_unverified: bool, **options: Any) 
             given, path = _split(place)
             bundle = Bundle.open(path, verify_hashes=False)
             if not allow_unverified and (text := unverified_text(bundle)):
-                raise InputError(f"{text}. To serve it all the same, give --allow-unverified")
+                raise InputError(f"{text}. To serve it anyway, give --allow-unverified")
             name = bundle.manifest.vae.name if given is None else given
             if not NAME.fullmatch(name):
                 what = f"the VAE of bundle {path} is called {name!r}, which" if given is None else repr(name)

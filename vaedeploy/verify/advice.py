@@ -45,7 +45,7 @@ def _advise(trace: Trace, failed: Sequence[Case]) -> str:
     else:
         cause = f"{place} is the first that loses digits"
     if not failed and trace.precision != "fp32" and not first.non_finite:
-        return f"{name}: {cause}. Every case keeps its limits all the same. There is nothing to do."
+        return f"{name}: {cause}. Every case still keeps its limits. There is nothing to do."
     nodes = ", ".join(dict.fromkeys(step.node for step in trace.jumps))
     keep = f"keep these nodes in float32 (--keep-fp32, once for each): {nodes}"
     if trace.precision == "fp32":

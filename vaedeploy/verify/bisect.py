@@ -65,7 +65,7 @@ def bisect_bundle(
 
     report: the result of ``verify_bundle``. With it, each graph that failed is run on the smallest case that it failed.
         Without it, or where all cases passed, every form is run on the case named *odd*.
-    progress: is told how many graphs are done, see ``Progress``.
+    progress: reports how many graphs are done, see ``Progress``.
 
     Inputs are taken from the bundle's ``golden.safetensors``. Half precision is emulated. The memory needed is that of
     two runs of the graph.

@@ -61,7 +61,7 @@ def compare_bundles(
     backend: the backend that computes; None takes the first that works here, see ``VAE``.
     timing: also time a call of each VAE to encode and to decode, see ``Speed``. It takes about a third of the time,
         and five seconds or more.
-    progress: is told how far each step is, see ``Progress``.
+    progress: reports how far each step is, see ``Progress``.
 
     All bundles are held in memory at once.
 

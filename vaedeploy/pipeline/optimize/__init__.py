@@ -106,7 +106,7 @@ def optimize_onnx(
         inputs from a fixed seed.
     sizes: those of the inputs' symbolic dimensions, by name, at which operations are counted.
     force: replace a file that is at ``out``.
-    progress: is told which step is done, see ``Progress``.
+    progress: reports which step is done, see ``Progress``.
 
     The graph's inputs and outputs keep their names, shapes and types.
 

@@ -122,9 +122,7 @@ def _check(
             f"bundle_at is {bundle_at!r}; it must be an absolute path, that of the bundle on the server's machine"
         )
     if not allow_unverified and (text := unverified_text(bundle)):
-        raise BundleError(
-            f"{text}. To write it all the same, give --allow-unverified (allow_unverified=True in Python)"
-        )
+        raise BundleError(f"{text}. To write it anyway, give --allow-unverified (allow_unverified=True in Python)")
 
 
 def _write_python(

@@ -27,8 +27,8 @@ __all__ = ["fold_upsampling_last"]
 
 
 def fold_upsampling_last(model: ir.Model, keep: set[str]) -> Outcome:
-    """Fold each nearest x2 Resize of a float32 ``model``'s main graph into the convolution that alone reads it, in
-    place, and with it a Pad between them that repeats the border. keep: see ``fuse_group_norm``.
+    """Fold each nearest x2 Resize of a float32 ``model``'s main graph into its only reader, a convolution, in place,
+    and with it a Pad between them that repeats the border. keep: see ``fuse_group_norm``.
     """
     matches, refusals = 0, []
     opset = model.graph.opset_imports.get("", 0)

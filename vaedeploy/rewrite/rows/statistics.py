@@ -142,7 +142,7 @@ def _local_nodes(statistics: Statistics, node: ir.Node, gamma: ir.Value | None) 
 
 
 def _substitute(graph: ir.Graph, last: ir.Node, nodes: list[ir.Node]) -> None:
-    """Put ``nodes`` in the place of ``last``; what nothing reads any more is left in the graph."""
+    """Put ``nodes`` in place of ``last``; nodes that are no longer read stay in the graph."""
     old, new = last.outputs[0], nodes[-1].outputs[0]
     new.type, new.shape = old.type, old.shape
     ir.convenience.replace_nodes_and_values(graph, last, [last], nodes, [old], [new])

@@ -31,7 +31,7 @@ class Budget:
     """Bytes that all running calls of a VAE may take together, beyond the open VAE.
 
     most: the limit; None for a share of what is free when the first of the running calls begins, or was free up to
-    ``FRESH`` seconds before. free: says how much that is. progress: is told how far calls by rows are. workspace: a
+    ``FRESH`` seconds before. free: says how much that is. progress: reports how far calls by rows are. workspace: a
     folder for what memory does not hold.
 
     Raises InputError for a limit that is no number of bytes, and for a workspace that cannot be used.

@@ -36,7 +36,7 @@ class Layout:
     """A table at one size of the latent, with the cuts that are virtual.
 
     Sizes: ``rows`` and ``columns`` of the latent. Rows of a cut are counted in the cut's own rows. on_disk: whether
-    cuts are stored in files, but for those that a piece reads whole. gives_back: see ``Arrays``.
+    cuts are stored in files, except those that a piece reads whole. gives_back: see ``Arrays``.
     """
 
     def __init__(

@@ -34,7 +34,7 @@ class _Pages(mmap.mmap):
 
 
 def empty(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
-    """An array of any content in memory, of which ``give_back`` gives back parts. Raises BackendError where there is
+    """An uninitialised array in memory, parts of which ``give_back`` can give back. Raises BackendError where there is
     no memory for it.
     """
     if not GIVES_BACK:
@@ -87,7 +87,7 @@ class Workspace:
             raise InputError(f"{problem}. Give a folder in which you may write") from error
 
     def empty(self, shape: tuple[int, ...], dtype: DTypeLike) -> FileArray:
-        """An array of any content in a new file, whose room on the disk is reserved. Raises OutputError where there is
+        """An uninitialised array in a new file, with its room on the disk reserved. Raises OutputError where there is
         not enough.
         """
         size = _bytes(shape, dtype)
