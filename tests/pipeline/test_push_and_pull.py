@@ -178,7 +178,7 @@ def test_an_unverified_bundle_is_pushed_on_request_only(
     ended = client.run("push", made, REPOSITORY)
     assert (ended.code, ended.out) == (2, "")
     assert ended.err == (
-        f"Error: bundle {made} {state}, so it is not pushed. Run: vaedeploy verify {made}; or push it all the same "
+        f"Error: bundle {made} {state}, so it is not pushed. Run: vaedeploy verify {made}; or push it anyway "
         "with --allow-unverified (allow_unverified=True in Python)\n"
     )
     assert not hub.requests
