@@ -150,9 +150,7 @@ class BundleVAE(nn.Module):
 
 
 class BundleConfig(FrozenDict):
-    """The part of a VAE's config that pipelines read: its true scale and shift, channels and factor. See
-    ``bundle_config``.
-    """
+    """A VAE's config as pipelines read it: its true scale and shift, channels and factor. See ``bundle_config``."""
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(

@@ -84,8 +84,7 @@ class BundleEdit:
                 unfinished=(*dict.fromkeys((*manifest.unfinished, *files)),),
             )
             if files:
-                # The manifest must not name a file while it is replaced: neither the old hash nor the new one holds
-                # then.
+                # The manifest must not name a file while it is replaced: neither its old hash nor its new one holds.
                 write_manifest(path, others)
             for name, (draft, _) in staged.items():
                 (path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -146,8 +145,8 @@ def edit_bundle(bundle: Bundle, replace: bool = False) -> Iterator[BundleEdit]:
 
 
 def _graphs(manifest: Manifest) -> object:
-    """What distinguishes one bundle from another: its VAE, its graphs, and their weights, whose files' names begin like
-    theirs.
+    """What makes bundles different: their VAE, their graphs, and the weights, whose files are named after the
+    graphs.
     """
     graphs = tuple(name for forms in manifest.graphs.values() for name in forms.values())
     return manifest.vae.identity, {n: info.sha256 for n, info in manifest.files.items() if n.startswith(graphs)}

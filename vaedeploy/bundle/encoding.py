@@ -96,8 +96,7 @@ def _newer_writer(data: bytes) -> str | None:
         return None
     if _numbers(writer.vaedeploy) > _numbers(__version__):
         return f"vaedeploy {writer.vaedeploy}"
-    # The version does not change between releases, but a valid seal over a field that is not known here shows a newer
-    # writer.
+    # Between releases the version stays, but a valid seal over a field that is unknown here shows a newer writer.
     if writer.seal is not None and _numbers(writer.vaedeploy) == _numbers(__version__):
         return f"a newer vaedeploy {writer.vaedeploy}" if _seal_of(data, writer.seal) == writer.seal else None
     return None

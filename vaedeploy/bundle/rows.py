@@ -143,7 +143,7 @@ class Piece(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     weights: tuple[Weight, ...] = ()
 
     def rows_of_step(self, cut: Cut) -> int:
-        """How many rows a step has in ``cut``, which the piece computes or reads in strips; 1 for a cut without
+        """How many rows of ``cut``, which the piece computes or reads in strips, are a step; 1 for a cut without
         rows.
         """
         return (cut.scale or 1) // self.steps
@@ -201,9 +201,7 @@ def encode_rows(table: RowsTable) -> bytes:
 
 
 def decode_rows(data: bytes, name: str) -> RowsTable:
-    """Read the bytes of the document ``name``. Raises BundleError for bytes that are no such document, or of another
-    version.
-    """
+    """Read the bytes of the document ``name``. Raises BundleError if they are not such a document of this version."""
     try:
         table = msgspec.json.decode(data, type=RowsTable)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:

@@ -16,7 +16,7 @@ from vaedeploy.cli.progress import progress_display
 @cli.command()
 @bundle_argument
 @click.argument("repository", metavar="OWNER/NAME[@BRANCH]")
-@click.option("--allow-unverified", is_flag=True, help="Push the bundle even if it was never verified or failed.")
+@click.option("--allow-unverified", is_flag=True, help="Push the bundle even if it is not verified.")
 @json_option
 def push(bundle: Path, repository: str, allow_unverified: bool, as_json: bool) -> None:
     """Put a bundle into a hub repository.

@@ -46,8 +46,7 @@ JOINED = "\0"
 def run(command: click.Command, arguments: Sequence[str] | None) -> int:
     """Run a command line and return its exit code. Every expected error is reported here, and nowhere else.
 
-    If the reader of a pipe stops early, as ``head`` does, the rest of the output is dropped, and the code stays the
-    same.
+    If the reader of a pipe stops early, as ``head`` does, the rest of the output is dropped and the code is the same.
     """
     stdout = sys.stdout
     try:

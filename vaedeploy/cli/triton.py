@@ -38,9 +38,7 @@ from vaedeploy.cli.progress import progress_display
     metavar="N",
     help="The most items of a request, and of requests that are joined.",
 )
-@click.option(
-    "--allow-unverified", is_flag=True, help="Write models even of a bundle that was never verified or failed."
-)
+@click.option("--allow-unverified", is_flag=True, help="Write models even if the bundle is not verified.")
 @click.option("--force", is_flag=True, help="Replace a repository that --out already holds.")
 @json_option
 def triton(bundle: Path, out: Path, as_json: bool, **options: Any) -> None:

@@ -101,7 +101,7 @@ def _probe(reference: Reference, part: Part, batch: int, height: int, width: int
 
 
 def check_deviation(least: float, label: str) -> None:
-    """Raise ExportError where ``least``, the least of an encoder's standard deviations, is below 0. label: the
+    """Raise ExportError if ``least``, the least of an encoder's standard deviations, is below 0. label: the
     encoder's.
     """
     if least < 0:

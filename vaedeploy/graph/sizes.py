@@ -113,9 +113,7 @@ brackets; exporters write sums and products of a few names.
 
 
 def symbols_of(dim: ir.SymbolicDim) -> frozenset[str]:
-    """The names in a dimension's expression. Raises ValueError for a text that is no expression, or is not
-    ``SIMPLE``.
-    """
+    """The names in a dimension's expression. Raises ValueError for a text that is not a ``SIMPLE`` expression."""
     return _parsed(dim.value or "")[1]
 
 

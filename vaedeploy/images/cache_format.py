@@ -99,9 +99,7 @@ class ShardHeader(msgspec.Struct, frozen=True):
 
 
 class ShardInfo(msgspec.Struct, frozen=True):
-    """A shard in the index. name: its file's, without suffix. size: that of the padded pictures. rows: how many there
-    are.
-    """
+    """A shard in the index. name: its file's, without suffix. size: the padded pictures'. rows: how many there are."""
 
     name: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]
     size: Size

@@ -36,9 +36,7 @@ class Cut(msgspec.Struct, frozen=True):
 
 
 def cuts_line(cuts: Sequence[Cut], total: int) -> str:
-    """A sentence on which part of the pictures is looked at, the smallest part first. cuts: one or more of
-    ``total``.
-    """
+    """Which part of the pictures is looked at, in a sentence, smallest part first. cuts: one or more of ``total``."""
     told = sorted(cuts, key=lambda cut: cut.share)
     if len(told) == 1:
         return f"Only the middle of {told[0].picture} is looked at (height x width): {told[0].words}."

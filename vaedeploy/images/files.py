@@ -122,7 +122,7 @@ def read_image(path: str | Path, *, opacity: bool = False) -> NDArray[np.uint8]:
 
 
 def image_from_bytes(data: bytes, name: str, *, most: int, opacity: bool = False) -> NDArray[np.uint8]:
-    """The content of an image file, read as ``read_image`` does. name: for messages. most: how many pixels it may
+    """The content of an image file, read as by ``read_image``. name: for messages. most: the most pixels it may
     have.
     """
     if not data:
@@ -170,7 +170,7 @@ def opened(source: Path | IO[bytes], name: Path | str, most: int = MOST_PIXELS) 
         other = f"{name} is not an image, or has no pixels; formats that can be read: {known}"
         raise ImageError(plugin_message(source, name) or other) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        has, limit = map(int, re.findall(r"\d+", str(error))[:2])  # refused before the image could tell its size
+        has, limit = map(int, re.findall(r"\d+", str(error))[:2])  # refused before it could say how many it has
         raise ImageError(TOO_LARGE.format(name, has, min(limit, most))) from error
     # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and more on broken files.
     except Exception as error:

@@ -78,8 +78,7 @@ def check_background(background: Color | None, rgba: bool) -> None:
 
 
 def flattened(pixels: Pixels, background: Color | None, name: Path | str) -> Pixels:
-    """An image, (..., H, W, N), as it looks in front of ``background``: (..., H, W, 3). One without opacity is
-    unchanged.
+    """An image (..., H, W, N) as it looks in front of ``background``: (..., H, W, 3). One without opacity is unchanged.
 
     Raises ImageError, which calls the image ``name``, where it has transparent pixels and there is no background.
     """

@@ -18,8 +18,7 @@ from vaedeploy.system.installs import pip_install
 class Plugin:
     """A Pillow plugin. name: the format's, for people. package: what pip installs. module: what is imported.
 
-    register: the module's function that registers it with Pillow; None where importing does. suffixes: those of its
-    files.
+    register: the module's function that registers it with Pillow; None where importing does. suffixes: its files'.
     """
 
     name: str

@@ -96,8 +96,7 @@ def measure_differences(
     feeds: Mapping[str, NDArray[Any]],
     exponents: Mapping[str, int] | None = None,
 ) -> list[Difference]:
-    """The difference of each floating-point tensor that both graphs have by name, in the order of the reference's
-    nodes.
+    """The difference of each floating-point tensor whose name both graphs have, in the order of the reference's nodes.
 
     reference: a float32 graph. candidate: another form of it, with the same inputs, float32 or half precision. Neither
     is changed. feeds: an array for each graph input, by name. exponents: tensor name -> exponent, for the tensors that

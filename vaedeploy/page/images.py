@@ -82,9 +82,7 @@ def heat_map(error: NDArray[np.uint8], side: int) -> str:
 
 
 def lossless(pixels: Pixels) -> str:
-    """A data URI of the image as PNG, which changes no pixel; an image with opacity is put in front of a
-    checkerboard.
-    """
+    """A data URI of the image as PNG, which changes no pixel. One with opacity is put in front of a checkerboard."""
     return _uri(Image.fromarray(np.ascontiguousarray(on_checkerboard(pixels))), format="PNG", optimize=True)
 
 

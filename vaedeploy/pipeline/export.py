@@ -83,8 +83,7 @@ def export_vae(
     out: the folder to make; by default, one in the current directory that has the VAE's name.
     weights: other weights for the architecture of a preset or folder; scale, shift: the latent contract; revision,
         subfolder: where in the hub. See ``load_reference``.
-    name: the VAE's name in the bundle; by default the preset's name, or that of the weights' file, folder or
-    repository.
+    name: the VAE's name in the bundle; by default the preset's, or that of the weights' file, folder or repository.
     precision: what the graphs that are run compute in: "fp32", "fp16" or "bf16". The portable graphs are always fp32.
     image_input: what the encoder takes: "float" for (B, N, H, W) float32 in [-1, 1], "uint8" for (B, H, W, N) uint8;
         N is 3 for RGB images, 4 for RGBA.

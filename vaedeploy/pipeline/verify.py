@@ -184,8 +184,7 @@ def _verify_backend(
             verdicts[name] = verify_engine(bundle, name, truth, looks, device, progress)
             cases += verdicts[name].cases
     else:
-        # Only the first candidate: the second, which reruns in float32 what overflowed in half precision, is the
-        # portable graph.
+        # Only the first: the second, which reruns in float32 what overflowed in half precision, is the portable graph.
         cases = verify_runners(bundle, candidates[0], truth, looks, progress)
     precision = candidates[0].precision if backend == openvino.NAME else bundle.manifest.precision
     report = record(bundle.manifest, precision, truth.name, backend, cases, device=device)

@@ -98,9 +98,7 @@ def _packages_fault() -> str | None:
 
 
 def _load(network: str, url: str, load: Callable[[], Distance]) -> Distance | str:
-    """The metric that ``load`` gives, or why it cannot. network: the one that it needs, which torchvision has at
-    ``url``.
-    """
+    """The metric that ``load`` gives, or why it cannot. network: the one it needs, which torchvision has at ``url``."""
     import torch
 
     file = Path(torch.hub.get_dir(), "checkpoints", Path(urlsplit(url).path).name)

@@ -1,6 +1,4 @@
-"""Turns the exceptions of libraries that run graphs into errors that say which graph failed, on what, and what to
-do.
-"""
+"""Turns exceptions of libraries that run graphs into errors that say which graph failed, on what, and what to do."""
 
 from __future__ import annotations
 

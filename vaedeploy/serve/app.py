@@ -31,9 +31,7 @@ CLIENT_CLOSED = 499
 """nginx's status for a request whose client went away, in the log and in metrics."""
 
 READERS = 2
-"""How many files and long JSON texts are read or written at once: reading an image takes up to 20 bytes of memory per
-pixel.
-"""
+"""How many files and long JSON texts are read or written at once: an image takes up to 20 bytes of memory per pixel."""
 
 MODEL = re.compile(r"/v2/models/(?P<name>[^/]+)(?:/versions/(?P<version>[^/]+))?(?P<rest>/ready|/infer)?")
 

@@ -200,8 +200,8 @@ class Line:
         return self._most == 1 or now >= jobs[0].since + self._delay or sum(job.items for job in jobs) >= self._most
 
     def _how_many(self, jobs: deque[Job]) -> int:
-        """How many of these requests, from the first on, go into one call: the most whose number of items is a power of
-        two, else the first alone.
+        """How many of these requests, from the first on, go into one call: the most with a power of two of items, or
+        one.
 
         Backends on a GPU make a plan for each batch size, for which ONNX Runtime may take seconds, and keep few plans.
         Powers of two are few, and the VAE was warmed up with them.

@@ -93,9 +93,7 @@ def _read_latent(body: bytes) -> LatentFile:
 
 
 def find_model(models: Mapping[str, Model], suffix: str, query: Mapping[str, str]) -> str:
-    """The name of the model that ends in ``suffix`` and that ``?model=`` asks for. Where there is one VAE, it may be
-    left out.
-    """
+    """The name of the model that ends in ``suffix``, of the VAE that ``?model=`` names, or of the only one."""
     names = [model.vae_name for model in models.values() if model.name == f"{model.vae_name}-{suffix}"]
     name = query.get("model", names[0] if len(names) == 1 else None)
     if name is None:

@@ -117,9 +117,7 @@ class Family(Protocol[A]):
         return config_statement(raw, by)
 
     def blank(self, architecture: A) -> nn.Module:
-        """An instance of the diffusers class. This is called with the meta device as default: tensors have shapes and
-        no data.
-        """
+        """An instance of the diffusers class, made with the meta device as default: tensors have shapes and no data."""
         ...
 
     def halves(self, module: Any, architecture: A) -> tuple[nn.Module, nn.Module]:

@@ -1,6 +1,4 @@
-"""The weights in a diffusers folder, under every name that diffusers gives them: variants, and files in several
-parts.
-"""
+"""The weights in a diffusers folder, under every name that diffusers gives them: variants, and files in parts."""
 
 from __future__ import annotations
 

@@ -22,8 +22,7 @@ PARTS_NAMED: dict[str, tuple[Part, Part]] = {"encoder": ("encoder", "decoder"), 
 class Half:
     """A file that is named for one half of a VAE.
 
-    other: the file of the other half, whether it exists or not. name: the VAE's; "" where the file's name has nothing
-    else.
+    other: the file of the other half, whether it exists or not. name: the VAE's; "" if the file's name has no more.
     """
 
     part: Part

@@ -98,8 +98,7 @@ class View:
 
 
 def read_pickle(file: IO[bytes]) -> tuple[Any, dict[str, Storage]]:
-    """The object of the pickle at the position of ``file``, which is left at the pickle's end, and all storages by
-    their keys.
+    """The object of the pickle that begins here in ``file``, which is left at its end, and all storages by their keys.
 
     file: its ``read`` must not allocate more than the bytes that are there. Raises PickleError.
     """
@@ -213,9 +212,7 @@ class _Machine:
             stack[-count:] = [self._made(maker, arguments)]
 
     def _made(self, maker: object, arguments: object) -> Any:
-        """The result of a call: a tensor, a dict or a tuple where ``maker`` is known to make one, else an inert
-        object.
-        """
+        """A call's result: a tensor, a dict or a tuple where ``maker`` is known to make one, else an inert object."""
         while True:
             self._spend(1)
             # Names are compared in parts: joining one of megabytes for every call would take for ever.

@@ -37,9 +37,7 @@ def download(source: OnHub, progress: Progress) -> Found:
 
 
 def _download_described(source: OnHub, folders: tuple[str, ...], progress: Progress) -> Found:
-    """Fetch a VAE that its config.json describes. The config comes first: the weights beside it may be a
-    transformer's.
-    """
+    """Fetch a VAE that its config.json describes. The config comes first: weights beside it may be a transformer's."""
     repository, left = source.repository, _paths(folders, ("config.json",))
     first = config = hub.fetch(repository, left, revision=source.revision, progress=progress)
     while class_named(config.path) not in FAMILIES:

@@ -36,9 +36,7 @@ class Ahead(Generic[Task, Result]):
         self._left += tasks
 
     def take(self) -> Future[Result]:
-        """The result of the first task that was not taken yet, as a future, whose ``result`` raises the task's
-        error.
-        """
+        """The future of the first task that was not taken yet; its ``result`` raises the task's error."""
         while self._left and self._has_room(self._weight(self._left[0])):
             self._held += self._weight(self._left[0])
             self._begun.append((self._left[0], self._pool.submit(self._work, self._left.popleft())))

@@ -56,9 +56,7 @@ class HeldFolder:
 
     @contextmanager
     def handle(self, name: str) -> Iterator[int]:
-        """Context with a handle of the file ``name``: the one that is held, or else one that is opened now. Raises
-        OSError.
-        """
+        """Context with a handle of the file ``name``: the one that is held, or else one opened now. Raises OSError."""
         handles = self._handles()  # this reference keeps them open until the end
         if name in handles.files:
             yield handles.files[name]

@@ -10,8 +10,7 @@ from pathlib import Path
 
 from filelock import lock_descriptor
 
-# Not filelock's FileLock: it makes missing folders, leaves its file behind, and cannot lock a file that is being
-# written.
+# Not filelock's FileLock: it makes missing folders, leaves its file behind, and cannot lock a file being written.
 
 
 @contextmanager

@@ -1,6 +1,4 @@
-"""The bytes of a safetensors file, which are the same on every run for the same arrays and metadata, and its
-metadata.
-"""
+"""The bytes of a safetensors file, equal on every run for equal arrays and metadata, and its metadata."""
 
 from __future__ import annotations
 
@@ -52,9 +50,7 @@ def from_bfloat16(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
 
 
 def safetensors_metadata(data: bytes) -> dict[str, str]:
-    """The metadata of a safetensors file with this content, which the safetensors library has already read without
-    error.
-    """
+    """The metadata of a safetensors file with this content, which the safetensors library has read without error."""
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     metadata: dict[str, str] = header.get("__metadata__") or {}
     return metadata

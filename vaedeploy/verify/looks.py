@@ -86,9 +86,7 @@ class Looks:
 
 
 def _cut(name: str, pixels: Pixels, full: tuple[int, int] | None) -> Cut | None:
-    """The part of a photograph that ``pixels`` are; None where they are all of it, or it was enlarged or is not
-    known.
-    """
+    """The part of a photograph that ``pixels`` are; None if they are all of it, or it was enlarged or is unknown."""
     height, width = pixels.shape[:2]
     if full is None or full == (height, width) or full[0] < height or full[1] < width:
         return None

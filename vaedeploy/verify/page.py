@@ -112,8 +112,8 @@ def _tone(report: Report, seen: Sequence[str]) -> Tone:
 
 
 def _sentences(failed: Sequence[Verdict], pictures: Sequence[Picture], seen: Sequence[str]) -> tuple[str, ...]:
-    """What is seen, and at which sizes. For a bundle that failed, only whether there is no picture: each picture tells
-    its faults.
+    """What is seen, and at which sizes; after a failure, only a lack of pictures, since each picture tells its
+    faults.
     """
     if not pictures:
         return ("No image was large enough to be looked at.",)

@@ -57,7 +57,7 @@ channels in float16, and some minutes of two CPU cores.
 
 @dataclass(frozen=True)
 class Cached:
-    """What ``cache_latents`` did. path: the cache's. pictures, shards: how many it has. made: how many shards this run
+    """What ``cache_latents`` did. path: the cache's. pictures, shards: how many it has. made: shards that this run
     made.
 
     failures: the pictures that are not in it, as in ``failed.jsonl``. seconds: how long the run took.
@@ -245,9 +245,7 @@ def _workers(
 
 
 def _let_go(folder: Path, busy: list[Shard]) -> list[Shard]:
-    """Wait until another job has made the shards that it is at work on. Returns those that it left, if it was
-    stopped.
-    """
+    """Wait until another job has made the shards that it is at work on. Returns those that it left when stopped."""
     while waiting := [shard for shard in busy if shard_done(folder, shard) is None]:
         if any(is_free(folder, shard) for shard in waiting):
             return waiting

@@ -33,9 +33,7 @@ VARIABLE = "RAY_ADDRESS"
 """The environment variable that names a cluster. ``ray job submit`` sets it."""
 
 OBJECTS = 100 * 2**20
-"""Bytes of Ray's object store on this machine, near the least that Ray accepts: only names of shards pass through
-it.
-"""
+"""Bytes of Ray's object store on this machine, near the least that Ray takes: only shards' names pass through it."""
 
 STATISTICS = "RAY_USAGE_STATS_ENABLED"
 """The environment variable that keeps Ray from sending statistics to its makers."""
@@ -52,9 +50,7 @@ MOMENT = 0.02
 
 @dataclass(frozen=True)
 class Node:
-    """A machine of the cluster. address: its IP address. cores, gpus: how many Ray has on it to give, busy ones
-    included.
-    """
+    """A machine of the cluster. address: its IP address. cores, gpus: how many Ray has there, busy ones included."""
 
     address: str
     cores: int

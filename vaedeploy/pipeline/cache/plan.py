@@ -25,9 +25,7 @@ STEP = 100
 
 
 class Shard(msgspec.Struct, frozen=True):
-    """A shard to be made. size: that of its padded pictures. pictures: in the order of their keys, each with its
-    fit.
-    """
+    """A shard to be made. size: its padded pictures'. pictures: in the order of their keys, each with its fit."""
 
     name: str
     size: Size

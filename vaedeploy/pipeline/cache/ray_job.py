@@ -258,9 +258,7 @@ def _check_room(job: _Job) -> None:
 
 
 def _check_lost(lost: int, count: int, error: Any) -> None:
-    """Raise BackendError where actors cannot be started, or where more die while opening the VAE than one lost machine
-    explains.
-    """
+    """Raise BackendError where actors cannot start, or more die while opening the VAE than a lost machine explains."""
     if error.actor_init_failed:
         found = re.search(r"\bip=([^ ,)]+)", str(error))
         where = f"the machine {found[1]}" if found else "a machine of the Ray cluster"

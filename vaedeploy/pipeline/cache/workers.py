@@ -31,9 +31,7 @@ from vaedeploy.system.machine import usable_cores
 from vaedeploy.system.memory import LEAST_LIMIT
 
 DEATHS = 3
-"""How many workers may die over one shard. The system kills a process when memory runs out, and another may do
-better.
-"""
+"""How many workers may die over one shard. The system kills one when memory runs out, and another may do better."""
 
 
 Work = Callable[[list[Shard]], Generator[tuple[Shard, bool], None, None]]

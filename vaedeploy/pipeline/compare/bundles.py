@@ -65,8 +65,7 @@ def compare_bundles(
 
     All bundles are held in memory at once.
 
-    Photographs that cannot be read or are under 32 pixels a side are listed in ``failures``, and the others are
-    compared.
+    Photographs that cannot be read or are under 32 pixels a side are listed in ``failures``; the others are compared.
 
     Raises InputError for fewer than two bundles, a bundle or photograph given twice, or a useless ``background``,
     ImageError where no photograph is left, OutputError for a ``page`` that cannot be written to, before any work,

@@ -141,9 +141,7 @@ def _reshape(layouts: Layouts, node: ir.Node) -> Result:
 
 
 def _transpose(layouts: Layouts, node: ir.Node) -> Result:
-    """One that moves the channels to the end gives what is there already, and one that moves them back gives what was
-    there before.
-    """
+    """A move of the channels to the end gives what is there already, and a move back gives what was there before."""
     x, output = node.inputs[0], node.outputs[0]
     perm = tuple(node.attributes.get_ints("perm", ()))
     if x in layouts.last and perm == LAST.get(len(perm)):

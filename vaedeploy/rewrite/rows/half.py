@@ -168,9 +168,7 @@ class Half:
             previous = value
 
     def _multiplied_twice(self, cuts: Collection[ir.Value]) -> ir.Value | None:
-        """A tensor, the last of a chain, that several pieces would each compute by multiplications; None if there is
-        none.
-        """
+        """A tensor, the last of a chain, that several pieces would each compute by multiplications, or None."""
         counts: dict[ir.Node, int] = {}
         for targets in self.targets(sorted(cuts, key=self.position.__getitem__)):
             for node in self.between(targets, cuts):

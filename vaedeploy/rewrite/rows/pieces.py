@@ -163,7 +163,7 @@ class _Builder:
         return model
 
     def _declare(self, value: ir.Value) -> ir.Value:
-        """``value`` in the new model, with the same name and type, and the part of its shape that is the same for all
+        """``value`` in the new model, with its name and type, and the part of its shape that is the same for all
         strips.
         """
         shape = None

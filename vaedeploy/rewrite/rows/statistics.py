@@ -40,7 +40,7 @@ class Statistics:
 def take_statistics_as_inputs(model: ir.Model) -> list[Statistics]:
     """Make the statistics of every group normalisation of the main graph inputs of it, in place.
 
-    Equal normalisations of a tensor share inputs. Raises NotByRowsError for another kind of normalisation over
+    Equal normalisations of a tensor share inputs. Raises NotByRowsError for other kinds of normalisation over
     positions.
     """
     found: dict[tuple[ir.Value, int, float], Statistics] = {}

@@ -37,9 +37,7 @@ OVERHEAD = 48 * 2**20
 """Bytes that a call takes whatever the size: sessions, and what the allocator keeps."""
 
 ARENA = 2.0
-"""Bytes that ONNX Runtime takes for each byte of tensors: its arena grows by doubling. This is the most that was
-measured.
-"""
+"""Bytes that ONNX Runtime takes per byte of tensors, since its arena grows by doubling: the most that was measured."""
 
 STATISTICS = 3
 """How often a tensor is in memory while the variances of its rows are computed: itself, without its mean, squared."""
@@ -59,8 +57,7 @@ def file_bytes(layout: Layout) -> list[int]:
 
 
 def _stored(layout: Layout, counts: Callable[[str], bool]) -> list[int]:
-    """Bytes of the stored cuts for which ``counts`` is true, in each turn: at its beginning or its end, whichever is
-    more.
+    """Bytes of the stored cuts that ``counts``, for each turn: at its beginning or its end, whichever is more.
 
     In memory, a turn's results grow while what it reads for the last time is given back.
     """
@@ -115,9 +112,7 @@ def work(layout: Layout, turn: Turn, height: int) -> int:
 
 
 def _not_yet_given_back(layout: Layout, turn: Turn, height: int) -> int:
-    """Bytes by which a turn's results are ahead of what it gives back, and those of pages that it cannot give back
-    yet.
-    """
+    """Bytes by which a turn's results are ahead of what it gives back, and bytes of pages that it cannot give back."""
     if not turn.given_back:
         return 0
     piece, back = turn.piece, [layout.cuts[name] for name in turn.given_back]

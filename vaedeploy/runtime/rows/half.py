@@ -83,9 +83,7 @@ class RowsHalf:
         return table
 
     def plan(self, rows: int, columns: int, budget: int) -> Plan:
-        """The plan for an item of that many latent rows and columns within ``budget`` bytes, or else the smallest
-        plan.
-        """
+        """The plan for an item of these latent rows and columns within ``budget`` bytes, or else the smallest plan."""
         key = rows, columns, budget
         plan = self._plans.get(key)  # once: other threads may clear them at any moment
         if plan is None:
@@ -101,9 +99,7 @@ class RowsHalf:
         return untiled_bytes(self.table, rows, columns, batch) + self._pixels(batch, rows, columns)
 
     def by_rows(self, batch: int, rows: int, columns: int, budget: int) -> tuple[int, Plan]:
-        """Bytes that it takes by rows, and the plan for its items within ``budget`` bytes, or else the smallest
-        plan.
-        """
+        """Bytes that it takes by rows, and the plan for its items within ``budget`` bytes, or the smallest one."""
         copied = self._pixels(batch, rows, columns) if self.part == "encoder" else 0
         plan = self.plan(rows, columns, max(0, budget - copied))
         return plan.bytes + copied, plan

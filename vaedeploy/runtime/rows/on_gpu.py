@@ -42,10 +42,9 @@ PIECE_OPTIONS = {
 """The provider's options for pieces."""
 
 LEAN_OPTIONS = {**PIECE_OPTIONS, "cudnn_conv_algo_search": "DEFAULT"}
-"""Options with which cuDNN's convolutions need little memory beside their tensors. Its heuristics chose an algorithm
-that took 1.1 GB for the first convolution of the demo VAE's decoder, and no option of the provider limits that with
-cuDNN 9. A full-size decode of 1024x1024 in the least memory took 7.2 s with these options on an H200, and 3.7 s with
-the heuristics.
+"""With these, cuDNN's convolutions need little memory beside their tensors. Its heuristics chose an algorithm that took
+1.1 GB for the first convolution of the demo VAE's decoder, and no option of the provider limits that with cuDNN 9. On
+an H200, a full-size decode of 1024x1024 in the least memory took 7.2 s with these, 3.7 s with the heuristics.
 """
 
 TYPES = {
@@ -235,7 +234,7 @@ class GpuRunner:
 
 @dataclass(frozen=True)
 class _OpenPiece:
-    """``OpenPiece`` on the GPU. It does not refer to the runner, which refers to it: such a cycle would keep a dropped
+    """``OpenPiece`` on the GPU. It does not refer to the runner, which refers to it: a cycle would keep a dropped
     runner's memory until garbage is collected.
     """
 

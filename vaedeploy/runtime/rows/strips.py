@@ -179,8 +179,7 @@ class Run:
                 yield self.layout.inside(wanted, *self.layout.source_rows(below, wanted, low, high))[0]
 
     def _compute(self, piece: Piece, first: int, last: int) -> dict[str, list[Array]]:
-        """Steps [first, last) of each target of a piece, and the means and variances of its rows where normalisations
-        read them.
+        """Steps [first, last) of each target of a piece, and means and variances of its rows if a norm reads them.
 
         Rows of virtual cuts are computed first, and let go as soon as nobody reads them.
         """

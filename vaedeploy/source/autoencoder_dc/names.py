@@ -1,6 +1,4 @@
-"""Names of ``AutoencoderDC``'s tensors in its original code, whose attentions have one tensor for queries, keys and
-values.
-"""
+"""Names of ``AutoencoderDC``'s tensors in its original code, whose attentions join queries, keys and values."""
 
 from __future__ import annotations
 

@@ -121,7 +121,7 @@ class MeanDown(nn.Module):
 
 
 class RepeatUp(nn.Module):
-    """Each channel spread over ``side`` x ``side`` places of one or several channels: (B, C, H, W) -> (B, D, H*side,
+    """Each channel repeated at ``side`` x ``side`` places, in one or more channels: (B, C, H, W) -> (B, D, H*side,
     W*side).
     """
 
