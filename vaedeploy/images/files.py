@@ -122,9 +122,7 @@ def read_image(path: str | Path, *, opacity: bool = False) -> NDArray[np.uint8]:
 
 
 def image_from_bytes(data: bytes, name: str, *, most: int, opacity: bool = False) -> NDArray[np.uint8]:
-    """The content of an image file, read as by ``read_image``. name: for messages. most: the most pixels it may
-    have.
-    """
+    """The content of an image file, read as by ``read_image``. name: for messages. most: pixels that it may have."""
     if not data:
         raise ImageError(f"{name} is empty (0 bytes)")
     return _read(io.BytesIO(data), name, opacity, min(most, MOST_PIXELS))
