@@ -23,7 +23,7 @@ from vaedeploy.values.words import counted
     "--buckets",
     type=click.IntRange(min=1),
     metavar="PX",
-    help="Resize and crop each picture to the most similar of the sizes with the area of a square of PX pixels a side.",
+    help="Resize and crop each picture to the most similar of the sizes with about PX x PX pixels.",
 )
 @click.option(
     "--bucket-step",

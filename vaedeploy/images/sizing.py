@@ -59,7 +59,7 @@ def bucket_table(side: int, step: int) -> list[Size]:
 class Sizing:
     """How pictures are brought to size.
 
-    buckets: the side, in pixels, of the square whose area all sizes have, see ``bucket_table``. size: one for all. If
+    buckets: the side, in pixels, of the square whose area no size exceeds, see ``bucket_table``. size: one for all. If
     both are None, pictures keep their sizes. step: that of the sizes of ``buckets``, in pixels. crop: where to crop.
     seed: for random crops.
 
