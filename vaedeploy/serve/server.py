@@ -35,7 +35,7 @@ WAITING = 1024
 """Connections that wait to be accepted."""
 
 ACCEPTED_AT_ONCE = 16
-"""Of those: refusing one takes some turns of the event loop, and more are accepted meanwhile."""
+"""Few of those: refusing one takes some turns of the event loop, and more are accepted meanwhile."""
 
 SPARE_FILES = 256
 """File descriptors that are left to everything but served connections: bundles, libraries, and refused connections."""
