@@ -187,9 +187,9 @@ def look(bundle: Path, images: tuple[Path, ...], out: Path, as_json: bool, **opt
     faults that a person would see, and LPIPS and DISTS as in compare. Pictures that cannot be read, or that are
     transparent and have no --background, are named; the others are shown, and the exit code is 2.
 
-    --json prints the bundle; reconstructions, what was measured of each picture; and, if there are any, left_out and
-    failures, sentences on metrics that were not measured and on pictures that are not shown, and cuts: the sizes of
-    pictures of which only the middle was looked at, before and after.
+    --json prints the bundle, and reconstructions, what was measured of each picture. If there are any, it also prints
+    left_out and failures, sentences on metrics that were not measured and on pictures that are not shown, and cuts, the
+    sizes of pictures before and after they were cut to the middle.
 
     \b
     Example:

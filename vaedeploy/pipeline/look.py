@@ -71,8 +71,8 @@ def look_at_bundle(
     Pictures that cannot be read or are under 32 pixels a side are listed in ``failures``, and the others are shown.
 
     Raises InputError for no image, one given twice, or a useless ``background``, ImageError for a missing file and
-    where no picture is left, OutputError for a ``page`` that cannot be written to, before any work, PageError, which
-    holds the result, where writing it fails afterwards, and whatever ``VAE`` raises.
+    where no picture is left, and whatever ``VAE`` raises. A ``page`` that cannot be written raises OutputError before
+    any work, or PageError, which holds the result, afterwards.
     """
     files = image_files(images)
     check_folder(page)

@@ -91,9 +91,9 @@ def verify_bundle(
 
     Warns (UnnotedVerdictWarning) where the bundle cannot be written to. Raises InputError for an unknown backend or
     profile and for ``reference`` with ``weights``, BackendError and EngineError where the backend does not work here,
-    WeightsError where the weights are not those that the bundle was made from, BundleError where the bundle is damaged
-    or nothing is left to compare with, and PageError, which holds the report, where the page cannot be written after
-    the verdict.
+    WeightsError where the weights are not those that the bundle was made from, and BundleError where the bundle is
+    damaged or nothing is left to compare with. A page that cannot be written after the verdict raises PageError, which
+    holds the report.
     """
     if page is not None:
         from vaedeploy.page import check_folder

@@ -164,7 +164,7 @@ def _fried(reference: Pixels, candidate: Pixels, sharpening: float) -> float:
     """Fried pixels per million.
 
     Where the area around a pixel is rough, in either image, the pixel must stand out by that much more than
-    ``OUTLYING``; and where the candidate is sharpened, which makes real specks stand out more, by as many times more.
+    ``OUTLYING``. A sharpened candidate makes real specks stand out more, so there the bound is as many times higher.
     """
     roughness = maximum_filter(reference, (5, 5, 1)).astype(np.int16) - minimum_filter(reference, (5, 5, 1))
     lowest, highest = _surroundings(candidate)

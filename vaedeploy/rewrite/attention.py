@@ -11,10 +11,10 @@ Softmax runs along the keys, so each row of y depends only on its own row of q:
 A Loop computes the second form. The number of blocks follows from the sizes at run time: the fewest blocks that keep
 one block's scores within ``SCORES_BYTES``, so that a small image is one block. Only standard operators are used.
 
-The peak memory of ONNX Runtime on the CPU, for one head of 512 channels as torch's dynamo exporter writes it, inputs
-included, is 0.38 GiB instead of 2.19 GiB at 16,384 tokens (a 1024x1024 image), and 1.12 GiB at 65,536 tokens, where the
-scores of the first form alone take 16 GiB. ONNX Runtime's own MultiHeadAttention takes 0.95 GiB there; at 4,096 tokens
-it is 8.6e-7 (relative L2) off float64, where both forms above are 3.9e-7 off.
+For one head of 512 channels as torch's dynamo exporter writes it, ONNX Runtime's peak memory on the CPU, inputs
+included, is 0.38 GiB instead of 2.19 GiB at 16,384 tokens (a 1024x1024 image). At 65,536 tokens it is 1.12 GiB, and the
+first form's scores alone take 16 GiB. ONNX Runtime's own MultiHeadAttention takes 0.95 GiB there; at 4,096 tokens it is
+8.6e-7 (relative L2) off float64, where both forms above are 3.9e-7 off.
 """
 
 from __future__ import annotations

@@ -194,9 +194,9 @@ class ArrayCalls:
             {'image_u8': array(...), 'finite': array([ True])}
 
         part: "encoder" or "decoder". value: what ``encode`` or ``decode`` takes, in host memory.
-        outputs: of the encoder ``latent_mean`` and ``latent_std``, or ``latent`` where ``latent.sampled`` is False; of
-            the decoder ``image`` (B, 3, H, W) float32, ``image_u8`` (B, H, W, 3) uint8 and ``finite`` (B,) bool, which
-            is False for an item with NaN or infinity in its image. All are computed in one run.
+        outputs: names, all computed in one run. The encoder has ``latent_mean`` and ``latent_std``, or ``latent`` where
+            ``latent.sampled`` is False. The decoder has ``image`` (B, 3, H, W) float32, ``image_u8`` (B, H, W, 3) uint8
+            and ``finite`` (B,) bool, which is False for an item with NaN or infinity in its image.
 
         Raises what ``encode`` and ``decode`` raise, and InputError for an output that the half does not have.
         """

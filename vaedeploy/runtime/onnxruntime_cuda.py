@@ -46,8 +46,8 @@ that is not aligned ends the process's CUDA context with "misaligned address".
 """
 
 SIZES_AT_ONCE = 4
-"""How many input sizes are kept ready. Each has an ONNX Runtime session of its own: a session's convolutions keep their
-plans for the last size only, and planning again took 0.8 s on an H100 (1.7 s with ``FUSED_OPTIONS``) for a decode that
+"""How many input sizes are kept ready. Each has an ONNX Runtime session of its own, because a session's convolutions
+keep plans only for the last size. Planning again took 0.8 s on an H100 (1.7 s with ``FUSED_OPTIONS``) for a decode that
 then took 0.03 s (0.01 s). A session holds the weights and the most memory that its runs took.
 """
 

@@ -26,8 +26,8 @@ from vaedeploy.values.kinds import PARTS, Part
 from vaedeploy.values.served import NAME, model_name
 
 CALLS_ON_CPU = 8
-"""Calls that run at once on a CPU of fewer cores: on two cores a small image takes a fifth less CPU time than with two
-calls, since ONNX Runtime's threads wait less for work, and it does not wait for a large one.
+"""Calls that run at once on a CPU of fewer cores. On two cores, a small image takes a fifth less CPU time than with two
+calls, since ONNX Runtime's threads wait less for work, and no small image waits for a large one.
 """
 
 LARGE = 256 * 256

@@ -68,8 +68,8 @@ def compare_bundles(
     Photographs that cannot be read or are under 32 pixels a side are listed in ``failures``; the others are compared.
 
     Raises InputError for fewer than two bundles, a bundle or photograph given twice, or a useless ``background``,
-    ImageError where no photograph is left, OutputError for a ``page`` that cannot be written to, before any work,
-    PageError, which holds the comparison, where writing it fails afterwards, and whatever ``VAE`` raises.
+    ImageError where no photograph is left, and whatever ``VAE`` raises. A ``page`` that cannot be written raises
+    OutputError before any work, or PageError, which holds the comparison, afterwards.
     """
     given = as_list("bundles", bundles)
     names = _names([bundle.path if isinstance(bundle, Bundle) else bundle_folder(bundle) for bundle in given])
