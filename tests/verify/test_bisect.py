@@ -250,7 +250,7 @@ def test_a_bundle_of_portable_graphs_alone(tmp_path: Path) -> None:
     report = verify_bundle(bundle, reference=tiny_reference())
     found = bisect_bundle(bundle.path)
     assert found == Bisection((), advise(found, None))
-    verdict = "failed" if not report.passed else "has none but the portable graphs"
+    verdict = "failed" if not report.passed else "has only the portable graphs"
     assert verdict in advise(found, report)[0]
 
 

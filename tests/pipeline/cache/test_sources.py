@@ -201,7 +201,7 @@ def test_tar_files_that_are_broken(png: bytes, tmp_path: Path) -> None:
     assert keys == ["a.png"]
     assert failed == {"head.tar": f"the tar file is truncated or broken from byte {second:,} on"}
     assert found(tmp_path / "zip.tar")[1]["zip.tar"].endswith("Decompress it first")
-    assert "it is no tar file" in found(tmp_path / "none.tar")[1]["none.tar"]
+    assert "it is not a tar file" in found(tmp_path / "none.tar")[1]["none.tar"]
 
 
 # ------------------------------------------------------------------------------------------------------- parquet files
