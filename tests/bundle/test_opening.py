@@ -107,7 +107,7 @@ def test_what_never_ends_is_not_read(bundle: Bundle, name: str, kind: str) -> No
 def test_manifest_without_bounds_is_not_read(bundle: Bundle) -> None:
     with (bundle.path / "bundle.json").open("rb+") as file:
         file.truncate(1 << 40)
-    with pytest.raises(BundleError, match=rf"bundle\.json has more than {LARGEST:,} bytes; it is no manifest"):
+    with pytest.raises(BundleError, match=rf"bundle\.json has more than {LARGEST:,} bytes; it is not a manifest"):
         Bundle.open(bundle.path)
 
 

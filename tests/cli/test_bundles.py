@@ -85,7 +85,7 @@ def test_inspect_pins_an_identity(vaedeploy, bundle):
     assert vaedeploy("inspect", bundle, "--identity", identity).code == 0
     ended = vaedeploy("inspect", bundle, "--identity", "0" * 64)
     assert (ended.code, ended.out) == (2, "")
-    assert "holds another VAE than the one that is wanted" in ended.err
+    assert "holds a VAE other than the one that is wanted" in ended.err
 
 
 def test_inspect_check(vaedeploy, tmp_path):

@@ -357,7 +357,7 @@ def test_sizes_of_memory(text: str, size: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "0", "-1", "4 GiB x", "4iB", "1e9", "G", "0.1", "9" * 400])
 def test_what_is_no_size_of_memory(text: str) -> None:
-    with pytest.raises(click.BadParameter, match=r"is no number of bytes above 0; write it as 4G"):
+    with pytest.raises(click.BadParameter, match=r"is not a number of bytes above 0; write it as 4G"):
         MemorySize().convert(text, None, None)
 
 

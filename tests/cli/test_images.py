@@ -190,11 +190,11 @@ def test_a_folder_of_failures_leaves_no_folder(vaedeploy, bundle, tmp_path):
         (["decode", "{bundle}", "none.safetensors", "-o", "b.png"], "Error: there is no file none.safetensors"),
         (
             ["decode", "{bundle}", "a.png", "-o", "b.png"],
-            "Error: a.png is an image (PNG), and no latent file; vaedeploy encode takes images\n",
+            "Error: a.png is an image (PNG), not a latent file; vaedeploy encode takes images\n",
         ),
         (
             ["encode", "{bundle}", "one.safetensors", "-o", "b.safetensors"],
-            "Error: one.safetensors is no image: .safetensors files hold latents, which vaedeploy decode takes\n",
+            "Error: one.safetensors is not an image: .safetensors files hold latents, which vaedeploy decode takes\n",
         ),
     ],
 )
@@ -328,7 +328,7 @@ def test_what_can_be_seen_through_is_refused_by_a_vae_of_rgb_images(vaedeploy, b
     ended = vaedeploy("encode", bundle, tmp_path / "a.png", "-o", tmp_path / "a.safetensors")
     assert ended.code == 2
     assert (
-        "has transparent pixels, whose colour depends on what is behind. Say it with --background, such as" in ended.err
+        "has transparent pixels, whose colour depends on what is behind. Set it with --background, such as" in ended.err
     )
 
 

@@ -94,17 +94,17 @@ def test_a_failure_does_not_stop_the_others(vaedeploy: Command, folder: Path, sm
         ("[bundle.a]\nvae = demo\n", " is not a TOML file: Invalid value (at line 2, column 7)"),
         ("", " lists no bundles; write each as [bundle.NAME], with options of export below it"),
         ("bundle = 1", " lists no bundles; write each as [bundle.NAME]"),
-        ("[bundles.a]\nvae = 'demo'", " has bundles; it may have tables [bundle.NAME] alone"),
-        ("bundle.a = 1", ", [bundle.a] is no table; write its options below it"),
+        ("[bundles.a]\nvae = 'demo'", " has bundles; it may have only tables [bundle.NAME]"),
+        ("bundle.a = 1", ", [bundle.a] is not a table; write its options below it"),
         ("[bundle.a]\nprecision = 'fp16'", ", [bundle.a] has no vae; name a preset, a hub repository, a folder or"),
         (
             "[bundle.a]\nvae = 'demo'\nprecison = 'fp16'",
-            ", [bundle.a] has precison, which is no option of export; did you mean precision?",
+            ", [bundle.a] has precison, which is not an option of export; did you mean precision?",
         ),
-        ("[bundle.a]\nvae = 'demo'\nforce = true", ", [bundle.a] has force, which is no option of export; "),
+        ("[bundle.a]\nvae = 'demo'\nforce = true", ", [bundle.a] has force, which is not an option of export; "),
         (
             "[bundle.a]\nvae = 'demo'\nprofiles_ = 1",
-            ", [bundle.a] has profiles_, which is no option of export; did you",
+            ", [bundle.a] has profiles_, which is not an option of export; did you",
         ),
         (
             "[bundle.a]\nvae = 'demo'\nprecision = 'int8'",

@@ -357,12 +357,12 @@ def test_init_with_the_gpu_in_the_machine(tmp_path: Path, monkeypatch: pytest.Mo
         ("mine", r"^profile mine is there already: .*mine.toml. Choose another name$"),
         (
             "../mine",
-            r"^'../mine' is no name for a profile: it may contain only a-z, 0-9, '.', '_' and '-', and must be a ",
+            r"^'../mine' is not a profile name: it may contain only a-z, 0-9, '.', '_' and '-', and must be a ",
         ),
-        ("con", "^'con' is no name for a profile"),
-        ("nul.2", "is no name for a profile"),
-        ("mine.", "is no name for a profile"),
-        ("My GPU", "is no name for a profile"),
+        ("con", "^'con' is not a profile name"),
+        ("nul.2", "is not a profile name"),
+        ("mine.", "is not a profile name"),
+        ("My GPU", "is not a profile name"),
     ],
 )
 def test_init_refuses(tmp_path: Path, name: str, reason: str) -> None:

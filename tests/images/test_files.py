@@ -553,9 +553,9 @@ def test_what_is_left_out_of_a_folder_is_told(tmp_path: Path, caplog: pytest.Log
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes")
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.png")
-    with pytest.raises(ImageError, match=r"a\.png is a device or a pipe, and no file; give an image file$"):
+    with pytest.raises(ImageError, match=r"a\.png is a device or a pipe, not a file; give an image file$"):
         read_image(tmp_path / "a.png")
-    with pytest.raises(LatentError, match=r"a\.png is a device or a pipe, and no file; give a latent file$"):
+    with pytest.raises(LatentError, match=r"a\.png is a device or a pipe, not a file; give a latent file$"):
         read_latent(tmp_path / "a.png")
 
 

@@ -74,12 +74,12 @@ BF16 = b'{"latent":{"dtype":"BF16","shape":[1,1,1,1],"data_offsets":[0,2]}}'
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (_tensors(z=ZEROS, y=ZEROS), "{} has no tensor 'latent', and so is no latent file; it has y, z"),
+        (_tensors(z=ZEROS, y=ZEROS), "{} has no tensor 'latent', so it is not a latent file; it has y, z"),
         (
             _tensors(**dict.fromkeys("edcba", ZEROS)),
-            "{} has no tensor 'latent', and so is no latent file; it has a, b, c and 2 more",
+            "{} has no tensor 'latent', so it is not a latent file; it has a, b, c and 2 more",
         ),
-        (_tensors(), "{} has no tensor 'latent', and so is no latent file; it has none"),
+        (_tensors(), "{} has no tensor 'latent', so it is not a latent file; it has none"),
         (_tensors(latent=ZEROS[0]), "{} has a latent of type F32 and shape (2, 2, 2); {wanted}"),
         (
             _tensors(latent=ZEROS[:, :, None]),

@@ -123,7 +123,7 @@ def test_a_page_that_cannot_be_small_enough_says_so(
     monkeypatch.setattr(write, "MOST_BYTES", 1000)
     page = write_page(document(picture("a", scene(40, 40), names=("x",))), tmp_path / "page")
     size = f"{len(page.read_bytes()) / 1e6:.1f}"
-    assert caplog.messages == [f"the page in {tmp_path / 'page'} has {size} MB, more than the 0 that are aimed at"]
+    assert caplog.messages == [f"the page in {tmp_path / 'page'} has {size} MB, more than the 0 that it should have"]
 
 
 def test_the_page_gives_units_in_words(tmp_path: Path) -> None:

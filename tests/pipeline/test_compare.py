@@ -245,7 +245,7 @@ def test_beside_a_vae_that_does_not_show_the_photographs_nothing_is_said(crops: 
     assert found["right", "broken"].words == (
         "broken does not show the photographs with its own latents (PSNR: broken "
         f"{found['broken', 'right'].own_psnr:.1f} dB; a plain picture of the mean colour has "
-        f"{plain_psnr(crops):.1f} dB), so it cannot be told whether broken decodes those of right."
+        f"{plain_psnr(crops):.1f} dB), so nobody can tell whether broken decodes those of right."
     )
     # Its encoder is right, which is seen where the other decodes its latents.
     assert found["broken", "right"].verdict == "compatible"

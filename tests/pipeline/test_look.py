@@ -99,7 +99,7 @@ def test_one_transparent_picture_ends_nothing_and_is_shown_on_a_background(
     assert [row["picture"] for row in told["reconstructions"]] == ["face"]
     (sentence,) = told["failures"]
     assert sentence == (
-        f"{logo} has transparent pixels, whose colour depends on what is behind. Say it with --background, such as "
+        f"{logo} has transparent pixels, whose colour depends on what is behind. Set it with --background, such as "
         "--background white, or flatten the picture first"
     )
     assert f"Error: 1 of 2 pictures failed; the result is of the others:\n  {sentence}\n" in ended.err

@@ -178,7 +178,7 @@ def test_an_unverified_bundle_is_pushed_on_request_only(
     ended = client.run("push", made, REPOSITORY)
     assert (ended.code, ended.out) == (2, "")
     assert ended.err == (
-        f"Error: bundle {made} {state}, so it is not pushed. Run: vaedeploy verify {made}; or push it all the same "
+        f"Error: bundle {made} {state}, so it is not pushed. Run: vaedeploy verify {made}; or push it anyway "
         "with --allow-unverified (allow_unverified=True in Python)\n"
     )
     assert not hub.requests
@@ -346,7 +346,7 @@ def test_another_vae_is_refused_before_it_is_downloaded(hub: HubServer, client: 
     ended = client.run("pull", REPOSITORY, "--identity", "2" * 64)
     assert (ended.code, ended.out) == (2, "")
     assert ended.err.endswith(
-        f"Error: bundle hf://{REPOSITORY}@{commit} holds another VAE than the one that is wanted: its identity is "
+        f"Error: bundle hf://{REPOSITORY}@{commit} holds a VAE other than the one that is wanted: its identity is "
         f"{'1' * 64}, and not {'2' * 64}. Take the bundle of that VAE, or the identity of this one\n"
     )
     assert not hub.transfers()

@@ -132,7 +132,7 @@ def test_another_latent_contract_is_refused(bundle: Bundle) -> None:
         swap_vae(bundle, dataclasses.replace(demo, latent=msgspec.structs.replace(demo.latent, scale=0.5)))
     assert str(refused.value) == (
         f"demo has another latent contract than bundle {bundle.path}: scale (bundle: "
-        f"{bundle.manifest.latent.scale}, demo: 0.5). Diffusion models made for the one give the other wrong "
+        f"{bundle.manifest.latent.scale}, demo: 0.5). Diffusion models made for one of them give the other wrong "
         "latents. Export it to a bundle of its own"
     )
     assert snapshot(bundle) == before

@@ -151,7 +151,7 @@ REFUSALS = {
         "nodes": "s = other.MatMul(q, k) p = Softmax(s) y = MatMul(p, v)",
     },
     "the scores are read by something else too": {"outputs": ", double[b,h,n,m] s"},
-    "the softmax's output is not read by one product with values alone": {"outputs": ", double[b,h,n,m] p"},
+    "the softmax's output is not read only by one product with values": {"outputs": ", double[b,h,n,m] p"},
     "the softmax's output goes to Dropout, not to a product with values from its left": {
         "nodes": "s = MatMul(q, k) p = Softmax(s) d = Dropout(p) y = MatMul(d, v)",
     },

@@ -352,12 +352,12 @@ REFUSALS: list[tuple[str, str, dict[str, Any]]] = [
     ),
     (
         "conv",
-        "its padding is [1, 1, 1, 1], not 0 behind a Pad",
+        "its padding is [1, 1, 1, 1], not 0 after a Pad",
         {"between": PADS["reflect"], "tensors": BY_ONE},
     ),
     (
         "conv",
-        "its padding is SAME_UPPER, not 0 behind a Pad",
+        "its padding is SAME_UPPER, not 0 after a Pad",
         {"between": PADS["reflect"], "tensors": BY_ONE, "conv": {"auto_pad": "SAME_UPPER"}},
     ),
     (

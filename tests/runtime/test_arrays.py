@@ -143,9 +143,9 @@ def test_tensors_that_numpy_cannot_read_are_refused(vae: VAE, options: dict[str,
 @pytest.mark.parametrize(
     ("image", "message"),
     [
-        ("photo.png", "image is of type str; it must be a numpy array or something that speaks DLPack. "
+        ("photo.png", "image is of type str; it must be a numpy array or something that supports DLPack. "
          "Read the file first: an image with PIL.Image.open"),
-        ([[0, 1], [2, 3]], "image is of type list; it must be a numpy array or something that speaks DLPack. "
+        ([[0, 1], [2, 3]], "image is of type list; it must be a numpy array or something that supports DLPack. "
          "numpy.asarray() may turn it into one"),
         (photo(8, 8)[..., 0], f"image is uint8 of shape (8, 8); it must be {FORMS}"),
         (np.zeros((8, 8, 4), np.uint8), f"image is uint8 of shape (8, 8, 4); it must be {FORMS}. This VAE takes "
@@ -209,7 +209,7 @@ def test_float_image_for_a_bundle_of_bytes_is_refused(bytes_vae: VAE) -> None:
 @pytest.mark.parametrize(
     ("latent", "message"),
     [
-        (None, "latent is of type NoneType; it must be a numpy array or something that speaks DLPack. "
+        (None, "latent is of type NoneType; it must be a numpy array or something that supports DLPack. "
          "numpy.asarray() may turn it into one"),
         (np.zeros((CHANNELS, 2, 2), np.float32), f"latent has shape (2, 2, 2); {LATENTS}"),
         (np.zeros((1, CHANNELS, 1, 2, 2), np.float32), f"latent has shape (1, 2, 1, 2, 2); {LATENTS}. It has an axis "

@@ -112,7 +112,7 @@ def test_what_bad_files_are_told(server, vae):
     assert told("/v1/decode", b"x").startswith("400 the body is not a safetensors file, or is truncated: ")
     assert (
         told("/v1/decode", as_file(photo(16, 16)))
-        == "400 the body is an image (PNG), and no latent file; /v1/encode takes images"
+        == "400 the body is an image (PNG), not a latent file; /v1/encode takes images"
     )
     assert told("/v1/decode", latent_bytes(LatentFile(two))) == (
         "400 the body holds 2 latents; a picture takes one. Send each by itself"

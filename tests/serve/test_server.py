@@ -83,7 +83,7 @@ def test_what_it_refuses_to_start_with(vaedeploy, bundle, tmp_path):
     unverified = tiny_bundle(tmp_path / "unverified", verification=FAILED).path
     assert refused(vaedeploy, unverified, *free) == (
         f"Error: bundle {unverified} failed its verification; its images may be wrong. Run: vaedeploy verify "
-        f"{unverified}. To serve it all the same, give --allow-unverified\n"
+        f"{unverified}. To serve it anyway, give --allow-unverified\n"
     )
     damaged = tiny_bundle(tmp_path / "damaged").path
     (damaged / "decoder.onnx").write_bytes(b"x" * (damaged / "decoder.onnx").stat().st_size)

@@ -147,7 +147,7 @@ def test_folder_with_both_files(tmp_path: Path) -> None:
     write_halves(tmp_path, "other_*.safetensors", seed=1)
     assert message_of(WeightsError, tmp_path) == (
         f"{tmp_path} holds several VAEs in two files each: other_decoder.safetensors, other_encoder.safetensors, "
-        "taesd3_decoder.safetensors, taesd3_encoder.safetensors. Give one of the two files of the one that you mean"
+        "taesd3_decoder.safetensors, taesd3_encoder.safetensors. Give either file of the VAE that you mean"
     )
     for path in tmp_path.glob("other_*"):
         path.unlink()

@@ -135,7 +135,7 @@ def test_header_of_hundreds_of_megabytes(tmp_path: Path) -> None:
 def test_pipe_in_the_place_of_weights(tmp_path: Path) -> None:
     pipe = tmp_path / "vae.safetensors"
     os.mkfifo(pipe)
-    assert message_of(WeightsError, "demo", pipe) == (f"{pipe} is a device or a pipe, and no file; give a weights file")
+    assert message_of(WeightsError, "demo", pipe) == (f"{pipe} is a device or a pipe, not a file; give a weights file")
 
 
 def test_tensors_named_by_nobody_are_not_read(tmp_path: Path, tensors: dict[str, Tensor]) -> None:

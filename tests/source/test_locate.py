@@ -296,7 +296,7 @@ def test_of_several_variants_the_most_precise_is_taken(tmp_path: Path, tensors: 
             assert message_of(WeightsError, path) == (
                 f"{path} holds several variants of the weights: {other.name}, "
                 "diffusion_pytorch_model.non_ema.safetensors, diffusion_pytorch_model.non_ema.bin. "
-                "Give the one that you mean: its file"
+                "Give the file of the one that you mean"
             )
             other.unlink()
 

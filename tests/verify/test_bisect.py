@@ -250,7 +250,7 @@ def test_a_bundle_of_portable_graphs_alone(tmp_path: Path) -> None:
     report = verify_bundle(bundle, reference=tiny_reference())
     found = bisect_bundle(bundle.path)
     assert found == Bisection((), advise(found, None))
-    verdict = "failed" if not report.passed else "has none but the portable graphs"
+    verdict = "failed" if not report.passed else "has only the portable graphs"
     assert verdict in advise(found, report)[0]
 
 
@@ -368,4 +368,4 @@ def test_rounding_that_adds_up_asks_for_more_digits(precision: Precision, finer:
 @pytest.mark.parametrize("largest", [1e-6, 1.0])
 def test_nothing_is_advised_where_every_case_passes(largest: float) -> None:
     (told,) = advise(sunk(largest), Report("fp16", "", "", (case(),)))
-    assert told.endswith(". Every case keeps its limits all the same. There is nothing to do.")
+    assert told.endswith(". Every case still keeps its limits. There is nothing to do.")

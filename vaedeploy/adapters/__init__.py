@@ -1,1 +1,1 @@
-"""Bundles in the place of other libraries' VAEs, one module a library. Each imports its library at the top."""
+"""Bundles in place of other libraries' VAEs, one module per library. Each imports its library at the top."""

@@ -27,21 +27,21 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 def _not_traced(method: Method) -> Method:
-    """``method`` as ``torch.compile`` leaves it alone, which otherwise looks into the runtime, and fails there."""
+    """``method``, which ``torch.compile`` leaves alone: otherwise it would trace into the runtime and fail."""
     return cast(Method, torch.compiler.disable(method))  # type: ignore[no-untyped-call]
 
 
 class BundleVAE(nn.Module):
-    """A VAE for diffusers' pipelines that runs a bundle. It has no parameters, and the config that pipelines read.
+    """A VAE for diffusers' pipelines that runs a bundle. It has the config that pipelines read, and no parameters.
 
         >>> pipe.vae = BundleVAE.from_bundle("mse840k").to(pipe.device, pipe.dtype)
         >>> pipe("an astronaut", generator=torch.Generator().manual_seed(0)).images[0]
 
-    ``encode`` and ``decode`` take and give what those of the VAE do that the bundle was exported from: raw latents,
-    which the pipeline scales and shifts by ``config``, and noise of the caller's generator. Tensors may be of any
-    floating type and on any device. Float32 in the GPU's memory is not copied where the bundle runs on that GPU;
-    everything else is converted for the call, and the results have ``dtype`` and are on the device of the argument. The
-    bundle computes in its own precision, whatever ``dtype`` is. Nothing has a gradient.
+    ``encode`` and ``decode`` take and give the same as in the VAE that was exported: raw latents, which the pipeline
+    scales and shifts by ``config``, with noise from the caller's generator. Tensors may be of any floating type and on
+    any device. Float32 in the GPU's memory is not copied where the bundle runs on that GPU; everything else is
+    converted for the call, and the results have ``dtype`` and are on the device of the argument. The bundle computes in
+    its own precision, whatever ``dtype`` is. Nothing has a gradient.
 
     vae: the bundle, opened; it is not closed here. Raises InputError for anything else.
 
@@ -56,7 +56,7 @@ class BundleVAE(nn.Module):
             )
         self.vae = vae
         self.config = bundle_config(vae.latent)
-        # Without elements, and all that .to(), .half() and .cuda() need.
+        # An empty tensor, which is all that .to(), .half() and .cuda() need.
         self._place: Tensor
         self.register_buffer("_place", torch.empty(0), persistent=False)
         self.eval()
@@ -68,12 +68,12 @@ class BundleVAE(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type of results: float32, or what ``to`` was told."""
+        """The type of results: float32, or the one last given to ``to``."""
         return self._place.dtype
 
     @property
     def device(self) -> torch.device:
-        """The device that the pipeline's tensors are on: the CPU, or what ``to`` was told."""
+        """The device of the pipeline's tensors: the CPU, or the one last given to ``to``."""
         return self._place.device
 
     @_not_traced
@@ -82,8 +82,8 @@ class BundleVAE(nn.Module):
     ) -> AutoencoderKLOutput | AutoencoderTinyOutput | tuple[DiagonalGaussianDistribution] | tuple[Tensor]:
         """Encode images (B, 3, H, W), or (B, 4, H, W) for RGBA, in [-1, 1] into raw latents (B, C, h, w).
 
-        Gives ``latent_dist``, with ``sample(generator)`` and ``mode()``; ``latents`` for a VAE without a distribution.
-        Raises ImageError, SizeError and BackendError.
+        Gives ``latent_dist``, with ``sample(generator)`` and ``mode()``, or ``latents`` for a VAE without a
+        distribution. Raises ImageError, SizeError and BackendError.
         """
         _check_type(x, "image", ImageError, " in [-1, 1]")
         image = _prepared(x, self.vae)
@@ -102,7 +102,7 @@ class BundleVAE(nn.Module):
     ) -> DecoderOutput | tuple[Tensor]:
         """Decode raw latents (B, C, h, w) into ``sample``, images (B, 3, H, W) around [-1, 1], not clamped.
 
-        generator: not used; pipelines of inpainting pass it. Raises LatentError and BackendError.
+        generator: not used; inpainting pipelines pass it. Raises LatentError and BackendError.
         """
         _check_type(z, "latent", LatentError)
         scale, shift = _numbers(self.vae.latent, z.device)
@@ -117,7 +117,7 @@ class BundleVAE(nn.Module):
         return_dict: bool = True,
         generator: torch.Generator | None = None,
     ) -> DecoderOutput | tuple[Tensor]:
-        """Encode images and decode their mean, or with ``sample_posterior`` a sample."""
+        """Encode images and decode the mean of their latents, or with ``sample_posterior`` a sample."""
         (encoded,) = self.encode(sample, return_dict=False)
         if isinstance(encoded, DiagonalGaussianDistribution):
             encoded = encoded.sample(generator) if sample_posterior else encoded.mode()
@@ -150,7 +150,7 @@ class BundleVAE(nn.Module):
 
 
 class BundleConfig(FrozenDict):
-    """What pipelines read of a VAE's config: its true scale and shift, channels and factor. See ``bundle_config``."""
+    """A VAE's config as pipelines read it: its true scale and shift, channels and factor. See ``bundle_config``."""
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(
@@ -165,15 +165,15 @@ class BundleConfig(FrozenDict):
 def bundle_config(spec: LatentSpec) -> BundleConfig:
     """The config for a latent contract.
 
-    Contracts of one number a channel are ``latents_mean`` and ``latents_std``, as SDXL's pipelines read them, with a
-    ``scaling_factor`` of 1.
+    Contracts with one number per channel become ``latents_mean`` and ``latents_std``, as SDXL's pipelines read them,
+    with a ``scaling_factor`` of 1.
     """
     vectors = isinstance(spec.scale, tuple) or isinstance(spec.shift, tuple)
     scale, shift = (np.broadcast_to(value, spec.channels).tolist() for value in (spec.scale, spec.shift))
     values = {
         "latent_channels": spec.channels,
         "scaling_factor": 1.0 if vectors else spec.scale,
-        "shift_factor": 0.0 if vectors else spec.shift,  # never None, which some pipelines add to a tensor
+        "shift_factor": 0.0 if vectors else spec.shift,  # never None: some pipelines add it to a tensor
         "latents_mean": shift if vectors else None,
         "latents_std": [1 / number for number in scale] if vectors else None,
         "force_upcast": False,  # the bundle has its own precision
@@ -187,9 +187,9 @@ def bundle_config(spec: LatentSpec) -> BundleConfig:
 
 
 def _check_type(value: object, what: str, error: type[InputError], values: str = "") -> None:
-    """Raise ``error`` for what is no tensor of a floating type: torch would make one of bytes and complex numbers.
+    """Raise ``error`` for what is not a floating-point tensor: torch would convert bytes and complex numbers to one.
 
-    values: which ones it has, for the message.
+    values: its range, for the message.
     """
     if not isinstance(value, Tensor):
         raise error(f"{what} is of type {type(value).__name__}; give a torch.Tensor")
@@ -204,7 +204,7 @@ def _prepared(tensor: Tensor, vae: VAE) -> Any:
 
 
 def _tensor(array: Any, device: torch.device) -> Tensor:
-    """An array of the runtime's as a tensor on ``device``, on the same memory where that is there."""
+    """A runtime array as a tensor on ``device``, sharing its memory if it is there already."""
     return from_dlpack(array).to(device)
 
 

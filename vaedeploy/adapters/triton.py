@@ -36,7 +36,7 @@ class Half:
     """A half of the bundle that the model's configuration names, open until ``close``.
 
     arguments: what Triton gives to ``initialize``. Raises ``pb.TritonModelException`` where the bundle cannot be opened
-    or run, and where this Triton and this numpy do not go together.
+    or run, and where this Triton does not work with this numpy.
     """
 
     def __init__(self, pb: Any, arguments: Mapping[str, str]) -> None:
@@ -46,7 +46,7 @@ class Half:
             name: given["string_value"] for name, given in json.loads(arguments["model_config"])["parameters"].items()
         }
         self._part: Part = "encoder" if parameters["part"] == "encoder" else "decoder"
-        # The model's own folder: Triton copies models of object stores, and they may be moved.
+        # The model's own folder: Triton copies models from object stores, and they may be moved.
         place = Path(arguments["model_repository"]) / arguments["model_version"] / parameters["bundle"]
         on_gpu = arguments["model_instance_kind"] == "GPU"
         device = int(arguments["model_instance_device_id"]) if on_gpu else 0
@@ -70,7 +70,7 @@ class Half:
         self._vae.compute(self._part, np.zeros(takes.shape, takes.dtype), interface.outputs[:1])
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
-        """The response to each request. Those of one shape are computed in one call."""
+        """The response to each request. Requests of one shape are computed in one call."""
         answers: list[Outputs | VaedeployError | None] = [None] * len(requests)
         asked = {}
         for index, request in enumerate(requests):
@@ -83,7 +83,7 @@ class Half:
         return [self._response(answer) for answer in answers]
 
     def _array(self, request: Any) -> NDArray[Any]:
-        """The array of the one input. Raises ImageError unless there is one."""
+        """The array of the one input. Raises ImageError unless there is exactly one."""
         inputs = request.inputs()
         if len(inputs) != 1:
             raise ImageError(
@@ -98,11 +98,11 @@ class Half:
         if isinstance(answer, ImageError | LatentError | SizeError):
             return pb.InferenceResponse([], pb.TritonError(str(answer), pb.TritonError.INVALID_ARG))
         if isinstance(answer, VaedeployError) or answer is None:
-            # Its words have paths of this machine; they are for the log.
+            # Its message has paths of this machine; it is for the log.
             pb.Logger.log_error(f"vaedeploy failed: {answer}")
             text = "the model failed; the server's log says why"
             return pb.InferenceResponse([], pb.TritonError(text, pb.TritonError.INTERNAL))
-        # Triton's configurations have no tensor without an axis beside the batch.
+        # In Triton's configurations, every tensor has an axis beside the batch.
         return pb.InferenceResponse(
             [pb.Tensor(name, array[:, None] if name == FINITE else array) for name, array in answer.items()]
         )
@@ -115,10 +115,10 @@ class Half:
 def refuse_garbling(pb: Any) -> None:
     """Raise ``pb.TritonModelException`` where Triton reads the arrays of this numpy wrongly.
 
-    With numpy 2 the Python backend up to Triton 2.51 (24.10) gives arrays of the right shape with other contents, and
-    sends none of what it is given, without an error. It does so with what it takes by DLPack, too.
+    With numpy 2 the Python backend up to Triton 2.51 (24.10) silently gives arrays of the right shape with wrong
+    contents, and does not send the contents that it is given. This is so for arrays taken by DLPack, too.
     """
-    if int(np.__version__.partition(".")[0]) < 2:  # it has always read that rightly, and crashes at DLPack from it
+    if int(np.__version__.partition(".")[0]) < 2:  # it has always read numpy 1 correctly, and crashes at DLPack from it
         return
     values = np.arange(1, 7, dtype=np.float32)
     if not np.array_equal(pb.Tensor.from_dlpack("values", values).as_numpy(), values):
@@ -132,8 +132,8 @@ def refuse_garbling(pb: Any) -> None:
 def compute_together(vae: VAE, part: Part, asked: Sequence[Asked]) -> list[Outputs | VaedeployError]:
     """The answer to each request: the outputs that it asks for, or why there are none.
 
-    Requests whose arrays have one shape and type, whatever their batches, are computed in one call. Where that fails,
-    each is computed alone: what is wrong with one is not the others' error.
+    Requests whose arrays have the same shape and type, apart from the batch, are computed in one call. If that fails,
+    each is computed alone, so that one request's fault is not the others' error.
     """
     groups: dict[object, list[int]] = {}
     for index, one in enumerate(asked):

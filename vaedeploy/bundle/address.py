@@ -47,7 +47,7 @@ def parse_address(given: str) -> Address:
 
 
 def fetch_again(place: Path | str) -> str:
-    """What to do about a damaged bundle at ``place`` that was not exported there: a sentence without its full stop."""
+    """What to do about a damaged bundle at ``place`` that was exported elsewhere: a sentence without its full stop."""
     command = f"vaedeploy pull OWNER/NAME --out {shlex.quote(str(place))} --force"
     return f"If it came from elsewhere, copy it from there again; where that is the hub, run: {command}"
 

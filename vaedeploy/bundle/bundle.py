@@ -33,7 +33,7 @@ from vaedeploy.values.kinds import Form, Part
 __all__ = ["PREVIOUS", "Bundle", "GraphContent", "as_bundle", "file_info"]
 
 PREVIOUS = "previous"
-"""The folder in which a bundle whose VAE was swapped keeps the bundle that it was first."""
+"""The folder in which a bundle whose VAE was swapped keeps the original bundle."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,8 @@ class Bundle:
         path: its folder, or ``hf://owner/name@revision``, whose copy in the cache is pulled if need be.
 
         Every file that the manifest names must exist and have the size and, unless ``verify_hashes`` is False, the
-        sha256 that the manifest states. Engines and the files that a swap kept are not checked here but where they are
-        used: a bundle can be run without them, and engines can be built again.
+        sha256 that the manifest states. Engines and the files that a swap kept are checked only where they are used: a
+        bundle can be run without them, and engines can be built again.
 
         Raises BundleError, which lists everything that is wrong.
         """
@@ -79,7 +79,7 @@ class Bundle:
     @classmethod
     def hold(cls, path: str | Path, verify_hashes: bool = True, progress: Progress = silent) -> Bundle:
         """``open``, with every file held open: ``read`` gives what was checked here, even if another process puts
-        another bundle at ``path``. ``release`` lets go of the files. progress: is told how far a pull is.
+        another bundle at ``path``. ``release`` lets go of the files. progress: reports how far a pull is.
         """
         from vaedeploy.bundle.opening import open_whole  # which imports this module
         from vaedeploy.bundle.pull import bundle_folder
@@ -94,7 +94,7 @@ class Bundle:
             self.held.close()
 
     def sharing_files(self) -> Bundle:
-        """The same bundle. ``release`` of this one does not end what is read of that one."""
+        """The same bundle, which can still be read after ``release`` of this one."""
         return replace(self, held=copy(self.held))
 
     def current(self) -> Bundle:
@@ -127,9 +127,9 @@ class Bundle:
             return _unreadable(error)
 
     def read(self, name: str, verify_hash: bool = True) -> bytes:
-        """The bytes of a file, which are those that the manifest states: they are hashed once they are in memory.
+        """The bytes of a file, checked against the manifest: they are hashed once they are in memory.
 
-        verify_hash: False to check their number only. Raises BundleError if they differ, or the manifest does not name
+        verify_hash: False to check only their number. Raises BundleError if they differ or the manifest does not name
         the file, and InputError after ``release``.
         """
         data = self._read(name)
@@ -139,15 +139,15 @@ class Bundle:
 
     @contextmanager
     def read_graph(self, part: Part, form: Form = "portable", verify_hash: bool = True) -> Iterator[GraphContent]:
-        """Context with what the graph that ``graph`` gives consists of; ``read`` says what is checked and raised.
+        """Context with the content of the graph that ``graph`` gives; ``read`` says what is checked and raised.
 
-        Full-size weights take a fifth of a second to hash. That is done beside what is done in the context, whose
-        result must not be used unless the context ends without an error.
+        Full-size weights take a fifth of a second to hash. A thread does so while the context runs, so do not use its
+        result unless the context ends without an error.
         """
         graphs = {name for forms in self.manifest.graphs.values() for name in forms.values()}
         graph = self.graph(part, form).relative_to(self.path).as_posix()
         model = self._read(graph)
-        # A model has the names of its weights' files in it. One that happens to be in it besides does no harm.
+        # A model contains the names of its weights' files. Another file whose name happens to be in it does no harm.
         used = [n for n in self.manifest.files if "/" not in n and n not in graphs and n.encode() in model]
         weights = {name: self._read(name) for name in used}
         if not verify_hash:
@@ -236,7 +236,7 @@ class Bundle:
             return edit.put(verification=verification, files=files)
 
     def _link_fault(self, name: str) -> str | None:
-        # What is held was looked at when it was opened, and its path may be another file's by now.
+        # A held file was checked when it was opened, and its path may be another file's by now.
         return None if self.held is not None and self.held.holds(name) else link_fault(self.path, name)
 
     def _size_fault(self, name: str, size: int) -> str | None:

@@ -16,8 +16,8 @@ from vaedeploy.system.progress import Progress, silent
 def copy_bundle(bundle: Bundle, folder: Path, progress: Progress = silent) -> None:
     """Copy ``bundle`` into the new folder ``folder``, and check the copy of each file.
 
-    Raises BundleError for a bundle that is damaged or was changed in between, and OSError. What is in ``folder`` then
-    is for the caller to remove.
+    Raises BundleError for a bundle that is damaged or was changed in between, and OSError. The caller then removes what
+    is in ``folder``.
     """
     data = (bundle.path / NAME).read_bytes()
     if decode_manifest(data, bundle.path) != bundle.manifest:

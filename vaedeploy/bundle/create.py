@@ -60,7 +60,7 @@ class BundleDraft:
         return self._put_in_place(write_manifest(self.path, manifest))
 
     def adopt(self) -> Bundle:
-        """Rename the folder to its place, where a whole bundle is under ``path`` already, on disk and checked."""
+        """Rename the folder to its place; ``path`` holds a whole bundle already, on disk and checked."""
         return self._put_in_place(read_manifest(self.path))
 
     def _put_in_place(self, manifest: Manifest) -> Bundle:

@@ -84,7 +84,7 @@ class BundleEdit:
                 unfinished=(*dict.fromkeys((*manifest.unfinished, *files)),),
             )
             if files:
-                # The manifest must not name a file while it is replaced: neither its old hash nor its new one is true.
+                # The manifest must not name a file while it is replaced: neither its old hash nor its new one holds.
                 write_manifest(path, others)
             for name, (draft, _) in staged.items():
                 (path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -115,8 +115,8 @@ class BundleEdit:
 def edit_bundle(bundle: Bundle, replace: bool = False) -> Iterator[BundleEdit]:
     """Context that holds the lock of a bundle, and gives the right to write to it. What killed writers left is removed.
 
-    replace: whether the whole bundle is to be replaced. Raises OutputError if another process holds the lock, if it has
-    put another bundle there since ``bundle`` was opened, or if the bundle cannot be written to, or not be replaced.
+    replace: whether the whole bundle is to be replaced. Raises OutputError if another process holds the lock or has put
+    another bundle there since ``bundle`` was opened, or if the bundle cannot be written to or replaced.
     """
     place = bundle.path.resolve()
     if is_cached(place):
@@ -145,7 +145,9 @@ def edit_bundle(bundle: Bundle, replace: bool = False) -> Iterator[BundleEdit]:
 
 
 def _graphs(manifest: Manifest) -> object:
-    """What makes a bundle another one: its VAE, its graphs, and their weights, whose files' names begin alike."""
+    """What makes bundles different: their VAE, their graphs, and the weights, whose files are named after the
+    graphs.
+    """
     graphs = tuple(name for forms in manifest.graphs.values() for name in forms.values())
     return manifest.vae.identity, {n: info.sha256 for n, info in manifest.files.items() if n.startswith(graphs)}
 

@@ -21,7 +21,7 @@ BLANK = "0" * 64
 
 
 class _Head(msgspec.Struct):
-    """The one field that is decoded first, before it is known whether this version can read the others."""
+    """The field that is decoded first, before it is known whether this version can read the others."""
 
     format: int
 
@@ -96,7 +96,7 @@ def _newer_writer(data: bytes) -> str | None:
         return None
     if _numbers(writer.vaedeploy) > _numbers(__version__):
         return f"vaedeploy {writer.vaedeploy}"
-    # Between two releases the version stays, but whoever sealed a field that is not known here knew it.
+    # Between releases the version stays, but a valid seal over a field that is unknown here shows a newer writer.
     if writer.seal is not None and _numbers(writer.vaedeploy) == _numbers(__version__):
         return f"a newer vaedeploy {writer.vaedeploy}" if _seal_of(data, writer.seal) == writer.seal else None
     return None
@@ -123,7 +123,7 @@ def check_manifest(manifest: Manifest, bundle: Path | str) -> None:
 
 def check_identity(manifest: Manifest, bundle: object, identity: str | None) -> None:
     """Raise BundleError where ``identity`` is given and is not that of the VAE in the bundle. Raise InputError where it
-    is no whole one.
+    is not a complete identity.
 
     bundle: for the message.
     """
@@ -131,7 +131,7 @@ def check_identity(manifest: Manifest, bundle: object, identity: str | None) -> 
     check_whole(identity, found, f"bundle {bundle}")
     if identity not in (None, found):
         raise BundleError(
-            f"bundle {bundle} holds another VAE than the one that is wanted: its identity is {found}, and not "
+            f"bundle {bundle} holds a VAE other than the one that is wanted: its identity is {found}, and not "
             f"{identity}. Take the bundle of that VAE, or the identity of this one"
         )
 

@@ -29,8 +29,8 @@ class GoldenCase:
         decodes the first.
     image: (B, N, H, W) float32, not clamped: the decoder's output.
     round_trip: whether ``photo`` is also encoded and decoded again in verification.
-    full: (height, width) of the photograph that each item of ``photo`` is the middle of. The file does not keep it, so
-        a case that is read has none.
+    full: (height, width) of the photograph whose middle each item of ``photo`` is. The file does not keep it, so a case
+        that is read has none.
     """
 
     name: str

@@ -26,15 +26,15 @@ FORMS: Mapping[Precision, Mapping[Target, Precision]] = {
     "fp16": {"onnxruntime": "fp16"},
     "bf16": {"onnxruntime": "fp32", "tensorrt": "bf16"},
 }
-"""Precision of a bundle -> each form that it always has besides the portable one -> the precision of that form.
+"""Precision of a bundle -> each form that it always has beside the portable one -> that form's precision.
 
 ONNX Runtime has no bfloat16 convolution, so its form of a bf16 bundle stays in float32.
 """
 
 
 EXTRA_FORMS: Mapping[Target, Precision] = {"onnxruntime-cuda": "fp16", "openvino": "fp32"}
-"""Each form that a bundle has only where it was asked for -> its precision, which the bundle must have too unless it is
-fp32. None of them is among those that are verified when the bundle is made: ``verify --backend`` does it.
+"""Each form that a bundle has only on request -> its precision, which must be the bundle's too unless it is fp32.
+Making a bundle verifies none of them; ``verify --backend`` does.
 """
 
 

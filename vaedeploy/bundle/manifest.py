@@ -73,8 +73,8 @@ class EngineIdentity(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     one is stale.
 
     graph: ``Manifest.contents`` of its part when it was built.
-    rewritten: the same sha256 of the graph that the rewrites made from that one and that was given to the builder, so
-        that a change of any rule makes the engine stale.
+    rewritten: the same sha256 of the graph that the rewrites made from it for the builder, so that a change of any rule
+        makes the engine stale.
     precision: of the graph that was given to the builder.
     backend: the library that built it.
     backend_version: such as "1.7.1.116". Only the version that wrote an engine can read it.
@@ -148,14 +148,14 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     rewrites: file name of a graph -> rule -> number of places that the rule changed in the portable graph to make it.
     keep_fp32: names of nodes of the portable graphs that stay in float32 where the others are lowered.
     files: path with forward slashes -> sha256 and size, for every file of the bundle except ``bundle.json``.
-    contents: part -> sha256 of the portable graph, over what it computes and not over who made it. Graphs with equal
-        values compute the same.
+    contents: part -> sha256 of what the portable graph computes, whoever made it. Graphs with equal values compute the
+        same.
     engines: path of an engine -> its description.
     verification: the last one; None if none was run since the graphs were made.
-    unfinished: paths of files that a writer is putting into the bundle. One that is not in ``files`` too is not part of
-        the bundle: the writer was killed, or is at work.
-    seal: sha256 over the bytes of ``bundle.json`` itself, in which zeros stand for the seal. None in a bundle that was
-        written before manifests were sealed.
+    unfinished: paths of files that a writer is putting into the bundle. A file that is not also in ``files`` is not
+        part of the bundle: the writer was killed, or is at work.
+    seal: sha256 over the bytes of ``bundle.json`` with zeros in place of the seal. None in a bundle that was written
+        before manifests were sealed.
     """
 
     format: int = FORMAT
@@ -178,7 +178,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
     @property
     def rewritten(self) -> bool:
-        """Whether the graphs were made with the exact rewrites: rules other than the one that lowers the precision."""
+        """Whether the exact rewrites were applied: rules other than the one that lowers the precision."""
         return any(not rule.startswith("lower_precision") for rules in self.rewrites.values() for rule in rules)
 
     def interface(self, part: Part) -> Interface:

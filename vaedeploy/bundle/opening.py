@@ -1,6 +1,6 @@
-"""Opening a bundle as one thing, though other processes replace it or write to it meanwhile.
+"""Opening a bundle as one thing, even if other processes replace it or write to it meanwhile.
 
-Its files are opened before any is looked at, so that all are of one bundle, whatever is put in its place afterwards.
+All its files are opened before any is read, so that they belong to one bundle, whatever is put in its place afterwards.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from vaedeploy.system.files import HeldFolder
 from vaedeploy.system.oserrors import reason
 
 ATTEMPTS = 50
-"""How often a bundle is opened anew that another process changed while it was read."""
+"""How often a bundle is opened anew if another process changed it while it was read."""
 
 Faults = tuple[Mapping[str, str], Sequence[str]]
-"""What is wrong with a bundle: name of a file -> its damage, and a phrase for each file that is not the bundle's."""
+"""What is wrong with a bundle: name of a file -> its damage, and a phrase for each file that does not belong to it."""
 
 
 def open_whole(path: Path, verify_hashes: bool) -> Bundle:
@@ -50,9 +50,8 @@ def check_bundle(path: str | Path) -> Bundle:
 def _open(path: Path, find_faults: Callable[[Bundle], Faults]) -> Bundle:
     """The bundle at ``path``, its files held open. Raises BundleError with what ``find_faults`` finds.
 
-    A writer changes the manifest before the files and again after them, so a manifest may be read that is no longer
-    that of the files. So faults count only if the bundle is still the one that they were found in; otherwise it is
-    opened anew.
+    A writer changes the manifest before the files and again after them, so the manifest that was read may not be that
+    of the files. Faults therefore count only if the bundle did not change meanwhile; otherwise it is opened anew.
     """
     for attempt in range(ATTEMPTS):
         last = attempt == ATTEMPTS - 1
@@ -86,7 +85,7 @@ def _hold(path: Path) -> Bundle:
         raise OSError(errno.ESTALE, "another bundle took its place") from error
     bundle = Bundle(path, manifest, folder)
     for name in bundle.manifest.files:
-        with suppress(OSError):  # what cannot be opened is told by ``damage``
+        with suppress(OSError):  # ``damage`` reports what cannot be opened
             if not link_fault(path, name):
                 folder.hold(name)
     return bundle
@@ -104,7 +103,7 @@ def _is_current(bundle: Bundle) -> bool:
 def _surplus(bundle: Bundle) -> list[str]:
     """A phrase for each file in the bundle's folder that the manifest does not name.
 
-    What a writer left that was killed does not count: the next one removes it.
+    What a killed writer left does not count: the next writer removes it.
     """
     known = {NAME, *bundle.manifest.files, *bundle.manifest.unfinished}
     files = (p for p in bundle.path.rglob("*") if not p.is_dir() and not is_draft(p))

@@ -3,8 +3,8 @@
     >>> bundle_folder("hf://someone/mse840k@0123456789abcdef0123456789abcdef01234567")
     PosixPath('/home/me/.cache/vaedeploy/bundles/someone/mse840k/0123456789abcdef0123456789abcdef01234567/mse840k')
 
-A copy is that of one commit, so it never changes, and needs no network once it is there. It is put in its place in one
-step: of a process that was killed, nothing is left that could be opened.
+A copy is of one commit, so it never changes, and needs no network once it is there. It is put in place in one step: a
+killed process leaves nothing that could be opened.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from vaedeploy.system.oserrors import reason
 from vaedeploy.system.progress import Progress, silent
 
 OTHERWISE = "or pull it on another machine and copy the folder here"
-"""What to do where the hub cannot be had."""
+"""What to do where the hub cannot be reached."""
 
 ADVICE = "Tell the repository's owner, or take another revision"
 """What to do about a bundle that is damaged on the hub."""
@@ -41,15 +41,15 @@ ADVICE = "Tell the repository's owner, or take another revision"
 def bundle_folder(bundle: str | Path, progress: Progress = silent) -> Path:
     """The folder of a bundle: a path as it is, and for an address the copy in the cache, which is pulled if need be.
 
-    Raises InputError for an address that is none, and what ``pull_into`` raises.
+    Raises InputError for an invalid address, and what ``pull_into`` raises.
     """
     return cached_copy(parse_address(str(bundle)), progress) if is_address(bundle) else Path(bundle)
 
 
 def cached_copy(address: Address, progress: Progress = silent, identity: str | None = None) -> Path:
-    """The copy of a bundle in the cache. Where the revision is a commit that is there, the hub is not asked.
+    """The copy of a bundle in the cache. The hub is not asked if the revision is a commit that is there.
 
-    identity: what is not in the cache is pulled only if its VAE has this one.
+    identity: a bundle that is not in the cache is pulled only if its VAE has this identity.
     """
     commit = address.revision or ""
     if not COMMIT.fullmatch(commit) or not _is_there(copy_place(address.repository, commit)):
@@ -90,7 +90,7 @@ def _is_there(place: Path) -> bool:
 
 @contextmanager
 def _alone(place: Path) -> Iterator[None]:
-    """Context of the only process that puts something at ``place``. It waits for others, since they pull the same."""
+    """Context in which only this process puts something at ``place``. It waits for others, which pull the same."""
     place.parent.mkdir(parents=True, exist_ok=True)
     while True:
         with lock(lock_name(place)) as acquired:
@@ -102,7 +102,7 @@ def _alone(place: Path) -> Iterator[None]:
 
 
 def _read_manifest(address: Address, identity: str | None, progress: Progress) -> tuple[Address, bytes]:
-    """The address with its commit, and the bytes of the manifest there, which is one of a VAE of that identity."""
+    """The address with its commit, and the bytes of the manifest there, whose VAE has that identity."""
     file = _fetch(address, NAME, progress)
     if file is None:
         at = f" at revision {address.revision}" if address.revision else ""
@@ -133,7 +133,7 @@ def _fill(folder: Path, address: Address, data: bytes, progress: Progress) -> No
             continue
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        link_or_copy(fetched.path.resolve(), target)  # no room is taken twice, where the disk has links
+        link_or_copy(fetched.path.resolve(), target)  # takes no room twice where the disk has links
         if file_info(target, sync=True) != info:
             damages.append(f"{name} is not as {NAME} says")
     progress(what, total, total)
@@ -144,7 +144,7 @@ def _fill(folder: Path, address: Address, data: bytes, progress: Progress) -> No
 
 
 def _part(progress: Progress, what: str, before: int, total: int) -> Progress:
-    """A Progress of one file that reports to that of all. before: the bytes of the files before it."""
+    """One file's Progress, which reports to that of all files. before: the bytes of the files before it."""
 
     def report(_: str, done: float, __: float) -> None:
         if before + done < total:  # the end is reported once, when the last file has been checked

@@ -1,8 +1,8 @@
-"""``PART.rows.json``: a half cut into pieces that each compute some rows of an image, and what joins them.
+"""``PART.rows.json``: a half in pieces that each compute some rows of an image, and the cuts that join them.
 
-A *cut* is a tensor between two pieces. One with rows has, for each row of the latent, ``scale`` rows, one behind the
-other along ``axis``. Pieces are ONNX models for a batch of one; they are in the document itself, and their weights in
-the files of the half's other graphs. ``docs/bundle-format.md`` specifies every field.
+A *cut* is a tensor between two pieces. A cut with rows has ``scale`` rows along ``axis`` for each row of the latent.
+Pieces are ONNX models for a batch of one. They are in the document itself; their weights are in the files of the half's
+other graphs. ``docs/bundle-format.md`` specifies every field.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ class Size(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=T
 class Norm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A normalisation of a cut over ``groups`` groups of its channels, which reads its statistics as two inputs.
 
-    mean: name of the input float32 (1, C) with the mean of each channel's group. inverse: name of the one with
-    1 / sqrt(variance + epsilon).
+    mean: name of the float32 (1, C) input with the mean of each channel's group. inverse: name of the one with 1 /
+    sqrt(variance + epsilon).
     """
 
     groups: Positive
@@ -74,8 +74,8 @@ class Cut(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     shape: its dimensions. axis, scale: where its rows are, and how many there are for each row of the latent; both None
     for a tensor without rows, which is computed from whole tensors. dtype: numpy's name.
-    means, variances: names of the outputs float32 (C, rows) with the mean and the variance of each row of each channel;
-    None where no normalisation reads it. norms: those that do.
+    means, variances: names of the float32 (C, rows) outputs with each channel's mean and variance per row; None where
+    no normalisation reads the cut. norms: the normalisations that do.
     """
 
     name: str
@@ -117,17 +117,16 @@ class Weight(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Piece(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What computes one cut, or everything that the half gives.
+    """A model that computes one cut, or everything that the half gives.
 
-    targets: the cuts that it computes. strips: cuts of which it takes the same rows as it computes, and ``halo`` steps
-    more above and below. whole: cuts that it takes whole. norms: names of cuts whose statistics it takes.
+    targets: the cuts that it computes. strips: cuts of which it reads the rows that it computes, and ``halo`` steps
+    more above and below. whole: cuts that it reads whole. norms: names of cuts whose statistics it takes.
     columns: whether it takes COLUMNS.
-    steps: how many steps there are in a row of the latent: strips begin and end at steps, of ``scale / steps`` rows.
-    Where it computes no rows, halo is 0, and all that it takes is whole.
-    operations: floating-point operations for each element of a latent's plane. quadratic: for each pair of elements.
-    work: bytes of the tensors that are alive at the same time, at most, for each step and each column of the latent;
-    for a piece without rows, for each element of the latent's plane. model: the ONNX model. weights: its weights that
-    are not in the model.
+    steps: how many steps a row of the latent has: strips begin and end at steps, of ``scale / steps`` rows each. A
+    piece that computes no rows has halo 0 and takes everything whole.
+    operations: floating-point operations per element of the latent's plane. quadratic: those per pair of elements.
+    work: the most bytes of tensors alive at once, per step and column of the latent, or, for a piece without rows, per
+    element of the latent's plane. model: the ONNX model. weights: those that are not in the model.
     """
 
     targets: tuple[str, ...]
@@ -144,16 +143,18 @@ class Piece(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     weights: tuple[Weight, ...] = ()
 
     def rows_of_step(self, cut: Cut) -> int:
-        """How many rows of ``cut``, which the piece computes or takes strips of, a step is; 1 for one without rows."""
+        """How many rows of ``cut``, which the piece computes or reads in strips, are a step; 1 for a cut without
+        rows.
+        """
         return (cut.scale or 1) // self.steps
 
 
 class RowsTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One half as pieces, in the order in which they can run.
 
-    factor: pixels of the image along a side for each element of the latent. input: the cut that the half takes.
-    outputs: the cuts that it gives; ``finite`` is not among them, since whoever joins strips sees it.
-    untiled: bytes that the ``onnxruntime`` form takes at its peak for each element of the latent's plane.
+    factor: pixels of the image per element of the latent, along a side. input: the cut that the half takes. outputs:
+    the cuts that it gives, without ``finite``, which whoever joins the strips finds out.
+    untiled: peak bytes of the ``onnxruntime`` form per element of the latent's plane.
     """
 
     version: int = VERSION
@@ -200,7 +201,7 @@ def encode_rows(table: RowsTable) -> bytes:
 
 
 def decode_rows(data: bytes, name: str) -> RowsTable:
-    """Read the bytes of the document ``name``. Raises BundleError for what is none, or has another version."""
+    """Read the bytes of the document ``name``. Raises BundleError if they are not such a document of this version."""
     try:
         table = msgspec.json.decode(data, type=RowsTable)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:

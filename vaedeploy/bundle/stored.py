@@ -1,4 +1,4 @@
-"""``bundle.json`` on disk: read without trust in what is there, and written in one step."""
+"""``bundle.json`` on disk: read without trust in its content, and written in one step."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from vaedeploy.system.oserrors import reason
 from vaedeploy.values.presets import preset_names
 
 LARGEST = 1 << 24
-"""Bytes that a manifest may have: a hundred times what one with a hundred engines has."""
+"""The most bytes of a manifest: a hundred times those of one with a hundred engines."""
 
 PATIENCE = 2.0
-"""Seconds that a bundle may be gone while another process replaces it, where that takes two renames."""
+"""Seconds for which a bundle may be gone while another process replaces it in two renames."""
 
 
 def read_manifest(path: Path, folder: HeldFolder | None = None) -> Manifest:
     """The manifest of the bundle at ``path``, read from ``folder`` if that holds it.
 
-    Raises BundleError if there is no bundle or its manifest is not valid. A bundle that a killed process had set aside
-    is put back first.
+    Raises BundleError if there is no bundle or its manifest is not valid. A bundle that a killed process set aside is
+    put back first.
     """
     remedy = f"Make a bundle with: vaedeploy export NAME --out {path}"
     if not path.exists() and not _wait_for(path):
@@ -40,7 +40,7 @@ def read_manifest(path: Path, folder: HeldFolder | None = None) -> Manifest:
             f"{path} is a file; a bundle is a folder with a {NAME} in it. Give the folder. If the file has weights, "
             f"make a bundle of them: vaedeploy export {path}"
         )
-    if fault := link_fault(path, NAME):  # what is written there would change another folder's file
+    if fault := link_fault(path, NAME):  # writing there would change another folder's file
         raise BundleError(f"bundle {path}: {NAME} {fault}. Put a copy of the file in the link's place")
     try:
         with (folder or HeldFolder(path)).handle(NAME) as handle:
@@ -52,7 +52,7 @@ def read_manifest(path: Path, folder: HeldFolder | None = None) -> Manifest:
     except OSError as error:
         raise BundleError(f"bundle {path}: {NAME} cannot be read: {reason(error)}") from error
     if len(data) > LARGEST:
-        raise BundleError(f"bundle {path}: {NAME} has more than {LARGEST:,} bytes; it is no manifest")
+        raise BundleError(f"bundle {path}: {NAME} has more than {LARGEST:,} bytes; it is not a manifest")
     return decode_manifest(data, path, PULLED_AGAIN if is_cached(path) else None)
 
 
@@ -76,7 +76,7 @@ def _wait_for(path: Path) -> bool:
 
 
 def write_manifest(path: Path, manifest: Manifest) -> Manifest:
-    """Write the manifest of the bundle at ``path``, with its seal. Returns it as it can be read from there.
+    """Write the manifest of the bundle at ``path``, with its seal. Returns it as a reader gets it.
 
     Raises OutputError if it cannot be written.
     """

@@ -40,11 +40,11 @@ from vaedeploy.values.words import counted
 def inspect(bundle: Path, check: bool, identity: str | None, layers: bool, as_json: bool) -> None:
     """Show what a bundle holds.
 
-    The command prints the bundle's VAE, latent contract, files, verification and engines, with the problems that they
-    have on this machine, such as an engine for another GPU or of another version of TensorRT. It also prints the memory
-    that a call takes on the CPU, beyond the loaded graphs.
+    The command prints the bundle's VAE, latent contract, files, verification and engines, with their problems on this
+    machine, such as an engine for another GPU or of another version of TensorRT. It also prints the memory that a call
+    takes on the CPU, beyond the loaded graphs.
 
-    --json prints all of bundle.json with seven fields more: path, the folder; verified; problems, a list of sentences;
+    --json prints all of bundle.json with seven more fields: path, the folder; verified; problems, a list of sentences;
     engine_states, the state and the problems of each engine; backends, the verdicts on other backends that run its
     graphs; checked, which is true after --check; and memory, in bytes. If --check finds the bundle damaged, that is an
     error with exit code 2.
@@ -70,16 +70,16 @@ def inspect(bundle: Path, check: bool, identity: str | None, layers: bool, as_js
 @vae_argument
 @click.option("--weights", metavar="SRC", help="Use other weights with the preset's architecture, as in export.")
 @place_options
-@click.option("--restore", is_flag=True, help="Bring back the VAE that the bundle had first, bit for bit.")
+@click.option("--restore", is_flag=True, help="Restore the bundle's original VAE, bit for bit.")
 @json_option
 def swap(bundle: Path, vae: str | None, restore: bool, as_json: bool, **place: str | None) -> None:
-    """Replace a bundle's VAE, or bring the first one back.
+    """Replace a bundle's VAE, or restore the original one.
 
-    VAE is what to put in, named as for export. It must have the same architecture and latent contract. It is exported
-    and verified, and every engine of the bundle is built again, before the bundle is changed. The command prints how
-    far latents and images move.
+    VAE is the new one, named as for export. It must have the same architecture and latent contract. It is exported and
+    verified, and every engine of the bundle is built again, before the bundle is changed. The command prints how far
+    latents and images move.
 
-    --json prints what inspect --json does of the bundle as it is now, but for memory, with three fields more:
+    --json prints the output of inspect --json for the changed bundle, without memory and with three more fields:
     seconds; error, which is null; and drift, which is null after --restore.
 
     \b
@@ -137,11 +137,10 @@ def compare(
     Each bundle encodes and decodes the photographs. The command prints how far each result is from its photograph, how
     long each VAE takes, and which is truest and fastest. Then each VAE decodes latents of each other one. The verdict
     for a pair is compatible, compatible with a shift (of colour, contrast or scale), or not compatible; a wrong scale
-    or shift, flipped signs, permuted channels and another latent space are told apart. VAEs that do not show the
+    or shift, flipped signs, permuted channels and another latent space are distinguished. VAEs that cannot show the
     photographs by themselves, as with random weights, are not judged.
 
-    Where calls are slow, they are timed in fewer rounds, or on a smaller picture, and the command says in how many and
-    on which.
+    Slow calls are timed in fewer rounds, or on a smaller picture; the command prints how many, and its size.
 
     Photographs that cannot be read, or that are transparent and have no --background, are named; the others are
     compared, and the exit code is 2.
@@ -181,16 +180,16 @@ def compare(
 )
 @json_option
 def look(bundle: Path, images: tuple[Path, ...], out: Path, as_json: bool, **options: Any) -> None:
-    """Show what a VAE makes of your own pictures, on a page.
+    """Show what a VAE does to your own pictures, on a page.
 
-    Each IMAGE, or each picture in a folder, is encoded and decoded, and stands on the page beside itself: to zoom, to
-    flicker, and with the difference. Of one over 1024 pixels a side, only the middle is looked at. The command prints
-    the faults that a person would see, and LPIPS and DISTS as in compare. Pictures that cannot be read, or that are
+    Each IMAGE, or each picture in a folder, is encoded and decoded, and shown beside the original: to zoom, to flicker,
+    and with the difference. Of a picture over 1024 pixels a side, only the middle is used. The command prints the
+    faults that a person would see, and LPIPS and DISTS as in compare. Pictures that cannot be read, or that are
     transparent and have no --background, are named; the others are shown, and the exit code is 2.
 
-    --json prints the bundle; reconstructions, what was measured of each picture; and, if there are any, left_out and
-    failures, sentences on metrics that were not measured and on pictures that are not shown, and cuts: the sizes of
-    pictures of which only the middle was looked at, before and after.
+    --json prints the bundle, and reconstructions, what was measured of each picture. If there are any, it also prints
+    left_out and failures, sentences on metrics that were not measured and on pictures that are not shown, and cuts, the
+    sizes of pictures before and after they were cut to the middle.
 
     \b
     Example:

@@ -23,7 +23,7 @@ from vaedeploy.values.words import counted
     "--buckets",
     type=click.IntRange(min=1),
     metavar="PX",
-    help="Bring each picture to the most similar of the sizes whose area is that of a square of PX pixels a side.",
+    help="Resize and crop each picture to the most similar of the sizes with about PX x PX pixels.",
 )
 @click.option(
     "--bucket-step",
@@ -31,7 +31,7 @@ from vaedeploy.values.words import counted
     metavar="PX",
     help="The sides of --buckets are multiples of this. [default: the VAE's factor]",
 )
-@click.option("--size", type=Size(), metavar="HxW", help="Bring each picture to this height and width.")
+@click.option("--size", type=Size(), metavar="HxW", help="Resize and crop each picture to this height and width.")
 @click.option(
     "--no-resize", is_flag=True, help="Keep each picture's size, padded by reflection to a multiple of the factor."
 )
@@ -58,21 +58,21 @@ from vaedeploy.values.words import counted
     default=64,
     show_default=True,
     metavar="N",
-    help="Pictures in a shard at most.",
+    help="The most pictures in a shard.",
 )
 @click.option(
     "--workers",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Processes that encode; they share the cores. [default: 1; with --ray, as many as there is room for]",
+    help="How many processes encode; they share the cores. [default: 1; with --ray, as many as there is room for]",
 )
 @click.option(
     "--ray",
     is_flag=False,
     flag_value="",
     metavar="[ADDRESS]",
-    help="Encode on the machines of a Ray cluster: that of this address, host:port or auto, that of RAY_ADDRESS, or "
-    "one that is started on this machine.",
+    help="Encode on a Ray cluster: the one at this address, host:port or auto, the one of RAY_ADDRESS, or one that "
+    "is started on this machine.",
 )
 @click.option(
     "--column", default="image", show_default=True, metavar="NAME", help="The column of pictures in parquet files."
@@ -101,12 +101,12 @@ def cache(
 ) -> None:
     """Encode the pictures of a data set into a cache of latents.
 
-    SOURCE is a folder, with all folders in it, a list of files (.txt or .lst), a tar file of webdataset's, or a parquet
+    SOURCE is a folder, with all folders in it, a list of files (.txt or .lst), a webdataset tar file, or a parquet
     file, which needs the extra [data]. vd.LatentCache reads the cache.
 
-    A run that was stopped, in whatever way, goes on where it was when the command is given again; a second run does
-    nothing. Pictures that cannot be read are named in CACHE/failed.jsonl, each with its reason; the others are encoded,
-    and the exit code is 2.
+    After a stop of any kind, the same command goes on where the run was; once all is done, it does nothing. Pictures
+    that cannot be read are named in CACHE/failed.jsonl, each with its reason; the others are encoded, and the exit code
+    is 2.
 
     --ray needs the extra [ray], and the bundle, SOURCE and CACHE under the same paths on all machines. Give it last, or
     as --ray=ADDRESS.
@@ -179,10 +179,10 @@ def cache(
     "form",
     required=True,
     type=OneOf(["kohya-sd", "kohya-sdxl", "kohya-sd3", "kohya-flux", "webdataset", "files"]),
-    help="What to write: kohya's .npz files, to lie beside the pictures; tar files of webdataset's; or a latent file "
-    "of vaedeploy's for each picture.",
+    help="What to write: kohya's .npz files, to lie beside the pictures; webdataset tar files; or a latent file of "
+    "vaedeploy for each picture.",
 )
-@click.option("--mean", is_flag=True, help="Write the mean of each distribution, and no sample of it.")
+@click.option("--mean", is_flag=True, help="Write the mean of each distribution instead of a sample.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="The seed of the samples.")
 def recast(cache: Path, out: Path, form: Any, mean: bool, seed: int) -> None:
     """Write a cache of latents as trainers read it.

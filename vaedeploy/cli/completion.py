@@ -1,4 +1,4 @@
-"""The command that prints and installs completion for shells. What is completed is said by ``parameters``."""
+"""The command that prints and installs completion for shells. ``parameters`` says what is completed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ VARIABLE = "_VAEDEPLOY_COMPLETE"
 """The environment variable by which a shell's script asks for completions, as click names it."""
 
 ZSH = "(( $+functions[compdef] )) || { autoload -Uz compinit && compinit }\n"
-"""Makes zsh able to complete, where the user's own settings do not."""
+"""Turns on zsh's completion, if the user's own settings do not."""
 
 
 @cli.command()

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Made:
-    """What a command made: the bundle, and fields that its document has besides."""
+    """What a command made: the bundle, and further fields of its document."""
 
     bundle: Bundle | None = None
     more: dict[str, Any] = field(default_factory=dict)
@@ -29,9 +29,9 @@ class Made:
 def telling_bundle(as_json: bool) -> Iterator[Made]:
     """Context of the work that makes ``Made.bundle``. At its end the bundle's document is printed, if ``as_json``.
 
-    It is that of ``inspect --json`` but for ``memory``, with ``seconds``, the time that the work took, and
-    ``error``: null, or why a bundle that is there all the same is not all that was asked for. The error itself goes
-    on to stderr and the exit code.
+    It is that of ``inspect --json`` without ``memory``, with ``seconds``, the time that the work took, and ``error``:
+    null, or why a bundle that exists is not all that was asked for. The error itself goes on to stderr and the exit
+    code.
     """
     made, begun = Made(), time.monotonic()
     problem: BuildError | VerificationError | None = None

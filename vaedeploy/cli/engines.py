@@ -24,7 +24,7 @@ from vaedeploy.cli.table import show_table
     type=OneOf(["tensorrt", "tensorrt-rtx"]),
     help="Build engines for this backend. [default: the backend that the profile names]",
 )
-@click.option("--force", is_flag=True, help="Build engines again even where they are up to date.")
+@click.option("--force", is_flag=True, help="Build engines again even if they are up to date.")
 @json_option
 def build(bundle: Path, profiles: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """Build TensorRT engines of a bundle for GPU kinds.
@@ -33,8 +33,8 @@ def build(bundle: Path, profiles: tuple[str, ...], as_json: bool, **options: Any
     engines into the bundle and prints them. They are unverified until vaedeploy verify --backend has run them on their
     GPU. If one build fails, the others go on, and the exit code is 1.
 
-    --json prints what inspect --json does but for memory, with two fields more: seconds, the time that it took, and
-    error, which is null, or which builds failed and why.
+    --json prints the output of inspect --json without memory, with two more fields: seconds, the time that it took, and
+    error, which is null, or says which builds failed and why.
 
     \b
     Example:

@@ -41,7 +41,7 @@ CONFIG = "vaedeploy.toml"
 @click.option(
     "--name",
     metavar="NAME",
-    help="What the bundle calls the VAE. [default: the preset's name, or that of the weights' repository, folder or "
+    help="The VAE's name in the bundle. [default: the preset's name, or that of the weights' repository, folder or "
     "file]",
 )
 @out_option("DIR", "The folder to create for the bundle. [default: the VAE's name]")
@@ -97,7 +97,7 @@ CONFIG = "vaedeploy.toml"
     help="With --profile: build engines for this backend. [default: the backend that the profile names]",
 )
 @click.option(
-    "--private", is_flag=True, help="Leave out of the bundle where the weights are on this disk; it keeps their name."
+    "--private", is_flag=True, help="Keep only the weights' name in the bundle, and not their place on this disk."
 )
 @click.option("--no-rewrite", is_flag=True, help="Leave the graphs as PyTorch exports them: no exact rewrites.")
 @click.option("--no-verify", is_flag=True, help="Do not verify the bundle; it is marked unverified.")
@@ -132,8 +132,8 @@ def export(
     outputs with PyTorch's on photographs. It prints the bundle's folder. If the verification fails, the bundle is
     kept, marked unverified, and the exit code is 3.
 
-    --json prints what inspect --json does but for memory, with two fields more: seconds, the time that it took, and
-    error, which is null, or why the bundle that is there failed its verification or lacks an engine.
+    --json prints the output of inspect --json without memory, with two more fields: seconds, the time that it took, and
+    error, which is null, or says why the bundle failed its verification or lacks an engine.
 
     --all exports the bundles that vaedeploy.toml lists, each as [bundle.NAME] with these options: vae, precision and so
     on, with values as they are typed. Paths are relative to that file, and the bundle's folder is NAME beside it,
@@ -160,7 +160,7 @@ def export(
     from vaedeploy.cli.tables.bundles import made_line
 
     with telling_bundle(as_json) as made, progress_display() as progress:
-        from vaedeploy.pipeline.export import export_vae  # takes a second, which the display is to show
+        from vaedeploy.pipeline.export import export_vae  # takes a second, which the display covers
 
         made.bundle = bundle = export_vae(
             vae, rewrite=not no_rewrite, verify=not no_verify, profile_folder=folder, progress=progress, **options

@@ -24,7 +24,7 @@ from vaedeploy.cli.table import show_table
     type=OneOf(["onnxruntime", "onnxruntime-cuda", "openvino", "tensorrt"]),
     default="onnxruntime",
     show_default=True,
-    help="Rewrite the graph for this runtime. onnxruntime-cuda has operators that ONNX Runtime's CUDA provider alone "
+    help="Rewrite the graph for this runtime. onnxruntime-cuda has operators that only ONNX Runtime's CUDA provider "
     "runs, and needs --precision fp16.",
 )
 @click.option(
@@ -60,8 +60,8 @@ def optimize(graph: Path, sizes: Sequence[str], as_json: bool, **options: Any) -
     """Rewrite any ONNX graph of a VAE to run faster.
 
     IN.onnx may come from any exporter. The result computes the same, or the same in half precision. The command runs
-    both graphs and prints how far each output moved, with the places that each rule changed, those that it left alone
-    and why, and the operations and bytes before and after.
+    both graphs and prints how far each output moved, the places that each rule changed, those that it left alone and
+    why, and the operations and bytes before and after.
 
     \b
     Example:

@@ -1,4 +1,4 @@
-"""The click group that holds every command, and what each command has from it: -v, -q and variables of its options.
+"""The click group of all commands, and what it gives each: -v, -q and environment variables for its options.
 
 The modules of commands import nothing heavier than click at their top, so that ``--help`` does not wait for PyTorch.
 """
@@ -39,11 +39,11 @@ ORDER = (
     "completion",
     "help",
 )
-"""The order in which the help lists the commands: that in which they are used."""
+"""The order of the commands in the help: that in which they are used."""
 
 
 def loudness() -> list[click.Option]:
-    """-v and -q. The last that is typed holds, wherever on the line it is; a variable holds where none is typed."""
+    """-v and -q. The last one on the line counts, wherever it is; if there is none, an environment variable does."""
 
     def keep(ctx: click.Context, param: click.Parameter, given: bool) -> None:
         typed = ctx.get_parameter_source(str(param.name)) is ParameterSource.COMMANDLINE
@@ -75,7 +75,7 @@ class LoudCommand(click.Command):
         self.params += loudness()
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Read the words of a line. One with an unknown option is refused with what may be meant."""
+        """Parse a command line. An unknown option is refused with what may be meant."""
         try:
             return super().parse_args(ctx, args)
         except click.NoSuchOption as error:
@@ -103,14 +103,14 @@ class Commands(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Also say what stands for a command of another tool."""
+        """Also name the command here that does what another tool's does."""
         if (meant := COMMANDS.get(args[0])) and self.get_command(ctx, args[0]) is None:
             ctx.fail(f"No such command {args[0]!r}. Did you mean {meant!r}?")
         return super().resolve_command(ctx, args)
 
     def add_command(self, cmd: click.Command, name: str | None = None) -> None:
-        """Also set the variable of each option. click's own ``auto_envvar_prefix`` would name it by the parameter of
-        the Python function, which is called otherwise than the option here and there.
+        """Also set each option's environment variable. click's own ``auto_envvar_prefix`` would name it after the
+        Python function's parameter, whose name is not always the option's.
         """
         super().add_command(cmd, name)
         for option in cmd.params:
@@ -142,7 +142,7 @@ def cli() -> None:
     Results go to stdout; progress, warnings and errors go to stderr. Colours are for terminals, and NO_COLOR turns
     them off.
 
-    Each option has an environment variable of its command and its name: VAEDEPLOY_EXPORT_PRECISION=fp16 is export
+    Each option has an environment variable, named by command and option: VAEDEPLOY_EXPORT_PRECISION=fp16 is export
     --precision fp16, and VAEDEPLOY_VERBOSE=1 is -v.
 
     Exit codes: 0 done, 1 a stage failed, 2 bad input, 3 verification failed, 130 interrupted, 143 terminated. They stay

@@ -1,4 +1,4 @@
-"""Commands that move bundles to the hub and from it."""
+"""Commands that move bundles to and from the hub."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vaedeploy.cli.progress import progress_display
 @cli.command()
 @bundle_argument
 @click.argument("repository", metavar="OWNER/NAME[@BRANCH]")
-@click.option("--allow-unverified", is_flag=True, help="Push a bundle, too, that was never verified or failed.")
+@click.option("--allow-unverified", is_flag=True, help="Push the bundle even if it is not verified.")
 @json_option
 def push(bundle: Path, repository: str, allow_unverified: bool, as_json: bool) -> None:
     """Put a bundle into a hub repository.
@@ -26,7 +26,7 @@ def push(bundle: Path, repository: str, allow_unverified: bool, as_json: bool) -
     identity, its latent contract and the figures of the verification, unless it has one that somebody wrote. The token
     is huggingface_hub's: hf auth login, or HF_TOKEN.
 
-    --json prints what inspect --json does but for memory, with three fields more: address; seconds; and error,
+    --json prints the output of inspect --json without memory, with three more fields: address; seconds; and error,
     which is null.
 
     \b
@@ -54,9 +54,9 @@ def pull(repository: str, out: Path | None, identity: str | None, force: bool, a
 
     The command checks every file against the bundle's manifest and prints the bundle's folder, and its address with the
     commit on stderr. The revision is a branch, a tag or a commit; a commit that is in the cache needs no network. Other
-    commands pull by themselves where a bundle is named hf://owner/name@revision, such as inspect and decode.
+    commands, such as inspect and decode, pull a bundle that is named hf://owner/name@revision by themselves.
 
-    --json prints what inspect --json does but for memory, with three fields more: address, with the commit;
+    --json prints the output of inspect --json without memory, with three more fields: address, with the commit;
     seconds; and error, which is null.
 
     \b

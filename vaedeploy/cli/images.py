@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     "--seed",
     type=click.IntRange(min=0),
     metavar="N",
-    help="With --sample: the seed of the random numbers. [default: another one each time]",
+    help="With --sample: the seed of the random numbers. [default: a fresh one each time]",
 )
 @click.option(
     "--pad",

@@ -68,10 +68,10 @@ def presets(as_json: bool) -> None:
 def bench(bundle: Path, as_json: bool, **options: Any) -> None:
     """Time a bundle's encoder and decoder on this machine.
 
-    The command times whole calls, from arrays in the host's memory to arrays in the host's memory. The backends take
-    turns, and the figure is the median in milliseconds. The floor is the time that a perfect program would take: the
-    operations at the rate of a large matrix product, or the weights, input and output at the rate of a large copy,
-    whichever is longer. Both rates are measured just before.
+    The command times whole calls, from and to arrays in the host's memory. The backends take turns, and the figure is
+    the median in milliseconds. The floor is the time that a perfect program would take: the operations at the rate of a
+    large matrix product, or the weights, input and output at the rate of a large copy, whichever is longer. Both rates
+    are measured just before.
 
     \b
     Example:
@@ -94,8 +94,8 @@ def bench(bundle: Path, as_json: bool, **options: Any) -> None:
 def doctor(as_json: bool) -> None:
     """Show what is installed and which backends are available.
 
-    The command prints whether each backend is available on this machine and if not why, what to install for the
-    commands that miss a package, and the version of each package.
+    The command prints whether each backend is available on this machine, and if not, why; what to install for commands
+    that lack a package; and the version of each package.
 
     \b
     Example:

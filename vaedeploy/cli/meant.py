@@ -31,7 +31,7 @@ OPTIONS = {
     "--num-workers": ("--workers",),
     "--overwrite": ("--force",),
 }
-"""An option of other tools -> what stands for it here. A command has one of these, or none."""
+"""An option of other tools -> its counterparts here, of which a command has at most one."""
 
 COMMANDS = {
     "info": "inspect",
@@ -47,10 +47,10 @@ COMMANDS = {
     "upload": "push",
     "run": "serve",
 }
-"""A command of other tools -> what stands for it here."""
+"""A command of other tools -> its counterpart here."""
 
 LIMITS = ("--tolerance", "--tol", "--atol", "--rtol", "--threshold")
-"""Options with which other tools change what is allowed in a comparison."""
+"""Options with which other tools set the tolerance of a comparison."""
 
 
 def near_word(word: str, known: Sequence[str]) -> str | None:
@@ -62,7 +62,7 @@ def near_word(word: str, known: Sequence[str]) -> str | None:
 
 
 def about_option(name: str, command: str, known: Sequence[str]) -> str | None:
-    """A sentence about an option that ``command`` lacks; None where nobody can tell what is meant by it."""
+    """A sentence about an option that ``command`` lacks; None if it is not clear what is meant."""
     meant = next((option for option in OPTIONS.get(name, ()) if option.split()[0] in known), None)
     if meant is not None:
         return f"Did you mean '{meant}'?"

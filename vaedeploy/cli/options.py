@@ -26,7 +26,7 @@ Result = TypeVar("Result")
 
 
 def local(bundle: Path | str) -> Path:
-    """The folder of a bundle on this disk; one of the hub is pulled into the cache first."""
+    """The folder of a bundle on this disk; one on the hub is pulled into the cache first."""
     if isinstance(bundle, Path):
         check_no_image(bundle)
         return bundle
@@ -37,8 +37,8 @@ def local(bundle: Path | str) -> Path:
 
 
 def check_no_image(bundle: Path) -> None:
-    """Raise InputError for a picture or a latent file in a bundle's place: of arguments that were given in another
-    order, or the second one of ``--images a.png b.png``.
+    """Raise InputError for a picture or a latent file in a bundle's place, as from arguments in the wrong order, or
+    from the second file of ``--images a.png b.png``.
     """
     if not bundle.is_file() or (kind := _kind(bundle)) is None:
         return
@@ -82,7 +82,7 @@ def bundle_argument(command: Command) -> Command:
 
 
 def vae_argument(command: Command) -> Command:
-    """The argument VAE, which ``--vae`` may say as well. The command is given ``vae``: a word, or None."""
+    """The argument VAE, which may also be given as ``--vae``. The command is given ``vae``: a word, or None."""
 
     @functools.wraps(command)
     def with_vae(*args: Any, vae: str | None, vae_option: str | None, **options: Any) -> Any:
@@ -110,9 +110,9 @@ def json_option(command: Command) -> Command:
 
 
 def keep_result(work: Callable[[Progress], Result]) -> tuple[Result, PageError | None]:
-    """Do ``work`` under a progress display, and return its result with the error of its page, or None.
+    """Do ``work`` under a progress display. Returns its result, and the error of its page or None.
 
-    The page is written after the work. Where that fails, the result is in the PageError, and is not lost.
+    The page is written after the work. If that fails, the PageError holds the result, so it is not lost.
     """
     try:
         with progress_display() as progress:
@@ -158,7 +158,7 @@ def place_options(command: Command) -> Command:
     subfolder = click.option(
         "--subfolder",
         metavar="DIR",
-        help="The folder of the VAE in the repository or folder. [default: that itself, or its vae, movq or vqgan]",
+        help="The folder of the VAE in the repository or folder. [default: its top, or its vae, movq or vqgan]",
     )
     return revision(subfolder(command))
 
@@ -224,5 +224,5 @@ def computing_options(command: Command) -> Command:
         "--backend",
         type=BACKEND,
         metavar="NAME",
-        help="Compute with this backend alone. [default: the first that works here]",
+        help="Compute with this backend only. [default: the first that works here]",
     )(command)

@@ -23,7 +23,7 @@ Items = list[CompletionItem]
 
 
 class Known(click.ParamType[str]):
-    """A word, of which ``names`` gives those that are known. What they mean is checked by whoever is given the word."""
+    """A word. ``names`` gives the known ones; whoever gets the word checks it."""
 
     name = "text"
 
@@ -37,7 +37,7 @@ class Known(click.ParamType[str]):
 
 
 class OneOf(click.Choice[str]):
-    """One of a few words. Another one is refused with the word that may be meant."""
+    """One of a few words. Any other is refused with the word that may be meant."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         meant = None if value in self.choices else near_word(str(value), self.choices)
@@ -47,7 +47,7 @@ class OneOf(click.Choice[str]):
 
 
 class Separated(click.ParamType[tuple[str, ...]]):
-    """Words that are separated by commas: ``rtx4090,rtx5090``. ``names`` gives those that are known."""
+    """Words separated by commas: ``rtx4090,rtx5090``. ``names`` gives the known ones."""
 
     name = "text"
 
@@ -74,13 +74,13 @@ class BundlePlace(click.ParamType[Path | str]):
         return value if isinstance(value, Path) or value.startswith("hf://") else Path(value)
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
-        """The bundles that begin so; where there are none, any folder."""
+        """The bundles whose paths begin so; if there are none, any folder."""
         found = sorted(glob.glob(f"{glob.escape(incomplete)}*/bundle.json"))  # noqa: PTH207 - Path takes no absolute one
         return [CompletionItem(str(Path(file).parent)) for file in found] or [CompletionItem(incomplete, type="dir")]
 
 
 PRECISION = OneOf(("fp32", "fp16", "bf16"))
-"""``values.kinds.Precision``, which help texts do not wait for."""
+"""``values.kinds.Precision`` as words, so that help does not wait for that import."""
 
 
 def preset_names() -> Iterable[str]:
@@ -113,7 +113,7 @@ BACKEND = Known(backend_names)
 
 
 def numbers(text: str) -> float | tuple[float, ...]:
-    """The type of an option that takes one number, or several that are separated by commas."""
+    """The type of an option that takes one number, or several separated by commas."""
     try:
         several = tuple(map(float, text.split(",")))
     except ValueError:
@@ -131,7 +131,7 @@ class MemorySize(click.ParamType[int]):
         power = " KMGT".find(found[2].upper() or " ") if found else 0
         size = int(float(found[1]) * (1024 if found[3] else 1000) ** power) if found else 0
         if found is None or size < 1 or (found[3] and not power):
-            self.fail(f"{value!r} is no number of bytes above 0; write it as 4G (4 * 10^9) or 4GiB (4 * 2^30)")
+            self.fail(f"{value!r} is not a number of bytes above 0; write it as 4G (4 * 10^9) or 4GiB (4 * 2^30)")
         from vaedeploy.system.memory import LEAST_LIMIT, meant_unit
 
         if size < LEAST_LIMIT:

@@ -23,14 +23,13 @@ IDLE = "Working"
 """What a terminal shows between two steps, and before the first."""
 
 STALLED = 3.0
-"""Seconds without an advance from which a bar pulses: what it shows is no measure of what is left."""
+"""After this many seconds without an advance, a bar pulses: it then says nothing of what is left."""
 
 
 @contextmanager
 def progress_display() -> Iterator[Progress]:
-    """A context with a Progress that draws bars on stderr. Where stderr is not a terminal, it writes a line when a step
-    starts, and another when it ends; after -q, nothing. What calls it is stopped there once a signal has asked for
-    that.
+    """A context with a Progress that draws bars on stderr. If stderr is not a terminal, it writes a line when a step
+    starts, and another when it ends; after -q, nothing. Once a signal has asked to stop, calling it raises ``Stopped``.
     """
     if terminal.is_quiet():
         yield _nothing
@@ -57,7 +56,7 @@ def progress_bar() -> Progress:
 
     >>> vd.export_vae("mse840k", progress=vd.progress_bar())
 
-    A bar moves when the work tells of an advance, and not between. It needs no closing.
+    A bar moves when the work reports an advance, and not in between. It needs no closing.
     """
     return _Reopened() if sys.stderr.isatty() else _Lines()
 
@@ -87,8 +86,8 @@ class _Lines:
 
 
 class _Drawn:
-    """A Progress that draws on ``bars``, one for each step; that of a step without a measure is gone when it ends.
-    After ``wait``, another pulses while there is no step.
+    """A Progress that draws on ``bars``, one for each step; an unmeasured step's bar vanishes when the step ends. After
+    ``wait``, another bar pulses while there is no step.
     """
 
     def __init__(self, bars: Bars) -> None:
@@ -98,12 +97,12 @@ class _Drawn:
         self._idle: TaskID | None = None
 
     def wait(self) -> None:
-        """Show that work goes on which is no step, from now on and after each step."""
+        """From now on, and after each step, show that work goes on outside of steps."""
         self._waits = True
         self._idle = self.bars.add_task(IDLE, total=None, moved=time.monotonic())
 
     def go_on(self) -> None:
-        """Show it no longer, until the next step ends."""
+        """Stop showing it until the next step ends."""
         if self._idle is not None:
             self.bars.remove_task(self._idle)
             self._idle = None
@@ -127,8 +126,8 @@ class _Drawn:
 
 
 class _Reopened:
-    """A Progress that draws while a step is under way, and leaves the terminal alone otherwise. No thread draws: it
-    would go on over a prompt, where the work ended by an exception.
+    """A Progress that draws while a step is under way, and leaves the terminal alone otherwise. No thread draws: after
+    an exception it would go on over a prompt.
     """
 
     def __init__(self) -> None:
@@ -175,5 +174,5 @@ def _bars(*, moving: bool) -> Bars:
 
 
 def _is_unmeasured(task: Task) -> bool:
-    """Whether a step says nothing of how long it will still take: it has not advanced, or not for long."""
+    """Whether a step does not show how much is left: it has not advanced yet, or not for a while."""
     return not task.finished and (not task.completed or time.monotonic() - task.fields["moved"] > STALLED)

@@ -1,6 +1,6 @@
 """``vaedeploy.toml``, which lists bundles: each is ``[bundle.NAME]``, with options of ``vaedeploy export`` as keys.
 
-The values are given to the command as if they had been typed, so that it checks them and says what is wrong. Example::
+The command gets the values as if they had been typed, so that it checks them and says what is wrong. Example::
 
     [bundle.sdxl-fp16]
     vae = "sdxl"
@@ -31,7 +31,7 @@ LARGEST = 1_000_000
 """Largest file that is read, in bytes."""
 
 NOT_HERE = ("--all", "--config", "--force", "--json")
-"""Options of ``export`` that are of a call, and not of a bundle."""
+"""Options of ``export`` that belong to a call, not to a bundle."""
 
 PLACES = ("--vae", "--weights")
 """Options whose value may be a path, or something else."""
@@ -52,7 +52,7 @@ def read_project(file: Path, ctx: click.Context) -> dict[str, click.Context]:
         raise InputError(f"{file} is not a TOML file: {error}") from error
     bundles = table.pop("bundle", None)
     if table:
-        raise InputError(f"{file} has {next(iter(table))}; it may have tables [bundle.NAME] alone")
+        raise InputError(f"{file} has {next(iter(table))}; it may have only tables [bundle.NAME]")
     if not isinstance(bundles, dict) or not bundles:
         raise InputError(f"{file} lists no bundles; write each as [bundle.NAME], with options of export below it")
     contexts = {name: _context(file, name, options, ctx) for name, options in bundles.items()}
@@ -68,7 +68,7 @@ def _context(file: Path, name: str, options: Any, ctx: click.Context) -> click.C
     """The context of ``export`` with the options of one bundle."""
     where = f"{file}, [bundle.{name}]"
     if not isinstance(options, dict):
-        raise InputError(f"{where} is no table; write its options below it")
+        raise InputError(f"{where} is not a table; write its options below it")
     words = ["--out", str(file.parent / name)] if "out" not in options else []
     words += [word for key, value in options.items() for word in _words(file, where, key, value, ctx.command)]
     words += ["--force"] if ctx.params["force"] else []
@@ -76,7 +76,7 @@ def _context(file: Path, name: str, options: Any, ctx: click.Context) -> click.C
         context = ctx.command.make_context("export", words, ctx.parent)
     except click.UsageError as error:
         raise InputError(f"{where}: {error.format_message()}") from error
-    # Variables of these are of the call, too: VAEDEPLOY_EXPORT_ALL would export all of them for each of them.
+    # Their environment variables belong to the call, too: VAEDEPLOY_EXPORT_ALL would export all bundles for each one.
     context.params |= {"every": False, "as_json": False}
     if context.params["vae_option"] is None:
         raise InputError(f"{where} has no vae; name a preset, a hub repository, a folder or a weights file")
@@ -96,7 +96,7 @@ def _words(file: Path, where: str, key: str, value: Any, command: click.Command)
     if option is None:
         near = difflib.get_close_matches(f"--{key}", known, n=1)
         hint = f"did you mean {near[0].removeprefix('--')}?" if near else "vaedeploy export --help lists the options"
-        raise InputError(f"{where} has {key}, which is no option of export; {hint}")
+        raise InputError(f"{where} has {key}, which is not an option of export; {hint}")
     if option.is_flag:
         if not isinstance(value, bool):
             raise InputError(f"{where}: {key} is {value!r}; it must be true or false")
@@ -113,7 +113,7 @@ def _words(file: Path, where: str, key: str, value: Any, command: click.Command)
 
 
 def _placed(file: Path, option: click.Option, name: str, text: str) -> str:
-    """A value, as a path that is relative to the file where it is a path."""
+    """A value; if it is a path, the file's folder is put before it."""
     place = file.parent / text
     is_path = isinstance(option.type, click.Path) or (name in PLACES and place.exists())
     return str(place) if is_path else text

@@ -61,7 +61,7 @@ OPENING = ("allow_unverified", "backend", "precision", "threads", "max_memory", 
     default=64,
     show_default=True,
     metavar="N",
-    help="Let this many requests wait for each VAE; further ones are told to come again (503).",
+    help="Let this many requests wait for each VAE; further ones are refused (503).",
 )
 @click.option(
     "--max-body",
@@ -94,9 +94,9 @@ def serve(bundles: tuple[str, ...], max_delay: float, warm_up: Any, **options: A
     give files, for curl. On a CPU small requests are computed side by side, and large ones in turns; on a GPU those of
     one size are joined.
 
-    The server asks nobody who they are: it listens on this machine alone, unless --host says otherwise, and belongs
-    behind a proxy then. It writes a line of JSON for each request to stdout. SIGTERM and Ctrl-C stop it after what is
-    in flight, with exit code 0, also while it loads and warms up; a second one ends it at once, with 143 or 130.
+    The server has no authentication. It listens on this machine only, unless --host says otherwise, and then belongs
+    behind a proxy. It writes a line of JSON for each request to stdout. SIGTERM and Ctrl-C stop it after what is in
+    flight, with exit code 0, also while it loads and warms up; a second one ends it at once, with 143 or 130.
 
     \b
     Example:

@@ -1,4 +1,4 @@
-"""Tables on stdout: as wide as a terminal, or with a line for each row where another program reads."""
+"""Tables on stdout: as wide as the terminal, or with one line for each row if another program reads them."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def show_table(headers: Sequence[str], rows: Sequence[Sequence[str]], numbers: S
     headers: the names of the columns; empty for a table without a header. numbers: the names of the columns that are
         aligned to the right.
 
-    Cells wrap between words, and on a terminal only. A terminal that is too narrow for its columns' longest words
-    shows each row as a paragraph.
+    On a terminal, cells wrap between words. If it is too narrow for the columns' longest words, each row is a
+    paragraph.
     """
     on_terminal = sys.stdout is not None and sys.stdout.isatty()
     # Other programs read a pipe by lines, so a row must stay one line there.
@@ -40,8 +40,8 @@ def _least_widths(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> list
 
 
 def _widths(headers: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[int]:
-    """The widths of columns that have ``width`` together: those of their longest words, and what is left goes to those
-    that would have to wrap. rich would give the last ones less than they need.
+    """The widths of columns that have ``width`` together: each fits its longest word, and the rest goes to those that
+    would wrap. rich would give the last ones less than they need.
     """
     widths = _least_widths(headers, rows)
     columns = zip(headers, *rows, strict=True)

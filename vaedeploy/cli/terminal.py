@@ -1,7 +1,6 @@
 """All output of the command line: results on stdout; progress, warnings and errors on stderr.
 
-Packages that take long to import are imported inside functions, so that ``--help`` and usage errors do not wait for
-them.
+Slow packages are imported inside functions, so that ``--help`` and usage errors do not wait for them.
 """
 
 from __future__ import annotations
@@ -38,16 +37,16 @@ COLORS |= {"FAILED": "red"}
 OPENING = re.compile(rf"^({'|'.join(COLORS)})\b", re.MULTILINE)
 
 COMMAND = re.compile(r"(?<=[Rr]un: )\S.*?(?=\.? *$|\. [A-Z(]|; |, or )", re.MULTILINE)
-"""A command in a sentence, which is copied from a terminal, and so is not broken there."""
+"""A command in a sentence. People copy it from the terminal, so lines do not break within it."""
 
 JOINED = "\0"
-"""Stands for a space at which a line is not broken. ``printable`` leaves none in a text."""
+"""Stands for a space at which a line does not break. Texts from ``printable`` have none."""
 
 
 def run(command: click.Command, arguments: Sequence[str] | None) -> int:
     """Run a command line and return its exit code. Every expected error is reported here, and nowhere else.
 
-    If the reader of a pipe stops early, as ``head`` does, the rest of the output is dropped, and the code is the same.
+    If the reader of a pipe stops early, as ``head`` does, the rest of the output is dropped and the code is the same.
     """
     stdout = sys.stdout
     try:
@@ -87,8 +86,8 @@ def run(command: click.Command, arguments: Sequence[str] | None) -> int:
 def leave(code: int) -> NoReturn:
     """End the process with an exit code of ``run``.
 
-    After a signal, it ends at once: everything is closed by then, but Python would go on to free what PyTorch holds,
-    object by object, which has taken most of a minute on a busy machine. Whoever sent the signal kills sooner.
+    After a signal, it ends at once: everything is closed by then, but Python would still free PyTorch's objects one by
+    one, which has taken most of a minute on a busy machine. The sender of the signal would kill sooner.
     """
     if code > SIGNALLED:
         for stream in (sys.stdout, sys.stderr):
@@ -115,7 +114,7 @@ def say(message: str) -> None:
 
 
 _above: Callable[[str], None] | None = None
-"""What writes a text above the bars that stand on stderr; None while there are none."""
+"""Writes text above the bars on stderr; None while there are none."""
 
 
 @contextmanager
@@ -130,7 +129,7 @@ def writing(above: Callable[[str], None]) -> Iterator[None]:
 
 
 def note(message: str) -> None:
-    """Write sentences to stderr that can be missed, such as what to run next. -q leaves them out."""
+    """Write optional sentences to stderr, such as what to run next. -q leaves them out."""
     if not is_quiet():
         say(message)
 
@@ -168,7 +167,7 @@ def show_text(text: str) -> None:
 
 def _dressed(text: str, stream: TextIO | None) -> str:
     """``text`` as ``stream`` shows it: on a terminal with colours and wrapped between words, elsewhere as it is."""
-    # Beside a bar, stderr is rich's object, which says before version 15 that it is no terminal.
+    # Beside a bar, stderr is rich's object, which before version 15 says that it is no terminal.
     if stream is None or not getattr(stream, "rich_proxied_file", stream).isatty():
         return text
     text = "\n".join(_wrapped(line, width_of(stream)) for line in text.split("\n"))
@@ -185,7 +184,7 @@ def _wrapped(line: str, width: int) -> str:
 
 
 def has_colors() -> bool:
-    """Whether a terminal is to be sent colours: not where NO_COLOR is set (no-color.org), or it has none."""
+    """Whether to send colours to a terminal: not if NO_COLOR is set (no-color.org), or it has none."""
     return not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
@@ -247,7 +246,7 @@ def configure(loudness: Loudness) -> None:
     if not verbose:
         # huggingface_hub's own log handler prints each retry. The package reads this variable when it is imported.
         os.environ.setdefault("HF_HUB_VERBOSITY", "error")
-    # Ray prints that a worker died, to stdout. It reads this when it is imported.
+    # Ray prints to stdout that a worker died. It reads this when it is imported.
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
     logging.basicConfig(level=logging.INFO if verbose else logging.ERROR, handlers=[_LogLines()], force=True)
     logging.getLogger("vaedeploy").setLevel(logging.DEBUG if verbose else logging.WARNING)

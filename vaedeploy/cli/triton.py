@@ -18,7 +18,7 @@ from vaedeploy.cli.progress import progress_display
 @cli.command()
 @bundle_argument
 @out_option("REPOSITORY", "The folder to create.", required=True)
-@click.option("--name", metavar="NAME", help="What the models are called. [default: what the bundle calls its VAE]")
+@click.option("--name", metavar="NAME", help="How the models' names begin. [default: the name of the bundle's VAE]")
 @click.option(
     "--bundle-at",
     metavar="PATH",
@@ -36,23 +36,23 @@ from vaedeploy.cli.progress import progress_display
     default=8,
     show_default=True,
     metavar="N",
-    help="Items of a request, and of requests that are joined, at most.",
+    help="The most items of a request, and of requests that are joined.",
 )
-@click.option("--allow-unverified", is_flag=True, help="Write a bundle, too, that was never verified or failed.")
+@click.option("--allow-unverified", is_flag=True, help="Write models even if the bundle is not verified.")
 @click.option("--force", is_flag=True, help="Replace a repository that --out already holds.")
 @json_option
 def triton(bundle: Path, out: Path, as_json: bool, **options: Any) -> None:
     """Write a model repository for Triton Inference Server.
 
-    The models NAME-encode and NAME-decode are run by vaedeploy in Triton's Python backend, whose Python needs
-    vaedeploy and one of its backends. They answer with the bits that the runtime gives, compute requests of one size
-    together, and refuse bad input with the runtime's own sentences. Each has a copy of the bundle in its folder. The
-    command prints the folders of the models.
+    vaedeploy runs the models NAME-encode and NAME-decode in Triton's Python backend, whose Python needs vaedeploy and
+    one of its backends. They give the runtime's results bit for bit, compute requests of one size together, and refuse
+    bad input in the runtime's words. Each has a copy of the bundle in its folder. The command prints the folders of the
+    models.
 
     With --native there is also a model NAME-encode-PROFILE and NAME-decode-PROFILE for each TensorRT engine of the
     bundle.
 
-    --json prints what inspect --json does of the bundle but for memory, with four fields more: repository; models,
+    --json prints the output of inspect --json for the bundle without memory, with four more fields: repository; models,
     their names; seconds; and error, which is null.
 
     \b

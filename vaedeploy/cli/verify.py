@@ -48,11 +48,11 @@ if TYPE_CHECKING:
 @click.option(
     "--device",
     metavar="NAME",
-    help="With --backend openvino: check what this device computes, by OpenVINO's name of it, such as GPU.0. "
+    help="With --backend openvino: check what this device computes, such as GPU.0 (OpenVINO's name for it). "
     "[default: the CPU]",
 )
 @photos_option("Compute the reference with PyTorch again, and verify,")
-@click.option("--no-note", is_flag=True, help="Leave the bundle as it is, and write no verdict into it.")
+@click.option("--no-note", is_flag=True, help="Write no verdict into the bundle.")
 @click.option("--junit", type=PATH, metavar="FILE", help="Also write the cases to this file, as JUnit's XML.")
 @click.option("--bisect", is_flag=True, help="Also find the first tensors that go wrong, and what to do about them.")
 @click.option("--report", "page", type=PATH, metavar="DIR", help="Also write an HTML page with images, DIR/index.html.")
@@ -78,7 +78,7 @@ def verify(
     With --backend, it runs the bundle's engines or graphs on this machine's GPU, or the graphs in OpenVINO. It compares
     them with the bundle's verified float32 graph on the CPU, or with PyTorch in float32 on the GPU if --weights is
     given. Each engine runs at the smallest, the optimum and the largest size of each of its optimisation profiles.
-    OpenVINO's verdict holds for CPUs of this kind, and says how long a decode takes beside ONNX Runtime.
+    OpenVINO's verdict holds for CPUs of this kind, and compares its decoding time with ONNX Runtime's.
 
     With --bisect, it then compares the graphs that failed, or all graphs if none failed, with the portable float32
     graphs tensor by tensor.

@@ -36,10 +36,10 @@ OUT_OF_MEMORY = re.compile(r"out of memory|outofmemory|cudaErrorMemoryAllocation
 PARSER = re.compile(r"In node -?\d+ with name: (?P<node>\S*) and operator: (?P<operator>\S+)")
 
 POLYGRAPHYS_WORDS = "Invalid Engine"
-"""How Polygraphy's error begins for every failed build, whatever the cause."""
+"""How Polygraphy's error for a failed build begins, whatever the cause."""
 
 DETAILS = re.compile(r"^\[[EFW!]\] ")
-"""How a line begins in which TensorRT or Polygraphy logs that something went wrong."""
+"""How TensorRT's and Polygraphy's log lines about failures begin."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def timing_cache_file(identity: EngineIdentity) -> str | None:
 
 
 class _Log:
-    """What is kept of TensorRT's log: the last messages, and the memory it takes, which it reports nowhere else."""
+    """What is kept of TensorRT's log: the last messages, and the memory sizes, which TensorRT reports nowhere else."""
 
     def __init__(self) -> None:
         self.messages = LastMessages("TensorRT")
@@ -177,7 +177,7 @@ def _death(code: int) -> str:
         return f"ended with exit code {code} before the engine was built"
     try:
         name = signal.Signals(-code).name
-    except ValueError:  # the kernel has signals without a name, such as those for real time
+    except ValueError:  # some signals have no name, such as real-time ones
         name = f"signal {-code}"
     advice = ", as the system does when memory runs out: lower the profile's largest size, or free memory"
     return f"was killed by {name}{advice if name == 'SIGKILL' else ''}"

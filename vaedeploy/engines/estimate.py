@@ -1,10 +1,10 @@
 """Estimates from a graph how much device memory its engine will take, before anything is built.
 
-The estimate goes through the nodes in order, finds from which node to which the builder keeps each tensor, and takes
-the most bytes that are kept at once:
+The estimate goes through the nodes in order, finds how long the builder keeps each tensor, and takes the most bytes
+that are kept at once:
 
 - pointwise operators run in the kernel of the node before or after them, so only the last tensor of a chain is kept;
-- the input of a normalisation is kept until the pointwise operators behind the normalisation are done;
+- the input of a normalisation is kept until the pointwise operators after the normalisation are done;
 - attention keeps its scores and their softmax whole, and beside them, in an engine for a range of sizes or for several,
   TensorRT-RTX reserves the size of the largest other tensor.
 
@@ -52,8 +52,8 @@ SIZES = frozenset({"Shape", "Constant", "ConstantOfShape", "Size"})
 """Operators that compute shapes and constants. Their outputs are not counted, and they do not keep their inputs."""
 
 PLAN_OVERHEAD = 1.05
-"""Bytes of a plan, which is a built engine, per byte of weights, beside ``SHAPE_SET_BYTES``. Measured at full size in
-fp16 with TensorRT-RTX 1.7.1: 1.06 for the decoder, 0.99 for the encoder, and 1.22 for the encoder at compute capability
+"""Bytes of a plan (a built engine) per byte of weights, beside ``SHAPE_SET_BYTES``. Measured at full size in fp16 with
+TensorRT-RTX 1.7.1: 1.06 for the decoder, 0.99 for the encoder, and 1.22 for the encoder at compute capability
 7.5.
 """
 
@@ -123,7 +123,7 @@ class _Layout:
 
     def peak(self) -> int:
         """The most bytes that are kept at once."""
-        all_changes = [0] * (len(self.nodes) + 1)  # of the bytes kept, from each node to the next
+        all_changes = [0] * (len(self.nodes) + 1)  # of the bytes kept, at each node
         score_changes = all_changes.copy()
         largest = 0
         for node in self.nodes:

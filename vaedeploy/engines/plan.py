@@ -66,7 +66,7 @@ def plan_builds(
 
 def plan_rebuilds(bundle: Bundle) -> tuple[Job, ...]:
     """The jobs that build the engines of ``bundle`` again, with what their identities record. Raises BackendError as
-    ``plan_builds`` does, and BundleError for an engine that no profile gives.
+    ``plan_builds`` does, and BundleError for an engine that cannot come from a profile.
     """
     pairs = {}
     for name, info in bundle.manifest.engines.items():

@@ -22,7 +22,7 @@ from vaedeploy.values.latent import SizeRule
 from vaedeploy.values.shapes import ShapeSet
 
 FOLDER_VARIABLE = "VAEDEPLOY_PROFILES"
-"""The environment variable that names the user's own folder of profiles."""
+"""The environment variable that names the user's profile folder."""
 
 CAPABILITIES: dict[Backend, tuple[str, ...]] = {
     "tensorrt": ("7.5", "8.0", "8.6", "8.7", "8.9", "9.0", "10.0", "10.3", "12.0", "12.1"),
@@ -50,9 +50,9 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Options of the engine builder.
 
     tf32: whether float32 convolutions and products may round their inputs to 10 bits, on GPUs of compute capability 8.0
-    and later. optimization_level: 0 (fast build) to 5 (fast engine), for ``tensorrt`` alone; None leaves the choice to
-    TensorRT. hardware_compatibility: whether an engine of ``tensorrt`` runs only on the GPU model that it was built on,
-    or on every model of that compute capability, as engines of ``tensorrt-rtx`` always do.
+    and later. optimization_level: 0 (fast build) to 5 (fast engine), for ``tensorrt`` only; None leaves it to TensorRT.
+    hardware_compatibility: whether an engine of ``tensorrt`` runs only on the GPU model that it was built on, or on
+    every model of that compute capability, as engines of ``tensorrt-rtx`` always do.
     """
 
     tf32: bool = False
@@ -109,8 +109,8 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     def of_factor(self, factor: int) -> tuple[Profile, list[str]]:
         """(The profile for VAEs of this spatial factor, names of the shapes that it lacks.)
 
-        Ranges end at multiples of the factor within them, so that they hold every size that such a VAE takes and that
-        they held before. Shapes without any such size are left out. Raises ProfileError where none is left.
+        Ranges are narrowed to multiples of the factor, and lose no size that such a VAE takes. Shapes without any such
+        size are left out. Raises ProfileError where none is left.
         """
         fitted = {name: shape.of_factor(factor) for name, shape in self.shapes.items()}
         shapes = {name: shape for name, shape in fitted.items() if shape is not None}
@@ -120,7 +120,7 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
         return msgspec.structs.replace(self, shapes=shapes), left_out
 
     def _nearest(self, factor: int) -> str:
-        """The first size that is no multiple of ``factor``, and those that are nearest to it, in words."""
+        """The first size that is not a multiple of ``factor``, and the nearest multiples, in words."""
         rule = SizeRule(factor)
         name, axis, pixels = next(
             (name, axis, pixels)
@@ -205,7 +205,7 @@ def init_profile(name: str, folder: str | Path | None = None) -> Path:
     Raises ProfileError for a name that is not valid or is taken, and for a GPU that no backend builds for.
     """
     if not NAME.fullmatch(name):
-        raise ProfileError(f"{name!r} is no name for a profile: it {NAME_RULE}")
+        raise ProfileError(f"{name!r} is not a profile name: it {NAME_RULE}")
     if folder is not None:
         Path(folder).mkdir(parents=True, exist_ok=True)
     files = _files(folder)

@@ -2,7 +2,7 @@
 
 A process serves one backend, since Polygraphy chooses it at import. If TensorRT crashes or is killed because memory
 runs out, only this process ends. It reads one request, a line of JSON, from stdin, and writes events, a line of JSON
-each, to stdout. The end of stdin means that nobody waits for the engine any more. What TensorRT logs and prints goes to
+each, to stdout. The end of stdin means that nobody waits for the engine any more. TensorRT's log and output go to
 stderr.
 """
 
@@ -122,12 +122,12 @@ def _config(request: BuildRequest, profiles: list[Any], monitor: Any) -> Any:
         from polygraphy.backend.tensorrt_rtx import CreateConfigRTX
 
         major, minor = map(int, request.compute_capability.split("."))
-        # Always named: the default of TensorRT-RTX, an engine for all of 8.x and 12.x, plans twice the memory for a
-        # range of sizes.
+        # Always named: TensorRT-RTX's default, an engine for all of 8.x and 12.x, plans twice the memory for a range of
+        # sizes.
         create = CreateConfigRTX(compute_capabilities=[(major, minor)], **kwargs)
 
     def set_tf32(builder: Any, network: Any, config: Any) -> None:
-        # Set in any case, since Polygraphy's two config classes have opposite defaults.
+        # Always set, since Polygraphy's two config classes have opposite defaults.
         change = config.set_flag if options["tf32"] else config.clear_flag
         change(module.BuilderFlag.TF32)
 
@@ -135,7 +135,7 @@ def _config(request: BuildRequest, profiles: list[Any], monitor: Any) -> Any:
 
 
 class _Monitor:
-    """Turns TensorRT's nested phases into one share of the build that is done, which only grows."""
+    """Turns TensorRT's nested phases into the share of the build that is done, which only grows."""
 
     def __init__(self, emit: Emit) -> None:
         self.emit = emit

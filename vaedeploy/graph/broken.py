@@ -1,4 +1,4 @@
-"""Where a PyTorch module that gives NaN or infinity does so first."""
+"""The first place where a PyTorch module gives NaN or infinity."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vaedeploy.values.reference import eval_mode
 
 
 def broken_tensor(module: nn.Module) -> str | None:
-    """What the first parameter or buffer with NaN holds, or parameter with infinity, in words; None where none does."""
+    """The first parameter or buffer with NaN, or parameter with infinity, in words; None if there is none."""
     for name, tensor in chain(module.named_parameters(), module.named_buffers()):
         if not tensor.is_floating_point():
             continue
@@ -25,8 +25,8 @@ def broken_tensor(module: nn.Module) -> str | None:
 
 
 def first_break(module: nn.Module, value: Tensor) -> str | None:
-    """The first place in ``module`` that has NaN or infinity when it runs on ``value`` in float32, in words; None where
-    no place has.
+    """The first place in ``module`` with NaN or infinity when it runs on ``value`` in float32, in words; None if there
+    is none.
     """
     found: list[str] = []
     names = {each: f"{name} ({type(each).__name__})" for name, each in module.named_modules() if name}

@@ -18,7 +18,7 @@ LOWER_TYPES = frozenset(LOWER.values())
 NORMALIZATIONS = frozenset(
     {"InstanceNormalization", "GroupNormalization", "LayerNormalization", "RMSNormalization", "LpNormalization"}
 )
-"""Operators that divide by a standard deviation or a norm. All but LpNormalization add an epsilon under the root."""
+"""Operators that divide by a standard deviation or a norm. All except LpNormalization add an epsilon under the root."""
 
 
 def free_name(name: str, taken: Collection[str | None]) -> str:
@@ -29,10 +29,10 @@ def free_name(name: str, taken: Collection[str | None]) -> str:
 
 
 def constant_of(value: ir.Value | None) -> ir.TensorProtocol | None:
-    """The tensor that ``value`` is in every run, or None.
+    """The tensor that ``value`` holds in every run, or None.
 
-    TorchScript's exporter shares equal weights through Identities, so what they give is constant too. An initializer
-    that is an input of the graph as well is not: a caller may give another.
+    TorchScript's exporter shares equal weights through Identities, so their outputs are constant too. An initializer
+    that is also a graph input is not: a caller may give another value.
     """
     if value is None or value.is_graph_input():
         return None
@@ -43,7 +43,7 @@ def constant_of(value: ir.Value | None) -> ir.TensorProtocol | None:
 
 
 def add_constant(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
-    """A new initializer of ``graph``. name: underscores are appended to one that an initializer has."""
+    """A new initializer of ``graph``. name: underscores are appended if an initializer has it already."""
     name = free_name(name, graph.initializers)
     value = ir.val(name, const_value=ir.tensor(array, name=name))
     graph.register_initializer(value)
@@ -53,7 +53,7 @@ def add_constant(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
 def lazy_tensor(
     tensor: ir.TensorProtocol, function: Callable[[NDArray[Any]], NDArray[Any]], dtype: ir.DataType, name: str | None
 ) -> ir.LazyTensor:
-    """A tensor whose elements are ``function`` of those of ``tensor``, computed each time that they are read.
+    """A tensor that is ``function`` of ``tensor``, computed each time that it is read.
 
     It takes no memory until it is read. function: takes an array and returns one of the same shape, in ``dtype``.
     """

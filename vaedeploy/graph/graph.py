@@ -28,7 +28,7 @@ class Graph:
 
 @dataclass(frozen=True)
 class Inputs:
-    """Computes shapes of a graph's one input, an image or a latent whose sides are smaller by ``factor``."""
+    """Computes shapes of a graph's only input: an image, or a latent whose sides are smaller by ``factor``."""
 
     graph: Graph
     factor: int
@@ -59,7 +59,7 @@ def save_graph(graph: Graph, path: Path) -> None:
 def release_weights(graph: Graph) -> None:
     """Drop the weights of a graph that has been saved.
 
-    The exporter holds on to the graph that it made last, whose weights would keep the module's memory in use.
+    The exporter keeps the graph that it made last, whose weights would keep the module's memory in use.
     """
     for value in graph.model.graph.initializers.values():
         value.const_value = None
@@ -68,9 +68,9 @@ def release_weights(graph: Graph) -> None:
 def save_form(graph: Graph, path: Path, *, shared: bool = True) -> None:
     """Write a rewritten form of a graph that was loaded from ``path``'s directory.
 
-    shared: True to refer to the tensors that are in that directory's files already. The others are written to ``path``
-    + ``.data``, where other graphs can refer to them, and small ones into ``path`` itself. False to write every weight
-    to ``path`` + ``.data``.
+    shared: True to refer to tensors that are in that directory's files already; the others are written to ``path`` +
+    ``.data``, where other graphs can refer to them, and small ones into ``path`` itself. False to write every weight to
+    ``path`` + ``.data``.
     """
     if shared:
         _put_outside(graph.model, path)
@@ -78,11 +78,11 @@ def save_form(graph: Graph, path: Path, *, shared: bool = True) -> None:
 
 
 OUTSIDE = 1024
-"""Bytes from which on a weight of a form lies in a file beside it."""
+"""From this many bytes on, a form's weight is in a file beside it."""
 
 
 def _put_outside(model: ir.Model, path: Path) -> None:
-    """Write the weights of ``model`` that are in no file to ``path`` + ``.data``, but for small ones."""
+    """Write the weights of ``model`` that are in no file, except small ones, to ``path`` + ``.data``."""
     tensors = {name: value.const_value for name, value in model.graph.initializers.items()}
     inside = {
         name: tensor
@@ -111,8 +111,8 @@ def load_model(path: Path) -> ir.Model:
 def map_linked_weights(model: ir.Model) -> None:
     """Let weights be read from files that have several names (hard links), as in a copy by ``cp -al`` and in backups.
 
-    onnx_ir refuses them, since a name in the model's folder might be one of a secret file. Who may read a file under
-    one name may read it under another, so nothing is gained by that here.
+    onnx_ir refuses them, since a name in the model's folder might link to a secret file. But whoever may read a file
+    under one name may read it under another, so refusing gains nothing here.
     """
     whole: dict[str, np.memmap[Any, Any]] = {}
     for graph in model.graphs():
@@ -125,7 +125,7 @@ def map_linked_weights(model: ir.Model) -> None:
 
 
 def _has_links(tensor: ir.ExternalTensor) -> bool:
-    """Whether a tensor is in a file of several names, in its model's folder, and as whole bytes."""
+    """Whether a tensor is in a file with several names, in its model's folder, as whole bytes."""
     file = Path(tensor.path)
     inside = file.resolve().is_relative_to(Path(tensor.base_dir).resolve())
     return inside and bool(tensor.nbytes) and tensor.dtype.bitwidth >= 8 and file.stat().st_nlink > 1

@@ -1,7 +1,7 @@
 """Attention without an axis of heads, as the exporter takes it.
 
-``scaled_dot_product_attention`` takes queries of any number of axes of two or more, and torch's exporter those with
-four, (batch, heads, tokens, channels), alone. One head more is the same function.
+``scaled_dot_product_attention`` takes queries with two or more axes; torch's exporter takes only four, (batch, heads,
+tokens, channels). One added head gives the same function.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 AXES = 4
-"""Of queries, keys and values, as the exporter takes them."""
+"""How many axes of queries, keys and values the exporter takes."""
 
 
 class OneHead(TorchFunctionMode):
-    """Context in which attention of fewer than 4 axes is computed with 4. Those that are added have length 1."""
+    """Context in which attention with fewer than 4 axes is computed with 4. Added axes have length 1."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

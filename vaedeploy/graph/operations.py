@@ -58,7 +58,7 @@ class GraphOperations:
 
     @property
     def convolutions(self) -> int:
-        """Floating-point operations of convolutions, transposed ones included, alone."""
+        """Floating-point operations of convolutions, transposed ones included."""
         return sum(o.operations for o in self.operators if o.operator in CONVOLUTIONS)
 
 

@@ -29,16 +29,16 @@ HINTS = {
 
 
 TRIED = (64, 128, 224, 256, 384, 512)
-"""Sides in pixels of the square images that a half is tried on, smallest first, where it fails on another size. Models
-of one size have one of these; larger ones would take long.
+"""Sides in pixels of the square images on which a half is tried, smallest first, if it fails on another size. Models of
+one size have one of these; larger ones would take long.
 """
 
 
 def probe_part(reference: Reference, part: Part, batch: int, height: int, width: int) -> None:
     """Run one half of ``reference`` on zeros, for ``batch`` images of ``height`` x ``width`` pixels.
 
-    Raises ExportError where the module is not in float32 on the CPU, fails, draws random numbers, or gives anything
-    but what the latent contract says.
+    Raises ExportError where the module is not in float32 on the CPU, fails, draws random numbers, or breaks the latent
+    contract.
     """
     module: nn.Module = getattr(reference, part)
     _check_tensors(module, _label(module, part))
@@ -56,11 +56,11 @@ def probe_part(reference: Reference, part: Part, batch: int, height: int, width:
 
 
 class _SizeError(Exception):
-    """What may be otherwise at another size."""
+    """A failure that another size may not have."""
 
 
 def _taken(reference: Reference, part: Part, batch: int, height: int, width: int) -> tuple[int, ...] | None:
-    """The shape of an input that a half takes, where it does not take the one asked for; None where none was found."""
+    """The shape of an input that a half takes, if it does not take the one asked for; None if none was found."""
     factor = reference.latent.factor
     sides = (-(-side // factor) * factor for side in TRIED)
     for size in ((1, height, width), *((batch, side, side) for side in sides)):
@@ -79,7 +79,7 @@ def _probe(reference: Reference, part: Part, batch: int, height: int, width: int
     latent, label = reference.latent, _label(module, part)
     interface = Interface(part, latent)
     input_shape, gives = interface.takes(batch, height, width).shape, interface.gives(batch, height, width)
-    # The graph adds the bytes and the check for NaN; the module gives the float image alone.
+    # The graph adds the bytes and the check for NaN; the module gives only the float image.
     names = interface.outputs if part == "encoder" else ("image",)
     expected = gives[names[0]].shape
     images = f", image_channels={latent.image_channels}" if latent.image_channels != RGB else ""
@@ -101,7 +101,9 @@ def _probe(reference: Reference, part: Part, batch: int, height: int, width: int
 
 
 def check_deviation(least: float, label: str) -> None:
-    """Raise ExportError where ``least``, of what an encoder gives as standard deviations, is below 0. label: for it."""
+    """Raise ExportError if ``least``, the least of an encoder's standard deviations, is below 0. label: the
+    encoder's.
+    """
     if least < 0:
         raise ExportError(
             f"{label} gives a standard deviation of {least:.3g}, and it cannot be negative. If it gives log-variances, "
@@ -111,7 +113,7 @@ def check_deviation(least: float, label: str) -> None:
 
 def _check_tensors(module: nn.Module, label: str) -> None:
     for name, tensor in module.state_dict(keep_vars=True).items():
-        if not isinstance(tensor, Tensor):  # extra state that a module keeps beside its tensors
+        if not isinstance(tensor, Tensor):  # extra state beside a module's tensors
             continue
         if tensor.device.type != "cpu":
             raise ExportError(f"{label} is on the device {tensor.device} ({name}); export takes the CPU: call .cpu()")

@@ -2,13 +2,13 @@
 
 ``torch.onnx.export`` ends with onnxscript's optimiser. Its rules for ``x + 0``, ``x - 0``, ``x * 1`` and ``x / 1`` take
 a constant for 0 up to 1e-8, and for 1 up to a relative 1e-5. So they drop the 1e-15 that keeps a denominator from being
-0, and the graph gives NaN where PyTorch gives 0. Here these rules want exactly 0 and 1. The rest is as in that
-optimiser, by names that onnxscript publishes.
+0, and the graph gives NaN where PyTorch gives 0. Here these rules require exactly 0 and 1. The rest is as in that
+optimiser, through onnxscript's public names.
 
 Seen in onnxscript 0.5.4, 0.6.2 and 0.7.2, with torch 2.13.0: the tolerances are ``Constant``'s in
-onnxscript/rewriter/_pattern_ir.py, the rules are in rules/common/_no_op.py. When the oldest onnxscript that
-pyproject.toml allows compares exactly, this module can go, and ``optimize=False`` in ``trace`` with it. A test in
-tests/graph/test_simplify.py fails from the first version on that does.
+onnxscript/rewriter/_pattern_ir.py, the rules are in rules/common/_no_op.py. Once the oldest onnxscript that
+pyproject.toml allows compares exactly, this module and ``optimize=False`` in ``trace`` can go. A test in
+tests/graph/test_simplify.py fails with the first version that does.
 """
 
 from __future__ import annotations

@@ -17,8 +17,8 @@ from vaedeploy.errors import InputError
 Dimensions = Sequence[int | None]
 
 LARGEST_SIZES = 64
-"""Most elements of a constant that is read to compute sizes. What is computed from shapes is a handful of numbers; a
-constant of more elements is a weight, and must not be read.
+"""The most elements of a constant that is read to compute sizes. Computations from shapes have a handful of numbers; a
+larger constant is a weight, and must not be read.
 """
 
 SIZE_OPERATORS = {
@@ -26,8 +26,8 @@ SIZE_OPERATORS = {
     *("Shape", "Gather", "Slice", "Concat", "Reshape", "Squeeze", "Unsqueeze", "Transpose"),
     *("Constant", "ConstantOfShape"),
 }
-"""Operators with which exporters compute sizes. Results are polynomials in the sizes, or floors of such; there is no
-comparison and no choice.
+"""Operators with which exporters compute sizes. Results are polynomials in the sizes, or floors of these; nothing
+compares or branches.
 """
 
 
@@ -107,18 +107,18 @@ def _evaluate_dim(dim: int | ir.SymbolicDim, sizes: Mapping[str, int]) -> int | 
 
 
 SIMPLE = re.compile(r"(?!.*(\*\*|[0-9]{10}))(?=[^(]*(\([^(]*){0,8}\Z)[\w .,()+*/%-]{1,100}")
-"""Expressions that are evaluated. onnx_ir computes them by sympy, which takes a power of powers, or a text of many
-brackets, for hours; exporters write sums and products of a few names.
+"""Expressions that are evaluated. onnx_ir uses sympy, which takes hours for a power of powers or a text of many
+brackets; exporters write sums and products of a few names.
 """
 
 
 def symbols_of(dim: ir.SymbolicDim) -> frozenset[str]:
-    """The names in a dimension's expression. Raises ValueError for a text that is none, or is not ``SIMPLE``."""
+    """The names in a dimension's expression. Raises ValueError for a text that is not a ``SIMPLE`` expression."""
     return _parsed(dim.value or "")[1]
 
 
 def evaluate_expression(dim: ir.SymbolicDim, sizes: Mapping[str, int]) -> int | None:
-    """The size of a dimension for these sizes of its symbols; None where that is no whole number, or a symbol has no
+    """The size of a dimension for these sizes of its symbols; None if it is not a whole number, or a symbol has no
     size. Raises ValueError as ``symbols_of`` does.
     """
     _, symbols = _parsed(dim.value or "")
@@ -169,13 +169,13 @@ def evaluate(
     known: dict[str, NDArray[Any]] = {}
     nodes: list[Any] = []
     seen: set[ir.Node] = set()
-    # Not a recursion: a chain of a thousand nodes would be too deep for it. A node comes with its
-    # value once its sources have been gathered.
+    # Not a recursion, for which a chain of a thousand nodes would be too deep. A node comes with its value once its
+    # sources have been gathered.
     waiting: list[tuple[ir.Value, ir.Node | None]] = [(value, None)]
     while waiting:
         wanted, ready = waiting.pop()
         if ready is not None:
-            nodes.append(ir.to_proto(ready))  # after its sources, and so in order of computation
+            nodes.append(ir.to_proto(ready))  # after its sources, so in order of computation
             continue
         node, name = wanted.producer(), wanted.name or ""
         if name in known or node in seen:

@@ -35,15 +35,15 @@ if TYPE_CHECKING:
 
 
 OPSET = 20
-"""The opset of traced graphs. It is not newer because GroupNormalization (21) is slower in ONNX Runtime, and Attention
-(23) does not build in TensorRT.
+"""The opset of traced graphs, not a newer one: GroupNormalization (21) is slower in ONNX Runtime, and Attention (23)
+does not build in TensorRT.
 """
 
 TRACE_BATCH = 2
-"""The batch that is traced. The tracer would take a size of 1 for a constant."""
+"""The batch that is traced. The tracer would take 1 as a constant."""
 
 TRACE_LATENT = (8, 12)
-"""Height and width of the latent that is traced. They differ, so that the tracer does not take them for one size."""
+"""Height and width of the traced latent. They differ, so that the tracer does not take them as one size."""
 
 log = logging.getLogger(__name__)
 
@@ -97,8 +97,8 @@ def trace_graph(reference: Reference, part: Part, *, image_input: ImageInput = "
     The modules must be in float32 on the CPU; see ``Interface`` for names, shapes and value ranges. Until the graph is
     saved, its weights share the module's memory.
 
-    Raises ExportError where a module gives anything but what the latent contract says, where torch cannot trace it, and
-    where the batch, height or width became constant while tracing; InputError for any other ``image_input``.
+    Raises ExportError where a module breaks the latent contract, where torch cannot trace it, and where the batch,
+    height or width became constant while tracing; InputError for any other ``image_input``.
     """
     if image_input not in get_args(ImageInput):
         raise InputError(f"image_input is {image_input!r}; it must be 'float' or 'uint8'")

@@ -1,11 +1,11 @@
 """The files of a latent cache. ``docs/datasets.md`` specifies them.
 
-- ``cache.json``: whose latents they are, and how they were made (``CacheInfo``); written first, so that no other VAE
-  and no other options get into the folder.
+- ``cache.json``: whose latents they are, and how they were made (``CacheInfo``); written first, so that no other VAE or
+  options get into the folder.
 - ``shards/NAME.safetensors``: the latents of pictures of one size, and a ``ShardHeader`` in its metadata. NAME is a
   hash of all that goes in, and the bytes follow from that: a shard that is there is never written again.
 - ``index.json``: all pictures and where they are (``Index``); written last.
-- ``failed.jsonl``: a ``FailedPicture`` a line, for each picture that is not there.
+- ``failed.jsonl``: one ``FailedPicture`` per line, for each picture that is missing.
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ CACHE, INDEX, FAILED, SHARDS = "cache.json", "index.json", "failed.jsonl", "shar
 SUFFIX = ".safetensors"
 
 LARGEST = 2**33
-"""Bytes of an index that are read at most. A picture takes about 200."""
+"""The most bytes of an index that are read. A picture takes about 200."""
 
 DType = Literal["float16", "bfloat16", "float32"]
 
 TYPES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}
-"""Types that latents are stored in -> what safetensors calls them."""
+"""Types in which latents are stored -> safetensors' names of them."""
 
 
 class CacheInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Whose latents a cache holds, and how they were made.
 
-    vae, identity, latent, precision: of the bundle. dtype: of the stored numbers.
-    buckets, size, step, crop, seed: see ``Sizing``. flip: whether each picture is there mirrored as well.
-    background: the colour that transparent pictures were flattened on; None where these are refused.
-    shard: pictures in a shard at most.
+    vae, identity, latent, precision: the bundle's. dtype: that of the stored numbers. buckets, size, step, crop, seed:
+    see ``Sizing``. flip: whether each picture is also there mirrored.
+    background: the colour on which transparent pictures were flattened; None where these are refused. shard: the most
+    pictures in a shard.
     """
 
     format: int = FORMAT
@@ -99,7 +99,7 @@ class ShardHeader(msgspec.Struct, frozen=True):
 
 
 class ShardInfo(msgspec.Struct, frozen=True):
-    """A shard in the index. name: of its file, without suffix. size: of the pictures with padding. rows: how many."""
+    """A shard in the index. name: its file's, without suffix. size: the padded pictures'. rows: how many there are."""
 
     name: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]
     size: Size
@@ -160,14 +160,14 @@ def shard_bytes(header: ShardHeader, tensors: dict[str, NDArray[Any]]) -> bytes:
 
 
 def read_shard_header(path: Path) -> ShardHeader:
-    """The header of a shard, whose tensors are there as it says.
+    """The header of a shard, checked against its tensors.
 
     Raises LatentError where the file is missing, truncated, no shard of a cache, or contradicts itself.
     """
     with tensors_of(path, f"there is no shard {path}. Run the command again that made the cache") as file:
         text = (file.metadata() or {}).get("vaedeploy.cache")
         if text is None:
-            raise LatentError(f"{path} is no shard of a latent cache")
+            raise LatentError(f"{path} is not a shard of a latent cache")
         header: ShardHeader = _decode(path, text.encode(), ShardHeader)
         known = TYPES[header.cache.dtype], 4, len(header.items)
         for name in tensor_names(header.cache):
@@ -196,6 +196,6 @@ def _decode(path: Path, data: bytes, kind: Any) -> Any:
 
 
 def check_dtype(dtype: str) -> None:
-    """Raise LatentError for a type that latents are not stored in."""
+    """Raise LatentError for a type in which latents are not stored."""
     if dtype not in get_args(DType):
         raise LatentError(f"dtype is {dtype!r}; it must be one of {', '.join(get_args(DType))}")

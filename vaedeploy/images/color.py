@@ -42,7 +42,7 @@ def to_srgb(image: Image.Image, data: bytes, path: Path | str) -> Image.Image:
 
 
 def _is_srgb(transform: ImageCms.ImageCmsTransform) -> bool:
-    """Whether a transform to sRGB changes colours by no more than rounding does; then the pixels are better kept."""
+    """Whether a transform to sRGB changes colours by no more than rounding; then it is better to keep the pixels."""
     levels = np.linspace(0, 255, 9).astype(np.uint8)
     grid = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(27, 27, 3)
     result = ImageCms.applyTransform(Image.fromarray(grid), transform)

@@ -1,4 +1,4 @@
-"""Which part of a picture is looked at, where that is not all of it."""
+"""The part of a picture that is looked at, if not all of it."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import msgspec
 from vaedeploy.values.words import counted
 
 MOST_TOLD = 4
-"""How many cuts ``cuts_line`` tells one by one."""
+"""The most cuts that ``cuts_line`` lists one by one."""
 
 
 class Cut(msgspec.Struct, frozen=True):
-    """The middle of a picture, which alone is looked at.
+    """The middle of a picture, the only part that is looked at.
 
     picture: its name. height, width: of the middle, in pixels. full_height, full_width: of the whole picture.
     """
@@ -36,7 +36,7 @@ class Cut(msgspec.Struct, frozen=True):
 
 
 def cuts_line(cuts: Sequence[Cut], total: int) -> str:
-    """What part of the pictures is looked at, in a sentence, the smallest first. cuts: one or more of ``total``."""
+    """Which part of the pictures is looked at, in a sentence, smallest part first. cuts: one or more of ``total``."""
     told = sorted(cuts, key=lambda cut: cut.share)
     if len(told) == 1:
         return f"Only the middle of {told[0].picture} is looked at (height x width): {told[0].words}."
@@ -47,5 +47,5 @@ def cuts_line(cuts: Sequence[Cut], total: int) -> str:
 
 
 def _percent(share: float) -> str:
-    # A part is never told as all.
+    # A part is never shown as 100%.
     return f"{min(100 * share, 99.9):.1f}%"

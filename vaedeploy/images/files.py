@@ -25,13 +25,13 @@ from vaedeploy.system.oserrors import reason
 from vaedeploy.values.latent import COLORS, RGB, RGBA
 
 READ_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
-"""Pillow's names of the formats that are read. Pillow reads more formats, some of them by starting other programs,
-which a file from a stranger should not be able to do.
+"""Pillow's names of the formats that are read. Pillow reads more, some by starting other programs, which a stranger's
+file should not be able to do.
 """
 
 MOST_PIXELS = 2**27
-"""An image with more pixels is not read (134 million: 11,585 x 11,585). A file of kilobytes can state as many as it
-likes, and each takes up to 20 bytes of memory while it is converted.
+"""The most pixels of an image that is read (134 million: 11,585 x 11,585). A file of kilobytes can state any number,
+and each pixel takes up to 20 bytes of memory while it is converted.
 """
 
 TOO_LARGE = "{} is too large: it has {:,} pixels, and at most {:,} are read. Crop it or make it smaller first"
@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 
 WRITE_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     ".png": ("PNG", {}),
-    ".webp": ("WEBP", {"lossless": True, "exact": True}),  # exact: the colours under transparent pixels as well
+    ".webp": ("WEBP", {"lossless": True, "exact": True}),  # exact: keeps the colours under transparent pixels
     ".tif": ("TIFF", {"compression": "tiff_lzw"}),
     ".tiff": ("TIFF", {"compression": "tiff_lzw"}),
     ".bmp": ("BMP", {}),
@@ -50,7 +50,7 @@ WRITE_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
 """Suffix -> Pillow's name of the format that is written, and the options for Pillow's ``save``."""
 
 KEEPS_OPACITY = (".png", ".webp", ".tif", ".tiff")
-"""Suffixes of the formats that images with opacity are written in. JPEG has none, and few programs read that of BMP."""
+"""Suffixes of the formats for images with opacity. JPEG has no opacity, and few programs read BMP's."""
 
 
 def image_suffixes() -> tuple[str, ...]:
@@ -70,8 +70,8 @@ def readable_formats() -> list[str]:
 def files_in(folder: Path, suffixes: Sequence[str]) -> list[Path]:
     """The files in ``folder`` whose names end in one of ``suffixes``, in the order of their names.
 
-    Other files and folders are left out with a warning in the log that counts them; hidden ones without a word. Raises
-    OSError if the folder cannot be read.
+    Other files and folders are left out with a logged warning that counts them; hidden ones silently. Raises OSError if
+    the folder cannot be read.
     """
     places = sorted(place for place in folder.iterdir() if not place.name.startswith("."))
     files = [place for place in places if place.suffix.lower() in suffixes and place.is_file()]
@@ -93,18 +93,18 @@ def _kind(place: Path) -> str:
 
 def read_image(path: str | Path, *, opacity: bool = False) -> NDArray[np.uint8]:
     """Read an image file as (H, W, 3) uint8 RGB in sRGB; with ``opacity``, one that has an alpha channel or declares a
-    colour transparent as (H, W, 4) uint8 RGBA, whose colours are not multiplied by opacity.
+    colour transparent as (H, W, 4) uint8 RGBA, not premultiplied.
 
     - The image is rotated and mirrored as its EXIF data says. Of several frames, the first is read.
     - An image with a colour profile other than sRGB is converted to sRGB. One without a profile is taken to be in sRGB;
       CMYK without a profile is converted by Pillow's plain formula.
     - Grey becomes equal R, G and B.
-    - 16 bits become 8: grey is rounded, and of colour and opacity Pillow cuts off the lower byte.
+    - 16 bits become 8: grey is rounded; of colour and opacity, Pillow drops the lower byte.
     - Without ``opacity``, an alpha channel is dropped if it is opaque everywhere.
 
     Raises ImageError if the file is missing, empty, truncated or not an image, if it has no pixels or more than
     ``MOST_PIXELS``, if it has transparent pixels (without ``opacity``) or a broken colour profile, for 32-bit and Lab
-    images, and for TIFF files that begin with a preview, as raw files of cameras do.
+    images, and for TIFF files that begin with a preview, as camera raw files do.
     """
     path = Path(path)
     try:
@@ -122,7 +122,7 @@ def read_image(path: str | Path, *, opacity: bool = False) -> NDArray[np.uint8]:
 
 
 def image_from_bytes(data: bytes, name: str, *, most: int, opacity: bool = False) -> NDArray[np.uint8]:
-    """The content of an image file, read as ``read_image`` does. name: for messages. most: pixels that it may have."""
+    """The content of an image file, read as by ``read_image``. name: for messages. most: pixels that it may have."""
     if not data:
         raise ImageError(f"{name} is empty (0 bytes)")
     return _read(io.BytesIO(data), name, opacity, min(most, MOST_PIXELS))
@@ -136,7 +136,7 @@ def _read(source: Path | io.BytesIO, name: Path | str, opacity: bool, most: int)
 
 
 def format_of(source: Path | IO[bytes]) -> str | None:
-    """The format of an image file, as Pillow names it; None where the file is no image that can be read."""
+    """Pillow's name of an image file's format; None if the file is not an image that can be read."""
     try:
         with opened(source, str(source)) as image:
             return image.format
@@ -168,7 +168,7 @@ def opened(source: Path | IO[bytes], name: Path | str, most: int = MOST_PIXELS) 
         other = f"{name} is not an image, or has no pixels; formats that can be read: {known}"
         raise ImageError(plugin_message(source, name) or other) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        has, limit = map(int, re.findall(r"\d+", str(error))[:2])  # refused before the image could say how many it has
+        has, limit = map(int, re.findall(r"\d+", str(error))[:2])  # refused before it could say how many it has
         raise ImageError(TOO_LARGE.format(name, has, min(limit, most))) from error
     # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and more on broken files.
     except Exception as error:
@@ -186,7 +186,7 @@ def read_pillow(image: Image.Image, *, opacity: bool = False) -> NDArray[np.uint
 
     Raises ImageError as ``read_image`` does for what is in the file.
     """
-    file = getattr(image, "filename", "")  # only images that were opened have one
+    file = getattr(image, "filename", "")  # only opened images have one
     name = f"Pillow's image {file}".rstrip()
     if image.width * image.height == 0:
         raise ImageError(f"{name} has no pixels: it is {image.height}x{image.width} (height x width)")
@@ -250,7 +250,7 @@ def _pixels(image: Image.Image, opacity: bool, path: Path | str) -> NDArray[np.u
 
 
 def _to_srgb(image: Image.Image, opacity: bool, path: Path | str) -> NDArray[np.uint8]:
-    """``image``, in whatever mode Pillow opened it, as ``read_image`` gives it, but not upright."""
+    """``image``, in whatever mode Pillow opened it, as ``read_image`` gives it, but not yet turned upright."""
     profile = image.info.get("icc_profile")
     # Pillow opens 16-bit PGM files, and its older versions 16-bit PNG files, in "I", its mode for 32 bits.
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):

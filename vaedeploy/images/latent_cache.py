@@ -1,6 +1,6 @@
 """``LatentCache``: the latents of a data set, which ``vaedeploy cache`` made, for training loops.
 
-Reading needs numpy and the files, and no VAE. Shards are mapped into memory, so a batch reads its own latents only.
+Reading needs numpy and the files, but no VAE. Shards are mapped into memory, so a batch reads only its own latents.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from vaedeploy.system.tensors import from_bfloat16
 from vaedeploy.values.identity import check_whole
 
 OPEN = 128
-"""Shards that are mapped at a time. Each takes a file handle, of which systems give a process 1,024 or fewer."""
+"""The most shards that are mapped at a time. Each takes a file handle, and a process may have only 1,024 or fewer."""
 
 Latent = NDArray[np.float32]
 
@@ -44,8 +44,7 @@ class CachedLatent:
     key: the picture's path below the source. mean: (C, h, w) float32; the latent itself where the VAE gives no
         distribution. std: (C, h, w) float32, or None.
     flipped: mean and std of the mirrored picture, or None where the cache has none.
-    original, resized, crop, size: what was done with the picture, see ``Fit``. Where size is less than the factor times
-        (h, w), the picture was padded.
+    original, resized, crop, size: see ``Fit``. If size is less than the factor times (h, w), the picture was padded.
     """
 
     key: str
@@ -60,7 +59,7 @@ class CachedLatent:
     def sample(self, seed: Any, *, flipped: bool = False) -> Latent:
         """A sample, mean + std * noise, (C, h, w) float32; the latent where there is no distribution.
 
-        seed: of numpy's Philox. An integer gives the noise of ``VAE.encode(image, sample=True, seed=seed)``.
+        seed: for numpy's Philox. An integer gives the noise of ``VAE.encode(image, sample=True, seed=seed)``.
         """
         if flipped and self.flipped is None:
             raise LatentError(f"{self.key} is not mirrored in this cache; make it with flip (--flip)")
@@ -78,11 +77,11 @@ class LatentCache:
         >>> len(cache), cache["cats/tom.jpg"].mean.shape
         (1000, (4, 128, 128))
 
-    path: the folder. identity: that of the VAE which must have made them, such as ``vae.manifest.vae.identity``; None
-        for any.
+    path: the folder. identity: the identity of the VAE that must have made them, such as ``vae.manifest.vae.identity``;
+        None for any.
 
-    Items are found by key or by number, 0 to len - 1; those of one size follow each other. Any number of threads may
-    use one cache. It is pickled by its path, so that workers of a data loader open it anew.
+    Items are found by key or by number, 0 to len - 1; those of one size are adjacent. Any number of threads may use one
+    cache. It is pickled by its path, so that data loader workers open it anew.
 
     Raises LatentError for a folder without a cache, one that is not finished, and latents of another VAE; on access,
     for shards that are missing, broken or of another cache, and KeyError for a key that is not there.
@@ -129,7 +128,7 @@ class LatentCache:
 
     @property
     def shards(self) -> list[list[int]]:
-        """The numbers of the pictures of each shard; they have one size."""
+        """The numbers of the pictures in each shard, which have one size."""
         found: list[list[int]] = [[] for _ in self._index.shards]
         for number, item in enumerate(self._index.items):
             found[item.shard].append(number)
@@ -137,7 +136,7 @@ class LatentCache:
 
     @cached_property
     def buckets(self) -> dict[Size, list[int]]:
-        """(H, W) of the pictures with padding -> the numbers of the pictures of that size."""
+        """(H, W) of the padded pictures -> the numbers of the pictures of that size."""
         found: dict[Size, list[int]] = {}
         for number, item in enumerate(self._index.items):
             found.setdefault(self._index.shards[item.shard].size, []).append(number)
@@ -173,7 +172,7 @@ class LatentCache:
         return (self[number] for number in numbers)
 
     def batches(self, count: int, *, seed: int, epoch: int = 0, drop_last: bool = False) -> list[list[int]]:
-        """Numbers of pictures in batches of one size each, all in an order that follows from seed and epoch.
+        """Numbers of pictures in batches of one size each, in an order that follows from seed and epoch.
 
         count: pictures in a batch. The last batch of a size has fewer, or is left out with ``drop_last``.
         """
@@ -186,7 +185,7 @@ class LatentCache:
         return [kept[place] for place in rng.permutation(len(kept))]
 
     def dataset(self, *, seed: int, flip: bool = False) -> LatentDataset:
-        """The cache as a data set of PyTorch's, see ``LatentDataset``."""
+        """The cache as a PyTorch data set, see ``LatentDataset``."""
         return LatentDataset(self, seed, flip)
 
     def _sizes(self) -> str:
@@ -233,10 +232,10 @@ class LatentDataset:
         >>> loader = DataLoader(data, batch_sampler=cache.batches(8, seed=0))
 
     An item is a dict: ``latent`` (C, h, w) float32, a sample; ``key``; and ``original``, ``resized``, ``crop`` and
-    ``size`` as (2,) int64, which models such as SDXL are told. The loader makes tensors of the arrays.
+    ``size`` as (2,) int64, which models such as SDXL take. The loader converts the arrays to tensors.
 
-    The sample, and with ``flip`` whether it is of the mirrored picture, follow from seed, epoch and number, and so do
-    not depend on the workers of the loader.
+    The sample, and with ``flip`` whether it is the mirrored picture's, follow from seed, epoch and number, not from the
+    loader's workers.
     """
 
     def __init__(self, cache: LatentCache, seed: int, flip: bool = False) -> None:

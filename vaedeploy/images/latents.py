@@ -1,4 +1,4 @@
-"""Latent files: safetensors files with a latent and what is known of the VAE that made it."""
+"""Latent files: safetensors files with a latent, and what is known about the VAE that made it."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ LATENT_KEY = "latent"
 """The name of the latent's tensor in a latent file."""
 
 LISTED = 3
-"""How many of a file's tensors a message names."""
+"""How many of a file's tensors a message lists."""
 
 FLOATS: dict[str, np.dtype[Any]] = {"F16": np.dtype("<f2"), "F32": np.dtype("<f4"), "F64": np.dtype("<f8")}
-"""The types that a latent has in a file, as safetensors names them."""
+"""The types that a latent may have in a file, by safetensors' names."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ class LatentFile:
     size: tuple[int, int] | None = None
 
     def told_apart(self, identity: str, name: str, spec: LatentSpec) -> str | None:
-        """A sentence that says that another VAE than the one of this identity, name and contract made the latent, and
-        how their contracts differ; None where this one made it, or the file does not say.
+        """A sentence that says that a VAE other than the one of this identity, name and contract made the latent, and
+        how their contracts differ; None if this VAE made it, or the file does not say.
         """
         if self.vae_identity in (None, identity):
             return None
@@ -96,7 +96,7 @@ def _check_names(name: Path | str, names: Iterable[str]) -> None:
         first = sorted(names)
         others = f" and {len(first) - LISTED} more" if len(first) > LISTED else ""
         raise LatentError(
-            f"{name} has no tensor {LATENT_KEY!r}, and so is no latent file; it has "
+            f"{name} has no tensor {LATENT_KEY!r}, so it is not a latent file; it has "
             f"{', '.join(first[:LISTED]) or 'none'}{others}"
         )
 

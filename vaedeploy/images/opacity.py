@@ -1,7 +1,7 @@
-"""Images with opacity: adding it, and what is seen of such an image in front of something.
+"""Images with opacity: adding it, and how such an image looks in front of something.
 
-An image with opacity is (H, W, 4) uint8: RGB, which opacity has not been multiplied into, and opacity from 0, which is
-transparent, to 255. Its transparent pixels have a colour too, which is not seen and which VAEs encode all the same.
+An image with opacity is (H, W, 4) uint8: RGB, not premultiplied, and opacity from 0, which is transparent, to 255. Its
+transparent pixels have colours too, which are not seen but which VAEs encode.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ SQUARE = 8
 """Side, in pixels, of a checkerboard's squares."""
 
 BOARD = (255, 204)
-"""The two greys of a checkerboard, which stands for what is behind a transparent picture."""
+"""The two greys of the checkerboard behind a transparent picture."""
 
 CLEAR = 0.25
-"""How far, as a share of the width, a verification mask begins before an image's left border and ends after its right
-one: a sixth of the image on the left is transparent, and as much on the right is opaque.
+"""How far, as a share of the width, a verification mask's range goes beyond an image's left and right borders: a sixth
+of the image on the left is transparent, and as much on the right is opaque.
 """
 
 
@@ -47,12 +47,12 @@ def with_opacity(pixels: Pixels, opacity: Pixels | int = OPAQUE) -> Pixels:
 
 
 def is_opaque(pixels: Pixels) -> bool:
-    """Whether nothing of an image can be seen through."""
+    """Whether an image is opaque everywhere."""
     return not has_opacity(pixels) or bool((pixels[..., RGB] == OPAQUE).all())
 
 
 def verification_mask(height: int, width: int) -> Pixels:
-    """The opacity, (height, width), that photographs get which VAEs with opacity are verified on.
+    """The opacity, (height, width), of photographs on which VAEs with opacity are verified.
 
     From left to right, opacity grows evenly: a sixth of the image is transparent, with the photograph's colours hidden
     under it, and a sixth is opaque. In the middle, an opaque ellipse of half the height and half the width has a hard
@@ -67,39 +67,39 @@ def verification_mask(height: int, width: int) -> Pixels:
 
 
 def on_white(pixels: Pixels) -> Pixels:
-    """What is seen of an image, (..., H, W, N), in front of white: (..., H, W, 3). One without opacity stays."""
+    """An image, (..., H, W, N), as it looks in front of white: (..., H, W, 3). One without opacity is unchanged."""
     return _in_front_of(pixels, np.float32(WHITE))
 
 
 def check_background(background: Color | None, rgba: bool) -> None:
-    """Raise InputError for a ``background`` where images keep their opacity (``rgba``), and so have no use for it."""
+    """Raise InputError for a ``background`` if images keep their opacity (``rgba``), where it is useless."""
     if background is not None and rgba:
         raise InputError("background is for VAEs of RGB images, and images have opacity here; leave it out")
 
 
 def flattened(pixels: Pixels, background: Color | None, name: Path | str) -> Pixels:
-    """What is seen of an image, (..., H, W, N), in front of ``background``: (..., H, W, 3). One without opacity stays.
+    """An image (..., H, W, N) as it looks in front of ``background``: (..., H, W, 3). One without opacity is unchanged.
 
     Raises ImageError, which calls the image ``name``, where it has transparent pixels and there is no background.
     """
     if background is None and not is_opaque(pixels):
         raise ImageError(
-            f"{name} has transparent pixels, whose colour depends on what is behind. Say it with --background, such as "
+            f"{name} has transparent pixels, whose colour depends on what is behind. Set it with --background, such as "
             "--background white, or flatten the picture first"
         )
     return _in_front_of(pixels, np.array(background or (WHITE,) * 3, np.float32))
 
 
 def as_seen(pixels: Pixels) -> Pixels:
-    """What of an image counts when it is compared with another: colours in front of white, and opacity as a channel of
-    its own, (..., H, W, N). Colours that nobody sees do not count. One without opacity stays as it is.
+    """An image as it counts in a comparison: colours in front of white, and opacity as a separate channel, (..., H, W,
+    N). Colours that nobody sees do not count. An image without opacity is unchanged.
     """
     return with_opacity(on_white(pixels), pixels[..., RGB]) if has_opacity(pixels) else pixels
 
 
 def on_checkerboard(pixels: Pixels) -> Pixels:
     """An image (H, W, N) in front of a checkerboard, (H, W, 3), so that a person sees what is transparent. One without
-    opacity stays as it is.
+    opacity is unchanged.
     """
     rows, columns = (np.arange(side) // SQUARE for side in pixels.shape[:2])
     board = np.where((rows[:, None] + columns) % 2, *map(np.float32, reversed(BOARD)))

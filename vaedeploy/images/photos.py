@@ -1,4 +1,4 @@
-"""The photographs that a VAE is verified on, and crops of them."""
+"""The photographs on which a VAE is verified, and crops of them."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ SAMPLES = ("astronaut", "coffee", "chelsea")
 log = logging.getLogger(__name__)
 
 MOST = 9
-"""How many photographs of a folder are read at most: the number of batch items in all verification shapes together,
-so that each photograph is used at least once.
+"""The most photographs of a folder that are read: the number of items in all verification shapes together, so that each
+photograph is used at least once.
 """
 
 
 def load_photos(folder: str | Path | None = None, channels: int = RGB) -> list[Photo]:
     """The first ``MOST`` photographs in ``folder``, in the order of their names, each (H, W, 3) uint8.
 
-    channels: of the images of the VAE that they are for. With 4, a picture that can be seen through anywhere is
-    (H, W, 4); ``crop_batch`` gives opacity to the others.
+    channels: those of the VAE's images. With 4, a picture that is transparent anywhere is (H, W, 4); ``crop_batch``
+    gives opacity to the others.
 
-    Without ``folder``, the ``SAMPLES`` of scikit-image. Files that cannot be read, which for ``channels`` of 3 are
-    transparent ones too, are left out with a warning in the log. Raises ImageError if the folder does not exist, has no
-    image files, or none that can be read.
+    Without ``folder``, the ``SAMPLES`` of scikit-image. Files that cannot be read, and for 3 ``channels`` transparent
+    ones, are left out with a logged warning. Raises ImageError if the folder does not exist, has no image files, or
+    none that can be read.
     """
     if folder is None:
         import skimage.data
@@ -62,15 +62,15 @@ def load_photos(folder: str | Path | None = None, channels: int = RGB) -> list[P
 
 
 def none_left(failures: Sequence[str]) -> str:
-    """What to say where each picture failed. failures: a sentence for each."""
+    """The message if every picture failed. failures: a sentence for each."""
     if len(failures) == 1:
         return failures[0]
     return "\n  ".join((f"none of {len(failures)} pictures can be used:", *failures))
 
 
 def photo_files(folder: str | Path) -> list[Path]:
-    """The image files in ``folder``, sorted by name, or itself where it is a file. Raises ImageError if it does not
-    exist or has no image files.
+    """The image files in ``folder``, sorted by name, or ``folder`` itself if it is a file. Raises ImageError if it does
+    not exist or has no image files.
     """
     if Path(folder).is_file():
         return [Path(folder)]
@@ -86,10 +86,10 @@ def photo_files(folder: str | Path) -> list[Path]:
 
 
 def image_files(given: str | Path | Sequence[str | Path]) -> list[Path]:
-    """Image files, and those in folders: of one path, or of each in a list.
+    """Image files, and those in folders, from one path or a list of paths.
 
-    Raises InputError for an empty list, for one with something else in it, and for a file given twice, and ImageError
-    for a file that is not there and for what ``photo_files`` refuses.
+    Raises InputError for an empty list, one with something else in it, and a file given twice, and ImageError for a
+    missing file and for what ``photo_files`` refuses.
     """
     if isinstance(given, str | Path):
         return photo_files(given)
@@ -108,7 +108,7 @@ def image_files(given: str | Path | Sequence[str | Path]) -> list[Path]:
 
 
 def _about_spaces(file: Path) -> str:
-    """What to do where a shell has cut the name of a file at a space."""
+    """What to do if a shell has split a file's name at a space."""
     cut = file.parent.is_dir() and any(other.name.startswith(f"{file.name} ") for other in file.parent.iterdir())
     return "; put a name with spaces in it into quotes" if cut else ""
 
@@ -126,8 +126,8 @@ def crop_middle(photo: Photo, factor: int, most: int) -> Photo:
 def shrink_middle(photo: Photo, factor: int, most: int) -> Photo:
     """The middle of a photograph (H, W, N) that is shrunk first, so that its shorter side is ``most``.
 
-    What it shows, such as a face, is then not cut off. A smaller photograph is not enlarged. The sides are those of
-    ``crop_middle``.
+    That keeps what it shows, such as a face, in the picture. A smaller photograph is not enlarged. The sides are those
+    of ``crop_middle``.
     """
     if min(photo.shape[:2]) > most:
         photo = _covering(photo, most, most)
@@ -150,7 +150,7 @@ def crop_batch(
 
 
 def full_sizes(photos: list[Photo], batch: int, first: int = 0) -> tuple[tuple[int, int], ...]:
-    """(height, width) of the photographs that the items of a ``crop_batch`` are the middles of."""
+    """(height, width) of the photographs from which ``crop_batch`` takes its items."""
     chosen = (photos[i % len(photos)] for i in range(first, first + batch))
     return tuple((photo.shape[0], photo.shape[1]) for photo in chosen)
 

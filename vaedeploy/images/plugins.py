@@ -16,9 +16,9 @@ from vaedeploy.system.installs import pip_install
 
 @dataclass(frozen=True)
 class Plugin:
-    """A plugin of Pillow. name: of the format, for people. package: what pip installs. module: what is imported.
+    """A Pillow plugin. name: the format's, for people. package: what pip installs. module: what is imported.
 
-    register: the module's function that tells Pillow of it; None where importing does. suffixes: of its files.
+    register: the module's function that registers it with Pillow; None where importing does. suffixes: its files'.
     """
 
     name: str
@@ -67,7 +67,7 @@ def _registers(form: str, plugin: Plugin) -> bool:
         module: Any = import_module(plugin.module)
         if plugin.register is not None:
             getattr(module, plugin.register)()
-    except (ImportError, AttributeError, OSError):  # it is not there, or its library is not
+    except (ImportError, AttributeError, OSError):  # it, or its library, is missing
         return False
     return form in Image.OPEN
 
@@ -78,9 +78,9 @@ def format_names() -> list[str]:
 
 
 def plugin_message(source: Path | IO[bytes], name: Path | str) -> str | None:
-    """Why a file that Pillow could not open or decode was not read, as a message; None where it is of no plugin.
+    """A message on why Pillow could not open or decode a file; None if the file is not a plugin's.
 
-    What the plugins say themselves is about how they were built, or about boxes of the format.
+    The plugins' own messages are about how they were built, or about boxes of the format.
     """
     if isinstance(source, Path):
         with source.open("rb") as file:

@@ -1,9 +1,7 @@
-"""Pictures brought to the sizes that diffusion models are trained at.
+"""Pictures brought to the sizes at which diffusion models are trained.
 
 A ``Sizing`` says to which: aspect buckets of one area, one size, or each picture's own. A ``Fit`` is what is done with
-one
-picture: it is resized by Lanczos so that it covers the size, and what is too long is cropped. Sizes are (H, W) in
-pixels.
+one picture: it is resized by Lanczos to cover the size, and cropped where it is too long. Sizes are (H, W) in pixels.
 """
 
 from __future__ import annotations
@@ -30,8 +28,8 @@ Crop = Literal["center", "corner", "random"]
 class Fit(msgspec.Struct, frozen=True):
     """What is done with a picture, in this order; all are (height, width) or (top, left) in pixels.
 
-    original: its size, upright. resized: to which it is resized. crop: the place of the piece that is cut out of that.
-    size: of that piece, which is encoded.
+    original: its size, upright. resized: the size to which it is resized. crop: the place of the piece that is cut out
+    of that. size: that of the piece, which is encoded.
     """
 
     original: Size
@@ -43,7 +41,7 @@ class Fit(msgspec.Struct, frozen=True):
 def bucket_table(side: int, step: int) -> list[Size]:
     """Sizes of at most side x side pixels whose sides are multiples of ``step``, from 1:4 to 4:1; sorted by width.
 
-    It is the table that kohya's sd-scripts make of the resolution ``side``, ``min_bucket_reso`` side / 2,
+    It is the table that kohya's sd-scripts makes for the resolution ``side``, ``min_bucket_reso`` side / 2,
     ``max_bucket_reso`` side * 2 and ``bucket_reso_steps`` step.
     """
     square = side // step * step
@@ -61,9 +59,9 @@ def bucket_table(side: int, step: int) -> list[Size]:
 class Sizing:
     """How pictures are brought to size.
 
-    buckets: pixels along the side of the square whose area all sizes have, see ``bucket_table``.
-    size: one for all. Where both are None, pictures keep their sizes.
-    step: of the sizes of ``buckets``, in pixels. crop: where. seed: of random crops.
+    buckets: the side, in pixels, of the square whose area no size exceeds, see ``bucket_table``. size: one for all. If
+    both are None, pictures keep their sizes. step: that of the sizes of ``buckets``, in pixels. crop: where to crop.
+    seed: for random crops.
 
     Raises InputError for sizes that ``rule`` does not allow.
     """
@@ -97,7 +95,7 @@ class Sizing:
 
     @cached_property
     def table(self) -> list[Size] | None:
-        """All sizes that pictures are brought to; None where they keep theirs."""
+        """All sizes to which pictures are brought; None if they keep theirs."""
         if self.buckets is not None:
             return bucket_table(self.buckets, self.step_of_buckets)
         return None if self.size is None else [self.size]
@@ -109,7 +107,7 @@ class Sizing:
     def fit(self, key: str, original: Size) -> Fit:
         """What is done with the picture ``key``, whose size is ``original``.
 
-        Of the table, it is given its own size, or that of the most similar ratio of width to height.
+        From the table it gets its own size, or the one with the most similar ratio of width to height.
         """
         if self.table is None:
             return Fit(original, original, (0, 0), original)
@@ -117,7 +115,7 @@ class Sizing:
         size = original
         if original not in self.table:
             size = self.table[int(np.abs(self._ratios - width / height).argmin())]
-        # Comparing products keeps whole numbers: the side that fits exactly must not be rounded.
+        # Comparing products keeps whole numbers: a side that fits exactly must not be rounded.
         if width * size[0] > size[1] * height:
             resized = (size[0], max(size[1], int(width * (size[0] / height) + 0.5)))
         else:
@@ -136,15 +134,15 @@ class Sizing:
         return top % (spare[0] + 1), left % (spare[1] + 1)
 
     def shard_size(self, fit: Fit) -> Size:
-        """The size of the picture with its padding: what its shard is of."""
+        """The size of the padded picture, by which it is put into a shard."""
         return self.rule.padded(*fit.size)
 
 
 def fitted(pixels: NDArray[np.uint8], fit: Fit) -> NDArray[np.uint8]:
     """A picture (H, W, N) uint8 brought to ``fit.size``.
 
-    Only the piece that is kept is resized, so that a picture of 1 x 100,000 pixels takes no more memory than another.
-    Colours are weighted by opacity where there is any: transparent pixels do not bleed into others.
+    Only the kept piece is resized, so that a picture of 1 x 100,000 pixels takes no more memory than another. Colours
+    are weighted by opacity, if any, so that transparent pixels do not bleed into others.
     """
     if fit.resized == fit.original == fit.size:
         return pixels

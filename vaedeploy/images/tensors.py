@@ -15,8 +15,8 @@ from vaedeploy.system.oserrors import reason
 
 @contextmanager
 def tensors_of(path: Path, missing: str) -> Iterator[Any]:
-    """Context with the open file ``path``. Raises LatentError where the file, or what is asked of it within the
-    context, cannot be read; ``missing`` is what the error says of a file that is not there.
+    """Context with the open file ``path``. Raises LatentError if the file, or what is read from it within the context,
+    cannot be read; ``missing`` is the error's message for a missing file.
     """
     try:
         with faults_told(path), safetensors.safe_open(path, framework="numpy") as file:
@@ -29,7 +29,7 @@ def tensors_of(path: Path, missing: str) -> Iterator[Any]:
 
 @contextmanager
 def faults_told(name: Path | str) -> Iterator[None]:
-    """Context in which the content that is called ``name`` is read. Raises LatentError for one that is damaged."""
+    """Context in which content called ``name`` is read. Raises LatentError if it is damaged."""
     try:
         yield
     except safetensors.SafetensorError as error:

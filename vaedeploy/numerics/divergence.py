@@ -2,8 +2,8 @@
 
 Rewrites keep the names of the tensors that they do not remove, so a tensor of the candidate is compared with the
 reference's tensor of the same name. Both graphs are joined into one, in which each tensor is followed at once by its
-counterpart and by the reductions that compare them: only numbers leave ONNX Runtime, and a tensor is freed as soon as
-its last reader is done. The memory is therefore that of two runs, however many tensors there are.
+counterpart and the reductions that compare them: only numbers leave ONNX Runtime, and a tensor is freed after its last
+reader. The memory is therefore that of two runs, however many tensors there are.
 
 With t the reference's tensor, c the candidate's, and e the exponent with which the candidate stores it (see
 ``rewrite.rescale``; 0 unless given), c is compared with u = t * 2^e, which loses no digit of t:
@@ -40,7 +40,7 @@ __all__ = ["Difference", "measure_differences"]
 FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 STEPS = ("Round", "Floor", "Ceil")
-"""Operators that turn the smallest error into a whole level: nothing that depends on their results is compared."""
+"""Operators that turn the smallest error into a whole level. Nothing that depends on their results is compared."""
 
 ERROR, SIZE, HIGHEST, LOWEST, BROKEN = range(5)
 """Positions of the numbers that compare two tensors: |c - u|^2, |u|^2, max u, min u, and the share of c that is not
@@ -171,7 +171,7 @@ def _pair(reference: ir.Model, candidate: ir.Model) -> list[_Pair]:
 
 
 def _walk_back(value: ir.Value, stops: set[ir.Value]) -> Iterator[ir.Value]:
-    """All tensors that ``value`` is made from, back to ``stops`` and including them."""
+    """All tensors from which ``value`` is made, back to ``stops`` and including them."""
     seen: set[ir.Value] = set()
     node = value.producer()
     waiting = [v for v in node.inputs if v is not None] if node else []

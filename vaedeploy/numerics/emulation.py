@@ -41,7 +41,7 @@ EXACT = frozenset(
     | {"SequenceEmpty", "SequenceInsert", "SequenceAt", "ConcatFromSequence", "Loop", "If"}
     | {"Relu", "Neg", "Abs", "Max", "Min", "Clip", "MaxPool"}
 )
-"""Operators whose results are numbers that they read, up to the sign, so that there is nothing to round."""
+"""Operators whose results are numbers that they read, up to the sign, so there is nothing to round."""
 
 
 def emulating_model(model: ir.Model) -> ir.Model:
@@ -84,7 +84,7 @@ def save_emulating(model: ir.Model, path: Path) -> None:
 
 
 def emulate(model: ir.Model, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """Run a half-precision ``model`` on the CPU as a GPU would: ``feeds`` by input name -> outputs by name.
+    """Run a half-precision ``model`` on the CPU as on a GPU: ``feeds`` by input name -> outputs by name.
 
     Arrays for half-precision inputs are rounded; half-precision outputs come back as float32. The emulating model is
     written in float32 to a temporary folder, so that its weights are in memory only once.
@@ -95,7 +95,7 @@ def emulate(model: ir.Model, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDA
 
 
 def emulate_each(model: ir.Model, sets: Sequence[Mapping[str, NDArray[Any]]]) -> list[dict[str, NDArray[Any]]]:
-    """Do as ``emulate`` for several sets of feeds, with one session."""
+    """``emulate`` for several sets of feeds, with one session."""
     floats = {value.name for value in model.graph.inputs if value.dtype in (*LOWER_TYPES, FLOAT)}
     with tempfile.TemporaryDirectory(prefix="vaedeploy-") as folder:
         path = Path(folder) / "model.onnx"

@@ -1,8 +1,8 @@
 """Runs PyTorch modules in float64 with little memory and time.
 
 Convolutions run in strips (3x3 ones by ``winograd``). Group normalisation, SiLU and upsampling before a 3x3 convolution
-are computed strip by strip as well, when the convolution asks for a strip, so that none of their results is ever whole
-in memory. Everything else is computed by PyTorch.
+are computed strip by strip as well, when the convolution asks for a strip, so that their results are never whole in
+memory. Everything else is computed by PyTorch.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ in float32.
 
 
 def call_in_float64(module: Callable[[Tensor], Any], x: Tensor) -> tuple[Tensor, ...]:
-    """The outputs, one or several, of ``module``, whose weights are float32, for ``x`` when it computes in float64.
+    """The outputs, one or several, of ``module``, whose weights are float32, computed in float64 for ``x``.
 
     Each float32 tensor is widened before an operation reads it, which is exact, so the module is neither copied nor
     changed. A module that changes tensors in place is copied after all, and runs PyTorch's own operations.
@@ -46,8 +46,8 @@ def call_in_float64(module: Callable[[Tensor], Any], x: Tensor) -> tuple[Tensor,
 
 
 WORTHWHILE = 2048
-"""Least number of pixels in a batch for ``winograd``: from there on, transforming a kernel of 512 x 512 channels costs
-less time than it saves.
+"""The fewest pixels in a batch for ``winograd``: from there on, transforming a kernel of 512 x 512 channels takes less
+time than it saves.
 """
 
 
@@ -119,7 +119,7 @@ def _is_rounded(value: Any) -> bool:
 
 
 class _Deferred(Tensor):
-    """A (B, C, H, W) float64 tensor whose rows are computed when they are asked for."""
+    """A (B, C, H, W) float64 tensor whose rows are computed on request."""
 
     rows: Rows
 
@@ -143,7 +143,7 @@ class _Deferred(Tensor):
             return _Deferred.of(self.shape, lambda item, first, last: func(self.rows(item, first, last)))
 
     def whole(self) -> Tensor:
-        """The plain tensor, all of its rows computed."""
+        """The plain tensor, with all rows computed."""
         with torch._C.DisableTorchFunction():
             batch, _, height, _ = self.shape
             return torch.stack([self.rows(item, 0, height) for item in range(batch)])

@@ -119,7 +119,7 @@ def _share_out(strips: _Strips, tops: list[tuple[int, int]], depth: int) -> None
 
 @functools.cache
 def _pool(threads: int) -> ThreadPoolExecutor:
-    """Threads that are kept for later convolutions: each new thread would make the allocator keep some more memory."""
+    """Threads that are kept for later convolutions: with each new thread the allocator would keep more memory."""
     return ThreadPoolExecutor(threads, "winograd", torch.set_num_threads, (1,))
 
 

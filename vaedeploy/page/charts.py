@@ -17,7 +17,7 @@ LEFT, RIGHT, TOP, BOTTOM = 48, 12, 12, 44
 """Margins around the lines, in user units. They hold the labels."""
 
 STEP, MOST_STEPS = 25, 6
-"""The distance between the labels of detail, in %, or a multiple of it so that there are no more labels than that."""
+"""The distance between the labels of detail, in %; a multiple of it where there would be too many labels."""
 
 
 class Tick(msgspec.Struct, frozen=True):
@@ -36,7 +36,7 @@ class Dot(msgspec.Struct, frozen=True):
 
 
 class Mark(msgspec.Struct, frozen=True):
-    """A stretch of the horizontal axis, from one x to another, with a label."""
+    """A labelled stretch of the horizontal axis, from one x to another."""
 
     start: float
     end: float
@@ -44,7 +44,7 @@ class Mark(msgspec.Struct, frozen=True):
 
 
 class Line(msgspec.Struct, frozen=True):
-    """The line of one candidate, by its name. figure: what it comes to, for the legend."""
+    """The line of one candidate, by its name. figure: its summary in the legend."""
 
     name: str
     dots: tuple[Dot, ...]
@@ -70,9 +70,9 @@ class Chart(msgspec.Struct, frozen=True):
 
 
 def spectrum_chart(candidates: Sequence[Candidate]) -> Chart:
-    """The chart of how strong the candidates' detail of each size is, octave by octave, the finest on the left.
+    """The chart of the strength of the candidates' detail, octave by octave, the finest on the left.
 
-    What is marked are the octaves whose mean is ``Detail.fine``, the one number of fine detail.
+    The octaves whose mean is ``Detail.fine``, the one number for fine detail, are marked.
     """
     gains = [candidate.quality.detail.gains for candidate in candidates]
     bands = len(gains[0])
@@ -83,7 +83,7 @@ def spectrum_chart(candidates: Sequence[Candidate]) -> Chart:
     return Chart(
         "Detail by size",
         "How strong the detail of each size is, the finest on the left. Under 100 % it is weaker, over 100 % "
-        "stronger. Fine detail, of which words and tables tell, is the mean over the marked sizes.",
+        "stronger. The figure for fine detail is the mean over the marked sizes.",
         "size of the detail in pixels: from this to twice this",
         "strength in % of the reference",
         tuple(Tick(x(n), str(2 * 2**n)) for n in range(bands)),
@@ -93,7 +93,7 @@ def spectrum_chart(candidates: Sequence[Candidate]) -> Chart:
             Line(
                 candidate.name,
                 tuple(
-                    # What is shared is below nothing where the candidate shows the opposite.
+                    # The gain is negative where the candidate shows the opposite.
                     Dot(x(n), y(100 * max(gain, 0.0)), f"{2 * 2**n} to {4 * 2**n} pixels: {gain:.0%}")
                     for n, gain in enumerate(candidate.quality.detail.gains)
                 ),

@@ -27,14 +27,14 @@ class Cell(msgspec.Struct, frozen=True):
 
 
 MOST_UPRIGHT = 4
-"""How many rows of a table can stand as columns on a phone."""
+"""How many rows of a table fit as columns on a phone."""
 
 
 class Table(msgspec.Struct, frozen=True):
     """Rows that a reader can sort by any column. lead: a sentence on how to read it.
 
-    upright: whether each row stands as a column, under its first cell, for a table of few rows and many numbers. Such a
-    table cannot be sorted; one of the answer stands beside the first picture where there is room.
+    upright: whether each row is shown as a column, under its first cell, for a table of few rows and many numbers. Such
+    a table cannot be sorted; if it belongs to the answer, it is beside the first picture where there is room.
     """
 
     title: str
@@ -58,10 +58,11 @@ class Document(msgspec.Struct, frozen=True, eq=False):
 
     verdict: one sentence. tone: whether the verdict is good news. sentences: what else a reader must know before the
     first picture, at most a few. further: the answer in words, beside the picture where there is room. answer: its
-    tables; where a page has no tables, neither here nor in ``tables``, it is the table of its pictures. notes: what
-    the end of the page says, in small print.
-    reference: name of what the candidates are compared with, such as "photograph". opens: the names of what is left and
-    right of the line at first; None, and a picture without one of them, is the reference and the first candidate.
+    tables; a page with no tables here or in ``tables`` shows the table of its pictures. notes: the small print at the
+    end of the page.
+    reference: name of what the candidates are compared with, such as "photograph". opens: the names of the images left
+    and right of the line at first; None, or a picture without one of them, opens with the reference and the first
+    candidate.
     """
 
     title: str

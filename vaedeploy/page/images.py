@@ -1,4 +1,4 @@
-"""Images in the forms that a page embeds: data URIs, heat maps of the error, and the area where it is largest."""
+"""Images as a page embeds them: data URIs, heat maps of the error, and the area where the error is largest."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vaedeploy.images.opacity import as_seen, on_checkerboard
 from vaedeploy.quality.candidates import Pixels
 
 LOSSY = {"format": "WEBP", "quality": 90, "method": 4}
-"""How images that are viewed as a whole are compressed: so little that compression adds no visible artifacts."""
+"""Compression of images that are viewed as a whole: so weak that it adds no visible artifacts."""
 
 CROP = 64
 """Side of the worst area in pixels."""
@@ -32,7 +32,7 @@ HEAT = (
 )
 """Steps of the heat map's scale: the smallest error of each step, in 8-bit levels, and its colour.
 
-The colours are from matplotlib's ``inferno``. Its lightness only grows, so it can be read in greyscale and by
+The colours are matplotlib's ``inferno``, whose lightness only grows, so that it can be read in greyscale and by
 colour-blind people.
 """
 
@@ -82,13 +82,13 @@ def heat_map(error: NDArray[np.uint8], side: int) -> str:
 
 
 def lossless(pixels: Pixels) -> str:
-    """A data URI of the image as PNG, which changes no pixel; of one with opacity, in front of a checkerboard."""
+    """A data URI of the image as PNG, which changes no pixel. One with opacity is put in front of a checkerboard."""
     return _uri(Image.fromarray(np.ascontiguousarray(on_checkerboard(pixels))), format="PNG", optimize=True)
 
 
 def at_most(pixels: Pixels, side: int) -> str:
-    """A data URI of the image as WebP, shrunk where its longer side has more than ``side`` pixels; of one with opacity,
-    in front of a checkerboard. Where pictures lie on top of each other, none may show what is under it.
+    """A data URI of the image as WebP, shrunk if its longer side has more than ``side`` pixels. An image with opacity
+    is put in front of a checkerboard: pictures lie on top of each other, and none may show what is under it.
     """
     image = Image.fromarray(np.ascontiguousarray(pixels))
     if max(image.size) > side:

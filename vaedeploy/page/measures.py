@@ -16,8 +16,8 @@ from vaedeploy.quality.verdicts import bound_of
 class Measure(msgspec.Struct, frozen=True):
     """A metric as people read it.
 
-    value: reads the number from a ``Quality``; None where the image has no such number. form: format of the number.
-    absent: the text that stands for None.
+    value: reads the number from a ``Quality``; None where the image has no such number. form: the number's format.
+    absent: the text for None.
     """
 
     column: Column
@@ -37,7 +37,7 @@ class Measure(msgspec.Struct, frozen=True):
 
 
 def _under_and_over(metric: str, under: str, over: str) -> str:
-    """From where a percentage is called a fault: ``Under 92 is called flat, over 108 harsh.``"""
+    """Where a percentage becomes a fault: ``Under 92 is called flat, over 108 harsh.``"""
     least, most = (100 * bound_of(metric, upper=upper) for upper in (False, True))
     return f"Under {least:.0f} is called {under}, over {most:.0f} {over}."
 
@@ -175,7 +175,7 @@ DISTS = Measure(
 
 
 def perceptual_measures(pictures: tuple[Picture, ...]) -> tuple[Measure, ...]:
-    """LPIPS and DISTS, as far as they were measured of an image of a page."""
+    """LPIPS and DISTS, if they were measured for any image of a page."""
     found = [candidate.quality for picture in pictures for candidate in picture.candidates]
     return tuple(m for m in (LPIPS, DISTS) if any(m.value(quality) is not None for quality in found))
 

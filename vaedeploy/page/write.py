@@ -34,13 +34,13 @@ log = logging.getLogger(__name__)
 NAME = "index.html"
 
 MOST_BYTES = 5_000_000
-"""Largest size of a page, in bytes: what fits into an e-mail or a ticket."""
+"""The largest page, in bytes: it fits into an e-mail or a ticket."""
 
 LAYOUTS = ((1024, 24), (768, 24), (512, 24), (384, 24), (256, 24), (256, 12), (256, 6))
 """Layouts, each (longer side of an image in the page, in pixels; number of images shown). The first that fits is taken.
 
-A picture that was cut for a comparison has at most 1024, so it can be looked at pixel by pixel. Images that are not
-shown are linked.
+A picture that was cut for a comparison has at most 1024, so it can be viewed pixel by pixel. Images that are not shown
+are linked.
 """
 
 MAP_SIDE = 384
@@ -59,7 +59,7 @@ class _Layer(msgspec.Struct, frozen=True):
 
 
 class _Closer(msgspec.Struct, frozen=True):
-    """A closer look at a candidate: its worst area, beside the reference's, and its heat map.
+    """A closer look at a candidate: its worst area beside the reference's, and its heat map.
 
     largest: its largest error, in 8-bit levels.
     """
@@ -75,9 +75,9 @@ class _Closer(msgspec.Struct, frozen=True):
 
 
 class _Scene(msgspec.Struct, frozen=True):
-    """A ``Picture`` with all that the template shows of it. opens: which layers are left and right at first.
+    """A ``Picture`` with everything that the template shows of it. opens: the layers that are left and right at first.
 
-    cut: what part of a picture it is; None where it is all of it.
+    cut: the part of a picture that it is; None for a whole picture.
     """
 
     name: str
@@ -91,7 +91,7 @@ class _Scene(msgspec.Struct, frozen=True):
 
 
 def check_folder(folder: str | Path) -> None:
-    """Raise OutputError where ``write_page`` could not write into ``folder``, before the work that leads to a page.
+    """Raise OutputError if ``write_page`` could not write into ``folder``, to be called before the work for a page.
 
     It tries to make the folder and to write into it, and leaves nothing behind.
     """
@@ -105,10 +105,9 @@ def check_folder(folder: str | Path) -> None:
 def write_page(document: Document, folder: str | Path, result: object = None) -> Path:
     """Write ``index.html`` into ``folder``, which is created if it is missing. Returns the path of the file.
 
-    The page is to stay under 5 MB; if it cannot, a warning is logged. Where it cannot hold every image at full size,
-    all images are also written as PNG into ``pictures`` beside it, and linked; where there are very many, it shows
-    those that are furthest from their reference. Raises PageError, which carries ``result``, where ``folder`` cannot be
-    written to.
+    The page stays under 5 MB if it can; otherwise a warning is logged. If it cannot hold every image at full size, all
+    images are also written as PNG into ``pictures`` beside it, and linked; if there are very many, it shows those
+    furthest from their reference. Raises PageError, which carries ``result``, where ``folder`` cannot be written to.
     """
     folder = Path(folder)
     for side, shown in LAYOUTS:
@@ -117,7 +116,7 @@ def write_page(document: Document, folder: str | Path, result: object = None) ->
             break
     else:
         log.warning(
-            "the page in %s has %.1f MB, more than the %.0f that are aimed at",
+            "the page in %s has %.1f MB, more than the %.0f that it should have",
             folder,
             *(n / 1e6 for n in (len(page), MOST_BYTES)),
         )
@@ -173,7 +172,7 @@ def _render(document: Document, side: int, shown: int) -> bytes:
 
 
 def _pieces(text: str) -> list[str]:
-    """The text in the pieces between which a line may end, so that ``decoder.up_blocks.3`` is broken at a point."""
+    """The text in pieces between which a line may break, so that ``decoder.up_blocks.3`` breaks at a point."""
     return re.split(r"(?<=[a-z]\.)(?=\w)", text)
 
 
@@ -216,7 +215,7 @@ def _closer(picture: Picture, candidate: Candidate, side: int) -> _Closer:
 
 
 def _has_files(document: Document, side: int, shown: int) -> bool:
-    """Whether the page leaves out or shrinks an image, so that the full-size ones are written beside it."""
+    """Whether the page leaves out or shrinks an image, so that full-size ones are written beside it."""
     return len(document.pictures) > shown or any(max(picture.reference.shape) > side for picture in document.pictures)
 
 

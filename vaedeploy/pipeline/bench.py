@@ -31,10 +31,10 @@ class Timing(msgspec.Struct, frozen=True):
     """How long whole calls of one half take on one backend, with arrays in the host's memory.
 
     batch, height, width: items, and pixels; all 0 where the backend could not be opened.
-    ms, least_ms, most_ms: the median, the least and the most over all rounds, in milliseconds per call.
-    floor_ms: milliseconds that the hardware needs at least. That is the longer of two times: the half's operations at
-        the rate of a large matrix product in that precision, and its weights, input and output at the rate of a large
-        copy. None where no ceiling was measured for that precision.
+    ms, least_ms, most_ms: the median, the least and the most over all rounds, in milliseconds per call. floor_ms: the
+        least milliseconds that the hardware needs: the longer of the half's operations at the rate of a large matrix
+        product in that precision, and its weights, input and output at the rate of a large copy. None where no ceiling
+        was measured for that precision.
     problem: why there are no figures; None where there are.
     """
 
@@ -83,10 +83,10 @@ def bench_bundle(
 
     backends: the names of the backends to time, such as "onnxruntime-cpu", or with the precision to compute in, such as
         "openvino:bf16"; by default, all that work here, and OpenVINO in bf16 too where the CPU has it.
-    sizes: (height, width) in pixels. batches: how many items a call has. Each size is timed with each batch.
+    sizes: (height, width) in pixels. batches: items per call. Each size is timed with each batch.
     rounds: how many times each backend has its turn.
     device: the number of the CUDA device.
-    progress: is told how many halves and sizes are done, see ``Progress``.
+    progress: reports how many halves and sizes are done, see ``Progress``.
 
     Where one of several backends cannot run the bundle or a size, ``Timing.problem`` says why.
 
@@ -159,7 +159,7 @@ class _Way(NamedTuple):
 
 
 def _choose(bundle: Bundle, backends: Sequence[str], device: int) -> list[_Way]:
-    """``backends``, or by default all that work here and, if they run engines, have some in the bundle."""
+    """``backends``, or by default all that work here; those that run engines only if the bundle has some."""
     if backends:
         return list(dict.fromkeys(map(_way, backends)))
     built = {info.identity.backend for info in bundle.manifest.engines.values()}
@@ -228,8 +228,8 @@ def _precision(bundle: Bundle, backend: str) -> Precision:
 def _floor(
     bundle: Bundle, part: Part, size: tuple[int, int, int], ceilings: Ceilings | None, precision: Precision
 ) -> float | None:
-    """``Timing.floor_ms``, in seconds. Operations are counted in the portable graph, so that those which a rewrite
-    saves count in its favour.
+    """``Timing.floor_ms``, in seconds. Operations are counted in the portable graph, so that those that a rewrite saves
+    count in its favour.
     """
     if ceilings is None or precision not in ceilings.product:
         return None

@@ -51,15 +51,15 @@ def build_engines(
 
     >>> bundle = vd.build_engines("mse840k", ["rtx4090"])
 
-    Returns the bundle with its engines. Neither PyTorch nor the weights are needed. An engine has no verification until
-    it was run on its GPU, see ``verify_bundle``.
+    Returns the bundle with its engines. Neither PyTorch nor the weights are needed. An engine is unverified until
+    ``verify_bundle`` has run it on its GPU.
 
     profiles: names, as ``vd.profiles`` lists them.
-    backend: builds the engines instead of the backend that each profile names.
+    backend: the one to build with, instead of the one that each profile names.
     folder: where profiles of your own are, besides those of the package.
-    force: build engines again that are in the bundle already. Without that, an engine with the same identity is kept.
+    force: also rebuild engines that are in the bundle already. Without it, an engine with the same identity is kept.
         Either way, engines that several profiles have in common are built once.
-    progress: is told how far each build is, see ``Progress``.
+    progress: reports how far each build is, see ``Progress``.
 
     Raises InputError for no profiles or an unknown backend, ProfileError for a profile that does not exist or does not
     suit the VAE or the backend, OutputError where the bundle cannot be written to, and BackendError where the backend
@@ -113,7 +113,7 @@ def _of_factor(job: Job, factor: int) -> Job:
 @dataclass
 class _Builds:
     """Builds engines into one bundle, while ``edit_bundle`` holds the right to write to it. Each graph for TensorRT is
-    made once, and of engines with equal identities one is built.
+    made once, and engines with equal identities are built once.
 
     graphs: (part, precision, largest sizes) -> the graph's file, and the sha256 of its content.
     fresh: digests of the identities whose engines are up to date, so that ``force`` builds none of them twice.
@@ -177,7 +177,7 @@ class _Builds:
             ).graph
             path = self.edit.draft / f"{len(self.graphs)}.{part}.{precision}.onnx"
             save_form(rewritten, path, shared=False)
-            # The digest is of the file, since weights are only lowered while they are written.
+            # The digest is of the file: weights are lowered only as they are written.
             self.graphs[key] = path, content_sha256(load_graph(path, part))
         return self.graphs[key]
 
@@ -258,7 +258,7 @@ class _Builds:
 
 @contextmanager
 def naming_engine(job: Job, part: Part) -> Iterator[None]:
-    """Context that turns an OSError into a BuildError that names the engine, so that a disk which is too full for one
+    """Context that turns an OSError into a BuildError that names the engine, so that a disk that is too full for one
     engine does not stop the builds of others.
     """
     try:

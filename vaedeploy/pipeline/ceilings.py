@@ -1,4 +1,4 @@
-"""The rates that this machine cannot exceed: of matrix products and of copies, as measured here."""
+"""The rates that this machine cannot exceed, as measured here: those of matrix products and of copies."""
 
 from __future__ import annotations
 

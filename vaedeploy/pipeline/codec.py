@@ -40,7 +40,7 @@ class OtherVAEWarning(UserWarning):
 
 @dataclass(frozen=True)
 class ConvertedFile:
-    """A file that was read, the file that was written for it, and the seconds that both took with the call between."""
+    """A file that was read, the file that was written for it, and the seconds from the one to the other."""
 
     source: Path
     written: Path
@@ -87,15 +87,15 @@ def encode_files(
     vae, sample, seed, pad: see ``VAE.encode``. With ``sample``, each image draws from ``seed`` anew, so that its latent
         does not depend on which other images are in the folder.
     source: an image file, or a folder. out: a name that ends in .safetensors, or a folder, which is made if need be.
-    background: what is behind transparent images, RGB, 0 to 255. A VAE of RGBA images has no use for it.
-    progress: is told of each file with its size, and how many are done, see ``Progress``.
+    background: the colour behind transparent images, RGB, 0 to 255. A VAE of RGBA images has no use for it.
+    progress: reports each file with its size, and how many are done, see ``Progress``.
 
-    A VAE of RGBA images is given images without an alpha channel as opaque ones, and the log says so once. One of RGB
-    images refuses those that can be seen through, without a ``background`` (ImageError).
+    A VAE of RGBA images takes images without an alpha channel as opaque, and the log says so once. Without a
+    ``background``, a VAE of RGB images refuses transparent ones (ImageError).
 
     Where ``source`` is a file, its failure is raised (any VaedeployError). In a folder the other files are still
-    converted, and the failures are returned. Raises InputError for a folder without images and for a ``background``
-    without use, and OutputError for an ``out`` that cannot be written to.
+    converted, and the failures are returned. Raises InputError for a folder without images and for a useless
+    ``background``, and OutputError for an ``out`` that cannot be written to.
     """
     vae_info = vae.manifest.vae
     rgba = vae.latent.image_channels == RGBA
@@ -105,7 +105,7 @@ def encode_files(
     def encode(file: Path, target: Path) -> None:
         nonlocal said
         if file.suffix == LATENT:
-            raise ImageError(f"{file} is no image: {LATENT} files hold latents, which vaedeploy decode takes")
+            raise ImageError(f"{file} is not an image: {LATENT} files hold latents, which vaedeploy decode takes")
         image = read_image(file, opacity=True)
         if not rgba:
             image = flattened(image, background, file)
@@ -139,7 +139,7 @@ def decode_files(vae: VAE, source: Path, out: Path, *, progress: Progress = sile
     vae: decodes the latents. source: a .safetensors file that holds one latent, or a folder.
     out: an image's name, whose suffix chooses the format, or a folder, which is made if need be. RGBA images need a
         format that holds opacity: PNG, WebP or TIFF.
-    progress: is told of each file with its size, and how many are done, see ``Progress``.
+    progress: reports each file with its size, and how many are done, see ``Progress``.
 
     Warns (OtherVAEWarning) where another VAE encoded a latent. Where ``source`` is a file, its failure is raised (any
     VaedeployError). In a folder the other files are still converted, and the failures are returned. Raises InputError
@@ -149,14 +149,14 @@ def decode_files(vae: VAE, source: Path, out: Path, *, progress: Progress = sile
 
     def decode(file: Path, target: Path) -> None:
         if file.suffix != LATENT and (form := format_of(file)):
-            raise LatentError(f"{file} is an image ({form}), and no latent file; vaedeploy encode takes images")
+            raise LatentError(f"{file} is an image ({form}), not a latent file; vaedeploy encode takes images")
         read = read_latent(file)
         if len(read.latent) != 1:
             raise LatentError(
                 f"{file} holds {len(read.latent)} latents; a picture takes one. Save each to its own file"
             )
         if other := read.told_apart(vae_info.identity, vae_info.name, vae.latent):
-            # The text leaves out the file's name: Python shows equal warnings once, so a whole folder gives one.
+            # The text leaves out the file's name: Python shows equal warnings once, so a folder gives one warning.
             warnings.warn(other, OtherVAEWarning, stacklevel=2)
         height, width = (side * vae.latent.factor for side in read.latent.shape[2:])
         with _told("Decoding", source, file, read.size or (height, width), progress):
@@ -171,8 +171,8 @@ def decode_files(vae: VAE, source: Path, out: Path, *, progress: Progress = sile
 
 @contextmanager
 def _told(doing: str, source: Path, file: Path, size: tuple[int, int], progress: Progress) -> Iterator[None]:
-    """Context of the call for ``file``, an image of (H, W) pixels: a step that names it and its size. Where ``source``
-    is a folder, it is within the step of all files.
+    """Context of the call for ``file``, an image of (H, W) pixels: a step of the progress that names it and its size.
+    Where ``source`` is a folder, it is within the step for all files.
     """
     what = f"{file.name}, {size[0]}x{size[1]}"
     if source.is_dir():
@@ -187,7 +187,7 @@ def _told(doing: str, source: Path, file: Path, size: tuple[int, int], progress:
 def _check_places(source: Path, out: Path, suffixes: Iterable[str], suffix: str) -> None:
     """Raise InputError where there is no ``source``, and OutputError where ``out`` cannot be written, before any work.
 
-    suffixes: all that a written file may have. suffix: the one that files get in a folder.
+    suffixes: those that a written file may have. suffix: the one that files in a folder get.
     """
     if not source.exists():
         raise InputError(f"there is no file {source}, and no folder of that name")
@@ -211,8 +211,8 @@ def _convert(
 ) -> Converted:
     """Call ``work(source, out)``, or do so for every file of a folder.
 
-    suffixes: of the files to read. suffix: of the files to write into a folder. what: what ``progress`` is told of
-    the folder.
+    suffixes: those of the files to read. suffix: that of the files to write into a folder. what: the folder's step, for
+    ``progress``.
     """
     if source.is_dir():
         pairs = _pairs(source, out, suffixes, suffix)
@@ -261,8 +261,8 @@ def _pairs(source: Path, out: Path, suffixes: tuple[str, ...], suffix: str) -> l
 
 @contextmanager
 def _output_folder(out: Path) -> Iterator[None]:
-    """Context that makes the folder ``out``, and removes it again if nothing was written to it. Files that killed
-    processes left half-written there are removed.
+    """Context that makes the folder ``out``, and removes it again if nothing was written to it. Half-written files that
+    killed processes left there are removed.
     """
     with ExitStack() as stack:
         try:

@@ -36,7 +36,7 @@ class ExtraStatus:
 @dataclass(frozen=True)
 class Diagnosis:
     """Everything that ``vaedeploy doctor`` shows. ``packages`` maps names to versions, or to None where one is not
-    installed. ``bfloat16``: whether the CPU has instructions for it, which OpenVINO uses where it is asked to.
+    installed. ``bfloat16``: whether the CPU has instructions for it, which OpenVINO uses when asked to.
     """
 
     vaedeploy: str
@@ -75,8 +75,8 @@ def diagnose() -> Diagnosis:
 
 
 def _onnxruntime_in_use() -> str:
-    """Name and version of the ONNX Runtime package whose files were written last. Whether it has a CUDA provider tells
-    which of the two it is.
+    """Name and version of the ONNX Runtime package whose files were written last. The CUDA provider tells which of the
+    two it is.
     """
     from vaedeploy.errors import BackendError
     from vaedeploy.runtime import onnxruntime_cpu, onnxruntime_cuda

@@ -78,29 +78,29 @@ def export_vae(
     >>> bundle = vd.export_vae("mse840k", out="mse840k")
     >>> bundle = vd.export_vae("mse840k", weights="my-finetune.safetensors", out="my-finetune", precision="fp16")
 
-    vae: a preset's name, a hub repository ("owner/name"), a path to a diffusers folder or a weights file, or a
+    vae: a preset's name, a hub repository ("owner/name"), the path of a diffusers folder or a weights file, or a
         ``Reference`` made of your own modules.
     out: the folder to make; by default, one in the current directory that has the VAE's name.
     weights: other weights for the architecture of a preset or folder; scale, shift: the latent contract; revision,
         subfolder: where in the hub. See ``load_reference``.
-    name: what the bundle calls the VAE; by default a preset's name, or that of the weights' file, folder or repository.
+    name: the VAE's name in the bundle; by default the preset's, or that of the weights' file, folder or repository.
     precision: what the graphs that are run compute in: "fp32", "fp16" or "bf16". The portable graphs are always fp32.
     image_input: what the encoder takes: "float" for (B, N, H, W) float32 in [-1, 1], "uint8" for (B, H, W, N) uint8;
         N is 3 for RGB images, 4 for RGBA.
     rewrite: apply the exact rewrites, which save work and avoid overflow, and change results by rounding at most.
     forms: more forms of the graphs. "onnxruntime-cuda", in fp16 alone, has the fused operators of ONNX Runtime's CUDA
         provider. No CPU runs it: verify it on a GPU, ``verify_bundle(bundle, backend="onnxruntime-cuda")``.
-    keep_fp32: names of nodes of the portable graphs that stay in float32 in half precision, as ``bisect_bundle`` finds
+    keep_fp32: names of nodes of the portable graphs that half precision leaves in float32, as ``bisect_bundle`` finds
         them. Engines are built with them, too.
     force: replace a bundle that is at ``out``.
     verify: compare the graphs with PyTorch in float64. Without that, the bundle is marked unverified. A warning is
-        logged where the latents of the photographs have, after scaling, a standard deviation that is far from 1.
-    photos: a folder of photographs to verify on, instead of those that scikit-image carries. Those that cannot be seen
-        through get opacity where the VAE's images have it, see ``docs/verification.md``.
-    private: keep only the name of the weights' file or folder in the bundle, and not where it is.
+        logged where the standard deviation of the photographs' scaled latents is far from 1.
+    photos: a folder of photographs to verify on, instead of those that scikit-image carries. Opaque ones are given
+        opacity where the VAE's images have it, see ``docs/verification.md``.
+    private: keep only the name of the weights' file or folder in the bundle, not its place.
     profiles: GPU profiles to build engines for once the bundle is verified. profile_folder: where profiles of your own
         are. profile_backend: builds them instead of the backend that each profile names. See ``build_engines``.
-    progress: is told how far each stage is, see ``Progress``.
+    progress: reports how far each stage is, see ``Progress``.
 
     Raises VerificationError, which holds the report, where a limit is missed; the bundle is at ``out`` then, marked
     unverified. Raises BuildError where an engine cannot be built; the bundle is at ``out`` then, with the engines that
@@ -123,12 +123,12 @@ def export_vae(
     precisions = {precision if rewrite else "fp32", *(job.profile.precision for job in jobs)}
     calibrated = verify or "fp16" in precisions
     if calibrated:
-        onnxruntime_cpu.load_library()  # to fail before the long work, and not after it
+        onnxruntime_cpu.load_library()  # to fail before the long work
     photographs = load_photos(photos, RGBA) if calibrated else []
     reference: Reference | None = None
     if out is None:
         out = name or known_name(source)
-    if out is None:  # the weights tell it; a place that is known is checked before they are loaded
+    if out is None:  # the weights give the name; a place that is known is checked before they are loaded
         reference = load_source(source, scale=scale, shift=shift, progress=progress)
         out = reference.name
     with create_bundle(out, force) as draft:
@@ -136,9 +136,9 @@ def export_vae(
         if name is not None:
             reference = dataclasses.replace(reference, name=name)
         for job in jobs:
-            job.profile.of_factor(reference.latent.factor)  # refuses one without a size for it
+            job.profile.of_factor(reference.latent.factor)  # refuses a profile without a size for it
         if reference.latent.image_channels == RGB and any(map(has_opacity, photographs)):
-            photographs = load_photos(photos, RGB)  # which leaves out those that can be seen through, and says so
+            photographs = load_photos(photos, RGB)  # leaves out transparent ones, and says so
         contents = write_portable(reference, draft.path, image_input, progress)
         collect_garbage()
         manifest = _manifest(reference, precision, image_input, contents)
@@ -191,7 +191,7 @@ def _check_forms(forms: Sequence[Target], precision: Precision, rewrite: bool) -
 
 
 def _plan_builds(profiles: Sequence[str], folder: str | Path | None, backend: Backend | None) -> tuple[Job, ...]:
-    """The builds that ``profiles`` ask for, checked now so that they fail before the long work and not after it."""
+    """The builds that ``profiles`` ask for, checked now so that they fail before the long work."""
     if not as_list("profiles", profiles):
         if backend is not None:
             raise InputError("profile_backend builds engines; give profiles too (--profile)")

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 CALIBRATION = (("small", 12, 12), ("wide", 16, 24), ("large", 24, 24))
-"""The images that activations are measured on: name, then height and width in latents, as for ``trial_latents``."""
+"""The images on which activations are measured: name, then height and width in latents, as for ``trial_latents``."""
 
 TRACING = "Exporting to ONNX"
 
@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 def write_portable(reference: Reference, folder: Path, image_input: ImageInput, progress: Progress) -> dict[Part, str]:
     """Trace both halves and write each to ``PART.onnx``, with its weights beside it.
 
-    Returns, for each half, the sha256 of what the graph holds, as ``content_sha256`` computes it.
+    Returns the sha256 of each half's graph, as ``content_sha256`` computes it.
     """
     from vaedeploy.graph.graph import content_sha256, release_weights, save_graph
     from vaedeploy.graph.trace import trace_graph
@@ -107,12 +107,12 @@ def write_forms(
 ) -> dict[str, dict[str, int]]:
     """Write the forms of ``precision``, and those of EXTRA_FORMS that ``extra`` names, beside the portable graphs.
 
-    factor: of the latents, to write the rows form of each half that has one, too.
+    factor: the latents'; given, the rows form of each half that has one is written, too.
 
     Returns file -> rule -> matches.
 
-    rules: False leaves out the exact rewrites, so that a half-precision form is only lowered and a float32 form, which
-        would equal the portable graph, is not written. keep_fp32: names of nodes of either half, see ``rewrite_graph``.
+    rules: False leaves out the exact rewrites: a half-precision form is only lowered, and a float32 form, which would
+        equal the portable graph, is not written. keep_fp32: names of nodes of either half, see ``rewrite_graph``.
 
     Raises InputError for a name that no node has.
     """

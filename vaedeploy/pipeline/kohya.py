@@ -10,8 +10,8 @@ SD3    ``_sd3.npz``          ``latents_64x48`` and so on, by the latent's height
 FLUX.1 ``_flux.npz``         as SD3's                                                as the diffusion model sees it
 ====== ===================== ======================================================= ==================================
 
-Each has ``latents_flipped`` where pictures are there mirrored as well. What the VAE gives, the trainers shift and scale
-by numbers of their own; FLUX.1's VAE, as they have it, does so itself.
+Each also has ``latents_flipped`` where the cache has mirrored pictures. The trainers shift and scale what the VAE gives
+by their own numbers; their VAE of FLUX.1 does so itself.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ from vaedeploy.values.words import counted
 Latent = NDArray[np.float32]
 
 FACTOR = 8
-"""Of all VAEs that sd-scripts take latents of."""
+"""The factor of all VAEs whose latents sd-scripts takes."""
 
 
 @dataclass(frozen=True)
 class Kohya:
-    """What sd-scripts take for granted of a family of models.
+    """What sd-scripts takes for granted of a family of models.
 
-    suffix: of its files. channels, scale, shift: of its latents. raw: whether files have them as the VAE gives them.
-    sized: whether the names of arrays end in the size of the latent.
+    suffix: that of its files. channels, scale, shift: those of its latents. raw: whether files hold latents as the VAE
+    gives them. sized: whether the names of arrays end in the size of the latent.
     """
 
     suffix: str
@@ -59,11 +59,11 @@ KOHYA = {
     "kohya-sd3": Kohya("_sd3.npz", 16, 1.5305, 0.0609, raw=True, sized=True),
     "kohya-flux": Kohya("_flux.npz", 16, 0.3611, 0.1159, raw=False, sized=True),
 }
-"""The formats of ``recast_cache``. Read off kohya-ss/sd-scripts: its strategies of caching, VAEs and trainers."""
+"""The formats of ``recast_cache``, from the code of kohya-ss/sd-scripts: its caching strategies, VAEs and trainers."""
 
 
 def check_kohya(cache: LatentCache, form: str) -> None:
-    """Raise InputError where sd-scripts would not read the files of a cache, or would take them for other latents."""
+    """Raise InputError where sd-scripts would not read a cache's files, or would misread the latents."""
     spec = cache.info.latent
     if not _fits(spec, KOHYA[form]):
         fitting = [name for name, family in KOHYA.items() if _fits(spec, family)]
@@ -97,7 +97,7 @@ def _words(channels: int, factor: int, scale: Any, shift: Any) -> str:
 
 
 def kohya_name(form: str, key: str, original: tuple[int, int]) -> str:
-    """The name of a picture's file, to lie beside it. original: its (height, width)."""
+    """The name of the file beside a picture. original: the picture's (height, width)."""
     height, width = original
     path = PurePosixPath(key)
     return str(path.with_name(f"{path.stem}_{width:04d}x{height:04d}{KOHYA[form].suffix}"))
@@ -106,8 +106,8 @@ def kohya_name(form: str, key: str, original: tuple[int, int]) -> str:
 def kohya_bytes(form: str, latent: CachedLatent, values: Latent, mirrored: Latent | None, place: Path) -> bytes:
     """A picture's file.
 
-    values: of the latent, (C, h, w) as the diffusion model sees them. mirrored: of the mirrored picture. place: where
-        the file will be; of what is there already, arrays of other sizes are kept, as sd-scripts does.
+    values: the latent, (C, h, w) as the diffusion model sees it. mirrored: that of the mirrored picture. place: where
+        the file will be; arrays of other sizes in a file that is there are kept, as sd-scripts does.
     """
     family = KOHYA[form]
     ending = f"_{values.shape[1]}x{values.shape[2]}" if family.sized else ""
@@ -121,7 +121,7 @@ def kohya_bytes(form: str, latent: CachedLatent, values: Latent, mirrored: Laten
     others = _others(place, ending) if family.sized else {}
     data = io.BytesIO()
     named = {**others, **{name + ending: array for name, array in arrays.items()}}
-    np.savez(data, **named)  # type: ignore[arg-type]  # its stub takes the names for those of options
+    np.savez(data, **named)  # type: ignore[arg-type]  # its stub takes the names for options
     return data.getvalue()
 
 
@@ -130,7 +130,7 @@ def _kept(values: Latent, family: Kohya) -> Latent:
 
 
 def _others(place: Path, ending: str) -> dict[str, NDArray[Any]]:
-    """The arrays of a file that is there whose names do not end in ``ending``; none of one that cannot be read."""
+    """The arrays of an existing file whose names do not end in ``ending``; none if it cannot be read."""
     try:
         with np.load(io.BytesIO(place.read_bytes())) as file:  # given a path, it leaves broken files open
             return {name: file[name] for name in file.files if not name.endswith(ending)}
@@ -139,7 +139,7 @@ def _others(place: Path, ending: str) -> dict[str, NDArray[Any]]:
 
 
 def crop_ltrb(latent: CachedLatent) -> tuple[float, float, float, float]:
-    """``crop_ltrb`` as sd-scripts computes it: where a picture of the original's ratio lies in the bucket, if it is
+    """``crop_ltrb`` as sd-scripts computes it: where a picture of the original's aspect ratio lies in the bucket when
     made to fit into it. It does not depend on where the picture was cropped.
     """
     (height, width), ratio = latent.size, latent.original[1] / latent.original[0]

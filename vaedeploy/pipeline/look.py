@@ -34,7 +34,7 @@ class Looked(msgspec.Struct, frozen=True, omit_defaults=True):
     bundle: its folder's name. reconstructions: what was measured of each picture.
     left_out: sentences on the metrics that were not measured, because their packages, weights or memory are not here.
     failures: a sentence for each picture that is not shown, because it cannot be read.
-    cuts: what part was looked at of each picture of which that was not all.
+    cuts: the part that was looked at, for each picture that was cut.
     """
 
     bundle: str
@@ -53,26 +53,26 @@ def look_at_bundle(
     backend: str | None = None,
     progress: Progress = silent,
 ) -> Looked:
-    """Show one VAE on pictures: each is encoded and decoded, and stands beside itself on an HTML page.
+    """Show what one VAE does to pictures: each is encoded and decoded, and shown beside the original on an HTML page.
 
     >>> found = vd.look_at_bundle("mse840k", ["portrait.png", "photos"], page="look")
     >>> for row in found.reconstructions:
     ...     print(row.picture, [finding.words for finding in row.findings])
 
-    images: image files, and folders of them, or one path. They are cut in the middle to sizes that the bundle takes,
-        and to at most 1024 pixels a side; ``cuts`` tells of which only a part was looked at. A VAE of
-        RGBA images is given their opacity.
+    images: image files, and folders of them, or one path. Their middle is looked at, in a size that the bundle takes
+        and of at most 1024 pixels a side; ``cuts`` lists the pictures of which that is only a part. A VAE of RGBA
+        images is given their opacity.
     page: the folder for the page.
-    background: what is behind transparent pictures, RGB, 0 to 255; without it these are not shown. A VAE of RGBA images
-        has no use for it.
+    background: the colour behind transparent pictures, RGB, 0 to 255; without it these are not shown. A VAE of RGBA
+        images has no use for it.
     backend: the backend that computes; None takes the first that works here, see ``VAE``.
-    progress: is told how many pictures are done, see ``Progress``.
+    progress: reports how many pictures are done, see ``Progress``.
 
-    Pictures that cannot be read or are under 32 pixels a side are told in ``failures``, and the others are shown.
+    Pictures that cannot be read or are under 32 pixels a side are listed in ``failures``, and the others are shown.
 
-    Raises InputError for no image, one given twice, or a ``background`` without use, ImageError for a file that is not
-    there and where no picture is left, OutputError for a ``page`` that cannot be written to, before any work,
-    PageError, which holds the result, where writing it fails afterwards, and whatever ``VAE`` raises.
+    Raises InputError for no image, one given twice, or a useless ``background``, ImageError for a missing file and
+    where no picture is left, and whatever ``VAE`` raises. A ``page`` that cannot be written raises OutputError before
+    any work, or PageError, which holds the result, afterwards.
     """
     files = image_files(images)
     check_folder(page)

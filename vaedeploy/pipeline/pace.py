@@ -1,4 +1,4 @@
-"""How fast a backend is beside ONNX Runtime on the same CPU, which is what the order of backends asks."""
+"""How fast a backend is beside ONNX Runtime on the same CPU, which decides the order of backends."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from vaedeploy.values.trials import trial_latents
 ROUNDS = 5
 
 LATENTS = 32
-"""The side of the latent that is decoded, at a factor of 8: an image of 256x256."""
+"""The side of the latent that is decoded; at factor 8, an image of 256x256."""
 
 
 def measure_pace(bundle: Bundle, candidate: Candidate) -> float | None:
-    """A candidate's time for a decode over that of ONNX Runtime on the CPU: the median of the ratios of ``ROUNDS``
-    rounds, in which they take turns. None where one of them cannot compute it here.
+    """The ratio of a candidate's decode time to that of ONNX Runtime on the CPU: the median of ``ROUNDS`` rounds in
+    which they take turns. None where one of them cannot compute it here.
     """
     if onnxruntime_cpu.problem():
         return None

@@ -25,17 +25,17 @@ def pull_bundle(
     >>> bundle = vd.pull_bundle("someone/mse840k", "mse840k")
 
     repository: ``owner/name`` or ``owner/name@revision``, the branch, tag or commit; ``hf://`` may stand before it.
-    out: the folder to make, a bundle of your own, which may be changed. By default the bundle goes into vaedeploy's
-        cache, where each commit has its own copy: one that is there needs no network, and nothing changes it.
-    identity: that of the VAE which the bundle must hold, as ``vaedeploy inspect`` shows it.
+    out: the folder to make for a bundle of your own, which may be changed. By default the bundle goes into vaedeploy's
+        cache, where each commit has its own copy: a copy that is there needs no network, and nothing changes it.
+    identity: the identity of the VAE that the bundle must hold, as ``vaedeploy inspect`` shows it.
     force: replace a bundle that is at ``out``.
-    progress: is told how far each download is, see ``Progress``.
+    progress: reports how far each download is, see ``Progress``.
 
     The client is huggingface_hub, whose token and environment variables apply (``HF_TOKEN``, ``HF_ENDPOINT``,
     ``HF_HUB_OFFLINE``).
 
-    Raises InputError for a name that is none, DownloadError where the hub cannot be reached or has no such repository
-    or revision, BundleError where it holds no bundle, a damaged one, another VAE, or one of a newer format, and
+    Raises InputError for an invalid name, DownloadError where the hub cannot be reached or has no such repository or
+    revision, BundleError where it holds no bundle, a damaged one, another VAE, or one of a newer format, and
     OutputError where ``out`` exists (without ``force``) or cannot be written to. A pull that ends early leaves nothing.
     """
     return pull_pinned(repository, out, identity=identity, force=force, progress=progress)[0]

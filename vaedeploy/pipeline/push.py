@@ -25,7 +25,7 @@ CARD = "README.md"
 OTHERWISE = "or copy the bundle's folder in another way"
 
 SMALL = 1 << 22
-"""Bytes from which a file is not held in memory until the commit is made."""
+"""Files of fewer bytes are held in memory until the commit is made."""
 
 log = logging.getLogger(__name__)
 
@@ -40,8 +40,8 @@ def push_bundle(
 
     repository: ``owner/name`` or ``owner/name@branch``. It must exist: whether it is private is decided when it is made
         (``hf repos create owner/name --private``).
-    allow_unverified: push a bundle, too, that was never verified or failed.
-    progress: is told how much is uploaded, see ``Progress``.
+    allow_unverified: push the bundle even if it was never verified or failed.
+    progress: reports how much is uploaded, see ``Progress``.
 
     The bundle is left as it is. Files of a bundle that was in the repository before are removed, others stay. The
     repository's README.md is written, with the VAE's identity, its latent contract and the figures of the verification,
@@ -49,16 +49,16 @@ def push_bundle(
 
     The client is huggingface_hub, whose token and environment variables apply (``HF_TOKEN``, ``HF_ENDPOINT``).
 
-    Raises InputError for a name that is none, BundleError for a bundle that is damaged or not verified, and
-    DownloadError where the hub cannot be reached, has no such repository, or does not let you write to it.
+    Raises InputError for an invalid name, BundleError for a bundle that is damaged or not verified, and DownloadError
+    where the hub cannot be reached, has no such repository, or does not let you write to it.
     """
     address = parse_address(repository)
     bundle = as_bundle(bundle).current()
     if not (bundle.verified or allow_unverified):
         state = "was never verified" if bundle.manifest.verification is None else "failed its verification"
         raise BundleError(
-            f"bundle {bundle.path} {state}, so it is not pushed. Run: vaedeploy verify {bundle.path}; or push it all "
-            "the same with --allow-unverified (allow_unverified=True in Python)"
+            f"bundle {bundle.path} {state}, so it is not pushed. Run: vaedeploy verify {bundle.path}; or push it "
+            "anyway with --allow-unverified (allow_unverified=True in Python)"
         )
     bundle.refuse(bundle.damages(bundle.manifest.files))
     for name in bundle.manifest.engines:
@@ -80,7 +80,7 @@ def _commit(bundle: Bundle, address: Address, progress: Progress) -> str:
     client, manifest = hub.client(), bundle.manifest
     api = client.HfApi(library_name="vaedeploy")
     where = {"repo_id": address.repository, "revision": address.revision}
-    # Somebody else's commit in between would mix two bundles: files that have not changed are not sent.
+    # Another commit in between would mix two bundles, since unchanged files are not sent.
     parent = api.repo_info(**where).sha
     added = _added(client, bundle)
     if _writes_card(address):
@@ -121,7 +121,7 @@ def _added(client: Any, bundle: Bundle) -> dict[str, Any]:
 
 
 def _writes_card(address: Address) -> bool:
-    """Whether the repository has no card, or one that an earlier push wrote."""
+    """Whether to write the card: the repository has none, or one that an earlier push wrote."""
     card = _fetch(address, CARD)
     if card is None or MARK in card:
         return True

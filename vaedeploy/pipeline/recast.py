@@ -51,11 +51,11 @@ def recast_cache(
     form: "kohya-sd", "kohya-sdxl", "kohya-sd3" or "kohya-flux", an .npz file for each picture, to lie beside it;
         "webdataset", tar files; "files", a latent file of vaedeploy's for each picture. docs/datasets.md says what is
         in each.
-    sample: write a sample of each picture's distribution, drawn by ``seed`` and key, as trainers do; False for the
-    mean.
+    sample: write a sample of each picture's distribution, drawn from ``seed`` and the picture's key, as trainers do;
+    False for the mean.
 
-    Existing files of these names are replaced, but for what those of SD3 and FLUX have of other sizes. Raises
-    InputError for a form that is not known or cannot hold this cache, and where two pictures would be written to one
+    Existing files of these names are replaced; those of SD3 and FLUX keep their arrays of other sizes. Raises
+    InputError for a form that is unknown or cannot hold this cache, and where two pictures would be written to one
     file; OutputError for an ``out`` that cannot be written to.
     """
     cache = cache if isinstance(cache, LatentCache) else LatentCache(cache)
@@ -79,7 +79,7 @@ def recast_cache(
 
 
 Take = Callable[[CachedLatent, bool], Latent]
-"""Gives the (C, h, w) float32 to be written of a latent, or of the mirrored picture."""
+"""Gives the (C, h, w) float32 to write for a latent, or for the mirrored picture's."""
 
 
 def _taker(sample: bool, seed: int) -> Take:
@@ -100,7 +100,7 @@ def _check_keys(cache: LatentCache) -> None:
 
 
 def _check_names(names: list[tuple[str, str]]) -> None:
-    """Raise InputError where two pictures have one name. names: the keys of pictures, each with a name for it."""
+    """Raise InputError where two pictures have the same name. names: (key, name) of each picture."""
     taken: dict[str, str] = {}
     for key, name in names:
         if name in taken:
@@ -163,7 +163,7 @@ def _webdataset(cache: LatentCache, take: Take) -> Iterator[tuple[str, bytes, in
 
 
 def _sample_key(key: str) -> str:
-    """A key without dots: webdataset takes what is behind the first dot of a name for the kind of a file."""
+    """A key without dots: webdataset takes what follows the first dot of a name as the file's type."""
     return key.replace(".", "_")
 
 

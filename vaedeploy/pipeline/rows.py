@@ -72,7 +72,7 @@ def _piece(piece: PieceModel, weights: _Weights) -> Piece:
 
 
 class _Weights:
-    """The files with weights of a half: those that it has, and one for what is in none of them."""
+    """A half's files of weights: those that it has, and a new one for weights that are in none of them."""
 
     def __init__(self, folder: Path, part: Part) -> None:
         self.folder, self.name = folder, f"{part}.rows.data"
@@ -81,7 +81,7 @@ class _Weights:
         self._size = 0
 
     def outside(self, model: ir.Model) -> tuple[Weight, ...]:
-        """Let each weight of ``model`` refer to a file, but for the smallest; returns where they are."""
+        """Let each weight of ``model`` except the smallest refer to a file; returns where they are."""
         import onnx_ir as ir
 
         from vaedeploy.graph.graph import OUTSIDE
@@ -111,20 +111,20 @@ class _Weights:
         return tuple(weights)
 
     def _add(self, sha256: str, data: bytes) -> int:
-        """The place of ``data`` in the file of its own."""
+        """Add ``data`` to the new file; returns its offset."""
         if sha256 not in self._new:
             self._new[sha256] = self._size, data
             self._size += len(data)
         return self._new[sha256][0]
 
     def write(self) -> None:
-        """Write what is in none of the other files."""
+        """Write the new file."""
         if self._new:
             (self.folder / self.name).write_bytes(b"".join(data for _, data in self._new.values()))
 
 
 def _made_before(folder: Path, part: Part) -> Mapping[str, tuple[str, int]]:
-    """sha256 -> file and offset, for the weights that the form for ONNX Runtime has in files."""
+    """sha256 -> file and offset of the weights that the form for ONNX Runtime has in files."""
     import onnx_ir as ir
 
     from vaedeploy.graph.graph import load_model

@@ -34,20 +34,20 @@ if TYPE_CHECKING:
 __all__ = ["Drift", "restore_vae", "swap_vae"]
 
 SIDE = 24
-"""Height and width of the photographs that ``Drift`` is measured on: in latents, as ``trial_latents`` takes them."""
+"""Height and width, in latents as for ``trial_latents``, of the photographs on which ``Drift`` is measured."""
 
 
 class Drift(msgspec.Struct, frozen=True):
     """How far a swap moves latents and images, on the three photographs of scikit-image.
 
-    Both decoders are given the latents of the *old* encoder, because a diffusion model goes on giving latents of the
-    old space.
+    Both decoders are given the latents of the *old* encoder, because a diffusion model keeps giving latents of the old
+    space.
 
     latent_rel_l2: relative L2 error of the new encoder's latents against the old one's.
     psnr: dB, of the new decoder's images against the old one's; None where no pixel differs.
     mean_levels: the mean absolute difference of those images, in 8-bit levels.
-    shift: by how much red, green and blue are brighter in the new images on average, in 8-bit levels; of images with
-        opacity, as they look in front of white.
+    shift: how much brighter red, green and blue are in the new images on average, in 8-bit levels; images with opacity
+        are seen in front of white.
     """
 
     latent_rel_l2: float
@@ -74,10 +74,10 @@ def swap_vae(
 
     bundle: keeps its path, precision, forms and kind of encoder input; one that was made ``private`` stays so.
     vae, weights, revision, subfolder: the new VAE, as for ``export_vae``.
-    progress: is told how far each stage is, see ``Progress``.
+    progress: reports how far each stage is, see ``Progress``.
 
     The new graphs are verified, and every engine is built again, before anything is replaced. The new bundle keeps the
-    old one under ``previous``, for ``restore_vae``; after several swaps that is still the first one.
+    old one under ``previous``, for ``restore_vae``; after several swaps that is still the original.
 
     Raises InputError for a VAE of another architecture or latent contract, BundleError for a bundle that is damaged or
     has files in it that are not its own, BackendError where its engines cannot be built again here, VerificationError,
@@ -86,9 +86,9 @@ def swap_vae(
     source = find_source(vae, weights, revision=revision, subfolder=subfolder)
     found = Bundle.open(bundle.path if isinstance(bundle, Bundle) else bundle, verify_hashes=False)
     with edit_bundle(found, replace=True) as edit:
-        # Every file is checked: restore_vae needs them whole, and a file that is not the bundle's would be lost.
+        # Every file is checked: restore_vae needs them whole, and a foreign file would be lost.
         old = check_bundle(found.path)
-        jobs = plan_rebuilds(old)  # to fail before the long work, and not after it
+        jobs = plan_rebuilds(old)  # to fail before the long work
         reference = load_source(source, progress=progress)
         _check_contract(old, reference)
         manifest = old.manifest
@@ -159,7 +159,7 @@ def _check_contract(old: Bundle, reference: Reference) -> None:
         ]
         raise InputError(
             f"{reference.name} has another latent contract than bundle {old.path}: {', '.join(differing)}. Diffusion "
-            "models made for the one give the other wrong latents. Export it to a bundle of its own"
+            "models made for one of them give the other wrong latents. Export it to a bundle of its own"
         )
 
 
@@ -174,8 +174,8 @@ def _check_architecture(old: Bundle, new: Bundle) -> None:
 
 
 def _tensors(bundle: Bundle, part: Part) -> list[tuple[int, ...]]:
-    """The shapes of a portable graph's kernels and matrices, sorted. Vectors are left out: of several that are equal,
-    such as biases of zeros, the exporter keeps one.
+    """The shapes of a portable graph's kernels and matrices, sorted. Vectors are left out: the exporter keeps only one
+    of several equal ones, such as biases of zeros.
     """
     initializers = load_graph(bundle.graph(part), part).model.graph.initializers.values()
     shapes = [value.shape.numpy() for value in initializers if value.shape is not None]
@@ -199,7 +199,7 @@ def _drift(old: Bundle, new: Bundle) -> Drift:
 
 
 def _keep(old: Bundle, new: Bundle) -> None:
-    """Put the old bundle into the new one, or, where the old one keeps an earlier bundle, that."""
+    """Put the old bundle into the new one, or the earlier bundle that the old one keeps, if any."""
     first = old.path / PREVIOUS
     kept = Bundle.open(first, verify_hashes=False) if (first / NAME).exists() else old
     with edit_bundle(new) as edit:

@@ -13,10 +13,10 @@ from vaedeploy.errors import BackendError, EngineError, SizeError
 K = TypeVar("K", bound=Hashable)
 
 WARM = 2
-"""How many calls run before any is timed: kernels are compiled and CUDA graphs recorded in them."""
+"""How many calls run before any is timed: they compile kernels and record CUDA graphs."""
 
 SHORTEST = 0.05
-"""Seconds that one turn lasts at least: a shorter call is repeated until they are filled."""
+"""The least seconds of one turn: a shorter call is repeated until they are filled."""
 
 
 def take_turns(calls: Mapping[K, Callable[[], Any]], rounds: int) -> dict[K, tuple[list[float], str | None]]:
@@ -29,7 +29,7 @@ def take_turns(calls: Mapping[K, Callable[[], Any]], rounds: int) -> dict[K, tup
 
 
 def warm_up(calls: Mapping[K, Callable[[], Any]], times: int) -> tuple[dict[K, float], dict[K, str]]:
-    """Run every call ``times`` times, and once more with a clock: the seconds of that, and why a call has none."""
+    """Run every call ``times`` times, and once more with a clock: the seconds of that run, and why a call has none."""
     seconds: dict[K, float] = {}
     problems: dict[K, str] = {}
     for name, call in calls.items():
@@ -47,7 +47,7 @@ def take_rounds(
 ) -> dict[K, list[float]]:
     """The rounds of ``take_turns``, for the calls in ``seconds``, which are warm: seconds per call, one number a round.
 
-    seconds: about how long one call takes. budget: in seconds. No round begins that would not end within it, if it took
+    seconds: about how long one call takes. budget: in seconds. A round begins only if it would end within that, were it
     as long as the last one; the first always runs.
     """
     repeats = {name: max(1, round(SHORTEST / taken)) for name, taken in seconds.items()}

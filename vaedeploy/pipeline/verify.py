@@ -73,8 +73,8 @@ def verify_bundle(
 
     backend: None compares the bundle's graphs, on the CPU, with what PyTorch gives in float64, and marks the bundle
         verified or not. A backend's name compares what that backend computes on this machine: each engine at the
-        minimum, the optimum and the maximum of each of its optimisation profiles, or graphs at the sizes that every
-        bundle is verified at. The verdict is noted with the engines then.
+        minimum, optimum and maximum of each of its optimisation profiles, or graphs at the sizes at which every bundle
+        is verified. The verdict is then noted with the engines.
     precision: what the backend computes in, see ``VAE``. profile: only the engines of that GPU profile. device: the
         number of the CUDA device, or OpenVINO's name of a device.
     reference: the VAE in PyTorch; weights: where its weights are now. Without either, graphs are compared with the
@@ -83,17 +83,17 @@ def verify_bundle(
         of them, a backend is compared with PyTorch in float32 on the GPU.
     photos: a folder of photographs to verify on, instead of those that scikit-image carries.
     page: a folder for an HTML page that shows the verification; whether it can be written is checked first. It also
-        shows what ``bisect_bundle`` finds in graphs that failed, which is ``report.bisection`` then.
-    note: whether the verdict is written into the bundle. False leaves the bundle as it is, as CI may want it.
-    progress: is told how many cases are done, see ``Progress``.
+        shows what ``bisect_bundle`` finds in graphs that failed, which is then in ``report.bisection``.
+    note: whether the verdict is written into the bundle. False leaves the bundle as it is, for CI.
+    progress: reports how many cases are done, see ``Progress``.
 
-    ``report.passed`` is the verdict, and ``report.reference`` says what was compared with.
+    ``report.passed`` is the verdict, and ``report.reference`` says what the bundle was compared with.
 
     Warns (UnnotedVerdictWarning) where the bundle cannot be written to. Raises InputError for an unknown backend or
     profile and for ``reference`` with ``weights``, BackendError and EngineError where the backend does not work here,
-    WeightsError where the weights are not those that the bundle was made from, BundleError where the bundle is damaged
-    or nothing is left to compare with, and PageError, which holds the report, where the page cannot be written once the
-    verdict is there.
+    WeightsError where the weights are not those that the bundle was made from, and BundleError where the bundle is
+    damaged or nothing is left to compare with. A page that cannot be written after the verdict raises PageError, which
+    holds the report.
     """
     if page is not None:
         from vaedeploy.page import check_folder
@@ -120,7 +120,7 @@ def verify_bundle(
 
 
 def _bisected(bundle: Bundle, report: Report, progress: Progress) -> Report:
-    """The report with where the graphs that failed go wrong; as it is where that cannot be found out here."""
+    """The report with where failing graphs go wrong; unchanged where that cannot be found out here."""
     try:
         from vaedeploy.verify.bisect import bisect_bundle
 
@@ -184,7 +184,7 @@ def _verify_backend(
             verdicts[name] = verify_engine(bundle, name, truth, looks, device, progress)
             cases += verdicts[name].cases
     else:
-        # Only the first: the second, which repeats in float32 what overflowed in half precision, is the portable graph.
+        # Only the first: the second, which reruns in float32 what overflowed in half precision, is the portable graph.
         cases = verify_runners(bundle, candidates[0], truth, looks, progress)
     precision = candidates[0].precision if backend == openvino.NAME else bundle.manifest.precision
     report = record(bundle.manifest, precision, truth.name, backend, cases, device=device)
@@ -233,5 +233,5 @@ def warn_if_not_noted() -> Iterator[None]:
     try:
         yield
     except OutputError as error:
-        # The levels are this generator, contextlib, _verify_*, verify_bundle and whoever called that.
+        # The levels are this generator, contextlib, _verify_*, verify_bundle and its caller.
         warnings.warn(f"the verdict is not noted in the bundle: {error}", UnnotedVerdictWarning, stacklevel=5)

@@ -1,4 +1,4 @@
-"""Two images -> metrics -> findings: whether the image from a VAE looks right beside its reference.
+"""Two images -> metrics -> findings: whether a VAE's image looks right beside its reference.
 
     >>> findings = find_faults(measure_quality(reference, candidate))
 

@@ -1,4 +1,4 @@
-"""Artifacts of the candidate: what no photograph should show, and what the reference does not show."""
+"""Artifacts of the candidate: what no photograph should show, and the reference does not."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ CALM = 3.0
 """Largest standard deviation of grain, in levels, of a smooth area. More grain than this hides steps."""
 
 OUTLYING = 40
-"""Levels by which a fried pixel lies above or below all the pixels around it, at the least."""
+"""The least number of levels by which a fried pixel lies above or below all the pixels around it."""
 
 
 class Artifacts(msgspec.Struct, frozen=True):
     """The amount of each artifact in the candidate: 0 where it has none.
 
     grid: RMS, in 8-bit levels, of the pattern that repeats every ``factor`` pixels (that frequency and all its
-    harmonics), as far as it exceeds the same frequencies of the reference.
+    harmonics), beyond the same frequencies in the reference.
     seams: by how many 8-bit levels the candidate's error jumps more at tile borders than elsewhere, averaged over all
     borders; None where no tile size was given.
     banding: share (0 to 1) of the levels that smooth areas should run through and skip, less the reference's share.
@@ -91,8 +91,8 @@ def _grid(reference: Levels, error: Levels, factor: int) -> float:
 def _fold(levels: Levels, factor: int) -> Levels:
     """One average period, (factor, factor, 3).
 
-    Each element is the mean of the middle half of all pixels at the same place of their period. What occurs in only a
-    few periods, such as an edge of an object or a seam, does not move it.
+    Each element is the mean of the middle half of all pixels at the same place in their period. What occurs in only a
+    few periods, such as an object's edge or a seam, does not move it.
     """
     # The mean over one period is zero at exactly the frequencies of the pattern, so subtracting it leaves them as they
     # are and removes all slow change.
@@ -164,7 +164,7 @@ def _fried(reference: Pixels, candidate: Pixels, sharpening: float) -> float:
     """Fried pixels per million.
 
     Where the area around a pixel is rough, in either image, the pixel must stand out by that much more than
-    ``OUTLYING``; and where the candidate is sharpened, which makes real specks stand out more, by as many times more.
+    ``OUTLYING``. A sharpened candidate makes real specks stand out more, so there the bound is as many times higher.
     """
     roughness = maximum_filter(reference, (5, 5, 1)).astype(np.int16) - minimum_filter(reference, (5, 5, 1))
     lowest, highest = _surroundings(candidate)

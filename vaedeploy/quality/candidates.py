@@ -29,7 +29,7 @@ class Candidate(msgspec.Struct, frozen=True, eq=False):
 class Picture(msgspec.Struct, frozen=True, eq=False):
     """One scene: the reference image, (H, W, 3) or (H, W, 4) uint8, and one or more candidates.
 
-    cut: what part of a picture the reference is; None where it is all of it.
+    cut: the part of a picture that the reference is; None for a whole picture.
     """
 
     name: str

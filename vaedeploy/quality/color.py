@@ -16,8 +16,8 @@ COLORED = 1.0
 
 
 class Color(msgspec.Struct, frozen=True):
-    """Colour differences in CIELAB units, of which 2.3 are just seen (Mahy et al. 1994), and in CIEDE2000's, which are
-    smaller for strong colours, so that the 2.3 does not hold for them.
+    """Colour differences in CIELAB units, where 2.3 is just seen (Mahy et al. 1994), and in CIEDE2000 units, which are
+    smaller for strong colours, so that 2.3 does not hold there.
 
     ciede2000_mean, ciede2000_p95, ciede2000_max: colour difference CIEDE2000 (CIE 142-2001): its mean, 95th percentile
     and maximum over pixels.
@@ -50,7 +50,7 @@ class Color(msgspec.Struct, frozen=True):
     def cast(self) -> float:
         """Distance in a*b* by which both the mean and grey have moved, that is, the smaller of the two distances.
 
-        The mean also moves when colours fade; where grey lies is extrapolated when the image contains no grey.
+        The mean also moves when colours fade; grey's place is extrapolated if the image contains no grey.
         """
         return min(math.hypot(self.bias_a, self.bias_b), math.hypot(self.grey_a, self.grey_b))
 

@@ -27,7 +27,7 @@ class Detail(msgspec.Struct, frozen=True):
     octaves: energy ratio, candidate over reference: the geometric mean over the band's frequencies, so that a few
     peaks (a grid) do not pass for detail. Frequencies weaker than white noise of two levels count as equal.
     gains: amplitude of what the candidate shares with the reference (cross spectrum over power spectrum): 1 is equal.
-    Unlike energy, noise and artifacts do not raise it.
+    Unlike the energy, it is not raised by noise and artifacts.
     sharpness: the lowest energy ratio of a fine band, after the candidate is scaled to the reference's contrast in the
     coarse bands: under 1 is blurred.
     sharpening: the highest gain of a fine band, after the same scaling: over 1 is over-sharpened.
@@ -52,7 +52,7 @@ def measure_detail(reference: Planes, candidate: Planes) -> Detail:
     bands = _octaves(shape)
     fine = bands[: min(FINE, len(bands) - 1)]
     contrast = _gain(before, after, np.logical_or.reduce(bands[len(fine) :]), noise)
-    # Sharpness is not to depend on contrast. Outside 0.1 to 10 there is no contrast that could be matched.
+    # Sharpness must not depend on contrast. Outside 0.1 to 10 there is no contrast that could be matched.
     matched = after / min(max(contrast, 0.1), 10.0)
     return Detail(
         octaves=tuple(_energy_ratio(before, after, band, noise) for band in bands),

@@ -26,8 +26,8 @@ from vaedeploy.values.latent import COLORS
 class Quality(msgspec.Struct, frozen=True, omit_defaults=True):
     """How one image, the candidate, looks beside another, the reference. ``verdicts.find_faults`` judges it.
 
-    Of RGBA images, all but ``opacity`` is measured as they look in front of white. opacity: None for RGB images.
-    perceptual: None except where ``PerceptualMetrics`` measured it as well; ``measure_quality`` does not.
+    For RGBA images, everything except ``opacity`` is measured as they look in front of white. opacity: None for RGB
+    images. perceptual: None unless ``PerceptualMetrics`` measured it too; ``measure_quality`` does not.
     """
 
     error: Likeness

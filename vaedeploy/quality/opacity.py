@@ -10,7 +10,7 @@ from vaedeploy.values.latent import RGB
 
 
 class Opacity(msgspec.Struct, frozen=True):
-    """Differences of opacity in 8-bit levels, of which 0 is transparent and 255 opaque.
+    """Differences of opacity in 8-bit levels, where 0 is transparent and 255 opaque.
 
     mean_abs, max_abs: the mean and the largest absolute difference over pixels. bias: mean of candidate minus
     reference.

@@ -1,10 +1,10 @@
-"""LPIPS and DISTS: how different two images are to a network that learned to see, where its weights are at hand.
+"""LPIPS and DISTS: how different two images are to a trained vision network, if its weights are at hand.
 
 LPIPS: Zhang, Isola, Efros, Shechtman and Wang 2018, "The Unreasonable Effectiveness of Deep Features as a Perceptual
 Metric", version 0.1, on AlexNet. DISTS: Ding, Ma, Wang and Simoncelli 2020, "Image Quality Assessment: Unifying
 Structure and Texture Similarity", on VGG16.
 
-torchmetrics computes both. It brings what the papers trained, and takes the networks from torchvision, which would
+torchmetrics computes both. It has the papers' trained layers, and takes the networks from torchvision, which would
 download their weights: a metric whose file is missing is left out before that, with a sentence.
 """
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     Distance = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 PACKAGES = {"torch": "torch", "torchmetrics": "torchmetrics", "torchvision": "torchvision"}
-"""The packages that compute both metrics -> the names that they are imported by."""
+"""The packages that compute both metrics -> their import names."""
 
 
 class Perceptual(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -47,14 +47,14 @@ class Perceptual(msgspec.Struct, frozen=True, omit_defaults=True):
 
 @dataclass(frozen=True)
 class PerceptualMetrics:
-    """The metrics that are at hand. left_out: for those that are not, sentences that say why and what to do."""
+    """The metrics that can be computed here. left_out: sentences on the others, on why and what to do."""
 
     lpips: Distance | None
     dists: Distance | None
     left_out: tuple[str, ...]
 
     def measure(self, reference: NDArray[np.uint8], candidate: NDArray[np.uint8]) -> Perceptual | None:
-        """What is at hand, of two images at their own size; None where nothing is.
+        """The metrics that can be computed here, for two images at their own size; None if there are none.
 
         reference, candidate: (H, W, 3) or (H, W, 4) uint8, of one shape, with sides of 32 pixels or more. Those with
             opacity are seen in front of white.
@@ -89,7 +89,7 @@ def _packages_fault() -> str | None:
         return f"{which} not installed. Run: {pip_install()} {' '.join(missing)}"
     try:
         import torchvision  # noqa: F401
-    except Exception as error:  # one that was built for another PyTorch may raise anything
+    except Exception as error:  # one built for another PyTorch may raise anything
         return (
             f"torchvision {version_of('torchvision')} cannot be imported beside torch {version_of('torch')} "
             f"({_first_line(error)}). Install the torchvision that was built for it, from where it came"
@@ -98,7 +98,7 @@ def _packages_fault() -> str | None:
 
 
 def _load(network: str, url: str, load: Callable[[], Distance]) -> Distance | str:
-    """The metric that ``load`` gives, or why it cannot. network: what it needs, which torchvision has at ``url``."""
+    """The metric that ``load`` gives, or why it cannot. network: the one it needs, which torchvision has at ``url``."""
     import torch
 
     file = Path(torch.hub.get_dir(), "checkpoints", Path(urlsplit(url).path).name)
@@ -112,7 +112,7 @@ def _load(network: str, url: str, load: Callable[[], Distance]) -> Distance | st
             f"torchmetrics {version_of('torchmetrics')} cannot be used ({_first_line(error)}). Run: {pip_install()} "
             "--upgrade torchmetrics"
         )
-    except Exception as error:  # PyTorch raises what the bytes of a broken file lead to
+    except Exception as error:  # PyTorch may raise anything for a broken file
         return f"{file} cannot be loaded ({_first_line(error)}). Put {url} in its place"
 
 

@@ -1,4 +1,4 @@
-"""One image in the forms from which metrics are computed, each computed once."""
+"""One image in the forms that metrics read, each computed once."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from skimage.color import rgb2gray, rgb2lab
 from skimage.transform import downscale_local_mean
 
 FORM = 8
-"""Side, in pixels, of the blocks whose means are used to compare colour and contrast: a change of detail alone does not
-move these means.
+"""Side, in pixels, of the blocks whose means compare colour and contrast: a change of detail alone does not move
+them.
 """
 
 

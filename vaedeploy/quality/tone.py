@@ -1,14 +1,14 @@
 """The candidate's tone by place: whether some parts of the picture are lighter or darker than others should be.
 
-A picture that was decoded in tiles has patches of other tone, since each tile is normalised by itself; where tiles are
-blended there is no step at their borders that ``artifacts.seams`` could find.
+A picture that was decoded in tiles has patches of other tone, since each tile is normalised by itself; between blended
+tiles there is no step that ``artifacts.seams`` could find.
 
 With the reference's colours r and the candidate's luma error e, the tone of a block of 64x64 pixels is
 
     t = mean(e - f(r)),    f(r) = a + b . r + c y^2 + d y^3 + g (R - y)^2 + h (B - y)^2,    y = luma of r,
 
-where f is the one change of colours, the same all over the picture, that explains most of e: a cast, another contrast,
-saturation or tone curve is no patch. The middle of all blocks counts as 0.
+where f is the one change of colours for the whole picture that explains most of e: a cast, or another contrast,
+saturation or tone curve, is no patch. The middle of all blocks counts as 0.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from vaedeploy.quality.planes import FORM, Planes
 Array = NDArray[np.float64]
 
 BLOCK = 64
-"""Side of a block, in pixels: under the tiles that are in use, and large enough that grain has no mean."""
+"""Side of a block, in pixels: smaller than usual tiles, and large enough for grain to average out."""
 
 CELL = FORM
 """Side, in pixels, of the means from which blocks are made. A cell that touches black or white is left out, since a
@@ -39,7 +39,7 @@ ENDS = (4.0, 251.0)
 """Levels between which a cell's means must lie to count."""
 
 ROUNDS = 5
-"""Turns in which the common change is fitted; in each, blocks that are far off it count for less."""
+"""How many times the common change is fitted; each time, blocks that are far off it count for less."""
 
 
 class Tone(msgspec.Struct, frozen=True):
@@ -109,6 +109,6 @@ def _fit(blocks: Array) -> Array:
         root = np.sqrt(weights)
         change: Array = np.linalg.lstsq(features * root[:, None], error * root, rcond=1e-6)[0]
         distance: Array = np.abs(error - features @ change)
-        usual = np.median(distance) + 0.1  # a tenth of a level, so that equal pictures divide by no zero
+        usual = np.median(distance) + 0.1  # a tenth of a level, so that equal pictures do not divide by zero
         weights = np.minimum(1, usual / np.maximum(distance, usual))
     return change

@@ -13,7 +13,7 @@ BROKEN = "broken"
 """Prefix of the names of faults beside which no other fault is worth reporting."""
 
 EXPLAINED = {"patches of other tone": "seams"}
-"""Name of a fault -> that of the fault which it is a part of: tiles whose borders show differ in tone."""
+"""Name of a fault -> the fault that explains it: tiles whose borders show also differ in tone."""
 
 TINTS = {20: "red", 74: "orange", 109: "yellow", 144: "green", 199: "cyan", 291: "blue", 310: "purple", 325: "magenta"}
 """Hue angle in a*b*, in degrees -> name of the tint: the hue of mid grey with 16 levels of that colour added."""
@@ -184,8 +184,8 @@ def bound_of(metric: str, *, upper: bool) -> float:
 def find_faults(quality: Quality, limits: Sequence[QualityLimit] = LIMITS) -> tuple[Finding, ...]:
     """The faults that a person would see, worst first; empty where there are none.
 
-    A fault that shows in several metrics is reported once, by the worst of them, and one that another explains is not
-    (see ``EXPLAINED``). Of a broken image nothing else is reported.
+    A fault that shows in several metrics is reported once, by the worst of them, and one that another explains is left
+    out (see ``EXPLAINED``). For a broken image nothing else is reported.
     """
     findings = []
     for limit in limits:

@@ -36,8 +36,8 @@ UPSAMPLING: dict[Target, UpsampleForm] = {
     "openvino": "transposed",
     "tensorrt": "transposed",
 }
-"""Target -> the form in which upsampling is folded: the faster one in ONNX Runtime on the CPU and in OpenVINO, and the
-one for which TensorRT-RTX plans less scratch memory.
+"""Target -> the form in which upsampling is folded: the faster one for ONNX Runtime on the CPU and for OpenVINO, and
+the one that needs less scratch memory in TensorRT-RTX.
 """
 
 NOT_IN_BFLOAT16 = "TensorRT has no transposed convolution in bfloat16, and the other form takes twice the memory"
@@ -70,12 +70,12 @@ def rewrite_graph(
 
     maxima: tensor name -> largest magnitude (see ``calibrate``), for fp16; without them nothing is rescaled. rules:
     False to lower the precision and apply no other rule. keep_fp32: names of nodes that stay in float32, with all nodes
-    that the rules make of them; see ``names_in``. largest: the largest sizes at which an engine will run, each symbolic
-    dimension -> size, for the target tensorrt: attention that would be too large there is computed in blocks.
+    that the rules make of them; see ``names_in``. largest: for the target tensorrt, the largest sizes at which an
+    engine will run, each symbolic dimension -> size: attention that is too large there is computed in blocks.
 
-    Raises InputError where the graph cannot be lowered, for the reasons that ``lower_precision`` lists, and for the
-    targets onnxruntime-cuda and openvino in another precision than fp16 and fp32 or without rules: these forms are made
-    by rules alone.
+    Raises InputError where the graph cannot be lowered, for the reasons that ``lower_precision`` lists. The forms for
+    onnxruntime-cuda and openvino are made by rules: InputError also for these targets without rules, or in a precision
+    other than fp16 and fp32 respectively.
     """
     if target == "onnxruntime-cuda" and (precision != "fp16" or not rules):
         raise InputError(
@@ -93,7 +93,7 @@ def rewrite_graph(
     kept: frozenset[str] = frozenset()
     underflows: tuple[Underflow, ...] = ()
     if rules and precision == "fp16" and maxima is not None:
-        # This rule is first, since the maxima are those of the tensors of the graph as it came.
+        # This rule is first: the maxima are those of the original graph's tensors.
         scaled = rescale(model, maxima)
         outcomes, kept = [scaled.outcome], scaled.keep_fp32
     if rules:
@@ -115,8 +115,8 @@ def rewrite_graph(
         lowering = lower_precision(model, precision, keep_fp32=kept)
         outcomes, underflows = [*outcomes, lowering.outcome], lowering.underflows
     if rules and target == "onnxruntime":
-        # This rule is last, since it moves nodes into a loop, where the other rules do not look. OpenVINO computes
-        # attention in blocks by itself, and crashes where a graph with a loop gives memory back in bfloat16 (2026.4).
+        # This rule is last: it moves nodes into a loop, where the other rules do not look. OpenVINO computes attention
+        # in blocks by itself, and crashes when a graph with a loop gives memory back in bfloat16 (2026.4).
         outcomes.append(chunk_attention(model))
     if rules and target == "tensorrt" and largest:
         outcomes.append(unroll_attention(model, largest))
@@ -125,7 +125,7 @@ def rewrite_graph(
 
 
 def _named_transposed_convolutions(model: ir.Model) -> frozenset[str]:
-    """Names of the transposed convolutions that the graph came with; those without a name get one.
+    """Names of the original graph's transposed convolutions; those without a name get one.
 
     TensorRT does not have them in bfloat16 either.
     """
@@ -140,7 +140,7 @@ def _has_bfloat16(model: ir.Model) -> bool:
 
 
 def _present(model: ir.Model, names: frozenset[str]) -> frozenset[str]:
-    """Those of ``names`` whose nodes the rules have not removed."""
+    """The ``names`` of nodes that the rules have not removed."""
     return names & {str(node.name) for node in model.graph}
 
 
@@ -158,13 +158,13 @@ def names_in(model: ir.Model, names: Collection[str]) -> frozenset[str]:
 
 
 def _origins(name: str) -> list[str]:
-    """The name of a node, and those that a node had of which the rules made it."""
+    """The name of a node, and those of the nodes from which the rules made it."""
     parts = name.split(".")
     return [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
 
 
 def _remove_unused(model: ir.Model) -> None:
-    """Remove the nodes that no output needs any more, and the weights that only they read."""
+    """Remove nodes that no output needs any more, and weights that only they read."""
     from onnx_ir.passes.common import RemoveUnusedNodesPass
 
     RemoveUnusedNodesPass()(model)

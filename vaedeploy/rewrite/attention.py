@@ -4,17 +4,17 @@ With queries q (..., N, D), keys k (..., D, M) already transposed, and values v 
 
     y = MatMul(Softmax(MatMul(q, k)), v).
 
-Softmax runs along the keys, so each row of y depends on its own row of q alone:
+Softmax runs along the keys, so each row of y depends only on its own row of q:
 
     y = Concat over i of MatMul(Softmax(MatMul(q[i * block : (i + 1) * block], k)), v).
 
 A Loop computes the second form. The number of blocks follows from the sizes at run time: the fewest blocks that keep
 one block's scores within ``SCORES_BYTES``, so that a small image is one block. Only standard operators are used.
 
-The peak memory of ONNX Runtime on the CPU, for one head of 512 channels as torch's dynamo exporter writes it, inputs
-included, is 0.38 GiB instead of 2.19 GiB at 16,384 tokens (a 1024x1024 image), and 1.12 GiB at 65,536 tokens, where the
-scores of the first form alone take 16 GiB. ONNX Runtime's own MultiHeadAttention takes 0.95 GiB there; at 4,096 tokens
-it is 8.6e-7 (relative L2) off float64, where both forms above are 3.9e-7 off.
+For one head of 512 channels as torch's dynamo exporter writes it, ONNX Runtime's peak memory on the CPU, inputs
+included, is 0.38 GiB instead of 2.19 GiB at 16,384 tokens (a 1024x1024 image). At 65,536 tokens it is 1.12 GiB, and the
+first form's scores alone take 16 GiB. ONNX Runtime's own MultiHeadAttention takes 0.95 GiB there; at 4,096 tokens it is
+8.6e-7 (relative L2) off float64, where both forms above are 3.9e-7 off.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ SCORES_BYTES = 64 * 2**20
 """Most bytes that one block's scores may take: in float32, all scores of 4,096 tokens, or 256 rows of 65,536 tokens.
 
 Where there are several blocks, all but the last take 32 MiB or more. From that size on, glibc maps each allocation by
-itself and returns it to the system. Smaller ones leave holes in the heap, between the results that stay: with blocks of
-16 MiB these took 67 MB at 12,000 tokens.
+itself and returns it to the system. Smaller ones leave holes in the heap between the results that stay: with blocks of
+16 MiB the holes took 67 MB at 12,000 tokens.
 """
 
 FIRST_OPSET = 15
@@ -59,10 +59,10 @@ Dimension = int | ir.SymbolicDim | None
 def chunk_attention(model: ir.Model, *, scores_bytes: int = SCORES_BYTES) -> Outcome:
     """Compute each attention of ``model``'s main graph over blocks of queries, in place.
 
-    Looks at every Softmax. Between it and the two products there may be Casts, and before it multiplications and
-    divisions by a single number. Types and ranks must be known: infer shapes first.
+    Looks at every Softmax. Casts may lie between it and the two products, and before it multiplications and divisions
+    by a single number. Types and ranks must be known: infer shapes first.
 
-    scores_bytes: the most bytes that one block's scores may take, although a block has at least one row; ValueError
+    scores_bytes: the most bytes that one block's scores may take; a block has at least one row in any case. ValueError
     below 1.
     """
     if scores_bytes < 1:
@@ -106,7 +106,7 @@ def attention_path(softmax: ir.Node) -> list[ir.Node] | str:
     while path[-1].op_type != "MatMul":
         value = path[-1].outputs[0]
         if not _has_one_reader(value):
-            return "the softmax's output is not read by one product with values alone"
+            return "the softmax's output is not read only by one product with values"
         ((node, index),) = value.uses()
         if node.graph is not softmax.graph:
             return "the softmax's output is read in a subgraph"
@@ -130,7 +130,7 @@ def _is_number(value: ir.Value | None) -> bool:
 
 
 def why_not(path: Sequence[ir.Node], softmax: ir.Node, opset: int) -> str | None:
-    """Why blocks of rows may not be computed apart; None where they may."""
+    """Why blocks of rows may not be computed separately; None where they may."""
     if opset < FIRST_OPSET:
         return f"opset {opset} is older than {FIRST_OPSET}"
     q, k, v = (value.shape for value in operands(path))
@@ -145,7 +145,7 @@ def why_not(path: Sequence[ir.Node], softmax: ir.Node, opset: int) -> str | None
 
 
 def _fits(path: Sequence[ir.Node], softmax: ir.Node, scores_bytes: int) -> str | None:
-    """Why blocks are not needed: the scores are small at every size. None where they may be large."""
+    """Why blocks are not needed, if the scores are small at every size; None where they may be large."""
     scores = softmax.outputs[0].shape or ()
     known = [size for size in scores if isinstance(size, int)]
     needed = math.prod(known) * _score_bytes(path)
@@ -204,7 +204,7 @@ class Nodes(list[ir.Node]):
     def ceil_div(self, a: ir.Value, b: ir.Value, one: ir.Value) -> ir.Value:
         """The quotient a / b rounded up, as (a - 1) // b + 1 with truncation.
 
-        It is 1 for a = 0, so that no size of an empty batch is divided by zero.
+        It is 1 for a = 0, so that an empty batch divides no size by zero.
         """
         return self.add("Add", self.add("Div", self.add("Sub", a, one), b), one)
 
@@ -224,7 +224,7 @@ def _replace(graph: ir.Graph, path: Sequence[ir.Node], block_scores: int) -> Non
     blocks = ir.SequenceType(ir.TensorType(result.dtype))
     empty = nodes.add("SequenceEmpty", type=blocks, shape=None, dtype=result.dtype.value)
     body = _body(path, block, blocks, Nodes(f"{nodes.prefix}.body"))
-    # ONNX lets the condition of a Loop be left out, but not every runtime takes that for true.
+    # ONNX allows a Loop without a condition, but not every runtime takes that as true.
     condition = nodes.add("Constant", type=FLAG, shape=(), value=ir.tensor(np.array(True)))
     results = nodes.add("Loop", count, condition, empty, type=blocks, shape=None, body=body)
     joined = nodes.add("ConcatFromSequence", results, axis=-2)
@@ -249,8 +249,8 @@ def _body(path: Sequence[ir.Node], block: ir.Value, blocks: ir.SequenceType, nod
 def block_shape(shape: ir.Shape | None, prefix: str | None = None) -> Sequence[Dimension | str] | None:
     """``shape`` with an unknown number of rows.
 
-    With a prefix, unknown sizes get names. The scores share these from the first product to the second, and ONNX
-    Runtime then computes the softmax in the scores' own memory.
+    With a prefix, unknown sizes get names, which the scores share from the first product to the second, so that ONNX
+    Runtime computes the softmax in the scores' own memory.
     """
     if shape is None:
         return None

@@ -1,6 +1,6 @@
 """Recognises a Resize that is nearest x2 in height and width: u[..., i, j] = x[..., i // 2, j // 2].
 
-Whether the attributes say so is looked up in ``NEAREST``. Sizes that the graph computes are evaluated at ``PROBES``.
+Attributes are looked up in ``NEAREST``; sizes that the graph computes are evaluated at ``PROBES``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ NEAREST = {
 
 Output i lies at position i / 2 of the input with "asymmetric", and at i / 2 - 1/4 with the others, both exact in
 float32. align_corners with rounding is the same function too, but its positions come within 1 / (4 n) of a tie, which
-float32 cannot tell from the tie on large images.
+float32 cannot distinguish from the tie on large images.
 """
 
 PROBES = (
@@ -32,10 +32,10 @@ PROBES = (
     (30011, 20011, 40009, 20021, 30013, 20023, 40013, 20029),
     (65537, 50021, 65539, 50023, 65543, 50033, 65551, 50047),
 )
-"""Sizes at which computed sizes are compared: in each row four for symbols, then four for axes of unknown size.
+"""Sizes at which computed sizes are compared. Each row has four for symbols, then four for axes of unknown size.
 
 All are prime, so that a division shows. Computed sizes are polynomials in the sizes (see ``sizes.SIZE_OPERATORS`` in
-``graph``), and two polynomials that agree at large numbers without a pattern are the same.
+``graph``), and polynomials that agree at large numbers without a pattern are the same.
 """
 
 

@@ -32,7 +32,7 @@ FIRST_OPSET = 18
 
 
 class _Instances(RewriteRuleClassBase):
-    """Rule for group normalisation that is written as an InstanceNormalization between Reshapes."""
+    """Rule for group normalisation written as an InstanceNormalization between Reshapes."""
 
     def pattern(self, op: Any, x: Any, groups: Any, ones: Any, zeros: Any, back: Any, gamma: Any, beta: Any) -> Any:
         grouped = op.Reshape(x, groups)
@@ -160,5 +160,5 @@ def split_means(model: ir.Model) -> Outcome:
     for kind in (_Instances, _Groups):
         rule = kind.rule()  # type: ignore[no-untyped-call]
         matches += rule.apply_to_model(model)
-        rule.apply_to_model(model, tracer=refusals)  # changes nothing: it only meets the places that are left
+        rule.apply_to_model(model, tracer=refusals)  # changes nothing: it only visits the places that are left
     return Outcome("split_means", matches, tuple(refusals.by_node.values()))

@@ -26,7 +26,7 @@ __all__ = ["counts_of_pad", "fold_padding"]
 def fold_padding(model: ir.Model) -> Outcome:
     """Fold each Pad of the main graph into the convolutions that read it, in place.
 
-    A Pad that another node reads too stays for that node. Nodes that nothing reads any more are removed.
+    A Pad that another node reads too stays for that node. Nodes that are no longer read are removed.
     """
     matches, refusals = 0, []
     opset = model.graph.opset_imports.get("", 0)
@@ -82,7 +82,7 @@ def _zeros(pad: ir.Node, rank: int, opset: int) -> list[int] | str:
 
 
 def counts_of_pad(pad: ir.Node, rank: int, opset: int) -> list[int] | str:
-    """How much ``pad`` adds before and after each spatial axis, in Conv's order, or why no convolution pads so."""
+    """How much ``pad`` adds before and after each spatial axis, in Conv's order, or why no convolution could pad so."""
     inputs = dict(zip(("x", "pads", "value", "axes"), pad.inputs, strict=False))
     pads, axes = inputs.get("pads"), inputs.get("axes")
     counts = None if pads is None else evaluate(pads, opset)

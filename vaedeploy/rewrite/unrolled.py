@@ -6,13 +6,13 @@ rows,
     y = MatMul(Softmax(MatMul(q, k)), v)
       = (Concat over i < C of MatMul(Softmax(MatMul(p[i * n : (i + 1) * n], k)), v))[: N],
 
-where p is q with C * n - N rows of zeros below it. Each row of y depends on its own row of q alone.
+where p is q with C * n - N rows of zeros below it. Each row of y depends only on its own row of q.
 
 TensorRT-RTX 1.7.1 plans memory for the scores of all N rows, and of their softmax, in every engine whose heads are too
 wide for its fused kernel (512 channels in the SD VAE): 17 GB at 2048x2048 in fp16, whether an engine takes that size
-alone or a range. It sees how small a block is only where the block's rows are a dimension of a Reshape: with rows cut
-out by Slice, or left to a Reshape's -1, it plans for all of them. From 2**32 scores on, in a range, its number leaves
-out the scores of the first form altogether.
+alone or a range. It sees how small a block is only where the block's rows are a dimension of a Reshape: with rows from
+a Slice, or from a Reshape's -1, it plans for all of them. For a range with 2**32 scores or more, the size that it
+states leaves out the scores of the first form altogether.
 """
 
 from __future__ import annotations
@@ -29,12 +29,13 @@ from vaedeploy.rewrite.outcome import Outcome, Refusal
 __all__ = ["unroll_attention"]
 
 LARGE_BYTES = 4 * 2**30
-"""Most bytes that the scores of all rows may take. The shipped profiles are under it (3.5 GiB at 1664x1664 in fp16):
-what blocks cost small images in the same engine has not been measured on a GPU. The 2**32 scores above take 8 GiB.
+"""The most bytes that the scores of all rows may take. The shipped profiles stay below it (3.5 GiB at 1664x1664 in
+fp16): what blocks cost small images in the same engine has not been measured on a GPU. The 2**32 scores above take 8
+GiB.
 """
 
 BLOCK_BYTES = 2**29
-"""Most bytes that one block's scores may take at the largest size: 16 blocks at 2048x2048 in fp16.
+"""The most bytes that one block's scores may take at the largest size: 16 blocks at 2048x2048 in fp16.
 
 TensorRT-RTX keeps four to eight tensors of that size at once; with 8 blocks, the encoder's engine for 64 to 2048 pixels
 a side takes 6.7 GB and with 16 it takes 4.6, of which 4.3 are the activations at the image's size.
@@ -51,7 +52,7 @@ def unroll_attention(
     """Compute each attention of ``model``'s main graph in blocks, in place, where its scores are large.
 
     sizes: the largest sizes that the graph will run at, each symbolic dimension -> size. Attention whose scores take no
-    more than ``large_bytes`` at any of them is left alone. block_bytes: the most that one block has of them there.
+    more than ``large_bytes`` at any of them is left alone. block_bytes: the most bytes of one block's scores there.
     """
     matches, refusals = 0, []
     sized = [with_sizes(model, each) for each in sizes]

@@ -20,8 +20,8 @@ Two forms compute it, each with 4/9 of the multiplications:
                     then of columns
     "transposed"    a transposed convolution, kernel (w2, w1 + w2, w0 + w1, w0), stride 2, padding 1
 
-A repeated border is padded before instead: by as much for each phase, whose convolution then has no padding, and by 1
-on each side for the transposed convolution, whose padding, which is cut off its result, then is 3.
+A repeated border is padded beforehand instead: by as much for each phase, whose convolution then has no padding, and by
+1 on each side for the transposed convolution, whose own padding, which crops its result, is then 3.
 
 Taps are summed in float64 and rounded once. The full-size decoder of Stable Diffusion's VAE has three such layers: in
 ONNX Runtime at 256x256 its image differs from the unfolded one's by 7.4e-7 ("convolutions") and 7.8e-7 ("transposed"),
@@ -61,8 +61,8 @@ def fold_upsampling(model: ir.Model, form: UpsampleForm) -> Outcome:
     """Fold each nearest x2 Resize of the main graph into the 3x3 convolutions that read it, in place.
 
     Casts, Identities and one Pad that repeats the border may lie between them. A Resize that another node reads too
-    stays for that node, and the convolution is folded all the same, since its cost is its multiplications. For a Pad of
-    zeros between them, apply ``fold_padding`` before. Initializers that nothing reads any more are removed.
+    stays for that node, and the convolution is still folded, since its multiplications are what costs. For a Pad of
+    zeros between them, apply ``fold_padding`` first. Initializers that nothing reads any more are removed.
     """
     if form not in get_args(UpsampleForm):
         raise ValueError(f"form is {form!r}; it must be one of {', '.join(get_args(UpsampleForm))}")
@@ -101,7 +101,7 @@ def fold_upsampling(model: ir.Model, form: UpsampleForm) -> Outcome:
 
 
 def _paths(value: ir.Value, passed: tuple[ir.Node, ...] = ()) -> Iterator[tuple[ir.Node, ...]]:
-    """For each node that reads ``value`` as its first input: what lies on the way, and that node.
+    """For each node that reads ``value`` as its first input: the nodes on the way, and that node.
 
     Casts, Identities and one Pad may lie on the way.
     """
@@ -116,7 +116,7 @@ def _paths(value: ir.Value, passed: tuple[ir.Node, ...] = ()) -> Iterator[tuple[
 def why_no_border(pad: ir.Node, opset: int) -> str | None:
     """Why ``pad``, of an image, may not repeat its border by one row and one column on each side; None where it does.
 
-    Of an image after nearest x2, the reflected border is the repeated one.
+    After nearest x2, reflecting the border is the same as repeating it.
     """
     mode = pad.attributes.get_string("mode", "constant")
     if mode not in ("edge", "reflect"):
@@ -143,7 +143,7 @@ def why_not_foldable(conv: ir.Node, *, bordered: bool = False) -> str | None:
     auto, pads = attributes.get_string("auto_pad", "NOTSET"), list(attributes.get_ints("pads", (0, 0, 0, 0)))
     own = {"NOTSET": pads, "VALID": [0, 0, 0, 0]}.get(auto, [1, 1, 1, 1])
     if own != ([0, 0, 0, 0] if bordered else [1, 1, 1, 1]):
-        wanted = "0 behind a Pad" if bordered else "1 on each side"
+        wanted = "0 after a Pad" if bordered else "1 on each side"
         return f"its padding is {pads if auto == 'NOTSET' else auto}, not {wanted}"
     if shape[1] == 1 and attributes.get_int("group", 1) > 1:
         return "it is depthwise: reading and writing images takes its time, not multiplications"
@@ -180,7 +180,7 @@ def fold_weights(graph: ir.Graph, weight: ir.Value, groups: int, form: UpsampleF
 
 
 def _replace(resize: ir.Node, between: Sequence[ir.Node], conv: ir.Node, weights: Sequence[ir.Value]) -> None:
-    """Replace ``conv`` by the folded form; nodes that nothing reads any more are left in the graph."""
+    """Replace ``conv`` by the folded form; nodes that are no longer read are left in the graph."""
     nodes: list[ir.Node] = []
     output, x, graph = conv.outputs[0], resize.inputs[0], conv.graph
     assert x is not None
@@ -203,7 +203,7 @@ def _replace(resize: ir.Node, between: Sequence[ir.Node], conv: ir.Node, weights
         source = add(node.op_type, [source], node.outputs[0], f"input_{index}", **node.attributes)
 
     def padded(suffix: str, pads: Sequence[int]) -> tuple[ir.Value, Sequence[int]]:
-        """What a convolution that is padded by ``pads`` reads, and the padding that it has itself then."""
+        """The input of a convolution that is padded by ``pads``, and the padding that it keeps for itself."""
         if not bordered:
             return source, pads
         top, left, bottom, right = pads
@@ -218,7 +218,7 @@ def _replace(resize: ir.Node, between: Sequence[ir.Node], conv: ir.Node, weights
     shared = {"group": conv.attributes.get_int("group", 1), "dilations": (1, 1)}
     bias = conv.inputs[2:]
     if len(weights) == 1:
-        # It gives two rows and two columns of each that is padded: they are cut off.
+        # It makes two rows and two columns of each padded one: they are cut off.
         cut = (3, 3, 3, 3) if bordered else (1, 1, 1, 1)
         shared |= {"kernel_shape": (4, 4), "strides": (2, 2), "pads": cut}
         given, _ = padded("transposed", (1, 1, 1, 1))
@@ -236,11 +236,11 @@ def _replace(resize: ir.Node, between: Sequence[ir.Node], conv: ir.Node, weights
 def _interleave(phases: Sequence[ir.Value], output: ir.Value, prefix: str) -> list[ir.Node]:
     """Nodes that interleave (B, O, h, w) for each of PHASES to (B, O, 2h, 2w), the output of the last node.
 
-    Each row of phase (0, b) with the same row of phase (1, b) behind it, (B, O, h, 2w), lies in memory as (B, O, 2h, w)
-    does.
+    Each row of phase (0, b) followed by the same row of phase (1, b), (B, O, h, 2w), has the memory layout of (B, O,
+    2h, w).
 
-    One Concat and a DepthToSpace would do as well, but ONNX Runtime runs DepthToSpace on one core: those two took
-    0.38 s of a full-size decode at 512x512 (8.4 s, two cores), where these nodes take 0.18 s.
+    One Concat and a DepthToSpace would do too, but ONNX Runtime runs DepthToSpace on one core: those two took 0.38 s of
+    a full-size decode at 512x512 (8.4 s, two cores), and these nodes take 0.18 s.
     """
     nodes: list[ir.Node] = []
     shape, wide = phases[0].shape, None if output.shape is None else output.shape[3]

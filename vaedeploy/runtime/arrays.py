@@ -36,7 +36,7 @@ def as_numpy(value: Any, what: str, error: type[InputError]) -> NDArray[Any]:
     if not hasattr(value, "__dlpack__"):
         file = isinstance(value, str | Path)
         raise error(
-            f"{what} is of type {type(value).__name__}; it must be a numpy array or something that speaks DLPack. "
+            f"{what} is of type {type(value).__name__}; it must be a numpy array or something that supports DLPack. "
             + ("Read the file first: an image with PIL.Image.open" if file else "numpy.asarray() may turn it into one")
         )
     try:

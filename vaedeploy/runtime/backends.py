@@ -45,7 +45,7 @@ def problem_of(backend: str, device: int | str = 0) -> str | None:
 
 def find_candidates(bundle: Bundle, asked: Settings) -> list[Candidate]:
     """All ways to compute ``bundle`` on this machine, in order of preference. A graph in half precision is followed by
-    the same backend in float32, which can run again the items that half precision cannot hold.
+    the same backend in float32, which can rerun the items that half precision cannot hold.
 
     Raises InputError for a backend that does not exist, a profile that the bundle has no engines of, a profile with a
     backend that runs no engines, and a device that the backend cannot have. Raises BackendError, with every reason, if
@@ -95,7 +95,7 @@ def _order(bundle: Bundle, asked: Settings) -> Sequence[str]:
 
 
 def _check(bundle: Bundle, asked: Settings) -> None:
-    """Raise InputError for what contradicts the bundle or itself."""
+    """Raise InputError for settings that contradict the bundle or each other."""
     backend, profile, device = asked.backend, asked.profile, asked.device
     if backend is not None:
         check_backend(backend)
@@ -112,8 +112,8 @@ def _check(bundle: Bundle, asked: Settings) -> None:
 
 
 def _of_precision(name: str, bundle: Bundle, asked: Settings) -> list[Candidate]:
-    """The candidates of one backend in the precision that was asked for, and in float32, which repeats what that one
-    cannot hold. Raises what kept the backend from having any.
+    """The candidates of one backend in the precision that was asked for, and in float32 for what overflows there.
+    Raises the backend's reason for having none.
     """
     found = FINDERS[name](bundle, asked)
     if asked.precision is None:

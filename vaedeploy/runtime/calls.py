@@ -56,7 +56,7 @@ class ArrayCalls:
         image: (H, W, 3) or (B, H, W, 3) uint8, or (B, 3, H, W) float in [-1, 1]; RGB; a numpy array, any array that
             supports DLPack, or a Pillow image, which is converted as an image file is. A bundle exported for uint8
             images takes only uint8. Where ``latent.image_channels`` is 4, images have a fourth channel, opacity, in the
-            range of the colours, which are not multiplied by it.
+            range of the colours; colours are not premultiplied.
         sample: return mean + std * noise. The noise is standard normal, float32, from numpy's
             ``Generator(Philox(seed))``, and is drawn in one go for the whole (B, C, h, w) in C order. An item's noise
             therefore depends on the seed and on the items before it in the batch, but not on those after it.
@@ -69,7 +69,7 @@ class ArrayCalls:
 
         An image in GPU memory gives a latent in GPU memory, which owns its memory and supports DLPack. The image must
         be contiguous and have the form that the graph takes: (B, 3, H, W) float32 in [-1, 1], or (B, H, W, 3) uint8 for
-        a bundle exported for uint8; 4 channels in the place of 3 for RGBA. Its values are not checked, and ``sample``,
+        a bundle exported for uint8; 4 channels instead of 3 for RGBA. Its values are not checked, and ``sample``,
         ``seed`` and ``pad`` cannot be used. The latent is complete when the call returns.
 
         Raises ImageError, SizeError (a height or width that is not a multiple of the factor, without ``pad``),
@@ -158,7 +158,7 @@ class ArrayCalls:
         stream: object = None,
     ) -> SupportsDLPack:
         """Decode a latent into images: (B, H, W, 3) uint8, or (B, 3, H, W) float32 around [-1, 1], not clamped; with 4
-        channels in the place of 3 where ``latent.image_channels`` is 4.
+        channels instead of 3 where ``latent.image_channels`` is 4.
 
         latent: (B, C, h, w) float, scaled and shifted as the diffusion model sees it; a numpy array or any array that
             supports DLPack.
@@ -194,9 +194,9 @@ class ArrayCalls:
             {'image_u8': array(...), 'finite': array([ True])}
 
         part: "encoder" or "decoder". value: what ``encode`` or ``decode`` takes, in host memory.
-        outputs: of the encoder ``latent_mean`` and ``latent_std``, or ``latent`` where ``latent.sampled`` is False; of
-            the decoder ``image`` (B, 3, H, W) float32, ``image_u8`` (B, H, W, 3) uint8 and ``finite`` (B,) bool, which
-            is False for an item with NaN or infinity in its image. All are computed in one run.
+        outputs: names, all computed in one run. The encoder has ``latent_mean`` and ``latent_std``, or ``latent`` where
+            ``latent.sampled`` is False. The decoder has ``image`` (B, 3, H, W) float32, ``image_u8`` (B, H, W, 3) uint8
+            and ``finite`` (B,) bool, which is False for an item with NaN or infinity in its image.
 
         Raises what ``encode`` and ``decode`` raise, and InputError for an output that the half does not have.
         """

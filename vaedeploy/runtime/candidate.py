@@ -1,4 +1,4 @@
-"""``Candidate``: one way to compute a bundle, and what was asked for when the ways are looked for."""
+"""``Candidate``: one way to compute a bundle. ``Settings``: what the caller asks of it."""
 
 from __future__ import annotations
 

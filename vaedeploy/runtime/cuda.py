@@ -26,7 +26,7 @@ SMALLER = ". Give a smaller batch or size, or free memory there"
 """Advice at the end of messages about a lack of memory on the GPU."""
 
 MOST_PITCH = 2**31 - 1
-"""The most bytes from row to row that the driver takes for a copy of rows (CU_DEVICE_ATTRIBUTE_MAX_PITCH)."""
+"""The largest pitch, in bytes, that the driver takes for a copy of rows (CU_DEVICE_ATTRIBUTE_MAX_PITCH)."""
 
 OLDEST_DRIVER = 13.0
 """The lowest CUDA version that the driver must support: the version of the wheels that are installed for engines."""
@@ -138,8 +138,8 @@ class CudaMemory:
 class ResultMemory:
     """Memory from the device's pool that a caller's array uses.
 
-    With its last reference it goes back to the pool, once the work that is in the default stream by then is done. That
-    is PyTorch's stream unless it is told otherwise, so work that was queued there need not keep its arrays alive.
+    When its last reference goes, it returns to the pool after the work that is in the default stream by then. PyTorch
+    uses that stream unless told otherwise, so work queued there need not keep its arrays alive.
     """
 
     def __init__(self, device: CudaDevice, buffer: Any) -> None:
@@ -179,7 +179,7 @@ class CudaStream:
         return 0, self.handle
 
     def wait_for(self, stream: Any) -> None:
-        """Let work queued from now on wait for what is in ``stream`` now. Raises BackendError if that cannot be."""
+        """Let work queued from now on wait for what is in ``stream`` now. Raises BackendError if it cannot."""
         try:
             self._stream.wait(stream._stream if isinstance(stream, CudaStream) else stream)
         except Exception as error:
@@ -198,7 +198,7 @@ class CudaStream:
         _call("cuMemcpyDtoDAsync", target, source, size, self.handle)
 
     def copy_rows(self, source: int, source_pitch: int, target: int, target_pitch: int, size: int, count: int) -> None:
-        """Queue a copy of ``count`` rows of ``size`` bytes, which begin a pitch of bytes one behind the other."""
+        """Queue a copy of ``count`` rows of ``size`` bytes; rows are a pitch of bytes apart."""
         if max(source_pitch, target_pitch) > MOST_PITCH:
             for row in range(count):
                 self.copy_within(source + row * source_pitch, target + row * target_pitch, size)

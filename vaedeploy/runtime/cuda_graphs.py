@@ -1,8 +1,8 @@
 """Runs of ONNX Runtime's CUDA provider as CUDA graphs, which launch all kernels of a run at once.
 
-ONNX Runtime records a graph for each thread, with the addresses of that run, and does not look at later ones: a binding
-to other arrays would give the results of the first. Here each size has arrays of its own, into which inputs are copied
-and out of which results are.
+ONNX Runtime records a graph for each thread with the addresses of that run, and ignores those of later runs: with other
+arrays bound, it would give the results of the first. So each size has arrays of its own here: inputs are copied into
+them, and results out of them.
 
 While a graph is recorded, CUDA refuses what other threads ask of it: on an H200, PyTorch's copy to the GPU failed with
 "operation not permitted when stream is capturing". So graphs are for programs in which one thread uses the GPU.
@@ -28,14 +28,13 @@ OPTION = "enable_cuda_graph"
 """The provider's option."""
 
 NOT_RECORDED = "-1"
-"""The number of a graph with which ONNX Runtime runs its nodes one by one."""
+"""The graph number with which ONNX Runtime records nothing and runs the nodes one by one."""
 
 MOST_RECORDED = 16
-"""Graphs that a session records at most. ONNX Runtime forgets none before the session is closed."""
+"""The most graphs that a session records. ONNX Runtime drops none before the session is closed."""
 
 TURNS = threading.Lock()
-"""Is held during each call of any session with graphs, and while one is opened, so that none meets the recording of
-another.
+"""Held during each call of any session with graphs, and while one is opened, so that nothing runs during a recording.
 """
 
 Run = Callable[[str, Sequence[str], Mapping[str, Array], Mapping[str, Array]], list[Any]]
@@ -98,7 +97,7 @@ class RecordingSession:
             return found
 
     def _recording(self, key: Hashable, inputs: Mapping[str, Array]) -> _Recording | None:
-        """The recording for a call; None where it is the first of its kind, or where there is no memory for one."""
+        """The recording for a call; None for the first call of its kind, or where memory is short."""
         if key not in self._recordings and key in self._shapes:
             number = str(len(self._recordings) + 1)  # 0 is ONNX Runtime's own
             given = {name: tensor_of(array) for name, array in inputs.items()}

@@ -34,8 +34,8 @@ class Stream(Protocol):
 
     ``copy_in`` queues a copy from the host to the device, ``copy_out`` one to the host, and ``copy_within`` one inside
     device memory, of ``size`` bytes between two addresses. With page-locked host memory they return at once.
-    ``copy_rows`` queues a copy inside device memory of ``count`` rows of ``size`` bytes; the next row begins
-    ``source_pitch`` and ``target_pitch`` bytes behind the last one.
+    ``copy_rows`` queues a copy inside device memory of ``count`` rows of ``size`` bytes; rows are ``source_pitch`` and
+    ``target_pitch`` bytes apart.
     """
 
     handle: int
@@ -80,7 +80,7 @@ class Device(Protocol):
     def host_memory(self, size: int) -> HostMemory: ...
 
     def array(self, tensor: Tensor) -> OnDevice:
-        """An array that is not initialised, aligned, in memory that the caller of the runtime may get."""
+        """An aligned, uninitialised array, in memory that may be handed to the runtime's caller."""
         ...
 
 

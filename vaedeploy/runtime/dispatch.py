@@ -88,8 +88,8 @@ class Dispatch:
             self._runners = {}
 
     def forked(self) -> None:
-        """In a forked process: graphs on the CPU are loaded again when they are needed, and what used the GPU stays, to
-        say why it cannot run.
+        """In a forked process: drop graphs on the CPU, which are loaded again when needed, and keep what used the GPU,
+        which says why it cannot run.
         """
         self._make_locks()
         self._warming = 0  # the thread that warmed up is not in this process
@@ -108,10 +108,10 @@ class Dispatch:
         results: Mapping[str, Array] | None = None,
         after: Sequence[Any] = (),
     ) -> list[Array]:
-        """Run a half, and run the items again in float32 whose result in half precision has NaN or infinity.
+        """Run a half, and rerun in float32 the items whose half-precision result has NaN or infinity.
 
-        outputs: names of outputs. For the decoder the last one is ``finite``; those of the encoder, which are
-        latents, are checked themselves. inputs, results, after: see ``EngineSession.run``.
+        outputs: their names. The decoder's last one is ``finite``; the encoder's are latents, whose values are checked.
+        inputs, results, after: see ``EngineSession.run``.
         """
         on_device = any(isinstance(value, OnDevice) for value in inputs.values())
         candidate, computed = self._run_first(part, outputs, inputs, results, after, on_device)
@@ -140,12 +140,12 @@ class Dispatch:
         """See ``VAE.plan``; rows, columns: of the latents."""
         candidate = next((c for c in self._candidates if not c.on_gpu), None)
         if candidate is None:
-            raise BackendError(f"{self.backend} computes on the GPU, and memory is planned on the host alone")
+            raise BackendError(f"{self.backend} computes on the GPU, and memory is planned only on the host")
         plans: dict[Part, MemoryPlan] = {}
         for part in PARTS:
             runner = self._runner(candidate, part)
             if not isinstance(runner, BoundedRunner):
-                raise BackendError(f"{candidate.backend} has its own device, and memory is planned on the CPU alone")
+                raise BackendError(f"{candidate.backend} has its own device, and memory is planned only on the CPU")
             if not runner.half.exists:
                 raise BackendError(runner.half.missing)
             plans[part] = runner.plan(batch, rows, columns)

@@ -27,8 +27,8 @@ log = logging.getLogger(__name__)
 
 
 def engine_candidates(backend: Backend, bundle: Bundle, asked: Settings) -> list[Candidate]:
-    """One candidate per precision in which engines of both halves fit this GPU. Raises BackendError or EngineError if
-    there is none.
+    """One candidate per precision in which both halves have engines that fit this GPU. Raises BackendError or
+    EngineError if there is none.
     """
     device = asked.cuda_device
     names = engine_names(bundle, backend, asked.profile)

@@ -1,4 +1,4 @@
-"""What libraries that run graphs raise, as errors that say which graph failed, on what, and what to do."""
+"""Turns exceptions of libraries that run graphs into errors that say which graph failed, on what, and what to do."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def failures_explained(library: str, graph: Path, inputs: Mapping[str, Array]) -
 
 @contextmanager
 def no_memory_explained() -> Iterator[None]:
-    """Context in which memory that an array cannot have becomes a BackendError. numpy says how much it was."""
+    """Context in which a MemoryError becomes a BackendError. numpy's message says how much memory it was."""
     try:
         yield
     except MemoryError as error:
@@ -47,7 +47,7 @@ def let_go(error: BaseException) -> None:
 
 def is_out_of_memory(error: BaseException | None) -> bool:
     """Whether an exception of such a library says that memory was lacking, the host's or a device's."""
-    # ALLOC_FAILED is a status of cuBLAS and cuDNN, and the resource is memory of the GPU. "Enough" is cuda.core's word.
+    # ALLOC_FAILED is a status of cuBLAS and cuDNN, and "resource" means GPU memory. "Enough" is cuda.core's word.
     words = (
         "resource allocation failed",
         "allocate memory",

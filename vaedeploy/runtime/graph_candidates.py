@@ -87,8 +87,8 @@ def openvino_candidates(bundle: Bundle, asked: Settings) -> list[Candidate]:
 
 
 def openvino_leads(bundle: Bundle, asked: Settings) -> bool:
-    """Whether OpenVINO computes ``bundle`` faster than ONNX Runtime does and as PyTorch does, by what was noted on CPUs
-    of this kind.
+    """Whether a verification on a CPU of this kind found OpenVINO faster than ONNX Runtime and equal to PyTorch within
+    the limits.
     """
     precision = asked.precision or _openvino_precision(bundle, openvino.CPU)
     verdict = read_verdict(bundle, report_name(openvino.NAME, precision, openvino.processor(openvino.CPU)))
@@ -96,9 +96,7 @@ def openvino_leads(bundle: Bundle, asked: Settings) -> bool:
 
 
 def _openvino_precision(bundle: Bundle, device: str) -> Precision:
-    """A bundle's own precision. One in bfloat16 says that less than float32 is enough, which is of no use to a CPU
-    without the instructions.
-    """
+    """The precision if none is asked for: "bf16" for a bundle in bfloat16 on a CPU that gains from it, else "fp32"."""
     lower = bundle.manifest.precision == "bf16" and device == openvino.CPU and openvino.gains_from_bfloat16()
     return "bf16" if lower else "fp32"
 

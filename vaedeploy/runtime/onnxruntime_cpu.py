@@ -30,9 +30,9 @@ Read = Callable[[], AbstractContextManager[GraphContent | None]]
 class Session:
     """One graph, ready to run. Several threads may call it at the same time.
 
-    graph: its file. read: gives a context with the graph's content, for each session of ONNX Runtime that is opened;
-    the file is then only its name in errors. None in the context has the file read. keep_memory: whether the memory of
-    a run stays for the next one.
+    graph: its file. read: opens a context with the graph's content, once for each session of ONNX Runtime; the file is
+    then only its name in errors. Where the context gives None, the file is read. keep_memory: whether the memory of a
+    run is kept for the next one.
     """
 
     extra_bytes = 0
@@ -103,11 +103,11 @@ def open_piece(
 ) -> Any:
     """A session of ONNX Runtime for a piece of a graph, which runs many strips of one size and is closed then.
 
-    name: for errors. weights: by the names that the model has for them. Its calls belong into ``running``. Raises
-    BackendError with ONNX Runtime's message.
+    name: for errors. weights: by the names that the model has for them. Call it within ``running``. Raises BackendError
+    with ONNX Runtime's message.
     """
     options, ort = _options(threads), load_library()
-    # Strips are what the arena is for: they are of one size, and it is freed with the session.
+    # The arena suits strips: they have one size, and it is freed with the session.
     options.enable_cpu_mem_arena = True
     # Several pieces are open at once, each with threads of its own: those that wait must not take the cores of others.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -119,7 +119,7 @@ def open_piece(
 
 @contextmanager
 def only_errors_logged() -> Iterator[None]:
-    """Context in which ONNX Runtime prints errors alone of what it logs without a session; by default, warnings too."""
+    """Context in which ONNX Runtime's logger for what belongs to no session prints errors only, and no warnings."""
     warnings, errors = 2, 3
     load_library().set_default_logger_severity(errors)
     try:
@@ -141,7 +141,7 @@ def bind_to_host(binding: Any, outputs: Iterable[str], results: Mapping[str, Any
 def measuring_session(graph: Path) -> Any:
     """A session of ONNX Runtime that computes the nodes of a graph as they are, one by one, in their order.
 
-    Its calls belong into ``running``. Raises BackendError with ONNX Runtime's message.
+    Call it within ``running``. Raises BackendError with ONNX Runtime's message.
     """
     options, ort = _options(None), load_library()
     # Without fusion, every tensor is computed as the graph has it.
@@ -160,7 +160,7 @@ def _options(threads: int | None, keep_memory: bool = False) -> Any:
     # cores from what runs next: a pipeline's PyTorch, or a server's answer.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     # The arena keeps the largest memory that any size ever took: a full-size decoder held 2.2 GB after one call at
-    # 512x512, and 0.3 GB without the arena, with a lower peak (1.5 GB against 2.1) in the same time.
+    # 512x512. Without the arena it held 0.3 GB, with a lower peak (1.5 GB against 2.1) in the same time.
     options.enable_cpu_mem_arena = keep_memory
     # Errors arrive as exceptions; the library would print them to stderr as well.
     options.log_severity_level = 4
@@ -190,7 +190,7 @@ def _open(
     except Exception as error:
         raise BackendError(f"ONNX Runtime cannot load {graph}: {error}") from error
     if content is not None:
-        trim_heap()  # it copied the weights, and the copies of a full-size decoder would keep 0.3 GB
+        trim_heap()  # it copied the weights; freed copies of a full-size decoder would keep 0.3 GB
     return never_destroyed_in_child(session)
 
 

@@ -36,18 +36,18 @@ FUSED_FORM: Form = "onnxruntime-cuda"
 """The form with the provider's own operators."""
 
 FUSED_OPTIONS = {"fuse_conv_bias": "1"}
-"""The provider's options for that form: a convolution adds its bias itself, and not in a pass over its result. Without
-it, the decode of a 512x512 image took 10.2 ms and not 8.5 on an H100. Channels-first convolutions become slower.
+"""The provider's options for that form: a convolution adds its bias itself, not in another pass over its result. The
+decode of a 512x512 image took 8.5 ms with it on an H100, 10.2 without. Channels-first convolutions become slower.
 """
 
 ALIGNMENT = 16
-"""Bytes. cuDNN is told that tensors begin at multiples of this, and the widest loads of kernels are of as many: what is
-not aligned ends the process's CUDA context with "misaligned address".
+"""Bytes. cuDNN is told that tensors are aligned to this, which is also the width of the kernels' widest loads: a tensor
+that is not aligned ends the process's CUDA context with "misaligned address".
 """
 
 SIZES_AT_ONCE = 4
-"""Sizes of inputs that are kept ready. Each has an ONNX Runtime session of its own: a session's convolutions keep their
-plans for the last size alone, and planning again took 0.8 s on an H100 (1.7 s with ``FUSED_OPTIONS``) for a decode that
+"""How many input sizes are kept ready. Each has an ONNX Runtime session of its own, because a session's convolutions
+keep plans only for the last size. Planning again took 0.8 s on an H100 (1.7 s with ``FUSED_OPTIONS``) for a decode that
 then took 0.03 s (0.01 s). A session holds the weights and the most memory that its runs took.
 """
 
@@ -79,7 +79,7 @@ class Session(onnxruntime_cpu.Session):
         self._process = os.getpid()
         self._device = device
         self._recording_on = CudaDevice(device) if cuda_graphs.are_asked(chosen) else None
-        # The limit holds for each session, so there is only one where it is given.
+        # ``gpu_mem_limit`` holds for each session, so with it there is only one.
         self._by_size = BySize(self._recording(self._session), 1 if "gpu_mem_limit" in chosen else SIZES_AT_ONCE)
         self._session = None  # ``_by_size`` alone keeps sessions, and their memory
 
@@ -114,8 +114,8 @@ class Session(onnxruntime_cpu.Session):
         return self._run(session, outputs, inputs, targets)
 
     def release_memory(self) -> None:
-        """Give all memory of the GPU back, but for that of runs that other threads have begun. The next run loads the
-        graph again.
+        """Give back all memory of the GPU except that of other threads' runs in progress. The next run loads the graph
+        again.
         """
         self._by_size.drop_all()
 
@@ -193,7 +193,7 @@ class BySize:
 
     def __init__(self, first: Any, limit: int) -> None:
         self._sessions: OrderedDict[Hashable, Any] = OrderedDict()
-        self._first, self._limit = first, limit  # the first one until a size takes it, or None
+        self._first, self._limit = first, limit  # ``first`` until a size takes it, then None
         self._lock = threading.Lock()
 
     def take(self, size: Hashable, another: Callable[[], Any]) -> Any:
@@ -238,8 +238,8 @@ class BySize:
 
 def provider_options(device: int, precision: Precision, given: Mapping[str, str] | None = None) -> dict[str, str]:
     """The CUDA provider's options for a graph in ``precision``. given: what the caller chose, which comes first."""
-    # TF32 rounds what float32 convolutions read to 10 bits, and float32 bundles are verified without it. Half precision
-    # has no more than 10 bits; there, ONNX Runtime without TF32 leaves the tensor cores unused for half precision too.
+    # TF32 rounds the inputs of float32 convolutions to 10 bits, and float32 bundles are verified without it. Half
+    # precision has only 10 bits anyway, and without TF32 ONNX Runtime uses no tensor cores for it either.
     return {"device_id": str(device), "use_tf32": "0" if precision == "fp32" else "1", **(given or {})}
 
 

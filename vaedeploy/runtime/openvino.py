@@ -1,7 +1,7 @@
 """OpenVINO, on the CPU and on the other devices that it knows.
 
-A full-size decoder is compiled in half a second, and a compiled one that was stored loads in 0.4 s from a file of its
-size, so none is stored.
+Compiled graphs are not stored: a full-size decoder compiles in half a second, and loading it compiled takes 0.4 s and a
+file of its size.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ TYPES: Mapping[Precision, str] = {"fp32": "f32", "bf16": "bf16"}
 """The precisions that it computes in -> OpenVINO's names of them."""
 
 BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "avx_ne_convert", "bf16"})
-"""Of CPUs that have instructions for bfloat16, as Linux names them: the last is Arm's."""
+"""Linux's names of the CPU features that compute in bfloat16; the last is Arm's."""
 
 
 class Session:
@@ -110,8 +110,8 @@ class Session:
 
         after: not used; ``EngineSession.run`` describes it and ``results``, which are in host memory here.
         """
-        # A request's destructor is a call into OpenVINO, too: it waits without Python's lock. So none is left when this
-        # one ends: the inner method's is gone with its frame, which an exception would keep.
+        # A request's destructor is a call into OpenVINO, too: it waits without Python's lock. So no request may outlive
+        # this context. The inner method's goes with its frame, which an exception would keep alive.
         with failures_explained("OpenVINO", self.graph, inputs), native_call():
             try:
                 return self._infer(outputs, inputs, results or {})
@@ -164,8 +164,8 @@ class Session:
 
 @contextmanager
 def _on_disk(graph: Path, content: GraphContent | None) -> Iterator[Path]:
-    """Context with a file to read the graph from. Content that was read, and is checked, is written to a folder that is
-    gone afterwards: OpenVINO takes weights beside an ONNX graph from files only.
+    """Context with a file to read the graph from. ``content``, which is checked already, is written to a temporary
+    folder: OpenVINO takes weights beside an ONNX graph from files only.
     """
     if content is None:
         yield graph
@@ -189,15 +189,15 @@ def _on_disk(graph: Path, content: GraphContent | None) -> Iterator[Path]:
 
 
 _importing = threading.Lock()
-"""Held while ``sys.modules`` lacks what another thread would put back."""
+"""Held while ``sys.modules`` hides the telemetry package, which another thread would put back."""
 
 
 @cache
 def load_library() -> Any:
     """The ``openvino`` module. Raises BackendError, naming what to install, if it cannot be imported or is too old.
 
-    Importing it sends a message to its makers and writes an identifier into the user's home, unless the package that
-    does so is missing (2026.4). So it is missing while ``openvino`` is imported.
+    Importing it sends a message to its makers and writes an identifier into the user's home, unless its telemetry
+    package is missing (2026.4). So that package is hidden while ``openvino`` is imported.
     """
     with _importing:
         return _import_quietly()
@@ -238,7 +238,7 @@ def _refuse_fork() -> None:
     global _compiled_by
     if _compiled_by not in (None, os.getpid()):
         raise BackendError(
-            "this process was forked after OpenVINO was used, which does not survive that. Start it with "
+            "this process was forked after OpenVINO was used, which does not survive a fork. Start it with "
             "multiprocessing's 'spawn', or give backend='onnxruntime-cpu'"
         )
     _compiled_by = os.getpid()
@@ -271,8 +271,8 @@ def has_bfloat16() -> bool:
 
 
 def takes_bfloat16(device: str = CPU) -> bool:
-    """Whether a device computes in bfloat16 where that is asked for. Others compute in float32 then, without a word, as
-    CPUs without AVX-512 do (2026.4).
+    """Whether a device computes in bfloat16 when asked to. Others silently compute in float32, as CPUs without AVX-512
+    do (2026.4).
     """
     with native_call():
         return "BF16" in _core().get_property(device, "OPTIMIZATION_CAPABILITIES")

@@ -1,4 +1,4 @@
-"""A pool of at most so many items, each made when it is first needed and used by one thread at a time."""
+"""A pool of a limited number of items, each made when first needed and used by one thread at a time."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Item = TypeVar("Item", bound=Keyed)
 class Pool(Generic[Item]):
     """Lends at most ``limit`` items at a time. A borrower waits while all of them are lent.
 
-    make: makes an item. An exception that it raises reaches the borrower, and uses up no place in the pool.
+    make: makes an item. An exception that it raises reaches the borrower, and takes no place in the pool.
     """
 
     def __init__(self, make: Callable[[], Item], limit: int) -> None:

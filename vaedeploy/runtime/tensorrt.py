@@ -115,7 +115,7 @@ class EnginePlan:
         return BackendError(f"TensorRT refuses {what}{said}{cuda.SMALLER if 'out of memory' in said.lower() else ''}")
 
     def __del__(self) -> None:
-        # TensorRT's objects do not keep their makers alive, so they are released in this order.
+        # TensorRT's objects do not keep the objects that made them alive, so they are released in this order.
         with suppress(Exception), self._device.active():  # at the end of the process, CUDA may be gone already
             self._config = self._engine = self._runtime = None
 

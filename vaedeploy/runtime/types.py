@@ -11,10 +11,10 @@ if TYPE_CHECKING:
     from PIL import Image
 
 HostImage: TypeAlias = "NDArray[np.uint8] | NDArray[np.floating[Any]] | Image.Image"
-"""Images that a latent in a numpy array is made of."""
+"""Images whose latent is a numpy array."""
 
 HostLatent: TypeAlias = NDArray[np.floating[Any]]
-"""A latent that images in a numpy array are made of."""
+"""A latent whose images are numpy arrays."""
 
 
 class SupportsDLPack(Protocol):

@@ -43,12 +43,12 @@ class VAE(ArrayCalls):
         None uses the first of them, in this order, that works on this machine. Where it cannot load a half of the
         bundle, or does not take an image's size, the next one computes instead, and a warning is logged.
     precision: "fp32", "fp16" or "bf16", where the backend can compute in several: engines in those that were built,
-        graphs of half precision in float32 too, and OpenVINO any bundle in "fp32" or "bf16". None for the bundle's own.
+        half-precision graphs in float32 too, and OpenVINO any bundle in "fp32" or "bf16". None for the bundle's own.
     device: the number of the CUDA device; for OpenVINO its name of a device, such as "CPU", "GPU.0" or "NPU".
     threads: how many CPU threads one call uses; None uses all cores that this process may use.
-    on_nan: what happens when a result contains NaN or infinity. "rerun" computes the items that do once more, in
-        float32, if they were computed in half precision, and logs a warning; items that are still not finite are
-        returned, with another warning. "warn" only logs a warning and returns the result; "raise" raises BackendError.
+    on_nan: what happens when a result contains NaN or infinity. "rerun" recomputes such items in float32, if they were
+        computed in half precision, and logs a warning; items that are still not finite are returned, with another
+        warning. "warn" only logs a warning and returns the result; "raise" raises BackendError.
     verify_hashes: whether each file's sha256 is checked before use. False only checks that each file exists and has
         the size that the manifest states.
     provider_options: options of ONNX Runtime's CUDA provider, such as {"use_tf32": "1"}, which makes float32 faster but
@@ -60,13 +60,13 @@ class VAE(ArrayCalls):
         given and returned; at least 1 MiB. A call that would take more runs by rows, with the same result; one that
         finds no memory waits for others to end. None for 70 % of what is free when a call begins, by the limits of
         containers too.
-    workspace: a folder on a fast disk. Calls by rows store in files there what memory does not hold, where computing it
-        again would take longer. The files have no names, and are gone when the call ends, however it ends.
-    keep_memory: whether the memory that a whole run took on the CPU stays for the next one, until ``close``. That saves
-        the time in which the system gives it again; False gives it back after each call.
-    identity: that of the VAE which the bundle must hold, as ``vaedeploy inspect`` shows it; None for any.
-    progress: is told how far each call is that runs by rows, by the thread that calls, and how far a pull is; see
-        ``Progress``. It is not pickled.
+    workspace: a folder on a fast disk. Calls by rows store there what memory does not hold, where computing it again
+        would take longer. The files have no names, and are gone when the call ends, however it ends.
+    keep_memory: whether the memory of a run of the whole graph on the CPU is kept for the next one, until ``close``.
+        That saves the time to allocate it again; False gives it back after each call.
+    identity: the identity of the VAE that the bundle must hold, as ``vaedeploy inspect`` shows it; None for any.
+    progress: reports how far each call by rows is, in the calling thread, and how far a pull is; see ``Progress``. It
+        is not pickled.
 
     Issues UnverifiedBundleWarning if the bundle is not verified. Raises BundleError for a bundle that is missing or
     damaged, or holds another VAE, DownloadError where the hub cannot be reached, BackendError for a backend that is not
@@ -182,7 +182,7 @@ class VAE(ArrayCalls):
 
     @property
     def reruns(self) -> int:
-        """How many items gave NaN or infinity in half precision and were run again in float32, since it was opened."""
+        """How many items gave NaN or infinity in half precision and were rerun in float32 since the VAE was opened."""
         return self._dispatch.reruns
 
     def warm_up(self, sizes: Iterable[tuple[int, int]], *, batch: int = 1) -> None:

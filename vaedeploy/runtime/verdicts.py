@@ -1,4 +1,4 @@
-"""What ``vaedeploy verify --backend`` noted in a bundle of a backend that runs graphs."""
+"""What ``vaedeploy verify --backend`` noted in a bundle about backends that run graphs."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ class Verdict(msgspec.Struct, frozen=True):
 
 
 def report_name(backend: str, precision: Precision | None = None, processor: str | None = None) -> str:
-    """The file of a report in a bundle. precision, processor: where a verdict holds for these alone."""
+    """The file of a report in a bundle. precision, processor: given where a verdict holds for these only."""
     kind = None if processor is None else re.sub(r"[^a-z0-9]+", "-", processor.lower()).strip("-")
     return f"report/{'.'.join(filter(None, (backend, precision, kind)))}{ENDING}"
 
 
 def read_verdicts(bundle: Bundle, backend: str) -> Iterator[Verdict]:
-    """All verdicts on what ``backend`` computes from a bundle's graphs."""
+    """All verdicts on ``backend`` with a bundle's graphs."""
     start = report_name(backend).removesuffix(ENDING)
     for name in sorted(bundle.manifest.files):
         if name.startswith(f"{start}.") and (verdict := read_verdict(bundle, name)):

@@ -10,10 +10,10 @@ from vaedeploy.system.text import shown
 
 
 def choose(accept: str | None, kinds: Sequence[str]) -> str:
-    """The one of ``kinds`` that the header ``Accept`` likes most; of those it likes equally, the first.
+    """The one of ``kinds`` with the highest weight in the header ``Accept``; of equal ones, the first.
 
-    A browser's header, which likes ``image/*`` and everything, gives the first. Raises RequestError (406) if it takes
-    none.
+    A browser's header, which accepts ``image/*`` and everything, gives the first. Raises RequestError (406) if it
+    accepts none.
     """
     if not accept or not accept.strip():
         return kinds[0]

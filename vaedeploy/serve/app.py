@@ -28,10 +28,10 @@ from vaedeploy.system.text import shown
 log = logging.getLogger(__name__)
 
 CLIENT_CLOSED = 499
-"""The status in the log and in metrics of a request whose client went away: nginx's."""
+"""nginx's status for a request whose client went away, in the log and in metrics."""
 
 READERS = 2
-"""Files and long JSON that are read or written at once: an image takes up to 20 bytes of memory for each pixel then."""
+"""How many files and long JSON texts are read or written at once: an image takes up to 20 bytes of memory per pixel."""
 
 MODEL = re.compile(r"/v2/models/(?P<name>[^/]+)(?:/versions/(?P<version>[^/]+))?(?P<rest>/ready|/infer)?")
 
@@ -53,7 +53,7 @@ class App:
         return next(model.line for model in self.models.values() if model.vae_name == name)
 
     def close(self) -> None:
-        """Let the calls that run end."""
+        """Wait for the calls that run."""
         for name in self.vaes:
             self.line(name).close()
         self._aside.shutdown()
@@ -84,7 +84,7 @@ class App:
         except (ImageError, LatentError, SizeError) as error:
             raise RequestError(HTTPStatus.BAD_REQUEST, str(error)) from error
         except VaedeployError as error:
-            # Its words have paths of this machine; they are for the log.
+            # Its message has paths of this machine; it is for the log.
             log.error("%s failed: %s", request.model, error)
             raise _failed("the model failed; the server's log says why") from error
         except (RequestError, GoneError):
@@ -164,7 +164,7 @@ class App:
         self._write(msgspec.json.encode(told).decode())
 
     def _read_families(self) -> Iterator[Family]:
-        """What is not counted here but read: of the line and of the runtime."""
+        """The metrics that are not counted here but read from the line and the runtime."""
 
         def by_name(value: Callable[[str, VAE], tuple[Labels, float]]) -> Callable[[], list[tuple[Labels, float]]]:
             return lambda: [value(name, vae) for name, vae in self.vaes.items()]

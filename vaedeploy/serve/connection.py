@@ -14,15 +14,16 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 Wait = Literal["sends", "takes", "closes"]
-"""What is waited for: that the client sends the rest of a head or of a refused body, that it takes what is sent, or
-that it takes the last of it, after which the connection is closed."""
+"""What is waited for: that the client sends the rest of a head or of a refused body ("sends"), that it takes what is
+sent, or that it takes the last of it before the connection is closed.
+"""
 
 
 FULL = (
     b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\nconnection: close\r\ncontent-type: application/json\r\n"
     b'content-length: 58\r\n\r\n{"error":"too many connections are open; try again later"}'
 )
-"""What a connection too many is answered."""
+"""The answer to a connection beyond ``most``."""
 
 
 class Connection(H11Protocol):
@@ -39,7 +40,7 @@ class Connection(H11Protocol):
         super().connection_made(transport)
         self._wait("sends")
         if len(self.connections) > self.most:
-            # Without files left to open, asyncio would log a traceback for each connection that waits, without end.
+            # With no file descriptors left, asyncio would log a traceback for each waiting connection, again and again.
             self.transport.write(FULL)
             self.transport.close()
             self._close_in_time()
@@ -76,7 +77,7 @@ class Connection(H11Protocol):
         self._close_in_time()
 
     def _look(self) -> None:
-        """Wait for the client where it is in the middle of something that nobody works on."""
+        """Start or stop waiting for the client: it is waited for in the middle of something that nobody works on."""
         works = self.cycle is not None and not self.cycle.response_complete
         rests = self.cycle is not None and self.conn.their_state is h11.IDLE and not self.conn.trailing_data[0]
         if works or rests:
@@ -86,12 +87,12 @@ class Connection(H11Protocol):
         self._close_in_time()
 
     def _close_in_time(self) -> None:
-        """Where the connection is being closed, which waits until all is taken, wait no longer than for the rest."""
+        """Bound a close, which by itself waits until the client has taken everything."""
         if self.transport.is_closing():
             self._wait("closes")
 
     def _wait(self, what: Wait) -> None:
-        """Break the connection off unless ``_stop`` is called in time. A wait that has begun goes on."""
+        """Abort the connection unless ``_stop`` is called in time. A wait that has begun is not begun again."""
         if what not in self._waits:
             self._waits[what] = self.loop.call_later(self.patience, self.transport.abort)
 

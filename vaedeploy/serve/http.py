@@ -23,16 +23,16 @@ Piece = bytes | memoryview
 Result = TypeVar("Result")
 
 ABSOLUTE = re.compile(r"\Ahttps?://[^/]*/?", re.IGNORECASE)
-"""What a URL has before the path."""
+"""The part of a URL before the path."""
 
 SLOWEST = 10_000
 """Bytes per second at which a body must arrive at least, once the client's patience is used up."""
 
 JOINED = 1 << 16
-"""Bytes of a body up to which its pieces are copied together: that takes less time than to send another piece."""
+"""Pieces of a body are joined up to this many bytes: copying them takes less time than sending another piece."""
 
 SENT_AT_ONCE = 1 << 20
-"""Bytes that are handed to the connection at once: it is waited for in between, until the client has taken them."""
+"""Bytes that are handed to the connection at once; the next ones wait until the client has taken these."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def json_answer(value: object, status: HTTPStatus = HTTPStatus.OK) -> Answer:
 
 
 class Held:
-    """Bytes of bodies that are in memory, of all requests."""
+    """The bytes of all requests' bodies that are in memory."""
 
     def __init__(self, most: int) -> None:
         self._most, self.bytes = most, 0
@@ -72,7 +72,7 @@ class Held:
 class Request:
     """A request. aside: threads for what would hold up the event loop.
 
-    told: what is known of it, for the log. model: the name of its model, empty until it is known.
+    told: what the log says of it. model: the name of its model, empty until it is known.
     queued: seconds in the line, once it has left it.
     """
 
@@ -94,8 +94,8 @@ class Request:
 
     @property
     def holds_back(self) -> bool:
-        """Whether the client waits for leave to send its body, which it has not got: what comes next on its connection
-        may be that body, or another request.
+        """Whether the client waits for a "100 Continue" that it has not got: what comes next on its connection may be
+        the body, or another request.
         """
         return not self._read and "expect" in self.headers
 
@@ -109,8 +109,8 @@ class Request:
         return query
 
     def check_length(self) -> None:
-        """Raise RequestError (400) for a body whose end is told in two ways: a proxy that believes the other one would
-        take what comes next on the connection for another client's request.
+        """Raise RequestError (400) for a body whose length is stated in two ways: a proxy that believes the other one
+        would take what comes next on the connection for another client's request.
         """
         if "content-length" in self.headers and "transfer-encoding" in self.headers:
             raise RequestError(
@@ -120,15 +120,15 @@ class Request:
             )
 
     def check_content(self, taken: Sequence[str], advice: str) -> None:
-        """Raise RequestError (415) for a body that is compressed, or of a type that is neither unsaid nor begins with
-        one of ``taken``. advice: what to send instead.
+        """Raise RequestError (415) for a body that is compressed, or whose type is stated and begins with none of
+        ``taken``. advice: what to send instead.
         """
         if (encoding := self.headers.get("content-encoding", "identity").lower()) != "identity":
             raise RequestError(
                 HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"the body's encoding is {encoding}; send it as it is, uncompressed"
             )
         kind = self.headers.get("content-type", "").partition(";")[0].strip().lower()
-        # curl and others send this where nothing else is said.
+        # curl and others send this type unless told otherwise.
         if kind and kind != "application/x-www-form-urlencoded" and not kind.startswith(tuple(taken)):
             raise RequestError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"the body is {kind}; {advice}")
 
@@ -174,7 +174,7 @@ class Request:
         self._taken = 0
 
     async def aside(self, work: Callable[..., Result], *arguments: Any) -> Result:
-        """The result of ``work`` in another thread. Few such threads are at work, which bounds what they take."""
+        """The result of ``work`` in another thread. These threads are few, which bounds the memory that they take."""
         return await asyncio.get_running_loop().run_in_executor(self._aside, work, *arguments)
 
     async def unless_gone(self, result: asyncio.Future[Result]) -> Result:
@@ -222,8 +222,8 @@ async def send(send: Send, answer: Answer, *, closes: bool = False) -> None:
 
 
 def _sendings(pieces: Sequence[Piece]) -> Iterator[Piece]:
-    """A body as it is handed to the connection: small pieces as one, so that a small answer arrives at once, and parts
-    of large ones. At least one, which may be empty.
+    """A body as it is handed to the connection: small pieces joined, so that a small answer arrives at once, and large
+    ones in parts. At least one piece, which may be empty.
     """
     if sum(map(len, pieces)) <= JOINED:
         yield b"".join(pieces)

@@ -22,7 +22,7 @@ from vaedeploy.system.text import shown
 from vaedeploy.version import __version__
 
 MUCH_JSON = 2**16
-"""Bytes of JSON, and of tensors that become JSON, from which another thread reads or writes them."""
+"""From this many bytes on, JSON and tensors that become JSON are read or written in another thread."""
 
 
 def server_metadata() -> Answer:

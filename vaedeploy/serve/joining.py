@@ -1,8 +1,8 @@
 """Requests in line for a VAE: which of them go into a call together, and when.
 
-On a GPU, requests of one size are joined; of the sizes that are ripe (full, or waiting for longer than the delay) the
-one goes first that waited longest. On a CPU each request is a call, and several run side by side; but large calls take
-turns. Everything here but the calls themselves happens on the thread of the event loop.
+On a GPU, requests of one size are joined. A size is ripe when its batch is full or has waited for the delay; the ripe
+size that waited longest goes first. On a CPU each request is a call, and several run side by side, but large calls take
+turns. All of this except the calls runs on the thread of the event loop.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Compute = Callable[[Part, NDArray[Any], Sequence[str]], Outputs]
 
 @dataclass(frozen=True)
 class Computed:
-    """What a request gets. queued, computed: seconds. joined: the requests of its call."""
+    """What a request gets. queued, computed: seconds. joined: how many requests its call had."""
 
     outputs: Outputs
     queued: float
@@ -40,7 +40,7 @@ class Computed:
 @dataclass(eq=False)
 class Job:
     """A request in line. array: its items along the first axis. since: when it joined the line, in seconds of
-    ``monotonic``. large: whether its call is one of those that take turns.
+    ``monotonic``. large: whether its call is large, and so takes turns.
     """
 
     part: Part
@@ -73,10 +73,10 @@ class Call(NamedTuple):
 class Line:
     """The requests that wait for one VAE.
 
-    calls: how many run at once. most: the items of a joined call; 1 joins nothing. delay: seconds that a request waits
-    for others. longest: how many requests wait. is_large, large_calls: which requests are large, and how many of the
-    calls may be for one; while these run, other large requests wait, and small ones pass them. told: is called after
-    each call with the half, its items, its requests and its seconds.
+    calls: how many may run at once. most: the most items of a joined call; 1 joins nothing. delay: seconds that a
+    request waits for others. longest: how many requests may wait. is_large, large_calls: which requests are large, and
+    how many calls may be large; while these run, other large requests wait, and small ones pass them. told: is called
+    after each call with the half, its items, its requests and its seconds.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class Line:
 
     @property
     def batches(self) -> list[int]:
-        """The powers of two that calls have as their number of items."""
+        """The batch sizes of calls: powers of two."""
         return [2**power for power in range(self._most.bit_length())]
 
     @property
@@ -133,7 +133,7 @@ class Line:
         return result
 
     def close(self) -> None:
-        """Let the calls that run end."""
+        """Wait for the calls that run."""
         for thread in self._threads:
             thread.shutdown()
 
@@ -147,21 +147,21 @@ class Line:
     def _start(self) -> None:
         """Start as many calls as may run."""
         while self._free and (jobs := self._next()):
-            # The thread that was busy last: glibc keeps freed memory for the thread that took it, and all threads in
-            # turn would take new memory from the system, call for call.
+            # The thread that was busy last: glibc keeps freed memory for the thread that took it, and taking threads in
+            # turn would take new memory from the system in every call.
             thread = self._free.pop()
             self._large_running += jobs[0].large
             thread.submit(self._work, jobs, thread, asyncio.get_running_loop())
 
     def _work(self, jobs: list[Job], thread: ThreadPoolExecutor, loop: asyncio.AbstractEventLoop) -> None:
-        """Compute the requests in one call, in a thread. Where that fails, compute each alone: no request fails for
-        what it was joined with.
+        """Compute the requests in one call, in a thread. If that fails, compute each alone: no request fails because of
+        the others in its call.
         """
         calls = [self._call(jobs)]
         if len(jobs) > 1 and calls[0].error:
             calls = [self._call([job]) for job in jobs]
-        # A future of the executor would take the event loop another turn. Where the loop has ended, so have the
-        # clients, and the error that this raises then is dropped.
+        # A future of the executor would cost the event loop another turn. If the loop has ended, so have the clients,
+        # and the error that this raises is dropped.
         loop.call_soon_threadsafe(self._ended, thread, calls)
 
     def _ended(self, thread: ThreadPoolExecutor, calls: Sequence[Call]) -> None:
@@ -200,10 +200,11 @@ class Line:
         return self._most == 1 or now >= jobs[0].since + self._delay or sum(job.items for job in jobs) >= self._most
 
     def _how_many(self, jobs: deque[Job]) -> int:
-        """How many of these requests, from the first on, go into one call: as many as have a power of two of items.
+        """How many of these requests, from the first on, go into one call: the most with a power of two of items, or
+        one.
 
-        Backends on a GPU plan each batch of another size anew, which takes ONNX Runtime up to seconds, and keep few
-        plans. Powers of two are few, and are those that the VAE was warmed up with.
+        Backends on a GPU make a plan for each batch size, for which ONNX Runtime may take seconds, and keep few plans.
+        Powers of two are few, and the VAE was warmed up with them.
         """
         number, items = 1, 0
         for count, job in enumerate(jobs, start=1):

@@ -1,4 +1,4 @@
-"""Counts and times of a server, as Prometheus reads them. They are changed and read on the thread of the event loop."""
+"""Counts and times of a server, as Prometheus reads them. Only the thread of the event loop changes and reads them."""
 
 from __future__ import annotations
 

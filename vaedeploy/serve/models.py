@@ -26,17 +26,17 @@ from vaedeploy.values.kinds import PARTS, Part
 from vaedeploy.values.served import NAME, model_name
 
 CALLS_ON_CPU = 8
-"""Calls that run at once on a CPU of fewer cores: on two cores a small image takes a fifth less of the processors' time
-than with two calls, since ONNX Runtime's threads wait less for work, and it does not wait for a large one.
+"""Calls that run at once on a CPU of fewer cores. On two cores, a small image takes a fifth less CPU time than with two
+calls, since ONNX Runtime's threads wait less for work, and no small image waits for a large one.
 """
 
 LARGE = 256 * 256
-"""Pixels of a large call, which keeps the cores busy by itself: on two cores, eight of this size at once are slower
-than one after the other, and take the memory of eight.
+"""Pixels from which a call is large: it keeps the cores busy by itself. On two cores, eight calls of this size at once
+are slower than one after the other, and take the memory of eight.
 """
 
 CORES_OF_A_LARGE_CALL = 8
-"""Cores that a large call keeps busy at most. Assumed: throughput was measured on two cores alone."""
+"""The most cores that a large call keeps busy. Assumed: throughput was measured on two cores only."""
 
 CALLS_ON_GPU = 2
 """Calls that run at once on a GPU: while one computes, the arrays of the other are copied."""
@@ -54,7 +54,7 @@ def open_vaes(places: Sequence[str], *, allow_unverified: bool, **options: Any) 
             given, path = _split(place)
             bundle = Bundle.open(path, verify_hashes=False)
             if not allow_unverified and (text := unverified_text(bundle)):
-                raise InputError(f"{text}. To serve it all the same, give --allow-unverified")
+                raise InputError(f"{text}. To serve it anyway, give --allow-unverified")
             name = bundle.manifest.vae.name if given is None else given
             if not NAME.fullmatch(name):
                 what = f"the VAE of bundle {path} is called {name!r}, which" if given is None else repr(name)
@@ -151,7 +151,7 @@ def _form(dtype: np.dtype[Any]) -> str:
 
 
 def make_models(vaes: Mapping[str, VAE], settings: Settings, metrics: Metrics) -> dict[str, Model]:
-    """Both halves of each VAE by the name of the model. The halves of a VAE wait in one line."""
+    """Both halves of each VAE by the name of the model. A VAE's halves share one line."""
     models = {}
     for name, vae in vaes.items():
 

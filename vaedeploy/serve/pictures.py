@@ -31,10 +31,10 @@ BODY = "the body"
 """What messages call the file that was sent."""
 
 LATENTS = ("application/octet-stream", "application/vnd.safetensors")
-"""Types of latent files, which are taken and given, the usual one first."""
+"""Media types of latent files, in requests and answers, the usual one first."""
 
 PICTURES = {"image/png": ".png", "image/jpeg": ".jpg", "image/webp": ".webp"}
-"""Types of pictures that are given, the usual one first -> suffixes of such files."""
+"""Media types of pictures in answers, the usual one first -> suffixes of such files."""
 
 WARNING = "Vaedeploy-Warning"
 """The header that says what is doubtful about an answer."""
@@ -88,12 +88,12 @@ def _read_latent(body: bytes) -> LatentFile:
         return latent_from_bytes(body, BODY)
     except LatentError as error:
         if form := format_of(io.BytesIO(body)):
-            raise LatentError(f"{BODY} is an image ({form}), and no latent file; /v1/encode takes images") from error
+            raise LatentError(f"{BODY} is an image ({form}), not a latent file; /v1/encode takes images") from error
         raise
 
 
 def find_model(models: Mapping[str, Model], suffix: str, query: Mapping[str, str]) -> str:
-    """The name of the model that ends in ``suffix`` and is asked for with ``?model=``, which one VAE can do without."""
+    """The name of the model that ends in ``suffix``, of the VAE that ``?model=`` names, or of the only one."""
     names = [model.vae_name for model in models.values() if model.name == f"{model.vae_name}-{suffix}"]
     name = query.get("model", names[0] if len(names) == 1 else None)
     if name is None:
@@ -119,7 +119,7 @@ def _read_image(
 ) -> tuple[NDArray[np.uint8], tuple[int, int], str | None]:
     """The image as a batch of one, its size before it was padded, and what is doubtful about it."""
     latent = model.vae.latent
-    most = settings.max_body // latent.image_channels  # as many as a body of plain pixels has
+    most = settings.max_body // latent.image_channels  # as many as a body of raw pixels has
     try:
         image = image_from_bytes(body, BODY, opacity=latent.image_channels == RGBA, most=most)
     except ImageError as error:
@@ -134,6 +134,6 @@ def _read_image(
 
 
 def _warnings(*texts: str | None) -> dict[str, str]:
-    """As a header. Names in files of strangers are in it, so it is made safe to be one."""
+    """The texts as a header. They quote names from strangers' files, so they are made safe for one."""
     found = [shown(text) for text in texts if text]
     return {WARNING: "; ".join(found)} if found else {}

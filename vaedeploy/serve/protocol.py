@@ -42,8 +42,9 @@ TYPES = {
 NAMES = {dtype: name for name, dtype in TYPES.items()}
 
 MOST_NUMBERS = 2**20
-"""Numbers that the data of a tensor in JSON has at most, such as those of an image of 512x512: reading them holds up
-everything else in this process."""
+"""The most numbers of a tensor's data in JSON, such as those of a 512x512 image: reading them holds up everything else
+in this process.
+"""
 
 MOST_JSON = 2**24
 """Bytes of JSON that are read at most."""
@@ -52,7 +53,7 @@ Side = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 
 
 class Parameters(msgspec.Struct, frozen=True):
-    """What is read of the parameters of tensors and requests; others are ignored, as the protocol allows."""
+    """The parameters of tensors and requests that are read; others are ignored, as the protocol allows."""
 
     binary_data_size: Annotated[int, msgspec.Meta(ge=0)] | None = None
     binary_data: bool | None = None
@@ -144,7 +145,7 @@ def _outputs(inference: Inference, interface: Interface) -> dict[str, bool]:
 
 
 def _array(tensor: InputTensor, data: memoryview, model: Model) -> NDArray[Any]:
-    """The array of a tensor, whose bytes are all of ``data`` where it is sent as bytes."""
+    """The array of a tensor. data: its bytes, all of them, where it is sent as bytes."""
     name, shape = tensor.name, tuple(tensor.shape)
     dtype = TYPES.get(tensor.datatype)
     if dtype is None:
@@ -256,6 +257,6 @@ def metadata(model: Model) -> dict[str, object]:
 
 
 def _open_shape(name: str, shape: tuple[int, ...]) -> list[int]:
-    """A shape whose batch, height and width are -1: any."""
+    """A shape with -1, which stands for any, as batch, height and width."""
     channels = {"finite": None, "image_u8": 3}.get(name, 1)
     return [side if axis == channels else -1 for axis, side in enumerate(shape)]

@@ -1,4 +1,4 @@
-"""What a request is refused with: a status of HTTP, a sentence, and the reason that metrics count it under."""
+"""How a request is refused: with an HTTP status, a sentence, and the reason under which metrics count it."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ RETRY_AFTER = {"retry-after": "1"}
 class RequestError(Exception):
     """The answer to a request that cannot be served.
 
-    status: of HTTP. message: a sentence for the client. reason: a word for metrics, of ``REASONS``. headers: further
-    ones of the answer. closes: whether the connection ends with it, because the rest of the request is not read.
+    status: the HTTP status. message: a sentence for the client. reason: a word for metrics, of ``REASONS``. headers:
+    more headers of the answer. closes: whether the connection ends with it, because the rest of the request is not
+    read.
     """
 
     def __init__(

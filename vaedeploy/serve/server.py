@@ -27,23 +27,24 @@ from vaedeploy.system.interrupts import SIGNALLED, SIGNALS, end_calls, stop_if_i
 from vaedeploy.system.oserrors import reason
 
 KEEP_ALIVE = 75
-"""Seconds that a connection stays open between two requests: longer than the 60 of nginx, which would else send a
-request on a connection that is just being closed."""
+"""Seconds that a connection stays open between two requests: longer than nginx's 60, or nginx might send a request on a
+connection that is just being closed.
+"""
 
 WAITING = 1024
 """Connections that wait to be accepted."""
 
 ACCEPTED_AT_ONCE = 16
-"""Of those: each takes some turns of the event loop until it can be refused, and more are accepted meanwhile."""
+"""Few of those: refusing one takes some turns of the event loop, and more are accepted meanwhile."""
 
 SPARE_FILES = 256
-"""Files that are left open to others than connections: bundles, libraries, and connections that are refused."""
+"""File descriptors that are left to everything but served connections: bundles, libraries, and refused connections."""
 
 USUAL_SIDE = 512
-"""Pixels of the side of the image that VAEs are warmed up at where no size is asked for."""
+"""The side, in pixels, of the image that VAEs are warmed up with where no size is asked for."""
 
 ENDS_CALLS = 0.1
-"""Seconds between two looks, after a signal, whether the warm-up has begun another call."""
+"""Seconds between two checks, after a signal, of whether the warm-up has begun another call."""
 
 Say = Callable[[str], None]
 
@@ -118,8 +119,8 @@ async def _warm_up(server: Server) -> None:
     try:
         for name, vae in app.vaes.items():
             given = app.settings.warm_up or (vae.latent.sizes.padded(USUAL_SIDE, USUAL_SIDE),)
-            # On a CPU, ONNX Runtime takes its memory at once, as planned in the first run, for that size and not for
-            # others whose sides have the same difference bit by bit: of all squares, for the first.
+            # On a CPU, ONNX Runtime plans one memory block per size in the first run, and finds the plan by XOR of the
+            # sides: all squares share the plan of the first square.
             sizes = sorted(given, key=math.prod, reverse=True)
             server.say(f"Warming up {name} at {', '.join(f'{height}x{width}' for height, width in sizes)}")
             for batch in app.line(name).batches:
@@ -173,7 +174,7 @@ class Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """As uvicorn's, for every signal that asks to stop. It does not raise them again: the server did as asked.
 
-        uvicorn enters it while it serves. ``serve`` does so before, since what comes after takes time too: the calls
+        uvicorn enters it while it serves. ``serve`` enters it around that, since what follows takes time too: calls
         whose clients have gone, and the end of the warm-up.
         """
         if threading.current_thread() is not threading.main_thread():
@@ -195,7 +196,7 @@ class Server(uvicorn.Server):
                 name = signal.Signals(sig).name
                 self.say(f"Stopped at once by {name}, the second signal; requests that were not answered are lost")
             finally:
-                # Anything else waits for threads, each of which may be in a call of minutes.
+                # Any other exit waits for threads, and each may be in a call of minutes.
                 os._exit(SIGNALLED + sig)
         self.should_exit = True
         self.stopped_by = signal.Signals(sig).name
@@ -214,7 +215,7 @@ def _most_connections(settings: Settings) -> int:
 
 @contextmanager
 def _listening(settings: Settings) -> Iterator[socket.socket]:
-    """Context with a socket that listens: who connects waits until the server runs. Raises InputError."""
+    """Context with a listening socket: clients that connect wait until the server runs. Raises InputError."""
     host, port = settings.host, settings.port
     try:
         (family, kind, protocol, _, address), *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)

@@ -14,13 +14,13 @@ class Settings:
     host, port: where it listens; port 0 takes a free one.
     warm_up: (height, width) of images in pixels that each VAE runs once at before the server says that it is ready.
     max_batch: the most items of a request, and of requests that are joined into one call.
-    max_delay: seconds that a request waits at most for others to be joined with.
-    max_queue: how many requests wait at most, for each VAE, beside those that are computed.
-    max_body: bytes that a request's body has at most, and the tensors of an answer.
+    max_delay: the longest that a request waits for others to be joined with, in seconds.
+    max_queue: the most requests that wait for each VAE, beside those that are computed.
+    max_body: the most bytes of a request's body, and of the tensors of an answer.
     joins: whether requests of one size are joined; None joins them on a GPU, and not on a CPU, where several calls side
         by side are faster than a batch.
-    max_connections: how many connections are open at most; further ones are closed. None for what the process' limit on
-        open files leaves.
+    max_connections: the most open connections; further ones are closed. None for what the process's limit on open files
+        leaves.
     patience: seconds that a client may stall: in the middle of a request, or while it takes its answer.
     """
 
@@ -37,5 +37,5 @@ class Settings:
 
     @property
     def max_held(self) -> int:
-        """Bytes that the bodies of all requests together have at most in memory."""
+        """The most bytes in memory of all requests' bodies together."""
         return 4 * self.max_body

@@ -17,11 +17,11 @@ from vaedeploy.system.text import shown
 from vaedeploy.values.words import counted
 
 LISTED = 3
-"""Number of names that a message lists; it only counts the others."""
+"""How many names a message lists; it only counts the others."""
 
 VAE_PREFIXES = ("first_stage_model.", "vae.")
-"""Prefixes of the VAE's tensor names in a full checkpoint: that of CompVis and all that follow it, and that of
-repackaged checkpoints.
+"""Prefixes of the VAE's tensor names in a full checkpoint: CompVis' and its followers', and that of repackaged
+checkpoints.
 """
 
 TRAINING_PREFIXES = ("loss.", "model_ema.")
@@ -37,7 +37,7 @@ ZIP, PICKLE = b"PK\x03\x04", b"\x80"
 
 
 def sha256_of(files: Sequence[Path]) -> str:
-    """sha256 of a file, in hexadecimal; of several, sha256 of theirs, a line each.
+    """sha256 of a file, in hexadecimal; for several files, the sha256 of theirs, one per line.
 
     Raises WeightsError where a file cannot be read.
     """
@@ -53,11 +53,11 @@ def sha256_of(files: Sequence[Path]) -> str:
 def read_contents(files: Sequence[Path]) -> Contents:
     """Every tensor of safetensors files or PyTorch checkpoints, by name. Several files are parts of one VAE.
 
-    The content of a file, never its name, decides which of the two it is. A tensor is read when it is asked for, so
-    that a VAE can be taken out of a large checkpoint without reading the rest. Raises WeightsError for any other file,
-    and for a damaged file. No code in a file is run.
+    The content of a file, never its name, decides which kind it is. Tensors are read when asked for, so that a VAE can
+    be taken out of a large checkpoint without reading the rest. Raises WeightsError for any other file, and for a
+    damaged file. No code in a file is run.
 
-    Names in a file that holds one half of a VAE, see ``pair``, begin with that half's here.
+    Names in a file with one half of a VAE, see ``pair``, get that half's name in front.
     """
     tensors: dict[str, Stored] = {}
     metadata: dict[str, str] = {}
@@ -103,9 +103,9 @@ def check_kind(path: Path) -> bytes:
 
 
 def select_vae(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
-    """The tensors of the VAE alone, without those that only training needs.
+    """The tensors of the VAE only, without those that only training needs.
 
-    In a full checkpoint they are the ones with a prefix, which is removed from their names.
+    In a full checkpoint these have a prefix, which is removed from their names.
     """
     while wrapping := [p for p in WRAPPING_PREFIXES if tensors and all(name.startswith(p) for name in tensors)]:
         tensors = {name.removeprefix(wrapping[0]): tensor for name, tensor in tensors.items()}

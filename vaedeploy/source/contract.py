@@ -1,4 +1,4 @@
-"""The latent contract of a VAE: which sources state it, and what holds where several do."""
+"""The latent contract of a VAE: which sources state it, and which one holds where several do."""
 
 from __future__ import annotations
 
@@ -85,8 +85,8 @@ def agree(
 ) -> LatentSpec:
     """The latent contract on which ``statements`` agree.
 
-    given: what messages call the config, or the weights in its place. scale, shift: the caller's values, one number or
-    one a channel. They fill in what no statement contains, and decide which statement holds where two differ.
+    given: what messages call the config, or the weights if there is none. scale, shift: the caller's values, one number
+    or one per channel. They fill in what no statement contains, and decide where two statements differ.
 
     Raises ContractError where a statement cannot hold and the caller does not give both values; where nothing states
     the scale; where nothing states the shift and a preset of the architecture has one; where two statements differ and
@@ -121,7 +121,7 @@ def agree(
 
 
 def _check(statement: Statement, shape: LatentShape) -> None:
-    """Raise ContractError, which names the source, where the numbers that it states cannot be those of any contract."""
+    """Raise ContractError, which names the source, if no contract can have the numbers that it states."""
     try:
         scale = 1.0 if statement.scale is None else statement.scale
         LatentSpec(shape.channels, shape.factor, scale, statement.shift or 0.0)
@@ -132,7 +132,7 @@ def _check(statement: Statement, shape: LatentShape) -> None:
 def _agreed(
     what: str, stated: Sequence[tuple[str, Number | None]], given: float | Sequence[float] | None
 ) -> Number | None:
-    """The value that holds, of those that are stated and the one that the caller gave; None where nobody gives one.
+    """The value that holds, among those stated and the caller's; None where there is none.
 
     what: "scale" or "shift". stated: (source, value) of each statement.
     """

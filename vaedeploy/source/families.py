@@ -64,7 +64,7 @@ REFUSED = {
     "AutoencoderVidTok": VIDEO,
     "Kandinsky6SRVAE": VIDEO,
 }
-"""Classes that are known not to be for this -> why."""
+"""Classes that are known not to fit -> why."""
 
 
 def family_of(architecture: Architecture) -> Family[Any]:

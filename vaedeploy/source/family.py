@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Channels = Annotated[int, msgspec.Meta(ge=1, le=65536)]
 
 Layers = Annotated[int, msgspec.Meta(ge=1, le=64)]
-"""A bound far from all that is published: building what a damaged config asks for could take for ever."""
+"""A bound far above everything published: building what a damaged config asks for could take for ever."""
 
 Widths = Annotated[tuple[Channels, ...], msgspec.Meta(min_length=1, max_length=16)]
 """Channels, a number for each block."""
@@ -45,12 +45,12 @@ OWN_MODULES = (
 class Architecture(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A network, as a ``config.json`` describes it, without its latent contract. Frozen, so it can be compared.
 
-    A family's own one has a field for each argument of the diffusers class, with the default that diffusers takes where
-    a ``config.json`` leaves it out.
+    A family's subclass has a field for each argument of the diffusers class, with diffusers' default for a
+    ``config.json`` that leaves it out.
 
-    class_name: the class of diffusers. unshaped: fields on which no tensor's shape depends and which a preset may say
-    otherwise than a ``config.json`` does. ignored: arguments of the class that change nothing here, such as those that
-    only tiling or training reads. What states the latent contract (``DESCRIBES``) is neither.
+    class_name: the class of diffusers. unshaped: fields on which no tensor's shape depends, and in which a preset may
+    differ from a ``config.json``. ignored: arguments of the class that change nothing here, such as those that only
+    tiling or training reads. Fields of the latent contract (``DESCRIBES``) are in neither.
     """
 
     class_name: ClassVar[str]
@@ -72,8 +72,8 @@ A = TypeVar("A", bound=Architecture)
 class LatentShape:
     """The part of a latent contract that an architecture states.
 
-    channels, factor: of latents as the diffusion model sees them, after any packing. sampled: whether the encoder gives
-    a mean and a deviation. image_channels: 3 for RGB, 4 for RGBA.
+    channels, factor: those of latents as the diffusion model sees them, after any packing. sampled: whether the encoder
+    gives a mean and a deviation. image_channels: 3 for RGB, 4 for RGBA.
     """
 
     channels: int
@@ -98,8 +98,8 @@ class Family(Protocol[A]):
     def read(self, raw: Mapping[str, Any]) -> A:
         """The architecture that a ``config.json`` describes.
 
-        Raises msgspec.ValidationError for fields of a wrong type, and WeightsError, whose message goes on after the
-        path of the config, for what cannot be done: "has 4 channels in; ...". ``read_fields`` does the former.
+        Raises msgspec.ValidationError for fields of a wrong type, as ``read_fields`` does, and WeightsError for what
+        cannot be done. Its message continues after the path of the config: "has 4 channels in; ...".
         """
         ...
 
@@ -108,20 +108,20 @@ class Family(Protocol[A]):
         ...
 
     def statement(self, raw: Mapping[str, Any], architecture: A, tensors: Mapping[str, Tensor], by: str) -> Statement:
-        """What is stated about scale and shift: by the config, by the weights, or by the class.
+        """What the config, the weights or the class states about scale and shift.
 
         raw: the ``config.json``; empty for weights that came without one. tensors: the ``contract_tensors`` that the
-        weights have, float32, by diffusers' names. by: what messages call the source. Without one of the family's
-        own, diffusers' usual fields of the config count; where it has none, the user is asked for the scale.
+        weights have, float32, by diffusers' names. by: what messages call the source. By default, the config's usual
+        diffusers fields count; where it has none, the user is asked for the scale.
         """
         return config_statement(raw, by)
 
     def blank(self, architecture: A) -> nn.Module:
-        """The diffusers class. It is called while the meta device is the default: tensors have shapes and no data."""
+        """An instance of the diffusers class, made with the meta device as default: tensors have shapes and no data."""
         ...
 
     def halves(self, module: Any, architecture: A) -> tuple[nn.Module, nn.Module]:
-        """(encoder, decoder) of a ``blank`` that holds weights by now, each with the tensors of its own half only.
+        """(encoder, decoder) of a ``blank`` that has been given weights, each with only its own half's tensors.
 
         encoder: image (B, N, H, W) in [-1, 1] -> latent, or (mean, std), in (B, C, h, w) before scale and shift.
         decoder: latent -> image, not clamped. Names of tensors begin with ``encoder`` or ``quant_conv``, and with
@@ -132,7 +132,7 @@ class Family(Protocol[A]):
     def diffusers_name(self, name: str, architecture: A) -> str | tuple[str, ...]:
         """Diffusers' name of the tensor that a file of the original code, or an old one, calls ``name``.
 
-        Several names are of tensors that the file has as one: of equal parts of its first axis, in this order.
+        Several names stand for tensors that the file has joined: equal parts of its first axis, in this order.
         """
         return name
 
@@ -145,7 +145,7 @@ def read_fields(raw: Mapping[str, Any], architecture: type[A]) -> A:
     """
     fields = architecture.__struct_fields__
     known = {*fields, *architecture.ignored, *DESCRIBES}
-    # Null and false are how diffusers' classes leave an addition out.
+    # diffusers' classes leave an addition out by null or false.
     unknown = sorted(k for k, v in raw.items() if k not in known and k[:1] != "_" and v is not None and v is not False)
     if unknown:
         raise WeightsError(

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class Source:
     """Where a tensor of an architecture is in a file.
 
-    name: of the tensor in the file. tensor: that, or the part of it that is meant.
+    name: the tensor's name in the file. tensor: it, or the part of it that is meant.
     """
 
     name: str
@@ -86,11 +86,11 @@ def fit(tensors: Mapping[str, Stored], architecture: Architecture) -> Fit:
 
 
 def _parts(tensor: Stored, names: str | tuple[str, ...]) -> dict[str, Stored]:
-    """``tensor`` by its name in diffusers; by several, the equal parts of its first axis that are called so."""
+    """``tensor`` by its name in diffusers; for several names, the equal parts of its first axis by theirs."""
     if isinstance(names, str):
         return {names: tensor}
     if not tensor.shape or tensor.shape[0] % len(names):
-        # It fits no architecture, and is told by the shape that it has.
+        # It fits no architecture; messages show the shape that it has.
         return dict.fromkeys(names, tensor)
     length, *others = tensor.shape
     size = length // len(names)
@@ -109,7 +109,7 @@ def load(
 ) -> dict[str, Tensor]:
     """Copy a file's tensors as float32, under diffusers' names and in diffusers' shapes.
 
-    matched: a ``Fit`` without faults. shapes: diffusers' names of those to copy, with their shapes.
+    matched: a ``Fit`` without faults. shapes: diffusers' names of the tensors to copy -> their shapes.
     where: what messages call the file.
 
     Raises WeightsError for tensors that are not floating point, or that hold NaN or infinity.
@@ -144,7 +144,7 @@ def load(
 
 
 def comparable_shape(shape: Sequence[int], expected: tuple[int, ...]) -> tuple[int, ...]:
-    """A tensor's shape, less axes of length 1 at its end, down to as many axes as ``expected`` has.
+    """A tensor's shape without axes of length 1 at its end, down to the number of axes of ``expected``.
 
     Attentions are matrices today, but were 1x1 convolutions in old checkpoints.
     """

@@ -19,10 +19,10 @@ STEM = "diffusion_pytorch_model"
 SINGLE = re.compile(rf"{STEM}(?:\.(?P<variant>\w+))?\.(?P<kind>safetensors|bin)")
 
 INDEX = re.compile(rf"{STEM}\.(?P<kind>safetensors|bin)\.index(?:\.(?P<variant>\w+))?\.json")
-"""The list of the parts of a file. diffusers puts the variant at its end, and into the names of the parts."""
+"""The name of the list of a file's parts. diffusers puts the variant at its end, and into the names of the parts."""
 
 HALF = ("fp16", "bf16")
-"""Variants with fewer digits than the others have, the most precise first."""
+"""Variants with fewer digits than others, the most precise first."""
 
 WEIGHTS = tuple(
     f"{STEM}{ending}"
@@ -30,7 +30,7 @@ WEIGHTS = tuple(
     for kind in ("safetensors", "bin")
     for ending in (f"{variant}.{kind}", f".{kind}.index{variant}.json")
 )
-"""What weights in a folder may be called whose other names are not known, the most precise first."""
+"""Names that weights may have in a folder that cannot be listed, the most precise first."""
 
 MAX_INDEX = 25_000_000
 """Largest list of parts that is read, in bytes."""
@@ -72,10 +72,10 @@ class Weights:
 
 
 def find_weights(folder: Path) -> Weights:
-    """The weights in a folder: of several variants, the most precise.
+    """The weights in a folder, the most precise if there are several variants.
 
-    Raises WeightsError where the folder has no weights, where a part or what a link leads to is not there, and where
-    two variants are equally precise.
+    Raises WeightsError where the folder has no weights, where a part or a link's target is missing, and where two
+    variants are equally precise.
     """
     names = _names(folder)
     candidates = _candidates(folder, names)
@@ -86,7 +86,7 @@ def find_weights(folder: Path) -> Weights:
     if equal:
         raise WeightsError(
             f"{folder} holds several variants of the weights: {', '.join(p.name for p in (best.path, *equal))}. "
-            "Give the one that you mean: its file"
+            "Give the file of the one that you mean"
         )
     files = parts_of(best.path)
     for file in files:
@@ -101,7 +101,7 @@ def find_weights(folder: Path) -> Weights:
 
 
 def _halves(folder: Path, names: Sequence[str]) -> Weights:
-    """The encoder and the decoder in a folder with two such files, and without others."""
+    """The encoder and the decoder in a folder that has one file for each, and no others."""
     halves = [(path, half.other) for name in names if (half := half_named(path := folder / name)) is not None]
     pairs = [pair for pair in halves if pair[1].name in names and pair[0] < pair[1]]
     if len(pairs) == 1:
@@ -109,8 +109,7 @@ def _halves(folder: Path, names: Sequence[str]) -> Weights:
     if pairs:
         named = ", ".join(path.name for pair in pairs for path in pair)
         raise WeightsError(
-            f"{folder} holds several VAEs in two files each: {named}. Give one of the two files of the one that you "
-            "mean"
+            f"{folder} holds several VAEs in two files each: {named}. Give either file of the VAE that you mean"
         )
     alone = "".join(f"; of {path.name} the other half, {other.name}, is not there" for path, other in halves[:1])
     raise WeightsError(
@@ -139,7 +138,7 @@ def _candidates(folder: Path, names: Sequence[str]) -> list[_Candidate]:
 def parts_of(file: Path) -> tuple[Path, ...]:
     """The weights files that ``file`` stands for: itself, or those that it lists, whether they are there or not.
 
-    Raises WeightsError for a list that cannot be read, and for one of other files than those beside it.
+    Raises WeightsError for a list that cannot be read, and for one that names files elsewhere.
     """
     return _listed(file) if INDEX.fullmatch(file.name) else (file,)
 
@@ -151,7 +150,7 @@ def _listed(index: Path) -> tuple[Path, ...]:
         raise WeightsError(f"{index} cannot be read: {error.strerror or error}") from error
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise WeightsError(f"{index} does not list the parts of weights: {error}") from error
-    # 255 bytes is the most that a file's name may have, nearly everywhere.
+    # Nearly everywhere, a file's name has at most 255 bytes.
     outside = sorted(name for name in names if not re.fullmatch(r"[\w-][\w.-]{0,254}", name, re.ASCII))
     if outside or not names:
         raise WeightsError(

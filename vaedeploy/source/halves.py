@@ -1,6 +1,6 @@
-"""The two halves of a VAE as plain modules, for the families whose classes are put together alike.
+"""The two halves of a VAE as plain modules, for families whose classes have the usual structure.
 
-Without diffusers' tiling, slicing and randomness.
+They have none of diffusers' tiling, slicing and randomness.
 """
 
 from __future__ import annotations

@@ -47,12 +47,12 @@ def load_reference(
 
     vae: a preset's name; a hub repository that holds a VAE with its config.json, "owner/name" or "owner/name@revision";
         or the path of a VAE: a diffusers folder, or a weights file of a known architecture.
-    weights: other weights for a preset's architecture: a hub repository, a diffusers folder, a file, or
-        ``random:SEED``; or a file or folder with weights for the architecture of the folder ``vae``.
+    weights: other weights: for a preset's architecture, a hub repository, a diffusers folder, a file, or
+        ``random:SEED``; for the architecture of the folder ``vae``, a file or folder.
     scale, shift: the latent contract where nothing states it; where two statements differ, the one that holds. One
         number, or one for each channel.
     revision: the branch, tag or commit of the hub repository; its main branch by default.
-    subfolder: the folder of the VAE in a repository or folder; by default that itself, or its "vae", "movq" or "vqgan".
+    subfolder: the folder of the VAE in a repository or folder; by default its top, or its "vae", "movq" or "vqgan".
     progress: called as loading advances, see ``Progress``.
 
     Raises UnknownPresetError, WeightsError, ContractError (also for a scale or shift other than the one that the preset
@@ -80,8 +80,8 @@ def reload_reference(
 ) -> Reference:
     """Load the reference that ``origin`` names again.
 
-    latent: the latent contract with which it was exported.
-    weights: where its weights are now, if not where ``origin`` says. The caller checks that they are the same weights.
+    latent: the latent contract with which it was exported. weights: where its weights are now, if not where ``origin``
+    says. The caller checks that they are the same weights.
 
     Raises the errors of ``load_source``, and WeightsError where the reference was made of a user's own modules, or
     where its weights have changed since.
@@ -191,13 +191,13 @@ def _read(found: Found, contract: Contract, progress: Progress) -> Reference:
             preset_statement(known_preset, f"{found.where} (by its sha256 the file of preset {known_preset.name})")
         )
     stated = stated_model(contents.tensors, contents.metadata)
-    # It contradicts a preset or a config, and never stands for one: VAEs are put into checkpoints of other models.
+    # It may contradict a preset or a config, but never replaces one: VAEs are put into checkpoints of other models.
     if stated is not None and statements and not plan.architecture.differences(stated[0].config):
         statements.append(preset_statement(stated[0], f"{found.where} ({stated[1]})"))
     latent = contract(statements, plan.architecture, plan.by)
     weights = load(matched, shapes, found.where, progress)
     encoder, decoder = build(plan.architecture, weights)
-    # Weights that are not the preset's have another licence, which is known only if they are those of some preset.
+    # Weights other than the preset's have another licence, which is known only if they are some preset's.
     licensed = found.preset if found.own else known_preset
     return Reference(
         encoder=encoder,
@@ -211,7 +211,7 @@ def _read(found: Found, contract: Contract, progress: Progress) -> Reference:
 
 
 def _with_other_half(found: Found) -> Found:
-    """``found``, or both files where it is one that holds a half of a VAE."""
+    """``found``, or both files if it is one file with half of a VAE."""
     half = checkpoint.lone_half(found.file) if len(found.files) == 1 else None
     if half is None:
         return found
@@ -220,7 +220,7 @@ def _with_other_half(found: Found) -> Found:
             f"{found.where} holds the {half.part} alone, and {half.other.name} is not beside it. Put both files into "
             "one folder"
         )
-    # In the same order, and with the same sha256, whichever of them was named.
+    # The order, and so the sha256, is the same whichever file was named.
     name = half.name or name_in(found.file.resolve().parent)
     return dataclasses.replace(found, name=name, files=tuple(sorted((found.file, half.other))))
 

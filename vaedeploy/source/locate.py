@@ -1,4 +1,4 @@
-"""Where a VAE's weights come from: the package, a folder or a file, the hub, or a random seed.
+"""Where a VAE's weights come from: the package, a folder, a file, the hub, or a random seed.
 
 ``find_source`` finds out without PyTorch, without the network and without reading tensors, so that what cannot be
 loaded is refused before anything slow begins. ``repository`` fetches what is on the hub.
@@ -38,10 +38,8 @@ RANDOM = "random:"
 
 @dataclass(frozen=True)
 class Found:
-    """Weights on this disk that have not been read yet.
-
-    where: what messages call them.
-    name: what a bundle of them is called, unless they are a preset's own.
+    """Weights on this disk that have not been read yet. where: what messages call them. name: what a bundle of them is
+    called, unless they are a preset's own.
     files: the weights file, or its parts.
     preset: the preset whose architecture they are loaded into; None where they determine the architecture themselves.
     folder: the diffusers folder, as the user gave it; None where its config.json is not needed.
@@ -69,7 +67,7 @@ class OnHub:
     """Weights in a hub repository that have not been downloaded yet.
 
     preset: None where the repository's config.json determines the architecture. revision: None for the preset's, or the
-    newest. subfolder: the only folder to look into; None for all in which there may be a VAE.
+    newest. subfolder: the only folder to search; None for all that may hold a VAE.
     """
 
     preset: Preset | None
@@ -131,7 +129,7 @@ def find_source(
 
 
 def known_name(source: Source) -> str | None:
-    """The name of the VAE at ``source``; None where only its weights tell."""
+    """The name of the VAE at ``source``; None where only its weights tell it."""
     if isinstance(source, Reference | Seed):
         return source.name
     if isinstance(source, Found):
@@ -165,7 +163,7 @@ def _find(vae: str | Path, weights: str | Path | None, subfolder: str | None) ->
 
 
 def _with_config(vae: str | Path, weights: str | Path, subfolder: str | None) -> Found:
-    """Weights of one place for the architecture that the config.json of another, the folder ``vae``, describes."""
+    """The weights at ``weights`` for the architecture that the config.json in the folder ``vae`` describes."""
     folder = _vae_folder(Path(vae), subfolder) if _is_there(vae) and Path(vae).is_dir() else None
     if folder is None or not (folder / "config.json").exists():
         raise WeightsError(
@@ -208,7 +206,7 @@ def _preset_named(vae: str | Path) -> Preset | None:
 
 
 def _no_name(vae: object) -> str:
-    """What to give in the place of ``vae``, which is no name and no path: a message."""
+    """A message: what to give instead of ``vae``, which is neither a name nor a path."""
     if hasattr(vae, "save_pretrained"):
         return (
             f"the VAE is an object, of type {type(vae).__name__}; save it with .save_pretrained(FOLDER), and give that "
@@ -248,7 +246,7 @@ def _find_packaged(preset: Preset) -> Found:
 
 
 def _find_path(path: Path, preset: Preset | None, subfolder: str | None) -> Found:
-    """The weights in a file or a diffusers folder, which may be that of a pipeline with a VAE in it."""
+    """The weights in a file or a diffusers folder, which may be a pipeline's with a VAE in it."""
     location, preset_name = str(path.resolve()), preset.name if preset else None
     if not path.is_dir():
         checkpoint.check_kind(path)
@@ -261,7 +259,7 @@ def _find_path(path: Path, preset: Preset | None, subfolder: str | None) -> Foun
     for file in weights.files:
         checkpoint.check_kind(file)
     config = folder / "config.json" if (folder / "config.json").exists() else None
-    # Two files without a config are known by their tensors, as one file is.
+    # Without a config, two files are recognised by their tensors, as one file is.
     described = path if config is not None or not weights.in_halves else None
     origin = Origin(kind="folder", location=location, sha256=None, preset=preset_name, subfolder=subfolder)
     name = name_in(folder.resolve())
@@ -269,7 +267,7 @@ def _find_path(path: Path, preset: Preset | None, subfolder: str | None) -> Foun
 
 
 def _vae_folder(path: Path, subfolder: str | None) -> Path:
-    """The folder of the VAE in a diffusers folder: that itself, or one within that of a pipeline."""
+    """The folder of the VAE in a diffusers folder: the folder itself, or one within a pipeline's."""
     if subfolder is not None:
         if not (path / subfolder).is_dir():
             raise WeightsError(f"{path} has no folder {subfolder}. Give one that it has: --subfolder NAME")
@@ -280,5 +278,5 @@ def _vae_folder(path: Path, subfolder: str | None) -> Path:
 
 
 def name_in(folder: Path) -> str:
-    """The name of a VAE in ``folder``: that of the pipeline's folder, where it is the VAE's in one."""
+    """The name of a VAE in ``folder``: the pipeline's folder's, if ``folder`` is the VAE's within one."""
     return (folder.parent if folder.name in SUBFOLDERS else folder).name or "vae"

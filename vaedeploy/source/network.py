@@ -26,13 +26,13 @@ def build(architecture: Architecture, weights: Mapping[str, Tensor]) -> tuple[nn
     zeros = {name: torch.zeros((), dtype=torch.int64) for name in counters(architecture)}
     blank.load_state_dict({**zeros, **weights}, strict=False, assign=True)
     encoder, decoder = family_of(architecture).halves(blank, architecture)
-    # Not the blank: a family may make tensors of its own of it.
+    # The halves, not the blank: a family may derive its own tensors from it.
     return encoder.eval().requires_grad_(False), decoder.eval().requires_grad_(False)
 
 
 @functools.cache
 def tensor_shapes(architecture: Architecture) -> Mapping[str, tuple[int, ...]]:
-    """Shape of every tensor of weights by its name in diffusers.
+    """The shape of every weight tensor by its name in diffusers.
 
     Raises WeightsError for an architecture that diffusers cannot build.
     """
@@ -41,15 +41,13 @@ def tensor_shapes(architecture: Architecture) -> Mapping[str, tuple[int, ...]]:
 
 @functools.cache
 def counters(architecture: Architecture) -> frozenset[str]:
-    """Names of its integer tensors: what batch norms counted while they were trained. Nothing that is computed from
-    weights reads them.
-    """
+    """Names of its integer tensors: counters of batch norms from training, which no computation reads."""
     return frozenset(name for name, tensor in _tensors(architecture).items() if _is_counter(tensor))
 
 
 @functools.cache
 def _tensors(architecture: Architecture) -> Mapping[str, Tensor]:
-    """Every tensor that it has, on the meta device."""
+    """All its tensors, on the meta device."""
     state: Mapping[str, Tensor] = _blank(architecture).state_dict()
     return state
 
@@ -60,7 +58,7 @@ def random_tensors(architecture: Architecture, seed: int, only: Collection[str] 
     only: names of tensors; the others are left out.
 
     Kernels are scaled so that they preserve the magnitude of activations. Normalisation weights (around 1) and all
-    biases are drawn as well: at their defaults of 1 and 0, a mistake in how they are handled would not show.
+    biases are drawn too: their defaults of 1 and 0 would hide a mistake in handling them.
     """
     generator = torch.Generator().manual_seed(seed)
     weights = {}
@@ -81,7 +79,7 @@ def _is_counter(tensor: Tensor) -> bool:
 
 def _blank(architecture: Architecture) -> nn.Module:
     family = family_of(architecture)
-    # On the meta device, tensors take no memory, and no time to draw initial values that are replaced at once.
+    # On the meta device, tensors take no memory, and no time is spent on initial values that are replaced at once.
     try:
         with torch.device("meta"):
             return family.blank(architecture)

@@ -1,7 +1,7 @@
-"""The first frame of a video VAE, which is an image: 3-D convolutions that see it alone are 2-D ones.
+"""The first frame of a video VAE, which is an image: on it alone, 3-D convolutions are 2-D ones.
 
-A convolution over frames multiplies one frame with one slice of its kernel, and the zeros around it with the others.
-Zeros before the first frame only (a causal convolution) leave the last slice, as many on both sides the middle one.
+A convolution over frames multiplies the frame with one slice of its kernel, and the zeros around it with the others. A
+causal convolution, with zeros only before the frame, uses the last slice; one with equal padding uses the middle slice.
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ from torch import Tensor, nn
 def frame_convolution(convolution: nn.Conv3d | nn.Conv2d, index: int, padding: tuple[int, int]) -> nn.Conv2d:
     """The convolution (B, C, H, W) -> (B, D, h, w) that ``convolution`` is on one frame.
 
-    convolution: 3-D, or a 2-D one that a class puts an axis of one frame around. index: of the slice of a 3-D kernel
-    that meets the frame. padding: zeros in height and width; causal convolutions keep theirs elsewhere than in
-    ``convolution.padding``.
+    convolution: 3-D, or 2-D with an axis for one frame added by its class. index: the slice of a 3-D kernel that meets
+    the frame. padding: zeros in height and width, which causal convolutions do not keep in ``convolution.padding``.
     """
     weight = convolution.weight.detach()
     if weight.ndim == 5:
@@ -23,7 +22,7 @@ def frame_convolution(convolution: nn.Conv3d | nn.Conv2d, index: int, padding: t
     tensors = {"weight": weight}
     if convolution.bias is not None:
         tensors["bias"] = convolution.bias.detach()
-    # Initial values are not worth drawing, and would come from the process' random state.
+    # Initial values are not needed, and drawing them would advance the process's random state.
     with torch.device("meta"):
         flat = nn.Conv2d(
             convolution.in_channels,

@@ -1,4 +1,4 @@
-"""2x2 latents into the channels of one: what some diffusion models see instead of the VAE's own latents."""
+"""Packs 2x2 latents into the channels of one, which some diffusion models see instead of the VAE's own latents."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Packing = Literal["channel, row, column", "row, column, channel"]
-"""What the index of a packed channel counts, the fastest last: packed channel 4c + 2r + s, or (2r + s)C + c."""
+"""The order of packed channels, the fastest index last: packed channel 4c + 2r + s, or (2r + s)C + c."""
 
 
 def pack(latent: Tensor, packing: Packing) -> Tensor:
@@ -29,6 +29,6 @@ def unpack(packed: Tensor, packing: Packing) -> Tensor:
 
 
 def _turned(packed: Tensor, first: int, second: int) -> Tensor:
-    """Its channels counted the other way round, where they are ``first`` times ``second``."""
+    """The same with its ``first`` x ``second`` channels in transposed order."""
     batch, _, height, width = packed.shape
     return packed.reshape(batch, first, second, height, width).transpose(1, 2).reshape(packed.shape)

@@ -1,6 +1,6 @@
-"""A VAE in two files, one for each half, as TAESD's originals are: taesd_encoder.safetensors and its decoder.
+"""A VAE in two files, one for each half, like TAESD's originals: taesd_encoder.safetensors and its decoder.
 
-Both number the layers of a Sequential, so that a tensor's name does not say of which half it is, and the file's does.
+Both number the layers of a Sequential, so the file's name says which half it is, and a tensor's name does not.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from vaedeploy.values.kinds import Part
 NAMED = re.compile(r"(.*)(encoder|decoder)(.*)(\.(?:safetensors|pth|pt|ckpt|bin))")
 
 PARTS_NAMED: dict[str, tuple[Part, Part]] = {"encoder": ("encoder", "decoder"), "decoder": ("decoder", "encoder")}
-"""A half in a file's name -> that half, and the other."""
+"""How a file's name says its half -> that half, and how the other half's name says it."""
 
 
 @dataclass(frozen=True)
 class Half:
     """A file that is named for one half of a VAE.
 
-    other: the file of the other half, whether it is there or not. name: of the VAE; "" where the file's has no more.
+    other: the file of the other half, whether it exists or not. name: the VAE's; "" if the file's name has no more.
     """
 
     part: Part

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from typing import IO, Any
 
 MAX_STEPS = 2_000_000
-"""Most instructions of a pickle, and entries that they copy: each can make an object of 100 bytes or so. A checkpoint
-needs 30 for a tensor.
+"""The most instructions of a pickle, with the entries that they copy: each can make an object of about 100 bytes. A
+checkpoint needs 30 per tensor.
 """
 
 PUSHED = frozenset(
@@ -36,12 +36,12 @@ MADE: dict[str, Callable[[], Any]] = {
     "EMPTY_SET": list,
     "NEXT_BUFFER": lambda: None,
 }
-"""Instructions that push a new object. Sets are kept as lists, since hashing what a pickle nests could overflow."""
+"""Instructions that push a new object. Sets become lists, since hashing nested objects could overflow the stack."""
 
 TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 MAX_DIMENSIONS = 64
-"""Most dimensions of a tensor: PyTorch makes none with more."""
+"""The most dimensions of a tensor that PyTorch makes."""
 
 REBUILT = ("_rebuild_tensor", "_rebuild_tensor_v2")
 """Functions of ``torch._utils`` that make a tensor of (storage, offset, size, stride, ...); the first until 0.3."""
@@ -75,9 +75,9 @@ class Inert:
 
 @dataclass(frozen=True)
 class Storage:
-    """Numbers that lie elsewhere in the file. type: PyTorch's class of storage. key: where. count: how many.
+    """Numbers that lie elsewhere in the file. type: PyTorch's storage class. key: where they are. count: how many.
 
-    start: number of elements before those that views count from; not 0 where PyTorch wrote a part of a storage.
+    start: the element from which views count; not 0 where PyTorch wrote part of a storage.
     """
 
     type: Name
@@ -100,12 +100,12 @@ class View:
 def read_pickle(file: IO[bytes]) -> tuple[Any, dict[str, Storage]]:
     """The object of the pickle that begins here in ``file``, which is left at its end, and all storages by their keys.
 
-    file: its ``read`` must not take more memory than there are bytes. Raises PickleError.
+    file: its ``read`` must not allocate more than the bytes that are there. Raises PickleError.
     """
     machine = _Machine()
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of Python's, about escape sequences in strings that no Python wrote
+            warnings.simplefilter("ignore")  # Python's, about escape sequences in strings that Python did not write
             machine.run(file)
         return machine.stack[-1], machine.storages
     except (ValueError, IndexError, KeyError, TypeError, OverflowError) as error:
@@ -152,7 +152,7 @@ class _Machine:
             self.below.append(stack)
             self.stack = []
         elif name == "POP":
-            # Also of a mark, which is the topmost where nothing lies above it.
+            # A mark is popped too, if nothing lies above it.
             if stack:
                 stack.pop()
             else:
@@ -212,10 +212,10 @@ class _Machine:
             stack[-count:] = [self._made(maker, arguments)]
 
     def _made(self, maker: object, arguments: object) -> Any:
-        """What a call gives: a tensor, a dict or a tuple where ``maker`` is known to make one, or an inert object."""
+        """A call's result: a tensor, a dict or a tuple where ``maker`` is known to make one, else an inert object."""
         while True:
             self._spend(1)
-            # Names are compared as they are: to join one of megabytes for every call would take for ever.
+            # Names are compared in parts: joining one of megabytes for every call would take for ever.
             match maker, arguments:
                 case Name("torch._tensor", "_rebuild_from_type_v2"), (Name() as maker, _, tuple() as arguments, *_):
                     continue  # a subclass, or a tensor with attributes of its own: (function, type, arguments, state)
@@ -257,7 +257,7 @@ class _Machine:
 def _view(
     storage: Storage, offset: int, size: tuple[int, ...], strides: tuple[int, ...], dtype: Name | None = None
 ) -> View:
-    # Whoever uses a view looks at each of its dimensions, and a pickle can name one size a million times.
+    # Users of a view visit each dimension, and a pickle can refer to one size a million times.
     if max(len(size), len(strides)) > MAX_DIMENSIONS:
         raise PickleError(
             f"it has a tensor of {len(size)} dimensions; PyTorch makes none with more than {MAX_DIMENSIONS}"
@@ -272,7 +272,7 @@ def _last(stack: list[Any], count: int) -> list[Any]:
 
 
 def _put(target: object, items: list[Any]) -> None:
-    """Put names and values, in turns, into a dict or an inert object. Keys other than strings name no tensor."""
+    """Put alternating names and values into a dict or an inert object. Keys other than strings name no tensor."""
     into = target.items if isinstance(target, Inert) else target
     if isinstance(into, dict):
         into.update((key, value) for key, value in zip(items[::2], items[1::2], strict=True) if isinstance(key, str))
@@ -283,7 +283,7 @@ def _names_something(pair: object) -> bool:
 
 
 def _elsewhere(identifier: object) -> Storage | Inert:
-    """What a persistent identifier stands for. PyTorch uses ("storage", type, key, location, count, ...)."""
+    """What a persistent id stands for. PyTorch uses ("storage", type, key, location, count, ...)."""
     match identifier:
         case ("storage", Name() as kind, str(key), _, int(count)) | (
             "storage",

@@ -1,4 +1,4 @@
-"""Which network weights are loaded into: a preset's, that of a config.json, or the one that their tensors match."""
+"""The network into which weights are loaded: a preset's, a config.json's, or the one that their tensors match."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Plan:
 
     name: name of the reference that is made.
     title: what messages call the architecture.
-    raw: what a config.json says; empty where there is none. by: what messages call it, or the weights in its place.
+    raw: the config.json; empty where there is none. by: what messages call it, or else the weights.
     preset: the preset whose statement of the latent contract holds.
     """
 
@@ -42,7 +42,7 @@ class Plan:
     preset: Preset | None = None
 
     def statements(self, tensors: Mapping[str, Tensor]) -> list[Statement]:
-        """What is stated about the latent contract, by a preset, by a config, or by the weights."""
+        """What a preset, a config or the weights state about the latent contract."""
         stated = family_of(self.architecture).statement(self.raw, self.architecture, tensors, self.by)
         found = [] if self.preset is None else [preset_statement(self.preset)]
         return [*found, stated] if self.raw or not stated.is_empty else found
@@ -83,8 +83,8 @@ def config_plan(found: Found) -> Plan:
 
 
 def misfit(found: Found, plan: Plan, tensors: Mapping[str, Stored], matched: Fit) -> str:
-    """What is wrong with tensors that do not fit, and what would: a message."""
-    # One after the other, and no further than to the first that fits: each has to be built.
+    """A message: what is wrong with tensors that do not fit, and what they would fit."""
+    # One at a time, up to the first that fits: each must be built.
     others = architectures().items()
     fitting = next((name for name, architecture in others if not fit(tensors, architecture).faults), None)
     if not matched.found and fitting is None:
@@ -120,9 +120,9 @@ def _no_vae(found: Found, tensors: Mapping[str, Stored]) -> str:
 
 
 def _config_beside(found: Found) -> str | None:
-    """That the config.json of a VAE is beside weights that were given without it, and what to type; None where none is.
+    """A hint that a VAE's config.json is beside weights given without it, and what to type; None where there is none.
 
-    Whether the weights fit it is told when it is given.
+    Whether the weights fit it shows when it is given.
     """
     folder = found.file.parent
     if found.config is not None or not (folder / "config.json").exists():

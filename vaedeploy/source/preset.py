@@ -18,11 +18,11 @@ from vaedeploy.values.latent import LatentSpec
 from vaedeploy.values.presets import presets_document
 
 MOST_NAMED = 3
-"""How many presets are named that may be meant by a name that is unknown."""
+"""How many similar presets are named for an unknown name."""
 
 LEAST_SHARE = 0.75
-"""The share of a name's letters that words about a preset must have, for that preset to be meant by it. Of ``my-vae``
-they have less: most presets have that word.
+"""A preset may be meant if words about it make up this share of the letters of an unknown name. In ``my-vae`` they make
+up less: most presets have the word vae.
 """
 
 
@@ -30,11 +30,11 @@ class Preset(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A VAE that is known by name.
 
     purpose: what it is for, in one line.
-    architecture: name of the ``Architecture`` in ``config``. Fields that a preset says otherwise than its model's
-        config.json does are in ``config``: ``Architecture.unshaped``.
+    architecture: name of the ``Architecture`` in ``config``, which also has the fields (``Architecture.unshaped``) in
+        which a preset differs from its model's config.json.
     repository: hub repository that holds ``file``; None where the package carries the weights.
     file: path in the repository, or name in the package's ``weights`` folder.
-    latent: its latent contract; None where the weights state scale and shift.
+    latent: its latent contract; None where its weights state scale and shift.
     revision: commit or tag of the repository; None stands for its main branch.
     sha256, bytes: hash and size of ``file``; None where unknown.
     also_sha256: hashes of other files in which the same VAE is published.
@@ -77,7 +77,7 @@ def _document() -> _Document:
 
 
 def _config(name: str, instead: dict[str, Any]) -> Architecture:
-    """The architecture of that name, with the fields ``instead`` in the place of its own."""
+    """The architecture of that name, with the fields ``instead`` replaced."""
     fields = {**_document().architectures[name], **instead}
     architecture: Architecture = FAMILIES[fields.pop("class")].read(fields)
     return architecture
@@ -124,7 +124,7 @@ def get_preset(name: str) -> Preset:
 
 
 def unknown_preset(name: str, nor: str = "") -> UnknownPresetError:
-    """The error that no preset has that name, which names the nearest ones. nor: what else there is not, in words."""
+    """The error for a name that no preset has; it names the nearest ones. nor: what else has no such name, in words."""
     known = _presets()
     near = difflib.get_close_matches(name.lower(), known, n=MOST_NAMED) or _described_by(name)[:MOST_NAMED]
     hint = f"; the nearest are: {', '.join(near)}" if near else ""
@@ -132,8 +132,8 @@ def unknown_preset(name: str, nor: str = "") -> UnknownPresetError:
 
 
 def _described_by(name: str) -> list[str]:
-    """The presets of whose repository and purpose most words are in ``name``, as in ``stable-diffusion-xl``. None where
-    those words are less than ``LEAST_SHARE`` of it.
+    """The presets with the most words of their repository and purpose in ``name``, as in ``stable-diffusion-xl``. Empty
+    if those words are less than ``LEAST_SHARE`` of it.
     """
     given = _words(name)
     shares = {

@@ -1,4 +1,4 @@
-"""What a file without the expected VAE holds, and which diffusion model a full checkpoint says that it is."""
+"""What a file without the expected VAE holds, and which diffusion model a full checkpoint says it is of."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ KINDS = (
     (r"^(encoder|decoder)\.stages\.|^encoder\.project_in\.", "a deep-compression autoencoder (DC-AE)"),
     (r"^(encoder\.downsamples|decoder\.upsamples|encoder\.middle)\.", "the VAE of Wan or Qwen-Image"),
 )
-"""A pattern of tensor names, and what has them. The first that is found holds."""
+"""Patterns of tensor names, and what has them. The first match counts."""
 
 
 @dataclass(frozen=True)
 class Model:
-    """A diffusion model that full checkpoints state to be of.
+    """A diffusion model that full checkpoints name as theirs.
 
-    preset: the preset of its VAE. prefix: of tensors that only its checkpoints have. architectures: beginnings of what
-    they may say in their metadata as modelspec.architecture.
+    preset: the preset of its VAE. prefix: that of tensors that only its checkpoints have. architectures: how
+    modelspec.architecture in their metadata may begin.
     """
 
     title: str
@@ -52,12 +52,12 @@ MODELS = (
 
 
 def kind_of(names: Collection[str]) -> str | None:
-    """What has tensors of these names, in words; None where they are not known."""
+    """What kind of model has tensors of these names, in words; None if unknown."""
     return next((kind for pattern, kind in KINDS if any(re.search(pattern, name) for name in names)), None)
 
 
 def stated_model(names: Collection[str], metadata: Mapping[str, str]) -> tuple[Preset, str] | None:
-    """The preset of the VAE of the model that a checkpoint states to be, and how it states it, in words."""
+    """The VAE preset of the model that a checkpoint names as its own, and how it names it, in words."""
     said = metadata.get("modelspec.architecture", "").lower()
     for model in MODELS:
         if said.startswith(model.architectures):

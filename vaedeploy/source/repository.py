@@ -27,7 +27,7 @@ def download(source: OnHub, progress: Progress) -> Found:
         if is_own
         else _fetch_weights(repository, folders, revision, progress)
     )
-    # A known sha256 identifies weights better than a config does. Only diffusers' own file names have a config beside
+    # A known sha256 identifies weights better than a config. Only files with diffusers' own names have a config beside
     # them.
     has_config = not (is_own and preset.sha256) and Path(fetched.file).name.startswith(STEM)
     config = hub.fetch_beside(fetched, repository, "config.json") if has_config else None
@@ -37,14 +37,14 @@ def download(source: OnHub, progress: Progress) -> Found:
 
 
 def _download_described(source: OnHub, folders: tuple[str, ...], progress: Progress) -> Found:
-    """Fetch a VAE that its config.json describes. That comes first: the weights beside one may be of a transformer."""
+    """Fetch a VAE that its config.json describes. The config comes first: weights beside it may be a transformer's."""
     repository, left = source.repository, _paths(folders, ("config.json",))
     first = config = hub.fetch(repository, left, revision=source.revision, progress=progress)
     while class_named(config.path) not in FAMILIES:
         left = left[left.index(config.file) + 1 :]
         other = hub.fetch_if_there(repository, left, revision=source.revision, progress=progress)
         if other is None:
-            # Reading it says which class it is, and which can be loaded.
+            # Reading it raises an error that says which class it is, and which can be loaded.
             return _found(source, first, (first.path,), first.path, own=False)
         config = other
     folder = str(PurePosixPath(config.file).parent)

@@ -1,4 +1,4 @@
-"""Safetensors files, whose header is checked before the library is given it."""
+"""Safetensors files, whose header is checked before the library reads it."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 
 MAX_HEADER = 25_000_000
-"""Longest header that is read, in bytes. That of a checkpoint takes about 100 bytes for a tensor; the library itself
-reads four times as many, which can take more than 4 GB of memory.
+"""The longest header that is read, in bytes. A checkpoint's takes about 100 bytes per tensor; the library accepts four
+times this length, which can take more than 4 GB of memory.
 """
 
 
@@ -32,8 +32,8 @@ class _Entry(msgspec.Struct):
 def is_safetensors(start: bytes) -> bool:
     """Whether a file that begins with ``start``, 9 bytes or more, is a safetensors file.
 
-    It begins with the length of its header, in 8 bytes, and the header is a JSON object. A pickle cannot begin so: 4 of
-    its first 8 bytes would have to be 0.
+    It begins with the length of its header, in 8 bytes, and the header is a JSON object. A pickle cannot begin like
+    that: 4 of its first 8 bytes would have to be 0.
     """
     return start[8:9] == b"{" and int.from_bytes(start[:8], "little") < 2**32
 

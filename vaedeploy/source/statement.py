@@ -20,7 +20,7 @@ class Statement:
     """The scale and the shift that one source states; None for what it does not state.
 
     by: the source, as messages call it: "preset mse840k", or the path of a config.json.
-    fault: why what it states cannot hold, in words; the caller's values hold then.
+    fault: why its numbers cannot hold, in words; the caller's values then hold.
     """
 
     by: str

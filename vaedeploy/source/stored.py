@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 class Stored:
     """A tensor in a weights file.
 
-    shape: as the file states it. read: reads it; a view of the mapped file where it can be mapped. It raises
-    WeightsError where the bytes do not give such a tensor.
+    shape: as the file states it. read: reads it, as a view of the mapped file where possible. Raises WeightsError where
+    the bytes do not make such a tensor.
     """
 
     shape: tuple[int, ...]

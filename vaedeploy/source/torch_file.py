@@ -1,7 +1,7 @@
-"""What ``torch.save`` writes: a zip archive, or before version 1.6 several pickles and then the bytes of all tensors.
+"""Files of ``torch.save``: a zip archive, or before version 1.6 several pickles and then the bytes of all tensors.
 
-No tensor is read before it is asked for, and then no more of it than its shape says: an archive can claim to unpack to
-any size.
+A tensor is read only when asked for, and only as many bytes as its shape says: an archive can claim to unpack to any
+size.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 
 
 MAX_PICKLE = 64_000_000
-"""Longest pickle that is read, in bytes. That of a checkpoint takes about 300 bytes for a tensor."""
+"""The longest pickle that is read, in bytes. A checkpoint's takes about 300 bytes per tensor."""
 
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
-"""The two numbers with which a file of before version 1.6 begins, each as a pickle."""
+"""The two numbers, each a pickle, with which files from before version 1.6 begin."""
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "vae")
 """Names under which training programs keep the tensors, beside their counters and settings."""
@@ -55,7 +55,7 @@ Locate = Callable[[str], tuple[int, int]]
 
 
 LOCAL_HEADER = 30
-"""Length, in bytes, of what stands before a member of a zip archive, without its name and its extra fields."""
+"""Bytes of the header before a member of a zip archive, without its name and its extra fields."""
 
 ENCRYPTED = 1
 """The flag of a member of a zip archive that cannot be read without a password."""
@@ -79,7 +79,7 @@ def read_torch_file(path: Path, is_zip: bool) -> Contents:
 
 
 def _open_zip(path: Path, mapped: mmap.mmap) -> tuple[object, Locate]:
-    archive = zipfile.ZipFile(path)  # it keeps a file of its own open; a map is none to it
+    archive = zipfile.ZipFile(path)  # it opens the file itself; it does not take a map
     root = next((n.removesuffix("data.pkl") for n in archive.namelist() if n.endswith("/data.pkl")), None)
     if root is None:
         raise DamagedError("it is a zip archive without data.pkl")
@@ -97,7 +97,7 @@ def _open_zip(path: Path, mapped: mmap.mmap) -> tuple[object, Locate]:
         except KeyError as error:
             raise DamagedError(f"its archive has no data/{shown(key)}") from error
         if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & ENCRYPTED:
-            # PyTorch compresses nothing. To unpack what somebody else did would take memory that no bound is known for.
+            # PyTorch compresses nothing. Unpacking what somebody else compressed would take unbounded memory.
             raise DamagedError(f"data/{shown(key)} is compressed. Unpack the archive and pack it with zip -0")
         head = mapped[info.header_offset : info.header_offset + LOCAL_HEADER]
         names = int.from_bytes(head[26:28], "little") + int.from_bytes(head[28:30], "little")
@@ -127,13 +127,13 @@ def _open_legacy(mapped: mmap.mmap) -> tuple[object, Locate]:
         raise DamagedError("its numbers are in the byte order of another kind of machine (big-endian)")
     if not isinstance(keys, list):
         raise DamagedError("it does not list its storages")
-    # Each storage follows: its number of elements, in 8 bytes, and its bytes. Only its type says how many these are.
+    # The storages follow, each as its number of elements, in 8 bytes, and its bytes. Only the type says how many bytes.
     places: dict[str, tuple[int, int]] = {}
     position = file.tell()
     for key in keys:
         storage = storages.get(key) if isinstance(key, str) else None
         if storage is None:
-            raise DamagedError("it has a storage of which no tensor says what it holds")
+            raise DamagedError("it has a storage that no tensor describes")
         if int.from_bytes(mapped[position : position + 8], "little") != storage.count:
             raise DamagedError(f"its storage {shown(key)} is not where it should be")
         end = position + 8 + storage.count * _dtype(storage.type).itemsize
@@ -201,7 +201,7 @@ def _read(path: Path, name: str, view: View, mapped: mmap.mmap, locate: Locate) 
         dtype = _dtype(view.storage.type if view.dtype is None else view.dtype)
         if 0 in view.size:
             return torch.empty(view.size, dtype=dtype)
-        # Where the type is the view's own, its storage is one of bytes.
+        # If the view has a type of its own, its storage holds bytes.
         count = view.storage.count if view.dtype is None else view.storage.count // dtype.itemsize
         start, end = locate(view.storage.key)
         if start + count * dtype.itemsize > min(end, len(mapped)):
@@ -216,7 +216,7 @@ def _dtype(name: Name) -> torch.dtype:
     import torch
 
     if name.module in ("torch", "torch.cuda", "torch.storage"):
-        # Not getattr: for some names, PyTorch imports a module of its own then.
+        # Not getattr, for which PyTorch imports a module at some names.
         dtype = vars(torch).get(STORAGE_TYPES.get(name.name, name.name))
         if isinstance(dtype, torch.dtype):
             return dtype

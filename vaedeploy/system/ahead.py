@@ -1,4 +1,4 @@
-"""Work that threads do ahead of the one that takes its results."""
+"""Work that threads do ahead of the thread that takes its results."""
 
 from __future__ import annotations
 
@@ -13,16 +13,15 @@ Result = TypeVar("Result")
 
 
 class Ahead(Generic[Task, Result]):
-    """Tasks that are taken one by one, in the order in which they were added, each with what ``work`` makes of it.
+    """Tasks that are taken one by one, in the order in which they were added, each with the result of ``work``.
 
         >>> with Ahead(read, threads=2, weight=len, most=1000) as ahead:
         ...     ahead.add(["a.jpg", "b.jpg"])
         ...     pixels = ahead.take().result()
 
-    While the caller is at one task, ``threads`` threads work on those that follow: on ``threads`` + 1 at most, so that
-    one more is at hand, and on so few that their weights, with that of the one which is taken next, are ``most``
-    together. A task that is heavier is begun where no other is. The end of the context is that of the tasks which
-    threads are at; it leaves no thread.
+    While the caller is at one task, ``threads`` threads work on the following ones: at most ``threads`` + 1 of them, so
+    that one more is at hand, and only as many as weigh ``most`` together with the one that is taken next. A heavier
+    task is begun when no other is. The end of the context waits for the tasks in progress; it leaves no thread.
     """
 
     def __init__(self, work: Callable[[Task], Result], threads: int, weight: Callable[[Task], int], most: int) -> None:
@@ -33,11 +32,11 @@ class Ahead(Generic[Task, Result]):
         self._pool = ThreadPoolExecutor(threads, "ahead")
 
     def add(self, tasks: Iterable[Task]) -> None:
-        """Put tasks behind those that are there. The next ``take`` begins them, as far as there is room."""
+        """Append tasks. The next ``take`` begins them, as far as there is room."""
         self._left += tasks
 
     def take(self) -> Future[Result]:
-        """What is made of the first task that was not taken yet; ``result`` of it raises the task's error."""
+        """The future of the first task that was not taken yet; its ``result`` raises the task's error."""
         while self._left and self._has_room(self._weight(self._left[0])):
             self._held += self._weight(self._left[0])
             self._begun.append((self._left[0], self._pool.submit(self._work, self._left.popleft())))
@@ -49,7 +48,7 @@ class Ahead(Generic[Task, Result]):
         return not self._begun or (len(self._begun) < self._threads + 2 and self._held + weight <= self._most)
 
     def clear(self) -> None:
-        """Drop all tasks that were not taken, once those are done which threads are at."""
+        """Wait for the tasks in progress, and drop all that were not taken."""
         self._left.clear()
         wait([result for _, result in self._begun if not result.cancel()])
         self._begun.clear()

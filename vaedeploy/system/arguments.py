@@ -27,7 +27,7 @@ def as_list(what: str, given: Iterable[T]) -> list[T]:
 
 
 def refuse_repeats(what: str, paths: Sequence[Path]) -> None:
-    """Raise InputError, which calls each path a ``what``, where two lead to one place."""
+    """Raise InputError, which calls each path a ``what``, where two lead to the same place."""
     places = [path.resolve() for path in paths]
     for path, place in zip(paths, places, strict=True):
         if places.count(place) > 1:

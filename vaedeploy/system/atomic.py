@@ -41,7 +41,7 @@ def write_file(path: Path, data: bytes) -> None:
 
 def _write_draft(draft: Path, place: Path, data: bytes) -> bool:
     """Write ``draft`` and rename it. False if ``clear_drafts`` of another process removed it first."""
-    # Not tempfile: its files are for their owner only, and this one is for everyone whom the umask allows.
+    # Not tempfile: its files are for their owner only, and this file is for everyone whom the umask allows.
     try:
         with hold_file(draft) as handle:
             if handle is None:
@@ -50,7 +50,7 @@ def _write_draft(draft: Path, place: Path, data: bytes) -> bool:
             os.fsync(handle)
             if sys.platform != "win32":
                 draft.replace(place)
-        if sys.platform == "win32":  # which renames no file that is open
+        if sys.platform == "win32":  # Windows renames no open file
             draft.replace(place)
         return True
     finally:
@@ -82,9 +82,9 @@ def transient_folder(folder: Path) -> Iterator[None]:
 
 
 def check_place(path: Path) -> None:
-    """Raise OutputError if ``write_file`` could not write ``path``, so that long work fails before it and not after it.
+    """Raise OutputError if ``write_file`` could not write ``path``, so that long work fails before it begins.
 
-    The check makes an empty file beside ``path`` and removes it, and those that killed processes left there.
+    The check makes and removes an empty file beside ``path``, and removes those that killed processes left there.
     """
     place = path.resolve()
     draft = draft_name(place)
@@ -128,7 +128,7 @@ def move_file(draft: Path, place: Path) -> None:
             copy.replace(place)
         finally:
             copy.unlink(missing_ok=True)
-    draft.unlink(missing_ok=True)  # it is still there where both are links to one file: renaming does nothing then
+    draft.unlink(missing_ok=True)  # it is still there if both are links to one file: renaming then does nothing
 
 
 def replace_directory(draft: Path, place: Path) -> None:
@@ -166,8 +166,8 @@ def set_aside(place: Path) -> Path | None:
 
 
 def put_back(place: Path) -> bool:
-    """Put a directory back that a killed process had set aside from ``place``. False if another process holds the lock
-    of ``place``, and so is at work there, or if the directory cannot be put back.
+    """Put back a directory that a killed process set aside from ``place``. False if another process holds the lock of
+    ``place``, and so is at work there, or if the directory cannot be put back.
     """
     try:
         with lock(lock_name(place)) as free:
@@ -206,7 +206,7 @@ def clear_leftovers(place: Path) -> None:
 
 def clear_drafts(folder: Path, name: str | None = None) -> None:
     """Remove the temporary files of ``write_file`` that killed processes left in ``folder``: those of every file, or of
-    the file ``name``. What another process is writing now stays. What cannot be removed stays too.
+    the file ``name``. What another process is writing now stays, and so does what cannot be removed.
     """
     with suppress(OSError):
         for draft in [path for path in folder.iterdir() if is_draft(path, name)]:
@@ -216,12 +216,12 @@ def clear_drafts(folder: Path, name: str | None = None) -> None:
 
 def _remove_abandoned(draft: Path) -> None:
     if draft.is_file() and not draft.is_symlink():
-        with lock(draft):  # which removes the file that it locks, and leaves alone one that another process holds
+        with lock(draft):  # it removes the file that it locks, and leaves one that another process holds
             pass
 
 
 def is_draft(path: Path, name: str | None = None) -> bool:
-    """Whether a path is that of a draft, of any file or directory or of ``name``."""
+    """Whether a path is a draft's, of any file or directory or of ``name``."""
     stem = r".+" if name is None else re.escape(name)
     return re.fullmatch(rf"\.{stem}\.[0-9a-f]{{12}}\.tmp", path.name) is not None
 
@@ -243,7 +243,7 @@ def _leftovers(place: Path, kind: str) -> list[Path]:
 def share(file: Path, folder: Path) -> None:
     """Give ``file`` the read and write permissions of ``folder``.
 
-    Some libraries write files that only their owner may read; a bundle is for everyone whom the umask allows.
+    Some libraries write files that only the owner may read; a bundle is for everyone whom the umask allows.
     """
     file.chmod(folder.stat().st_mode & 0o666)
 

@@ -19,15 +19,15 @@ def cache_folder(name: str) -> Path:
 def cache_place(name: str) -> Path:
     """The folder ``name`` in vaedeploy's cache, whether it exists or not.
 
-    The cache is where the system has those of its users: in ``XDG_CACHE_HOME`` or ``~/.cache`` on Linux, in
-    ``~/Library/Caches`` on macOS and in ``LOCALAPPDATA`` on Windows. Raises OutputError for a user without a home, as
-    containers have them.
+    The cache is in the system's place for users' caches: ``XDG_CACHE_HOME`` or ``~/.cache`` on Linux,
+    ``~/Library/Caches`` on macOS and ``LOCALAPPDATA`` on Windows. Raises OutputError for a user without a home, as in
+    some containers.
     """
     missing = "there is no home for the cache; set XDG_CACHE_HOME to a folder that may be written"
     try:
         cache = user_cache_path("vaedeploy", appauthor=False)
     except RuntimeError as error:  # newer versions of platformdirs raise it
         raise OutputError(missing) from error
-    if not cache.is_absolute():  # ~/.cache, where nothing says what ~ is
+    if not cache.is_absolute():  # ~/.cache, if nothing says what ~ is
         raise OutputError(missing)
     return cache / name

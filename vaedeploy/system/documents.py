@@ -1,4 +1,4 @@
-"""Reading small documents, such as a config, that may be anything else: too large, a device, a pipe."""
+"""Reading small documents, such as a config, that may be something else: too large, a device, a pipe."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two directories that change places in one step, where the system can do that."""
+"""Two directories change places in one step, where the system can do that."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ RENAME_EXCHANGE = 2
 """Linux: the flag of renameat2 that exchanges the two."""
 
 CANNOT = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM)
-"""Errors of kernels, file systems and sandboxes that do not know the call or the flag."""
+"""Errors of kernels, file systems and sandboxes that lack the call or the flag."""
 
 
 def exchange(one: Path, other: Path) -> bool:

@@ -1,7 +1,7 @@
 """Regular files that are read through a handle.
 
-A handle goes on reading the file that it opened, whatever is done to its name: after a rename that puts another file in
-its place, and after the file's removal. Here ``handle`` is a descriptor of the operating system.
+A handle keeps reading the file that it opened, even after a rename puts another file in its place, or the file is
+removed. Here ``handle`` is a file descriptor.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 HOLDS = sys.platform != "win32"
-"""Whether a file may be held open: on Windows, nobody could rename or replace the folder that it is in."""
+"""Whether files are held open: on Windows, nobody could then rename or replace their folder."""
 
 PIECE = 1 << 20
 """Bytes that are read at once for a hash."""
 
 
 class HeldFolder:
-    """A folder, and regular files in it, held open: they can be read as they are now, even when another folder has
-    been put in its place or its files have been removed. A file that is changed in place is changed here too.
+    """A folder, and regular files in it, held open: they can be read as they are now, even after another folder is put
+    in its place or its files are removed. A file that is changed in place is changed here too.
 
     Where files cannot be held (``HOLDS``), each is opened by its path when it is read. Any number of threads, and of
     processes forked from this one, may read at the same time. Raises OSError if ``path`` is not a folder.
@@ -36,7 +36,7 @@ class HeldFolder:
         self._open: _Handles | None = _Handles(os.open(path, os.O_RDONLY | os.O_DIRECTORY) if HOLDS else None)
 
     def close(self) -> None:
-        """Let go of everything, once whoever is reading has finished. Reading raises OSError from now on."""
+        """Let go of everything once readers in progress have finished. Reading raises OSError from now on."""
         self._open = None
 
     def hold(self, name: str) -> None:
@@ -56,7 +56,7 @@ class HeldFolder:
 
     @contextmanager
     def handle(self, name: str) -> Iterator[int]:
-        """Context with a handle of the file ``name``: of the one that is held, or else opened now. Raises OSError."""
+        """Context with a handle of the file ``name``: the one that is held, or else one opened now. Raises OSError."""
         handles = self._handles()  # this reference keeps them open until the end
         if name in handles.files:
             yield handles.files[name]
@@ -81,7 +81,7 @@ class _Handles:
     def __init__(self, folder: int | None) -> None:
         self.folder = folder
         self.files: dict[str, int] = {}
-        # Not at the end of the process, which closes them itself: threads may still be reading.
+        # Not at exit, when the system closes them: threads may still be reading.
         weakref.finalize(self, _close_all, folder, self.files).atexit = False
 
 
@@ -93,7 +93,7 @@ def _close_all(folder: int | None, files: dict[str, int]) -> None:
 def open_regular(path: str | Path, folder: int | None = None) -> int:
     """A handle for reading the regular file ``path``, relative to the folder with the handle ``folder``.
 
-    Raises OSError, for what is not a regular file too: a named pipe would never end, and a device neither.
+    Raises OSError, also for what is not a regular file: a named pipe or a device might never end.
     """
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     handle = os.open(path, flags, dir_fd=folder)
@@ -105,12 +105,12 @@ def open_regular(path: str | Path, folder: int | None = None) -> int:
 
 
 def special(path: Path) -> str | None:
-    """``"is a device or a pipe, and no file"`` if ``path`` is that: reading it may never end. Otherwise None."""
+    """``"is a device or a pipe, not a file"`` if ``path`` is one, since reading it may never end; otherwise None."""
     try:
         mode = path.stat().st_mode
-    except (OSError, ValueError):  # whoever opens it says why; ValueError: there is a zero byte in the name
+    except (OSError, ValueError):  # opening it says why; ValueError: the name has a zero byte
         return None
-    return None if stat.S_ISREG(mode) or stat.S_ISDIR(mode) else "is a device or a pipe, and no file"
+    return None if stat.S_ISREG(mode) or stat.S_ISDIR(mode) else "is a device or a pipe, not a file"
 
 
 def handle_size(handle: int) -> int:
@@ -119,7 +119,7 @@ def handle_size(handle: int) -> int:
 
 
 def handle_bytes(handle: int, size: int, start: int = 0) -> bytes:
-    """``size`` bytes of the file from ``start`` on, or all where it has fewer. They are in memory that nobody else can
+    """``size`` bytes of the file from ``start`` on, or all if there are fewer, in memory that nobody else can
     change.
     """
     pieces = []

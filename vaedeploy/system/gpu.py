@@ -18,8 +18,8 @@ MAJOR, MINOR = 75, 76
 """The values of CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR, from cuda.h."""
 
 FORKED = (
-    "this process was forked after the GPU was used, and CUDA does not survive that. Make the VAE in the new process, "
-    "or start it with multiprocessing's 'spawn'"
+    "this process was forked after the GPU was used, and CUDA does not survive a fork. Make the VAE in the new "
+    "process, or start it with multiprocessing's 'spawn'"
 )
 
 _initialized_by: int | None = None
@@ -76,7 +76,7 @@ def cuda_devices() -> int:
 
 
 def device_problem(device: int) -> str | None:
-    """A sentence where the driver does not show a GPU of this number to this process; None where it does."""
+    """A sentence if the driver does not show a GPU of this number to this process; None if it does."""
     count = cuda_devices()
     return None if device < count else f"there is no CUDA device {device}: the driver shows {count or 'none'}"
 

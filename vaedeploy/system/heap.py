@@ -14,7 +14,7 @@ __all__ = ["collect_garbage", "trim_heap"]
 
 def trim_heap() -> None:
     """Return freed memory to the operating system. Takes milliseconds."""
-    with suppress(OSError, AttributeError):  # a C library other than glibc, which has no malloc_trim
+    with suppress(OSError, AttributeError):  # a C library other than glibc, without malloc_trim
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 

@@ -1,4 +1,4 @@
-"""Files of hub repositories, fetched and put by huggingface_hub's own client.
+"""Files of hub repositories, downloaded and uploaded by huggingface_hub's own client.
 
 The client's cache, its token and its ``HF_*`` environment variables apply.
 """
@@ -18,7 +18,7 @@ REPOSITORY_NAME = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?
 """A hub repository, and after @ the branch, tag or commit that is meant."""
 
 ATTEMPTS = 3
-"""Number of times that a download is started.
+"""How many times a download is started.
 
 The client itself resumes a download that ends early, but not one whose connection is reset.
 """
@@ -48,7 +48,7 @@ class Fetched:
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked of the hub, for messages.
+    """A request to the hub, for messages.
 
     what: such as "the download of owner/name/config.json". wanted: what is downloaded or written to.
     otherwise: what can be done instead, as the end of a sentence.
@@ -83,7 +83,7 @@ def fetch_if_there(
     progress(asking, 0, 1)
     for file in files:
         try:
-            # Where the hub cannot be reached, one of the other files may be in the cache: it is not asked again.
+            # If the hub cannot be reached, one of the other files may be in the cache; the hub is not asked again.
             path = fetch_file(repository, file, revision, progress, cached=unreachable is not None)
             progress(asking, 1, 1)
             return Fetched(path, file, _commit(path, file))
@@ -106,9 +106,9 @@ def downloading(repository: str, file: str, revision: str | None, otherwise: str
 
 
 def fetch_file(repository: str, file: str, revision: str | None, progress: Progress, *, cached: bool = False) -> Path:
-    """The path of a file in the cache, which is downloaded if it is not there. Raises the client's errors.
+    """The path of a file in the cache, which is downloaded if need be. Raises the client's errors.
 
-    cached: look into the cache alone.
+    cached: look only into the cache.
     """
     hub = client()
     bar = reporting_bar(f"Downloading {repository}/{file}", progress)
@@ -134,7 +134,7 @@ def fetch_file(repository: str, file: str, revision: str | None, progress: Progr
 
 def _commit(path: Path, file: str) -> str | None:
     """The commit of ``file``, which the cache keeps at .../snapshots/COMMIT/FILE."""
-    # From the end, since the cache itself may lie in a folder of that name.
+    # From the end, since the cache itself may be in a folder of that name.
     *_, kind, commit = path.parts[: -len(PurePosixPath(file).parts)]
     return commit if kind == "snapshots" else None
 
@@ -148,7 +148,7 @@ def reporting_bar(what: str, progress: Progress) -> type[Any]:
 
         @classmethod
         def finish(cls) -> None:
-            """Report that all is there: the client does not report what it had from another place, such as a cache."""
+            """Report that all is there: the client does not report what came from elsewhere, such as a cache."""
             done, total = cls.told
             if done < total:
                 progress(what, total, total)
@@ -162,7 +162,7 @@ def reporting_bar(what: str, progress: Progress) -> type[Any]:
             self.n += n or 0
             self._report()
 
-        # Where a bar has these two methods, the client reports network and disk to it, and opens no second bar.
+        # To a bar with these two methods the client reports network and disk, and opens no second bar.
         def update_transfer(self, n: float) -> None: ...
 
         def set_transfer_postfix_str(self, *args: Any, **kwargs: Any) -> None: ...
@@ -196,12 +196,12 @@ def _endpoint() -> str:
 
 
 def _without_password(text: str) -> str:
-    """``text`` with every address in it as https://HOST, where it was https://NAME:PASSWORD@HOST."""
+    """``text`` with every https://NAME:PASSWORD@HOST in it as https://HOST."""
     return re.sub(r"(?<=://)[^/\s@]*(?:@[^/\s@]*)*@", "", text)
 
 
 def explain(error: Exception, request: Request) -> str:
-    """What went wrong and what to do about it. The most specific cause that applies is named."""
+    """What went wrong and what to do about it, by the most specific cause that applies."""
     constants, errors = client().constants, client().errors
     wanted, repository, otherwise = request.wanted, request.repository, request.otherwise
     cause = error.__cause__ or error

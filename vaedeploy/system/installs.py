@@ -17,10 +17,10 @@ BASE = ("click", "filelock", "msgspec", "numpy", "pillow", "platformdirs", "rich
 """The packages that every installation of vaedeploy has."""
 
 CUDA = {"cuda-bindings": "cuda.bindings", "cuda-core": "cuda.core"}
-"""The packages that every backend on a GPU needs -> the names that they are imported by."""
+"""The packages that every backend on a GPU needs -> their import names."""
 
 BUILD = {"onnx": "onnx", "onnx_ir": "onnx_ir", "onnxscript": "onnxscript", "polygraphy": "polygraphy"}
-"""The packages that every builder of engines needs -> the names that they are imported by."""
+"""The packages that every builder of engines needs -> their import names."""
 
 EXTRAS = {
     "cpu": {"onnxruntime": "onnxruntime"},
@@ -45,7 +45,7 @@ EXTRAS = {
     "rtx": {"tensorrt-rtx": "tensorrt_rtx", **CUDA, **BUILD},
     "tensorrt": {"tensorrt": "tensorrt", **CUDA, **BUILD},
 }
-"""Extra -> each package that it installs -> the name that the package is imported by."""
+"""Extra -> each package that it installs -> the package's import name."""
 
 PURPOSES = {
     "cpu": "encode, decode, verify (bundles in half precision with build too)",
@@ -72,8 +72,8 @@ def version_of(package: str) -> str | None:
 
 
 OLDEST = {"onnxruntime": (1, 24), "openvino": (2025, 0)}
-"""Module of a library that runs graphs -> the first version that does here. ``pyproject.toml`` asks for it too, and
-says why; but the library may have been installed without the extra.
+"""Module of a library that runs graphs -> the first version that works here. ``pyproject.toml`` requires it too, and
+says why, but the library may have been installed without the extra.
 """
 
 
@@ -150,8 +150,8 @@ ENGINE_EXTRAS = {"tensorrt": "tensorrt", "tensorrt-rtx": "rtx"}
 def install_command(extra: str) -> str:
     """The shell command that installs an extra into the environment that this runs in.
 
-    An installed vaedeploy, of a release or of a checkout, is kept by pip and uv, and gets its extra, whatever an index
-    has of that name. A checkout that is run without being installed is installed as one.
+    pip and uv keep an installed vaedeploy, from a release or a checkout, and add its extra, whatever an index has under
+    that name. A checkout that runs without being installed is installed as one.
     """
     if checkout := _checkout_as_it_is():
         return f'{pip_install()} --editable "{checkout}[{extra}]"'
@@ -159,7 +159,7 @@ def install_command(extra: str) -> str:
 
 
 def upgrade_command() -> str:
-    """What brings a newer vaedeploy into the environment that this runs in: a shell command, or words with one."""
+    """How to get a newer vaedeploy into the environment that this runs in: a shell command, or words with one."""
     if checkout := _checkout_as_it_is():
         return f"update the checkout {checkout} (git pull)"
     origin = _origin()
@@ -167,7 +167,7 @@ def upgrade_command() -> str:
         return f'{pip_install()} --upgrade "vaedeploy @ {origin["vcs_info"]["vcs"]}+{origin["url"]}"'
     if "dir_info" in origin:
         from urllib.parse import urlsplit
-        from urllib.request import url2pathname  # which takes 20 ms to import
+        from urllib.request import url2pathname  # takes 20 ms to import
 
         folder = url2pathname(urlsplit(origin["url"]).path)
         editable = "--editable " if origin["dir_info"].get("editable") else ""
@@ -208,7 +208,7 @@ def _checkout_as_it_is() -> Path | None:
 
 
 def _origin() -> dict[str, Any]:
-    """Where vaedeploy was installed from, as PEP 610 says it. Empty where it came from an index or is not installed."""
+    """Where vaedeploy was installed from, as PEP 610 records it. Empty if it came from an index or is not installed."""
     ours = _distribution()
     told = ours.read_text("direct_url.json") if ours else None
     return json.loads(told) if told else {}

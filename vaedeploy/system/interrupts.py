@@ -1,12 +1,12 @@
 """Signals that ask a command to stop: Ctrl-C, and what systems send before they kill.
 
-Python raises them as exceptions in whatever runs at that moment. One that is raised in a destructor or in a callback of
-a library is lost: Python prints that it ignores it, and the command goes on. So they are remembered, and asked for
-between the steps of long work: where it is told how far it is, before each graph runs, before each is rewritten, and
-before anything is replaced.
+Python raises them as exceptions in whatever runs at that moment. One that is raised in a destructor or in a library's
+callback is lost: Python prints that it ignores it, and the command goes on. So signals are remembered, and checked
+between the steps of long work: where it reports progress, before each graph runs or is rewritten, and before anything
+is replaced.
 
-A call into a library that takes minutes comes back to Python at its end only, so one that can be ended from another
-thread is, see ``ending_early``.
+A library call of minutes returns to Python only at its end, so calls that can be ended from another thread are, see
+``ending_early``.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SIGNALLED = 128
 _received: list[int] = []
 
 _running: list[Callable[[], None]] = []
-"""What ends the calls that are in progress."""
+"""The functions that end the calls in progress."""
 
 
 class Stopped(KeyboardInterrupt):
@@ -58,7 +58,7 @@ def remembering() -> Iterator[None]:
             yield
     finally:
         for number, handler in before.items():
-            if handler is not None:  # None: it was not set from Python, and cannot be
+            if handler is not None:  # None: it was not set from Python, and cannot be restored
                 signal.signal(number, handler)
         _received.clear()
 
@@ -81,13 +81,13 @@ def end_calls() -> None:
 
 @contextmanager
 def _watching(numbers: Collection[int]) -> Iterator[None]:
-    """Context in which a thread ends the calls in progress where one of these signals arrives."""
+    """Context in which a thread ends the calls in progress when one of these signals arrives."""
     reader, writer = socket.socketpair()
     writer.setblocking(False)
 
     def watch() -> None:
         while arrived := reader.recv(64):
-            # A program that handles the signal itself, as a server does, decides what becomes of its calls.
+            # A program that handles the signal itself, like a server, decides what becomes of its calls.
             if any(number in numbers and signal.getsignal(number) == _stop for number in arrived):
                 end_calls()
 
@@ -96,14 +96,14 @@ def _watching(numbers: Collection[int]) -> Iterator[None]:
         thread.start()
         try:
             with writer:
-                # The system's own handler writes each signal's number, while Python's waits for the main thread.
+                # The C-level handler writes each signal's number at once; Python's handler waits for the main thread.
                 before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
                 try:
                     yield
                 finally:
                     signal.set_wakeup_fd(before)
         finally:
-            thread.join()  # before what it reads from is closed, also where an error ends the context
+            thread.join()  # before its socket is closed, also if an error ends the context
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
@@ -112,6 +112,6 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 
 def stop_if_interrupted() -> None:
-    """Raise ``Stopped`` if a signal arrived, though its exception may have been lost."""
+    """Raise ``Stopped`` if a signal arrived, even if its exception was lost."""
     if _received:
         raise Stopped(_received[0])

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from filelock import lock_descriptor
 
-# Not filelock's FileLock: it makes missing folders, leaves its file behind, and locks no file that is being written.
+# Not filelock's FileLock: it makes missing folders, leaves its file behind, and cannot lock a file being written.
 
 
 @contextmanager
@@ -33,10 +33,10 @@ def lock(path: Path) -> Iterator[bool]:
 
 @contextmanager
 def hold_file(path: Path) -> Iterator[int | None]:
-    """Context with a handle for writing the new file ``path``, which is locked: ``lock`` of that path gives False.
+    """Context with a handle for writing the new file ``path``, which is locked: ``lock`` of that path then gives False.
 
-    It gives None if another process took the file for an abandoned one before it was locked: take another path then.
-    The file stays at exit. Raises OSError, also if there is a file already.
+    It gives None if another process took the file for abandoned before it was locked: then take another path. The file
+    stays at exit. Raises OSError, also if there is a file already.
     """
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
     try:

@@ -1,4 +1,4 @@
-"""What this machine computes with, as figures and verdicts name it."""
+"""The CPU of this machine, as figures and verdicts name it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ CPUINFO = Path("/proc/cpuinfo")
 
 
 def cpu_name(cpuinfo: Path = CPUINFO) -> str:
-    """The CPU as it calls itself, with the numbers of its kind where it states them, since many virtual machines hide
-    the name: "Intel(R) Xeon(R) Processor, family 6, model 207". Where it does not say, its architecture, "aarch64".
+    """The CPU's own name, with its family and model if stated, since many virtual machines hide the name: "Intel(R)
+    Xeon(R) Processor, family 6, model 207". If it has none, its architecture, "aarch64".
     """
     told = _first_core(cpuinfo)
     if not (name := told.get("model name")):
@@ -32,7 +32,7 @@ def _first_core(cpuinfo: Path) -> dict[str, str]:
     """What ``cpuinfo`` says of the first core."""
     told: dict[str, str] = {}
     with suppress(OSError), cpuinfo.open(encoding="utf-8", errors="replace") as lines:
-        for line in lines:  # which the system writes as they are read
+        for line in lines:  # the system writes them as they are read
             if not line.strip():
                 break
             key, _, value = line.partition(":")
@@ -41,7 +41,7 @@ def _first_core(cpuinfo: Path) -> dict[str, str]:
 
 
 def usable_cores() -> int:
-    """How many cores this process may use: by its CPU affinity, or by its container's CPU quota if that is less."""
+    """How many cores this process may use, by its CPU affinity, or its container's CPU quota if that is less."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()

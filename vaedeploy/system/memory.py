@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 __all__ = ["LEAST_LIMIT", "free_memory", "meant_unit"]
 
 LEAST_LIMIT = 2**20
-"""Bytes that a limit has at least. A lower one is a slip: its unit was left out."""
+"""The least bytes of a limit. A lower one is a slip: its unit was left out."""
 
 
 def free_memory(root: Path = Path("/")) -> int | None:
@@ -21,7 +21,7 @@ def free_memory(root: Path = Path("/")) -> int | None:
 
 
 def meant_unit(number: int) -> str | None:
-    """The unit that people left out who gave a limit of ``number`` bytes: G, M, or None where it cannot be told."""
+    """The unit that was probably left out of a limit of ``number`` bytes: G, M, or None if it is not clear."""
     return "G" if number <= 256 else "M" if number < 2**16 else None
 
 
@@ -44,7 +44,7 @@ def _groups(root: Path) -> Iterator[int | None]:
         else:
             continue
         place = PurePosixPath(path.lstrip("/"))
-        # In a container the path may be one of the host's, which does not exist here: the root's files count as well.
+        # In a container the path may be the host's, which does not exist here, so the root's files count as well.
         for folder in {base, *(base / part for part in (place, *place.parents))}:
             yield _left(folder, *names)
 

@@ -6,7 +6,7 @@ from collections import deque
 
 
 class LastMessages:
-    """Keeps the last messages of a library: TensorRT's exceptions say that something failed, its log says what.
+    """Keeps a library's last messages: TensorRT's exceptions say that something failed, its log says what.
 
     library: what the quotation calls it. most: how many messages are kept.
     """
@@ -16,7 +16,7 @@ class LastMessages:
         self._lines: deque[str] = deque(maxlen=most)
 
     def add(self, message: str) -> None:
-        """Keep a message, and drop the oldest where there are more than ``most``."""
+        """Keep a message, and drop the oldest if there are more than ``most``."""
         self._lines.append(message.strip())
 
     def quote(self) -> str:

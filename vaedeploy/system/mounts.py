@@ -11,7 +11,7 @@ TABLE = Path("/proc/self/mountinfo")
 
 
 def is_mount(place: Path) -> bool:
-    """Whether something is mounted at ``place``, a resolved path; also where it is a folder of the same disk."""
+    """Whether something is mounted at ``place``, a resolved path, even a folder of the same disk."""
     if os.path.ismount(place):  # Path.is_mount raises for what cannot be read
         return True
     try:

@@ -51,7 +51,7 @@ def shortage(error: BaseException | None) -> tuple[str, str] | None:
     """
     while error is not None:
         for number, words in SHORTAGES.items():
-            # safetensors is written in Rust: its errors have no errno, and give the number in their text only.
+            # safetensors is written in Rust: its errors have no errno, only the number in their text.
             if getattr(error, "errno", None) == number or f"(os error {number})" in str(error):
                 return words
         error = error.__cause__ or error.__context__

@@ -1,4 +1,4 @@
-"""What libraries with threads of their own do not survive by themselves: a fork, and the end of the process.
+"""Protects libraries that have threads from a fork and from the end of the process.
 
 ONNX Runtime, TensorRT and CUDA keep threads, and memory of a GPU, behind their objects. A forked process has copies of
 the objects and none of the threads: destroying a copy hangs or crashes. And when Python ends while a daemon thread is
@@ -20,11 +20,11 @@ from vaedeploy.system.interrupts import stop_if_interrupted
 
 
 class Forking(Protocol):
-    """Something that has to know that it is in a forked process now."""
+    """Something that must know that it is now in a forked process."""
 
     def forked(self) -> None:
-        """Called in the new process, before anything else runs there: make new locks, since the thread that held one
-        is not here.
+        """Called in the new process before anything else runs there: make new locks, since a thread that held one is
+        not here.
         """
         ...
 
@@ -40,7 +40,7 @@ _ending = False
 
 
 def never_destroyed_in_child(thing: T) -> T:
-    """``thing``, which is never destroyed in a process that is forked from this one, whoever drops it there."""
+    """``thing``, which is never destroyed in a process forked from this one, even if dropped there."""
     _kept.add(thing)
     return thing
 
@@ -52,8 +52,8 @@ def tell_of_fork(thing: Forking) -> None:
 
 @contextmanager
 def native_call() -> Iterator[None]:
-    """Context of a call into such a library. The end of the process waits for the calls that are in progress; a daemon
-    thread that comes later waits here, where it ends without harm.
+    """Context of a call into such a library. The end of the process waits for calls in progress; a daemon thread that
+    comes later waits here, and ends without harm.
 
     No call begins once a signal has asked a command to stop: ``Stopped`` is raised.
     """
@@ -83,7 +83,7 @@ def _forked() -> None:
     global _change, _calls
     _change, _calls = threading.Condition(), 0
     for kept in list(_kept):
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(kept))  # a reference that nobody gives back
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(kept))  # a reference that is never released
     for told in list(_told):
         told.forked()
 

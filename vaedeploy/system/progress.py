@@ -9,20 +9,18 @@ from contextlib import contextmanager
 Progress = Callable[[str, float, float], None]
 """A callable that receives (what is being done, amount done, total amount).
 
-It is called at the start, at each advance, and when the amount done equals the total, which is infinite where nothing
-tells how far a step is. The amounts have no unit. The calls come from the thread that does the work, which waits for
-them to return.
+It is called at the start, at each advance, and when the amount done equals the total, which is infinite for a step that
+cannot be measured. The amounts have no unit. The thread that does the work makes the calls, and waits for them to
+return.
 """
 
 UNMEASURED = math.inf
-"""The total of a step of which nothing tells how far it is: see ``unmeasured``."""
+"""The total of a step that cannot be measured: see ``unmeasured``."""
 
 
 @contextmanager
 def unmeasured(progress: Progress, what: str) -> Iterator[None]:
-    """Context of a step without a measure within another one. It is for whoever watches: a terminal shows it while it
-    lasts, and a log does not have it.
-    """
+    """Context of an unmeasured step within another step. A terminal shows it while it lasts; a log leaves it out."""
     progress(what, 0, UNMEASURED)
     try:
         yield

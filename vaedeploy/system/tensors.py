@@ -1,4 +1,4 @@
-"""The bytes of a safetensors file, the same on every run for the same arrays and metadata, and its metadata."""
+"""The bytes of a safetensors file, equal on every run for equal arrays and metadata, and its metadata."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 ALIGNMENT = 8
-"""In bytes: the data of a safetensors file begins at a multiple of this, as the safetensors library writes it."""
+"""Bytes. The data of a safetensors file begins at a multiple of this, as the safetensors library writes it."""
 
 
 def safetensors_bytes(
@@ -38,19 +38,19 @@ def safetensors_bytes(
 
 
 def bfloat16_bits(values: NDArray[np.float32]) -> NDArray[np.uint16]:
-    """Finite float32 numbers rounded to bfloat16, the even one of two that are equally near, as bits."""
+    """The bits of finite float32 numbers rounded to bfloat16, to nearest, ties to even."""
     bits = np.ascontiguousarray(values).view(np.uint32)
     rounded: NDArray[np.uint16] = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
     return rounded
 
 
 def from_bfloat16(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
-    """The float32 numbers that bfloat16 numbers are, which are given as bits."""
+    """bfloat16 numbers, given as bits, as float32."""
     return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
 def safetensors_metadata(data: bytes) -> dict[str, str]:
-    """The metadata of a safetensors file with this content, which the safetensors library has read without an error."""
+    """The metadata of a safetensors file with this content, which the safetensors library has read without error."""
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     metadata: dict[str, str] = header.get("__metadata__") or {}
     return metadata

@@ -8,7 +8,7 @@ NOT_UTF8 = re.compile("[\ud800-\udfff]")
 """Surrogates: Python's stand-ins for bytes of file names that are not UTF-8."""
 
 NOT_PRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-"""What a terminal obeys and does not show (all control characters but tab and line feed, and marks that change the
+"""What a terminal obeys instead of showing (control characters other than tab and line feed, and marks that change the
 direction of writing), and what is not UTF-8.
 """
 
@@ -17,12 +17,12 @@ LONGEST = 200
 
 
 def encodable(text: str) -> str:
-    r"""``text``, with what is not UTF-8 in it as Python writes it: ``\xff``."""
+    r"""``text``, with what is not UTF-8 escaped as in Python: ``\xff``."""
     return NOT_UTF8.sub(_escaped, text)
 
 
 def printable(text: str) -> str:
-    r"""``text``, with what a terminal would obey, or cannot show, as Python writes it: ``\x1b``."""
+    r"""``text``, with what a terminal would obey or cannot show escaped as in Python: ``\x1b``."""
     return NOT_PRINTABLE.sub(_escaped, text)
 
 

@@ -1,4 +1,4 @@
-"""PyTorch's settings of the whole process, put aside while this package computes."""
+"""PyTorch's process-wide settings, put aside while this package computes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""For tests of programs that use vaedeploy: is a bundle what a VAE is?
+"""For tests of programs that use vaedeploy: does a bundle compute what a VAE computes?
 
     >>> from vaedeploy.testing import assert_parity
     >>> assert_parity("mse840k", pipe.vae, ["photo.png"])

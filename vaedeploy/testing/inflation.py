@@ -14,7 +14,7 @@ def _scale(layer: Any, weight: float, bias: float) -> None:
 
 
 def inflate(half: torch.nn.Module, streams: Iterator[float], inner: Iterator[float]) -> None:
-    """Multiply what half an AutoencoderKL has inside, with other weights for the same function, in place.
+    """Scale the activations inside half an AutoencoderKL, in place, by other weights for the same function.
 
         >>> vae = vd.load_reference("demo")
         >>> inflate(vae.encoder, *map(itertools.cycle, INFLATIONS["2^17 everywhere"]))
@@ -65,4 +65,4 @@ INFLATIONS = {
     "2^17 everywhere": ([2.0**17], [2.0**9]),
     "not powers of two": ([3e5, 7e3, 1.7e6, 9e4], [1.1e3, 4.7e4, 33.0, 3.3e5, 0.7]),
 }
-"""Factors for ``inflate``, to be repeated: those of the stream, and those of blocks."""
+"""Factors for ``inflate``, to be repeated: the stream's, and the blocks'."""

@@ -36,7 +36,7 @@ Opened: TypeAlias = "str | Path | Bundle | VAE"
 TestImage: TypeAlias = "NDArray[np.uint8] | Image.Image | str | Path"
 
 SHOWN = 12
-"""How many failed cases the message of an AssertionError has at most."""
+"""The most failed cases in the message of an AssertionError."""
 
 
 def assert_parity(
@@ -55,12 +55,12 @@ def assert_parity(
 
     Each image is encoded, the reference's latent is decoded, and the image goes through both halves.
 
-    actual: the bundle: its path, a ``Bundle``, or an open ``VAE``, whose backend is tested then.
+    actual: the bundle: its path, a ``Bundle``, or an open ``VAE``, whose backend is then tested.
     reference: a ``Reference`` (which any two modules make) or a VAE of diffusers, computed in float64 on the CPU; or
         another bundle, given as ``actual`` is.
     images: (H, W, 3) uint8 arrays, Pillow images or paths; each height and width a multiple of the VAE's factor. A VAE
         of RGBA images takes (H, W, 4).
-    precision: whose limits must be kept; those of the bundle's precision by default. docs/verification.md has them.
+    precision: the one whose limits must be kept; by default, the bundle's. docs/verification.md has the limits.
     rtol: another limit on the norm of the error over the norm of the reference, for latents and float images.
     levels: another limit on the largest difference of an 8-bit value.
 
@@ -145,7 +145,7 @@ def _photos(images: Sequence[TestImage], vae: VAE) -> list[tuple[str, NDArray[np
 def _goldens(
     reference: Opened | Reference | nn.Module, photos: Sequence[tuple[str, NDArray[np.uint8]]], vae: VAE
 ) -> tuple[list[GoldenCase], str]:
-    """What the reference gives for each photo, and its name in messages."""
+    """The reference's outputs for each photo, and its name in messages."""
     if isinstance(reference, str | Path | Bundle | VAE):
         with _opened(reference) as other:
             _check_contract(vae, other.latent, f"bundle {other.path}")
@@ -165,7 +165,7 @@ def _goldens(
 
 
 def _loaded(reference: Any) -> Reference:
-    """A reference's modules; those of a VAE of diffusers by way of the files that it saves."""
+    """A reference's modules; a diffusers VAE's are loaded from the files that it saves."""
     if isinstance(reference, Reference):
         return reference
     if not hasattr(reference, "save_pretrained"):
@@ -189,7 +189,7 @@ def _check_contract(vae: VAE, latent: Any, whose: str) -> None:
 
 
 def _limits(precision: Precision, rtol: float | None, levels: int | None) -> tuple[Limit, ...]:
-    """The limits of ``precision``, with the caller's in the place of those on the same metric."""
+    """The limits of ``precision``, with the caller's in place of those on the same metric."""
     bounds: dict[Metric, float | None] = {"rel_l2": rtol, "max_levels": levels}
     given = [Limit(metric, bound, True, "the caller's") for metric, bound in bounds.items() if bound is not None]
     kept = [limit for limit in LIMITS[precision] if limit.metric not in {own.metric for own in given}]

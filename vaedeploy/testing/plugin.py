@@ -1,6 +1,6 @@
 """What pytest loads from an installed vaedeploy: the option ``--vae-bundle`` and the fixture ``vae``.
 
-It is loaded by every run of pytest in the environment, so it imports nothing else until a test asks for the fixture.
+Every run of pytest in the environment loads it, so it imports nothing else until a test asks for the fixture.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Small seeded VAEs as plain PyTorch modules: other people's, as far as vaedeploy knows."""
+"""Small seeded VAEs as plain PyTorch modules, which vaedeploy treats like any user's."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vaedeploy.values.reference import Reference
 
 
 class TinyEncoder(nn.Module):
-    """image (B, N, H, W) -> (mean, std), each (B, channels, H/4, W/4); the mean alone where not sampled. N is
+    """image (B, N, H, W) -> (mean, std), each (B, channels, H/4, W/4); only the mean if not sampled. N is
     ``image_channels``.
     """
 
@@ -78,7 +78,7 @@ def tiny_reference(
 
 
 def flat_reference(seed: int = 0, image_channels: int = 3) -> Reference:
-    """A VAE of two convolutions and factor 1: what does not depend on the architecture is quicker with it."""
+    """A VAE of two convolutions and factor 1, for quick tests that do not depend on the architecture."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         encoder, decoder = nn.Conv2d(image_channels, 4, 1), nn.Conv2d(4, image_channels, 1)

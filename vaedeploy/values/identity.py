@@ -1,4 +1,4 @@
-"""The identity of a VAE as callers give it: 64 hexadecimal digits, and no less."""
+"""The identity of a VAE as callers give it: all 64 hexadecimal digits."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ WHOLE = re.compile("[0-9a-f]{64}")
 
 
 def check_whole(identity: object, found: str, place: str) -> None:
-    """Raise InputError where ``identity`` is given and is no whole one: a part of it proves nothing.
+    """Raise InputError where ``identity`` is given and incomplete: a part of it proves nothing.
 
     found: the identity in ``place``, such as "bundle demo", for the message.
     """

@@ -25,7 +25,7 @@ FLOAT32, UINT8, BOOL = np.dtype(np.float32), np.dtype(np.uint8), np.dtype(np.boo
 
 @dataclass(frozen=True)
 class Tensor:
-    """The shape and dtype of an array, which is contiguous."""
+    """The shape and dtype of a contiguous array."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[np.generic]
@@ -77,8 +77,8 @@ class Interface:
         return {name: self._tensor(name, batch, height, width) for name in self.outputs}
 
     def accepts(self, given: Tensor) -> bool:
-        """Whether ``given`` has the input's dtype, its axes and its channels, and is not empty. Whether the height and
-        width are multiples of the factor is for ``latent.sizes`` to say.
+        """Whether ``given`` has the input's dtype, axes and channels, and is not empty. ``latent.sizes`` says whether
+        height and width are multiples of the factor.
         """
         wanted = self.takes(1, self.latent.factor, self.latent.factor)
         if given.dtype != wanted.dtype or len(given.shape) != len(wanted.shape) or 0 in given.shape:

@@ -23,11 +23,9 @@ Backend = Literal["tensorrt", "tensorrt-rtx"]
 """The library that builds and runs engines."""
 
 ComputeCapability = Annotated[str, msgspec.Meta(pattern=r"^[1-9][0-9]*\.[0-9]\Z")]
-"""Of a GPU, such as "8.9"."""
+"""A GPU's compute capability, such as "8.9"."""
 
 Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 
 Target = Literal["onnxruntime", "onnxruntime-cuda", "openvino", "tensorrt"]
-"""The library that a graph is rewritten for: any provider of ONNX Runtime, its CUDA provider alone, OpenVINO or
-TensorRT.
-"""
+"""What a graph is rewritten for: any provider of ONNX Runtime, its CUDA provider only, OpenVINO or TensorRT."""

@@ -29,8 +29,8 @@ class LatentSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
     scale, shift: one number for all channels, or one number per channel (any sequence of numbers; stored as a tuple of
         floats).
     sampled: whether the encoder gives a distribution (a mean and a standard deviation) instead of one latent.
-    image_channels: of the images that the encoder takes and the decoder gives: 3 for RGB, or 4 for RGBA, whose fourth
-        is opacity (0 to 255, or -1 to 1 as floats) and whose colours are not multiplied by it.
+    image_channels: channels of the images that the encoder takes and the decoder gives: 3 for RGB, or 4 for RGBA, whose
+        fourth is opacity (0 to 255, or -1 to 1 as floats); colours are not premultiplied.
 
     Raises ContractError if ``channels`` or ``factor`` is not a whole number or is below 1, if a scale is 0 or not
     finite, if a shift is not finite, if a scale or shift is not a number, if a sequence does not have ``channels``
@@ -40,9 +40,8 @@ class LatentSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
     channels: int
     factor: int
     scale: float | tuple[float, ...]
-    # A default that a factory makes is written all the same. So image_channels alone is left out, where it is 3:
-    # bundles, latent files and identities of RGB VAEs stay what they were before it existed, and older readers take
-    # them.
+    # A default from a factory is always written. So only image_channels is left out, where it is 3: bundles, latent
+    # files and identities of RGB VAEs stay as they were before it existed, and older readers take them.
     shift: float | tuple[float, ...] = msgspec.field(default_factory=lambda: 0.0)
     sampled: bool = msgspec.field(default_factory=lambda: True)
     image_channels: int = RGB
@@ -83,12 +82,12 @@ class LatentSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
 
     @property
     def colors(self) -> str:
-        """What its images are: "RGB" or "RGBA"."""
+        """The kind of its images: "RGB" or "RGBA"."""
         return COLORS[self.image_channels]
 
 
 def numbers_text(value: float | tuple[float, ...]) -> str:
-    """A scale or shift as the command line takes it: ``0.5``, or ``0.5,0.25`` for one number a channel."""
+    """A scale or shift as the command line takes it: ``0.5``, or ``0.5,0.25`` for one number per channel."""
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
@@ -139,7 +138,7 @@ class SizeRule(msgspec.Struct, frozen=True):
         return height > 0 and width > 0 and height % self.factor == 0 and width % self.factor == 0
 
     def check_cut(self, size: Any, full: tuple[int, int]) -> tuple[int, int]:
-        """``size`` as the (height, width) to cut a decoded image to, which has ``full`` (height, width) pixels.
+        """``size`` as the (height, width) to which a decoded image of ``full`` (height, width) pixels is cut.
 
         Raises SizeError if ``size`` is not two whole numbers, or if padding an image of that size does not give
         ``full``.

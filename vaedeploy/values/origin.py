@@ -17,10 +17,9 @@ class Origin(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sha256: sha256 of the weights file as it was read; None if there was no file.
     preset: the preset whose architecture and latent contract were used, if any.
     revision: the commit in the hub, if known.
-    subfolder: the folder of a hub repository or of a diffusers folder that the VAE was taken from, where the caller
-        said it.
-    config: the folder whose config.json gave the architecture, where it is not that of the weights (as an absolute
-        path, or the last of its names, see ``private``).
+    subfolder: the folder of the VAE in a hub repository or a diffusers folder, if the caller named it.
+    config: the folder whose config.json gave the architecture, if it is not the weights' own (as an absolute path, or
+        the last of its names, see ``private``).
     """
 
     kind: Literal["package", "hub", "folder", "file", "random", "modules"]
@@ -33,11 +32,11 @@ class Origin(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def is_private(self) -> bool:
-        """Whether it is a file or folder of which only the last name is kept."""
+        """Whether it is a file or folder, with only the last name kept."""
         return self.kind in ("file", "folder") and not Path(self.location).is_absolute()
 
     def private(self) -> Origin:
-        """The same without the folders that lead to a file or folder, in which people's names are."""
+        """The same without the folders that lead to a file or folder: they may have people's names."""
         if self.kind not in ("file", "folder"):
             return self
         config = None if self.config is None else Path(self.config).name

@@ -1,4 +1,4 @@
-"""The document of the presets and their names, for rooms that must not know how a VAE is loaded.
+"""The presets' document and names, for packages that must not know how a VAE is loaded.
 
 ``source.preset`` reads what a preset is.
 """

@@ -32,7 +32,7 @@ def eval_mode(module: nn.Module) -> Iterator[None]:
 
 
 OWN_MODULES = Origin(kind="modules", location="", sha256=None, preset=None)
-"""The origin of a ``Reference`` that the user makes of two modules."""
+"""The origin of a ``Reference`` that the user makes from two modules."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What the halves of a VAE are called on a server: names of models, which are part of paths."""
+"""Model names of a VAE's halves on a server. They are part of paths."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import re
 from vaedeploy.values.kinds import Part
 
 SUFFIXES: dict[Part, str] = {"encoder": "encode", "decoder": "decode"}
-"""What the name of a model ends in, after the VAE's and a hyphen."""
+"""How the name of a model ends, after the VAE's name and a hyphen."""
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 """Names of VAEs on a server."""
 
 FINITE = "finite"
-"""The output that says of each item whether its image is finite: one value an item."""
+"""The output that says whether each item's image is finite: one value per item."""
 
 
 def model_name(vae: str, part: Part) -> str:

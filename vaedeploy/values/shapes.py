@@ -11,7 +11,7 @@ Range = tuple[int, int, int]
 """(min, opt, max) of one dimension: the smallest value, the value that TensorRT tunes for, and the largest value."""
 
 Corner = Literal["min", "opt", "max"]
-"""Which of its three values every range of a ``ShapeSet`` takes."""
+"""Which of the three values of every range in a ``ShapeSet`` is meant."""
 
 CORNERS: tuple[Corner, ...] = ("min", "opt", "max")
 
@@ -27,7 +27,7 @@ class ShapeSet(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Each field is (min, opt, max), or one number for all three, which is stored as three. Both parts of a VAE have the
     same shape set: a decoder's sizes are those of its image, which is larger than its latent by the spatial factor.
 
-    Raises ValueError unless 1 <= min <= opt <= max < 2**31. When decoding a document, msgspec adds the place in it to
+    Raises ValueError unless 1 <= min <= opt <= max < 2**31. When a document is decoded, msgspec adds the place in it to
     the message.
     """
 
@@ -56,7 +56,7 @@ class ShapeSet(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return all(least <= value <= most for value, least, most in ranges)
 
     def of_factor(self, factor: int) -> ShapeSet | None:
-        """The same for the sizes that a VAE of this spatial factor takes: multiples of it; None where it holds none.
+        """The same for a VAE of this spatial factor, which takes multiples of it; None where the ranges hold none.
 
         >>> ShapeSet(height=(64, 768, 1280), width=(64, 1344, 2048)).of_factor(128)
         ShapeSet(height=(128, 768, 1280), width=(128, 1280, 2048), batch=(1, 1, 1))

@@ -12,21 +12,21 @@ from vaedeploy.verify.traces import Bisection, Trace
 __all__ = ["advise"]
 
 SMALLEST_NORMAL = 2.0**-14
-"""The smallest float16 that has all of its 11 digits."""
+"""The smallest float16 with all 11 significant bits."""
 
 FINER: dict[Precision, str] = {
     "fp16": "fp32, and not bf16, which has 8 times coarser digits",
     "bf16": "fp16, which has 8 times finer digits, or fp32",
 }
-"""Half precision -> what has more digits."""
+"""Half precision -> the precisions with more digits."""
 
 
 def advise(bisection: Bisection, report: Report | None) -> tuple[str, ...]:
-    """What to do about each graph that was bisected, a line each. report: the one that the bisection was made with."""
+    """What to do about each graph that was bisected, a line each. report: the one that was given to the bisection."""
     failed = [case for case in report.cases if not case.passed] if report else []
     if bisection.traces:
         return tuple(_advise(trace, failed) for trace in bisection.traces)
-    reason = "the portable graphs themselves failed" if failed else "the bundle has none but the portable graphs"
+    reason = "the portable graphs themselves failed" if failed else "the bundle has only the portable graphs"
     return (f"There is nothing to compare: {reason}, which others are compared with.",)
 
 
@@ -45,7 +45,7 @@ def _advise(trace: Trace, failed: Sequence[Case]) -> str:
     else:
         cause = f"{place} is the first that loses digits"
     if not failed and trace.precision != "fp32" and not first.non_finite:
-        return f"{name}: {cause}. Every case keeps its limits all the same. There is nothing to do."
+        return f"{name}: {cause}. Every case still keeps its limits. There is nothing to do."
     nodes = ", ".join(dict.fromkeys(step.node for step in trace.jumps))
     keep = f"keep these nodes in float32 (--keep-fp32, once for each): {nodes}"
     if trace.precision == "fp32":

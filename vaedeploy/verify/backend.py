@@ -46,14 +46,14 @@ TORCH = "PyTorch in float32 on the GPU"
 def verify_engine(
     bundle: Bundle, name: str, truth: CasesAtSizes, looks: Looks | None, device: int, progress: Progress
 ) -> Report:
-    """Run one engine of a bundle, each of its optimisation profiles at the minimum, the optimum and the maximum.
+    """Run one engine of a bundle: each of its optimisation profiles at its minimum, optimum and maximum.
 
     name: the engine's file in the bundle. truth: what its outputs are compared with. looks: see ``verify_cases``.
     device: the number of the CUDA device.
     """
     info = bundle.manifest.engines[name]
     identity = info.identity
-    # TF32 rounds what convolutions read to 10 bits, as fp16 does.
+    # TF32 rounds the inputs of convolutions to 10 bits, as fp16 does.
     limits: Precision = "fp16" if identity.precision == "fp32" and identity.options.get("tf32") else identity.precision
     rows: list[Case] = []
     for index, (sizes, shape) in enumerate(identity.shapes.items()):
@@ -69,7 +69,7 @@ def verify_engine(
 def verify_runners(
     bundle: Bundle, candidate: Candidate, truth: CasesAtSizes, looks: Looks | None, progress: Progress
 ) -> tuple[Case, ...]:
-    """Run both halves of a bundle on a backend that runs graphs, at the sizes that every bundle is verified at."""
+    """Run both halves of a bundle on a backend that runs graphs, at the sizes at which every bundle is verified."""
     shapes = verification_shapes(bundle.manifest.latent.factor)
     cases = [truth.at((shape.batch, shape.height, shape.width), shape.name, progress) for shape in shapes]
     encode, decode = _calls(bundle, {part: _open(bundle, candidate, part) for part in PARTS})
@@ -78,7 +78,7 @@ def verify_runners(
 
 
 def _open(bundle: Bundle, candidate: Candidate, part: Part) -> Runner:
-    """Open a half. The message of a library that refuses a node is followed by the node's PyTorch module."""
+    """Open a half. If a library refuses a node, the node's PyTorch module is added to its message."""
     try:
         return candidate.open(part)
     except BackendError as error:

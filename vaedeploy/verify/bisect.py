@@ -45,13 +45,13 @@ __all__ = ["bisect_bundle", "find_jumps"]
 WHAT = "Bisecting"
 
 FACTOR = 3.0
-"""A tensor's error must be more than this many times the error before it, to be a jump. With 3, an error of 1 % stands
-out of the rounding of fp16 in a full-size decoder, which is 2.7e-3 at most. In healthy graphs, of the demo VAE and of
-full size, no error was above its floor; below the floor some grew by a larger factor, up to 6.4 (in fp32, to 4e-7).
+"""A jump is an error of more than this many times the error before it. With 3, an error of 1 % stands out from fp16's
+rounding in a full-size decoder, which is 2.7e-3 at most. In healthy graphs, of the demo VAE and of full size, no error
+was above its floor; below it some grew by a larger factor, up to 6.4 (in fp32, to 4e-7).
 """
 
 FLOORS: dict[Precision, float] = {precision: bound_of(precision, "rel_l2") for precision in LIMITS}
-"""The relative L2 error, for each precision, up to which no tensor jumps: the limit of an output."""
+"""For each precision, the relative L2 error up to which no tensor jumps: the limit of an output."""
 
 
 def bisect_bundle(
@@ -65,7 +65,7 @@ def bisect_bundle(
 
     report: the result of ``verify_bundle``. With it, each graph that failed is run on the smallest case that it failed.
         Without it, or where all cases passed, every form is run on the case named *odd*.
-    progress: is told how many graphs are done, see ``Progress``.
+    progress: reports how many graphs are done, see ``Progress``.
 
     Inputs are taken from the bundle's ``golden.safetensors``. Half precision is emulated. The memory needed is that of
     two runs of the graph.
@@ -121,7 +121,7 @@ def _choose(bundle: Bundle, failed: Sequence[Case], healthy: str) -> Iterator[tu
         for form, precision in FORMS[manifest.precision].items():
             # The form of an emulated case is "FORM, emulated PRECISION".
             cases = [case for case in failed if case.form.split(",")[0] == form]
-            # A round trip fails with either half, so it only counts where neither half failed by itself.
+            # A round trip fails if either half does, so it counts only where neither failed by itself.
             halves = [case for case in cases if case.part != "round trip"]
             cases = [case for case in halves if case.part == part] if halves else cases
             if form in manifest.graphs[part] and (cases or not failed):
@@ -159,8 +159,9 @@ def _trace(bundle: Bundle, part: Part, form: Form, precision: Precision, case: G
 
 
 def _exponents(bundle: Bundle, part: Part, file: str, portable: ir.Model) -> dict[str, int]:
-    """Tensor -> the exponent of the power of two that ``file`` stores it by. ``rescale`` computes them again: it gives
-    the same ones for the same graph and maxima. Raises BundleError where another version of this package gave others.
+    """Tensor -> the exponent of the power of two by which ``file`` stores it. ``rescale`` computes them again, with the
+    same result for the same graph and maxima. Raises BundleError where another version of this package had another
+    result.
     """
     components = bundle.manifest.rewrites.get(file, {}).get("rescale", 0)
     if not components:

@@ -1,6 +1,6 @@
 """Two callables and golden cases -> Cases: how far a VAE's outputs are from the reference's.
 
-The metrics are data. ``LIMITS`` says, with reasons, which limits a precision must keep, and both make the verdict.
+The metrics are data. ``LIMITS`` says, with reasons, which limits a precision must keep. Both make the verdict.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from vaedeploy.verify.words import amount, name_of
 Outputs = Mapping[str, NDArray[Any]]
 
 Judged = tuple[Precision, Sequence[Limit]]
-"""The precision that a case is told to be in, and the limits that it must keep."""
+"""The precision that a case states, and the limits that it must keep."""
 
 
 class Golden(Protocol):
@@ -140,7 +140,7 @@ def _case(
     failures: list[str],
     judged: Judged,
 ) -> Case:
-    """The case, with a failure more for each limit that ``metrics`` miss."""
+    """The case, with one more failure for each limit that ``metrics`` miss."""
     precision, limits = judged
     for limit in limits:
         value = metrics.get(limit.metric)

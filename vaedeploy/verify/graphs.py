@@ -32,13 +32,13 @@ from vaedeploy.verify.report import Case, Report
 __all__ = ["prepare_photo", "verify_graphs"]
 
 PORTABLE_CASES = ("odd",)
-"""The cases that the portable graphs are run on where the bundle has a form for ONNX Runtime. Engines are then still
-built from the portable graphs, but the runtime never runs them, so one small case, whose sizes all differ, is enough.
-At 512x512, ONNX Runtime would miss the fp32 limit on them.
+"""The cases for the portable graphs of a bundle that has a form for ONNX Runtime. Engines are still built from these
+graphs, but the runtime never runs them, so one small case, whose sizes all differ, is enough. At 512x512, ONNX Runtime
+would miss the fp32 limit on them.
 """
 
 ROWS = "rows"
-"""How cases name the pieces of a half, which run on PORTABLE_CASES too: they are the same graph."""
+"""How cases name the pieces of a half. They run on PORTABLE_CASES too, since they are the same graph."""
 
 
 def verify_graphs(
@@ -51,7 +51,7 @@ def verify_graphs(
 ) -> Report:
     """Run every form of both halves on golden cases, and judge each by the limits of its own precision.
 
-    The pieces by which halves are computed by rows are judged as float32.
+    The pieces of the rows form are judged as float32.
 
     Half precision runs twice: as it is, where ONNX Runtime has the operators (it has no bfloat16 convolution), and
     emulated, because ONNX Runtime's CPU provider computes half precision in float32, which would hide an overflow.
@@ -60,7 +60,7 @@ def verify_graphs(
     looks: see ``verify_cases``.
     """
     if manifest.precision != "fp32":
-        _check_emulation()  # to fail before the work, and not in the middle of it
+        _check_emulation()  # to fail before the work begins
     collect_garbage()
     rows: tuple[Case, ...] = ()
     forms = {
@@ -104,7 +104,7 @@ def verify_graphs(
 def _halves_by_rows(
     manifest: Manifest, folder: Path
 ) -> dict[Part, Callable[[NDArray[Any]], Mapping[str, NDArray[Any]]] | None]:
-    """Each half, computed by rows in as little memory as it can: in the lowest strips, with the most computed again.
+    """Each half, computed by rows in the least memory: in the lowest strips, with the most computed again.
 
     None for a half that has no such form.
     """

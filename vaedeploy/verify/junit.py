@@ -12,8 +12,8 @@ from vaedeploy.verify.words import METRIC_WORDS, METRICS, metric_text
 def junit_xml(report: Report, name: str) -> bytes:
     """A report as one JUnit document: a test for each case, named by what ran, the size and the output.
 
-    name: of the bundle, for the suite. A failed case has its sentences; each case has its metrics as output, and its
-    time, where the report has it.
+    name: the bundle's, for the suite. A failed case has its sentences; each case has its metrics as output, and its
+    time where the report has it.
     """
     failed = sum(not case.passed for case in report.cases)
     counts = {"tests": str(len(report.cases)), "failures": str(failed), "errors": "0", "skipped": "0"}

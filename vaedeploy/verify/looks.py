@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from vaedeploy.quality.candidates import Candidate, Picture, Pixels
 
 SMALLEST = 256
-"""The least number of pixels a side for an image to be looked at: a smaller crop shows too little to tell a fault of
-the VAE from a trait of the photograph.
+"""The least pixels a side of an image that is looked at: a smaller crop shows too little to tell a fault of the VAE
+from a trait of the photograph.
 """
 
 
@@ -53,8 +53,9 @@ class Looks:
     ) -> tuple[str, ...] | None:
         """The faults that ``image`` shows beside ``reference``, a sentence each; None where it is too small to tell.
 
-        form: of the graph that made the image. name: of the case. reference, image: (B, N, H, W) float, around [-1, 1].
-        full: (height, width) of the photograph that each item is the middle of, where that is known.
+        form: the form of the graph that made the image. name: the case's. reference, image: (B, N, H, W) float, around
+        [-1, 1].
+        full: (height, width) of the photograph whose middle each item is, where known.
         """
         from vaedeploy.quality import find_faults, measure_quality
         from vaedeploy.quality.candidates import Candidate
@@ -85,7 +86,7 @@ class Looks:
 
 
 def _cut(name: str, pixels: Pixels, full: tuple[int, int] | None) -> Cut | None:
-    """What part ``pixels`` are of a photograph; None where they are all of it, it was enlarged, or is not known."""
+    """The part of a photograph that ``pixels`` are; None if they are all of it, or it was enlarged or is unknown."""
     height, width = pixels.shape[:2]
     if full is None or full == (height, width) or full[0] < height or full[1] < width:
         return None

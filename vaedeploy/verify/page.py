@@ -29,7 +29,7 @@ MEANINGS = {
     "pixels_off": "Share of 8-bit values that differ by at least one level of 255.",
     "max_levels": "Of 8-bit values. One level is not seen.",
 }
-"""How to read each of ``METRICS``, for the heads of the table's columns."""
+"""How to read each of ``METRICS``, for the table's column heads."""
 
 
 WORDS = 6
@@ -80,7 +80,7 @@ def _seen(report: Report) -> list[str]:
 
 
 def _gravity(verdict: Verdict) -> tuple[bool, bool]:
-    """Sorts what failed: numbers that are not finite first, and a half, which has the cause, before a round trip."""
+    """Sort key of failures: non-finite numbers first, and a half, which has the cause, before a round trip."""
     return all(math.isfinite(case.rel_l2) for case in verdict.cases), verdict.part == "round trip"
 
 
@@ -89,7 +89,7 @@ def _names(picture: Picture) -> list[str]:
 
 
 def _opens(failed: Sequence[Verdict], pictures: Sequence[Picture]) -> tuple[str, str] | None:
-    """PyTorch and the gravest failed form that a picture is of; None where there is none."""
+    """PyTorch and the gravest failed form that has a picture; None where there is none."""
     shown = {name for picture in pictures for name in _names(picture)}
     labels = [label_of(verdict.form) for verdict in failed if verdict.part != "encoder"]
     return next(((REFERENCE, label) for label in labels if label in shown), None)
@@ -112,7 +112,9 @@ def _tone(report: Report, seen: Sequence[str]) -> Tone:
 
 
 def _sentences(failed: Sequence[Verdict], pictures: Sequence[Picture], seen: Sequence[str]) -> tuple[str, ...]:
-    """What is seen, and in what; of a bundle that failed only that there is no picture, for each tells its faults."""
+    """What is seen, and at which sizes; after a failure, only a lack of pictures, since each picture tells its
+    faults.
+    """
     if not pictures:
         return ("No image was large enough to be looked at.",)
     if failed:
@@ -121,11 +123,11 @@ def _sentences(failed: Sequence[Verdict], pictures: Sequence[Picture], seen: Seq
 
 
 def _sizes(pictures: Sequence[Picture]) -> str:
-    """What part of photographs is shown. How large these are is not known where a bundle keeps the cases."""
+    """Which part of the photographs is shown. Their own size is unknown where a bundle keeps the cases."""
     whole = ((picture, "{}x{} pixels".format(*picture.reference.shape[:2])) for picture in pictures)
     sizes = dict.fromkeys(picture.cut.words if picture.cut else size for picture, size in whole)
     told = f" (height x width): {'; '.join(sizes)}" if len(sizes) <= MOST_TOLD else ""
-    return f"What is shown are photographs at the sizes that are verified, of larger ones the middle{told}."
+    return f"What is shown are photographs at the verified sizes, and of larger ones the middle{told}."
 
 
 def _steps(bisection: Bisection | None) -> tuple[Table, ...]:

@@ -1,4 +1,4 @@
-"""Cases -> Report, with what is to be known of a verdict later: of which bundle, by what, where and when."""
+"""Cases -> Report, with what one wants to know of a verdict later: of which bundle, by what, where and when."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vaedeploy.verify.report import Case, Machine, Report, Subject
 from vaedeploy.version import __version__
 
 PACKAGES = ("onnxruntime", "onnxruntime-gpu", "openvino", "torch", "tensorrt", "tensorrt-rtx")
-"""The packages whose versions a report has, where they are installed."""
+"""The packages whose versions a report has, if they are installed."""
 
 
 def record(
@@ -31,10 +31,10 @@ def record(
 ) -> Report:
     """The report of ``cases`` that were run now, on this machine.
 
-    manifest: of the bundle. precision, reference, backend: see ``Report``. limits: those that the cases were judged by,
-    of each precision. device: the number of the CUDA device, where ``backend`` is one of a GPU.
+    manifest: the bundle's. precision, reference, backend: see ``Report``. limits: each precision's, by which the cases
+    were judged. device: the number of the CUDA device, where ``backend`` runs on a GPU.
     """
-    # The driver is asked only where it was used: a process that has begun to use CUDA cannot be forked.
+    # The driver is asked only if it was used: a process that has begun to use CUDA cannot be forked.
     gpu = None if backend in HOST else find_gpu(device)
     versions = {name: version for name in PACKAGES if (version := version_of(name)) is not None}
     return Report(

@@ -31,9 +31,9 @@ def compute_golden(
 ) -> tuple[GoldenCase, ...]:
     """Run ``reference`` in float64 on crops of ``photos``, one case for each of ``shapes``.
 
-    The latent contract is applied in numpy here, and not by the code that the graph was traced from, so that a mistake
-    in either shows. Raises ExportError where a module fails, and where its outputs are not finite, do not have the
-    shapes of the contract, or are negative standard deviations.
+    The latent contract is applied in numpy here, not by the code that was traced, so that a mistake in either shows.
+    Raises ExportError where a module fails, and where its outputs are not finite, do not have the shapes of the
+    contract, or are negative standard deviations.
     """
     from vaedeploy.graph.probe import check_deviation
 
@@ -41,7 +41,7 @@ def compute_golden(
     done = 0.0
     cases: dict[str, GoldenCase] = {}
     progress(WHAT, done, total)
-    # The largest comes first: what smaller ones leave in the allocator would come on top of the memory that it needs.
+    # The largest comes first: what smaller ones leave in the allocator would add to the memory that it needs.
     for shape in sorted(shapes, key=_pixels, reverse=True):
         first = sum(len(case.photo) for case in cases.values())
         photo = crop_batch(
@@ -70,7 +70,7 @@ def compute_golden(
 
 
 def _pixels(shape: Shape) -> float:
-    """All pixels of a batch, which the time of a case grows with."""
+    """All pixels of a batch, with which the time of a case grows."""
     return float(shape.batch * shape.height * shape.width)
 
 
@@ -94,14 +94,14 @@ def _run_float64(
 
 
 def model_space(latent: NDArray[np.float32], spec: LatentSpec) -> NDArray[np.float64]:
-    """A latent (B, C, h, w) as the diffusion model has it -> the same as PyTorch's decoder takes it."""
+    """A latent (B, C, h, w) as the diffusion model has it -> as PyTorch's decoder takes it."""
     scale, shift = _vectors(spec)
     result: NDArray[np.float64] = latent / scale + shift
     return result
 
 
 def diffusion_space(raw: tuple[NDArray[np.float64], ...], latent: LatentSpec) -> dict[str, NDArray[np.float32]]:
-    """What PyTorch's encoder gives, (B, C, h, w) each -> the outputs of the graph, by name."""
+    """The outputs of PyTorch's encoder, (B, C, h, w) each -> the outputs of the graph, by name."""
     scale, shift = _vectors(latent)
     converted = [(raw[0] - shift) * scale, *(std * abs(scale) for std in raw[1:])]
     names = Interface("encoder", latent).outputs
@@ -127,7 +127,7 @@ def _check(shape: Shape, outputs: dict[str, NDArray[Any]], latent: LatentSpec) -
 
 
 def _check_finite(reference: Reference, part: Part, given: NDArray[Any], gives: dict[str, NDArray[Any]]) -> None:
-    """Raise ExportError, which says where it is first, where a half gives NaN or infinity for what it is given."""
+    """Raise ExportError where a half gives NaN or infinity for ``given``, with the place where that begins."""
     name = next((name for name, value in gives.items() if not np.isfinite(value).all()), None)
     if name is None:
         return

@@ -17,28 +17,28 @@ from vaedeploy.verify.limits import Limit
 from vaedeploy.verify.traces import Bisection
 
 FORMAT = 1
-"""The version of the JSON that ``to_document`` gives. Reports of before it had one have no ``format``."""
+"""The version of the JSON that ``to_document`` gives. Older reports, without a version, have no ``format``."""
 
 
 class Case(msgspec.Struct, frozen=True):
     """How far one output is from the reference, at one shape.
 
     part: ``encoder`` or ``decoder``, each on the reference's input, or ``round trip`` (image -> latent -> image).
-    name: the name of the golden case. output: the graph's output that was compared. form: the form of the graph, or the
-        profile and backend, that ran.
+    name: the golden case's. output: the graph's output that was compared. form: the form of the graph, or the profile
+        and backend, that ran.
     batch, height, width: items, and pixels of the image.
     max_abs, mean_abs: the largest and the mean absolute error, in the output's own units (an image spans 2).
     rel_l2: norm of the error over norm of the reference.
-    psnr: dB, of 8-bit pixels; None where there are no pixels or not one differs.
-    pixels_off, within_one_level: shares (0 to 1) of 8-bit values that differ at all, and that differ by at most one
+    psnr: dB, of 8-bit pixels; None where there are no pixels or none differs. pixels_off, within_one_level: shares (0
+    to 1) of 8-bit values that differ at all, and that differ by at most one
         level.
     max_levels: the largest difference of an 8-bit value, in levels.
     failures: a sentence for each limit that was missed.
     findings: faults that a person would see beside the reference's image, a sentence each. They do not make a case
         fail: the limits are stricter, and give their reasons. None where the image was not looked at.
     precision: the precision whose limits apply.
-    seconds: how long the output took, with the loading of its graph where that was not loaded yet. Outputs of one call
-        have equal shares of its time. None in reports of before it was measured.
+    seconds: how long the output took, including the loading of a graph that was not loaded yet. Outputs of one call
+        share its time equally. None in older reports, which did not measure it.
     """
 
     part: Literal["encoder", "decoder", "round trip"]
@@ -72,7 +72,7 @@ class Case(msgspec.Struct, frozen=True):
 
 
 class Subject(msgspec.Struct, frozen=True):
-    """The VAE that a report is of: its name, and its identity, see ``VaeInfo``."""
+    """The VAE that a report is about: its name, and its identity, see ``VaeInfo``."""
 
     name: str
     identity: str
@@ -81,7 +81,7 @@ class Subject(msgspec.Struct, frozen=True):
 class Machine(msgspec.Struct, frozen=True):
     """Where outputs were computed.
 
-    cpu: as it calls itself. gpu: the one that computed them; None where the CPU did. cuda: the newest version of CUDA
+    cpu: the CPU's own name. gpu: the GPU that computed them; None where the CPU did. cuda: the newest version of CUDA
     that the GPU's driver supports, such as "13.0".
     """
 
@@ -93,15 +93,15 @@ class Machine(msgspec.Struct, frozen=True):
 class Report(msgspec.Struct, frozen=True):
     """The result of a verification: the verdict on a bundle, and the cases that it follows from.
 
-    precision: of the bundle's graphs, or of the engine. reference: what computed the outputs that were compared with,
-    in words. backend: the backend whose outputs were compared.
+    precision: that of the bundle's graphs, or of the engine. reference: what computed the reference outputs, in words.
+    backend: the backend whose outputs were compared.
 
     What ``record.record`` adds:
 
     bundle: the VAE that the bundle holds. versions: package -> its version, for those that are installed. machine:
-    where it was. date: when it ended, in UTC, such as "2026-11-26T12:00:00Z". limits: precision -> the limits that its
-    cases had to keep. pace: of a backend beside ONNX Runtime on the same CPU, its time for a decode over that one's,
-    see ``pipeline.pace``; None where they were not timed.
+    where it ran. date: when it ended, in UTC, such as "2026-11-26T12:00:00Z". limits: precision -> the limits that its
+    cases had to keep. pace: the backend's time for a decode over ONNX Runtime's on the same CPU, see ``pipeline.pace``;
+    None where they were not timed.
 
     bisection: where the graphs that failed go wrong, as ``bisect_bundle`` found it for the page; None where no page was
     asked for, nothing failed, or it could not be found. Reports without it have no such field in JSON.
@@ -121,12 +121,12 @@ class Report(msgspec.Struct, frozen=True):
 
     @property
     def seconds(self) -> float:
-        """How long the outputs took together. The work between them is not in it."""
+        """How long the outputs took together, without the work between them."""
         return math.fsum(case.seconds or 0.0 for case in self.cases)
 
     @property
     def passed(self) -> bool:
-        """The verdict: whether there are cases, and all of them passed."""
+        """The verdict: whether there are cases and all passed."""
         return bool(self.cases) and all(case.passed for case in self.cases)
 
     @property

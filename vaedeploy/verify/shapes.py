@@ -1,4 +1,4 @@
-"""The shapes that a VAE is verified at."""
+"""The shapes at which a VAE is verified."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vaedeploy.values.trials import MOST_LATENTS, trial_latents
 class Shape:
     """One of the shapes: a batch of photographs of ``height`` x ``width`` pixels.
 
-    round_trip: whether an image is also encoded and decoded in one go there.
+    round_trip: whether an image of this shape is also encoded and then decoded.
     """
 
     name: str
@@ -26,11 +26,11 @@ LARGE = 512
 
 
 def verification_shapes(factor: int) -> tuple[Shape, ...]:
-    """The shapes that every VAE is verified at, for a spatial ``factor``.
+    """The shapes at which every VAE of this spatial ``factor`` is verified.
 
-    Small shapes find faults that depend on the shape; ``trial_latents`` says how small. The one of 512x512 finds errors
-    that grow with the area, such as rounding in normalisation; it takes most of the time (five sixths at a factor of 8)
-    and is left out of the round trip. A factor below 4 makes it smaller, see ``MOST_LATENTS``.
+    Small shapes find faults that depend on the shape; ``trial_latents`` says how small. The 512x512 shape finds errors
+    that grow with the area, such as rounding in normalisation; it takes most of the time (five sixths at factor 8) and
+    has no round trip. A factor below 4 makes it smaller, see ``MOST_LATENTS``.
     """
     short, long = (trial_latents(latents, factor) for latents in (8, 12))
     odd = (short + 1) | 1 if short > 1 else 1

@@ -13,16 +13,16 @@ from vaedeploy.values.latent import LatentSpec
 from vaedeploy.values.origin import Origin
 
 FAR = 2.5
-"""The factor from which on a standard deviation is far from 1. The scales of known VAEs make it 1 on what their
-diffusion models were trained on; single crops of verification's photographs have 0.98 to 1.55 with the demo VAE. Where
-the scale was forgotten, it is 5.5 (SD), 7.7 (SDXL) or 2.8 (FLUX.1).
+"""The factor by which a standard deviation is far from 1. The scales of known VAEs make it 1 on the training data of
+their diffusion models; single crops of verification's photographs have 0.98 to 1.55 with the demo VAE. Without the
+scale, it is 5.5 (SD), 7.7 (SDXL) or 2.8 (FLUX.1).
 """
 
 
 def spread_remark(cases: Sequence[GoldenCase], latent: LatentSpec, origin: Origin) -> str | None:
-    """A sentence where the latents of all cases together have a standard deviation that is far from 1 after scaling.
+    """A sentence if the scaled latents of all cases together have a standard deviation that is far from 1.
 
-    None where they have not, for seeded random weights, and for a preset's own, whose scale nobody chose.
+    None if not, for seeded random weights, and for a preset's own weights, whose scale nobody chose.
     """
     if origin.kind in ("package", "random"):
         return None

@@ -18,9 +18,9 @@ STEP_COLUMNS = (
     "2^",
     "not finite",
 )
-"""case: batch x height x width, in pixels. before, after: the largest relative L2 error of the tensors that this one is
-made from, and its own. largest: the largest magnitude. 2^: the headroom to 65504, the largest number of fp16, in powers
-of two. not finite: the share of elements that are NaN or infinite.
+"""case: batch x height x width, in pixels. before, after: the largest relative L2 error of the tensors from which this
+one is computed, and its own. largest: the largest magnitude. 2^: the headroom to 65504, the largest number of fp16, in
+powers of two. not finite: the share of elements that are NaN or infinite.
 """
 
 STEPS_SHOWN = 5

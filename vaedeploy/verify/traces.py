@@ -12,9 +12,9 @@ class Step(msgspec.Struct, frozen=True):
 
     tensor: its name. node, operator: what computes it in the portable graph.
     module: the PyTorch module that it comes from; "" where that is not known.
-    before, after: relative L2 errors against the portable graph: the largest of the tensors that this one is computed
-        from, and its own. null in JSON where not finite.
-    largest: the largest magnitude that the graph had to hold there, computed in float32, and scaled as the graph stores
+    before, after: relative L2 errors against the portable graph: the largest among the tensors from which this one is
+        computed, and its own. null in JSON where not finite.
+    largest: the largest magnitude that the graph had to hold there, computed in float32 and scaled as the graph scales
         the tensor.
     headroom: powers of two from ``largest`` to 65504, the largest float16; below 0 it overflows. None outside float16.
     non_finite: share (0 to 1) of elements that are infinite or NaN.

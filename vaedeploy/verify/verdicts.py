@@ -16,15 +16,15 @@ from vaedeploy.verify.words import amount, name_of
 __all__ = ["Verdict", "find_verdicts"]
 
 WORST = ("rel_l2", "max_levels")
-"""The metrics whose worst values are told of cases that passed."""
+"""The metrics whose worst values are given for cases that passed."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of the cases of one part and form.
+    """The verdict on the cases of one part and form.
 
-    part, form: as ``Case`` has them. cases: those of them, in the report's order. words: of cases that passed, how many
-    there are and their worst figures; of others, the cause, and in how many of them.
+    part, form: as in ``Case``. cases: theirs, in the report's order. words: if all passed, how many there are and their
+    worst figures; if not, the cause, and in how many cases.
     """
 
     part: str

@@ -31,7 +31,7 @@ def name_of(metric: str) -> str:
 
 
 def amount(metric: str, value: float | None) -> str:
-    """A metric's value with its unit, for a sentence. value: as a manifest has it, None for one that is not finite."""
+    """A metric's value with its unit, for a sentence. value: as in a manifest, None if it is not finite."""
     if metric == "psnr" and (value is None or math.isinf(value)):
         return "no difference"
     if value is None or not math.isfinite(value):

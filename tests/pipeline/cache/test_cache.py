@@ -229,7 +229,7 @@ def bad_pictures(folder: Path) -> dict[str, str]:
         "camera.nef": "camera.nef begins with a small preview of its picture",
         "cut.png": "cut.png cannot be decoded, it is truncated or broken",
         "empty.jpg": "empty.jpg is empty (0 bytes)",
-        "glass.png": "Say it with --background, such as --background white, or flatten the picture first",
+        "glass.png": "Set it with --background, such as --background white, or flatten the picture first",
         "new.jxl": "install pillow-jxl-plugin",
         "painted.psd": "painted.psd is not an image",
         "phone.heic": "install pillow-heif",

@@ -184,7 +184,7 @@ def test_paths_that_leave_the_tar_file(png: bytes, tmp_path: Path) -> None:
         "a.png": "its path in the tar file, ../a.png, leads out of it",
         "b/c.png": "its path in the tar file, b/../../c.png, leads out of it",
         "etc/d.png": "its path in the tar file, /etc/d.png, leads out of it",
-        "e.png": "it is a link, or another thing that is no file, in its tar file",
+        "e.png": "it is a link or another non-file in its tar file",
     }
 
 
@@ -201,7 +201,7 @@ def test_tar_files_that_are_broken(png: bytes, tmp_path: Path) -> None:
     assert keys == ["a.png"]
     assert failed == {"head.tar": f"the tar file is truncated or broken from byte {second:,} on"}
     assert found(tmp_path / "zip.tar")[1]["zip.tar"].endswith("Decompress it first")
-    assert "it is no tar file" in found(tmp_path / "none.tar")[1]["none.tar"]
+    assert "it is not a tar file" in found(tmp_path / "none.tar")[1]["none.tar"]
 
 
 # ------------------------------------------------------------------------------------------------------- parquet files
@@ -239,10 +239,10 @@ def test_parquet_files_that_cannot_be_read(tmp_path: Path) -> None:
         "a.parquet": "its column 'image' is string; pictures are bytes, or a struct with a field 'bytes'"
     }
     table = parquet_of(tmp_path / "a.parquet", {"picture": [b""], "label": [1]})
-    told = "it has no column 'image'; it has picture, label. Name the one of pictures with --column"
+    told = "it has no column 'image'; it has picture, label. Name the column of pictures with --column"
     assert found(table)[1] == {"a.parquet": told}
     table.write_bytes(table.read_bytes()[:-5])
-    assert "it is no parquet file, or is truncated or broken" in found(tmp_path)[1]["a.parquet"]
+    assert "it is not a parquet file, or is truncated or broken" in found(tmp_path)[1]["a.parquet"]
 
 
 def test_threads_that_want_one_group_read_it_once(tmp_path: Path) -> None:

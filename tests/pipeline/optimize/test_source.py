@@ -134,8 +134,7 @@ def test_constants_of_nodes_that_lie_in_another_file(tmp_path: Path) -> None:
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "in.onnx")
     assert (
-        refused(tmp_path / "in.onnx")
-        == f"{tmp_path / 'in.onnx'} is a device or a pipe, and no file; give an .onnx file"
+        refused(tmp_path / "in.onnx") == f"{tmp_path / 'in.onnx'} is a device or a pipe, not a file; give an .onnx file"
     )
 
 

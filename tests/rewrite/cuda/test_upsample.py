@@ -105,7 +105,7 @@ def test_what_lies_around_it_is_channels_last_too() -> None:
     assert_same(new, model, X, 3 * ROUNDING)
 
 
-ALONE = "one convolution alone does not read it"
+ALONE = "it is not read by one convolution only"
 REFUSALS: list[tuple[str, list[onnx.NodeProto], dict[str, Any]]] = [
     (ALONE, [*layer(), node("Relu", "up", "z")], {}),
     (ALONE, [*layer(), convolution("up", "z", "k")], {}),
@@ -122,7 +122,7 @@ REFUSALS: list[tuple[str, list[onnx.NodeProto], dict[str, Any]]] = [
     ("its mode is wrap, not edge or reflect", bordered("wrap"), BY_ONE),
     (ALONE, [*bordered("edge"), node("Relu", "framed", "z")], BY_ONE),
     (
-        "its padding is [1, 1, 1, 1], not 0 behind a Pad",
+        "its padding is [1, 1, 1, 1], not 0 after a Pad",
         [*bordered("edge")[:2], convolution("framed", "y", "k")],
         BY_ONE,
     ),

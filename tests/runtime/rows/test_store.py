@@ -34,7 +34,7 @@ def test_what_is_not_given_back_stays(shape: tuple[int, ...]) -> None:
 
 @pytest.mark.skipif(not GIVES_BACK, reason="numpy allocates, and says it in its own words")
 def test_memory_that_is_not_there_is_said() -> None:
-    message = r"^a call by rows cannot have 4,611,686,018,427,387,904 bytes of memory: Cannot allocate memory\. Give a "
+    message = r"^a call by rows cannot get 4,611,686,018,427,387,904 bytes of memory: Cannot allocate memory\. Give a "
     with pytest.raises(BackendError, match=message):
         empty((1 << 62,), np.uint8)
 

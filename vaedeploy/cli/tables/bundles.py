@@ -62,7 +62,7 @@ def _engine_state(info: EngineInfo) -> str:
 
 
 def _engine_problems(bundle: Bundle) -> dict[str, list[str]]:
-    """Each engine's name -> its problems on this machine and the command that mends them, or an empty list."""
+    """Each engine's name -> its problems on this machine and the command that fixes them, or an empty list."""
     gpu = find_gpu() if bundle.manifest.engines else None
     problems = {}
     for name, info in sorted(bundle.manifest.engines.items()):
@@ -110,11 +110,11 @@ WORST = ("rel_l2", "max_levels", "psnr")
 """The metrics whose worst values ``export`` ends with; ``inspect`` has the others as well."""
 
 SIDES = (1024, 2048, 4096)
-"""The images, in pixels a side, whose memory ``inspect`` states."""
+"""The sides, in pixels, of the images for which ``inspect`` states the memory."""
 
 
 def memory_needs(bundle: Bundle) -> dict[str, dict[str, dict[str, int]]]:
-    """Half -> size -> bytes that it takes at once on the CPU, and at least, for halves that can run by rows."""
+    """Half -> size -> bytes on the CPU for the whole graph, and the least bytes, for halves that can run by rows."""
     found: dict[str, dict[str, dict[str, int]]] = {}
     for part in bundle.manifest.rows:
         half = RowsHalf(bundle, part)
@@ -126,7 +126,7 @@ def memory_needs(bundle: Bundle) -> dict[str, dict[str, dict[str, int]]]:
 
 
 def bundle_document(bundle: Bundle, checked: bool) -> dict[str, Any]:
-    """The manifest as builtins, with six fields more.
+    """The manifest as builtins, with six more fields.
 
     ``path``: the bundle's folder. ``verified``: whether its last verification passed. ``problems``: everything that is
     wrong with the bundle on this machine, one sentence each. ``engine_states``: the state and the problems of each
@@ -202,7 +202,7 @@ def _verification(bundle: Bundle) -> str:
 
 
 def _backend_verdicts(bundle: Bundle) -> list[Verdict]:
-    """What ``verify --backend`` noted of backends that run graphs."""
+    """What ``verify --backend`` noted about backends that run graphs."""
     return [verdict for name in (onnxruntime_cuda.NAME, openvino.NAME) for verdict in read_verdicts(bundle, name)]
 
 

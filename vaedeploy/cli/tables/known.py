@@ -62,14 +62,14 @@ def profile_rows(profiles: Iterable[Profile]) -> list[Row]:
 
 
 def _gpu_kind(profile: Profile) -> str:
-    """The GPU's name, without what other columns say and what all names have."""
+    """The GPU's name, without what other columns say or all names share."""
     name = profile.gpu.removesuffix(f" of compute capability {profile.compute_capability}")
     return re.sub(r"^NVIDIA (GeForce )?| \(\d+ GB\)$", "", name)
 
 
 def profile_sizes(profiles: Iterable[Profile]) -> list[str]:
-    """Where engines are built, then a line for each set of sizes that profiles have, with their names; those that most
-    have come last.
+    """Where engines are built, then a line for each set of sizes with the names of the profiles that have it; the
+    commonest set comes last.
     """
     names: dict[str, list[str]] = {}
     for profile in profiles:
@@ -97,7 +97,7 @@ def diagnosis_rows(diagnosis: Diagnosis) -> list[Row]:
         rows.append((f"extra [{extra.name}]", f"{state} (for {extra.purpose})"))
     installed = [f"{name} {version}" for name, version in diagnosis.packages.items() if version]
     missing = [name for name, version in diagnosis.packages.items() if not version]
-    # In two rows: the end of what is printed is what a terminal shows, and that is to be the rows above.
+    # In only two rows: a terminal shows the end of the output, which should have the rows above.
     return [*rows, ("installed", ", ".join(installed)), ("not installed", ", ".join(missing) or "nothing")]
 
 

@@ -4,7 +4,7 @@ The design:
 
 1. ``sources`` finds pictures: a key, a place in a file, and the file's size and time.
 2. ``plan`` reads the size of each from its header, lets ``images.sizing`` choose what to do with it, and sorts pictures
-   of one size into shards. A shard's name is a hash of all that goes in: keys, stamps, fits, the VAE and the options.
+by size into shards. A shard's name is a hash of all that goes in: keys, stamps, fits, the VAE and the options.
 3. ``shards`` makes one: encode, write under another name, fsync, rename. One that is there is never made again, and its
    bytes follow from its name. So a job may be killed at any moment, or run twice, or by several processes. Threads of
    ``reading`` read and resize its pictures meanwhile, and then those of the next shard.
@@ -50,16 +50,17 @@ COLUMN = "image"
 """The column of pictures in parquet files, as data sets of the Hugging Face hub call it."""
 
 SHARD = 64
-"""Pictures in a shard: what a killed worker has to do again at most. At one megapixel that is 17 MB, 4 channels in
-float16, and some minutes of two CPU cores.
+"""Pictures in a shard, which is the most that a killed worker has to do again. At one megapixel that is 17 MB with 4
+channels in float16, and some minutes of two CPU cores.
 """
 
 
 @dataclass(frozen=True)
 class Cached:
-    """What ``cache_latents`` did. path: of the cache. pictures: in it. shards: of it. made: those that this run made.
+    """What ``cache_latents`` did. path: the cache's. pictures, shards: how many it has. made: shards that this run
+    made.
 
-    failures: the pictures that are not in it, as in ``failed.jsonl``. seconds: that the run took.
+    failures: the pictures that are not in it, as in ``failed.jsonl``. seconds: how long the run took.
     """
 
     path: Path
@@ -109,20 +110,20 @@ def cache_latents(
     buckets: bring pictures to the sizes of about buckets x buckets pixels whose sides are multiples of ``step``
         (default: the VAE's factor). size: bring all to this (H, W). With neither, pictures keep their sizes, and are
         padded by reflection to the factor.
-    crop: where pictures are cropped that are too long: "center", "corner" (the top left stays) or "random", by
+    crop: where pictures that are too long are cropped: "center", "corner" (the top left stays) or "random", by
     ``seed``.
     flip: encode each picture mirrored as well. background: RGB, 0 to 255; flatten transparent pictures on it, which
         otherwise fail unless the VAE has opacity.
     dtype: of the stored numbers: "float16", "bfloat16" or "float32". shard: pictures in a shard at most.
-    workers: processes that encode. 1, the default without ``ray``, is this one alone. Several are started by spawn: a
-        script that calls this needs ``if __name__ == "__main__":``.
-    ray: have actors of Ray encode, on the machines of the cluster with this address, host:port or "auto". True: of the
-        one that RAY_ADDRESS names, or of one that is started on this machine and ends with the call. ``workers`` are
-        as many as it has room for, with a GPU each where it has any, or up to four cores. All machines must have the
-        bundle, the source and ``out`` under the same paths.
-    column: of parquet files, which has the pictures: bytes, or a struct with a field ``bytes``. It needs pyarrow.
-    options: keyword arguments of ``VAE``. Several workers of a machine share its cores, unless ``threads`` says what
-        each takes, and ``max_memory``, or what is free.
+    workers: how many processes encode. 1, the default without ``ray``, is this process alone. Several are started by
+        spawn: a script that calls this needs ``if __name__ == "__main__":``.
+    ray: encode with Ray actors on the cluster at this address, host:port or "auto". True: on the one that RAY_ADDRESS
+        names, or on one that is started on this machine and ends with the call. By default there are as many
+        ``workers`` as it has room for, with a GPU each where it has any, or up to four cores. All machines must have
+        the bundle, the source and ``out`` under the same paths.
+    column: the column of parquet files with the pictures: bytes, or a struct with a field ``bytes``. It needs pyarrow.
+    options: keyword arguments of ``VAE``. Workers of one machine share its cores, unless ``threads`` says how many each
+        takes, and share ``max_memory``, or what is free.
 
     What is done is not done again, and the files are the same however often a run was stopped.
 
@@ -154,7 +155,7 @@ def cache_latents(
         shard=shard,
     )
     if folder.is_dir():
-        check_whose(folder, info)  # and not after the minutes that it may take to find all pictures
+        check_whose(folder, info)  # before the minutes that finding all pictures may take
     plan = make_plan(Path(source), folder, info, sizing, column, progress)
     claim(folder, info)
     shards = folder / SHARDS
@@ -198,12 +199,12 @@ def _make(
     total = sum(len(shard.pictures) for shard in missing)
     what, done, waiting = f"Encoding {counted(total, 'picture')}", 0, missing
     progress(what, 0, total)
-    options = {"identity": plan.info.identity, **options}  # another VAE may have come into the bundle's place by now
+    options = {"identity": plan.info.identity, **options}  # another VAE may have taken the bundle's place by now
     made_here = 0
     with _workers(plan, len(missing), folder, bundle, workers, ray, options, progress) as work:
         while waiting:
             busy: list[Shard] = []
-            with closing(work(waiting)) as made:  # whatever is raised, workers end before what they left is swept up
+            with closing(work(waiting)) as made:  # whatever is raised, workers end before their leftovers are swept up
                 for shard, free in made:
                     if free:
                         made_here += 1
@@ -244,7 +245,7 @@ def _workers(
 
 
 def _let_go(folder: Path, busy: list[Shard]) -> list[Shard]:
-    """Wait until another job has made the shards that it is at work on. If it is stopped, those that it left."""
+    """Wait until another job has made the shards that it is at work on. Returns those that it left when stopped."""
     while waiting := [shard for shard in busy if shard_done(folder, shard) is None]:
         if any(is_free(folder, shard) for shard in waiting):
             return waiting

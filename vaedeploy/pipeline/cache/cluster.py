@@ -1,4 +1,4 @@
-"""A cluster of Ray: one that is there, or one of this machine alone, which ends with the job. Ray is kept quiet."""
+"""A Ray cluster: an existing one, or one of this machine alone, which ends with the job. Ray is kept quiet."""
 
 from __future__ import annotations
 
@@ -33,24 +33,24 @@ VARIABLE = "RAY_ADDRESS"
 """The environment variable that names a cluster. ``ray job submit`` sets it."""
 
 OBJECTS = 100 * 2**20
-"""Bytes of Ray's object store on this machine, near the least that it takes: only names of shards pass through it."""
+"""Bytes of Ray's object store on this machine, near the least that Ray takes: only shards' names pass through it."""
 
 STATISTICS = "RAY_USAGE_STATS_ENABLED"
-"""The environment variable by which Ray is kept from sending statistics to its makers."""
+"""The environment variable that keeps Ray from sending statistics to its makers."""
 
 MODE, TOKEN, TOKEN_FILE = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
-"""Environment variables that say how a cluster's ports are guarded. Ray itself sets the first."""
+"""Environment variables about the authentication of a cluster. Ray itself sets the first."""
 
 PATIENCE = 5
-"""Seconds in which a cluster's port is to answer. Ray itself tries for a minute, and may then end this process."""
+"""Seconds within which a cluster's port must answer. Ray itself tries for a minute, and may then end this process."""
 
 MOMENT = 0.02
-"""Seconds for which SIGTERM may have Ray's handler."""
+"""The longest, in seconds, that SIGTERM has Ray's handler."""
 
 
 @dataclass(frozen=True)
 class Node:
-    """A machine of the cluster. address: its IP address. cores, gpus: that Ray gives away on it, busy ones included."""
+    """A machine of the cluster. address: its IP address. cores, gpus: how many Ray has there, busy ones included."""
 
     address: str
     cores: int
@@ -75,10 +75,10 @@ def check_address(address: str | bool) -> None:
 
 @contextmanager
 def cluster(address: str | bool, progress: Progress) -> Iterator[None]:
-    """Context of a connection to a cluster. A connection that this process has already is used, and kept.
+    """Context of a connection to a cluster. An existing connection of this process is used, and kept.
 
-    address: host:port, or "auto". True: what ``VARIABLE`` says, and else a cluster of this machine, which ends with the
-    context. Raises BackendError where there is none, or it cannot be started.
+    address: host:port, or "auto". True: the one that ``VARIABLE`` names, or else a cluster of this machine, which ends
+    with the context. Raises BackendError where there is none, or it cannot be started.
     """
     import ray
 
@@ -104,9 +104,9 @@ def cluster(address: str | bool, progress: Progress) -> Iterator[None]:
         elif address != AUTO:
             _check_port(address)
         progress(what, 0, 1)
-        # A signal raises its exception in the main thread, and would leave processes behind in the midst of Ray's start
-        # or end. In another thread both are whole. That one lives as long as the cluster, since the system ends Ray's
-        # processes with the thread that began them.
+        # A signal raises its exception in the main thread, and would leave processes behind if it cut Ray's start or
+        # end short. So both run in another thread, which lives as long as the cluster: the system ends Ray's processes
+        # with the thread that started them.
         thread = stack.enter_context(ThreadPoolExecutor(1, "ray"))
         stack.callback(lambda: _result(thread.submit(ray.shutdown)))
         _result(thread.submit(_connect, address, **arguments))
@@ -114,13 +114,13 @@ def cluster(address: str | bool, progress: Progress) -> Iterator[None]:
         try:
             yield
         except KeyboardInterrupt:
-            stop_if_interrupted()  # Ray raises it in the place of Stopped, which says by which signal
+            stop_if_interrupted()  # Ray raises it instead of Stopped, which names the signal
             raise
 
 
 def _result(future: Future[None]) -> None:
-    """Wait for Ray's start or end. SIGTERM keeps its handler: Ray's core puts another there, which aborts the process,
-    and at the end none.
+    """Wait for Ray's start or end, and keep SIGTERM's handler: Ray's start sets one that aborts the process, and its
+    end removes it.
     """
     handler = signal.getsignal(signal.SIGTERM)
     ours = threading.current_thread() is threading.main_thread() and handler is not None
@@ -155,8 +155,10 @@ def _check_port(address: str) -> None:
 
 @contextmanager
 def _folder() -> Iterator[str]:
-    """Context with a folder for what Ray writes, which is removed, once the processes that write there are ended."""
-    # It has sockets, whose paths may have 107 characters: TMPDIR may be too long.
+    """Context with a folder for what Ray writes. At its end the processes that write there are ended, and it is
+    removed.
+    """
+    # Ray puts sockets there, whose paths have at most 107 characters: TMPDIR may be too long.
     with TemporaryDirectory(prefix="ray-", dir=None if os.name == "nt" else "/tmp", ignore_cleanup_errors=True) as path:
         try:
             yield path
@@ -174,13 +176,13 @@ def _end_writers(folder: str) -> None:
 
 @cache
 def _token() -> str:
-    """What guards the clusters that this process starts. Ray keeps the first that it has read."""
+    """The token of the clusters that this process starts. Ray keeps the first one that it reads."""
     return secrets.token_hex(32)
 
 
 def _has_token() -> bool:
-    """Whether the user has a token. Where there is none, Ray would write one to the home folder, and so guard the next
-    clusters of the user as well.
+    """Whether the user has a token. If not, Ray would write one to the home folder, and so demand it in the user's next
+    clusters too.
     """
     return TOKEN in os.environ or TOKEN_FILE in os.environ or (Path.home() / ".ray/auth_token").exists()
 

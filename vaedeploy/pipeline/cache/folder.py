@@ -29,7 +29,7 @@ from vaedeploy.system.lock import lock
 from vaedeploy.system.oserrors import reason
 
 PAUSE = 0.2
-"""Seconds between two looks at what another job is at work on."""
+"""Seconds between two checks of what another job is at work on."""
 
 log = logging.getLogger(__name__)
 

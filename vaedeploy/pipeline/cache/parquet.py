@@ -1,6 +1,6 @@
 """Pictures in a column of a parquet file, as data sets of the Hugging Face hub have them. It needs pyarrow.
 
-The column holds bytes, or a struct with a field ``bytes``. Pictures are read by row groups, of which two are kept.
+The column holds bytes, or a struct with a field ``bytes``. Pictures are read by row group, and two groups are kept.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def rows(path: str, column: str) -> Iterator[tuple[int, int, bool]]:
                 there = _bytes_of(values).is_valid().to_pylist()
                 yield from ((group, row, valid) for row, valid in enumerate(there))
     except (pa.ArrowException, OSError) as error:
-        raise ParquetError(f"it is no parquet file, or is truncated or broken: {error}") from error
+        raise ParquetError(f"it is not a parquet file, or is truncated or broken: {error}") from error
 
 
 def cell(path: str, stamp: tuple[int, int], column: str, group: int, row: int) -> bytes:
@@ -46,15 +46,15 @@ def cell(path: str, stamp: tuple[int, int], column: str, group: int, row: int) -
     import pyarrow as pa
 
     try:
-        with _reading:  # threads that want one group wait until the first of them has read it
+        with _reading:  # threads that want the same group wait until the first has read it
             values = _group(path, stamp, column, group)
         data: bytes = values[row].as_py()
     except (pa.ArrowException, OSError) as error:
-        raise ParquetError(f"it is no parquet file, or is truncated or broken: {error}") from error
+        raise ParquetError(f"it is not a parquet file, or is truncated or broken: {error}") from error
     return data
 
 
-@lru_cache(2)  # threads that read ahead are in two of them at the end of each
+@lru_cache(2)  # at the end of a group, threads that read ahead are in two
 def _group(path: str, stamp: tuple[int, int], column: str, group: int) -> Any:
     with _opened(path) as file:
         return _bytes_of(file.read_row_group(group, columns=[column]).column(column).combine_chunks())
@@ -72,7 +72,7 @@ def _check(file: Any, column: str) -> None:
     schema = file.schema_arrow
     if column not in schema.names:
         columns = ", ".join(schema.names)
-        raise ParquetError(f"it has no column {column!r}; it has {columns}. Name the one of pictures with --column")
+        raise ParquetError(f"it has no column {column!r}; it has {columns}. Name the column of pictures with --column")
     kind = schema.field(column).type
     if types.is_struct(kind) and kind.get_field_index(BYTES) >= 0:
         kind = kind.field(BYTES).type

@@ -1,4 +1,4 @@
-"""What a cache will hold: pictures with their sizes, in shards of one size whose names follow from what goes in."""
+"""What a cache will hold: pictures with their sizes, in shards of one size that are named by what goes in."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ NAME = 32
 """Characters of a shard's name: 128 bits of its hash."""
 
 STEP = 100
-"""Pictures between two words on the progress of finding them."""
+"""Pictures between two reports of the progress of finding them."""
 
 
 class Shard(msgspec.Struct, frozen=True):
-    """A shard to be made. size: of its pictures with padding. pictures: by key, each with what is done with it."""
+    """A shard to be made. size: its padded pictures'. pictures: in the order of their keys, each with its fit."""
 
     name: str
     size: Size
@@ -34,7 +34,7 @@ class Shard(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Plan:
-    """The shards of a cache, and the pictures that are in none since they cannot be read."""
+    """The shards of a cache, and the pictures that are in none because they cannot be read."""
 
     info: CacheInfo
     shards: tuple[Shard, ...]
@@ -44,7 +44,7 @@ class Plan:
 def make_plan(source: Path, folder: Path, info: CacheInfo, sizing: Sizing, column: str, progress: Progress) -> Plan:
     """Find the pictures of ``source``, read their sizes, and sort them into shards.
 
-    folder: that of the cache, which is no part of the source. column: of parquet files, see ``find_pictures``. Raises
+    folder: the cache's, which is no part of the source. column: of parquet files, see ``find_pictures``. Raises
     InputError for a source without pictures.
     """
     what = f"Finding pictures in {source}"
@@ -97,7 +97,7 @@ def _pieces(pictures: list[tuple[Picture, Fit]], count: int) -> Iterable[list[tu
 
 
 def _name(info: CacheInfo, size: Size, pictures: list[tuple[Picture, Fit]]) -> str:
-    """The hash of all that decides on the bytes of a shard. Where the files are is no part of it."""
+    """The hash of all that determines the bytes of a shard. Where the files are is no part of it."""
     content = [
         (Item(picture.key, fit), picture.stamp, picture.start, picture.size, picture.cell) for picture, fit in pictures
     ]

@@ -1,9 +1,9 @@
-"""Shards made by a cluster of Ray: by actors, each of which holds a VAE, and some cores or a GPU.
+"""Shards made on a Ray cluster, by actors that each hold a VAE and some cores or a GPU.
 
-These are actors of Ray's core that are given one shard after another, as the processes of ``workers`` are, and no job
-of Ray Data, for three reasons. Ray Data reads and writes by tasks that want a core each, and waits without a word where
-actors have them all. It gives an actor several shards ahead, so that its death loses more than one. And it begins again
-without end with a shard that kills its actors.
+Actors of Ray's core are given one shard after another, like the processes of ``workers``. Ray Data is not used, for
+three reasons. It reads and writes in tasks that need a core each, and waits silently where actors have them all. It
+gives an actor several shards ahead, so that its death loses more than one. And it retries a shard that kills its actors
+for ever.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from vaedeploy.values.words import counted
 from vaedeploy.version import __version__
 
 CORES = 4
-"""Cores of a worker where the number of workers is not given. Each worker takes the memory of a VAE."""
+"""The most cores of a worker where the number of workers is not given. Each worker takes the memory of a VAE."""
 
 PATIENCE = 3
 """Seconds that actors have to end."""
@@ -50,7 +50,7 @@ WAITING = "Waiting for workers in the Ray cluster"
 
 @dataclass(frozen=True)
 class _Job:
-    """What every actor is told. stamp: of the file cache.json in ``folder``, where the command was given."""
+    """What every actor is told. stamp: that of cache.json in ``folder``, on the machine of the command."""
 
     version: str
     bundle: Path
@@ -77,8 +77,8 @@ def ray_work(
     address: see ``cluster``. workers: see ``cut``. bundle, options: what each actor opens its VAE with. The bundle, the
     pictures and the cache must have the same paths on all machines of the cluster.
 
-    What it gives raises what ``make_shard`` raises; InputError for what a machine does not see; and BackendError for
-    actors that die again and again, and where no machine has room for one any more.
+    The ``Work`` raises what ``make_shard`` raises; InputError for files that a machine does not see; and BackendError
+    for actors that die again and again, and where no machine has room for one any more.
     """
     with cluster(address, progress):
         machines = nodes()
@@ -99,15 +99,15 @@ def ray_work(
 
 
 def room(machines: list[Node], cores: int, gpu: bool) -> int:
-    """How many workers of so many cores, and of a GPU each if ``gpu``, the machines have room for."""
+    """How many workers of ``cores`` cores, and of a GPU each if ``gpu``, the machines have room for."""
     return sum(min(node.cores // cores, node.gpus) if gpu else node.cores // cores for node in machines)
 
 
 def cut(machines: list[Node], workers: int | None, threads: int | None, gpu: bool) -> tuple[int, int]:
     """(cores of a worker, how many workers): ``threads`` cores each, or as many as ``workers`` can have.
 
-    Where the number of workers is not given, they are as many as there is room for, with a GPU each if ``gpu``, and up
-    to ``CORES`` cores. Raises InputError where there is no room for them.
+    Where the number of workers is not given, it is as many as there is room for, each with a GPU if ``gpu``, and up to
+    ``CORES`` cores. Raises InputError where there is no room for them.
     """
     largest = max((node.cores for node in machines if node.gpus or not gpu), default=0)
     wanted = workers or (max(1, room(machines, 1, gpu)) if gpu else 1)
@@ -122,12 +122,12 @@ def cut(machines: list[Node], workers: int | None, threads: int | None, gpu: boo
 
 
 class _Encoder:
-    """What an actor does. Ray restarts none: one that dies is replaced here."""
+    """What an actor does. Ray restarts no actor: one that dies is replaced here."""
 
     def __init__(self, job: _Job) -> None:
         import ray
 
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first one ends the others
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first process ends the others
         warnings.simplefilter("ignore", UnverifiedBundleWarning)  # the process that began this has warned
         self._job = job
         self._node: str = ray.util.get_node_ip_address()
@@ -158,9 +158,9 @@ class _Encoder:
 
 
 def _options(job: _Job, machine: list[Node]) -> dict[str, Any]:
-    """The arguments of ``VAE`` on a machine, whose nodes these are: one, but for tests."""
+    """The arguments of ``VAE`` on a machine. machine: its nodes, one except in tests."""
     options = shared(job.options, max(1, room(machine, job.cores, job.gpu)))
-    return {**options, "threads": min(job.cores, usable_cores())}  # Ray may be told of more cores than there are
+    return {**options, "threads": min(job.cores, usable_cores())}  # Ray may have been told of more cores than there are
 
 
 def _check_folder(job: _Job) -> None:
@@ -176,7 +176,7 @@ def _check_folder(job: _Job) -> None:
 def _check_pictures(shard: Shard) -> None:
     """Raise InputError for a picture that cannot be read here, since it could be where the command was given.
 
-    It would be a failure otherwise, which the shard keeps.
+    Otherwise it would be a failure that the shard keeps.
     """
     for path in {picture.path for picture, _ in shard.pictures}:
         if not os.access(path, os.R_OK):
@@ -186,7 +186,7 @@ def _check_pictures(shard: Shard) -> None:
 def _work_on(
     job: _Job, count: int, progress: Progress, shards: list[Shard]
 ) -> Generator[tuple[Shard, bool], None, None]:
-    """As ``workers.work_on``, by ``count`` actors at most: those for which there is no room yet begin later."""
+    """Like ``workers.work_on``, with at most ``count`` actors: those for which there is no room yet begin later."""
     import ray
 
     actors = ray.remote(_Encoder).options(
@@ -195,7 +195,7 @@ def _work_on(
     turns = Turns(shards)
     asked: dict[Any, tuple[Any, Shard | None]] = {}  # answer to come -> the actor, its shard, or None while it opens
     deaths: dict[str, int] = {}
-    lost = 0  # actors that died while they opened the VAE, since the last one that has opened it
+    lost = 0  # actors that died while opening the VAE, since the last one that opened it
     told = False
     try:
         while turns or _at_work(asked):
@@ -214,7 +214,7 @@ def _work_on(
                 try:
                     made = value_of(ray.get(answer))
                 except ray.exceptions.RayActorError as error:
-                    ray.kill(actor)  # it may live, out of reach
+                    ray.kill(actor)  # it may be alive, but out of reach
                     del asked[answer]
                     if shard is None:
                         lost += 1
@@ -239,7 +239,7 @@ def _work_on(
     finally:
         for actor, _ in asked.values():
             ray.kill(actor)
-        if asked:  # what they leave is swept up once they have ended
+        if asked:  # their leftovers are swept up once they have ended
             ray.wait(list(asked), num_returns=len(asked), timeout=PATIENCE)
 
 
@@ -258,7 +258,7 @@ def _check_room(job: _Job) -> None:
 
 
 def _check_lost(lost: int, count: int, error: Any) -> None:
-    """Raise BackendError where actors cannot be started, or die while they open the VAE, more than with a machine."""
+    """Raise BackendError where actors cannot start, or more die while opening the VAE than a lost machine explains."""
     if error.actor_init_failed:
         found = re.search(r"\bip=([^ ,)]+)", str(error))
         where = f"the machine {found[1]}" if found else "a machine of the Ray cluster"
@@ -273,7 +273,7 @@ def _check_lost(lost: int, count: int, error: Any) -> None:
 
 
 def _last_line(error: Exception) -> str:
-    """Why an actor died; Ray says before which it was."""
+    """Why an actor died; Ray's lines before that say which it was."""
     return str(error).strip().splitlines()[-1]
 
 

@@ -1,4 +1,4 @@
-"""Reading the pictures of shards ahead of the encoder: those of one shard, and then those of the shard behind it."""
+"""Reading the pictures of shards ahead of the encoder: those of one shard, then those of the next."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from vaedeploy.system.ahead import Ahead
 from vaedeploy.values.latent import RGBA
 
 AHEAD = 2 * MOST_PIXELS
-"""Pixels of the pictures that are read ahead together, by their headers: 22 pictures of 12 megapixels. Each pixel takes
-10 bytes or so while its picture is decoded and resized. Two of the largest pictures fit.
+"""The most pixels of the pictures that are read ahead, by their headers: 22 pictures of 12 megapixels. A pixel takes
+about 10 bytes while its picture is decoded and resized. Two of the largest pictures fit.
 """
 
 Pixels = NDArray[np.uint8]
@@ -31,7 +31,7 @@ Pixels = NDArray[np.uint8]
 class Reader:
     """Reads pictures and brings them to size, with as many threads as there are cores, while the encoder runs.
 
-    What is read ahead of a shard is dropped where another one is asked for.
+    What was read ahead for a shard is dropped if another one is asked for.
     """
 
     def __init__(self, info: CacheInfo, cores: int) -> None:
@@ -39,16 +39,16 @@ class Reader:
         self._following: str | None = None  # the shard whose pictures are the ones that wait
 
     def read(self, shard: Shard, following: Shard | None) -> Iterator[tuple[Picture, Fit, Future[Pixels]]]:
-        """Each picture of ``shard``, in order, and what is done with it, with its pixels (H, W, N) as the VAE takes
-        them, but for padding. Where it cannot be read, asking for these raises ImageError.
+        """Each picture of ``shard`` in order, its fit, and its pixels (H, W, N) as the VAE takes them, without padding.
+        Where the picture cannot be read, the pixels' future raises ImageError.
 
-        following: the shard that is asked for next, most likely: its pictures are begun while the last ones of
-            ``shard`` are encoded.
+        following: the shard that is most likely next: its first pictures are read while the last ones of ``shard`` are
+            encoded.
         """
         if self._following != shard.name:
             self._ahead.clear()
             self._ahead.add(shard.pictures)
-        self._following = None  # in case that the caller stops on the way
+        self._following = None  # in case the caller stops on the way
         if following is not None:
             self._ahead.add(following.pictures)
         for picture, fit in shard.pictures:

@@ -1,7 +1,7 @@
 """Making the shards of a cache: encoding their pictures, which ``reading`` gives, and writing them.
 
-The file system alone says what is done: a shard that is there under its name is whole. So a job may be killed at any
-moment, and several may work on one folder.
+The file system alone says what is done: a shard under its final name is whole. So a job may be killed at any moment,
+and several may work on one folder.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from vaedeploy.system.lock import lock
 def held(place: Path) -> Iterator[bool]:
     """Context that holds the lock of a file that is to be written. It gives False if another process holds it.
 
-    It gives True on a file system without locks: twice the work does no harm, since the bytes are equal.
+    It gives True on a file system without locks: doing the work twice does no harm, since the bytes are equal.
     """
     with ExitStack() as stack:
         try:
@@ -49,7 +49,7 @@ def held(place: Path) -> Iterator[bool]:
 
 
 def shard_done(folder: Path, shard: Shard) -> ShardHeader | None:
-    """The header of a shard that is there and whole; None for one that is to be made."""
+    """The header of a shard that is there and whole; None for one that must be made."""
     try:
         return read_shard_header(shard_path(folder, shard.name))
     except LatentError:
@@ -59,9 +59,9 @@ def shard_done(folder: Path, shard: Shard) -> ShardHeader | None:
 def make_shard(
     vae: VAE, folder: Path, info: CacheInfo, shard: Shard, reader: Reader, following: Shard | None = None
 ) -> bool:
-    """Encode a shard and write it, unless it is there. False where another process is at work on it.
+    """Encode a shard and write it, unless it is there. Returns False where another process is at work on it.
 
-    following: the shard that is made next, most likely; see ``Reader.read``.
+    following: the shard that is most likely next; see ``Reader.read``.
 
     Pictures that cannot be read or encoded are named in its header. Raises OutputError where it cannot be written, and
     BackendError.

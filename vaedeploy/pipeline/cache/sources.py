@@ -1,7 +1,7 @@
 """Where pictures are: folders, lists of files, tar files as webdataset writes them, and parquet files.
 
-A ``Picture`` is a range of bytes of a file, or a cell of a table, and a stamp, the file's size and time: while these
-stay, the picture does.
+A ``Picture`` is a range of bytes of a file, or a cell of a table, with a stamp, the file's size and time: while the
+stamp is the same, so is the picture.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ TAR = ".tar"
 PARQUET = ".parquet"
 
 LISTS = (".txt", ".lst")
-"""Suffixes of lists: a path a line, relative to the list's folder."""
+"""Suffixes of lists: one path per line, relative to the list's folder."""
 
 NOT_READ = (
     *(".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2"),  # of cameras
     *(".exr", ".hdr", ".ico", ".psd", ".svg", ".tga"),
 )
-"""Suffixes of pictures that are not read: they are failures, so that nobody takes them to be in the cache."""
+"""Suffixes of pictures that cannot be read here: they count as failures, so that nobody believes them in the cache."""
 
 log = logging.getLogger(__name__)
 
 
 class Picture(msgspec.Struct, frozen=True):
-    """A picture that is there. key: its path below the source, with forward slashes; unique. path: of the file.
+    """A picture that was found. key: its path below the source, with forward slashes; unique. path: the file's.
 
-    stamp: bytes and time of change, in nanoseconds, of the file. start, size: where in the file it is, in bytes; size
-    is None for a whole file. cell: the column, the row group and the row in it, of a table.
+    stamp: the file's size in bytes and time of change in nanoseconds. start, size: where in the file it is, in bytes;
+    size is None for a whole file. cell: the column, row group and row in it, for a table.
     """
 
     key: str
@@ -78,11 +78,11 @@ Found = Iterator[Picture | FailedPicture]
 
 
 def find_pictures(source: Path, leave_out: Path, column: str) -> Found:
-    """The pictures of a source, and what cannot be read there, in an order of their own.
+    """The pictures of a source, and what cannot be read there, in no particular order.
 
     source: a folder, with all folders in it; a list of files, .txt or .lst; a tar file; or a parquet file. Those in
-        folders and lists are looked into as well. leave_out: a folder that is no part of the source, where the cache is
-        written. column: of parquet files, which has the pictures.
+        folders and lists are looked into as well. leave_out: a folder to skip, where the cache is written. column: the
+        column of parquet files with the pictures.
 
     A file is a picture where its name or its first bytes say so; hidden files and others are left out. Raises
     InputError for a source that is missing or none of these.
@@ -138,7 +138,7 @@ def _of_folder(source: Path, leave_out: Path, column: str) -> Found:
 def _of_file(path: Path, name: str, column: str, *, surely: bool = False) -> Found:
     """The picture in a file, those in a tar or parquet file, or nothing.
 
-    surely: whether the file was named, and is to be one.
+    surely: whether the file was named, and so must be one.
     """
     key = encodable(name)
     suffix = path.suffix.lower()
@@ -160,7 +160,7 @@ def _of_file(path: Path, name: str, column: str, *, surely: bool = False) -> Fou
 
 
 def picture_suffixes() -> tuple[str, ...]:
-    """Suffixes of files that are to be pictures: one that cannot be read is a failure and not another kind of file."""
+    """Suffixes of files that must be pictures: one that cannot be read is a failure, not another kind of file."""
     return (*image_suffixes(), *(suffix for plugin in PLUGINS.values() for suffix in plugin.suffixes), *NOT_READ)
 
 
@@ -189,7 +189,7 @@ def _of_list(source: Path, column: str) -> Found:
 
 
 def _of_tar(path: Path, prefix: str) -> Found:
-    """The pictures of a tar file. What is in it is read in place, and never written anywhere by its name."""
+    """The pictures of a tar file. Members are read in place, and never written anywhere under their names."""
     name = prefix.rstrip("/") or encodable(path.name)
     try:
         handle = open_regular(path)
@@ -202,12 +202,12 @@ def _of_tar(path: Path, prefix: str) -> Found:
             with tarfile.open(fileobj=file, mode="r:") as tar:
                 for member in tar:
                     yield from _of_member(tar, member, path, stamp, prefix)
-                # The library ends without a word at a header that is cut off or broken. At the end there are zeros.
+                # The library stops silently at a header that is cut off or broken. A whole file ends in zeros.
                 if any(handle_bytes(handle, tarfile.BLOCKSIZE, tar.offset)):
                     yield FailedPicture(name, f"the tar file is truncated or broken from byte {tar.offset:,} on")
         except tarfile.TarError as error:
             compressed = " Decompress it first" if stamp[0] and _is_compressed(handle) else ""
-            yield FailedPicture(name, f"it is no tar file, or is truncated or broken: {error}.{compressed}")
+            yield FailedPicture(name, f"it is not a tar file, or is truncated or broken: {error}.{compressed}")
 
 
 def _of_member(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path, stamp: tuple[int, int], prefix: str) -> Found:
@@ -218,7 +218,7 @@ def _of_member(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path, stamp:
         return
     if not member.isreg() or member.issparse():
         if looks:
-            yield FailedPicture(key, "it is a link, or another thing that is no file, in its tar file")
+            yield FailedPicture(key, "it is a link or another non-file in its tar file")
         return
     if not looks:
         content = tar.extractfile(member)
@@ -233,7 +233,7 @@ def _of_member(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path, stamp:
 
 
 def _of_parquet(path: Path, prefix: str, column: str) -> Found:
-    """The pictures of a parquet file, whose keys are the numbers of rows."""
+    """The pictures of a parquet file. Their keys are row numbers."""
     name = prefix.rstrip("/") or encodable(path.name)
     try:
         stamp = stamp_of(path.stat())

@@ -1,4 +1,4 @@
-"""Which worker makes which shard, and which one after that, so that it can read ahead."""
+"""Which worker makes which shard, and which shard it makes next, so that it can read ahead."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from vaedeploy.pipeline.cache.plan import Shard
 
 
 class Turns:
-    """The shards that no worker is at yet. ``len`` is their number.
+    """The shards that no worker has begun. ``len`` is their number.
 
-    For each worker that is given one, the next is put aside, and told to it: it reads the first pictures of that while
-    it encodes the last ones of this. Where no others are left, a worker is given what was put aside for another, so
-    that none is idle.
+    A worker that is given a shard is told the next one too, which is put aside for it: it reads the first pictures of
+    that while it encodes the last ones of this. Once no others are left, a worker is given what was put aside for
+    another, so that none is idle.
     """
 
     def __init__(self, shards: Iterable[Shard]) -> None:
@@ -36,7 +36,7 @@ class Turns:
         return shard, self._aside.get(worker)
 
     def give_back(self, worker: Hashable, shard: Shard) -> None:
-        """Put in front what ``worker`` had, which has died: the shard that it was at, and the one after that."""
+        """Put what a dead ``worker`` had at the front: the shard that it was making, and the one after that."""
         if worker in self._aside:
             self._waiting.appendleft(self._aside.pop(worker))
         self._waiting.appendleft(shard)

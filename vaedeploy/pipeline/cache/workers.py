@@ -1,7 +1,7 @@
-"""Processes of this machine that make shards. Each holds the VAE, and is told one shard after another, and which one
-follows.
+"""Processes of this machine that make shards. Each holds the VAE, and is given one shard after another, with the one
+that follows.
 
-What they share with the actors of ``ray_job``: ``Work``, what is answered, and how many deaths a shard may cost.
+Shared with the actors of ``ray_job``: ``Work``, the answers, and how many deaths a shard may cost.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from vaedeploy.system.machine import usable_cores
 from vaedeploy.system.memory import LEAST_LIMIT
 
 DEATHS = 3
-"""Workers that may die over one shard. The system ends a process where memory runs out, and another may do better."""
+"""How many workers may die over one shard. The system kills one when memory runs out, and another may do better."""
 
 
 Work = Callable[[list[Shard]], Generator[tuple[Shard, bool], None, None]]
-"""Makes shards, and gives each with whether it was free, see ``make_shard``, in no order."""
+"""Makes shards, and gives each with whether it was free (see ``make_shard``), in any order."""
 
 Answer = bool | tuple[str, str]
 """What a worker answers: whether the shard was free, or the kind of an error, and its message."""
@@ -52,12 +52,12 @@ class _Worker:
             target=_work, args=(theirs, bundle, dict(options), folder, info), daemon=True
         )
         self.process.start()
-        theirs.close()  # the process alone holds that end, so that its death is heard here
+        theirs.close()  # only the process holds that end, so that its death shows here
         self.shard: Shard | None = None
 
     def give(self, shard: Shard, following: Shard | None) -> None:
         self.shard = shard
-        with suppress(OSError):  # it has died, which is heard when it is listened to
+        with suppress(OSError):  # it has died, which shows when its answer is read
             self.pipe.send((shard, following))
 
     def end(self) -> None:
@@ -88,7 +88,7 @@ def work_on(
                 assert isinstance(pipe, Connection)
                 worker = workers[pipe]
                 shard = worker.shard
-                assert shard is not None  # a worker without one is no longer among them
+                assert shard is not None  # workers without a shard are no longer in the list
                 try:
                     answer = pipe.recv()
                 except (EOFError, OSError):
@@ -115,7 +115,7 @@ def shared(options: Mapping[str, Any], count: int) -> dict[str, Any]:
 
 
 def cores_of(options: Mapping[str, Any]) -> int:
-    """How many cores a worker may use, by the arguments of its ``VAE``."""
+    """How many cores a worker may use, from the arguments of its ``VAE``."""
     threads: int | None = options.get("threads")
     return threads or usable_cores()
 
@@ -150,7 +150,7 @@ def count_death(deaths: dict[str, int], shard: Shard, how: str) -> None:
 
 
 def _work(pipe: Connection, bundle: Path, options: dict[str, Any], folder: Path, info: CacheInfo) -> None:
-    """What a process does: open the VAE, and make the shards that come by ``pipe``."""
+    """What a process does: open the VAE, and make the shards that arrive through ``pipe``."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first one ends the others
     threading.Thread(target=_end_with_parent, daemon=True).start()
     warnings.simplefilter("ignore", UnverifiedBundleWarning)  # the process that started this one has warned
@@ -166,7 +166,7 @@ def _work(pipe: Connection, bundle: Path, options: dict[str, Any], folder: Path,
 
 
 def _end_with_parent() -> None:
-    """End this process where the one that started it was killed. The shard in progress is lost, and nothing else."""
+    """End this process if the one that started it is killed. Only the shard in progress is lost."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         wait([parent.sentinel])

@@ -51,26 +51,25 @@ def compare_bundles(
     >>> {(swap.encoder, swap.decoder): swap.verdict for swap in comparison.swaps}
 
     bundles: two or more. The comparison calls each by its folder's name, or by its path where two have the same name.
-    images: a photograph or a folder, or a list of them. They are cut in the middle to sizes that all of the bundles
-        take, and to at most 1024 pixels a side; ``cuts`` tells of which only a part was compared. VAEs
-        of RGBA images are given their opacity, and opaque ones where they have none. Where VAEs of RGB images are
-        compared with them, photographs must be opaque, and the images of the former are judged as they look in front of
-        white.
+    images: a photograph or a folder, or a list of them. Their middle is compared, in a size that all bundles take and
+        of at most 1024 pixels a side; ``cuts`` lists the photographs of which that is only a part. VAEs of RGBA images
+        get them with opacity, opaque where they have none. Where RGBA and RGB VAEs are compared, photographs must be
+        opaque, and RGBA images are judged as they look in front of white.
     page: a folder for an HTML page that shows the comparison.
-    background: what is behind transparent photographs, RGB, 0 to 255; without it these are not compared. VAEs of RGBA
-        images alone have no use for it.
+    background: the colour behind transparent photographs, RGB, 0 to 255; without it these are not compared. It is
+        useless where all VAEs are of RGBA images.
     backend: the backend that computes; None takes the first that works here, see ``VAE``.
     timing: also time a call of each VAE to encode and to decode, see ``Speed``. It takes about a third of the time,
         and five seconds or more.
-    progress: is told how far each step is, see ``Progress``.
+    progress: reports how far each step is, see ``Progress``.
 
     All bundles are held in memory at once.
 
-    Photographs that cannot be read or are under 32 pixels a side are told in ``failures``, and the others are compared.
+    Photographs that cannot be read or are under 32 pixels a side are listed in ``failures``; the others are compared.
 
-    Raises InputError for fewer than two bundles, a bundle or photograph given twice, or a ``background`` without use,
-    ImageError where no photograph is left, OutputError for a ``page`` that cannot be written to, before any work,
-    PageError, which holds the comparison, where writing it fails afterwards, and whatever ``VAE`` raises.
+    Raises InputError for fewer than two bundles, a bundle or photograph given twice, or a useless ``background``,
+    ImageError where no photograph is left, and whatever ``VAE`` raises. A ``page`` that cannot be written raises
+    OutputError before any work, or PageError, which holds the comparison, afterwards.
     """
     given = as_list("bundles", bundles)
     names = _names([bundle.path if isinstance(bundle, Bundle) else bundle_folder(bundle) for bundle in given])
@@ -115,8 +114,8 @@ def _names(paths: Sequence[Path]) -> dict[str, Path]:
 
 
 def _alike(vaes: Mapping[str, VAE]) -> tuple[tuple[str, ...], Mapping[str, VAE | OnWhite]]:
-    """The VAEs, all of images with the same channels: beside one of RGB images, those of RGBA images are compared as
-    ``OnWhite``. Also their names.
+    """The names of the RGBA VAEs that are compared as ``OnWhite``, because a VAE of RGB images is among the others, and
+    all VAEs, whose images then have the same channels.
     """
     rgba = tuple(name for name, vae in vaes.items() if vae.latent.image_channels == RGBA)
     flattened = rgba if len(rgba) < len(vaes) else ()

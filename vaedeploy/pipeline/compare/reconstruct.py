@@ -31,19 +31,19 @@ WHAT = "Reconstructing photographs"
 SEEN = "Measuring LPIPS and DISTS"
 
 LARGEST = 1024
-"""The most pixels that a side of a photograph has; of a larger one the middle is taken. At this size, a VAE in float32
-takes some gigabytes of memory.
+"""The most pixels that a side of a photograph may have; the middle of a larger one is taken. At this size, a VAE in
+float32 takes some gigabytes of memory.
 """
 
 
 def read_photos(
     files: Sequence[Path], factor: int, rgba: bool, background: Color | None
 ) -> tuple[dict[str, Photo], dict[str, Cut], tuple[str, ...]]:
-    """The middle of each photograph, with sides that ``factor`` divides, by its file's name; what was cut, by the same
-    names; and a sentence for each that cannot be read, or of which too little is left.
+    """The middle of each photograph by its file's name, with sides that ``factor`` divides; what was cut, by the same
+    names; and a sentence for each photograph that cannot be read, or of which too little is left.
 
-    rgba: whether they are to have opacity; one without is opaque then. background: what is behind transparent ones;
-    without it these cannot be read, unless they are to have opacity.
+    rgba: whether to give them opacity; photographs without it become opaque. background: the colour behind transparent
+    ones; without it and without ``rgba`` these cannot be read.
 
     Raises ImageError where no photograph is left, and InputError for a ``background`` that ``rgba`` has no use for.
     """
@@ -93,9 +93,9 @@ def reconstruct(
 
 
 def with_perceptual(pictures: Sequence[Picture], progress: Progress) -> tuple[tuple[Picture, ...], tuple[str, ...]]:
-    """The pictures with LPIPS and DISTS of each candidate, as far as they are at hand, and sentences for what is not.
+    """The pictures with LPIPS and DISTS of each candidate where these can be computed, and sentences for what cannot.
 
-    It is best called when the VAEs are closed: PyTorch computes these, in memory and time of its own.
+    Call it when the VAEs are closed: PyTorch computes these, and needs memory and cores.
     """
     metrics = load_perceptual()
     try:
@@ -132,7 +132,7 @@ def reconstructions(pictures: Sequence[Picture]) -> tuple[Reconstruction, ...]:
 
 
 def cuts_of(pictures: Sequence[Picture]) -> tuple[Cut, ...]:
-    """What part was looked at of each picture of which that was not all."""
+    """The part that was looked at, for each picture that was cut."""
     return tuple(picture.cut for picture in pictures if picture.cut)
 
 
@@ -143,7 +143,7 @@ def _titles(files: Sequence[Path]) -> dict[str, Path]:
 
 
 def _read(path: Path, rgba: bool, background: Color | None) -> Photo:
-    """A photograph with the channels of which ``read_photos`` tells. Raises ImageError where it cannot be read so."""
+    """A photograph with the channels that ``read_photos`` describes. Raises ImageError where it cannot be read so."""
     photo = read_image(path, opacity=True)
     if not rgba:
         photo = flattened(photo, background, path)

@@ -47,13 +47,13 @@ class Swap(msgspec.Struct, frozen=True):
 
     encoder, decoder: the bundles.
     verdict: whether the decoder can take those latents. words: the same in sentences, see ``swap_words``.
-    cause: why the two are not plainly compatible; None where they are. "broken by itself": one of the two VAEs, or
-        both, do not show the photographs by themselves, nor do the swapped images.
-    own_psnr, psnr, restored_psnr: dB, against the photographs: of the images that the encoder's own VAE decodes, of
-        those that the other one decodes, and of those that it decodes once ``transform`` is applied to the latents.
-        None where the images are equal, where there is no transform, and where the latent contracts differ.
+    cause: why the two are not plainly compatible; None where they are. "broken by itself": one VAE or both cannot show
+        the photographs even without a swap, and the swapped images do not show them either.
+    own_psnr, psnr, restored_psnr: PSNR in dB against the photographs: of the images from the encoder's own VAE, of
+        those from the other decoder, and of those from the other decoder after ``transform``. None where the images are
+        equal, where there is no transform, and where the latent contracts differ.
     transform: what puts the latents right; None where there is no need for one or none helps.
-    findings: faults that show on most crops beside the images of the encoder's own VAE.
+    findings: faults that most crops show in comparison with the images of the encoder's own VAE.
     """
 
     encoder: str
@@ -103,10 +103,9 @@ class Speed(msgspec.Struct, frozen=True):
 class Summary(msgspec.Struct, frozen=True, omit_defaults=True):
     """A bundle's medians over all photographs.
 
-    psnr: dB. color: CIEDE2000, mean over pixels. chroma, contrast, detail: ratios to the photograph, of which 1 is
-    equal; detail counts what is 2 to 16 pixels in size. opacity: mean absolute difference in levels of 255; None where
-    images without opacity were compared.
-    lpips, dists: means, not medians, see ``quality.Perceptual``; None where it was left out.
+    psnr: dB. color: CIEDE2000, mean over pixels. chroma, contrast, detail: ratios to the photograph, where 1 is equal;
+    detail counts what is 2 to 16 pixels in size. opacity: mean absolute difference in levels of 255; None where images
+    without opacity were compared. lpips, dists: means, not medians, see ``quality.Perceptual``; None where left out.
     """
 
     bundle: str
@@ -125,14 +124,14 @@ class Comparison(msgspec.Struct, frozen=True, omit_defaults=True):
 
     truest_color, truest_detail: the best bundle, or several where the difference between them is too small to tell;
         none where all are broken.
-    broken: bundles whose own images do not show most of the photographs, as with random or damaged weights: in PSNR
-        they are less than 3 dB ahead of plain pictures of the photographs' mean colours, and below 20 dB.
+    broken: bundles whose own images do not show most of the photographs, as with random or damaged weights: their PSNR
+        is below 20 dB, and less than 3 dB above that of plain pictures of the photographs' mean colours.
     flattened: bundles of RGBA images that were compared with some of RGB images: given opaque photographs, and judged
         by how their images look in front of white.
     speeds: of each bundle, to encode and to decode; empty where timing was left out.
     left_out: sentences on the metrics that were not measured, because their packages or weights are not here.
     failures: a sentence for each photograph that was not compared, because it cannot be read.
-    cuts: what part was compared of each photograph of which that was not all.
+    cuts: the part that was compared, for each photograph that was cut.
     """
 
     bundles: tuple[str, ...]
@@ -155,7 +154,7 @@ class Comparison(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 COLOR_TIE = 0.1
-"""CIEDE2000 by which the colours of two VAEs must differ to be told apart, a choice: far under what is seen."""
+"""CIEDE2000 by which the colours of two VAEs must differ to be told apart. It is a choice, far under what is seen."""
 
 DETAIL_TIE = 0.01
 """Share (0 to 1) of the fine detail by which two VAEs must differ to be told apart."""

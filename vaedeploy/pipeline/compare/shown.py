@@ -1,4 +1,4 @@
-"""Whether images show the photographs that they were made of, without which nothing can be said about their VAE."""
+"""Whether images show the photographs that they were made from; if not, nothing can be said about their VAE."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from vaedeploy.images.photos import Photo
 from vaedeploy.quality.candidates import Picture
 
 SHOWN = 3.0
-"""dB of PSNR by which images must be ahead of plain pictures of each photograph's mean colour: with 3 dB, half of what
-varies in the photographs is in them. Images of VAEs with random weights are behind the plain ones.
+"""dB of PSNR by which images must be ahead of plain pictures of each photograph's mean colour: at 3 dB, they have half
+of what varies in the photographs. Images of VAEs with random weights are behind the plain ones.
 """
 
 CLOSE = 20.0
-"""dB of PSNR from which images show their photographs in any case: an error of a tenth of the range. Little varies in a
-photograph that is nearly of one colour, and a plain picture is hard to be ahead of there.
+"""dB of PSNR from which images count as showing their photographs in any case: an error of a tenth of the range. A
+photograph that is nearly of one colour varies little, and it is hard to be ahead of a plain picture there.
 """
 
 

@@ -1,4 +1,4 @@
-"""How long calls of several VAEs take: timed in turns, and within a part of the time that the comparison takes."""
+"""How long calls of several VAEs take: timed in turns, within a share of the comparison's time."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ SIDE = 512
 """
 
 ROUNDS = 5
-"""How many times each VAE has its turn in the timing, at most."""
+"""The most turns that each VAE has in the timing."""
 
 FEWEST = 3
-"""How many rounds at the larger side there must be time for: of three, the median is not the one that was disturbed."""
+"""There must be time for this many rounds at the larger side: the median of three is not the one that was disturbed."""
 
 SHARE = 0.5
-"""The time for the timing, as a share of what the comparison took before it: a third of both together."""
+"""The time for the timing, as a share of what the comparison took before it; of both together it is a third."""
 
 LEAST = 5.0
-"""Seconds that the timing has in any case."""
+"""The least seconds that the timing has."""
 
 Calls = dict[tuple[Verb, str], Callable[[], Any]]
 
@@ -60,7 +60,7 @@ def time_vaes(
     calls = _calls(vaes, crop_batch(list(photos), 1, side, side, channels=channels))
     seconds, problems = warm_up(calls, 1)
     needed = (WARM + 1 + FEWEST) * sum(seconds.values()) * (whole / half) ** 2
-    # Where the half side has a problem, such as an engine that is not for it, the whole one may have none.
+    # Where half the side fails, for example because no engine takes it, the whole side may work.
     if problems or needed <= budget - (time.perf_counter() - started):
         side = whole
         calls = _calls(vaes, crop_batch(list(photos), 1, side, side, channels=channels))

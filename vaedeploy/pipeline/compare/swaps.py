@@ -1,4 +1,4 @@
-"""The swap matrix: latents of each VAE, decoded by every other one, and the cause where that goes wrong."""
+"""The swap matrix: latents of each VAE decoded by every other one, and the cause where that goes wrong."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ from vaedeploy.values.words import counted
 WHAT = "Swapping decoders"
 
 SWAP_SIDE = 256
-"""Side, in pixels, of the photographs that decoders are swapped on, which are shrunk to it."""
+"""Photographs are shrunk to this side, in pixels, before decoders are swapped on them."""
 
 SWAP_PHOTOS = 4
 """How many photographs these are, chosen evenly from all."""
 
 MARGIN_PSNR = 1.0
-"""dB of PSNR that another decoder may lose against the encoder's own one and still be compatible: less than VAEs of one
-family differ by from photograph to photograph.
+"""dB of PSNR that another decoder may lose against the encoder's own and still be compatible: less than VAEs of one
+family differ by on single photographs.
 """
 
 MARGIN_COLOR = 0.5
-"""CIEDE2000, mean over pixels, by which another decoder's colours may be worse while it is still compatible: a
-choice, under what is seen side by side.
+"""CIEDE2000, mean over pixels, by which another decoder's colours may be worse and still be compatible. It is a choice,
+under what is seen side by side.
 """
 
 MARGIN_SHIFT = 3.0
@@ -49,7 +49,7 @@ GAIN = 0.5
 """dB of PSNR that undoing a shift must gain for the shift to be called the cause."""
 
 TONE = ("color.", "contrast.")
-"""How the metrics of findings about colour and contrast begin: a wrong scale changes these."""
+"""The first letters of the metrics of colour and contrast, which a wrong scale changes."""
 
 PIECE = 16
 """Side, in elements of the latent, of the squares that transforms are tried on."""
@@ -83,7 +83,7 @@ def swap_matrix(
 ) -> tuple[tuple[Swap, ...], tuple[Strip, ...]]:
     """Judge every pair of two different VAEs, both ways. Returns the swaps, and for each the images of the first crop.
 
-    A VAE whose own decoder takes its latents wrongly is listed too, as a pair with itself.
+    A VAE whose own decoder misreads its latents is listed too, as a pair with itself.
 
     crops: (H, W, N) uint8 each, as all the VAEs take them; every VAE's factor divides their sides.
     """
@@ -146,7 +146,7 @@ def _judge(
     least = least_psnr(crops)
     broken = {name: own for name in (encoder, decoder) if (own := reconstructions[name].psnr) < least}
     if broken and max(psnr, restored_psnr or psnr) < least:
-        # The margins compare images that show the photographs; of two that do not, either may come out ahead.
+        # The margins compare images that show the photographs; between two that do not, either may come out ahead.
         if encoder != decoder:
             words = broken_words(encoder, decoder, broken, plain_psnr(crops))
             levels = _finite(own_psnr), _finite(psnr)
@@ -188,7 +188,7 @@ def _find_transform(
     pictures: Sequence[Photo],
     crops: Sequence[Photo],
 ) -> _Diagnosis | None:
-    """The transform of the encoder's latents that makes the decoder understand them; None where there is none.
+    """The transform that makes the decoder understand the encoder's latents; None if there is none.
 
     It is guessed in two ways. First, the other VAE's latents of the same photographs show how its latent space relates
     to this one's. Second, this VAE's encoder, given the image that the other decoder made of a latent, shows which
@@ -221,7 +221,7 @@ def _diagnose_pictures(of_encoder: _Reconstructions, pictures: Sequence[Photo], 
     psnr, own_psnr = _psnr(pictures, crops), of_encoder.psnr
     mapped = _psnr(_map_colors(pictures, of_encoder.pictures), crops)
     if mapped >= max(psnr + GAIN, own_psnr - MARGIN_SHIFT) or psnr >= own_psnr - MARGIN_PSNR:
-        # Where the PSNR is within its margin, only colour can have led here.
+        # With the PSNR within its margin, only colour can have led here.
         return _Diagnosis("compatible with a shift", "colour and contrast")
     if psnr >= own_psnr - MARGIN_SHIFT:
         return _Diagnosis("compatible with a shift", "detail")
@@ -229,7 +229,7 @@ def _diagnose_pictures(of_encoder: _Reconstructions, pictures: Sequence[Photo], 
 
 
 def _pieces(arrays: Sequence[NDArray[Any]], side: int) -> list[NDArray[Any]]:
-    """The middle of each (1, C, h, w), cut to one square: of ``side``, or of the shortest side where that is less."""
+    """The middle square of each (1, C, h, w), of ``side`` or, if that is less, the shortest side of all."""
     side = min(side, *(n for array in arrays for n in array.shape[2:]))
     corners = [[(n - side) // 2 for n in array.shape[2:]] for array in arrays]
     return [a[:, :, y : y + side, x : x + side] for a, (y, x) in zip(arrays, corners, strict=True)]
@@ -259,7 +259,7 @@ def _color(qualities: Sequence[Quality]) -> float:
 
 
 def _map_colors(found: Sequence[Photo], expected: Sequence[Photo]) -> list[Photo]:
-    """``found`` after the one affine map of RGB, the same for all pixels, that brings it nearest to ``expected``.
+    """``found`` after the affine map of RGB, one for all pixels, that brings it nearest to ``expected``.
 
     Opacity stays.
     """
@@ -278,7 +278,7 @@ def _off_tone(qualities: Sequence[Quality]) -> set[str]:
 
 
 def _common(found: Sequence[tuple[Finding, ...]]) -> tuple[Finding, ...]:
-    """The faults that show on most crops, worst first. Each is given as on the crop where it has median severity."""
+    """The faults that show on most crops, worst first, each with the words of the crop of median severity."""
     by_name: dict[str, list[Finding]] = {}
     for finding in sorted((f for findings in found for f in findings), key=lambda f: -f.severity):
         by_name.setdefault(finding.name, []).append(finding)

@@ -17,21 +17,21 @@ from vaedeploy.pipeline.compare.result import Cause, Transform
 Latent = NDArray[np.float32]
 
 SAME_SCALE = 0.02
-"""The relative difference of scale that is taken for none: it changes contrast by less than is seen."""
+"""The relative difference of scale that counts as none: it changes contrast by less than can be seen."""
 
 SAME_SHIFT = 0.02
-"""The shift that is taken for none, in standard deviations of a latent, which are about 1."""
+"""The shift that counts as none, in standard deviations of a latent, which are about 1."""
 
 RANGE = 4.0
-"""How far scales are tried, as a factor: from 1 / RANGE to RANGE without a guess, and up to its square root to either
-side of the best one.
+"""Scales are tried from 1 / RANGE to RANGE without a guess, and up to a factor of its square root around the best
+one.
 """
 
 REACH = 0.25
-"""How far to either side of the best shift others are tried, in units of the scaled latent."""
+"""Shifts are tried this far to either side of the best one, in units of the scaled latent."""
 
 SIMPLER = 0.5
-"""dB of PSNR that another order, other signs or a shift must gain over doing without them, to be believed."""
+"""dB of PSNR that another order, other signs or a shift must gain to be believed."""
 
 
 def apply(transform: Transform, latent: Latent) -> Latent:

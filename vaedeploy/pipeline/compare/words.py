@@ -44,15 +44,15 @@ def swap_words(swap: Swap, beside: Sequence[Quality]) -> str:
 
 
 def broken_words(encoder: str, decoder: str, broken: Mapping[str, float], plain: float) -> str:
-    """Why a swap cannot be judged. broken: PSNR in dB, to the photographs, of the images of each VAE that does not show
-    them by itself. plain: that of plain pictures of their mean colours.
+    """Why a swap cannot be judged. broken: each VAE that does not show the photographs by itself -> its PSNR in dB.
+    plain: the PSNR of plain pictures of their mean colours.
     """
     names = list(broken)
     figures = ", ".join(f"{name} {_db(psnr)}" for name, psnr in broken.items())
     does = "does" if len(names) == 1 else "do"
     return (
         f"{_names(names)} {does} not show the photographs with {_its(names)} own latents (PSNR: {figures}; a "
-        f"plain picture of the mean colour has {_db(plain)}), so it cannot be told whether {decoder} "
+        f"plain picture of the mean colour has {_db(plain)}), so nobody can tell whether {decoder} "
         f"decodes those of {encoder}."
     )
 
@@ -97,7 +97,7 @@ def bundle_lines(comparison: Comparison) -> list[str]:
 
 
 def flattened_line(bundles: Sequence[str]) -> list[str]:
-    """How ``bundles``, those of RGBA images beside others, were compared; no line where there is none."""
+    """How ``bundles``, the RGBA ones compared with others, were compared; no line where there is none."""
     if not bundles:
         return []
     return [
@@ -114,7 +114,7 @@ def perceptual_lines(rows: Sequence[Reconstruction]) -> list[str]:
 
 
 def failure_lines(failures: Sequence[str], shown: int) -> tuple[str, ...]:
-    """That pictures are not shown, and why; no line where all are. failures: a sentence for each that is not."""
+    """Which pictures are not shown, and why; no line where all are. failures: a sentence for each that is not."""
     if not failures:
         return ()
     count = f"{len(failures)} of {counted(shown + len(failures), 'picture')}"
@@ -123,7 +123,7 @@ def failure_lines(failures: Sequence[str], shown: int) -> tuple[str, ...]:
 
 
 def cut_lines(cuts: Sequence[Cut], total: int) -> tuple[str, ...]:
-    """What part of the pictures is looked at; no line where it is all of each. total: how many pictures there are."""
+    """Which part of the pictures is looked at; no line where none was cut. total: how many pictures there are."""
     return (cuts_line(cuts, total),) if cuts else ()
 
 
@@ -145,7 +145,7 @@ def verdict_line(comparison: Comparison) -> str:
     elif colors == details:
         truest = f"{_names(colors)} {_are(colors)} truest, in colour and in detail"
     else:
-        no = {"colour": "No", "detail": "no"}  # which begins the sentence, and which does not
+        no = {"colour": "No", "detail": "no"}  # the first begins the sentence
         truest = ", and ".join(
             f"{no[what]} VAE is truer in {what}"
             if len(best) == total
@@ -156,7 +156,7 @@ def verdict_line(comparison: Comparison) -> str:
 
 
 def _choice(comparison: Comparison) -> str:
-    """What to do where no VAE is better: none is truer, and each has the same faults. Empty where one may be."""
+    """What to do where no VAE is better: none is truer, and all have the same faults. Empty where one may be better."""
     total = len(comparison.bundles)
     faults = {name: set[str]() for name in comparison.bundles}
     for row in comparison.reconstructions:
@@ -189,7 +189,7 @@ def _truest(what: str, best: tuple[str, ...], comparison: Comparison) -> str:
 
 
 def _broken(comparison: Comparison) -> str:
-    """That VAEs are not called truest, and why; empty where none is broken."""
+    """Which VAEs are not called truest, and why; empty where none is broken."""
     broken = comparison.broken
     if len(broken) == len(comparison.bundles):
         return "No VAE shows the photographs, so none is truest. Their weights may be random or damaged."
@@ -201,7 +201,7 @@ def _broken(comparison: Comparison) -> str:
 
 
 def bundle_line(summary: Summary, rows: Sequence[Reconstruction]) -> str:
-    """What a VAE does to pictures. rows: its reconstructions, which ``summary`` is of."""
+    """What a VAE does to pictures. rows: the reconstructions that ``summary`` sums up."""
     over = f"Over {counted(len(rows), 'picture')}, " if len(rows) > 1 else ""
     faults = faults_line(rows)
     return (
@@ -214,7 +214,7 @@ def bundle_line(summary: Summary, rows: Sequence[Reconstruction]) -> str:
 
 
 def faults_line(rows: Sequence[Reconstruction]) -> str:
-    """The faults that are seen in ``rows``, and in how many, most often first; empty where there are none."""
+    """The faults that are seen in ``rows`` and in how many, the most frequent first; empty where there are none."""
     seen = Counter(finding.name for row in rows for finding in row.findings)
     return ", ".join(f"{fault} ({count} of {len(rows)})" for fault, count in seen.most_common())
 

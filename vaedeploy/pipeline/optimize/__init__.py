@@ -39,10 +39,10 @@ ONLY_ON_CUDA = "no CPU runs its fused operators: compare both graphs with ONNX R
 
 @dataclass(frozen=True)
 class Figures:
-    """How much a graph computes at ``Optimized.sizes``, as ``count_operations`` counts it.
+    """How much a graph computes at ``Optimized.sizes``, by ``count_operations``.
 
     operations: all floating-point operations. convolutions: those of convolutions. weight_bytes: the bytes of all
-    weights. uncounted: the names of nodes whose operations are not known, and not among those counted.
+    weights. uncounted: the names of nodes whose operations are not known, and so not counted.
     """
 
     operations: int
@@ -55,11 +55,11 @@ class Figures:
 class Optimized:
     """The result of ``optimize_onnx``.
 
-    source, out: the two files. target: what the new graph is for. precision: of the new graph.
-    outcomes: what each rule did, in order. underflows: weights some of whose numbers became zero or lost digits.
-    sizes: of the inputs' symbolic dimensions, which the figures ``before`` and ``after`` hold for.
+    source, out: the two files. target: what the new graph is for. precision: that of the new graph. outcomes: what each
+    rule did, in order. underflows: weights in which numbers became zero or lost digits. sizes: those of the inputs'
+    symbolic dimensions for which the figures ``before`` and ``after`` hold.
     compared_on: the inputs that both graphs ran on, in words. differences: how far each output is off; empty where the
-    graphs could not be compared, and ``not_compared`` says why then.
+    graphs could not be compared, for which ``not_compared`` says why.
     warnings: sentences about outputs that differ by more than they should.
     """
 
@@ -96,17 +96,17 @@ def optimize_onnx(
     >>> [(d.output, d.relative_l2) for d in optimized.differences]
 
     source: the ONNX file, which is not changed. out: the file to write; its weights go to ``out`` + ``.data``.
-    target: what will run the graph: "onnxruntime", "tensorrt", in fp32 alone "openvino", or, from fp32 to fp16 alone,
-        "onnxruntime-cuda": ONNX Runtime's CUDA provider, with its fused operators. No CPU runs that graph, so it is not
+    target: what will run the graph: "onnxruntime", "tensorrt", "openvino" (fp32 only) or "onnxruntime-cuda" (only from
+        fp32 to fp16): ONNX Runtime's CUDA provider with its fused operators. No CPU runs that graph, so it is not
         compared.
     precision: "fp32", "fp16" or "bf16"; by default, that of the graph. Only a float32 graph can be lowered.
     keep_fp32: names of nodes that stay in float32 where the graph is lowered.
     inputs: safetensors files, each with a tensor for every input of the graph, by its name. Activations are measured on
         them (for fp16), and both graphs are compared on them. Without any, the graphs are compared on small random
         inputs from a fixed seed.
-    sizes: of the inputs' symbolic dimensions, by name, at which operations are counted.
+    sizes: those of the inputs' symbolic dimensions, by name, at which operations are counted.
     force: replace a file that is at ``out``.
-    progress: is told which step is done, see ``Progress``.
+    progress: reports which step is done, see ``Progress``.
 
     The graph's inputs and outputs keep their names, shapes and types.
 
@@ -120,7 +120,7 @@ def optimize_onnx(
     out = Path(out)
     files.check_place(out, original, force)
     chosen = choose_sizes(original.model, sizes or {})
-    lowered: Precision = "fp32" if wanted == current else wanted  # "fp32": the rules alone, in the graph's own type
+    lowered: Precision = "fp32" if wanted == current else wanted  # "fp32": only the rules, in the graph's own type
     kept = _check_kept(original, as_list("keep_fp32", keep_fp32), lowered)
     feeds = [read_feed(Path(path), original.model) for path in as_list("inputs", inputs)]
     with files.writing(out) as draft:
@@ -197,7 +197,7 @@ def _measure(model: ir.Model, feeds: Sequence[Feed], progress: Progress) -> dict
 
 
 def _notes(current: Precision, asked: Precision | None, lowered: Precision, measured: bool) -> list[Outcome]:
-    """Outcomes that say why a rule did not run, where a reader might expect that it did."""
+    """Outcomes that say why a rule did not run where a reader might expect it to."""
     if lowered == "fp16" and not measured:
         return [Outcome("rescale", 0, (Refusal("", NOT_MEASURED),))]
     if asked == current != "fp32":

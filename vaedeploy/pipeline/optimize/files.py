@@ -84,8 +84,8 @@ def _is_strict(path: Path) -> bool:
 
 
 def publish(draft: Path, out: Path) -> None:
-    """Move a draft into its place. The old graph is removed first and the new one is moved last, so that no graph is
-    ever beside the weights of another.
+    """Move a draft into its place. The old graph is removed first and the new one moved last, so that no graph is ever
+    beside another's weights.
     """
     data = data_file(draft)
     for path in (data, draft):

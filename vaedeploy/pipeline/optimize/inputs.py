@@ -30,18 +30,18 @@ LATENT: dict[Scale, int] = {"typical": 64, "small": 8}
 
 
 LARGEST = 2**31 - 1
-"""Largest size of a dimension that can be given: more fits no memory, and ONNX cannot write what its products are."""
+"""The largest size that can be given for a dimension: more fits no memory, and ONNX cannot store its products."""
 
 MOST_NUMBERS = 2**27
-"""An input of more numbers is not made up (in float32 it would take half a gigabyte, and its graph many times that)."""
+"""The most numbers of an input that is made up (in float32 it takes half a gigabyte, and its graph many times that)."""
 
 
 @dataclass(frozen=True)
 class Dimension:
     """One symbolic dimension of one input.
 
-    symbols: the names, as ``--sizes`` takes them, that its size is computed from. expression: how it is computed; None
-    where it is the size of its only symbol, whose name was made up here because onnx_ir has none for it.
+    symbols: the names, as ``--sizes`` takes them, from which its size is computed. expression: how it is computed; None
+    where it is its only symbol, whose name was made up here because onnx_ir has none for it.
     """
 
     value: ir.Value
@@ -50,7 +50,7 @@ class Dimension:
     expression: ir.SymbolicDim | None
 
     def size(self, sizes: Mapping[str, int]) -> int:
-        """The size for those sizes of the symbols. Raises InputError where that is no whole number of 1 or more."""
+        """The size for these sizes of the symbols. Raises InputError where it is not a whole number of 1 or more."""
         size = sizes[self.symbols[0]] if self.expression is None else evaluate_expression(self.expression, sizes)
         if size is None or size < 1:
             given = ", ".join(f"{name}={sizes[name]}" for name in self.symbols)
@@ -62,12 +62,12 @@ class Dimension:
 
 
 def graph_inputs(model: ir.Model) -> list[ir.Value]:
-    """The inputs that have to be given, which leaves out weights that are listed as inputs."""
+    """The inputs that must be given, without weights that are listed as inputs."""
     return [value for value in model.graph.inputs if not value.is_initializer()]
 
 
 def dimensions(model: ir.Model) -> Iterator[Dimension]:
-    """The symbolic dimensions of the inputs. One without a name, or whose name is no expression, has itself as its only
+    """The symbolic dimensions of the inputs. One without a name, or whose name is no expression, is its own only
     symbol.
     """
     for value in graph_inputs(model):
@@ -93,8 +93,8 @@ def parse_sizes(texts: Sequence[str]) -> dict[str, int]:
 
 
 def choose_sizes(model: ir.Model, given: Mapping[str, int], scale: Scale = "typical") -> dict[str, int]:
-    """A size for each symbol: the one in ``given``, or else a usual one. Usual are batch 1, the height and width of an
-    image or a latent, and the number of channels that the first convolution takes.
+    """A size for each symbol: the one in ``given``, or else a usual one, which is batch 1, the height and width of an
+    image or a latent, or the number of channels that the first convolution takes.
 
     Raises InputError where ``given`` names a dimension that no input has, or a size in it is no whole number from 1
     to ``LARGEST``.
@@ -128,9 +128,9 @@ def _usual(dimension: Dimension, scale: Scale) -> int:
 
 
 def _is_image(value: ir.Value, *channels: object) -> bool:
-    """Whether an input is an image. Four channels may be those of RGBA or of a latent: its name or its type tells.
+    """Whether an input is an image. Four channels may be RGBA or a latent: the name or the type tells which.
 
-    channels: sizes of the axes where an image has its channels, where they are known.
+    channels: the sizes, where known, of the axes where an image has its channels.
     """
     called_image = (value.name or "").startswith("image") or value.dtype == ir.DataType.UINT8
     return RGB in channels or (RGBA in channels and called_image)

@@ -28,8 +28,8 @@ class OutputDifference:
     type: numpy's name of the output's type, such as float32.
     relative_l2: norm of the error over norm of the first graph's output, the largest over all inputs; NaN where either
     output has NaN or infinity.
-    not_finite, before: how many numbers of the second graph's output, and of the first graph's, are NaN or infinite,
-    over all inputs.
+    not_finite, before: how many numbers of the second and of the first graph's output are NaN or infinite, over all
+    inputs.
     """
 
     output: str

@@ -1,4 +1,4 @@
-"""Reading ONNX files of any origin: what cannot be used is refused here, with the reason, and not where it fails."""
+"""Reading ONNX files of any origin: what cannot be used is refused here with the reason, not where it would fail."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from vaedeploy.system.files import special
 from vaedeploy.system.oserrors import reason
 
 OLDEST_OPSET = 13
-"""The oldest opset that is taken: from 13 on, Squeeze, Unsqueeze and ReduceSum take their axes as an input, which is
-how the rules write and read them.
+"""The oldest opset that is taken: from 13 on, Squeeze, Unsqueeze and ReduceSum take their axes as an input, as the
+rules read and write them.
 """
 
 MOST_NODES = 10_000
-"""A graph of more nodes is not taken. The halves of VAEs have some hundreds; at this number the rewrites, counts and
+"""The most nodes that a graph may have. The halves of VAEs have some hundreds; with this many, the rewrites, counts and
 comparison take about 20 s, and 100 bytes of a file can state millions.
 """
 
 MOST_CALLS = 2_000
-"""Most calls of functions in a graph. Inlining takes a time that grows with their square."""
+"""The most function calls in a graph. The time for inlining grows with their square."""
 
 # UnicodeDecodeError: the message quotes a name that is not UTF-8.
 FAULTS = (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, UnicodeDecodeError)
@@ -48,7 +48,7 @@ class Source:
 def read_source(path: Path) -> Source:
     """Read any ONNX file; its weights stay on disk. Functions are inlined, and shapes are inferred.
 
-    Raises InputError for a file that is missing, not ONNX or not valid, misses its weights, or has an opset below 13.
+    Raises InputError for a file that is missing, not ONNX, not valid, without its weights, or of an opset below 13.
     """
     if path.is_dir():
         raise InputError(f"{path} is a folder; give the .onnx file in it")
@@ -82,7 +82,7 @@ def read_source(path: Path) -> Source:
     if model.functions:
         try:
             InlinePass()(model)
-        except Exception as error:  # what it raises for calls that do not fit their functions
+        except Exception as error:  # raised for calls that do not fit their functions
             raise InputError(f"{path} has functions that cannot be inlined: {error}") from error
     outputs = [(value, value.shape) for value in model.graph.outputs]
     ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
@@ -99,7 +99,7 @@ def _check_length(path: Path, proto: onnx.ModelProto) -> None:
     lengths: dict[tuple[str, str], tuple[int, int]] = {}
 
     def length(nodes: Iterable[onnx.NodeProto], within: frozenset[tuple[str, str]]) -> tuple[int, int]:
-        """How many nodes there are, and how many of them were calls, once all is inlined."""
+        """How many nodes there are once all is inlined, and how many calls were inlined."""
         total, calls = 0, 0
         for node in nodes:
             name = node.domain, node.op_type
@@ -124,8 +124,8 @@ def _check_length(path: Path, proto: onnx.ModelProto) -> None:
 
 
 def _check_weights(path: Path, model: ir.Model) -> set[Path]:
-    """The files that the graph's weights are in. Raises InputError where one is missing or too short, and for a weight
-    whose bytes are not as many as its shape and type say.
+    """The files of the graph's weights. Raises InputError where one is missing or too short, and for a weight whose
+    number of bytes does not fit its shape and type.
     """
     files = set()
     for name, tensor in _tensors(model):
@@ -175,8 +175,8 @@ def _nodes(model: ir.Model) -> Iterator[ir.Node]:
 
 def _load_small(model: ir.Model) -> None:
     """Read into memory every tensor that is small enough to be a Resize's scales or a Reshape's shape: shape inference
-    needs those, and does not read them from other files. Constants of nodes are read as well: only weights are written
-    to a file of their own.
+    needs those, and does not read them from other files. Node constants are read too: only weights are written to a
+    separate file.
     """
     for value in model.graph.initializers.values():
         tensor = value.const_value

@@ -15,12 +15,12 @@ MARK = "# Written by vaedeploy"
 """How every configuration that this module writes begins."""
 
 DELAY = 2000
-"""Microseconds that a request waits at most for others to be joined with."""
+"""The most microseconds that a request waits for others to be joined with."""
 
 TYPES = {FLOAT32: "TYPE_FP32", UINT8: "TYPE_UINT8", BOOL: "TYPE_BOOL"}
 
 LOSSES = """\
-Triton runs this file by itself, without vaedeploy's runtime. What is lost by that:
+Triton runs this file by itself, without vaedeploy's runtime. What that loses:
 - no second run in float32 of items with NaN or infinity: ask for the output finite, and look at it
 - no check of the files' sha256 when the model is loaded, and none that it is the VAE that you mean
 - no words for an image of a wrong size or for NaN in what is sent; no memory limit, and no running by rows
@@ -31,7 +31,7 @@ The model without --native, for the Python backend, keeps all of it."""
 
 @dataclass(frozen=True)
 class Tensor:
-    """An input or output. dims: without the batch. lines: more fields of its own."""
+    """An input or output. dims: without the batch. lines: its further fields."""
 
     name: str
     type: str
@@ -46,7 +46,7 @@ class Tensor:
 
 
 def python_config(name: str, manifest: Manifest, part: Part, place: str, max_batch: int) -> str:
-    """Of a half in the Python backend. place: of its bundle, from the folder of the version."""
+    """The configuration of a half in the Python backend. place: its bundle's path from the folder of the version."""
     interface = manifest.interface(part)
     inputs = ["image", "image_u8"] if interface.input == "image" else [interface.input]
     ragged = [
@@ -61,7 +61,7 @@ def python_config(name: str, manifest: Manifest, part: Part, place: str, max_bat
         "python",
         max_batch,
         [_tensor(manifest, part, given, ragged) for given in inputs],
-        # model.py gives finite with an axis more, since a configuration has no tensor without one.
+        # model.py gives finite with one more axis, since a configuration cannot have a tensor without axes.
         [_tensor(manifest, part, given) for given in interface.outputs],
         [
             "# One process on each GPU, or one on the CPU. On a CPU, more processes gain more than larger batches.",
@@ -74,7 +74,7 @@ def python_config(name: str, manifest: Manifest, part: Part, place: str, max_bat
 
 
 def onnxruntime_config(name: str, manifest: Manifest, part: Part, graph: str, max_batch: int) -> str:
-    """Of a graph in the onnxruntime backend. graph: its name in the bundle."""
+    """The configuration of a graph in the onnxruntime backend. graph: its name in the bundle."""
     return _native(
         [f"the {part} of the VAE {manifest.vae.name}: {graph} of the bundle, with its weights beside it"],
         name,
@@ -83,7 +83,7 @@ def onnxruntime_config(name: str, manifest: Manifest, part: Part, graph: str, ma
         part,
         max_batch,
         [
-            "# On a GPU the provider rounds to TensorFloat-32 unless told otherwise; vaedeploy does not let it.",
+            "# On a GPU the provider rounds to TensorFloat-32 unless told otherwise; vaedeploy turns that off.",
             "optimization {",
             "  execution_accelerators {",
             "    gpu_execution_accelerator: [",
@@ -96,7 +96,7 @@ def onnxruntime_config(name: str, manifest: Manifest, part: Part, graph: str, ma
 
 
 def tensorrt_config(name: str, manifest: Manifest, engine: str, info: EngineInfo) -> str:
-    """Of an engine in the tensorrt backend. engine: its name in the bundle."""
+    """The configuration of an engine in the tensorrt backend. engine: its name in the bundle."""
     identity = info.identity
     sizes = [
         f"  {index}: batch {batch}, height {height}, width {width}"
@@ -104,7 +104,7 @@ def tensorrt_config(name: str, manifest: Manifest, engine: str, info: EngineInfo
         for batch, height, width in [map(_range, shapes.at("min"), shapes.at("max"))]
     ]
     profiles = ", ".join(f'"{index}"' for index in range(len(identity.shapes)))
-    # Triton knows one limit for all profiles: the largest, since each request takes a profile that fits.
+    # Triton has one limit for all profiles: the largest one's, since each request takes a profile that fits.
     most = max(shapes.at("max")[0] for shapes in identity.shapes.values())
     gpu = identity.gpu or f"GPUs of compute capability {identity.compute_capability}"
     return _native(
@@ -127,7 +127,7 @@ def _native(
     what: Sequence[str], name: str, backend: str, manifest: Manifest, part: Part, max_batch: int, more: Sequence[str]
 ) -> str:
     interface = manifest.interface(part)
-    # The file gives finite without an axis beside the batch, and the configuration must have one.
+    # The graph gives finite with the batch as its only axis, and the configuration must have another.
     flat = {FINITE: ["reshape: { shape: [ ] }"]}
     return _config(
         [*what, *LOSSES.splitlines()],

@@ -56,7 +56,7 @@ class TritonPythonModel:
     def finalize(self):
         self.half.close()
 '''
-"""``model.py``. What it does is in the package, so that a fault is mended by a newer vaedeploy, in every repository."""
+"""``model.py``. Its work is done in the package, so that a newer vaedeploy mends a fault in every repository."""
 
 
 def write_triton(
@@ -79,16 +79,18 @@ def write_triton(
     out: the folder to make, which ``tritonserver --model-repository`` takes.
     name: what the models' names begin with; by default what the bundle calls its VAE.
     bundle_at: the absolute path of the bundle on the server's machine, such as that of a volume. By default each model
-        has a copy in its folder (both are one on the disk, where it allows links), so that the repository can be moved.
-    native: write models for Triton's onnxruntime backend, and one for each TensorRT engine of the bundle for its
-        tensorrt backend, in the place of those for the Python backend. They need no vaedeploy, and lose what its
-        runtime does; each configuration says what.
-    max_batch: items of a request, and of requests that are joined. An engine's own limit holds for its native model.
-    allow_unverified: write a bundle, too, that was never verified or failed.
+        has a copy in its folder, so that the repository can be moved; the copies share their space on disks with hard
+        links.
+    native: instead of models for Triton's Python backend, write models for its onnxruntime backend, and one for its
+        tensorrt backend for each TensorRT engine of the bundle. They need no vaedeploy, and lose what its runtime does;
+        each configuration says what.
+    max_batch: the most items of a request, and of requests that are joined. An engine's own limit holds for its native
+    model.
+    allow_unverified: write models even of a bundle that was never verified or failed.
     force: replace a repository that is at ``out``, if vaedeploy wrote all of it.
     progress: see ``Progress``.
 
-    Raises InputError for a name that no model can have, and for other arguments; BundleError for a bundle that is
+    Raises InputError for invalid arguments, such as a name that no model can have; BundleError for a bundle that is
     damaged or not verified; OutputError where ``out`` exists (without ``force``), has something else in it, or cannot
     be written. A repository appears in one step, when it is whole.
     """
@@ -120,9 +122,7 @@ def _check(
             f"bundle_at is {bundle_at!r}; it must be an absolute path, that of the bundle on the server's machine"
         )
     if not allow_unverified and (text := unverified_text(bundle)):
-        raise BundleError(
-            f"{text}. To write it all the same, give --allow-unverified (allow_unverified=True in Python)"
-        )
+        raise BundleError(f"{text}. To write it anyway, give --allow-unverified (allow_unverified=True in Python)")
 
 
 def _write_python(

@@ -1,8 +1,8 @@
-"""Fills the channels of convolutions up to a multiple of 8 with zeros, which tensor cores read.
+"""Pads the channels of convolutions with zeros to a multiple of 8, as tensor cores read them.
 
     NhwcConv(x; w, b) = NhwcConv([x, 0]; [[w, 0], [0, 0]], [b, 0])[..., : O]
 
-for O output channels: products with zero add nothing. Images of 3 channels and latents of 4 are the ones concerned.
+for O output channels: products with zero add nothing. This concerns images of 3 channels and latents of 4.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from vaedeploy.rewrite.outcome import Outcome, Refusal
 __all__ = ["align_channels"]
 
 MULTIPLE = 8
-"""float16 numbers in the 16 bytes that a tensor core's load takes at a time."""
+"""How many float16 numbers are in the 16 bytes that a tensor core loads at a time."""
 
 
 def align_channels(model: ir.Model) -> Outcome:
-    """Fill the channels of each NhwcConv of a float32 ``model``'s main graph, in place."""
+    """Pad the channels of each NhwcConv of a float32 ``model``'s main graph, in place."""
     matches, refusals = 0, []
     for node in [n for n in model.graph if n.domain == DOMAIN and n.op_type == "NhwcConv"]:
         kernel = constant_of(node.inputs[1])

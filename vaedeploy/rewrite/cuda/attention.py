@@ -9,7 +9,7 @@ and without H where there is one head. MultiHeadAttention takes the three as (B,
 (B, M, H * E), and sums in float32. Where the provider has no kernel that keeps scores in registers for these sizes, it
 computes them as above.
 
-Nothing may be broadcast: B and H have to be the same in all three, at any sizes of the graph's inputs.
+Nothing may be broadcast: B and H must be the same in all three, whatever the sizes of the graph's inputs.
 """
 
 from __future__ import annotations
@@ -53,18 +53,18 @@ def fuse_attention(model: ir.Model, keep: set[str]) -> Outcome:
 
 
 def _probed(model: ir.Model, sizes: Sequence[int]) -> Shapes:
-    """The shape of each value where the sizes that the graph's inputs leave open are these."""
+    """The shape of each value when the open sizes of the graph's inputs are ``sizes``."""
     symbols = {str(dim) for value in model.graph.inputs for dim in value.shape or () if not isinstance(dim, int)}
     try:
         sized = with_sizes(model, dict(zip(sorted(symbols), sizes, strict=False)))
-    except (InputError, ValueError):  # a size without a name, or with a name that only its exporter knows
+    except (InputError, ValueError):  # a size without a name, or with one that only its exporter understands
         sized = model
     values = [*sized.graph.inputs, *(output for node in sized.graph for output in node.outputs)]
     return {str(value.name): None if value.shape is None else list(value.shape) for value in values}
 
 
 def _why_not(path: Sequence[ir.Node], softmax: ir.Node, first: Shapes, second: Shapes) -> str | None:
-    """first, second: shapes at two choices of sizes. What is equal at large primes is equal always."""
+    """first, second: shapes at two choices of sizes. What is equal at large primes is always equal."""
     names = [str(value.name) for value in (*operands(path), path[-1].outputs[0])]
     shapes = [first.get(name) or () for name in names]
     rank = len(shapes[0])
@@ -81,7 +81,7 @@ def _why_not(path: Sequence[ir.Node], softmax: ir.Node, first: Shapes, second: S
 
 
 def _scale(path: Sequence[ir.Node]) -> float | None:
-    """The product of the numbers that the scores are multiplied with; None where one is an input of the graph."""
+    """The product of the factors of the scores; None where one is an input of the graph."""
     scale = 1.0
     for node in path:
         if node.op_type not in ("Mul", "Div"):

@@ -4,11 +4,11 @@ NVIDIA's tensor cores read channels-last images. With L(x) the image x in that o
 
     L(Conv(x; w)) = NhwcConv(L(x); L(w))        L(f(x, y)) = f(L(x), L(y))
 
-for every f that works on each element alone, and the same holds for the other operators here once their axes are
-renamed. No number changes. A Transpose stands only where a node that is not turned reads an image, or a graph's input
-or output is one.
+for every elementwise f, and the same holds for the other operators here once their axes are renumbered. No number
+changes. A Transpose is left only where a node that is not turned reads an image, or where an image is an input or
+output of the graph.
 
-Convolutions and GroupNorms are turned wherever they stand, and other operators where what they read is turned.
+Convolutions and GroupNorms are always turned, other operators where their input is turned.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def turn_channels_last(model: ir.Model, keep: set[str]) -> Outcome:
 
 
 Result = ir.Value | str | None
-"""The output of a node channels-last, why the node is left channels-first, or None where there is nothing to turn."""
+"""A node's channels-last output, why it is left channels-first, or None where there is nothing to turn."""
 
 
 def _convolution(layouts: Layouts, node: ir.Node) -> Result:
@@ -80,7 +80,7 @@ def _group_norm(layouts: Layouts, node: ir.Node) -> Result:
 
 
 def _elementwise(layouts: Layouts, node: ir.Node) -> Result:
-    """Turned where an operand is: the others are turned too, and constants are turned once and for all."""
+    """Turned where one operand is: the other operands are turned too, constants once and for all."""
     output = node.outputs[0]
     if layouts.last.keys().isdisjoint(value for value in node.inputs if value is not None):
         return None
@@ -102,7 +102,7 @@ def _elementwise(layouts: Layouts, node: ir.Node) -> Result:
 
 
 def _resize(layouts: Layouts, node: ir.Node) -> Result:
-    """Nearest alone: the CUDA provider's other modes take the last two axes as height and width."""
+    """Only nearest: the CUDA provider's other modes take the last two axes as height and width."""
     x, output = node.inputs[0], node.outputs[0]
     if x not in layouts.last:
         return None
@@ -112,7 +112,7 @@ def _resize(layouts: Layouts, node: ir.Node) -> Result:
         return "it cuts out a part of its input"
     if output.shape is None or len(output.shape) != 4:
         return "its output is not known to be an image (B, C, H, W)"
-    inputs = [layouts.last[x], None]  # only what cuts out a part reads the second input
+    inputs = [layouts.last[x], None]  # only a Resize that cuts out a part reads the second input
     for value in node.inputs[2:]:
         given = value is not None and (value.shape is None or list(value.shape) != [0])
         inputs.append(_picked(layouts, node, value, LAST[4]) if value is not None and given else None)
@@ -120,7 +120,7 @@ def _resize(layouts: Layouts, node: ir.Node) -> Result:
 
 
 def _reshape(layouts: Layouts, node: ir.Node) -> Result:
-    """Turned where it makes a sequence of an image, or an image of a sequence, and batch and channels stay."""
+    """Turned where it makes a sequence of an image or an image of a sequence, and batch and channels stay."""
     x, sizes, output = node.inputs[0], node.inputs[1], node.outputs[0]
     if x not in layouts.last or x is None or sizes is None:
         return None
@@ -133,7 +133,7 @@ def _reshape(layouts: Layouts, node: ir.Node) -> Result:
     if len(x.shape) == 4:
         sizes = layouts.numbers(node, "sizes", 0, -1, channels)
         return layouts.add(node, "Reshape", [layouts.last[x], sizes], channels_last(output.shape))
-    # A size of 0 stands for the input's size at the same place, where the channels are not any more.
+    # A size of 0 stands for the input's size at the same place, which is no longer that of the channels.
     image = _picked(layouts, node, sizes, (0, 2, 3)), layouts.numbers(node, "channels", channels)
     joined = layouts.add(node, "Concat", image, [4], {"axis": 0})
     joined.type = sizes.type
@@ -141,11 +141,11 @@ def _reshape(layouts: Layouts, node: ir.Node) -> Result:
 
 
 def _transpose(layouts: Layouts, node: ir.Node) -> Result:
-    """What moves the channels to the end is there already, and what moves them back was there before."""
+    """A move of the channels to the end gives what is there already, and a move back gives what was there before."""
     x, output = node.inputs[0], node.outputs[0]
     perm = tuple(node.attributes.get_ints("perm", ()))
     if x in layouts.last and perm == LAST.get(len(perm)):
-        if output.is_graph_output():  # its name has to stay
+        if output.is_graph_output():  # its name must stay
             node.replace_input_with(0, layouts.last[x])
             node.op_type = "Identity"
             node.attributes.clear()

@@ -8,8 +8,8 @@ up to opset 20, and n = GroupNormalization(x, gamma, beta) from opset 21 on.
 
 The kernel computes the same y in two passes over the image. It sums x and x * x of a group in float32, whatever the
 type of x, and takes the variance as mean(x * x) - mean(x)^2. Where a group's mean is much larger than its deviation,
-digits cancel that the two-pass form keeps; where its deviation is zero, the difference may be negative and beyond
-epsilon, and the result is NaN. The runtime runs such an image again in float32.
+digits cancel that the two-pass form keeps; where the deviation is zero, the difference may be negative and larger than
+epsilon, and the result is NaN. The runtime then reruns the image in float32.
 
 The nodes made here are channels-first (``channels_last`` 0), which no kernel takes: ``channels_last.py`` turns them.
 """
@@ -44,8 +44,7 @@ class _Found:
 def fuse_group_norm(model: ir.Model, keep: set[str]) -> Outcome:
     """Fuse each group normalisation of a float32 ``model``'s main graph, in place.
 
-    keep: names of nodes that have to stay in float32. A fused node is added where one of those that it replaces is in
-    it.
+    keep: names of nodes that must stay in float32. A fused node is added to it if it replaces one of them.
     """
     matches, refusals = 0, []
     for node in list(model.graph):
@@ -118,7 +117,7 @@ def _why_not(found: _Found) -> str | None:
 
 
 def _reader(node: ir.Node | None, op_type: str) -> ir.Node | None:
-    """The node of that type that alone reads the output of ``node``."""
+    """The only reader of the output of ``node``, if it is of that type."""
     if node is None or len(uses := node.outputs[0].uses()) != 1 or node.outputs[0].is_graph_output():
         return None
     (reader,) = (use.node for use in uses)
@@ -126,7 +125,7 @@ def _reader(node: ir.Node | None, op_type: str) -> ir.Node | None:
 
 
 def _silu(normal: ir.Node) -> list[ir.Node]:
-    """The Sigmoid and the Mul that make SiLU of the output of ``normal``, where nothing else reads it."""
+    """The Sigmoid and the Mul that compute SiLU of the output of ``normal``, if nothing else reads it."""
     n = normal.outputs[0]
     readers = {use.node.op_type: use.node for use in n.uses()}
     if len(n.uses()) != 2 or n.is_graph_output() or set(readers) != {"Sigmoid", "Mul"}:

@@ -1,4 +1,4 @@
-"""The values of a graph channels-last, beside the same values channels-first, while a rule goes over the graph.
+"""The channels-last counterparts of a graph's values, while a rule goes over the graph.
 
 Images are (B, C, H, W) or (B, H, W, C); sequences, as the middle of a VAE has them, (B, C, L) or (B, L, C).
 """
@@ -23,7 +23,7 @@ FIRST = {3: (0, 2, 1), 4: (0, 3, 1, 2)}
 
 
 def channels_last(shape: ir.Shape | None) -> list[Any]:
-    """The dimensions of an image or a sequence that is channels-first, in the order that it has channels-last."""
+    """The dimensions of a channels-first image or sequence in channels-last order."""
     assert shape is not None
     return [shape[axis] for axis in LAST[len(shape)]]
 
@@ -31,8 +31,8 @@ def channels_last(shape: ir.Shape | None) -> list[Any]:
 class Layouts:
     """What a graph has channels-last so far.
 
-    last: channels-first value -> the same value channels-last. keep: names of nodes that have to stay in float32, to
-    which those of the nodes are added that stand for one of them.
+    last: channels-first value -> the same value channels-last. keep: names of nodes that must stay in float32; new
+    nodes that stand for one of them are added.
 
     Three steps turn a node: ``add`` the nodes that compute its output channels-last, from ``channels_last`` of its
     inputs; ``turn`` it; and ``finish`` once all nodes are visited.
@@ -46,7 +46,7 @@ class Layouts:
         self._names = {*(value.name for value in values), *(node.name for node in graph)}
 
     def channels_last(self, value: ir.Value, before: ir.Node) -> ir.Value:
-        """``value`` channels-last: by a Transpose in front of ``before`` where no node gives it so."""
+        """``value`` channels-last, by a Transpose in front of ``before`` if no node gives it so."""
         if value not in self.last:
             self.last[value] = self._transposed(before, value, LAST)
         return self.last[value]
@@ -74,14 +74,14 @@ class Layouts:
         return add_constant(self.graph, self._free(name), array)
 
     def turn(self, node: ir.Node, output: ir.Value) -> None:
-        """Say that ``output`` is the one output of ``node`` channels-last."""
+        """Note that ``output`` is the one output of ``node`` channels-last."""
         self.last[node.outputs[0]] = output
         self._turned.append(node)
 
     def finish(self) -> int:
-        """Remove the nodes that were turned, and let what still reads their outputs do so through Transposes.
+        """Remove the turned nodes, and give what still reads their outputs Transposes to read from.
 
-        Returns how many they were.
+        Returns how many there were.
         """
         for node in reversed(self._turned):  # readers before what they read
             value = node.outputs[0]

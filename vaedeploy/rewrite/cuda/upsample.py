@@ -4,8 +4,8 @@
 
     y[:, 2i + a, 2j + b] = y_ab[:, i, j]:        (B, h, 2, w, 2, O)   read as   (B, 2h, 2w, O),
 
-so that channels-last they are joined by Concats of whole rows of channels. A Pad that repeats the border is one of x
-here as well, for each phase.
+so that channels-last, Concats of whole rows of channels join them. A Pad that repeats the border becomes a Pad of x
+here too, one for each phase.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ __all__ = ["fold_upsampling_last"]
 
 
 def fold_upsampling_last(model: ir.Model, keep: set[str]) -> Outcome:
-    """Fold each nearest x2 Resize of a float32 ``model``'s main graph into the convolution that alone reads it, in
-    place, and with it a Pad between them that repeats the border. keep: see ``fuse_group_norm``.
+    """Fold each nearest x2 Resize of a float32 ``model``'s main graph into its only reader, a convolution, in place,
+    and with it a Pad between them that repeats the border. keep: see ``fuse_group_norm``.
     """
     matches, refusals = 0, []
     opset = model.graph.opset_imports.get("", 0)
@@ -39,11 +39,11 @@ def fold_upsampling_last(model: ir.Model, keep: set[str]) -> Outcome:
             pads, readers = readers, [use.node for use in readers[0].outputs[0].uses()]
             reason = why_no_border(pads[0], opset)
         if reason is None and [node.op_identifier() for node in readers] != [("", "Conv", "")]:
-            reason = "one convolution alone does not read it"
+            reason = "it is not read by one convolution only"
         if reason is None and (resize.inputs[0].shape is None or readers[0].outputs[0].shape is None):  # type: ignore[union-attr]
             reason = "its shape is not known"
         reason = reason or why_not_foldable(readers[0], bordered=bool(pads))
-        # The number of groups is of no concern to this form of the weights.
+        # This form of the weights does not depend on the number of groups.
         phases = [] if reason else fold_weights(model.graph, readers[0].inputs[1], 1, "convolutions")  # type: ignore[arg-type]
         if reason is not None or not phases:
             refusals.append(Refusal(resize.name or "", reason or "sums of its weights overflow their type"))
@@ -61,7 +61,7 @@ def fold_upsampling_last(model: ir.Model, keep: set[str]) -> Outcome:
 def _replace(
     graph: ir.Graph, resize: ir.Node, conv: ir.Node, weights: Sequence[ir.Value], *, bordered: bool
 ) -> list[str]:
-    """Replace both nodes, and the Pad between them where there is one: the border of the image is repeated then.
+    """Replace both nodes, and the Pad between them if there is one, for which the border of the image is repeated.
 
     Returns the names of the new convolutions.
     """

@@ -2,8 +2,8 @@
 
     y = f(x; w)   becomes   y = h(f(h(x); h(w))),   h = rounding to float16 or bfloat16, to nearest, ties to even
 
-for every operator but those that need float32's range or digits. Those keep f in float32, and Casts stand only where
-the type changes. They are:
+for every operator except those that need float32's range or digits. Those keep f in float32, with Casts only where the
+type changes. They are:
 
 - nodes before the first and after the last convolution, product or normalisation on each path: the latent contract's
   scale and shift, the conversion of the float image to bytes, and the check that it is finite, which sees an infinity
@@ -72,10 +72,10 @@ def lower_precision(
     which keep their names and shapes. normalization: "fp32" to compute native normalisation nodes in float32. Weights
     are rounded one at a time, when they are read or saved.
 
-    Raises InputError for an option that is not valid, a name in ``keep_fp32`` that no node has, a graph that is not
-    float32 alone, has control flow or functions, or, for bf16, uses operators that opset 22 changed, and a weight
-    beyond the lower type's range. The model then computes what it did before, but may have inferred types, initializers
-    in place of Constant nodes, and no Casts from float32 to itself.
+    Raises InputError for an option that is not valid, a name in ``keep_fp32`` that no node has, a graph that is not all
+    float32, has control flow or functions, or, for bf16, uses operators that opset 22 changed, and a weight beyond the
+    lower type's range. The model then still computes the same, but may have inferred types, initializers instead of
+    Constant nodes, and no Casts from float32 to itself.
     """
     for name, value, valid in (
         ("precision", precision, get_args(HalfPrecision)),
@@ -166,7 +166,7 @@ def _round_constants(plan: Plan, precision: HalfPrecision) -> tuple[Underflow, .
         if value in plan.floats and is_constant(value) and uses:
             assert value.const_value is not None
             to_round.append((value, value.const_value, uses))
-    # All are counted before the first is changed, since counting may raise.
+    # All are counted before any is changed, since counting may raise.
     underflows = [count_underflow(value.name or "", tensor, plan.low) for value, tensor, _ in to_round]
     for value, tensor, uses in to_round:
         result = value

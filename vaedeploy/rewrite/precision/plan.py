@@ -24,8 +24,8 @@ SUMS = frozenset(
 )
 
 WIDE = SUMS | {"Softmax", "LogSoftmax", "Exp", "Log", "Pow", "Sqrt", "Reciprocal", "CumSum", "BatchNormalization"}
-"""Operators that need float32's range or digits. BatchNormalization is one of them because its running variance may be
-any number, and float16's range is short.
+"""Operators that need float32's range or digits. BatchNormalization is among them because its running variance may be
+any number, and float16's range is small.
 """
 
 ELEMENTWISE = frozenset(
@@ -90,7 +90,7 @@ class Plan:
         return f"tensor({self.low.name.lower()})" in types
 
     def _is_tied(self, node: ir.Node, output: ir.Value) -> bool:
-        """Whether an output has an input's type, not a fixed one. A Cast counts, since its type can be set."""
+        """Whether an output has an input's type, not a fixed one. A Cast counts as well, since its type can be set."""
         if node.op_type == "Cast" or node.domain == cuda.DOMAIN:
             return True
         schema = defs.get_schema(node.op_type, self.opset, "")
@@ -137,8 +137,9 @@ class Plan:
     def _grow_over_normalizations(self) -> None:
         """Take in normalisations that are written as primitives, and the scale and bias of native ones in float32.
 
-        It starts at sums and means, passes over the small tensors made of them, and takes in the nodes in which these
-        are subtracted, multiply or divide. From there, and from native nodes in float32, it goes on to scale and bias.
+        It starts at sums and means, passes over the small tensors computed from them, and takes in the nodes that
+        subtract, multiply or divide by these. From there, and from native nodes in float32, it goes on to scale and
+        bias.
         """
         small: set[ir.Value] = set()
         normal: set[ir.Value] = set()
@@ -163,7 +164,7 @@ class Plan:
                 self.wide.add(node)
 
     def _settle_moves(self, forced: set[ir.Node]) -> None:
-        """Let nodes that only move data do so in the lower type, unless the data was float32 before and is so after."""
+        """Let nodes that only move data do so in the lower type, unless the data is float32 both before and after."""
         moves = [n for n in self.nodes if n not in forced and self._is_move(n)]
         self.wide.difference_update(moves)
         wanted: set[ir.Node] = set()

@@ -1,4 +1,4 @@
-"""Rescales tensors by powers of two, so that fp16 cannot overflow with the same weights.
+"""Rescales tensors by powers of two, so that the same weights cannot overflow in fp16.
 
 With an integer e(t) for each tensor t (``homogeneity`` says how operators relate them), the graph is rewritten as
 
@@ -7,10 +7,10 @@ With an integer e(t) for each tensor t (``homogeneity`` says how operators relat
 for y = w * x + bias. No node is added or removed; inputs and outputs are as they were. A power of two changes no digit
 of a floating-point number, so in float32 every output is the same bit for bit.
 
-All tensors of a component share one exponent: 0 where the largest |t| that was measured fits in limit / 2^headroom, and
+All tensors of a component share one exponent: 0 where the largest measured |t| fits in limit / 2^headroom, and
 otherwise the largest exponent that makes it fit. Weights and biases may reach ``limit`` itself. A tensor whose scale is
-fixed, for example by a non-linearity, is left as it was; the nodes that read or write it are named in the result, since
-they have to stay in float32.
+fixed, for example by a non-linearity, stays as it is; the result names the nodes that read or write it, which must stay
+in float32.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ FP16_MAX = 65504.0
 """The largest finite number of float16."""
 
 FLOAT32_MIN_EXPONENT = -126
-"""2 to this power is the smallest normal number of float32. Below it digits are lost, and hardware may give zero."""
+"""2 to this power is the smallest normal float32. Below it digits are lost, and hardware may give zero."""
 
 UNLIMITED = ("Clip", "Where", "Max", "Min", "Pad")
-"""Operators whose constants may leave fp16's range: they are bounds or masks, for which infinity serves as well."""
+"""Operators whose constants may exceed fp16's range: they are bounds or masks, for which infinity does as well."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Rescale:
 class _Quantity:
     """A tensor, constant or epsilon that has an exponent.
 
-    nodes: the node that writes it, if any, and then those that read it. largest: its largest magnitude.
+    nodes: the one that writes it, if any, then those that read it. largest: its largest magnitude.
     """
 
     key: Hashable
@@ -86,7 +86,7 @@ class _Quantity:
 
     def overflows(self, exponent: int) -> bool:
         if isinstance(self.key, ir.Value) and not math.isfinite(self.largest):
-            return True  # a constant, such as a mask, may be infinite: it is so in any type
+            return True  # a constant, such as a mask, may be infinite: it is infinite in every type
         return exponent > self.bounds.upper
 
 
@@ -94,8 +94,8 @@ def rescale(model: ir.Model, maxima: Mapping[str, float], *, limit: float = FP16
     """Scale ``model``'s tensors by powers of two so that they fit in ``limit`` / 2^``headroom``, in place.
 
     maxima: tensor name -> largest magnitude, as ``measure_maxima`` gives them for this same graph. A maximum that is
-    not finite fits nowhere; a tensor without a maximum is taken to fit, which the refusals say. limit: the largest
-    number of the type that the graph will be lowered to.
+    not finite never fits; a tensor without one is taken to fit, which the refusals say. limit: the largest number of
+    the type that the graph will be lowered to.
     """
     _name_nodes(model)
     if any(value.dtype is None for node in model.graph for value in node.outputs):

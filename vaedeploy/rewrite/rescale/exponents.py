@@ -5,7 +5,7 @@ stays an integer combination of free unknowns, its form:
 
     e(q) = sum(c_j * g_j),   g_j any integer.
 
-Exponents are chosen within bounds lower <= e(q) <= upper, starting from all g_j = 0 and moving a g_j only where a bound
+Exponents are chosen within bounds lower <= e(q) <= upper, starting with all g_j = 0 and moving a g_j only where a bound
 requires it. Plain components (all c_j are zero but one, which is 1) then have e = min(0, upper).
 """
 
@@ -22,10 +22,10 @@ Form = tuple[tuple[int, int], ...]
 """Pairs (free unknown, factor), sorted; () for an exponent that is fixed at zero."""
 
 FARTHEST = 1000
-"""The largest magnitude of a free unknown: bounds that contradict each other would push it for ever."""
+"""The largest magnitude of a free unknown: contradictory bounds would push it for ever."""
 
 SPARE_BINADES = 13
-"""How many powers of two an exponent may go below its upper bound in order to leave a weight as it is.
+"""How many powers of two an exponent may go below its upper bound to leave a weight as it is.
 
 With fp16's limit and a headroom of 2^3, the largest number is then 1, and what fp16's subnormals lose (2^-25) is far
 below what rounding loses (2^-12).
@@ -34,7 +34,7 @@ below what rounding loses (2^-12).
 
 @dataclass(frozen=True)
 class Bounds:
-    """Bounds of one exponent. ``upper`` is exceeded where nothing can meet it; no exponent goes below ``lower``."""
+    """Bounds of one exponent. ``upper`` is exceeded where it cannot be met; no exponent goes below ``lower``."""
 
     lower: float = -math.inf
     upper: float = math.inf
@@ -59,7 +59,7 @@ class Choice:
 class Exponents:
     """Exponents by key, and the relations between them. A key that no call has named has no exponent.
 
-    follows: whether a relation is preferably solved for a key's exponent, so that others stay free to be chosen.
+    follows: whether a relation should be solved for a key's exponent, so that others stay free to be chosen.
     """
 
     def __init__(self, follows: Callable[[Hashable], bool] = lambda _: False) -> None:
@@ -75,7 +75,7 @@ class Exponents:
         return key in self._forms
 
     def form(self, key: Hashable) -> Form:
-        """The combination of free unknowns that ``key``'s exponent is."""
+        """``key``'s exponent as a combination of free unknowns."""
         return tuple(sorted(self._form(key).items()))
 
     def fix(self, key: Hashable, why: str) -> None:

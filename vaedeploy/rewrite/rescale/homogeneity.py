@@ -75,7 +75,7 @@ TIED: dict[str, tuple[int, ...] | None] = {
 PRODUCTS = ("Mul", "MatMul", "Conv", "ConvTranspose", "Gemm")
 
 UNRELATED = ("Shape", "Size", "IsNaN", "IsInf", "Constant")
-"""Operators whose result does not depend on a scale, and Constant, whose result may have any scale."""
+"""Operators whose result does not depend on scale, and Constant, whose result may have any scale."""
 
 ONE_FLOAT_OUTPUT = ("MaxPool", "Dropout")
 """Operators whose second output is indices or a mask, which no scale changes."""

@@ -1,7 +1,7 @@
-"""Cuts a half into pieces that each compute some rows of an image, and are joined to exactly what the half computes.
+"""Cuts a half into pieces that each compute some rows of an image, and together exactly what the half computes.
 
-For a tensor y that is computed from x by local operators, rows [a, b) of y are those of f(x[a - halo : b + halo]), with
-the rows that the border of the strip spoilt cut off. A half is local but for its normalisations and its attention:
+For a tensor y = f(x) of local operators f, rows [a, b) of y are those of f(x[a - halo : b + halo]) after the rows that
+the border of the strip spoils are cut off. A half is local except for its normalisations and its attention:
 
     group normalisation    its mean and variance become inputs; each piece also gives the mean and the variance of each
                            row of what is normalised next, and the group's are, in float64,
@@ -30,10 +30,10 @@ __all__ = ["PieceModel", "Rows", "cut_rows"]
 
 @dataclass(frozen=True)
 class Rows:
-    """A half as pieces, or the reason why it is none.
+    """A half as pieces, or the reason why it cannot be cut.
 
-    outcome: how many pieces there are; where there are none, one refusal says why. cuts: the tensors between them, that
-    which the half takes and those that it gives. outputs: names of the latter. untiled: see ``bundle.rows.RowsTable``.
+    outcome: how many pieces there are; if none, one refusal says why. cuts: the tensors between them, and the half's
+    input and outputs. outputs: names of the outputs. untiled: see ``bundle.rows.RowsTable``.
     """
 
     outcome: Outcome

@@ -28,7 +28,7 @@ def convolution(place: Place) -> Reads:
         raise place.fail(f"takes every {stride}th row of {layout.scale} for each row of the latent")
     if place.flat() and (reach, stride) != (1, 1):
         raise place.fail("runs along positions and not along rows")
-    # Rows that were padded before, and those that this operator pads, are read as one.
+    # Rows that a Pad added and rows that this operator pads count together.
     window = Window(stride, 1, above + layout.above, reach - stride - above - layout.above)
     more = layout.above + layout.below + above + below - reach + stride
     scale = layout.scale // stride
@@ -36,7 +36,7 @@ def convolution(place: Place) -> Reads:
         return place.same(Layout(place.axis(), scale), window)
     if stride != 1:
         raise place.fail("gives rows that do not begin where the latent's do")
-    # It pads more than it takes away, or less, as a convolution without padding behind a Pad of two does.
+    # It pads more rows than it takes away, or fewer, like a convolution without padding after a Pad of two.
     shift = layout.above + above - (reach - 1) // 2
     shifted = Window(1, 1, window.above - shift, window.below + shift)
     return place.same(Layout(place.axis(), scale, shift, more - shift), shifted)

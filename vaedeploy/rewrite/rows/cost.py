@@ -1,4 +1,4 @@
-"""What a piece costs: operations, and how many bytes its tensors take at the same time."""
+"""What a piece costs: operations, and the bytes that its tensors take at the same time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vaedeploy.rewrite.rows.operators import ELEMENTWISE
 __all__ = ["Counter", "live_bytes"]
 
 COPIED = frozenset(("Conv", "ConvTranspose"))
-"""Operators that ONNX Runtime gives a copy of their input, in a layout of its own."""
+"""Operators whose input ONNX Runtime copies into a layout of its own."""
 
 
 class Counter:
@@ -26,7 +26,7 @@ class Counter:
     def count(self, nodes: Sequence[ir.Node]) -> tuple[int, int]:
         """Operations for each element of the latent's plane, and for each pair of elements.
 
-        The numbers a and b of a * h * w + b * (h * w)^2, from two sizes of the latent.
+        These are a and b in a * h * w + b * (h * w)^2, from two sizes of the latent.
         """
         areas = [height * width for height, width in PROBES]
         totals = [0, 0]
@@ -42,10 +42,10 @@ class Counter:
 def live_bytes(
     half: Half, nodes: Sequence[ir.Node], kept: Collection[ir.Value], ignored: Collection[ir.Value] = ()
 ) -> int:
-    """Bytes that are in use at the same time, at most, for each element of the latent's plane.
+    """The most bytes in use at the same time, per element of the latent's plane.
 
-    kept: tensors that are in use from the first to the last node: what is fed and what is given. ignored: tensors that
-    are stored elsewhere. Tables of all positions by all positions are left out: attention computes them in blocks.
+    kept: tensors in use from the first to the last node, the inputs and outputs. ignored: tensors that are stored
+    elsewhere. Matrices of all positions by all positions are left out: attention computes them in blocks.
     """
     sizes: Mapping[ir.Value, float] = {
         value: half.elements(value) * (value.dtype.itemsize if value.dtype is not None else 4)

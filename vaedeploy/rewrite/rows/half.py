@@ -1,14 +1,14 @@
-"""A half of a VAE as a graph in which the place of rows is known: what is read where, and where it can be cut.
+"""A half of a VAE as a graph that knows where its rows are: what is read where, and where it can be cut.
 
 A cut is a tensor at which one piece ends and others begin:
 
 - what a normalisation reads, since its statistics need all rows before the first can be normalised;
 - what is read whole, and what is computed from whole tensors: keys, values, sums over positions;
-- the first place behind attention, so that it computes no row twice;
-- the narrowest place before the image grows and after it shrinks, and each enlarged tensor: what is large need not be
-  stored where it can be computed again from what is small;
-- the places between blocks, once what lies behind the last cut reads ``FAR`` rows;
-- what several pieces would have to multiply for themselves.
+- the first place after attention, so that it computes no row twice;
+- the narrowest place before the image grows and after it shrinks, and each enlarged tensor: a large tensor need not be
+  stored if it can be computed again from a small one;
+- the places between blocks, once the nodes since the last cut read ``FAR`` rows;
+- what several pieces would otherwise each compute by multiplications.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from vaedeploy.rewrite.rows.statistics import Statistics, take_statistics_as_inp
 __all__ = ["Half"]
 
 FINITE = "finite"
-"""The output that is left out: whoever joins strips sees whether all numbers are finite."""
+"""The output that is left out: whoever joins the strips finds out whether all numbers are finite."""
 
 FAR = 8
-"""Rows above and below a strip that one piece reads at most, where the graph has a place for a cut."""
+"""The most rows above and below a strip that one piece reads, if the graph has a place for a cut."""
 
 
 class Half:
-    """One half with its statistics as inputs; ``graph``, in float32 with its padding and upsampling folded, is changed.
+    """One half with its statistics as inputs. ``graph``, in float32 with padding and upsampling folded, is changed.
 
     Raises NotByRowsError where it cannot be computed by rows.
     """
@@ -106,13 +106,13 @@ class Half:
         return sorted(cuts, key=self.position.__getitem__)
 
     def _enlarges(self, node: ir.Node) -> bool:
-        """Whether a node does nothing but to repeat rows."""
+        """Whether a node only repeats rows."""
         return node.op_type == "Resize" and self.scale(node.outputs[0]) > self.scale(_first(node))
 
     @cached_property
     def narrow(self) -> list[ir.Value]:
-        """Tensors with rows, in order, through which all goes that is computed later; but for the half's input and what
-        it is enlarged to.
+        """Tensors with rows, in order, on which everything later depends, without the half's input and its enlarged
+        form.
         """
         left: dict[ir.Value, int] = {}
         for node in self.nodes:
@@ -142,7 +142,7 @@ class Half:
                 cuts.update([value for value in self.narrow if self.position[value] >= index][:1])
 
     def _cut_between_scales(self, cuts: set[ir.Value]) -> None:
-        since: list[ir.Value] = []  # narrow places of this scale, behind the last cut
+        since: list[ir.Value] = []  # narrow places of this scale since the last cut
         for value in self.narrow:
             if since and self.scale(since[-1]) < self.scale(value):
                 fewest = min(map(self.elements, since))
@@ -168,7 +168,7 @@ class Half:
             previous = value
 
     def _multiplied_twice(self, cuts: Collection[ir.Value]) -> ir.Value | None:
-        """A tensor that several pieces would compute by multiplications, the last of a chain; None if there is none."""
+        """A tensor, the last of a chain, that several pieces would each compute by multiplications, or None."""
         counts: dict[ir.Node, int] = {}
         for targets in self.targets(sorted(cuts, key=self.position.__getitem__)):
             for node in self.between(targets, cuts):
@@ -186,7 +186,7 @@ class Half:
         return None
 
     def targets(self, cuts: Sequence[ir.Value]) -> Iterator[list[ir.Value]]:
-        """What each piece computes: one cut, and the last everything that the half gives."""
+        """What each piece computes: one cut; the last piece computes everything that the half gives."""
         for cut in cuts:
             if cut not in self.outputs:
                 yield [cut]
@@ -206,7 +206,7 @@ class Half:
         return [node for node in self.nodes if node in found]
 
     def needs(self, nodes: Sequence[ir.Node], targets: Iterable[ir.Value]) -> dict[ir.Value, tuple[int, int]]:
-        """Tensor with rows -> how many rows above and below are read of it, for no more rows of ``targets``."""
+        """Tensor with rows -> how many rows above and below it are read to compute ``targets`` without any more."""
         needs = dict.fromkeys(targets, (0, 0))
         for node in reversed(nodes):
             wanted = [needs[value] for value in node.outputs if value in needs]
@@ -222,7 +222,7 @@ class Half:
 
 
 def _computed_from_sizes(graph: ir.Graph) -> set[ir.Value]:
-    """Tensors that are computed from shapes and constants alone, and not from constants alone."""
+    """Tensors that are computed from shapes, or from shapes and constants, and from nothing else."""
     found: set[ir.Value] = set()
     for node in graph:
         read = [value for value in node.inputs if value is not None and constant_of(value) is None]

@@ -1,7 +1,7 @@
 """Where the rows of an image are in each tensor of a graph.
 
 A half of a VAE is traced with symbols for the sizes of the image. Its shapes are evaluated at ``PROBES``, and each
-dimension is told from its sizes there: a number, so many times the latent's height h, its width w, or both:
+dimension follows from its sizes there: a number, or a multiple of the latent's height h, its width w, or both:
 
     (1, 128, 8h, 8w)    rows along axis 2, 8 of them for each row of the latent
     (1, 4, hw, 64)      rows along axis 2, one for each row of the latent, each of w numbers: an image as tokens
@@ -26,7 +26,7 @@ from vaedeploy.graph.sizes import evaluate, static_shape, with_sizes
 __all__ = ["NO_ROWS", "Layout", "NotByRowsError", "Shapes", "rows_and_more", "size_of"]
 
 PROBES = ((1009, 1013), (1511, 2003), (2503, 1223))
-"""Heights and widths of the latent at which shapes are evaluated. They are prime, so that they can be told apart."""
+"""Heights and widths of the latent at which shapes are evaluated. They are prime, to tell them apart."""
 
 
 class NotByRowsError(Exception):
@@ -41,8 +41,8 @@ class NotByRowsError(Exception):
 class Layout:
     """Where a tensor's rows are.
 
-    axis: along which they lie; None for a tensor without rows. scale: how many there are for each row of the latent.
-    above, below: how many more there are, where the image was padded.
+    axis: the one along which they lie; None for a tensor without rows. scale: how many there are for each row of the
+    latent. above, below: how many rows padding has added.
     whole: axes whose sizes follow from the image's height but that are never cut: positions that attention looks at.
     """
 
@@ -82,11 +82,11 @@ class Shapes:
             self._shapes[name] = [static_shape(value)] * len(PROBES)
 
     def knows(self, value: ir.Value) -> bool:
-        """Whether the shape of a tensor can be told."""
+        """Whether the shape of a tensor is known."""
         return None not in self._shapes.get(str(value.name), [None])
 
     def fixed(self, value: ir.Value, opset: int) -> NDArray[Any] | None:
-        """The elements of a small tensor that is computed from sizes, if they are the same for all of them."""
+        """The elements of a small tensor that is computed from sizes, if they are the same at all sizes."""
         found = [evaluate(value, opset, inputs) for inputs in self._inputs]
         first = found[0]
         if first is None or any(other is None or not np.array_equal(first, other) for other in found):
@@ -94,18 +94,18 @@ class Shapes:
         return first
 
     def of(self, value: ir.Value) -> list[tuple[int, ...]]:
-        """The shape of a tensor at each probe. Raises NotByRowsError where it cannot be told."""
+        """The shape of a tensor at each probe. Raises NotByRowsError where it is not known."""
         shapes = self._shapes.get(str(value.name), [None])
         known = [shape for shape in shapes if shape is not None]
         if len(known) != len(PROBES):
-            raise NotByRowsError(_producer(value), f"the size of {value.name} cannot be told from the image's")
+            raise NotByRowsError(_producer(value), f"the size of {value.name} does not follow from the image's")
         return known
 
     def sizes(self, value: ir.Value) -> tuple[Size, ...]:
         """The dimensions of a tensor. Raises NotByRowsError where one is no multiple of the latent's sides."""
         sizes = [size_of(dims) for dims in zip(*self.of(value), strict=True)]
         if None in sizes:
-            raise NotByRowsError(_producer(value), f"the sides of {value.name} are no multiples of the latent's")
+            raise NotByRowsError(_producer(value), f"the sides of {value.name} are not multiples of the latent's")
         return tuple(size for size in sizes if size is not None)
 
     def tall_axes(self, value: ir.Value) -> list[int]:

@@ -68,7 +68,7 @@ def expand(place: Place) -> Reads:
 
 
 def reshape(place: Place) -> Reads:
-    """Rows stay rows if what lies before them, and between one and the next, is divided among whole axes."""
+    """Rows stay rows if the elements before them, and between one and the next, are divided among whole axes."""
     layout, output = place.only_first(), place.node.outputs[0]
     place.no_whole()
     before, after = place.shapes.of(place.input(0)), place.shapes.of(output)
@@ -80,7 +80,7 @@ def reshape(place: Place) -> Reads:
         raise place.fail("moves rows of the image into one another")
     size = size_of([shape[axis] for shape in after])
     if size is None:
-        raise place.fail("gives a number of rows that is no multiple of the latent's")
+        raise place.fail("gives a number of rows that is not a multiple of the latent's")
     # An axis of positions has as many rows as before: the image's width is in it.
     scale = layout.scale if size.columns else size.factor
     if scale % layout.scale and layout.scale % scale:

@@ -1,4 +1,4 @@
-"""The operators of which is known what rows they read, and the rule for each."""
+"""The operators whose reading of rows is known, and the rule for each."""
 
 from __future__ import annotations
 
@@ -65,5 +65,5 @@ def read_of(node: ir.Node, layouts: Mapping[ir.Value, Layout], shapes: Shapes) -
     for output, layout in zip(node.outputs, reads.outputs, strict=True):
         tall = set(shapes.tall_axes(output))
         if tall != {axis for axis in (layout.axis, *layout.whole) if axis is not None}:
-            raise place.fail(f"has rows along axes {sorted(tall)} of {output.name}, which are not told apart")
+            raise place.fail(f"has rows along axes {sorted(tall)} of {output.name}, which cannot be told apart")
     return reads

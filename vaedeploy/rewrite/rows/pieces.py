@@ -28,7 +28,7 @@ INDEX = ir.TensorType(ir.DataType.INT64)
 
 @dataclass(frozen=True)
 class PieceModel:
-    """A piece as a model, and what ``bundle.rows.Piece`` says of it beside the model's bytes and weights."""
+    """A piece as a model, and what ``bundle.rows.Piece`` says of it besides the model's bytes and weights."""
 
     model: ir.Model
     targets: tuple[str, ...]
@@ -61,7 +61,7 @@ class Pieces:
         rowed = layout is not None and layout.axis is not None
         norms = tuple(self._statistics.get(value, ()))
         if norms and (layout is None or layout.axis != 2):
-            raise NotByRowsError(str(value.name), "it is normalised, and its rows are not behind its channels")
+            raise NotByRowsError(str(value.name), "it is normalised, and its rows do not come after its channels")
         dtype = (value.dtype or ir.DataType.FLOAT).numpy().name
         if dtype not in get_args(Dtype):
             raise NotByRowsError(str(value.name), f"it is of type {dtype}, and the half would have to be cut there")
@@ -100,7 +100,7 @@ class Pieces:
         counted, quadratic = self._counter.count(nodes)
         work = live_bytes(half, nodes, [*strips, *targets], whole)
         builder = _Builder(half, targets[0])
-        # Of a cut whose statistics it takes, it takes those for all norms, so that the table need not tell them apart.
+        # It takes a cut's statistics for all norms, so that the table need not distinguish them.
         numbers = [v for found in half.statistics if found.x in normalised for v in (found.mean, found.inverse)]
         model = builder.build(nodes, targets, [*strips, *whole, *numbers], self._statistics)
         return PieceModel(
@@ -123,7 +123,7 @@ class Pieces:
 
 
 class _Builder:
-    """Copies nodes into a model of their own, in which no size is computed from what is outside of it."""
+    """Copies nodes into a separate model, in which no size is computed from anything outside."""
 
     def __init__(self, half: Half, first: ir.Value) -> None:
         self.half = half
@@ -163,7 +163,9 @@ class _Builder:
         return model
 
     def _declare(self, value: ir.Value) -> ir.Value:
-        """``value`` in the new model: of the same name and type, its shape as far as it is the same for all strips."""
+        """``value`` in the new model, with its name and type, and the part of its shape that is the same for all
+        strips.
+        """
         shape = None
         if self.half.shapes.knows(value):
             dims = zip(*self.half.shapes.of(value), strict=True)
@@ -175,7 +177,7 @@ class _Builder:
         inputs = [self._input(node, index, value) for index, value in enumerate(node.inputs)]
         if node.op_type == "Resize":
             inputs = [*inputs[:2], self._scales(node)]
-        # What is fed is not computed again, as one part of a Split may be.
+        # An input is not computed again; one part of a Split may be an input.
         outputs = [
             ir.Value(name=f"{value.name}.unused") if value in self.values else self._declare(value)
             for value in node.outputs
@@ -217,7 +219,7 @@ class _Builder:
         return self._constant(f"{self.prefix}.numbers", ir.tensor(np.array(numbers, np.int64)))
 
     def _target(self, sizes: Sequence[Size | int]) -> ir.Value:
-        """A shape: numbers, and sizes that follow from the latent's width; -1 stands for the rows."""
+        """A shape of numbers and of sizes that follow from the latent's width; -1 stands for the rows."""
         parts: list[ir.Value | int] = []
         for size in sizes:
             if isinstance(size, int) or size.rows or not size.columns:
@@ -271,8 +273,8 @@ class _Builder:
     def _row_means(self, x: ir.Value, width: Size) -> ir.Value:
         """(1, C, rows, width) -> (1, C, rows).
 
-        ONNX Runtime adds the numbers of a row in an order that depends on whether the row begins at a multiple of 16
-        bytes, and so on the height of the strip. Rows are made as long as that takes, by zeros.
+        The order in which ONNX Runtime sums a row depends on whether the row begins at a multiple of 16 bytes, and so
+        on the height of the strip. So rows are padded with zeros to such a length.
         """
         last = self._numbers(-1)
         if width.factor % ALIGNED == 0:

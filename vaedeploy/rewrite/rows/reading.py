@@ -1,7 +1,7 @@
 """Which rows of its inputs each operator reads for a row of its output.
 
-Let o be rows [a - A, b + B) of the output. The rows of an input that they are computed from are, with the same [a, b)
-in units of rows of the latent, [a - above(A), b + below(B)):
+With [a, b) in rows of the latent, rows [a - A, b + B) of the output are computed from rows [a - above(A), b + below(B))
+of an input:
 
     Conv             above(A) = A * stride + pad                   below(B) = B * stride + kernel - stride - pad
     ConvTranspose    above(A) = (A + kernel - 1 - pad) / stride    below(B) = (B + pad) / stride
@@ -9,8 +9,8 @@ in units of rows of the latent, [a - above(A), b + below(B)):
 
 with the padding above.
 
-What a convolution pads at the end of a strip is wrong there, but those rows are not among [a - A, b + B): they are cut
-off. At the image's own border it is what the whole graph has there, whatever the mode. An operator may also need all
+A convolution's padding at the end of a strip is wrong, but the rows that it affects are not among [a - A, b + B) and
+are cut off. At the image's own border it is the whole graph's padding, whatever the mode. An operator may also need all
 rows of an input (``WHOLE``): products that sum over positions, and the keys and values of attention.
 """
 
@@ -30,7 +30,7 @@ __all__ = ["SAME", "WHOLE", "Place", "Read", "Reads", "Window"]
 
 @dataclass(frozen=True)
 class Window:
-    """The rows that are read of an input: those of the output times ``num / den``, and these more above and below."""
+    """The rows of an input that are read: those of the output times ``num / den``, and some more above and below."""
 
     num: int = 1
     den: int = 1
@@ -38,7 +38,7 @@ class Window:
     below: int = 0
 
     def needed(self, above: int, below: int) -> tuple[int, int]:
-        """Rows above and below that are read, for that many of the output."""
+        """Rows above and below that are read, for that many rows of the output."""
         return (
             max(0, -(-above * self.num // self.den) + self.above),
             max(0, -(-below * self.num // self.den) + self.below),
@@ -57,7 +57,7 @@ Read = Window | Literal["whole"]
 class Reads:
     """What an operator does with rows.
 
-    outputs: the layout of each output. inputs: what it reads of each input that has rows, by its index.
+    outputs: the layout of each output. inputs: index of each input with rows -> what it reads there.
     """
 
     outputs: tuple[Layout, ...]

@@ -1,4 +1,4 @@
-"""Makes the statistics of normalisations inputs, so that what is left of them is local.
+"""Turns the statistics of normalisations into inputs, so that what is left of them is local.
 
 A group normalisation of x (B, C, ...), as exporters write it,
 
@@ -8,8 +8,8 @@ becomes, with the mean m and v = 1 / sqrt(variance + epsilon) of each channel's 
 
     y = (x - m) * (v * gamma) + beta.
 
-The operator GroupNormalization of opset 21 and later becomes the same. Whoever runs the pieces has m and v from the
-means and variances of the rows of x, combined in float64.
+The operator GroupNormalization of opset 21 and later becomes the same. Whoever runs the pieces computes m and v from
+the means and variances of x's rows, combined in float64.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ class Statistics:
 def take_statistics_as_inputs(model: ir.Model) -> list[Statistics]:
     """Make the statistics of every group normalisation of the main graph inputs of it, in place.
 
-    Equal ones of a tensor share their inputs. Raises NotByRowsError for a normalisation of another kind over positions.
+    Equal normalisations of a tensor share inputs. Raises NotByRowsError for other kinds of normalisation over
+    positions.
     """
     found: dict[tuple[ir.Value, int, float], Statistics] = {}
     for node in list(model.graph):
@@ -100,7 +101,7 @@ def _statistics(graph: ir.Graph, node: ir.Node, x: ir.Value, groups: int, found:
             name = free_name(f"{x.name}.{kind}", taken)
             inputs.append(ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(shape)))
             graph.inputs.append(inputs[-1])
-        if x.is_graph_input():  # which is no result of any piece, and a piece is what has statistics
+        if x.is_graph_input():  # no piece computes it, and only pieces give statistics
             same = ir.node("Identity", [x], name=f"{x.name}.normalised")
             same.outputs[0].name, same.outputs[0].type, same.outputs[0].shape = same.name, x.type, x.shape
             graph.insert_before(next(iter(graph)), same)
@@ -110,7 +111,7 @@ def _statistics(graph: ir.Graph, node: ir.Node, x: ir.Value, groups: int, found:
 
 
 def _apply(graph: ir.Graph, back: ir.Node, statistics: Statistics) -> None:
-    """Replace the second Reshape of a normalisation, with the multiplication by gamma if that alone reads it."""
+    """Replace the second Reshape of a normalisation, and the multiplication by gamma if that is its only reader."""
     gamma, last = None, back
     users = [(reader, index) for reader, index in back.outputs[0].uses() if reader.op_type == "Mul"]
     if len(users) == len(back.outputs[0].uses()) == 1 and not back.outputs[0].is_graph_output():
@@ -141,7 +142,7 @@ def _local_nodes(statistics: Statistics, node: ir.Node, gamma: ir.Value | None) 
 
 
 def _substitute(graph: ir.Graph, last: ir.Node, nodes: list[ir.Node]) -> None:
-    """Put ``nodes`` in the place of ``last``; what nothing reads any more is left in the graph."""
+    """Put ``nodes`` in place of ``last``; nodes that are no longer read stay in the graph."""
     old, new = last.outputs[0], nodes[-1].outputs[0]
     new.type, new.shape = old.type, old.shape
     ir.convenience.replace_nodes_and_values(graph, last, [last], nodes, [old], [new])

@@ -1,4 +1,4 @@
-"""Operators on single numbers, and those that add up: products of matrices, reductions, normalisations of an axis."""
+"""Elementwise operators, and those that sum: matrix products, reductions, normalisations of an axis."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def product(place: Place) -> Reads:
         raise place.fail("multiplies matrices of a padded image")
     on_left = None if left.axis is None else left.axis + rank - ranks[0]
     on_right = None if right.axis is None else right.axis + rank - ranks[1]
-    if on_left == rank - 1 or ranks[0] - 1 in left.whole:  # a sum over positions needs all rows of the right
+    if on_left == rank - 1 or ranks[0] - 1 in left.whole:  # a sum over positions needs all rows of the right operand
         if on_right != rank - 2:
             raise place.fail(FIXED)
         if on_left is None or on_left == rank - 1:

@@ -25,7 +25,7 @@ class Arrays(Protocol):
     gives_back: bool
 
     def empty(self, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
-        """A new array of any content."""
+        """A new, uninitialised array."""
         ...
 
     def part(self, array: Array, axis: int, low: int, high: int) -> Array:
@@ -37,7 +37,7 @@ class Arrays(Protocol):
         ...
 
     def joined(self, arrays: Sequence[Array], axis: int) -> Array:
-        """A new array of some arrays, one behind the other along ``axis``."""
+        """A new array: these arrays joined along ``axis``."""
         ...
 
     def fill(self, target: Array, values: Array) -> None:

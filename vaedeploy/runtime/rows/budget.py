@@ -31,7 +31,7 @@ class Budget:
     """Bytes that all running calls of a VAE may take together, beyond the open VAE.
 
     most: the limit; None for a share of what is free when the first of the running calls begins, or was free up to
-    ``FRESH`` seconds before. free: says how much that is. progress: is told how far calls by rows are. workspace: a
+    ``FRESH`` seconds before. free: says how much that is. progress: reports how far calls by rows are. workspace: a
     folder for what memory does not hold.
 
     Raises InputError for a limit that is no number of bytes, and for a workspace that cannot be used.
@@ -65,8 +65,8 @@ class Budget:
         self._taken: list[int] = []
 
     def limit(self, kept: int = 0) -> int:
-        """Bytes that a call could take if it were the only one. kept: those that are not free since they were kept for
-        it.
+        """Bytes that a call could take if it were the only one. kept: bytes that are not free because an earlier call
+        kept them for it.
         """
         if self.most is not None:
             return self.most
@@ -75,7 +75,7 @@ class Budget:
 
     @contextmanager
     def take(self, choose: Callable[[int, bool], int | None], kept: int = 0) -> Iterator[None]:
-        """Context of a running call. Waits for other calls where it needs what they have.
+        """Context of a running call. Waits until other calls leave it enough.
 
         kept: see ``limit``. choose: takes the bytes that are left and whether no other call is running. It returns how
         many the call takes, or None to wait for others.

@@ -28,16 +28,16 @@ HALO_SHARE = 32
 """A strip is this many times as high as its halo, where memory is not short: 2/32 of the rows are computed again."""
 
 LARGE = 2**30
-"""Bytes that a strip may take for that."""
+"""Bytes that a strip may take to be that high."""
 
 SCORES = 2 * 64 * 2**20
-"""Bytes that attention takes beside what counts with the image's size: a block of scores, and its softmax."""
+"""Bytes that attention takes besides what grows with the image: a block of scores, and its softmax."""
 
 OVERHEAD = 48 * 2**20
 """Bytes that a call takes whatever the size: sessions, and what the allocator keeps."""
 
 ARENA = 2.0
-"""What ONNX Runtime takes for tensors that need 1: its arena grows by doubling. At most this was measured."""
+"""Bytes that ONNX Runtime takes per byte of tensors, since its arena grows by doubling: the most that was measured."""
 
 STATISTICS = 3
 """How often a tensor is in memory while the variances of its rows are computed: itself, without its mean, squared."""
@@ -57,7 +57,7 @@ def file_bytes(layout: Layout) -> list[int]:
 
 
 def _stored(layout: Layout, counts: Callable[[str], bool]) -> list[int]:
-    """Bytes of the stored cuts that count, at the beginning of each turn or at its end, where there are more.
+    """Bytes of the stored cuts that ``counts``, for each turn: at its beginning or its end, whichever is more.
 
     In memory, a turn's results grow while what it reads for the last time is given back.
     """
@@ -77,8 +77,8 @@ def _stored(layout: Layout, counts: Callable[[str], bool]) -> list[int]:
 def least_height(layout: Layout, piece: Piece) -> int:
     """The fewest steps that a strip of ``piece`` has.
 
-    Attention has strips of one height, whatever the memory: as many queries as one block of scores has. ONNX
-    Runtime's products of 48 and of 384 rows differ by their last bit.
+    For attention this is the only height, whatever the memory: the queries of one block of scores. ONNX Runtime's
+    products of 48 and of 384 rows differ in the last bit.
     """
     if piece.quadratic:
         row = layout.rows * layout.columns**2 * 4
@@ -112,7 +112,7 @@ def work(layout: Layout, turn: Turn, height: int) -> int:
 
 
 def _not_yet_given_back(layout: Layout, turn: Turn, height: int) -> int:
-    """Bytes by which a turn's results are ahead of what it gives back, and those of pages that are left of it."""
+    """Bytes by which a turn's results are ahead of what it gives back, and bytes of pages that it cannot give back."""
     if not turn.given_back:
         return 0
     piece, back = turn.piece, [layout.cuts[name] for name in turn.given_back]
@@ -140,12 +140,12 @@ def best_height(layout: Layout, turn: Turn, room: int) -> int:
     height = min(wanted, affordable, most)
     while height > least and (excess := work(layout, turn, height) - room) > 0:
         height = max(least, height - max(1, excess // each))
-    # Strips of one height, and none of a few rows at the end.
+    # Strips of about one height, with no low one at the end.
     return max(least, -(-most // -(-most // height)))
 
 
 def operations(layout: Layout, heights: Sequence[int] | None = None) -> float:
-    """Operations of all turns. heights: of their strips, for what halos cost; without them halos cost nothing."""
+    """Operations of all turns. heights: those of their strips, to count halos; without them halos cost nothing."""
     given: Sequence[int | None] = heights or [None] * len(layout.turns)
     return sum(turn_operations(layout, turn, height) for turn, height in zip(layout.turns, given, strict=True))
 

@@ -58,7 +58,7 @@ class Strip:
 
 
 class DeviceArrays:
-    """``Arrays`` on a GPU, whose memory is a block for each array, and goes back to the GPU with it.
+    """``Arrays`` on a GPU. Each array has a block of memory of its own, which is freed with it.
 
     A call returns when its copies are done. The device must be active.
     """

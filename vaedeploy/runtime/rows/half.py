@@ -83,7 +83,7 @@ class RowsHalf:
         return table
 
     def plan(self, rows: int, columns: int, budget: int) -> Plan:
-        """The plan for an item with so many rows and columns of latents within ``budget`` bytes, or the least one."""
+        """The plan for an item of these latent rows and columns within ``budget`` bytes, or else the smallest plan."""
         key = rows, columns, budget
         plan = self._plans.get(key)  # once: other threads may clear them at any moment
         if plan is None:
@@ -95,30 +95,30 @@ class RowsHalf:
         return plan
 
     def untiled(self, batch: int, rows: int, columns: int) -> int:
-        """Bytes that a batch of so many rows and columns of latents takes at once."""
+        """Bytes that a batch of that many latent rows and columns takes whole."""
         return untiled_bytes(self.table, rows, columns, batch) + self._pixels(batch, rows, columns)
 
     def by_rows(self, batch: int, rows: int, columns: int, budget: int) -> tuple[int, Plan]:
-        """Bytes that it takes by rows, and the plan for its items within ``budget`` bytes, or the least one."""
+        """Bytes that it takes by rows, and the plan for its items within ``budget`` bytes, or the smallest one."""
         copied = self._pixels(batch, rows, columns) if self.part == "encoder" else 0
         plan = self.plan(rows, columns, max(0, budget - copied))
         return plan.bytes + copied, plan
 
     def needs(self, batch: int, rows: int, columns: int) -> tuple[int, int]:
-        """Bytes that it takes at once, and the fewest that it can take."""
+        """Bytes that it takes whole, and the fewest that it can take."""
         untiled, (least, _) = self.untiled(batch, rows, columns), self.by_rows(batch, rows, columns, 0)
         return untiled, min(untiled, least)
 
     def _pixels(self, batch: int, rows: int, columns: int) -> int:
         """Bytes of images that are neither the caller's nor counted as tensors of the graph: the copy that an encoder
-        is given, and the floats that a decoder's graph makes bytes of.
+        reads, and the floats that a decoder's graph converts to bytes.
         """
         interface, factor = self.bundle.manifest.interface(self.part), self.table.factor
         size = batch, rows * factor, columns * factor
         return interface.takes(*size).size if self.part == "encoder" else interface.gives(*size)["image"].size
 
     def size(self, array: Array) -> tuple[int, int, int]:
-        """(batch, rows, columns) of the latents of what the half is given."""
+        """(batch, rows, columns) of the latents that the half's input is, or becomes."""
         factor = self.table.factor
         batch, height, width = self.bundle.manifest.interface(self.part).pixels(tuple(shape_of(array)))
         return batch, height // factor, width // factor
@@ -137,7 +137,7 @@ class RowsHalf:
                 results[name] = np.empty((items, *shape), cut.dtype)
         finite = np.empty(items, np.bool_)
         done, factor = 0.0, self.table.factor
-        bundle = self.bundle.sharing_files()  # which are read until the end, though the VAE be closed meanwhile
+        bundle = self.bundle.sharing_files()  # they are read until the end, even if the VAE is closed meanwhile
         what = f"The {self.part}, {plan.layout.rows * factor}x{plan.layout.columns * factor} by rows"
 
         def advance(share: float) -> None:

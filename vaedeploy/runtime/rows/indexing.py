@@ -1,4 +1,4 @@
-"""How many items ONNX Runtime's CUDA provider computes at once without an error in silence.
+"""How many items ONNX Runtime's CUDA provider computes at once without silent errors.
 
 Its kernels count elements in 32 bits. Beyond that they overwrite some elements and leave others as they were, and the
 run succeeds. PyTorch splits batches for the same reason.
@@ -13,14 +13,14 @@ from vaedeploy.bundle.rows import RowsTable
 __all__ = ["items_at_once"]
 
 MOST_ELEMENTS = 2**31 - 1
-"""Elements of a tensor that the provider's elementwise kernels and cuDNN can number. This is what their sources and
-documentation say; it was not tried.
+"""The most elements of a tensor that the provider's elementwise kernels and cuDNN can number, by their sources and
+documentation; it was not tried.
 """
 
 MOST_SCORES = 2**32
-"""Elements of a tensor of which the provider's softmax finds each row: it multiplies the row's number by the row's size
-in 32 bits. On an H200 the float32 decode of two items of 49,152 tokens each (4.8e9 scores) was 5 % off, and that of one
-item (2.4e9) right.
+"""The most elements of a tensor in which the provider's softmax finds each row: it multiplies the row's number by the
+row's size in 32 bits. On an H200 the float32 decode of two items of 49,152 tokens each (4.8e9 scores) was 5 % off, and
+that of one item (2.4e9) right.
 """
 
 

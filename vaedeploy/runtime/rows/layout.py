@@ -20,9 +20,9 @@ FAR = 1 << 40
 class Turn:
     """One piece, run strip after strip for all rows.
 
-    piece: it. reads: the stored cuts that it and the pieces of virtual cuts read, and whether any of them reads it
-    whole. dying: those that nobody reads later, but for what the caller gave. over: the dying one over which the result
-    is written; None if there is none that fits. given_back: the dying ones whose memory is given back row by row.
+    reads: the stored cuts that ``piece`` and the pieces of virtual cuts read, and whether any of them reads the cut
+    whole. dying: those that no later turn reads, except what the caller gave. over: the dying cut that the result
+    overwrites; None if none fits. given_back: the dying cuts whose memory is given back row by row.
     """
 
     piece: Piece
@@ -36,7 +36,7 @@ class Layout:
     """A table at one size of the latent, with the cuts that are virtual.
 
     Sizes: ``rows`` and ``columns`` of the latent. Rows of a cut are counted in the cut's own rows. on_disk: whether
-    cuts are stored in files, but for those that a piece reads whole. gives_back: see ``Arrays``.
+    cuts are stored in files, except those that a piece reads whole. gives_back: see ``Arrays``.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Layout:
         self._chains: dict[tuple[int, frozenset[str], int], list[tuple[Piece, int, int]]] = {}
 
     def with_virtual(self, virtual: frozenset[str]) -> Layout:
-        """The same with other virtual cuts. What was found out about pieces that read none of them is not lost."""
+        """The same with other virtual cuts. What is cached for pieces that read none of them is kept."""
         other = copy(self)
         other.virtual = virtual
         for name in ("turns", "read"):
@@ -74,11 +74,11 @@ class Layout:
         return self._bytes[name]
 
     def is_stored(self, name: str) -> bool:
-        """Whether a cut lies somewhere between turns: not where it is virtual, or a result."""
+        """Whether a cut is stored between turns: not if it is virtual, or a result."""
         return name not in self.virtual and name not in self.table.outputs
 
     def is_file(self, name: str) -> bool:
-        """Whether a cut is stored in a file: not where it is given, a result, read whole, or without rows."""
+        """Whether a cut is stored in a file: not if it is given, a result, read whole, or without rows."""
         return self.on_disk and name not in self._in_memory and self.cuts[name].axis is not None
 
     @cached_property
@@ -101,7 +101,7 @@ class Layout:
         return max(0, low), min(self.height(cut), high)
 
     def row_elements(self, cut: Cut) -> int:
-        """How many elements along its axis a row of a cut is: the positions of a row, or 1."""
+        """How many elements along its axis a row of a cut has: the positions of a row, or 1."""
         assert cut.axis is not None
         size = cut.shape[cut.axis]
         return size.factor * self.columns // (cut.scale or 1) if size.columns else 1

@@ -34,17 +34,17 @@ __all__ = ["GpuRunner"]
 log = logging.getLogger(__name__)
 
 PIECE_OPTIONS = {
-    # A piece runs a few sizes of strips once or a few times each: cuDNN's search for the fastest way takes longer.
+    # A piece runs each of a few strip sizes once or a few times: cuDNN's search for the fastest algorithm takes longer.
     "cudnn_conv_algo_search": "HEURISTIC",
-    # For the plan, which counts what tensors take.
+    # The plan counts only what tensors take.
     "arena_extend_strategy": "kSameAsRequested",
 }
 """The provider's options for pieces."""
 
 LEAN_OPTIONS = {**PIECE_OPTIONS, "cudnn_conv_algo_search": "DEFAULT"}
-"""Those with which cuDNN's convolutions need little memory beside their tensors. Its heuristics chose one that took
-1.1 GB for the first convolution of the demo VAE's decoder, and no option of the provider limits that with cuDNN 9. With
-these, a full-size decode of 1024x1024 in the least memory took 7.2 s on an H200, and 3.7 s with the heuristics'.
+"""With these, cuDNN's convolutions need little memory beside their tensors. Its heuristics chose an algorithm that took
+1.1 GB for the first convolution of the demo VAE's decoder, and no option of the provider limits that with cuDNN 9. On
+an H200, a full-size decode of 1024x1024 in the least memory took 7.2 s with these, 3.7 s with the heuristics.
 """
 
 TYPES = {
@@ -57,20 +57,20 @@ TYPES = {
 """ONNX Runtime's name of a type -> numpy's."""
 
 LIBRARIES = 400 * 2**20
-"""Bytes of the GPU's memory that rows take beside their plan: kernels that are loaded, and workspaces of cuBLAS and
-cuDNN. On an H200 they were 0.28 to 0.39 GB in decodes of 1024x1024.
+"""Bytes of the GPU's memory that rows take beside their plan: loaded kernels, and workspaces of cuBLAS and cuDNN. On an
+H200 they were 0.28 to 0.39 GB in decodes of 1024x1024.
 """
 
 SCORES_IN_BLOCKS = frozenset(("chunk_attention", "fuse_attention"))
 """Rewrite rules. Without any of them, a graph has all scores of an attention in one tensor."""
 
 MORE = 1.1
-"""How many times as much memory must be free as when a size failed, for the whole graph to be tried again."""
+"""A size at which the whole graph failed is tried again when this many times as much memory is free."""
 
 
 class GpuRunner:
-    """The whole graph of a half, which runs by rows, in float32, for sizes for which the GPU has no memory, or whose
-    tensors have more elements than its kernels can number.
+    """The whole graph of a half. It runs by rows, in float32, at sizes for which the GPU lacks memory, or whose tensors
+    have more elements than its kernels can number.
 
     What the whole graph takes on a GPU is not known beforehand, so each size is tried whole once, and again when more
     memory is free than there was.
@@ -183,14 +183,14 @@ class GpuRunner:
                 raise
             failed = str(error)
             let_go(error)  # of the arrays on the GPU
-        log.warning("%s: %s. It is tried once more in as little memory as can be", self.graph, failed)
+        log.warning("%s: %s. It is tried once more in as little memory as possible", self.graph, failed)
         self._whole.release_memory()  # smaller sizes may have some
         try:
             with onnxruntime_cpu.only_errors_logged():  # for each convolution it warns that a lean one is slow
                 return self._in_plan(outputs, array, results, least=True)
         except BackendError as error:
             # Libraries of CUDA that find no memory have errors of many kinds, such as one that cannot be initialised.
-            raise BackendError(f"{failed}. In as little memory as can be it failed, too: {error}") from error
+            raise BackendError(f"{failed}. It failed in as little memory as possible, too: {error}") from error
 
     def _in_plan(self, outputs: Sequence[str], array: Array, results: Mapping[str, Array], least: bool) -> list[Any]:
         """By rows, in the memory that is free, or in the ``least`` that there can be."""
@@ -234,8 +234,8 @@ class GpuRunner:
 
 @dataclass(frozen=True)
 class _OpenPiece:
-    """``OpenPiece`` on the GPU. It does not refer to the runner, which refers to it: the memory of a runner that is let
-    go of must not wait until garbage is collected.
+    """``OpenPiece`` on the GPU. It does not refer to the runner, which refers to it: a cycle would keep a dropped
+    runner's memory until garbage is collected.
     """
 
     device: Device

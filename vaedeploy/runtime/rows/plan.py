@@ -1,11 +1,11 @@
-"""What a half stores between its pieces, and what it computes again, so that it stays within some bytes of memory.
+"""Chooses what a half stores between its pieces and what it computes again, to stay within some bytes of memory.
 
 A cut that is not stored is *virtual*: whoever reads rows of it runs its piece for these rows, with the halo that they
 need. Making a cut virtual saves its bytes and costs its operations once more. While a plan takes too much, the cut is
-made virtual that lowers what is too much by most for each operation that it costs.
+made virtual that lowers the excess most per operation that it costs.
 
-Where there is a workspace, cuts may also be stored in files of it. That is dearer than to compute a little again, and
-cheaper than to compute much again.
+Where there is a workspace, cuts may also be stored in files of it. That costs more than computing a little again, and
+less than computing much again.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from vaedeploy.runtime.rows.store import GIVES_BACK
 __all__ = ["Plan", "make_plan", "untiled_bytes"]
 
 FILES = 0.25
-"""Share of the operations that are rather computed again than that cuts are stored in files."""
+"""Up to this share of the operations is computed again before cuts are stored in files."""
 
 TOGETHER = 4
-"""Most cuts that are made virtual at once where no fewer save anything, such as both of a residual block."""
+"""The most cuts that are made virtual at once where fewer save nothing, such as both of a residual block."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def _within(layout: Layout, budget: int) -> Layout | None:
 
 
 def _more_virtual(layout: Layout, count: int) -> Iterator[Layout]:
-    """Each layout with ``count`` more virtual cuts, one behind the other.
+    """Each layout with ``count`` more virtual cuts, which follow each other.
 
     What is read whole is always stored, and so are what is given and what attention gives.
     """

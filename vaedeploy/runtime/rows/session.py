@@ -43,15 +43,14 @@ class MemoryPlan:
 class Whole(Runner, Protocol):
     """What runs the whole graph.
 
-    extra_bytes: how much more memory its runs take than those of ONNX Runtime, which plans are made for.
+    extra_bytes: how much more memory its runs take than ONNX Runtime's, for which plans are made.
     """
 
     extra_bytes: int
 
 
 class BoundedRunner:
-    """The whole graph of a half, which runs by rows, on ONNX Runtime, where a call would take more memory than there
-    is.
+    """The whole graph of a half. A call that would take more memory than there is runs by rows, on ONNX Runtime.
 
     keep_memory: whether ``whole`` keeps the memory of its runs.
     """
@@ -103,7 +102,7 @@ class BoundedRunner:
             return self.half.run(plan, outputs, array, results)
 
     def plan(self, batch: int, rows: int, columns: int) -> MemoryPlan:
-        """What a call takes that is the only one."""
+        """What a call takes if it is the only one."""
         limit = self._budget.limit(self._kept)
         least, _ = self._choose(batch, rows, columns, 0)
         needed, plan = self._choose(batch, rows, columns, limit)
@@ -112,8 +111,8 @@ class BoundedRunner:
         return MemoryPlan(needed, "rows", plan.disk, plan.again, least, fits=needed <= limit)
 
     def _choose(self, batch: int, rows: int, columns: int, left: int) -> tuple[int, Plan | None]:
-        """The bytes that a call takes where ``left`` are left, or the fewest that it can take, and its plan; None runs
-        the whole graph, of which rows save nothing where a picture is small, or is one row high.
+        """The bytes that a call takes where ``left`` are left, or the fewest that it can take, and its plan. Without a
+        plan the whole graph runs: rows save nothing for an image that is small, or one row high.
         """
         whole = self._untiled(batch, rows, columns)
         if whole <= left:
@@ -134,7 +133,7 @@ class BoundedRunner:
             )
 
     def _is_first(self) -> bool:
-        """Whether this was not asked before: what each call could say is said by the first one."""
+        """True at the first call alone: what every call could log is logged once."""
         with self._lock:
             first, self._logged = not self._logged, True
         return first

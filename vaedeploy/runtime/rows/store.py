@@ -30,11 +30,11 @@ FILL = bytes(2**20)
 
 
 class _Pages(mmap.mmap):
-    """Pages of memory alone. What is given back of them is lost."""
+    """Pages that no file backs. What is given back of them is lost."""
 
 
 def empty(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
-    """An array of any content in memory, of which ``give_back`` gives back parts. Raises BackendError where there is
+    """An uninitialised array in memory, parts of which ``give_back`` can give back. Raises BackendError where there is
     no memory for it.
     """
     if not GIVES_BACK:
@@ -42,11 +42,11 @@ def empty(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
     try:
         pages = _Pages(-1, _bytes(shape, dtype), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         with suppress(OSError):  # a kernel without huge pages
-            # One row of a channel would take a huge page of it, and a huge page goes back only as a whole.
+            # A single row would take a huge page in each channel, and a huge page goes back only as a whole.
             pages.madvise(mmap.MADV_NOHUGEPAGE)
     except OSError as error:
         raise BackendError(
-            f"a call by rows cannot have {_bytes(shape, dtype):,} bytes of memory: {reason(error)}. Give a lower "
+            f"a call by rows cannot get {_bytes(shape, dtype):,} bytes of memory: {reason(error)}. Give a lower "
             "max_memory, or a smaller image"
         ) from error
     return np.ndarray(shape, dtype, pages)
@@ -60,7 +60,7 @@ def give_back(array: NDArray[Any], axis: int, begin: int, end: int) -> None:
     inner = array.strides[axis]
     for outer in range(math.prod(array.shape[:axis])):
         start = outer * array.shape[axis] * inner
-        # A page stays that holds elements of others too: of what comes before ``start``, or from ``end`` on.
+        # A page that also holds elements before ``start``, or from ``end`` on, stays.
         first = max(-(-start // PAGE), (start + begin * inner) // PAGE) * PAGE
         last = (start + end * inner) // PAGE * PAGE
         if first < last:
@@ -79,7 +79,7 @@ class Workspace:
     def __init__(self, folder: str | Path) -> None:
         if not isinstance(folder, str | os.PathLike):
             raise InputError(f"workspace is {folder!r}; it must be the path of a folder (str or Path), or None")
-        self.folder = Path(folder).absolute()  # now, since the process may change its folder later
+        self.folder = Path(folder).absolute()  # now: the process may change its folder later
         try:
             tempfile.TemporaryFile(dir=self.folder).close()
         except OSError as error:
@@ -87,7 +87,7 @@ class Workspace:
             raise InputError(f"{problem}. Give a folder in which you may write") from error
 
     def empty(self, shape: tuple[int, ...], dtype: DTypeLike) -> FileArray:
-        """An array of any content in a new file, whose room on the disk is reserved. Raises OutputError where there is
+        """An uninitialised array in a new file, with its room on the disk reserved. Raises OutputError where there is
         not enough.
         """
         size = _bytes(shape, dtype)
@@ -101,8 +101,8 @@ class Workspace:
 class FileArray:
     """An array in a file, which is read and written, and not mapped: mapped pages would count as the process's memory.
 
-    file: without a buffer. It is closed with the array. folder: where it is, for errors: ``read`` and ``write`` raise
-    OutputError for what the disk does not do.
+    file: unbuffered; it is closed with the array. folder: where it is, for errors: ``read`` and ``write`` raise
+    OutputError where the disk fails.
     """
 
     def __init__(self, file: IO[bytes], shape: tuple[int, ...], dtype: np.dtype[Any], folder: Path) -> None:
@@ -143,7 +143,7 @@ def _bytes(shape: tuple[int, ...], dtype: DTypeLike) -> int:
 
 
 def _reserve(file: IO[bytes], size: int) -> None:
-    """Give a file ``size`` bytes, so that a full disk is told now and not in the middle of a call."""
+    """Reserve ``size`` bytes for a file, so that a full disk shows now and not in the middle of a call."""
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(file.fileno(), 0, size)
         return

@@ -23,7 +23,7 @@ __all__ = ["Run", "RunPiece"]
 class RunPiece(Protocol):
     """Runs an open piece: names of outputs, and what it takes by name.
 
-    Statistics, and what says how wide the latent is, are arrays of numpy. All else is of the run's ``Arrays``.
+    Statistics and the latent's width are numpy arrays. All else is of the run's ``Arrays``.
     """
 
     def __call__(self, outputs: Sequence[str], inputs: Mapping[str, Array]) -> list[Array]: ...
@@ -37,7 +37,7 @@ class Run:
     """One item through a half.
 
     plan: what is stored. open_pieces: opens the pieces that one turn needs. advance: is called after each strip, with
-    the share of the work that it was. workspace: has the files of a plan that stores some. arrays: makes all arrays.
+    the share of the work that it was. workspace: where a plan's files are, if it stores any. arrays: makes all arrays.
     """
 
     def __init__(
@@ -151,7 +151,7 @@ class Run:
         return self._arrays.empty(shape, cut.dtype)
 
     def _give_back(self, turn: Turn, first: int, last: int) -> None:
-        """Give back the memory of rows that nobody reads for the next steps [first, last), nor later."""
+        """Give back the memory of rows that are read neither for the next steps [first, last) nor later."""
         for name in turn.given_back:
             cut = self.layout.cuts[name]
             assert cut.axis is not None
@@ -161,8 +161,8 @@ class Run:
             self._given_back[name] = low
 
     def _kept(self, piece: Piece, first: int, last: int) -> tuple[int, Array]:
-        """Copies of the rows that are to be overwritten and that are read for the next steps [first, last), and the
-        first of them.
+        """Copies of the rows that are about to be overwritten but still read for the next steps [first, last), and the
+        number of the first of them.
         """
         over = self._over
         if over is None or first >= last:
@@ -179,7 +179,7 @@ class Run:
                 yield self.layout.inside(wanted, *self.layout.source_rows(below, wanted, low, high))[0]
 
     def _compute(self, piece: Piece, first: int, last: int) -> dict[str, list[Array]]:
-        """Steps [first, last) of each target of a piece, and the means and variances of its rows where norms read them.
+        """Steps [first, last) of each target of a piece, and means and variances of its rows if a norm reads them.
 
         Rows of virtual cuts are computed first, and let go as soon as nobody reads them.
         """
@@ -262,7 +262,7 @@ class Run:
         return self._arrays.part(array, cut.axis, low * each, high * each)
 
     def _combine(self, cut: Cut, rows: Sequence[tuple[NDArray[Any], NDArray[Any]]]) -> None:
-        """The statistics of each group of channels, from those (1, C, rows) of the rows of strips."""
+        """The statistics of each group of channels, from those of the strips' rows, (1, C, rows) for each strip."""
         # Contiguous: numpy adds in the order of memory, and sums must not depend on the height of strips.
         means, variances = (
             np.ascontiguousarray(np.concatenate(kind, axis=2, dtype=np.float64)[0]) for kind in zip(*rows, strict=True)

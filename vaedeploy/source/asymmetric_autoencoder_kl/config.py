@@ -13,7 +13,7 @@ class Architecture(family.Architecture, frozen=True, forbid_unknown_fields=True)
 
     class_name: ClassVar[str] = "AsymmetricAutoencoderKL"
     unshaped: ClassVar[frozenset[str]] = frozenset({"sample_size"})
-    ignored: ClassVar[frozenset[str]] = frozenset({"block_out_channels"})  # up_block_out_channels once more
+    ignored: ClassVar[frozenset[str]] = frozenset({"block_out_channels"})  # a copy of up_block_out_channels
 
     in_channels: int = 3
     out_channels: int = 3

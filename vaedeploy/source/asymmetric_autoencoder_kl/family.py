@@ -44,5 +44,5 @@ class AsymmetricFamily(Family[Architecture]):
     def halves(self, module: Any, architecture: Architecture) -> tuple[nn.Module, nn.Module]:
         from vaedeploy.source.halves import Decoder, Encoder
 
-        del module.decoder.condition_encoder  # only a mask leads there
+        del module.decoder.condition_encoder  # used only with a mask
         return Encoder(module.encoder, module.quant_conv), Decoder(module.decoder, module.post_quant_conv)

@@ -35,11 +35,11 @@ class AutoencoderDCFamily(Family[Architecture]):
                 f"has {len(encoder)} encoder_block_out_channels and {len(decoder)} decoder_block_out_channels; "
                 "both halves must have the same number of blocks"
             )
-        # One name for all blocks is the same network as that name for each.
+        # One name for all blocks means the same as that name for each.
         blocks = {
             name: (value,) * len(encoder) for name in NAMED if isinstance(value := getattr(architecture, name), str)
         }
-        # The class takes whatever it does not know for a convolution with a stride, and published configs say "Conv".
+        # The class takes any unknown value as a strided convolution, and published configs say "Conv".
         downsample = architecture.downsample_block_type
         if downsample.lower() == STRIDED:
             downsample = STRIDED

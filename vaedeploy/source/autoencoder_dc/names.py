@@ -1,11 +1,11 @@
-"""Names of ``AutoencoderDC``'s tensors in its original code, whose attentions have queries, keys and values in one."""
+"""Names of ``AutoencoderDC``'s tensors in its original code, whose attentions join queries, keys and values."""
 
 from __future__ import annotations
 
 import re
 
 WRAPPERS = re.compile(r"(?<=\.)(?:main|op_list)\.")
-"""Modules of the original code that only hold others: what has a shortcut around it, and lists."""
+"""Modules of the original code that only hold others: wrappers with a shortcut, and lists."""
 
 STAGE = re.compile(r"(encoder|decoder)\.stages\.(\d+\.\d+)\.(.+)")
 
@@ -48,10 +48,10 @@ IMAGES = {
 
 
 def diffusers_name(name: str, resampling: tuple[str, ...]) -> str | tuple[str, ...]:
-    """Diffusers' name of a tensor, or those of the three that the original code has as one.
+    """Diffusers' name of a tensor, or its three names for one that the original code has joined.
 
-    resampling: of "encoder.conv_in" and "decoder.conv_out" those that make images smaller or larger, since the half has
-    no layers at full size.
+    resampling: which of "encoder.conv_in" and "decoder.conv_out" change the image's size, because their half has no
+    layers at full size.
     """
     layer, _, kind = WRAPPERS.sub("", name).rpartition(".")
     if (end := ENDS.get(layer)) is not None:

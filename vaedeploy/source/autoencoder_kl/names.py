@@ -1,4 +1,4 @@
-"""Names of ``AutoencoderKL``'s tensors: those of CompVis, of old versions of diffusers and of today's diffusers."""
+"""Names of ``AutoencoderKL``'s tensors: CompVis', those of old diffusers versions and those of today's."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ OLD_ATTENTION = re.compile(r"(\.attentions\.\d+\.)(query|key|value|proj_attn)(\.
 NEW_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 COMPVIS_ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
-"""CompVis' name for a layer of an attention -> diffusers'. Files that diffusers' own export script wrote in 2023 have
-diffusers' names for some of them within CompVis' for the rest.
+"""CompVis' name for a layer of an attention -> diffusers'. Files that diffusers' own export script wrote in 2023 mix
+some of diffusers' names into CompVis'.
 """
 
 BLOCK = re.compile(r"(encoder\.down|decoder\.up)\.(\d+)\.(block|attn|downsample|upsample)\.(.+)")
@@ -22,7 +22,7 @@ LAST_NORM = re.compile(r"(encoder|decoder)\.norm_out\.")
 
 
 def diffusers_name(name: str, blocks: int) -> str:
-    """The name that today's diffusers has for a tensor, whichever of the three it is named by.
+    """The name that today's diffusers has for a tensor that has any of the three names.
 
     blocks: number of blocks of the decoder, which CompVis counts from the image and diffusers from the latent.
     """

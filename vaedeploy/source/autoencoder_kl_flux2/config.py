@@ -13,7 +13,7 @@ class Architecture(family.Architecture, frozen=True, forbid_unknown_fields=True)
     """The config of a diffusers ``AutoencoderKLFlux2``.
 
     batch_norm_eps: is added to the variance of packed latents before its root divides them. packing: how 2x2 latents
-    become channels. No config.json says it; the statistics of the batch norm follow it.
+    become channels. No config.json states it; the batch norm's statistics are in that order.
     """
 
     class_name: ClassVar[str] = "AutoencoderKLFlux2"

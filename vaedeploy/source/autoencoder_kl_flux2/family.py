@@ -1,4 +1,4 @@
-"""``AutoencoderKLFlux2`` as a family of VAEs: latents packed 2x2, and a contract that lies in the weights."""
+"""``AutoencoderKLFlux2`` as a family of VAEs: latents packed 2x2, and a latent contract in the weights."""
 
 from __future__ import annotations
 

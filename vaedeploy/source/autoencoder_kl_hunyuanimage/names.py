@@ -13,10 +13,10 @@ ATTENTION = {"q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "proj"}
 
 
 def diffusers_name(name: str, layers: int, resampling: int) -> str:
-    """The name that diffusers has for a tensor, whichever of the two it is named by.
+    """The name that diffusers has for a tensor that has either name.
 
-    diffusers counts blocks and what resamples between their stages in one list. layers: blocks in a stage of the
-    encoder; the decoder has one more. resampling: the number of stages that end with a resampling, the first ones.
+    diffusers numbers blocks and the resamplings between their stages in one list. layers: blocks in a stage of the
+    encoder; the decoder's have one more. resampling: how many stages end with a resampling; these come first.
     """
     if match := BLOCK.fullmatch(name):
         stack, stage, block, layer = match[1], int(match[2]), match[3], match[4]

@@ -9,7 +9,7 @@ from vaedeploy.source.family import Channels, Layers, Widths
 
 
 class Architecture(family.Architecture, frozen=True, forbid_unknown_fields=True):
-    """The config of a diffusers ``AutoencoderKLKVAE``. ch_mult: what ``channels`` is multiplied by in each block."""
+    """The config of a diffusers ``AutoencoderKLKVAE``. ch_mult: the factor of ``channels`` in each block."""
 
     class_name: ClassVar[str] = "AutoencoderKLKVAE"
     ignored: ClassVar[frozenset[str]] = frozenset({"sample_size"})  # only tiling reads it

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from vaedeploy.source.oneframe import frame_convolution
 
 MIDDLE = 1
-"""The slice that meets the frame, of kernels over three frames with zeros on both sides."""
+"""The slice of a kernel over three frames that meets the frame, with zeros on both sides."""
 
 
 class Residual(nn.Module):
-    """A ``SpatioTemporalResBlock``: a residual block, then what a second one over frames adds to one frame."""
+    """A ``SpatioTemporalResBlock`` on one frame: a residual block, then what a second one, over frames, adds."""
 
     def __init__(self, block: Any) -> None:
         super().__init__()

@@ -60,7 +60,7 @@ class _OneFrame(Family[A]):
 
 
 class WanFamily(_OneFrame[Wan]):
-    """The VAEs of Wan 2.1 and 2.2, and of models that take them for images: one frame."""
+    """The VAEs of Wan 2.1 and 2.2, and of models that use them for images: one frame."""
 
     class_name = Wan.class_name
     architecture = Wan

@@ -15,10 +15,10 @@ from vaedeploy.source.oneframe import NearestDouble, frame_convolution
 PREFIX = re.compile("^(QwenImage21|Wan)")
 
 SHORTEST = 1e-12
-"""Least length by which a pixel's channels are divided, as in torch.nn.functional.normalize."""
+"""The least length by which a pixel's channels are divided, as in torch.nn.functional.normalize."""
 
 LAST = -1
-"""The slice that meets the first frame, of kernels over frames with zeros before it."""
+"""The slice of a kernel over frames that meets the first frame, with zeros before it."""
 
 
 def encoder(vae: Any, patch: int) -> nn.Module:
@@ -52,7 +52,7 @@ def decoder(vae: Any, patch: int) -> nn.Module:
 
 
 class Norm(nn.Module):
-    """Each pixel's channels divided by their root mean square, times a weight a channel."""
+    """Each pixel's channels divided by their root mean square, times a weight per channel."""
 
     def __init__(self, norm: Any) -> None:
         super().__init__()
@@ -103,8 +103,8 @@ class Attention(nn.Module):
 class MeanDown(nn.Module):
     """Means of groups of the values in patches of ``side`` x ``side`` pixels: (B, C, H, W) -> (B, D, H/side, W/side).
 
-    Where the whole network also halves the number of frames, each group spans two, and the first frame has an empty one
-    before it.
+    Where the whole network also halves the number of frames, a group spans two frames, and the one before the first is
+    empty.
     """
 
     def __init__(self, shortcut: Any) -> None:
@@ -121,14 +121,16 @@ class MeanDown(nn.Module):
 
 
 class RepeatUp(nn.Module):
-    """Each channel at ``side`` x ``side`` places, of one channel or several: (B, C, H, W) -> (B, D, H*side, W*side)."""
+    """Each channel repeated at ``side`` x ``side`` places, in one or more channels: (B, C, H, W) -> (B, D, H*side,
+    W*side).
+    """
 
     order: Tensor
 
     def __init__(self, shortcut: Any) -> None:
         super().__init__()
         self.side = shortcut.factor_s
-        # Repeated channels are told apart as (channel, frame, row, column). The first frame is the last of its group.
+        # Repeated channels are ordered as (channel, frame, row, column). The first frame is the last of its group.
         places = torch.arange(shortcut.out_channels * shortcut.factor) // shortcut.repeats
         order = places.reshape(shortcut.out_channels, shortcut.factor_t, -1)[:, -1].flatten()
         self.register_buffer("order", order, persistent=False)
@@ -150,8 +152,8 @@ class Shortcut(nn.Module):
 
 
 def flat(module: Any) -> nn.Module:
-    """What a layer of one of the classes is on the first frame: (B, C, H, W) -> (B, D, h, w)."""
-    # By name, because their files have copies of these layers under prefixes of their own.
+    """A layer of one of the classes as it acts on the first frame: (B, C, H, W) -> (B, D, h, w)."""
+    # By name, because each class has copies of these layers, with prefixes of its own.
     match PREFIX.sub("", type(module).__name__):
         case "CausalConv3d":
             left, _, top, *_ = module._padding

@@ -33,7 +33,7 @@ NESTED = re.compile(r"(down|up)samples\.(\d+)\.(.+)")
 
 
 def diffusers_name(name: str, layers: int) -> str:
-    """Diffusers' name of a tensor that Wan names ``name``; every other name as it is.
+    """Diffusers' name of a tensor that Wan calls ``name``; any other name is returned unchanged.
 
     layers: residual blocks of each block of the encoder. The decoder's have one more.
     """
@@ -53,7 +53,7 @@ def _layer(name: str, layers: int) -> str:
         return name
     stack, number, rest = match[1], int(match[2]), match[3]
     if nested := NESTED.fullmatch(rest):
-        # In Wan 2.2 each block holds its residual blocks, and after them what resamples.
+        # In Wan 2.2 each block holds its residual blocks, followed by the resampling.
         count = layers + (nested[1] == "up")
         inner, rest = int(nested[2]), nested[3]
         place = f"resnets.{inner}" if inner < count else f"{nested[1]}sampler"

@@ -21,7 +21,7 @@ ORIGINAL = re.compile(r"(?:taesd_)?(encoder|decoder)\.(\d+)\.(.+)")
 
 
 class AutoencoderTinyFamily(Family[Architecture]):
-    """TAESD and the like, which show what a diffusion model is at before the full VAE does; DreamLite's only VAE."""
+    """TAESD and the like, which preview what a diffusion model is making; DreamLite's only VAE."""
 
     class_name = Architecture.class_name
 
