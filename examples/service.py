@@ -39,7 +39,8 @@ def handler(vae: vd.VAE) -> type[BaseHTTPRequestHandler]:
                 return
             try:
                 image = vae.decode(load(self.rfile.read(size))["latent"])[0]
-            except (vd.InputError, SafetensorError, KeyError) as error:  # what the client sent; everything else is ours
+            except (vd.LatentError, vd.SizeError, vd.MemoryLimitError, SafetensorError, KeyError) as error:
+                # The client's fault; everything else is ours.
                 self.answer(400, "text/plain", f"{error}\n".encode())
                 return
             png = io.BytesIO()

@@ -15,6 +15,7 @@ from .errors import ExportError as ExportError
 from .errors import ImageError as ImageError
 from .errors import InputError as InputError
 from .errors import LatentError as LatentError
+from .errors import MemoryLimitError as MemoryLimitError
 from .errors import OutputError as OutputError
 from .errors import PageError as PageError
 from .errors import ProfileError as ProfileError

@@ -63,6 +63,10 @@ class SizeError(InputError):
     """The VAE cannot take an image of that height or width."""
 
 
+class MemoryLimitError(InputError):
+    """An image or a latent takes more memory than ``max_memory`` allows, by rows too."""
+
+
 class OutputError(InputError):
     """A file or folder cannot be written."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image
 from tiny_bundle import tiny_bundle
 
+from vaedeploy.errors import MemoryLimitError
 from vaedeploy.images.files import read_image
 from vaedeploy.images.latents import LatentFile, read_latent, write_latent
 from vaedeploy.pipeline.codec import decode_files, encode_files
@@ -42,6 +44,18 @@ def test_encode_then_decode_is_what_the_runtime_gives(vaedeploy, bundle, tmp_pat
         np.testing.assert_array_equal(read_latent(latent).latent, expected)
         np.testing.assert_array_equal(read_image(decoded), vae.decode(expected)[0])
         assert read_latent(latent).vae_identity == vae.manifest.vae.identity
+
+
+def test_what_takes_more_than_max_memory_is_told_with_its_file(tiny_vae_bundle, tmp_path):
+    picture, latent = photo(tmp_path / "a.png", 384, 256), tmp_path / "a.safetensors"
+    with VAE(tiny_vae_bundle.path, "onnxruntime-cpu") as vae:
+        encode_files(vae, picture, latent, sample=False, seed=None, pad=False).check()
+    with VAE(tiny_vae_bundle.path, "onnxruntime-cpu", max_memory=2**20) as vae:
+        with pytest.raises(MemoryLimitError, match=rf"^{re.escape(str(picture))}: max_memory is 1,048,576 bytes"):
+            encode_files(vae, picture, tmp_path / "b.safetensors", sample=False, seed=None, pad=False)
+        with pytest.raises(MemoryLimitError, match=rf"^{re.escape(str(latent))}: max_memory is 1,048,576 bytes"):
+            decode_files(vae, latent, tmp_path / "b.png")
+    assert not [*tmp_path.glob("b.*")]
 
 
 def test_each_file_of_a_folder_is_told_with_its_size_while_it_is_computed(bundle, tmp_path):

@@ -12,6 +12,7 @@ from serving import ask, body_of, serving
 from tiny_bundle import tiny_bundle
 from tritonclient.utils import InferenceServerException
 
+from vaedeploy.errors import MemoryLimitError
 from vaedeploy.runtime import VAE
 from vaedeploy.version import __version__
 
@@ -262,6 +263,22 @@ def test_much_json_is_refused_before_it_is_read(server, vae):
             "the output image would have 4,320,000 numbers, and 1,048,576 are sent in JSON at most; ask for it with "
             "binary_data",
         )
+
+
+def test_what_takes_more_than_max_memory_is_the_clients_to_change(tiny_vae_bundle):
+    latent = latents(1, 4, (96, 64))[0]
+    with VAE(tiny_vae_bundle.path, "onnxruntime-cpu") as vae:
+        least = vae.plan(384, 256)["decoder"].least
+    with VAE(tiny_vae_bundle.path, "onnxruntime-cpu", max_memory=least - 1) as vae:
+        with pytest.raises(MemoryLimitError) as sentence:
+            vae.decode(latent)
+        with serving({"tiny": vae}, warm_up=((16, 16),)) as server:
+            body, length = body_of(latent)
+            answer = server.infer("tiny-decode", body, length)
+            assert (answer.status, answer.error) == (413, str(sentence.value))
+            assert server.log[-1]["reason"] == "too_large"
+            body, length = body_of(latent[:, :, :4, :4])
+            assert server.infer("tiny-decode", body, length).status == 200
 
 
 def test_a_bundle_for_bytes_takes_bytes_alone(tmp_path):

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vaedeploy.errors import ImageError, LatentError, SizeError, VaedeployError
+from vaedeploy.errors import ImageError, LatentError, MemoryLimitError, SizeError, VaedeployError
 from vaedeploy.runtime import VAE
 from vaedeploy.runtime.onnxruntime_cpu import NAME as ON_CPU
 from vaedeploy.values.kinds import Part
@@ -95,7 +95,7 @@ class Half:
 
     def _response(self, answer: Outputs | VaedeployError | None) -> Any:
         pb = self._pb
-        if isinstance(answer, ImageError | LatentError | SizeError):
+        if isinstance(answer, ImageError | LatentError | SizeError | MemoryLimitError):
             return pb.InferenceResponse([], pb.TritonError(str(answer), pb.TritonError.INVALID_ARG))
         if isinstance(answer, VaedeployError) or answer is None:
             # Its message has paths of this machine; it is for the log.

@@ -58,10 +58,8 @@ def read_manifest(path: Path, folder: HeldFolder | None = None) -> Manifest:
 
 def link_fault(bundle: Path, name: str) -> str | None:
     """What is wrong if a symbolic link on the way to the file ``name`` leads out of the bundle; otherwise None."""
-    try:
-        inside = (bundle / name).resolve().is_relative_to(bundle.resolve())
-    except RuntimeError:
-        return "is a link that leads to itself"
+    # Before Python 3.13, Path.resolve raises RuntimeError for a link to itself, which opening it tells better.
+    inside = Path(os.path.realpath(bundle / name)).is_relative_to(os.path.realpath(bundle))
     return None if inside else "leaves the bundle through a link"
 
 

@@ -10,7 +10,15 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from vaedeploy.errors import ImageError, InputError, LatentError, OutputError, SizeError, VaedeployError
+from vaedeploy.errors import (
+    ImageError,
+    InputError,
+    LatentError,
+    MemoryLimitError,
+    OutputError,
+    SizeError,
+    VaedeployError,
+)
 from vaedeploy.images.files import (
     WRITE_OPTIONS,
     check_image_name,
@@ -115,11 +123,8 @@ def encode_files(
                 log.warning("%s has no alpha channel; it and all others like it are encoded as opaque", file)
             said = True
         size = (image.shape[0], image.shape[1])
-        try:
-            with _told("Encoding", source, file, size, progress):
-                latent = vae.encode(image, sample=sample, seed=seed, pad=pad)
-        except SizeError as error:
-            raise SizeError(f"{file}: {error}") from error
+        with _told("Encoding", source, file, size, progress):
+            latent = vae.encode(image, sample=sample, seed=seed, pad=pad)
         write_latent(target, LatentFile(latent, vae_info.identity, vae_info.name, vae.latent, size))
 
     _check_places(source, out, (LATENT,), LATENT)
@@ -172,16 +177,19 @@ def decode_files(vae: VAE, source: Path, out: Path, *, progress: Progress = sile
 @contextmanager
 def _told(doing: str, source: Path, file: Path, size: tuple[int, int], progress: Progress) -> Iterator[None]:
     """Context of the call for ``file``, an image of (H, W) pixels: a step of the progress that names it and its size.
-    Where ``source`` is a folder, it is within the step for all files.
+    Where ``source`` is a folder, it is within the step for all files. An error about the size names the file.
     """
     what = f"{file.name}, {size[0]}x{size[1]}"
-    if source.is_dir():
-        with unmeasured(progress, what):
+    try:
+        if source.is_dir():
+            with unmeasured(progress, what):
+                yield
+        else:
+            progress(f"{doing} {what}", 0, 1)
             yield
-    else:
-        progress(f"{doing} {what}", 0, 1)
-        yield
-        progress(f"{doing} {what}", 1, 1)
+            progress(f"{doing} {what}", 1, 1)
+    except (SizeError, MemoryLimitError) as error:
+        raise type(error)(f"{file}: {error}") from error
 
 
 def _check_places(source: Path, out: Path, suffixes: Iterable[str], suffix: str) -> None:

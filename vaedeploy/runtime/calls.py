@@ -73,7 +73,7 @@ class ArrayCalls:
         ``seed`` and ``pad`` cannot be used. The latent is complete when the call returns.
 
         Raises ImageError, SizeError (a height or width that is not a multiple of the factor, without ``pad``),
-        InputError and BackendError.
+        MemoryLimitError, InputError and BackendError.
         """
         if is_on_device(image):
             if sample or seed is not None or pad:
@@ -175,7 +175,8 @@ class ArrayCalls:
         its memory and supports DLPack, or in ``out``, which must be in GPU memory too and excludes ``size``. The images
         are complete when the call returns.
 
-        Raises LatentError, SizeError (a ``size`` that this latent cannot come from), InputError and BackendError.
+        Raises LatentError, SizeError (a ``size`` that this latent cannot come from), MemoryLimitError, InputError and
+        BackendError.
         """
         if output not in ("uint8", "float"):
             raise InputError(f"output is {output!r}; it must be 'uint8' or 'float'")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from math import inf
+from operator import itemgetter
 
 from vaedeploy.bundle import Bundle
 from vaedeploy.errors import SizeError
@@ -49,17 +51,22 @@ def cut(slots: Sequence[Slot], batch: int, height: int, width: int) -> list[Piec
     """
     largest = min(batch, max((slot.shape.at("max")[0] for slot in slots), default=0))
     fitting = {n: slot for n in range(largest, 0, -1) if (slot := tightest(slots, n, height, width)) is not None}
-    fewest: list[tuple[int, ...] | None] = [()]  # by number of items: the sizes of its pieces
+    # By number of items: how few pieces they take (inf where none do), and the size of one of those pieces.
+    fewest: list[tuple[float, int]] = [(0, 0)]
     for count in range(1, batch + 1):
-        ways = ((n, *rest) for n in fitting if n <= count and (rest := fewest[count - n]) is not None)
-        fewest.append(min(ways, key=len, default=None))
-    sizes = fewest[batch]
-    if sizes is None:
+        ways = ((fewest[count - n][0] + 1, n) for n in fitting if n <= count)
+        fewest.append(min(ways, key=itemgetter(0), default=(inf, 0)))
+    if fewest[batch][0] == inf:
         ranges = ", ".join(dict.fromkeys(str(slot.shape) for slot in slots))
         raise SizeError(
             f"no engine takes {size_text(batch, height, width)} (batch x height x width, in pixels); there are: "
             f"{ranges or 'none'}"
         )
+    sizes: list[int] = []
+    left = batch
+    while left:
+        sizes.append(fewest[left][1])
+        left -= sizes[-1]
     ends = list(accumulate(sorted(sizes, reverse=True)))
     starts = [0, *ends[:-1]]
     return [Piece(start, stop, fitting[stop - start]) for start, stop in zip(starts, ends, strict=True)]

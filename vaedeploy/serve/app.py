@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from vaedeploy.errors import ImageError, LatentError, SizeError, VaedeployError
+from vaedeploy.errors import ImageError, LatentError, MemoryLimitError, SizeError, VaedeployError
 from vaedeploy.runtime import VAE
 from vaedeploy.serve import http, inference, pictures
 from vaedeploy.serve.http import Answer, Held, Receive, Request, Scope, Send, json_answer
@@ -21,7 +21,7 @@ from vaedeploy.serve.joining import Line
 from vaedeploy.serve.metrics import CONTENT_TYPE, Counter, Family, Labels, Metrics
 from vaedeploy.serve.models import Model, make_models
 from vaedeploy.serve.protocol import VERSION
-from vaedeploy.serve.refusals import GoneError, RequestError, busy, missing
+from vaedeploy.serve.refusals import GoneError, RequestError, bad, busy, missing, too_large
 from vaedeploy.serve.settings import Settings
 from vaedeploy.system.text import shown
 
@@ -82,7 +82,9 @@ class App:
         try:
             return await self._route(request)
         except (ImageError, LatentError, SizeError) as error:
-            raise RequestError(HTTPStatus.BAD_REQUEST, str(error)) from error
+            raise bad(str(error)) from error
+        except MemoryLimitError as error:
+            raise too_large(str(error)) from error
         except VaedeployError as error:
             # Its message has paths of this machine; it is for the log.
             log.error("%s failed: %s", request.model, error)

@@ -33,7 +33,7 @@ class RequestError(Exception):
 REASONS = {
     "input": "what was sent is not valid",
     "path": "there is no such path, model or method",
-    "too_large": "the body, or the answer, is larger than allowed",
+    "too_large": "the body, the answer, or the memory that the call takes, is larger than allowed",
     "busy": "the queue or the memory for bodies is full, or the VAE is not warm yet",
     "stalled": "the body did not arrive in time",
     "gone": "the client went away before it had its answer",

@@ -124,10 +124,14 @@ def test_a_list(tmp_path: Path) -> None:
     picture(tmp_path / "lists/more/a.png")
     picture(tmp_path / "c.png")
     (tmp_path / "lists/notes.json").touch()
-    lines = ["more/a.png", "", str(absolute), "../c.png", "more/a.png", "gone.png", "more", "notes.json"]
+    picture(tmp_path / "lists/two\N{LINE SEPARATOR}lines.png")
+    lines = ["more/a.png", "", f"{absolute} ", "../c.png", "more/a.png\r", "gone.png", "more", "notes.json"]
+    lines += ["two\N{LINE SEPARATOR}lines.png"]
     (tmp_path / "lists/list.txt").write_text("\n".join(lines))
     keys, failed = found(tmp_path / "lists/list.txt")
-    assert keys == sorted(["more/a.png", str(absolute).lstrip("/"), "c.png", "notes.json"])
+    assert keys == sorted(
+        ["more/a.png", str(absolute).lstrip("/"), "c.png", "notes.json", "two\N{LINE SEPARATOR}lines.png"]
+    )
     assert failed == {
         "gone.png": "there is no such file",
         "more": "it is a folder; a list has files. Give the folder itself",

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from vaedeploy.bundle import Bundle
-from vaedeploy.errors import BackendError, InputError, SizeError
+from vaedeploy.errors import BackendError, InputError, MemoryLimitError, SizeError
 from vaedeploy.runtime import VAE, onnxruntime_cpu
 from vaedeploy.runtime.failures import failures_explained
 from vaedeploy.runtime.rows.budget import Budget
@@ -145,7 +145,7 @@ def test_a_limit_below_the_least_is_refused_with_the_least(whole: VAE) -> None:
         r"\(height x width\). Give that many or more, or a smaller image$"
     )
     with VAE(whole.path, "onnxruntime-cpu", max_memory=MIB) as vae:
-        with pytest.raises(InputError, match=message):
+        with pytest.raises(MemoryLimitError, match=message):
             vae.decode(latents(1, 96, 64))
         plan = vae.plan(384, 256)["decoder"]
         assert (plan.way, plan.fits, plan.bytes, plan.least) == ("rows", False, needed, needed)
@@ -158,7 +158,7 @@ def test_rows_that_save_nothing_are_not_taken(whole: VAE, size: tuple[int, int])
     with VAE(whole.path, "onnxruntime-cpu", max_memory=MIB) as vae:
         plan = vae.plan(height, width)["decoder"]
         assert (plan.way, plan.bytes, plan.fits) == ("untiled", plan.least, False)
-        with pytest.raises(InputError, match=rf"takes at least {plan.least:,} for an image of {height}x{width} "):
+        with pytest.raises(MemoryLimitError, match=rf"takes at least {plan.least:,} for an image of {height}x{width} "):
             vae.decode(latents(1, *size))
     with VAE(whole.path, "onnxruntime-cpu", max_memory=plan.least) as vae:
         assert vae.plan(height, width)["decoder"].fits

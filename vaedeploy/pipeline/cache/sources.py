@@ -166,13 +166,13 @@ def picture_suffixes() -> tuple[str, ...]:
 
 def _of_list(source: Path, column: str) -> Found:
     try:
-        lines = source.read_text(encoding="utf-8-sig").splitlines()
+        lines = source.read_text(encoding="utf-8-sig").split("\n")  # names may have Unicode's other line ends
     except UnicodeDecodeError as error:
         raise InputError(f"{source} is not a list of files in UTF-8: {error}") from error
     except OSError as error:
         raise InputError(f"{source} cannot be read: {reason(error)}") from error
     seen = set()
-    for line in filter(None, map(str.strip, lines)):
+    for line in filter(None, (line.strip(" \t") for line in lines)):
         if line in seen:
             continue
         seen.add(line)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from vaedeploy.errors import BackendError, InputError
+from vaedeploy.errors import BackendError, MemoryLimitError
 from vaedeploy.runtime.device import Array
 from vaedeploy.runtime.failures import is_out_of_memory
 from vaedeploy.runtime.rows.budget import Budget
@@ -29,7 +29,7 @@ class MemoryPlan:
     graph at once, "rows" for strips of it. disk: bytes of files in the VAE's workspace at the peak.
     again: operations that are computed again, as a share of all.
     least: the fewest bytes that a call of this size can take. fits: whether the VAE's ``max_memory`` allows it; a call
-    that does not fit raises InputError.
+    that does not fit raises MemoryLimitError.
     """
 
     bytes: int
@@ -69,7 +69,7 @@ class BoundedRunner:
         results: Mapping[str, Array] | None = None,
         after: Sequence[Any] = (),
     ) -> list[Any]:
-        """``Runner.run``, within the budget. Raises InputError for a budget that no plan fits."""
+        """``Runner.run``, within the budget. Raises MemoryLimitError for a budget that no plan fits."""
         if not self.half.exists:
             self._warn_of_no_limit()
             return self._whole.run(outputs, inputs, results, after)
@@ -126,7 +126,7 @@ class BoundedRunner:
     def _check(self, needed: int, limit: int, rows: int, columns: int) -> None:
         if needed > limit and self._budget.most is not None:
             factor = self.half.table.factor
-            raise InputError(
+            raise MemoryLimitError(
                 f"max_memory is {self._budget.most:,} bytes, and the {self.half.part} takes at least {needed:,} "
                 f"for an image of {rows * factor}x{columns * factor} (height x width). Give that many or more, or a "
                 "smaller image"
