@@ -58,6 +58,17 @@ print("result")
     assert done.stdout == b"result\n"
 
 
+@pytest.mark.parametrize("width", [30, 80])
+def test_a_long_label_leaves_a_bar_its_share_and_its_time(width, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", str(width))
+    label = "Encoding a-photograph-of-all-the-sheep-that-there-are-and-some-goats.png, 3024x4032"
+    with _bars(moving=False) as bars:
+        _Drawn(bars)(label, 1, 1)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert len(line) == width - 2
+    assert re.fullmatch(r"Encoding .*… ━+ 100% 0:00:0\d", line)
+
+
 def test_a_step_without_a_measure_is_gone_when_it_ends_and_is_in_no_log(capsys):
     with _bars(moving=False) as bars:
         drawn = _Drawn(bars)

@@ -25,6 +25,9 @@ IDLE = "Working"
 STALLED = 3.0
 """After this many seconds without an advance, a bar pulses: it then says nothing of what is left."""
 
+BESIDE_LABEL = len(" ---- 100% 0:00:00")
+"""Columns of a terminal that a bar's label leaves to the bar itself, its share and its time."""
+
 
 @contextmanager
 def progress_display() -> Iterator[Progress]:
@@ -153,6 +156,7 @@ def _bars(*, moving: bool) -> Bars:
     from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bars
     from rich.progress_bar import ProgressBar
+    from rich.table import Column
     from rich.text import Text
 
     class Bar(BarColumn):
@@ -161,6 +165,12 @@ def _bars(*, moving: bool) -> Bars:
             bar.pulse = bar.pulse or _is_unmeasured(task)
             return bar
 
+    class Label(TextColumn):
+        def render(self, task: Task) -> Text:
+            label = super().render(task)
+            label.truncate(console.width - BESIDE_LABEL, overflow="ellipsis")
+            return label
+
     class Share(TextColumn):
         def render(self, task: Task) -> Text:
             return Text(" " * len("100%")) if _is_unmeasured(task) else super().render(task)
@@ -168,7 +178,8 @@ def _bars(*, moving: bool) -> Bars:
     # The stream itself: sys.stderr is redirected while PyTorch traces.
     console = Console(file=sys.stderr, no_color=not terminal.has_colors())
     console.width -= len("^C")  # a terminal echoes that on Ctrl-C; a full line would overflow into a second one
-    columns = (TextColumn("{task.description}"), Bar(), Share("{task.percentage:>3.0f}%"), TimeElapsedColumn())
+    time_column = TimeElapsedColumn(table_column=Column(no_wrap=True))  # else it shrinks as the bar does
+    columns = (Label("{task.description}"), Bar(), Share("{task.percentage:>3.0f}%"), time_column)
     # rich would redirect stdout as well, which is for results.
     return Bars(*columns, console=console, redirect_stdout=False, auto_refresh=moving)
 
