@@ -129,7 +129,8 @@ def check_latent(latent: NDArray[Any], spec: LatentSpec) -> NDArray[np.float32]:
     if latent.dtype not in FLOATS:
         raise LatentError(f"latent is {latent.dtype}; {wanted}")
     if latent.ndim != 4:
-        raise LatentError(f"latent has shape {latent.shape}; {wanted}{frames_text(latent.shape)}")
+        more = ". Give latent[None] for a batch of one" if latent.ndim == 3 else frames_text(latent.shape)
+        raise LatentError(f"latent has shape {latent.shape}; {wanted}{more}")
     if latent.shape[1] != spec.channels:
         raise LatentError(
             f"latent has {counted(latent.shape[1], 'channel')} where this VAE has {spec.channels}; {wanted}"
