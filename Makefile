@@ -5,7 +5,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 DEMO := build/demo
 
-.PHONY: help setup demo test test-fast test-full test-faults fuzz test-page test-web triton-env test-triton ray-env test-ray test-oldest test-newest test-gpu bench-gpu docs lint types format check release clean
+.PHONY: help setup demo test test-fast test-full test-faults fuzz chromium test-page test-web triton-env test-triton ray-env test-ray test-oldest test-newest test-gpu bench-gpu docs lint types format check release clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -52,12 +52,13 @@ fuzz: $(READY)  ## open 40,000 files as strangers make them, and send a server 2
 	VAEDEPLOY_FUZZ_CASES=$(or $(CASES),20000) VAEDEPLOY_FUZZ_SEED=$(or $(SEED),$(shell date +%Y%m%d)) $(BIN)/python -m pytest tests/test_fuzz.py tests/source/test_broken_weights.py tests/serve/test_fuzz.py
 
 # Debian's: browsers that packages of Python bring are hundreds of megabytes.
-test-page: $(READY)  ## run the tests of the report's page in headless Chromium, which is installed if it is not there
-	command -v chromium >/dev/null || apt-get install --yes --no-install-recommends chromium
+chromium:  ## install Chromium, if it is not there
+	command -v chromium >/dev/null || { apt-get update --quiet && apt-get install --quiet --yes --no-install-recommends chromium; }
+
+test-page: chromium $(READY)  ## run the tests of the report's page in headless Chromium
 	$(BIN)/python -m pytest -m browser
 
-test-web: $(READY)  ## run examples/browser in headless Chromium, with onnxruntime-web of npm
-	command -v chromium >/dev/null || apt-get install --yes --no-install-recommends chromium
+test-web: chromium $(READY)  ## run examples/browser in headless Chromium, with onnxruntime-web of npm
 	npm install --prefix examples/browser --no-package-lock --no-audit --no-fund
 	$(BIN)/python -m pytest tests/test_examples.py -k browser
 

@@ -53,6 +53,7 @@ def test_by_key_and_by_number(cache: LatentCache) -> None:
     assert "nothing" not in cache
     assert [cache[number].key for number in range(-1, 3)] == [cache.keys[number] for number in range(-1, 3)]
     assert cache["more/001.png"].key == "more/001.png"
+    assert "array" not in repr(cache["more/001.png"])
     with pytest.raises(KeyError):
         cache["nothing"]
     with pytest.raises(IndexError):

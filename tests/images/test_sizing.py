@@ -109,6 +109,9 @@ def test_transparent_colours_do_not_bleed() -> None:
     [
         ({"buckets": 64, "size": (64, 64)}, "buckets and size are both given"),
         ({"size": (60, 64)}, "size is 60x64, but both must be multiples of 8"),
+        ({"size": 64}, r"size is 64; it must be two whole numbers, \(height, width\)"),
+        ({"buckets": "64"}, "buckets is '64'; it must be the side of a square in pixels"),
+        ({"buckets": (64, 64)}, r"buckets is \(64, 64\); it must be the side of a square in pixels"),
         ({"buckets": 4}, "buckets is 4; it must be the side of a square in pixels, from 8 to 16384"),
         ({"buckets": 64, "step": 12}, "the step of buckets is 12; it must be a multiple of 8"),
         ({"crop": "middle"}, "crop is 'middle'; it must be one of center, corner, random"),

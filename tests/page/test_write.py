@@ -216,6 +216,20 @@ def test_a_place_that_cannot_be_written_to_is_told(tmp_path: Path) -> None:
         write_page(document(), tmp_path / "file")
 
 
+def test_a_page_of_another_program_is_not_replaced_and_one_of_ours_is(tmp_path: Path) -> None:
+    write_page(document(), tmp_path / "ours")
+    check_folder(tmp_path / "ours")
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "index.html").write_text("<!doctype html>\n<title>My pictures</title>\n")
+    with pytest.raises(OutputError, match=r"theirs has an index\.html that vaedeploy did not write\. Choose another"):
+        check_folder(tmp_path / "theirs")
+
+
+def test_a_folder_is_not_given_the_name_of_a_page(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match=r"look\.html is the name of a page, and a folder is needed, in which index"):
+        check_folder(tmp_path / "look.html")
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not KODAK.is_dir(), reason="the photographs of ../shared/images/kodak are not here")
 def test_eight_photographs_of_two_candidates_stay_under_five_megabytes_at_full_size(tmp_path: Path) -> None:

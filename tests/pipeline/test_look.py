@@ -55,6 +55,19 @@ def test_files_and_folders_stand_beside_what_the_vae_makes_of_them(
     assert text.count('class="stage"') == 2
 
 
+def test_pictures_of_one_name_are_all_looked_at(folder: Path, tmp_path: Path) -> None:
+    """The last of them took the place of the others, without a word."""
+    places = ("a/cat.png", "a/cat.jpg", "b/cat.png", "c/b/cat.png", "dog.png")
+    for place in places:
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        Image.open(folder / "face.png").save(tmp_path / place)
+    found = look_at_bundle(folder / "one", [tmp_path / place for place in places], page=tmp_path / "page")
+    titles = [row.picture for row in found.reconstructions]
+    assert titles == ["a/cat.png", "cat.jpg", f"{tmp_path.name}/b/cat.png", "c/b/cat.png", "dog"]
+    text = (tmp_path / "page" / "index.html").read_text()
+    assert all(f">{title}</h3>" in text for title in titles)
+
+
 def test_the_command_says_what_is_seen(vaedeploy: Callable[..., Any], folder: Path) -> None:
     ended = vaedeploy("look", folder / "one", folder / "face.png", "-o", folder / "told")
     assert ended.code == 0

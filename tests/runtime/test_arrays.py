@@ -211,7 +211,8 @@ def test_float_image_for_a_bundle_of_bytes_is_refused(bytes_vae: VAE) -> None:
     [
         (None, "latent is of type NoneType; it must be a numpy array or something that supports DLPack. "
          "numpy.asarray() may turn it into one"),
-        (np.zeros((CHANNELS, 2, 2), np.float32), f"latent has shape (2, 2, 2); {LATENTS}"),
+        (np.zeros((CHANNELS, 2, 2), np.float32), f"latent has shape (2, 2, 2); {LATENTS}. Give "
+         "latent[None] for a batch of one"),
         (np.zeros((1, CHANNELS, 1, 2, 2), np.float32), f"latent has shape (1, 2, 1, 2, 2); {LATENTS}. It has an axis "
          "for one frame, as those of Wan and Qwen-Image do: give latent[:, :, 0]"),
         (np.zeros((1, CHANNELS, 5, 2, 2), np.float32), f"latent has shape (1, 2, 5, 2, 2); {LATENTS}. It has an axis "

@@ -102,7 +102,7 @@ def serve(bundles: tuple[str, ...], max_delay: float, warm_up: Any, **options: A
     Example:
       vaedeploy serve mse840k
       vaedeploy serve small=sdxl-fp16 flux1-dev --host 0.0.0.0 --port 8080 --warm-up 1024x1024
-      curl --data-binary @photo.png "http://127.0.0.1:8000/v1/encode?pad=true" -o photo.safetensors
+      curl -f --data-binary @photo.png "http://127.0.0.1:8000/v1/encode?pad=true" -o photo.safetensors
     """
     for given in bundles:
         for place in (given, given.partition("=")[2]):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -48,9 +48,9 @@ class CachedLatent:
     """
 
     key: str
-    mean: Latent
-    std: Latent | None
-    flipped: tuple[Latent, Latent | None] | None
+    mean: Latent = field(repr=False)
+    std: Latent | None = field(repr=False)
+    flipped: tuple[Latent, Latent | None] | None = field(repr=False)
     original: Size
     resized: Size
     crop: Size

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vaedeploy.errors import InputError
-from vaedeploy.values.latent import SizeRule
+from vaedeploy.values.latent import SizeRule, as_size
 
 Size = tuple[int, int]
 
@@ -80,12 +80,16 @@ class Sizing:
             raise InputError(f"crop is {self.crop!r}; it must be one of {', '.join(get_args(Crop))}")
         if self.step is not None and (self.step < 1 or self.step % self.rule.factor):
             raise InputError(f"the step of buckets is {self.step}; it must be a multiple of {self.rule.factor}")
-        if self.size is not None and not self.rule.allows(*self.size):
-            raise InputError(f"size is {self.size[0]}x{self.size[1]}, but {self.rule.advice(*self.size)}")
-        if self.buckets is not None and not self.step_of_buckets <= self.buckets <= 2**14:
+        if self.size is not None:
+            height, width = as_size(self.size)
+            if not self.rule.allows(height, width):
+                raise InputError(f"size is {height}x{width}, but {self.rule.advice(height, width)}")
+        if self.buckets is not None and not (
+            isinstance(self.buckets, int) and self.step_of_buckets <= self.buckets <= 2**14
+        ):
             raise InputError(
-                f"buckets is {self.buckets}; it must be the side of a square in pixels, from {self.step_of_buckets} to "
-                f"{2**14}"
+                f"buckets is {self.buckets!r}; it must be the side of a square in pixels, from {self.step_of_buckets} "
+                f"to {2**14}"
             )
 
     @property

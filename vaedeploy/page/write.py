@@ -33,6 +33,9 @@ log = logging.getLogger(__name__)
 
 NAME = "index.html"
 
+MARK = b'<meta name="generator" content="vaedeploy">'
+"""Which pages may be replaced: those that have this near their beginning."""
+
 MOST_BYTES = 5_000_000
 """The largest page, in bytes: it fits into an e-mail or a ticket."""
 
@@ -93,9 +96,14 @@ class _Scene(msgspec.Struct, frozen=True):
 def check_folder(folder: str | Path) -> None:
     """Raise OutputError if ``write_page`` could not write into ``folder``, to be called before the work for a page.
 
-    It tries to make the folder and to write into it, and leaves nothing behind.
+    It tries to make the folder and to write into it, and leaves nothing behind. A page of another program's is not
+    replaced, nor does a folder get the name of a page.
     """
     folder = Path(folder)
+    if folder.suffix in {".html", ".htm"} and not folder.is_dir():
+        raise OutputError(f"{folder} is the name of a page, and a folder is needed, in which {NAME} is written")
+    if _is_of_another(folder / NAME):
+        raise OutputError(f"{folder} has an {NAME} that vaedeploy did not write. Choose another folder")
     with ExitStack() as stack:
         with _naming_page(folder):
             stack.enter_context(transient_folder(folder))
@@ -230,6 +238,15 @@ def _layers(document: Document, number: int, picture: Picture) -> list[tuple[str
 
 def _slug(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-")
+
+
+def _is_of_another(page: Path) -> bool:
+    """Whether there is a page that vaedeploy did not write."""
+    try:
+        with page.open("rb") as file:
+            return MARK not in file.read(1000)
+    except OSError:
+        return False  # there is none, or ``check_place`` says what is wrong with it
 
 
 def _make_folder(folder: Path) -> None:

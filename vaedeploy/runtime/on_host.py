@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
@@ -10,13 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vaedeploy.bundle import Bundle
-from vaedeploy.errors import ImageError, InputError, LatentError, SizeError
+from vaedeploy.errors import ImageError, InputError, LatentError
 from vaedeploy.images.pixels import to_float
 from vaedeploy.runtime.arrays import as_numpy, as_pixels, check_image, check_latent, check_out, pad_image
 from vaedeploy.runtime.device import Array
 from vaedeploy.runtime.dispatch import Dispatch
 from vaedeploy.runtime.failures import no_memory_explained
 from vaedeploy.values.kinds import PARTS, Part
+from vaedeploy.values.latent import as_size
 
 
 @no_memory_explained()
@@ -109,10 +109,7 @@ def warm_up(dispatch: Dispatch, bundle: Bundle, sizes: Iterable[tuple[int, int]]
     except TypeError as error:
         raise InputError(f"sizes is {sizes!r}; give pairs of height and width, such as [(512, 512)]") from error
     for size in sizes:
-        try:
-            height, width = map(operator.index, size)
-        except (TypeError, ValueError) as error:
-            raise SizeError(f"size is {size!r}; it must be two whole numbers, (height, width)") from error
+        height, width = as_size(size)
         rule.check(height, width)
         checked.append((height, width))
     if not checked:

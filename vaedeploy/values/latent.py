@@ -117,6 +117,15 @@ def as_numbers(name: str, value: Any) -> float | tuple[float, ...]:
         raise ContractError(f"latent {name} is {value!r}; it must be one number, or one number per channel") from error
 
 
+def as_size(given: Any) -> tuple[int, int]:
+    """``given`` as a (height, width). Raises SizeError unless it is two whole numbers."""
+    try:
+        height, width = map(operator.index, given)
+    except (TypeError, ValueError) as error:
+        raise SizeError(f"size is {given!r}; it must be two whole numbers, (height, width)") from error
+    return height, width
+
+
 class Limits(msgspec.Struct, frozen=True):
     """What a VAE accepts: latents of ``channels`` channels, and images of ``image_channels`` (3 is RGB, 4 is RGBA),
     whose height and width ``sizes`` allows (multiples of ``factor`` pixels).
@@ -143,10 +152,7 @@ class SizeRule(msgspec.Struct, frozen=True):
         Raises SizeError if ``size`` is not two whole numbers, or if padding an image of that size does not give
         ``full``.
         """
-        try:
-            height, width = map(operator.index, size)
-        except (TypeError, ValueError) as error:
-            raise SizeError(f"size is {size!r}; it must be two whole numbers, (height, width)") from error
+        height, width = as_size(size)
         if self.padded(height, width) != full or height < 1 or width < 1:
             smallest = tuple(side - self.factor + 1 for side in full)
             raise SizeError(

@@ -137,9 +137,20 @@ def cuts_of(pictures: Sequence[Picture]) -> tuple[Cut, ...]:
 
 
 def _titles(files: Sequence[Path]) -> dict[str, Path]:
-    """Each image file by its name, without the suffix unless two names differ in nothing else."""
-    stems = [file.stem for file in files]
-    return {file.stem if stems.count(file.stem) == 1 else file.name: file for file in files}
+    """Each image file by its title: its name without the suffix. Where others have the same one, the suffix is added,
+    and then as many of the folders that it is in as it takes.
+    """
+
+    def title(file: Path, parts: int) -> str:
+        return "/".join(file.parts[-parts:]) if parts else file.stem
+
+    titles = {}
+    for file in files:
+        parts = 0
+        while sum(title(file, parts) == title(other, parts) for other in files) > 1:
+            parts += 1
+        titles[title(file, parts)] = file
+    return titles
 
 
 def _read(path: Path, rgba: bool, background: Color | None) -> Photo:
