@@ -15,6 +15,7 @@ from faults import blur
 from pages import BLURRED, document, picture, scene
 from PIL import Image
 from places import KODAK
+from tiny_bundle import tiny_bundle
 
 from vaedeploy.errors import OutputError
 from vaedeploy.images.files import read_image
@@ -223,6 +224,12 @@ def test_a_page_of_another_program_is_not_replaced_and_one_of_ours_is(tmp_path: 
     (tmp_path / "theirs" / "index.html").write_text("<!doctype html>\n<title>My pictures</title>\n")
     with pytest.raises(OutputError, match=r"theirs has an index\.html that vaedeploy did not write\. Choose another"):
         check_folder(tmp_path / "theirs")
+
+
+def test_a_bundle_gets_no_page(tmp_path: Path) -> None:
+    tiny_bundle(tmp_path / "one")
+    with pytest.raises(OutputError, match=r"one is a bundle, and a file more would damage it\. Choose another folder"):
+        check_folder(tmp_path / "one")
 
 
 def test_a_folder_is_not_given_the_name_of_a_page(tmp_path: Path) -> None:

@@ -458,7 +458,7 @@ def test_what_cannot_be_compared_is_told(folder: Path, tmp_path: Path) -> None:
     small.mkdir()
     Image.fromarray(np.zeros((35, 31, 3), np.uint8)).save(small / "dot.png")
     for bundles, images, error, message in (
-        ([one], photos, InputError, "1 bundle was given; give two or more to compare"),
+        ([one], photos, InputError, "1 bundle was given; give two or more to compare. For one, there is look"),
         (
             [one, folder / "photos" / ".." / "one"],
             photos,

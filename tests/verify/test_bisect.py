@@ -292,16 +292,18 @@ def test_the_command(vaedeploy: Callable[..., Ended], tiny_vae_bundle: Bundle, t
     assert lines[-1].startswith("decoder, onnxruntime: ")
     page = tmp_path / "page"
     ended = vaedeploy("verify", bundle.path, "--bisect", "--json", "--report", page)
-    assert ended.err.count("Bisecting: done") == 1  # for both, the page and the output
+    assert ended.err.count("Bisecting: done") == 1  # for all: verdict, page and output
     document = json.loads(ended.out)
     assert document["passed"] is False
     assert all(line in html.unescape((page / "index.html").read_text()) for line in document["bisection"]["advice"])
     steps = [step for trace in document["bisection"]["traces"] for step in trace["jumps"]]
     assert [step["module"] for step in steps] == ["decoder.body.4"]
     assert len(document["bisection"]["advice"]) == len(document["bisection"]["traces"])
-    shown = vaedeploy("verify", bundle.path, "--report", page)
-    assert ", first at decoder.body.4" in shown.out  # what was found for the page
-    assert "--bisect" not in shown.err
+    plain = vaedeploy("verify", bundle.path)  # which bisects graphs that failed, and leaves out the tensors
+    assert ", first at decoder.body.4" in plain.out
+    assert plain.out.splitlines()[-1] == lines[-1]
+    assert "graph             part" not in plain.out
+    assert "--bisect" not in plain.err
     refused = vaedeploy("verify", bundle.path, "--bisect", "--backend", "onnxruntime-cuda")
     assert (refused.code, refused.out) == (2, "")
     assert "--bisect cannot be used with --backend: it compares the graphs on the CPU." in refused.err

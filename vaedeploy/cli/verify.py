@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 @photos_option("Compute the reference with PyTorch again, and verify,")
 @click.option("--no-note", is_flag=True, help="Write no verdict into the bundle.")
 @click.option("--junit", type=PATH, metavar="FILE", help="Also write the cases to this file, as JUnit's XML.")
-@click.option("--bisect", is_flag=True, help="Also find the first tensors that go wrong, and what to do about them.")
+@click.option("--bisect", is_flag=True, help="Show the first tensors that go wrong; of all graphs, if none failed.")
 @click.option("--report", "page", type=PATH, metavar="DIR", help="Also write an HTML page with images, DIR/index.html.")
 @json_option
 def verify(
@@ -80,8 +80,9 @@ def verify(
     given. Each engine runs at the smallest, the optimum and the largest size of each of its optimisation profiles.
     OpenVINO's verdict holds for CPUs of this kind, and compares its decoding time with ONNX Runtime's.
 
-    With --bisect, it then compares the graphs that failed, or all graphs if none failed, with the portable float32
-    graphs tensor by tensor.
+    Graphs that failed are then compared with the portable float32 graphs tensor by tensor: the verdict names the first
+    module that goes wrong, and what to do is printed. --bisect also prints the tensors, and compares all graphs if none
+    failed.
 
     \b
     Example:
@@ -114,18 +115,18 @@ def verify(
     if junit is not None:
         write_file(junit, junit_xml(report, bundle.resolve().name))
     try:
-        if bisect and report.bisection is None:  # else it was done for the page
+        if bisect and report.bisection is None:  # else it was done because the graphs failed
             report = _bisected(bundle, report)
     finally:  # the report is shown even where the bisection fails
         if as_json:
             terminal.show_json(report.to_document())
         else:
             _show_report(report)
-    if bisect and not as_json:
-        _show_bisection(report)
+    if report.bisection is not None and not as_json:
+        _show_bisection(report, steps=bisect)
     code = tell_page(options["page"], problem)
     if not report.passed:
-        if backend is None and not bisect and (report.bisection is None or problem):  # else it is on the page
+        if backend is None and report.bisection is None:
             terminal.note(f"To find where the graphs go wrong, run: vaedeploy verify {bundle} --bisect")
         code = VerificationError.exit_code
     sys.exit(code)
@@ -157,11 +158,12 @@ def _show_report(report: Report) -> None:
     terminal.show_text("\n".join(("", *closing_lines(report))))
 
 
-def _show_bisection(report: Report) -> None:
+def _show_bisection(report: Report, *, steps: bool) -> None:
+    """Show what to do, after the tensors that go wrong if ``steps``."""
     from vaedeploy.verify.steps import STEP_COLUMNS, step_rows
 
     assert report.bisection is not None
     terminal.show("")
-    if rows := step_rows(report.bisection):
+    if steps and (rows := step_rows(report.bisection)):
         show_table(STEP_COLUMNS, rows, numbers=STEP_COLUMNS[6:])
     terminal.show_text("\n".join(report.bisection.advice))

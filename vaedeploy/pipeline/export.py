@@ -222,6 +222,5 @@ def _verdict(bundle: Bundle, report: Report) -> str:
     return (
         f"bundle {bundle.path} failed its verification in {failed} of {counted(len(report.cases), 'case')} and is "
         f"marked unverified:{causes}\n"
-        f"All cases are in {bundle.path / REPORT}. To find where it goes wrong, run: vaedeploy verify {bundle.path} "
-        "--bisect"
+        f"All cases are in {bundle.path / REPORT}. To find where it goes wrong, run: vaedeploy verify {bundle.path}"
     )

@@ -82,12 +82,13 @@ def verify_bundle(
         names), and a backend is compared with the bundle's float32 graph on the CPU, which must be verified. With one
         of them, a backend is compared with PyTorch in float32 on the GPU.
     photos: a folder of photographs to verify on, instead of those that scikit-image carries.
-    page: a folder for an HTML page that shows the verification; whether it can be written is checked first. It also
-        shows what ``bisect_bundle`` finds in graphs that failed, which is then in ``report.bisection``.
+    page: a folder for an HTML page that shows the verification; whether it can be written is checked first.
     note: whether the verdict is written into the bundle. False leaves the bundle as it is, for CI.
     progress: reports how many cases are done, see ``Progress``.
 
-    ``report.passed`` is the verdict, and ``report.reference`` says what the bundle was compared with.
+    ``report.passed`` is the verdict, and ``report.reference`` says what the bundle was compared with. Of graphs that
+    failed, ``report.bisection`` says where they go wrong, as ``bisect_bundle`` does, if the packages that it needs are
+    installed.
 
     Warns (UnnotedVerdictWarning) where the bundle cannot be written to. Raises InputError for an unknown backend or
     profile and for ``reference`` with ``weights``, BackendError and EngineError where the backend does not work here,
@@ -110,11 +111,11 @@ def verify_bundle(
     else:
         asked = Settings(backend=backend, precision=precision, profile=profile, device=device)
         report = _verify_backend(bundle, asked, reference, weights, photos, looks, note, progress)
+    if backend is None and not report.passed:
+        report = _bisected(bundle, report, progress)
     if page is not None:
         from vaedeploy.verify.page import write_verification
 
-        if backend is None and not report.passed:
-            report = _bisected(bundle, report, progress)
         write_verification(bundle.path, report, looks.pictures if looks else (), page)
     return report
 
@@ -126,8 +127,8 @@ def _bisected(bundle: Bundle, report: Report, progress: Progress) -> Report:
 
         noted = bundle.current()  # with the golden cases, where the verification wrote them
         return msgspec.structs.replace(report, bisection=bisect_bundle(noted, report, progress=progress))
-    except (ImportError, BundleError, BackendError) as error:  # the verdict and its page are there without it
-        log.info("the page has no bisection: %s", error)
+    except (ImportError, BundleError, BackendError) as error:  # the verdict stands without it
+        log.info("where the graphs go wrong was not found: %s", error)
         return report
 
 

@@ -36,7 +36,12 @@ LIMITS: dict[Precision, tuple[Limit, ...]] = {
         Limit("max_levels", 1, True, "a value on the edge of two levels may fall either way, and no further"),
     ),
     "fp16": (
-        Limit("rel_l2", 5e-3, True, "half precision rounds to 5e-4; ten times that is a fault, or rounding that adds up: --bisect tells which"),
+        Limit(
+            "rel_l2",
+            5e-3,
+            True,
+            "half precision rounds to 5e-4; ten times that is a fault, or rounding that adds up: --bisect tells which",
+        ),
         Limit("within_one_level", 0.999, False, "one level of 255 is not seen; one pixel in a thousand may exceed it"),
     ),
     "bf16": (

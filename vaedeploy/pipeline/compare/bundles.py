@@ -107,7 +107,7 @@ def _names(paths: Sequence[Path]) -> dict[str, Path]:
     Raises InputError for fewer than two bundles or one given twice.
     """
     if len(paths) < 2:
-        raise InputError(f"{len(paths)} bundle was given; give two or more to compare")
+        raise InputError(f"{len(paths)} bundle was given; give two or more to compare. For one, there is look")
     refuse_repeats("bundle", paths)
     short = [path.resolve().name for path in paths]
     return {name if short.count(name) == 1 else str(path): path for name, path in zip(short, paths, strict=True)}
