@@ -87,6 +87,7 @@ except SystemExit:
         (["verify", "b", "-o", "report"], "Error: No such option '-o'."),
         (["export", "demo", "--image-input", "int"], "Error: Invalid value for '--image-input'"),
         (["encode", "b", "a.png"], "Error: Missing option '-o' / '--out'."),
+        (["build", "b"], "Error: Missing option '--profile'. To see all profiles: vaedeploy profiles\n"),
         (["encode", "b", "a.png", "-o", "a", "--seed", "-1"], "Error: Invalid value for '--seed'"),
         (["encode", "b", "a.png", "-o", "a", "--seed", "1"], "Error: --seed needs --sample."),
         (["sing"], "Error: No such command 'sing'."),
@@ -286,7 +287,7 @@ def test_variables_are_read(vaedeploy, monkeypatch):
     monkeypatch.setenv("VAEDEPLOY_EXPORT_PRECISION", "int8")
     ended = vaedeploy("export", "demo")
     assert ended.code == 2
-    assert "Error: Invalid value for '--precision'" in ended.err
+    assert "Error: Invalid value for the environment variable VAEDEPLOY_EXPORT_PRECISION: 'int8' is" in ended.err
     monkeypatch.setenv("VAEDEPLOY_PRESETS_JSON", "1")
     assert vaedeploy("presets").out.startswith("[")
 

@@ -83,6 +83,11 @@ class LoudCommand(click.Command):
             about = about_option(error.option_name, str(ctx.info_name), known)
             told = f"No such option '{error.option_name}'." + (f" {about}" if about else "")
             raise click.UsageError(told, ctx) from error
+        except click.BadParameter as error:
+            option = error.param
+            if option and ctx.get_parameter_source(str(option.name)) is ParameterSource.ENVIRONMENT:
+                error.param_hint = f"the environment variable {option.envvar}"
+            raise
 
     def invoke(self, ctx: click.Context) -> Any:
         terminal.configure(ctx.meta.get(terminal.LOUDNESS, "normal"))

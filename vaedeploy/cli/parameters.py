@@ -51,8 +51,12 @@ class Separated(click.ParamType[tuple[str, ...]]):
 
     name = "text"
 
-    def __init__(self, names: Callable[[], Iterable[str]]) -> None:
-        self._names = names
+    def __init__(self, names: Callable[[], Iterable[str]], missing: str) -> None:
+        """missing: what to do where the option is needed and not given."""
+        self._names, self._missing = names, missing
+
+    def get_missing_message(self, param: click.Parameter, ctx: click.Context | None) -> str:
+        return self._missing
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
         words = tuple(word.strip() for word in str(value).split(","))
@@ -107,7 +111,7 @@ VAE = Known(preset_names, files=True)
 
 PROFILE = Known(profile_names)
 
-PROFILES = Separated(profile_names)
+PROFILES = Separated(profile_names, "To see all profiles: vaedeploy profiles")
 
 BACKEND = Known(backend_names)
 

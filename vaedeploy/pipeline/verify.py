@@ -148,8 +148,8 @@ def _verify_graphs(
     if reference is None and weights is None and photos is None and GOLDEN in manifest.files:
         cases = decode_golden(bundle.read(GOLDEN), manifest.vae.identity)
     if {case.name for case in cases} != {shape.name for shape in shapes}:
-        reference = _checked_reference(bundle, reference, weights, progress)
         photographs = load_photos(photos, manifest.latent.image_channels)
+        reference = _checked_reference(bundle, reference, weights, progress)
         cases, compared_with = compute_golden(reference, photographs, shapes, progress), FRESH
         files[GOLDEN] = encode_golden(cases, manifest.vae.identity)
     report = verify_graphs(manifest, bundle.path, cases, compared_with, looks, progress)
