@@ -55,7 +55,9 @@ def test_a_background(vaedeploy, bundle, tmp_path):
     assert content(tmp_path / "name") == content(tmp_path / "number")
     ended = vaedeploy(*command, "glass", "-o", tmp_path / "none")
     assert ended.code == 2
-    assert "'glass' is not a colour; give a name, such as white, or #RRGGBB" in ended.err
+    assert "'glass' is not a colour; give a name, such as white, or #RRGGBB\n" in ended.err
+    ended = vaedeploy(*command, "fff", "-o", tmp_path / "none")
+    assert ended.err.endswith("or #RRGGBB. Did you mean '#fff'?\n")
 
 
 @pytest.mark.parametrize(

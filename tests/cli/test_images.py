@@ -180,6 +180,8 @@ def test_a_folder_of_failures_leaves_no_folder(vaedeploy, bundle, tmp_path):
             ["encode", "{bundle}", "a.png", "-o", "empty"],
             "Error: empty is a folder and a.png is not: name the file to write, empty/a.safetensors",
         ),
+        (["encode", "{bundle}", "a.png", "-o", "{bundle}"], "is a bundle, and another file would damage it. Choose"),
+        (["encode", "{bundle}", "a.png", "-o", "{bundle}/a.safetensors"], "is a bundle, and another file would damage"),
         (
             ["encode", "{bundle}", "a.png", "-o", "a.png"],
             "Error: cannot write a latent to a.png: give a name that ends",

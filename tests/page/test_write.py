@@ -228,7 +228,7 @@ def test_a_page_of_another_program_is_not_replaced_and_one_of_ours_is(tmp_path: 
 
 def test_a_bundle_gets_no_page(tmp_path: Path) -> None:
     tiny_bundle(tmp_path / "one")
-    with pytest.raises(OutputError, match=r"one is a bundle, and a file more would damage it\. Choose another folder"):
+    with pytest.raises(OutputError, match=r"one is a bundle, and another file would damage it\. Choose another folder"):
         check_folder(tmp_path / "one")
 
 

@@ -89,11 +89,16 @@ def test_other_precisions_become_float32(tmp_path: Path, tensors: dict[str, Tens
             "Give a .safetensors or .ckpt file, a diffusers folder or a hub repository",
         ),
         (
+            b"\x89PNG\r\n\x1a\n" + b" " * 20,
+            "is neither safetensors nor a PyTorch checkpoint: it is a picture (PNG). "
+            "Give a .safetensors or .ckpt file, a diffusers folder or a hub repository",
+        ),
+        (
             b"\x40\x00\x00\x00\x00\x00\x00\x00{" + b" " * 20,
             "is truncated: it has 29 bytes of at least 72. Download or copy it again",
         ),
     ],
-    ids=["empty", "lfs", "html", "header"],
+    ids=["empty", "lfs", "html", "picture", "header"],
 )
 def test_files_that_are_not_weights(tmp_path: Path, content: bytes, message: str) -> None:
     file = tmp_path / "vae.safetensors"

@@ -98,7 +98,7 @@ def test_unknown_preset() -> None:
 
 def test_vae_that_is_not_there(tmp_path: Path) -> None:
     takes = (
-        ". --vae takes a preset's name, a hub repository (owner/name or owner/name@revision), a diffusers folder or a "
+        ". A VAE is a preset's name, a hub repository (owner/name or owner/name@revision), a diffusers folder or a "
         "weights file"
     )
     for vae in (tmp_path / "none", str(tmp_path / "none.ckpt"), "models/none.ckpt", "a/b/c", "none.safetensors"):

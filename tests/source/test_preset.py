@@ -127,6 +127,7 @@ def test_unknown_preset_names_the_nearest(name: str, message: str) -> None:
         ("sdxl-vae", ["sdxl"]),
         ("sd-1.5", ["sd15"]),
         ("sd-vae-ft-mse", ["mse840k"]),
+        ("vae-ft-mse-840000", ["mse840k"]),
         ("sana", ["dc-ae-f32c32", "dc-ae-f32c32-sana-1.0"]),
         ("flux", ["flux2", "flux1"]),
         ("my-vae", []),

@@ -9,7 +9,7 @@ from pathlib import Path
 from vaedeploy.bundle.address import PULLED_AGAIN, is_cached
 from vaedeploy.bundle.encoding import decode_manifest, encode_manifest
 from vaedeploy.bundle.manifest import NAME, Manifest
-from vaedeploy.errors import BundleError
+from vaedeploy.errors import BundleError, OutputError
 from vaedeploy.system.atomic import put_back, set_aside, write_file
 from vaedeploy.system.files import HeldFolder, handle_bytes, open_regular
 from vaedeploy.system.oserrors import reason
@@ -81,6 +81,12 @@ def write_manifest(path: Path, manifest: Manifest) -> Manifest:
     data = encode_manifest(manifest)
     write_file(path / NAME, data)
     return decode_manifest(data, path)
+
+
+def refuse_in_bundle(folder: Path) -> None:
+    """Raise OutputError where ``folder`` is a bundle: one that holds another file is damaged."""
+    if is_bundle(folder):
+        raise OutputError(f"{folder} is a bundle, and another file would damage it. Choose another folder")
 
 
 def is_bundle(place: Path) -> bool:

@@ -168,5 +168,6 @@ class Color(click.ParamType[tuple[int, int, int]]):
         try:
             red, green, blue = ImageColor.getcolor(str(value), "RGB")  # type: ignore[misc]  # of RGB it gives three
         except ValueError:
-            self.fail(f"{value!r} is not a colour; give a name, such as white, or #RRGGBB")
+            meant = f". Did you mean '#{value}'?" if re.fullmatch("([0-9a-fA-F]{3}){1,2}", str(value)) else ""
+            self.fail(f"{value!r} is not a colour; give a name, such as white, or #RRGGBB{meant}")
         return red, green, blue

@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from vaedeploy.bundle.stored import is_bundle
+from vaedeploy.bundle.stored import refuse_in_bundle
 from vaedeploy.errors import OutputError, PageError
 from vaedeploy.images.cut import Cut
 from vaedeploy.images.files import write_image
@@ -103,8 +103,7 @@ def check_folder(folder: str | Path) -> None:
     folder = Path(folder)
     if folder.suffix in {".html", ".htm"} and not folder.is_dir():
         raise OutputError(f"{folder} is the name of a page, and a folder is needed, in which {NAME} is written")
-    if is_bundle(folder):
-        raise OutputError(f"{folder} is a bundle, and a file more would damage it. Choose another folder for the page")
+    refuse_in_bundle(folder)
     if _is_of_another(folder / NAME):
         raise OutputError(f"{folder} has an {NAME} that vaedeploy did not write. Choose another folder")
     with ExitStack() as stack:

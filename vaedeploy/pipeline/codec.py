@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from vaedeploy.bundle.stored import refuse_in_bundle
 from vaedeploy.errors import (
     ImageError,
     InputError,
@@ -199,6 +200,7 @@ def _check_places(source: Path, out: Path, suffixes: Iterable[str], suffix: str)
     """
     if not source.exists():
         raise InputError(f"there is no file {source}, and no folder of that name")
+    refuse_in_bundle(out if out.is_dir() else out.parent)
     if source.is_dir():
         if out.suffix.lower() in suffixes and not out.is_dir():
             raise OutputError(f"{source} is a folder, and {out} is a file's name: give a folder to write to with -o")

@@ -35,6 +35,9 @@ WRAPPING_PREFIXES = ("module.", "_orig_mod.")
 ZIP, PICKLE = b"PK\x03\x04", b"\x80"
 """First bytes of PyTorch's checkpoints: those of a zip archive, and before version 1.6 those of a bare pickle."""
 
+PICTURES = {b"\x89PNG": "PNG", b"\xff\xd8\xff": "JPEG", b"RIFF": "WebP"}
+"""First bytes of pictures, and their format."""
+
 
 def sha256_of(files: Sequence[Path]) -> str:
     """sha256 of a file, in hexadecimal; for several files, the sha256 of theirs, one per line.
@@ -95,8 +98,10 @@ def check_kind(path: Path) -> bytes:
     if start.startswith(b"version https://git-lfs"):
         raise WeightsError(f"{path} is a Git LFS pointer, not the weights. Fetch them with `git lfs pull`")
     if not is_safetensors(start) and not start.startswith((ZIP, PICKLE)):
+        picture = next((kind for begin, kind in PICTURES.items() if start.startswith(begin)), None)
+        what = f"is a picture ({picture})" if picture else f"starts with {start[:8]!r}"
         raise WeightsError(
-            f"{path} is neither safetensors nor a PyTorch checkpoint: it starts with {start[:8]!r}. "
+            f"{path} is neither safetensors nor a PyTorch checkpoint: it {what}. "
             "Give a .safetensors or .ckpt file, a diffusers folder or a hub repository"
         )
     return start

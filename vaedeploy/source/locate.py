@@ -199,7 +199,7 @@ def _preset_named(vae: str | Path) -> Preset | None:
         return None
     if isinstance(vae, Path) or "/" in vae or "\\" in vae or vae.endswith(FILE_SUFFIXES):
         raise WeightsError(
-            f"there is no file or folder {vae}. --vae takes a preset's name, a hub repository (owner/name or "
+            f"there is no file or folder {vae}. A VAE is a preset's name, a hub repository (owner/name or "
             "owner/name@revision), a diffusers folder or a weights file"
         )
     raise unknown_preset(vae, ", and there is no file or folder of that name")
