@@ -91,6 +91,10 @@ except SystemExit:
         (["encode", "b", "a.png", "-o", "a", "--seed", "1"], "Error: --seed needs --sample."),
         (["sing"], "Error: No such command 'sing'."),
         (["info", "demo"], "Error: No such command 'info'. Did you mean 'inspect'?"),
+        (["version"], "Error: No such command 'version'. Did you mean '--version'?"),
+        (["--look", "demo"], "Error: No such option '--look'. Did you mean 'look'?"),
+        (["-v", "--bench=demo"], "Error: No such option '--bench'. Did you mean 'bench'?"),
+        (["--frob"], "Error: No such option '--frob'.\n"),
     ],
 )
 def test_usage_errors(vaedeploy, arguments, message):

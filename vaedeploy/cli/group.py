@@ -108,6 +108,15 @@ class Commands(click.Group):
             ctx.fail(f"No such command {args[0]!r}. Did you mean {meant!r}?")
         return super().resolve_command(ctx, args)
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Also name the command whose name is given as an option."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            if (name := error.option_name.removeprefix("--")) in self.commands:
+                ctx.fail(f"No such option '--{name}'. Did you mean '{name}'?")
+            raise
+
     def add_command(self, cmd: click.Command, name: str | None = None) -> None:
         """Also set each option's environment variable. click's own ``auto_envvar_prefix`` would name it after the
         Python function's parameter, whose name is not always the option's.

@@ -46,8 +46,9 @@ COMMANDS = {
     "download": "pull",
     "upload": "push",
     "run": "serve",
+    "version": "--version",
 }
-"""A command of other tools -> its counterpart here."""
+"""A command of other tools -> its counterpart here, which may be an option."""
 
 LIMITS = ("--tolerance", "--tol", "--atol", "--rtol", "--threshold")
 """Options with which other tools set the tolerance of a comparison."""
