@@ -175,6 +175,19 @@ def test_places_without_a_bundle(tmp_path: Path) -> None:
         assert str(caught.value) == message.format(tmp_path / name)
 
 
+@pytest.mark.parametrize(
+    ("given", "near"), [("tinyy", "; the nearest is tiny"), ("TINY", "; the nearest is tiny"), ("empyt", "")]
+)
+def test_of_a_missing_bundle_the_nearest_is_told(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, given: str, near: str
+) -> None:
+    monkeypatch.chdir(bundle.path.parent)
+    Path("empty").mkdir()
+    with pytest.raises(BundleError) as caught:
+        Bundle.open(given)
+    assert str(caught.value) == f"there is no bundle at {given}{near}. {MAKE} {given}"
+
+
 @pytest.mark.parametrize("open_it", [Bundle.open, VAE, verify_bundle])
 def test_a_preset_that_nobody_exported_yet(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, open_it: Callable[[str], object]
@@ -183,7 +196,8 @@ def test_a_preset_that_nobody_exported_yet(
     with pytest.raises(BundleError) as caught:
         open_it("mse840k")
     assert (
-        str(caught.value) == "there is no bundle at mse840k. It is a preset; export it first: vaedeploy export mse840k"
+        str(caught.value)
+        == "there is no bundle at mse840k. mse840k is a preset; export it first: vaedeploy export mse840k"
     )
 
 

@@ -144,7 +144,7 @@ def test_a_preset_that_nobody_exported_yet(vaedeploy, tmp_path, monkeypatch, arg
     Image.new("RGB", (64, 64)).save("photo.png")
     ended = vaedeploy(*arguments)
     assert (ended.code, ended.out) == (2, "")
-    assert ended.err == "Error: there is no bundle at demo. It is a preset; export it first: vaedeploy export demo\n"
+    assert ended.err == "Error: there is no bundle at demo. demo is a preset; export it first: vaedeploy export demo\n"
 
 
 # ----------------------------------------------------------------------------------------------- export and verify

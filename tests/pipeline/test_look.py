@@ -164,6 +164,8 @@ def test_what_cannot_be_looked_at_is_told(folder: Path, tmp_path: Path) -> None:
         look_at_bundle(folder / "one", [], page=folder / "none")
     with pytest.raises(ImageError, match=r"^there is no picture .*missing\.png$"):
         look_at_bundle(folder / "one", [folder / "missing.png"], page=folder / "none")
+    with pytest.raises(ImageError, match=r"^https://example\.com/a\.png is an address"):
+        look_at_bundle(folder / "one", [Path("https://example.com/a.png")], page=folder / "none")
     spaced = shutil.copy(folder / "face.png", tmp_path / "my face.png")
     with pytest.raises(ImageError, match=r"my; put a name with spaces in it into quotes$"):
         look_at_bundle(folder / "one", [spaced.parent / "my", spaced.parent / "face.png"], page=folder / "none")

@@ -12,6 +12,7 @@ from vaedeploy.bundle.manifest import NAME, Manifest
 from vaedeploy.errors import BundleError
 from vaedeploy.system.atomic import put_back, set_aside, write_file
 from vaedeploy.system.files import HeldFolder, handle_bytes, open_regular
+from vaedeploy.system.missing import missing
 from vaedeploy.system.oserrors import reason
 from vaedeploy.values.presets import preset_names
 
@@ -31,10 +32,10 @@ def read_manifest(path: Path, folder: HeldFolder | None = None) -> Manifest:
     remedy = f"Make a bundle with: vaedeploy export NAME --out {path}"
     if not path.exists() and not _wait_for(path):
         if str(path) in preset_names():
-            remedy = f"It is a preset; export it first: vaedeploy export {path}"
+            remedy = f"{path} is a preset; export it first: vaedeploy export {path}"
         if (old := set_aside(path.resolve())) is not None:
             remedy = f"A process that was killed while it replaced it left it as {old}; rename that to {path.name}"
-        raise BundleError(f"there is no bundle at {path}. {remedy}")
+        raise BundleError(f"{missing('bundle at', path, is_bundle)}. {remedy}")
     if not path.is_dir():
         raise BundleError(
             f"{path} is a file; a bundle is a folder with a {NAME} in it. Give the folder. If the file has weights, "

@@ -18,6 +18,7 @@ from vaedeploy.source.folder import STEM, find_weights
 from vaedeploy.source.pair import half_named
 from vaedeploy.source.preset import Preset, get_preset, presets, unknown_preset
 from vaedeploy.system.hub import REPOSITORY_NAME
+from vaedeploy.system.missing import missing
 from vaedeploy.values.origin import Origin
 from vaedeploy.values.reference import Reference
 
@@ -159,7 +160,7 @@ def _find(vae: str | Path, weights: str | Path | None, subfolder: str | None) ->
         return _find_path(Path(weights), preset, subfolder)
     if (named := _repository(weights)) is not None:
         return OnHub(preset, *named, subfolder)
-    raise WeightsError(f"there is no file or folder {given}. --weights takes {WEIGHTS_TAKES}")
+    raise WeightsError(f"{missing('file or folder', given)}. --weights takes {WEIGHTS_TAKES}")
 
 
 def _with_config(vae: str | Path, weights: str | Path, subfolder: str | None) -> Found:
@@ -173,7 +174,7 @@ def _with_config(vae: str | Path, weights: str | Path, subfolder: str | None) ->
         )
     if not _is_there(weights):
         raise WeightsError(
-            f"there is no file or folder {weights}. With --vae {vae}, --weights takes a diffusers folder, or a "
+            f"{missing('file or folder', weights)}. With --vae {vae}, --weights takes a diffusers folder, or a "
             ".safetensors or .ckpt file"
         )
     found = _find_path(Path(weights), None, None)
@@ -199,7 +200,7 @@ def _preset_named(vae: str | Path) -> Preset | None:
         return None
     if isinstance(vae, Path) or "/" in vae or "\\" in vae or vae.endswith(FILE_SUFFIXES):
         raise WeightsError(
-            f"there is no file or folder {vae}. --vae takes a preset's name, a hub repository (owner/name or "
+            f"{missing('file or folder', vae)}. --vae takes a preset's name, a hub repository (owner/name or "
             "owner/name@revision), a diffusers folder or a weights file"
         )
     raise unknown_preset(vae, ", and there is no file or folder of that name")
