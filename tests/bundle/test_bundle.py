@@ -156,14 +156,17 @@ MAKE = "Make a bundle with: vaedeploy export NAME --out"
 
 def test_places_without_a_bundle(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
+    (tmp_path / "mine.safetensors").write_text("x")
     (tmp_path / "folder").mkdir()
     (tmp_path / "odd" / "bundle.json").mkdir(parents=True)
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.png").touch()
     cases = {
         "none": "there is no bundle at {0}. " + MAKE + " {0}",
-        "file": "{0} is a file; a bundle is a folder with a bundle.json in it. Give the folder. If the file has "
-        "weights, make a bundle of them: vaedeploy export {0}",
+        "none.ckpt": "there is no bundle at {0}. Make a bundle with: vaedeploy export {0} --out {1}",
+        "file": "{0} is a file; a bundle is a folder with a bundle.json in it. Give the folder",
+        "mine.safetensors": "{0} is a file; a bundle is a folder with a bundle.json in it. "
+        "Make a bundle with: vaedeploy export {0} --out {1}",
         "folder": "{0} is not a bundle: it has no bundle.json. " + MAKE + " {0}",
         "photos": "{0} is not a bundle: it has no bundle.json. Give a bundle's folder, or make one in another place: "
         "vaedeploy export NAME --out PLACE",
@@ -172,7 +175,7 @@ def test_places_without_a_bundle(tmp_path: Path) -> None:
     for name, message in cases.items():
         with pytest.raises(BundleError) as caught:
             Bundle.open(tmp_path / name)
-        assert str(caught.value) == message.format(tmp_path / name)
+        assert str(caught.value) == message.format(tmp_path / name, (tmp_path / name).with_suffix(""))
 
 
 @pytest.mark.parametrize(
