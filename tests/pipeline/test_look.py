@@ -136,6 +136,16 @@ def test_without_an_image_the_command_says_what_it_took_for_the_bundle(
         assert told in " ".join(ended.err.split())
 
 
+def test_a_second_bundle_leads_to_compare(vaedeploy: Callable[..., Any], folder: Path, tmp_path: Path) -> None:
+    two = tiny_bundle(tmp_path / "two").path
+    ended = vaedeploy("look", folder / "one", two, folder / "face.png", "-o", tmp_path / "page")
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.err == (
+        f"Error: {two} is a bundle, and stands where a picture is wanted. look takes one bundle; to compare several: "
+        f"vaedeploy compare {folder / 'one'} {two} --images DIR\n"
+    )
+
+
 def test_a_vae_that_changes_nothing_is_good() -> None:
     photo = skimage.data.astronaut()[:64, :64]
     quality = measure_quality(photo, photo)
