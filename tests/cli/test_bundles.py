@@ -113,6 +113,7 @@ def test_a_missing_bundle(vaedeploy, tmp_path):
             "Pictures for --images go into one folder. Run: vaedeploy compare BUNDLE BUNDLE... --images DIR|FILE",
         ),
         (["inspect", "b.png"], "Run: vaedeploy inspect BUNDLE"),
+        (["look", "b.png"], "Run: vaedeploy look BUNDLE IMAGE... -o DIR"),
         (["look", "b.png", "a", "-o", "page"], "Run: vaedeploy look BUNDLE IMAGE... -o DIR"),
         (["encode", "b.png", "a", "-o", "c.safetensors"], "Run: vaedeploy encode BUNDLE IMAGE -o LATENT"),
         (["decode", "b.safetensors", "a", "-o", "c.png"], "Run: vaedeploy decode BUNDLE LATENT -o IMAGE"),
