@@ -156,14 +156,17 @@ MAKE = "Make a bundle with: vaedeploy export NAME --out"
 
 def test_places_without_a_bundle(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
+    (tmp_path / "mine.safetensors").write_text("x")
     (tmp_path / "folder").mkdir()
     (tmp_path / "odd" / "bundle.json").mkdir(parents=True)
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.png").touch()
     cases = {
         "none": "there is no bundle at {0}. " + MAKE + " {0}",
-        "file": "{0} is a file; a bundle is a folder with a bundle.json in it. Give the folder. If the file has "
-        "weights, make a bundle of them: vaedeploy export {0}",
+        "none.ckpt": "there is no bundle at {0}. Make a bundle with: vaedeploy export {0} --out {1}",
+        "file": "{0} is a file; a bundle is a folder with a bundle.json in it. Give the folder",
+        "mine.safetensors": "{0} is a file; a bundle is a folder with a bundle.json in it. "
+        "Make a bundle with: vaedeploy export {0} --out {1}",
         "folder": "{0} is not a bundle: it has no bundle.json. " + MAKE + " {0}",
         "photos": "{0} is not a bundle: it has no bundle.json. Give a bundle's folder, or make one in another place: "
         "vaedeploy export NAME --out PLACE",
@@ -172,7 +175,20 @@ def test_places_without_a_bundle(tmp_path: Path) -> None:
     for name, message in cases.items():
         with pytest.raises(BundleError) as caught:
             Bundle.open(tmp_path / name)
-        assert str(caught.value) == message.format(tmp_path / name)
+        assert str(caught.value) == message.format(tmp_path / name, (tmp_path / name).with_suffix(""))
+
+
+@pytest.mark.parametrize(
+    ("given", "near"), [("tinyy", "; the nearest is tiny"), ("TINY", "; the nearest is tiny"), ("empyt", "")]
+)
+def test_of_a_missing_bundle_the_nearest_is_told(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, given: str, near: str
+) -> None:
+    monkeypatch.chdir(bundle.path.parent)
+    Path("empty").mkdir()
+    with pytest.raises(BundleError) as caught:
+        Bundle.open(given)
+    assert str(caught.value) == f"there is no bundle at {given}{near}. {MAKE} {given}"
 
 
 @pytest.mark.parametrize("open_it", [Bundle.open, VAE, verify_bundle])
@@ -183,7 +199,8 @@ def test_a_preset_that_nobody_exported_yet(
     with pytest.raises(BundleError) as caught:
         open_it("mse840k")
     assert (
-        str(caught.value) == "there is no bundle at mse840k. It is a preset; export it first: vaedeploy export mse840k"
+        str(caught.value)
+        == "there is no bundle at mse840k. mse840k is a preset; export it first: vaedeploy export mse840k"
     )
 
 

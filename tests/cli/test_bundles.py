@@ -113,6 +113,7 @@ def test_a_missing_bundle(vaedeploy, tmp_path):
             "Pictures for --images go into one folder. Run: vaedeploy compare BUNDLE BUNDLE... --images DIR|FILE",
         ),
         (["inspect", "b.png"], "Run: vaedeploy inspect BUNDLE"),
+        (["look", "b.png"], "Run: vaedeploy look BUNDLE IMAGE... -o DIR"),
         (["look", "b.png", "a", "-o", "page"], "Run: vaedeploy look BUNDLE IMAGE... -o DIR"),
         (["encode", "b.png", "a", "-o", "c.safetensors"], "Run: vaedeploy encode BUNDLE IMAGE -o LATENT"),
         (["decode", "b.safetensors", "a", "-o", "c.png"], "Run: vaedeploy decode BUNDLE LATENT -o IMAGE"),
@@ -144,7 +145,7 @@ def test_a_preset_that_nobody_exported_yet(vaedeploy, tmp_path, monkeypatch, arg
     Image.new("RGB", (64, 64)).save("photo.png")
     ended = vaedeploy(*arguments)
     assert (ended.code, ended.out) == (2, "")
-    assert ended.err == "Error: there is no bundle at demo. It is a preset; export it first: vaedeploy export demo\n"
+    assert ended.err == "Error: there is no bundle at demo. demo is a preset; export it first: vaedeploy export demo\n"
 
 
 # ----------------------------------------------------------------------------------------------- export and verify

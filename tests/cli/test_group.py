@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 import pytest
+from click.shell_completion import ShellComplete
 from command_line import Ended, parse
 
 from vaedeploy.cli import terminal
@@ -92,6 +93,10 @@ except SystemExit:
         (["encode", "b", "a.png", "-o", "a", "--seed", "1"], "Error: --seed needs --sample."),
         (["sing"], "Error: No such command 'sing'."),
         (["info", "demo"], "Error: No such command 'info'. Did you mean 'inspect'?"),
+        (["version"], "Error: No such command 'version'. Did you mean '--version'?"),
+        (["--look", "demo"], "Error: No such option '--look'. Did you mean 'look'?"),
+        (["-v", "--bench=demo"], "Error: No such option '--bench'. Did you mean 'bench'?"),
+        (["--frob"], "Error: No such option '--frob'.\n"),
     ],
 )
 def test_usage_errors(vaedeploy, arguments, message):
@@ -119,6 +124,13 @@ def test_usage_errors(vaedeploy, arguments, message):
         (["serve", "b", "--batch-size", "4"], "Error: No such option '--batch-size'. Did you mean '--max-batch'?"),
         (["verify", "b", "--rtol", "1"], "Error: No such option '--rtol'. The limits are the same for every bundle: "),
         (["bench", "b", "--rtol", "1"], "Error: No such option '--rtol'.\n"),
+        (
+            ["serve", "b", "--workers", "4"],
+            "Error: No such option '--workers'. One process serves, and uses all cores. ",
+        ),
+        (["look", "b", "a.png", "-out", "page"], "Error: No such option '-out'. Did you mean '--out'?"),
+        (["look", "b", "a.png", "-report=page"], "Error: No such option '-report'. Did you mean '--report'?"),
+        (["look", "-help"], "Error: No such option '-help'. Did you mean '--help'?"),
         (["encode", "b", "a.png", "-o", "a", "--force"], "'--force'. A file of that name is replaced without it.\n"),
         (["inspect", "b", "--frob"], "Error: No such option '--frob'.\n"),
         (["export", "demo", "--report", "r"], "After the export, run: vaedeploy verify BUNDLE --report DIR"),
@@ -129,6 +141,16 @@ def test_a_slip_is_told_with_what_was_meant(vaedeploy, arguments, message):
     ended = vaedeploy(*arguments)
     assert (ended.code, ended.out) == (2, "")
     assert message in ended.err
+
+
+@pytest.mark.parametrize("arguments", [["inspect", "--", "-json"], ["inspect", "v"], ["decode", "b", "a", "-outer"]])
+def test_what_is_no_slip_is_taken_as_it_is(arguments):
+    parse(" ".join(arguments))
+
+
+def test_the_shell_completes_after_a_slip():
+    found = ShellComplete(cli, {}, "vaedeploy", "_VAEDEPLOY_COMPLETE").get_completions(["look", "-out", "page"], "--ba")
+    assert [item.value for item in found] == ["--background", "--backend"]
 
 
 def test_what_stands_for_options_of_other_tools_is_there():

@@ -196,14 +196,22 @@ def test_a_folder_of_failures_leaves_no_folder(vaedeploy, bundle, tmp_path):
             ["encode", "{bundle}", "twice", "-o", "all.safetensors"],
             "Error: twice is a folder, and all.safetensors is a file's name: give a folder",
         ),
-        (["encode", "{bundle}", "none.png", "-o", "empty"], "Error: there is no file none.png"),
+        (["encode", "{bundle}", "none.png", "-o", "empty"], "Error: there is no file or folder none.png\n"),
+        (["encode", "{bundle}", "b.png", "-o", "empty"], "no file or folder b.png; the nearest is a.png\n"),
+        (
+            ["encode", "{bundle}", "https://example.com/a.png", "-o", "empty"],
+            "Error: https://example.com/a.png is an address, and vaedeploy reads files; download it first\n",
+        ),
         (
             ["encode", "{bundle}", "a.png", "-o", "none/a.safetensors"],
             "Error: cannot write none/a.safetensors: No such file or directory. Make its folder first",
         ),
         (["decode", "{bundle}", "one.safetensors", "-o", "none/a.png"], "Error: cannot write none/a.png: "),
         (["decode", "{bundle}", "two.safetensors", "-o", "b.png"], "Error: two.safetensors holds 2 latents; a picture"),
-        (["decode", "{bundle}", "none.safetensors", "-o", "b.png"], "Error: there is no file none.safetensors"),
+        (
+            ["decode", "{bundle}", "none.safetensors", "-o", "b.png"],
+            "Error: there is no file or folder none.safetensors",
+        ),
         (
             ["decode", "{bundle}", "a.png", "-o", "b.png"],
             "Error: a.png is an image (PNG), not a latent file; vaedeploy encode takes images\n",

@@ -247,7 +247,8 @@ def test_an_unknown_name_and_the_nearest() -> None:
     with pytest.raises(ProfileError) as refused:
         get_profile("rtx4091")
     assert str(refused.value) == (
-        "no profile is named 'rtx4091'; the nearest are: rtx4090, rtx5090, rtx4080. To see all 30: vaedeploy profiles. "
+        "no profile is named 'rtx4091'; the nearest are: rtx4090, rtx5090, rtx4080. A GPU without a profile takes that "
+        "of its compute capability: sm75, sm80, sm86, sm89, sm120, sm121. To see all 30: vaedeploy profiles. "
         "Your own are looked for in --profiles DIR or VAEDEPLOY_PROFILES; to begin one: "
         "vaedeploy profiles --init rtx4091 --profiles DIR"
     )

@@ -12,7 +12,7 @@ from PIL import Image
 
 from vaedeploy.errors import ImageError
 from vaedeploy.images.opacity import verification_mask, with_opacity
-from vaedeploy.images.photos import MOST, crop_batch, full_sizes, load_photos, shrink_middle
+from vaedeploy.images.photos import GIVE, MOST, crop_batch, full_sizes, image_files, load_photos, shrink_middle
 from vaedeploy.verify.shapes import verification_shapes
 
 
@@ -142,18 +142,30 @@ def test_one_photo(tmp_path: Path) -> None:
 def test_a_folder_without_photos_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ImageError) as error:
         load_photos(tmp_path)
-    assert (
-        str(error.value) == f"there is no picture in {tmp_path}; give a folder with PNG, JPEG or other pictures in it"
-    )
+    assert str(error.value) == f"there is no picture in {tmp_path}. {GIVE}"
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file.png").touch()
     none, file = tmp_path / "none", tmp_path / "file.png"
     for place, message in (
-        (none, f"there is no folder {none}; give a folder with PNG, JPEG or other pictures in it"),
+        (none, f"there is no file or folder {none}. {GIVE}"),
         (file, f"{file} is empty (0 bytes)"),
     ):
         with pytest.raises(ImageError) as error:
             load_photos(place)
         assert str(error.value) == message
+
+
+@pytest.mark.parametrize(("given", "near"), [("potrait.png", "portrait.png"), ("photo", "photos"), ("notes", None)])
+def test_of_a_missing_picture_the_nearest_is_told(tmp_path: Path, given: str, near: str | None) -> None:
+    (tmp_path / "photos").mkdir()
+    for name in ("portrait.png", "notes.txt"):
+        (tmp_path / name).touch()
+    hint = f"; the nearest is {tmp_path / near}" if near else ""
+    with pytest.raises(ImageError) as error:
+        image_files(tmp_path / given)
+    assert str(error.value) == f"there is no file or folder {tmp_path / given}{hint}. {GIVE}"
+    with pytest.raises(ImageError) as error:
+        image_files([tmp_path / given])
+    assert str(error.value) == f"there is no picture {tmp_path / given}{hint}"

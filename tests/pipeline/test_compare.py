@@ -465,7 +465,7 @@ def test_what_cannot_be_compared_is_told(folder: Path, tmp_path: Path) -> None:
             InputError,
             f"bundle {one} was given twice; give",
         ),
-        ([one, two], tmp_path / "none", ImageError, f"there is no folder {tmp_path / 'none'}; give a folder with PNG"),
+        ([one, two], tmp_path / "none", ImageError, f"there is no file or folder {tmp_path / 'none'}. Give"),
         (
             [one, two],
             small,

@@ -20,7 +20,7 @@ import torch
 from checkpoints import TINY, config_of
 from checkpoints import folder as write_folder
 from command_line import Ended
-from tiny_bundle import tiny_manifest
+from tiny_bundle import tiny_bundle, tiny_manifest
 from torch import Tensor, nn
 
 from vaedeploy.bundle import Bundle, check_bundle
@@ -354,6 +354,20 @@ def test_weights_that_cannot_be_loaded_are_refused_at_once(
     monkeypatch.setattr(pipeline.onnxruntime_cpu, "load_library", late)
     with pytest.raises((WeightsError, UnknownPresetError), match=re.escape(told)):
         export_vae(vae.format(text=text), weights=weights and weights.format(text=text), out=tmp_path / "out")
+
+
+@pytest.mark.parametrize(("vae", "weights"), [("mine/", None), (Path("demo"), None), ("demo", "mine"), ("a\0/b", None)])
+def test_a_bundle_is_no_source_of_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, vae: str | Path, weights: str | None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny_bundle(tmp_path / "mine")
+    tiny_bundle(tmp_path / "demo")
+    told = re.escape(f"{weights or vae} is a bundle, exported already") if vae != "a\0/b" else "no file or folder"
+    with pytest.raises(WeightsError, match=told):
+        export_vae(vae, weights=weights, out=tmp_path / "out")
+    with pytest.raises(OutputError):  # the preset, whose place is taken
+        export_vae("demo", verify=False)
 
 
 @pytest.mark.slow

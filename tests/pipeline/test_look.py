@@ -149,6 +149,16 @@ def test_without_an_image_the_command_says_what_it_took_for_the_bundle(
         assert told in " ".join(ended.err.split())
 
 
+def test_a_second_bundle_leads_to_compare(vaedeploy: Callable[..., Any], folder: Path, tmp_path: Path) -> None:
+    two = tiny_bundle(tmp_path / "two").path
+    ended = vaedeploy("look", folder / "one", two, folder / "face.png", "-o", tmp_path / "page")
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.err == (
+        f"Error: {two} is a bundle, and stands where a picture is wanted. look takes one bundle; to compare several: "
+        f"vaedeploy compare {folder / 'one'} {two} --images DIR\n"
+    )
+
+
 def test_a_vae_that_changes_nothing_is_good() -> None:
     photo = skimage.data.astronaut()[:64, :64]
     quality = measure_quality(photo, photo)
@@ -177,6 +187,8 @@ def test_what_cannot_be_looked_at_is_told(folder: Path, tmp_path: Path) -> None:
         look_at_bundle(folder / "one", [], page=folder / "none")
     with pytest.raises(ImageError, match=r"^there is no picture .*missing\.png$"):
         look_at_bundle(folder / "one", [folder / "missing.png"], page=folder / "none")
+    with pytest.raises(ImageError, match=r"^https://example\.com/a\.png is an address"):
+        look_at_bundle(folder / "one", [Path("https://example.com/a.png")], page=folder / "none")
     spaced = shutil.copy(folder / "face.png", tmp_path / "my face.png")
     with pytest.raises(ImageError, match=r"my; put a name with spaces in it into quotes$"):
         look_at_bundle(folder / "one", [spaced.parent / "my", spaced.parent / "face.png"], page=folder / "none")

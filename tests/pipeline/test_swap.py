@@ -143,6 +143,8 @@ def test_what_is_no_vae_is_refused(bundle: Bundle) -> None:
         swap_vae(bundle, None)  # type: ignore[arg-type]
     with pytest.raises(WeightsError, match="a Reference already has weights and a latent contract; leave"):
         swap_vae(bundle, load_reference("demo-mse"), weights="random:0")
+    with pytest.raises(WeightsError, match=r"^.* is a bundle, exported already; give what it was made from"):
+        swap_vae(bundle, bundle.path)
 
 
 def test_another_architecture_is_refused(bundle: Bundle) -> None:

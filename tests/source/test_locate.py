@@ -105,11 +105,20 @@ def test_vae_that_is_not_there(tmp_path: Path) -> None:
         assert message_of(WeightsError, vae) == f"there is no file or folder {vae}{takes}"
 
 
+def test_of_a_missing_weights_file_the_nearest_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.safetensors").touch()
+    told = "there is no file or folder mien.safetensors; the nearest is mine.safetensors. --"
+    assert message_of(WeightsError, "mien.safetensors").startswith(f"{told}vae takes")
+    assert message_of(WeightsError, "demo", "mien.safetensors").startswith(f"{told}weights takes")
+
+
 @pytest.mark.parametrize(
     "given", ["none.safetensors", "models/none.safetensors", "a/b/c", "none", "../none", "", "x" * 5000]
 )
 def test_weights_that_are_not_there(given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
     given = given or str(tmp_path / "none")
     assert message_of(WeightsError, "demo", given) == (
         f"there is no file or folder {given}. --weights takes a hub repository (owner/name or owner/name@revision), "

@@ -12,7 +12,9 @@ from vaedeploy.bundle.manifest import NAME, Manifest
 from vaedeploy.errors import BundleError, OutputError
 from vaedeploy.system.atomic import put_back, set_aside, write_file
 from vaedeploy.system.files import HeldFolder, handle_bytes, open_regular
+from vaedeploy.system.missing import missing
 from vaedeploy.system.oserrors import reason
+from vaedeploy.values.origin import WEIGHTS_SUFFIXES
 from vaedeploy.values.presets import preset_names
 
 LARGEST = 1 << 24
@@ -28,17 +30,18 @@ def read_manifest(path: Path, folder: HeldFolder | None = None) -> Manifest:
     Raises BundleError if there is no bundle or its manifest is not valid. A bundle that a killed process set aside is
     put back first.
     """
-    remedy = f"Make a bundle with: vaedeploy export NAME --out {path}"
+    of_weights = path.suffix in WEIGHTS_SUFFIXES
+    made_of = f"{path} --out {path.with_suffix('')}" if of_weights else f"NAME --out {path}"
+    remedy = f"Make a bundle with: vaedeploy export {made_of}"
     if not path.exists() and not _wait_for(path):
         if str(path) in preset_names():
-            remedy = f"It is a preset; export it first: vaedeploy export {path}"
+            remedy = f"{path} is a preset; export it first: vaedeploy export {path}"
         if (old := set_aside(path.resolve())) is not None:
             remedy = f"A process that was killed while it replaced it left it as {old}; rename that to {path.name}"
-        raise BundleError(f"there is no bundle at {path}. {remedy}")
+        raise BundleError(f"{missing('bundle at', path, is_bundle)}. {remedy}")
     if not path.is_dir():
         raise BundleError(
-            f"{path} is a file; a bundle is a folder with a {NAME} in it. Give the folder. If the file has weights, "
-            f"make a bundle of them: vaedeploy export {path}"
+            f"{path} is a file; a bundle is a folder with a {NAME} in it. {remedy if of_weights else 'Give the folder'}"
         )
     if fault := link_fault(path, NAME):  # writing there would change another folder's file
         raise BundleError(f"bundle {path}: {NAME} {fault}. Put a copy of the file in the link's place")
@@ -96,7 +99,7 @@ def is_bundle(place: Path) -> bool:
     """
     try:
         handle = open_regular(place / NAME)
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a path with a null character
         return False
     try:
         head = handle_bytes(handle, 4096)

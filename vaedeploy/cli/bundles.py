@@ -195,12 +195,18 @@ def look(bundle: Path, images: tuple[Path, ...], out: Path, as_json: bool, **opt
     Example:
       vaedeploy look demo portrait.png photos -o look
     """
+    from vaedeploy.bundle.stored import is_bundle
     from vaedeploy.cli.tables.results import LOOK_COLUMNS, look_rows
     from vaedeploy.pipeline.compare.words import perceptual_lines
     from vaedeploy.pipeline.look import look_at_bundle
 
     if not images:
         raise click.UsageError(f"Missing argument 'IMAGE...': the first argument is the bundle, and that is {bundle}.")
+    if other := next(filter(is_bundle, images), None):
+        raise InputError(
+            f"{other} is a bundle, and stands where a picture is wanted. look takes one bundle; to compare several: "
+            f"vaedeploy compare {shlex.quote(str(bundle))} {shlex.quote(str(other))} --images DIR"
+        )
     found, problem = keep_result(lambda tell: look_at_bundle(bundle, images, page=out, progress=tell, **options))
     if as_json:
         terminal.show_json(found)

@@ -5,6 +5,7 @@ The modules of commands import nothing heavier than click at their top, so that 
 
 from __future__ import annotations
 
+from itertools import takewhile
 from typing import Any
 
 import click
@@ -75,11 +76,17 @@ class LoudCommand(click.Command):
         self.params += loudness()
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse a command line. An unknown option is refused with what may be meant."""
+        """Parse a command line. An unknown option is refused with what may be meant, and so is a long option's name
+        after one dash, of which click reads the first letter as an option, and the rest as its value.
+        """
+        known = [name for option in self.get_params(ctx) for name in option.opts]
+        names = (word.partition("=")[0] for word in takewhile("--".__ne__, args))
+        slip = next((name for name in names if name.startswith("-") and f"-{name}" in known), None)
+        if slip and not ctx.resilient_parsing:  # which is set where the shell completes
+            ctx.fail(f"No such option '{slip}'. Did you mean '-{slip}'?")
         try:
             return super().parse_args(ctx, args)
         except click.NoSuchOption as error:
-            known = [name for option in self.params for name in option.opts]
             about = about_option(error.option_name, str(ctx.info_name), known)
             told = f"No such option '{error.option_name}'." + (f" {about}" if about else "")
             raise click.UsageError(told, ctx) from error
@@ -112,6 +119,15 @@ class Commands(click.Group):
         if (meant := COMMANDS.get(args[0])) and self.get_command(ctx, args[0]) is None:
             ctx.fail(f"No such command {args[0]!r}. Did you mean {meant!r}?")
         return super().resolve_command(ctx, args)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Also name the command whose name is given as an option."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            if (name := error.option_name.removeprefix("--")) in self.commands:
+                ctx.fail(f"No such option '--{name}'. Did you mean '{name}'?")
+            raise
 
     def add_command(self, cmd: click.Command, name: str | None = None) -> None:
         """Also set each option's environment variable. click's own ``auto_envvar_prefix`` would name it after the

@@ -46,8 +46,9 @@ COMMANDS = {
     "download": "pull",
     "upload": "push",
     "run": "serve",
+    "version": "--version",
 }
-"""A command of other tools -> its counterpart here."""
+"""A command of other tools -> its counterpart here, which may be an option."""
 
 LIMITS = ("--tolerance", "--tol", "--atol", "--rtol", "--threshold")
 """Options with which other tools set the tolerance of a comparison."""
@@ -68,6 +69,11 @@ def about_option(name: str, command: str, known: Sequence[str]) -> str | None:
         return f"Did you mean '{meant}'?"
     if command == "verify" and name in LIMITS:
         return "The limits are the same for every bundle: docs/verification.md has each with its reason."
+    if command == "serve" and name in ("--workers", "--num-workers", "--processes"):
+        return (
+            "One process serves, and uses all cores. For more processes, run the command once for each, with a --port "
+            "of its own, and share the cores out with --threads."
+        )
     if command == "export" and name in ("--report", "--page"):
         return "The page is made of a bundle. After the export, run: vaedeploy verify BUNDLE --report DIR"
     if command in ("encode", "decode") and name in ("--force", "--overwrite"):

@@ -17,7 +17,7 @@ from click.core import ParameterSource
 from vaedeploy.cli import terminal
 from vaedeploy.cli.parameters import BACKEND, BUNDLE, PATH, PRECISION, PROFILES, VAE, Color, MemorySize
 from vaedeploy.cli.progress import progress_display
-from vaedeploy.errors import InputError, LatentError, PageError
+from vaedeploy.errors import PageError
 from vaedeploy.system.progress import Progress
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -28,47 +28,11 @@ Result = TypeVar("Result")
 def local(bundle: Path | str) -> Path:
     """The folder of a bundle on this disk; one on the hub is pulled into the cache first."""
     if isinstance(bundle, Path):
-        check_no_image(bundle)
         return bundle
     from vaedeploy.bundle import bundle_folder
 
     with progress_display() as progress:
         return bundle_folder(bundle, progress)
-
-
-def check_no_image(bundle: Path) -> None:
-    """Raise InputError for a picture or a latent file in a bundle's place, as from arguments in the wrong order, or
-    from the second file of ``--images a.png b.png``.
-    """
-    if not bundle.is_file() or (kind := _kind(bundle)) is None:
-        return
-    context = click.get_current_context()
-    hint = " Pictures for --images go into one folder." if context.info_name == "compare" else ""
-    raise InputError(
-        f"{bundle} is {kind}, and stands where a bundle is wanted, which is a folder.{hint} Run: {_order(context)}"
-    )
-
-
-def _kind(file: Path) -> str | None:
-    """What a file is: a picture, by its name, or a latent file; None for any other."""
-    from vaedeploy.images.files import image_suffixes
-    from vaedeploy.images.latents import read_latent
-
-    if file.suffix.lower() in image_suffixes():
-        return "a picture"
-    try:
-        read_latent(file)
-    except LatentError:
-        return None
-    return "a latent file"
-
-
-def _order(context: click.Context) -> str:
-    """A command with all that it must be given, such as ``vaedeploy look BUNDLE IMAGE... -o DIR``."""
-    parameters = context.command.params
-    arguments = chain.from_iterable(p.get_usage_pieces(context) for p in parameters)
-    options = (f"{p.opts[0]} {p.metavar}" for p in parameters if isinstance(p, click.Option) and p.required)
-    return " ".join((context.command_path, *arguments, *options))
 
 
 def bundle_argument(command: Command) -> Command:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import glob
 import re
 from collections.abc import Callable, Iterable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from vaedeploy.cli.meant import near_word
+from vaedeploy.errors import InputError, LatentError
 from vaedeploy.values.words import counted
 
 PATH = click.Path(path_type=Path)
@@ -69,13 +71,53 @@ class Separated(click.ParamType[tuple[str, ...]]):
         return [CompletionItem(f"{before}{comma}{name}") for name in self._names() if name.startswith(last)]
 
 
+def check_no_image(bundle: Path) -> None:
+    """Raise InputError for a picture or a latent file in a bundle's place, as from arguments in the wrong order, or
+    from the second file of ``--images a.png b.png``.
+    """
+    if not bundle.is_file() or (kind := _kind(bundle)) is None:
+        return
+    context = click.get_current_context()
+    hint = " Pictures for --images go into one folder." if context.info_name == "compare" else ""
+    raise InputError(
+        f"{bundle} is {kind}, and stands where a bundle is wanted, which is a folder.{hint} Run: {_order(context)}"
+    )
+
+
+def _kind(file: Path) -> str | None:
+    """What a file is: a picture, by its name, or a latent file; None for any other."""
+    from vaedeploy.images.files import image_suffixes
+    from vaedeploy.images.latents import read_latent
+
+    if file.suffix.lower() in image_suffixes():
+        return "a picture"
+    try:
+        read_latent(file)
+    except LatentError:
+        return None
+    return "a latent file"
+
+
+def _order(context: click.Context) -> str:
+    """A command with all that it must be given, such as ``vaedeploy look BUNDLE IMAGE... -o DIR``."""
+    parameters = context.command.params
+    arguments = chain.from_iterable(p.get_usage_pieces(context) for p in parameters)
+    options = (f"{p.opts[0]} {p.metavar}" for p in parameters if isinstance(p, click.Option) and p.required)
+    return " ".join((context.command_path, *arguments, *options))
+
+
 class BundlePlace(click.ParamType[Path | str]):
-    """A bundle: the path of its folder, or its address on the hub."""
+    """A bundle: the path of its folder, or its address on the hub. A picture is refused here, before the options that
+    are missing: whoever gives nothing else does not know yet that a bundle comes first.
+    """
 
     name = "bundle"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path | str:
-        return value if isinstance(value, Path) or value.startswith("hf://") else Path(value)
+        if isinstance(value, str) and value.startswith("hf://"):
+            return value
+        check_no_image(Path(value))
+        return Path(value)
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
         """The bundles whose paths begin so; if there are none, any folder."""

@@ -11,8 +11,8 @@ import click
 
 from vaedeploy.cli import terminal
 from vaedeploy.cli.group import cli
-from vaedeploy.cli.options import check_no_image, computing_options, memory_option
-from vaedeploy.cli.parameters import MemorySize, Size
+from vaedeploy.cli.options import computing_options, memory_option
+from vaedeploy.cli.parameters import MemorySize, Size, check_no_image
 from vaedeploy.errors import OutputError
 from vaedeploy.system.interrupts import Stopped
 

@@ -176,8 +176,10 @@ def get_profile(name: str, folder: str | Path | None = None) -> Profile:
         return read_profile(files[name])
     near = difflib.get_close_matches(name.lower(), files, n=3, cutoff=0.5)
     hint = f"; the nearest are: {', '.join(near)}" if near else ""
+    of_capability = sorted((name for name in files if re.fullmatch(r"sm\d+", name)), key=lambda name: int(name[2:]))
     raise ProfileError(
-        f"no profile is named {name!r}{hint}. To see all {len(files)}: vaedeploy profiles. Your own are looked for in "
+        f"no profile is named {name!r}{hint}. A GPU without a profile takes that of its compute capability: "
+        f"{', '.join(of_capability)}. To see all {len(files)}: vaedeploy profiles. Your own are looked for in "
         f"--profiles DIR or {FOLDER_VARIABLE}; to begin one: vaedeploy profiles --init {name} --profiles DIR"
     )
 

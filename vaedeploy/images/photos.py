@@ -14,6 +14,7 @@ from vaedeploy.errors import ImageError, InputError
 from vaedeploy.images.files import files_in, image_suffixes, read_image
 from vaedeploy.images.opacity import has_opacity, is_opaque, verification_mask, with_opacity
 from vaedeploy.system.arguments import as_list, refuse_repeats
+from vaedeploy.system.missing import missing
 from vaedeploy.system.oserrors import reason
 from vaedeploy.values.latent import RGB, RGBA
 
@@ -24,6 +25,8 @@ SAMPLES = ("astronaut", "coffee", "chelsea")
 """Photographs in ``skimage.data``. The astronaut is in the public domain (NASA), the others are CC0."""
 
 log = logging.getLogger(__name__)
+
+GIVE = "Give a picture, or a folder with PNG, JPEG or other pictures in it"
 
 MOST = 9
 """The most photographs of a folder that are read: the number of items in all verification shapes together, so that each
@@ -75,13 +78,13 @@ def photo_files(folder: str | Path) -> list[Path]:
     if Path(folder).is_file():
         return [Path(folder)]
     if not Path(folder).is_dir():
-        raise ImageError(f"there is no folder {folder}; give a folder with PNG, JPEG or other pictures in it")
+        raise ImageError(f"{missing('file or folder', folder, _may_hold_pictures)}. {GIVE}")
     try:
         files = files_in(Path(folder), image_suffixes())
     except OSError as error:
         raise ImageError(f"{folder} cannot be read: {reason(error)}") from error
     if not files:
-        raise ImageError(f"there is no picture in {folder}; give a folder with PNG, JPEG or other pictures in it")
+        raise ImageError(f"there is no picture in {folder}. {GIVE}")
     return files
 
 
@@ -102,9 +105,13 @@ def image_files(given: str | Path | Sequence[str | Path]) -> list[Path]:
         raise InputError("no image was given; give files, or folders of them")
     for file in files:
         if not file.is_file():
-            raise ImageError(f"there is no picture {file}{_about_spaces(file)}")
+            raise ImageError(missing("picture", file, _may_hold_pictures) + _about_spaces(file))
     refuse_repeats("picture", files)
     return files
+
+
+def _may_hold_pictures(path: Path) -> bool:
+    return path.suffix.lower() in image_suffixes() or path.is_dir()
 
 
 def _about_spaces(file: Path) -> str:

@@ -33,6 +33,7 @@ from vaedeploy.images.latents import LatentFile, read_latent, write_latent
 from vaedeploy.images.opacity import Color, check_background, flattened, has_opacity, with_opacity
 from vaedeploy.runtime import VAE
 from vaedeploy.system.atomic import check_place, clear_drafts, transient_folder
+from vaedeploy.system.missing import missing
 from vaedeploy.system.oserrors import reason
 from vaedeploy.system.progress import Progress, silent, unmeasured
 from vaedeploy.values.latent import RGBA
@@ -199,7 +200,7 @@ def _check_places(source: Path, out: Path, suffixes: Iterable[str], suffix: str)
     suffixes: those that a written file may have. suffix: the one that files in a folder get.
     """
     if not source.exists():
-        raise InputError(f"there is no file {source}, and no folder of that name")
+        raise InputError(missing("file or folder", source))
     refuse_in_bundle(out if out.is_dir() else out.parent)
     if source.is_dir():
         if out.suffix.lower() in suffixes and not out.is_dir():

@@ -16,7 +16,8 @@ from vaedeploy.bundle.golden import GoldenCase, encode_golden
 from vaedeploy.bundle.graphs import EXTRA_FORMS, graph_names
 from vaedeploy.bundle.manifest import Manifest, VaeInfo
 from vaedeploy.bundle.rows import rows_names
-from vaedeploy.errors import InputError, VerificationError
+from vaedeploy.bundle.stored import is_bundle
+from vaedeploy.errors import InputError, VerificationError, WeightsError
 from vaedeploy.images.opacity import has_opacity
 from vaedeploy.images.photos import load_photos
 from vaedeploy.pipeline.graphs import calibrate, write_forms, write_portable
@@ -27,6 +28,7 @@ from vaedeploy.system.heap import collect_garbage
 from vaedeploy.system.progress import Progress, silent
 from vaedeploy.values.kinds import Backend, ImageInput, Part, Precision, Target
 from vaedeploy.values.latent import RGB, RGBA
+from vaedeploy.values.presets import preset_names
 from vaedeploy.values.words import counted
 from vaedeploy.verify.graphs import verify_graphs
 from vaedeploy.verify.looks import make_looks
@@ -115,6 +117,7 @@ def export_vae(
     if name is not None and not (name.isprintable() and name.strip(". ") and not set(name) & set('/\\:*?"<>|')):
         raise InputError(f"name is {name!r}; it must be a name that a folder can have, such as my-vae")
     # Refuses bad weights before PyTorch is loaded, which takes seconds.
+    refuse_bundles(vae, weights)
     source = find_source(vae, weights, revision=revision, subfolder=subfolder)
     jobs = _plan_builds(profiles, profile_folder, profile_backend)
     kept = tuple(as_list("keep_fp32", keep_fp32))
@@ -177,6 +180,16 @@ def export_vae(
 
         return build_planned(bundle, jobs, progress=progress)
     return bundle
+
+
+def refuse_bundles(*places: object) -> None:
+    """Raise WeightsError where a place of weights is a bundle. A preset's name is none, as for ``find_source``."""
+    for place in places:
+        if isinstance(place, str | Path) and place not in preset_names() and is_bundle(Path(place)):
+            raise WeightsError(
+                f"{place} is a bundle, exported already; give what it was made from, which this shows: "
+                f"vaedeploy inspect {place}"
+            )
 
 
 def _check_forms(forms: Sequence[Target], precision: Precision, rewrite: bool) -> None:

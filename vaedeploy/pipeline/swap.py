@@ -18,7 +18,7 @@ from vaedeploy.images.opacity import on_white
 from vaedeploy.images.photos import crop_batch, load_photos
 from vaedeploy.images.pixels import pixel_errors, relative_errors
 from vaedeploy.pipeline.build import build_planned
-from vaedeploy.pipeline.export import export_vae
+from vaedeploy.pipeline.export import export_vae, refuse_bundles
 from vaedeploy.runtime import VAE
 from vaedeploy.source import find_source, load_source
 from vaedeploy.system.atomic import link_or_copy, replace_directory
@@ -83,6 +83,7 @@ def swap_vae(
     has files in it that are not its own, BackendError where its engines cannot be built again here, VerificationError,
     BuildError, and whatever else ``export_vae`` raises. The bundle is unchanged then.
     """
+    refuse_bundles(vae, weights)
     source = find_source(vae, weights, revision=revision, subfolder=subfolder)
     found = Bundle.open(bundle.path if isinstance(bundle, Bundle) else bundle, verify_hashes=False)
     with edit_bundle(found, replace=True) as edit:

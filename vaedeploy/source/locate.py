@@ -18,13 +18,12 @@ from vaedeploy.source.folder import STEM, find_weights
 from vaedeploy.source.pair import half_named
 from vaedeploy.source.preset import Preset, get_preset, presets, unknown_preset
 from vaedeploy.system.hub import REPOSITORY_NAME
-from vaedeploy.values.origin import Origin
+from vaedeploy.system.missing import missing
+from vaedeploy.values.origin import WEIGHTS_SUFFIXES, Origin
 from vaedeploy.values.reference import Reference
 
 SUBFOLDERS = ("vae", "movq", "vqgan")
 """Folders in which diffusers' pipelines keep their VAE: nearly all, Kandinsky's, and those of Stable Cascade."""
-
-FILE_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 
 LOADED = "a Reference already has weights and a latent contract; leave out weights, scale and shift"
 
@@ -159,7 +158,7 @@ def _find(vae: str | Path, weights: str | Path | None, subfolder: str | None) ->
         return _find_path(Path(weights), preset, subfolder)
     if (named := _repository(weights)) is not None:
         return OnHub(preset, *named, subfolder)
-    raise WeightsError(f"there is no file or folder {given}. --weights takes {WEIGHTS_TAKES}")
+    raise WeightsError(f"{missing('file or folder', given)}. --weights takes {WEIGHTS_TAKES}")
 
 
 def _with_config(vae: str | Path, weights: str | Path, subfolder: str | None) -> Found:
@@ -173,7 +172,7 @@ def _with_config(vae: str | Path, weights: str | Path, subfolder: str | None) ->
         )
     if not _is_there(weights):
         raise WeightsError(
-            f"there is no file or folder {weights}. With --vae {vae}, --weights takes a diffusers folder, or a "
+            f"{missing('file or folder', weights)}. With --vae {vae}, --weights takes a diffusers folder, or a "
             ".safetensors or .ckpt file"
         )
     found = _find_path(Path(weights), None, None)
@@ -184,7 +183,7 @@ def _with_config(vae: str | Path, weights: str | Path, subfolder: str | None) ->
 def _repository(given: str | Path) -> tuple[str, str | None] | None:
     """(name, revision) of the hub repository that ``given`` names; None where it cannot name one."""
     match = REPOSITORY_NAME.fullmatch(given) if isinstance(given, str) else None
-    if match is None or match["name"].endswith(FILE_SUFFIXES):
+    if match is None or match["name"].endswith(WEIGHTS_SUFFIXES):
         return None
     return match["name"], match["revision"]
 
@@ -197,9 +196,9 @@ def _preset_named(vae: str | Path) -> Preset | None:
         return get_preset(vae)
     if _is_there(vae) or _repository(vae) is not None:
         return None
-    if isinstance(vae, Path) or "/" in vae or "\\" in vae or vae.endswith(FILE_SUFFIXES):
+    if isinstance(vae, Path) or "/" in vae or "\\" in vae or vae.endswith(WEIGHTS_SUFFIXES):
         raise WeightsError(
-            f"there is no file or folder {vae}. A VAE is a preset's name, a hub repository (owner/name or "
+            f"{missing('file or folder', vae)}. A VAE is a preset's name, a hub repository (owner/name or "
             "owner/name@revision), a diffusers folder or a weights file"
         )
     raise unknown_preset(vae, ", and there is no file or folder of that name")

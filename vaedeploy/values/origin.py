@@ -7,6 +7,9 @@ from typing import Literal
 
 import msgspec
 
+WEIGHTS_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+"""The ends of weights files' names."""
+
 
 class Origin(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where a VAE's weights came from, in enough detail to find them again.

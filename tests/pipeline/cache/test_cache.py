@@ -303,7 +303,7 @@ def test_a_latent_that_does_not_fit_its_type_fails(photos: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     ("source", "options", "reason"),
     [
-        ("nothing", {}, "there is no file .*nothing, and no folder of that name"),
+        ("nothing", {}, "^there is no file or folder .*nothing$"),
         ("empty", {}, "there is no picture in .*empty"),
         ("file.bin", {}, "is not a source of pictures: give a folder, a list of files"),
         ("empty", {"workers": 0}, "workers is 0; it must be 1 or more"),

@@ -21,6 +21,7 @@ from vaedeploy.images.headers import is_image
 from vaedeploy.images.plugins import PLUGINS
 from vaedeploy.pipeline.cache import parquet
 from vaedeploy.system.files import handle_bytes, open_regular
+from vaedeploy.system.missing import missing
 from vaedeploy.system.oserrors import reason
 from vaedeploy.system.text import encodable
 
@@ -91,7 +92,7 @@ def find_pictures(source: Path, leave_out: Path, column: str) -> Found:
     if source.is_dir():
         return _of_folder(source, leave_out.resolve(), column)
     if not source.exists():
-        raise InputError(f"there is no file {source}, and no folder of that name")
+        raise InputError(missing("file or folder", source))
     if suffix == TAR:
         return _of_tar(source, "")
     if suffix == PARQUET:

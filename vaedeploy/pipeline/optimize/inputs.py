@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from vaedeploy.errors import InputError
 from vaedeploy.graph.sizes import evaluate_expression, symbols_of
+from vaedeploy.system.missing import missing
 from vaedeploy.system.oserrors import reason
 from vaedeploy.values.latent import RGB, RGBA
 
@@ -210,7 +211,7 @@ def read_feed(path: Path, model: ir.Model) -> Feed:
             for name, value in inputs.items():
                 feed[name] = _fitting(file.get_tensor(name), value, path)
     except FileNotFoundError as error:
-        raise InputError(f"there is no file {path}") from error
+        raise InputError(missing("file", path)) from error
     except OSError as error:
         raise InputError(f"{path} cannot be read: {reason(error)}") from error
     except (safetensors.SafetensorError, TypeError) as error:  # TypeError: a type that numpy does not have

@@ -14,6 +14,7 @@ from vaedeploy.errors import InputError
 from vaedeploy.graph.graph import map_linked_weights
 from vaedeploy.graph.sizes import LARGEST_SIZES
 from vaedeploy.system.files import special
+from vaedeploy.system.missing import missing
 from vaedeploy.system.oserrors import reason
 
 OLDEST_OPSET = 13
@@ -53,7 +54,7 @@ def read_source(path: Path) -> Source:
     if path.is_dir():
         raise InputError(f"{path} is a folder; give the .onnx file in it")
     if not path.exists():
-        raise InputError(f"there is no file {path}")
+        raise InputError(missing("file", path))
     if fault := special(path):
         raise InputError(f"{path} {fault}; give an .onnx file")
     try:
