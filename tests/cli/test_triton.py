@@ -8,13 +8,15 @@ from pathlib import Path
 
 from command_line import Ended
 
+from vaedeploy.system.installs import requirement
+
 
 def test_it_prints_the_models_and_what_to_run(vaedeploy: Callable[..., Ended], bundle: Path, tmp_path: Path) -> None:
     out = tmp_path / "my models"
     ended = vaedeploy("triton", bundle, "-o", out)
     assert (ended.code, ended.out) == (0, f"{out}/tiny-decode\n{out}/tiny-encode\n")
     assert ended.err.endswith(
-        'Their Python needs vaedeploy: pip install "vaedeploy[cpu]", or [cuda] or [tensorrt] for a GPU\n'
+        f'Their Python needs vaedeploy: pip install "{requirement("cpu")}", or [cuda] or [tensorrt] for a GPU\n'
         f"To serve them, run: tritonserver --model-repository '{out}'\n"
     )
     ended = vaedeploy("triton", bundle, "-o", out)

@@ -14,7 +14,10 @@ from pathlib import Path
 import pytest
 from places import ROOT
 
-PRINT = "from vaedeploy.system.installs import *; print(install_command('cpu'), upgrade_command(), sep='\\n')"
+PRINT = """
+from vaedeploy.system.installs import install_command, requirement, upgrade_command
+print(install_command("cpu"), upgrade_command(), requirement("cpu"), sep="\\n")
+"""
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +40,7 @@ def installed(folder: Path, installer: str = "pip", origin: object = None) -> Pa
 
 
 def commands(python: Path, *packages: Path, path: str = os.defpath) -> list[str]:
-    """What installs the extra [cpu], and what upgrades."""
+    """What installs the extra [cpu], what upgrades, and what pip is given in another environment."""
     variables = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (*packages, ROOT))), "PATH": path}
     done = subprocess.run([str(python), "-c", PRINT], capture_output=True, text=True, check=True, env=variables)
     return done.stdout.splitlines()
@@ -47,6 +50,7 @@ def test_a_checkout_that_is_not_installed(python: Path) -> None:
     assert commands(python) == [
         f'pip --python {python} install --editable "{ROOT}[cpu]"',
         f"update the checkout {ROOT} (git pull)",
+        f"{ROOT}[cpu]",
     ]
 
 
@@ -58,6 +62,7 @@ def test_a_release_where_there_is_no_pip(python: Path, tmp_path: Path, installer
     assert commands(python, installed(tmp_path, installer)) == [
         f'{install} "vaedeploy[cpu]"',
         f"{install} --upgrade vaedeploy",
+        "vaedeploy[cpu]",
     ]
 
 
@@ -71,31 +76,34 @@ def test_pip_by_its_name_alone_where_it_is_the_first_on_the_path(python: Path, t
         first, second = (commands(python, packages, path=str(place)) for place in (python.parent, tmp_path))
     finally:
         program.unlink()
-    assert first == ['pip install "vaedeploy[cpu]"', "pip install --upgrade vaedeploy"]
-    assert second == [f'{python} -m pip install "vaedeploy[cpu]"', f"{python} -m pip install --upgrade vaedeploy"]
+    assert first[:2] == ['pip install "vaedeploy[cpu]"', "pip install --upgrade vaedeploy"]
+    assert second[:2] == [f'{python} -m pip install "vaedeploy[cpu]"', f"{python} -m pip install --upgrade vaedeploy"]
 
 
 @pytest.mark.parametrize(
-    ("origin", "upgrade"),
+    ("origin", "upgrade", "elsewhere"),
     [
         (
             {"url": "file:///with%20space/it", "dir_info": {"editable": True}},
             'update the checkout /with space/it (git pull), then {} --editable "/with space/it"',
+            "/with space/it[cpu]",
         ),
-        ({"url": "file:///it", "dir_info": {}}, 'update the checkout /it (git pull), then {} "/it"'),
+        ({"url": "file:///it", "dir_info": {}}, 'update the checkout /it (git pull), then {} "/it"', "/it[cpu]"),
         (
             {"url": "https://example.org/it", "vcs_info": {"vcs": "git", "commit_id": "0" * 40}},
             '{} --upgrade "vaedeploy @ git+https://example.org/it"',
+            "vaedeploy[cpu] @ git+https://example.org/it",
         ),
-        ({"url": "file:///it-0.1.0.whl", "archive_info": {}}, "{} --upgrade vaedeploy"),
+        ({"url": "file:///it-0.1.0.whl", "archive_info": {}}, "{} --upgrade vaedeploy", "vaedeploy[cpu]"),
     ],
 )
 @pytest.mark.skipif(sys.platform == "win32", reason="paths of other systems")
 def test_an_upgrade_comes_from_where_it_was_installed_from(
-    python: Path, tmp_path: Path, origin: object, upgrade: str
+    python: Path, tmp_path: Path, origin: object, upgrade: str, elsewhere: str
 ) -> None:
     install = f"pip --python {python} install"
     assert commands(python, installed(tmp_path, origin=origin)) == [
         f'{install} "vaedeploy[cpu]"',
         upgrade.format(install),
+        elsewhere,
     ]

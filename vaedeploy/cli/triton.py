@@ -62,6 +62,7 @@ def triton(bundle: Path, out: Path, as_json: bool, **options: Any) -> None:
     """
     from vaedeploy.bundle import Bundle
     from vaedeploy.pipeline.triton import write_triton
+    from vaedeploy.system.installs import requirement
 
     with telling_bundle(as_json) as made, progress_display() as progress:
         models = write_triton(bundle, out, progress=progress, **options)
@@ -70,5 +71,6 @@ def triton(bundle: Path, out: Path, as_json: bool, **options: Any) -> None:
     if not as_json:
         terminal.show("\n".join(map(str, models)))
     if not options["native"]:
-        terminal.note('Their Python needs vaedeploy: pip install "vaedeploy[cpu]", or [cuda] or [tensorrt] for a GPU')
+        needed = requirement("cpu")
+        terminal.note(f'Their Python needs vaedeploy: pip install "{needed}", or [cuda] or [tensorrt] for a GPU')
     terminal.note(f"To serve them, run: tritonserver --model-repository {shlex.quote(str(out))}")

@@ -28,7 +28,7 @@ from vaedeploy.values.latent import LatentSpec
 from vaedeploy.values.origin import Origin
 from vaedeploy.values.reference import Reference
 
-IMPORTING = "Loading PyTorch"
+IMPORTING = "Loading PyTorch and diffusers"
 
 __all__ = ["find_source", "load_reference", "load_source", "reload_reference"]
 
@@ -137,7 +137,9 @@ def _load(source: Source, contract: Contract, progress: Progress) -> Reference:
     found = download(source, progress) if isinstance(source, OnHub) else source
     if "torch" not in sys.modules:
         progress(IMPORTING, 0, 1)
-        import torch  # noqa: F401 - takes seconds, and half a minute on a busy machine
+        # Both take seconds, and half a minute on a busy machine.
+        import diffusers.models.autoencoders  # noqa: F401
+        import torch  # noqa: F401
 
         progress(IMPORTING, 1, 1)
     with plain_torch():

@@ -166,13 +166,20 @@ def upgrade_command() -> str:
     if "vcs_info" in origin:
         return f'{pip_install()} --upgrade "vaedeploy @ {origin["vcs_info"]["vcs"]}+{origin["url"]}"'
     if "dir_info" in origin:
-        from urllib.parse import urlsplit
-        from urllib.request import url2pathname  # takes 20 ms to import
-
-        folder = url2pathname(urlsplit(origin["url"]).path)
+        folder = _folder(origin)
         editable = "--editable " if origin["dir_info"].get("editable") else ""
         return f'update the checkout {folder} (git pull), then {pip_install()} {editable}"{folder}"'
     return f"{pip_install()} --upgrade vaedeploy"
+
+
+def requirement(extra: str) -> str:
+    """What pip is given in another environment to install this vaedeploy there, with an extra."""
+    if checkout := _checkout_as_it_is():
+        return f"{checkout}[{extra}]"
+    origin = _origin()
+    if "vcs_info" in origin:
+        return f"vaedeploy[{extra}] @ {origin['vcs_info']['vcs']}+{origin['url']}"
+    return f"{_folder(origin)}[{extra}]" if "dir_info" in origin else f"vaedeploy[{extra}]"
 
 
 def pip_install() -> str:
@@ -205,6 +212,14 @@ def _checkout_as_it_is() -> Path | None:
     """The checkout that this runs from, if it is not installed at all."""
     folder = Path(__file__).parents[2]
     return folder if _distribution() is None and (folder / "pyproject.toml").is_file() else None
+
+
+def _folder(origin: dict[str, Any]) -> str:
+    """The folder that vaedeploy was installed from."""
+    from urllib.parse import urlsplit
+    from urllib.request import url2pathname  # takes 20 ms to import
+
+    return url2pathname(urlsplit(origin["url"]).path)
 
 
 def _origin() -> dict[str, Any]:

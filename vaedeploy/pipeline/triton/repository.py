@@ -41,8 +41,8 @@ try:
     from vaedeploy.adapters.triton import Half
 except ImportError as error:
     raise ImportError(
-        f"{error}. This model needs vaedeploy in the Python that runs it, {sys.prefix}. Run there: "
-        "pip install 'vaedeploy[cpu]', or [cuda] or [tensorrt] for a GPU"
+        f"{error}. This model needs vaedeploy in the Python that runs it, {sys.prefix}. Install it there, from a "
+        "release or a checkout, with its extra [cpu], or [cuda] or [tensorrt] for a GPU"
     ) from error
 
 
