@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from vaedeploy.bundle import Bundle, as_bundle, edit_bundle
+from vaedeploy.bundle.encoding import check_identity
 from vaedeploy.bundle.golden import NAME as GOLDEN
 from vaedeploy.bundle.golden import GoldenCase, decode_golden, encode_golden
 from vaedeploy.errors import BackendError, BundleError, InputError, OutputError, WeightsError
@@ -64,6 +65,7 @@ def verify_bundle(
     photos: str | Path | None = None,
     page: str | Path | None = None,
     note: bool = True,
+    identity: str | None = None,
     progress: Progress = silent,
 ) -> Report:
     """Compare a bundle with PyTorch again, and write the verdict into it.
@@ -85,15 +87,17 @@ def verify_bundle(
     page: a folder for an HTML page that shows the verification; whether it can be written is checked first. It also
         shows what ``bisect_bundle`` finds in graphs that failed, which is then in ``report.bisection``.
     note: whether the verdict is written into the bundle. False leaves the bundle as it is, for CI.
+    identity: the identity of the VAE that the bundle must hold, as ``vaedeploy inspect`` shows it; None for any. A swap
+        also replaces the outputs that PyTorch gave, so a bundle whose VAE was swapped passes without ``identity``.
     progress: reports how many cases are done, see ``Progress``.
 
     ``report.passed`` is the verdict, and ``report.reference`` says what the bundle was compared with.
 
     Warns (UnnotedVerdictWarning) where the bundle cannot be written to. Raises InputError for an unknown backend or
-    profile and for ``reference`` with ``weights``, BackendError and EngineError where the backend does not work here,
-    WeightsError where the weights are not those that the bundle was made from, and BundleError where the bundle is
-    damaged or nothing is left to compare with. A page that cannot be written after the verdict raises PageError, which
-    holds the report.
+    profile, for ``reference`` with ``weights`` and for an incomplete ``identity``, BackendError and EngineError where
+    the backend does not work here, WeightsError where the weights are not those that the bundle was made from, and
+    BundleError where the bundle is damaged, holds a VAE of another identity, or nothing is left to compare with. A page
+    that cannot be written after the verdict raises PageError, which holds the report.
     """
     if page is not None:
         from vaedeploy.page import check_folder
@@ -104,6 +108,7 @@ def verify_bundle(
     if backend is None and (profile is not None or precision is not None):
         raise InputError("profile and precision say how a backend computes; give backend= too")
     bundle = as_bundle(bundle).current()
+    check_identity(bundle.manifest, bundle.path, identity)
     looks = make_looks(bundle.manifest.latent.factor)
     if backend is None:
         report = _verify_graphs(bundle, reference, weights, photos, looks, note, progress)
