@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.numpy import load_file
+from tiny_bundle import tiny_bundle
 
 from vaedeploy.bundle import Bundle, check_bundle, create_bundle, edit_bundle
 from vaedeploy.errors import BackendError, BundleError, InputError, WeightsError
@@ -108,6 +109,24 @@ def test_another_vae_is_refused(bundle: Bundle) -> None:
     assert str(error.value) == (
         f"bundle {bundle.path} was made from another VAE: its identity is {bundle.manifest.vae.identity}, that of the "
         f"given one is {other.identity}. Give the weights that it was made from, or export it again"
+    )
+
+
+@pytest.mark.parametrize("name", ["mine", "demo"])
+def test_a_bundle_in_place_of_weights_is_told_so(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    other = tiny_bundle(tmp_path / name)
+    with pytest.raises(WeightsError) as refused:
+        verify_bundle("tiny", weights=name)
+    remedy = {
+        "mine": "Or give the weights that it was made from, which this shows: vaedeploy inspect mine",
+        "demo": "In a folder without demo, --weights demo means the preset",
+    }
+    assert str(refused.value) == (
+        f"{name} is a bundle, and not weights for PyTorch. To find out whether tiny holds the same VAE, run: vaedeploy "
+        f"verify tiny --identity {other.manifest.vae.identity}. {remedy[name]}"
     )
 
 

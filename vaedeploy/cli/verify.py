@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 @click.option(
     "--weights",
     metavar="SRC",
-    help="Compute the reference with PyTorch again, from these weights of the same VAE. [default: the outputs that the "
-    "bundle keeps; with --photos, the weights that the bundle names]",
+    help="Compute the reference with PyTorch again, from these weights of the same VAE: a preset's name for the "
+    "preset's own, or what --weights of export takes. [default: the outputs that the bundle keeps; with --photos, the "
+    "weights that the bundle names]",
 )
 @click.option(
     "--backend",
