@@ -126,6 +126,20 @@ def test_a_verification_for_ci(
     assert (suite.attrib["failures"] != "0") is wrong
 
 
+def test_a_verification_for_ci_pins_the_vae(
+    vaedeploy: Callable[..., Any], bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, identity = tmp_path / "verify.xml", Bundle.open(bundle).manifest.vae.identity
+    monkeypatch.setattr("vaedeploy.pipeline.verify.verify_graphs", never)
+    ended = vaedeploy("verify", bundle, "--no-note", "--junit", file, "--identity", "0" * 64)
+    assert (ended.code, ended.out, file.exists()) == (2, "", False)
+    assert ended.err.startswith(
+        f"Error: bundle {bundle} holds a VAE other than the one that is wanted: its identity is"
+    )
+    with pytest.raises(AssertionError, match="work began"):
+        vaedeploy("verify", bundle, "--no-note", "--identity", identity)
+
+
 def test_a_place_for_junit_is_looked_at_before_the_work(
     vaedeploy: Callable[..., Any], bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,10 +12,12 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.numpy import load_file
+from tiny_bundle import tiny_bundle
 
 from vaedeploy.bundle import Bundle, check_bundle, create_bundle, edit_bundle
-from vaedeploy.errors import BackendError, InputError, WeightsError
+from vaedeploy.errors import BackendError, BundleError, InputError, WeightsError
 from vaedeploy.pipeline.export import export_vae
+from vaedeploy.pipeline.swap import swap_vae
 from vaedeploy.pipeline.verify import verify_bundle
 from vaedeploy.runtime import VAE
 from vaedeploy.runtime.unverified import UnverifiedBundleWarning
@@ -108,6 +110,47 @@ def test_another_vae_is_refused(bundle: Bundle) -> None:
         f"bundle {bundle.path} was made from another VAE: its identity is {bundle.manifest.vae.identity}, that of the "
         f"given one is {other.identity}. Give the weights that it was made from, or export it again"
     )
+
+
+@pytest.mark.parametrize("name", ["mine", "demo"])
+def test_a_bundle_in_place_of_weights_is_told_so(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    other = tiny_bundle(tmp_path / name)
+    with pytest.raises(WeightsError) as refused:
+        verify_bundle("tiny", weights=name)
+    remedy = {
+        "mine": "Or give the weights that it was made from, which this shows: vaedeploy inspect mine",
+        "demo": "In a folder without demo, --weights demo means the preset",
+    }
+    assert str(refused.value) == (
+        f"{name} is a bundle, and not weights for PyTorch. To find out whether tiny holds the same VAE, run: vaedeploy "
+        f"verify tiny --identity {other.manifest.vae.identity}. {remedy[name]}"
+    )
+
+
+@pytest.mark.slow
+def test_a_swapped_vae_passes_unless_the_identity_is_pinned(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A swap replaces the outputs that are kept along with the graphs."""
+    wanted = bundle.manifest.vae.identity
+    assert verify_bundle(bundle, note=False, identity=wanted).passed
+    latent = bundle.manifest.latent
+    swapped, _ = swap_vae(bundle, tiny_reference(scale=latent.scale, shift=latent.shift, seed=1))
+    assert verify_bundle(swapped, note=False).passed
+
+    def work(*_: object) -> None:
+        raise AssertionError("work began")
+
+    monkeypatch.setattr("vaedeploy.pipeline.verify.make_looks", work)
+    with pytest.raises(BundleError) as refused:
+        verify_bundle(swapped, identity=wanted)
+    assert str(refused.value) == (
+        f"bundle {swapped.path} holds a VAE other than the one that is wanted: its identity is "
+        f"{swapped.manifest.vae.identity}, and not {wanted}. Take the bundle of that VAE, or the identity of this one"
+    )
+    with pytest.raises(InputError, match="give a whole one, of 64 hexadecimal digits"):
+        verify_bundle(swapped, identity=wanted[:12])
 
 
 def test_a_wrong_decoder_fails_and_is_marked(bundle: Bundle, tmp_path: Path) -> None:

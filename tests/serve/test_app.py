@@ -68,7 +68,10 @@ def test_ready_after_the_warm_up(tmp_path, monkeypatch):
                 assert (answer.status, answer.json["ready"]) == (503, False)
             refused = server.infer("tiny-decode", b"")
             assert (refused.status, refused.error) == (503, "the server is warming up; try again later")
-            assert metrics(server)["vaedeploy_ready"] == 0
+            found = metrics(server)
+            assert found["vaedeploy_ready"] == 0
+            assert found["vaedeploy_failures_total model=tiny-decode reason=warming_up"] == 1
+            assert not any("reason=busy" in name for name in found)  # which tells that the server is overloaded
             go.set()
             server.wait()
             assert vae.ready

@@ -15,9 +15,11 @@ from served import served
 from serving import read_answer
 from tiny_bundle import FAILED, tiny_bundle
 
+from vaedeploy.bundle import Bundle
+
 
 def test_what_it_says(bundle):
-    with served(f"small={bundle}") as (process, port):
+    with served(f"small={bundle}", "--identity", Bundle.open(bundle).manifest.vae.identity) as (process, port):
         with socket.create_connection(("127.0.0.1", port)) as connection:
             connection.sendall(b"GET /v2/health/ready HTTP/1.1\r\nHost: x\r\n\r\n")
             assert read_answer(connection).status == 200
@@ -95,6 +97,12 @@ def test_what_it_refuses_to_start_with(vaedeploy, bundle, tmp_path):
     )
     assert refused(vaedeploy, f"={bundle}", *free).startswith(
         "Error: '' cannot be part of a path; give a name of letters"
+    )
+    assert f"bundle {bundle} holds a VAE other than the one that is wanted" in refused(
+        vaedeploy, bundle, "--identity", "0" * 64, *free
+    )
+    assert "Error: --identity is that of one VAE, and 2 bundles are given. Give one bundle." in refused(
+        vaedeploy, bundle, f"b={bundle}", "--identity", "0" * 64, *free
     )
     assert "Missing argument '[NAME=]BUNDLE...'" in refused(vaedeploy)
 

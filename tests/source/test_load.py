@@ -142,6 +142,17 @@ def test_reload_finds_the_same_vae_again(tmp_path: Path, tensors: dict[str, Tens
     assert (again.origin, again.latent) == (first.origin, latent)
 
 
+def test_reload_with_a_presets_own_weights(
+    tmp_path: Path, tensors: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    demo, mse = load_reference("demo"), load_reference("demo-mse")
+    assert reload_reference(mse.origin, mse.latent, "demo").identity == demo.identity
+    own = write_safetensors(tensors, tmp_path / "own.safetensors")
+    folder(tmp_path / "demo", config_of(DEMO.config, **DEMO_CONFIG), tensors)  # a folder of its name is meant, if any
+    assert reload_reference(mse.origin, mse.latent, "demo").identity == load_reference("demo", own).identity
+
+
 def test_reload_refuses_weights_that_have_changed(tmp_path: Path, tensors: dict[str, Tensor]) -> None:
     file = write_safetensors(tensors, tmp_path / "vae.safetensors")
     first = load_reference("demo", file)

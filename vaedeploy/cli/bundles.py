@@ -16,6 +16,7 @@ from vaedeploy.cli.group import cli
 from vaedeploy.cli.options import (
     background_option,
     bundle_argument,
+    identity_option,
     json_option,
     keep_result,
     local,
@@ -34,7 +35,7 @@ from vaedeploy.values.words import counted
 @cli.command()
 @bundle_argument
 @click.option("--check", is_flag=True, help="Read every file and compare its sha256 with the manifest.")
-@click.option("--identity", metavar="HEX", help="Fail unless the bundle's VAE has this identity.")
+@identity_option
 @click.option("--layers", is_flag=True, help="Also list the layers and tensors of each engine.")
 @json_option
 def inspect(bundle: Path, check: bool, identity: str | None, layers: bool, as_json: bool) -> None:

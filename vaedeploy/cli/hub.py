@@ -9,7 +9,7 @@ import click
 from vaedeploy.cli import terminal
 from vaedeploy.cli.documents import telling_bundle
 from vaedeploy.cli.group import cli
-from vaedeploy.cli.options import bundle_argument, json_option, out_option
+from vaedeploy.cli.options import bundle_argument, identity_option, json_option, out_option
 from vaedeploy.cli.progress import progress_display
 
 
@@ -46,7 +46,7 @@ def push(bundle: Path, repository: str, allow_unverified: bool, as_json: bool) -
 @cli.command()
 @click.argument("repository", metavar="OWNER/NAME[@REVISION]")
 @out_option("DIR", "The folder to create for the bundle. [default: vaedeploy's cache, one folder for each commit]")
-@click.option("--identity", metavar="HEX", help="Refuse the bundle unless its VAE has this identity.")
+@identity_option
 @click.option("--force", is_flag=True, help="Replace a bundle that --out already holds.")
 @json_option
 def pull(repository: str, out: Path | None, identity: str | None, force: bool, as_json: bool) -> None:

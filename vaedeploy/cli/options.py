@@ -73,6 +73,12 @@ def json_option(command: Command) -> Command:
     )(command)
 
 
+def identity_option(command: Command) -> Command:
+    return click.option(
+        "--identity", metavar="HEX", help="Fail unless the bundle's VAE has this identity, which inspect shows."
+    )(command)
+
+
 def keep_result(work: Callable[[Progress], Result]) -> tuple[Result, PageError | None]:
     """Do ``work`` under a progress display. Returns its result, and the error of its page or None.
 

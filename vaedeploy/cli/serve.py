@@ -16,7 +16,7 @@ from vaedeploy.cli.parameters import MemorySize, Size, check_no_image
 from vaedeploy.errors import OutputError
 from vaedeploy.system.interrupts import Stopped
 
-OPENING = ("allow_unverified", "backend", "precision", "threads", "max_memory", "keep_memory")
+OPENING = ("allow_unverified", "backend", "precision", "threads", "max_memory", "keep_memory", "identity")
 """The options that say how bundles are opened; the others are the server's."""
 
 
@@ -86,6 +86,11 @@ OPENING = ("allow_unverified", "backend", "precision", "threads", "max_memory", 
     help="Keep the memory that the largest call took: later calls on the CPU take a few per cent less time.",
 )
 @click.option("--allow-unverified", is_flag=True, help="Also serve bundles that are not verified.")
+@click.option(
+    "--identity",
+    metavar="HEX",
+    help="Fail unless the VAE of the only bundle has this identity, which inspect shows.",
+)
 def serve(bundles: tuple[str, ...], max_delay: float, warm_up: Any, **options: Any) -> None:
     """Serve bundles over HTTP.
 
@@ -104,6 +109,8 @@ def serve(bundles: tuple[str, ...], max_delay: float, warm_up: Any, **options: A
       vaedeploy serve small=sdxl-fp16 flux1-dev --host 0.0.0.0 --port 8080 --warm-up 1024x1024
       curl -f --data-binary @photo.png "http://127.0.0.1:8000/v1/encode?pad=true" -o photo.safetensors
     """
+    if options["identity"] is not None and len(bundles) > 1:
+        raise click.UsageError(f"--identity is that of one VAE, and {len(bundles)} bundles are given. Give one bundle.")
     for given in bundles:
         for place in (given, given.partition("=")[2]):
             check_no_image(Path(place))

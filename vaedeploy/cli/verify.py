@@ -10,7 +10,7 @@ import click
 
 from vaedeploy.cli import terminal
 from vaedeploy.cli.group import cli
-from vaedeploy.cli.options import bundle_argument, json_option, keep_result, photos_option, tell_page
+from vaedeploy.cli.options import bundle_argument, identity_option, json_option, keep_result, photos_option, tell_page
 from vaedeploy.cli.parameters import BACKEND, PATH, PRECISION, PROFILE
 from vaedeploy.cli.progress import progress_display
 from vaedeploy.cli.table import show_table
@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 @click.option(
     "--weights",
     metavar="SRC",
-    help="Compute the reference with PyTorch again, from these weights of the same VAE. [default: the outputs that the "
-    "bundle keeps; with --photos, the weights that the bundle names]",
+    help="Compute the reference with PyTorch again, from these weights of the same VAE: a preset's name for the "
+    "preset's own, or what --weights of export takes. [default: the outputs that the bundle keeps; with --photos, the "
+    "weights that the bundle names]",
 )
 @click.option(
     "--backend",
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     "[default: the CPU]",
 )
 @photos_option("Compute the reference with PyTorch again, and verify,")
+@identity_option
 @click.option("--no-note", is_flag=True, help="Write no verdict into the bundle.")
 @click.option("--junit", type=PATH, metavar="FILE", help="Also write the cases to this file, as JUnit's XML.")
 @click.option("--bisect", is_flag=True, help="Show the first tensors that go wrong; of all graphs, if none failed.")
@@ -75,6 +77,9 @@ def verify(
     that a person would see; -v prints all cases. It writes the verdict into the bundle, unless --no-note is given. The
     exit code is 3 if a case exceeds a limit.
 
+    A bundle keeps PyTorch's outputs of the VAE that it holds, and a swap replaces these too. To be told that a bundle
+    holds another VAE than the one that you want, give --identity or --weights.
+
     With --backend, it runs the bundle's engines or graphs on this machine's GPU, or the graphs in OpenVINO. It compares
     them with the bundle's verified float32 graph on the CPU, or with PyTorch in float32 on the GPU if --weights is
     given. Each engine runs at the smallest, the optimum and the largest size of each of its optimisation profiles.
@@ -90,7 +95,7 @@ def verify(
       vaedeploy verify mse840k --json > report.json
       vaedeploy verify mse840k --bisect
       vaedeploy verify mse840k --report report
-      vaedeploy verify mse840k --no-note --junit verify.xml
+      vaedeploy verify mse840k --no-note --identity "$IDENTITY" --junit verify.xml
       vaedeploy verify mse840k --backend tensorrt-rtx --profile rtx4090
       vaedeploy verify mse840k --backend openvino --precision bf16
     """

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from vaedeploy.bundle import Bundle, as_bundle, edit_bundle
+from vaedeploy.bundle.encoding import check_identity
 from vaedeploy.bundle.golden import NAME as GOLDEN
 from vaedeploy.bundle.golden import GoldenCase, decode_golden, encode_golden
+from vaedeploy.bundle.stored import is_bundle
 from vaedeploy.errors import BackendError, BundleError, InputError, OutputError, WeightsError
 from vaedeploy.images.photos import load_photos
 from vaedeploy.pipeline.export import FRESH, REPORT
@@ -23,6 +25,7 @@ from vaedeploy.runtime.backends import ENGINES, find_candidates
 from vaedeploy.runtime.candidate import Settings
 from vaedeploy.runtime.verdicts import report_name
 from vaedeploy.system.progress import Progress, silent
+from vaedeploy.values.presets import preset_names
 from vaedeploy.verify.backend import (
     CasesAtSizes,
     GraphTruth,
@@ -64,6 +67,7 @@ def verify_bundle(
     photos: str | Path | None = None,
     page: str | Path | None = None,
     note: bool = True,
+    identity: str | None = None,
     progress: Progress = silent,
 ) -> Report:
     """Compare a bundle with PyTorch again, and write the verdict into it.
@@ -77,13 +81,15 @@ def verify_bundle(
         is verified. The verdict is then noted with the engines.
     precision: what the backend computes in, see ``VAE``. profile: only the engines of that GPU profile. device: the
         number of the CUDA device, or OpenVINO's name of a device.
-    reference: the VAE in PyTorch; weights: where its weights are now. Without either, graphs are compared with the
-        outputs that PyTorch gave when the bundle was made (or, with other ``photos``, with the source that the bundle
-        names), and a backend is compared with the bundle's float32 graph on the CPU, which must be verified. With one
-        of them, a backend is compared with PyTorch in float32 on the GPU.
+    reference: the VAE in PyTorch; weights: where its weights are now, or a preset's name for its own. Without either,
+        graphs are compared with the outputs that PyTorch gave when the bundle was made (or, with other ``photos``, with
+        the source that the bundle names), and a backend is compared with the bundle's float32 graph on the CPU, which
+        must be verified. With one of them, a backend is compared with PyTorch in float32 on the GPU.
     photos: a folder of photographs to verify on, instead of those that scikit-image carries.
     page: a folder for an HTML page that shows the verification; whether it can be written is checked first.
     note: whether the verdict is written into the bundle. False leaves the bundle as it is, for CI.
+    identity: the identity of the VAE that the bundle must hold, as ``vaedeploy inspect`` shows it; None for any. A swap
+        also replaces the outputs that PyTorch gave, so a bundle whose VAE was swapped passes without ``identity``.
     progress: reports how many cases are done, see ``Progress``.
 
     ``report.passed`` is the verdict, and ``report.reference`` says what the bundle was compared with. Of graphs that
@@ -91,10 +97,10 @@ def verify_bundle(
     installed.
 
     Warns (UnnotedVerdictWarning) where the bundle cannot be written to. Raises InputError for an unknown backend or
-    profile and for ``reference`` with ``weights``, BackendError and EngineError where the backend does not work here,
-    WeightsError where the weights are not those that the bundle was made from, and BundleError where the bundle is
-    damaged or nothing is left to compare with. A page that cannot be written after the verdict raises PageError, which
-    holds the report.
+    profile, for ``reference`` with ``weights`` and for an incomplete ``identity``, BackendError and EngineError where
+    the backend does not work here, WeightsError where the weights are not those that the bundle was made from, and
+    BundleError where the bundle is damaged, holds a VAE of another identity, or nothing is left to compare with. A page
+    that cannot be written after the verdict raises PageError, which holds the report.
     """
     if page is not None:
         from vaedeploy.page import check_folder
@@ -105,6 +111,9 @@ def verify_bundle(
     if backend is None and (profile is not None or precision is not None):
         raise InputError("profile and precision say how a backend computes; give backend= too")
     bundle = as_bundle(bundle).current()
+    check_identity(bundle.manifest, bundle.path, identity)
+    if weights is not None:
+        _refuse_bundle(weights, bundle)
     looks = make_looks(bundle.manifest.latent.factor)
     if backend is None:
         report = _verify_graphs(bundle, reference, weights, photos, looks, note, progress)
@@ -224,6 +233,20 @@ def _checked_reference(
             f"{reference.identity}. Give the weights that it was made from, or export it again"
         )
     return reference
+
+
+def _refuse_bundle(weights: str | Path, bundle: Bundle) -> None:
+    """Raise WeightsError where ``weights`` is a bundle. Its identity tells what its weights would."""
+    if is_bundle(Path(weights)):
+        identity = Bundle.open(weights, verify_hashes=False).manifest.vae.identity
+        if str(weights) in preset_names():
+            remedy = f"In a folder without {weights}, --weights {weights} means the preset"
+        else:
+            remedy = f"Or give the weights that it was made from, which this shows: vaedeploy inspect {weights}"
+        raise WeightsError(
+            f"{weights} is a bundle, and not weights for PyTorch. To find out whether {bundle.path} holds the same "
+            f"VAE, run: vaedeploy verify {bundle.path} --identity {identity}. {remedy}"
+        )
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from vaedeploy.serve.joining import Line
 from vaedeploy.serve.metrics import CONTENT_TYPE, Counter, Family, Labels, Metrics
 from vaedeploy.serve.models import Model, make_models
 from vaedeploy.serve.protocol import VERSION
-from vaedeploy.serve.refusals import GoneError, RequestError, bad, busy, missing, too_large
+from vaedeploy.serve.refusals import GoneError, RequestError, bad, missing, too_large, warming_up
 from vaedeploy.serve.settings import Settings
 from vaedeploy.system.text import shown
 
@@ -129,7 +129,7 @@ class App:
         """The model that a request is for. Raises RequestError (503) while it is not warm."""
         request.model = name
         if not self.ready:
-            raise busy("the server is warming up; try again later")
+            raise warming_up()
         return self.models[name]
 
     def _ready(self, told: object) -> Answer:

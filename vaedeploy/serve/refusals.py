@@ -34,7 +34,8 @@ REASONS = {
     "input": "what was sent is not valid",
     "path": "there is no such path, model or method",
     "too_large": "the body, the answer, or the memory that the call takes, is larger than allowed",
-    "busy": "the queue or the memory for bodies is full, or the VAE is not warm yet",
+    "busy": "the queue or the memory for bodies is full",
+    "warming_up": "the VAEs are not warm yet",
     "stalled": "the body did not arrive in time",
     "gone": "the client went away before it had its answer",
     "failed": "the backend failed, or the server has a fault",
@@ -52,6 +53,15 @@ def missing(message: str) -> RequestError:
 
 def busy(message: str) -> RequestError:
     return RequestError(HTTPStatus.SERVICE_UNAVAILABLE, message, "busy", headers=RETRY_AFTER)
+
+
+def warming_up() -> RequestError:
+    return RequestError(
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        "the server is warming up; try again later",
+        "warming_up",
+        headers=RETRY_AFTER,
+    )
 
 
 def too_large(message: str) -> RequestError:

@@ -26,6 +26,7 @@ from vaedeploy.system.progress import Progress, silent
 from vaedeploy.system.torch_state import plain_torch
 from vaedeploy.values.latent import LatentSpec
 from vaedeploy.values.origin import Origin
+from vaedeploy.values.presets import preset_names
 from vaedeploy.values.reference import Reference
 
 IMPORTING = "Loading PyTorch and diffusers"
@@ -81,7 +82,8 @@ def reload_reference(
     """Load the reference that ``origin`` names again.
 
     latent: the latent contract with which it was exported. weights: where its weights are now, if not where ``origin``
-    says. The caller checks that they are the same weights.
+    says; a preset's name stands for the preset's own weights, unless there is a file or folder of that name. The caller
+    checks that they are the same weights.
 
     Raises the errors of ``load_source``, and WeightsError where the reference was made of a user's own modules, or
     where its weights have changed since.
@@ -97,7 +99,8 @@ def reload_reference(
             + "; pass them again: reference= of vaedeploy.verify_bundle, in Python"
         )
     if weights is not None:
-        vae = origin.preset or (Path(origin.config) if origin.config else None)
+        of_preset = weights in preset_names() and not Path(weights).exists()
+        vae = None if of_preset else origin.preset or (Path(origin.config) if origin.config else None)
         source = find_source(vae, weights) if vae is not None else find_source(weights)
         return _load(source, exported_contract, progress)
     for place in (origin.location if origin.kind in ("file", "folder") else None, origin.config):
