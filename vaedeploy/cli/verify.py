@@ -18,6 +18,7 @@ from vaedeploy.errors import VerificationError
 
 if TYPE_CHECKING:
     from vaedeploy.verify.report import Report
+    from vaedeploy.verify.traces import Bisection
 
 
 @cli.command()
@@ -126,9 +127,7 @@ def verify(
         if as_json:
             terminal.show_json(report.to_document())
         else:
-            _show_report(report)
-    if report.bisection is not None and not as_json:
-        _show_bisection(report, steps=bisect)
+            _show_report(report, steps=bisect)
     code = tell_page(options["page"], problem)
     if not report.passed:
         if backend is None and report.bisection is None:
@@ -147,8 +146,10 @@ def _bisected(bundle: Path, report: Report) -> Report:
         return msgspec.structs.replace(report, bisection=bisect_bundle(bundle, report, progress=progress))
 
 
-def _show_report(report: Report) -> None:
-    """Show a verdict for each part and form, then the cases that failed, or all of them after -v."""
+def _show_report(report: Report, *, steps: bool) -> None:
+    """Show a verdict for each part and form, the cases that failed, or all of them after -v, what a bisection found,
+    with its tensors if ``steps``, and at last whether the bundle passed.
+    """
     from vaedeploy.cli.tables.verify import case_table, closing_lines, verdict_rows
     from vaedeploy.verify.verdicts import find_verdicts
 
@@ -160,15 +161,16 @@ def _show_report(report: Report) -> None:
             terminal.show_text(f"\n{verdict.name}")
             heads, rows = case_table(cases)
             show_table(heads, rows, numbers=heads[2:-1])
+    if report.bisection is not None:
+        _show_bisection(report.bisection, steps)
     terminal.show_text("\n".join(("", *closing_lines(report))))
 
 
-def _show_bisection(report: Report, *, steps: bool) -> None:
+def _show_bisection(bisection: Bisection, steps: bool) -> None:
     """Show what to do, after the tensors that go wrong if ``steps``."""
     from vaedeploy.verify.steps import STEP_COLUMNS, step_rows
 
-    assert report.bisection is not None
     terminal.show("")
-    if steps and (rows := step_rows(report.bisection)):
+    if steps and (rows := step_rows(bisection)):
         show_table(STEP_COLUMNS, rows, numbers=STEP_COLUMNS[6:])
-    terminal.show_text("\n".join(report.bisection.advice))
+    terminal.show_text("\n".join(bisection.advice))
