@@ -178,7 +178,7 @@ def test_a_verdict_on_a_part_says_so_in_its_sentence() -> None:
     part = Picture("face", photo, (Candidate("one", photo, quality, ()),), cut)
     row = Reconstruction("one", "face", quality, ())
     made = look_document(Looked("one", (row,), cuts=(cut,)), [part])
-    assert made.verdict == "one changes no picture visibly, as far as it was looked at"
+    assert made.verdict == "one changes nothing visibly in what was looked at"
     assert made.sentences == ("Only the middle of face is looked at (height x width): 64x64 of 640x650 pixels, 1.0%.",)
 
 

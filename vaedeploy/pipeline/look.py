@@ -93,7 +93,7 @@ def look_document(found: Looked, pictures: Sequence[Picture]) -> Document:
     changed = [row.findings for row in found.reconstructions if row.findings]
     faults = list(dict.fromkeys(finding.name for findings in changed for finding in findings))
     changes = f"{name} changes {len(changed)} of {total} visibly: {', '.join(faults)}"
-    same = f"{name} changes no picture visibly" + (", as far as it was looked at" if found.cuts else "")
+    same = f"{name} changes {'nothing visibly in what was looked at' if found.cuts else 'no picture visibly'}"
     return Document(
         title=f"{name} on {total}",
         verdict=changes if changed else same,
