@@ -83,7 +83,7 @@ def test_model_py_is_the_same_for_all_and_names_what_it_needs(bundle: vd.Bundle,
     defined: dict[str, Any] = {"__name__": "model"}
     with pytest.raises(ModuleNotFoundError, match="triton_python_backend_utils"):
         exec(compile(text, str(one), "exec"), defined)
-    assert "pip install 'vaedeploy[cpu]', or [cuda] or [tensorrt] for a GPU" in text
+    assert "with its extra [cpu], or [cuda] or [tensorrt] for a GPU" in text
 
 
 def test_the_configuration_of_both_halves(bundle: vd.Bundle, tmp_path: Path, config_type: Any) -> None:

@@ -108,9 +108,9 @@ def test_vae_that_is_not_there(tmp_path: Path) -> None:
 def test_of_a_missing_weights_file_the_nearest_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("mine.safetensors").touch()
-    told = "there is no file or folder mien.safetensors; the nearest is mine.safetensors. --"
-    assert message_of(WeightsError, "mien.safetensors").startswith(f"{told}vae takes")
-    assert message_of(WeightsError, "demo", "mien.safetensors").startswith(f"{told}weights takes")
+    told = "there is no file or folder mien.safetensors; the nearest is mine.safetensors. "
+    assert message_of(WeightsError, "mien.safetensors").startswith(f"{told}A VAE is a preset's name")
+    assert message_of(WeightsError, "demo", "mien.safetensors").startswith(f"{told}--weights takes")
 
 
 @pytest.mark.parametrize(
