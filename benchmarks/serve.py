@@ -136,12 +136,15 @@ def throughput(
     clients_of: Sequence[int],
     triton: bool,
     keep_memory: bool,
+    server_threads: int | None,
 ) -> dict[str, Any]:
     """Items per second of direct calls by one thread and by as many as there are clients, and of the servers; how long
     their clients wait for an answer, and the servers' memory.
     """
     found: dict[str, Any] = {"side": side, "threads": threads, "requests of a turn": requests, "rounds": rounds}
-    asked = () if threads is None else ("--threads", str(threads))
+    served_with = threads if server_threads is None else server_threads
+    found["the server's threads"] = served_with
+    asked = () if served_with is None else ("--threads", str(served_with))
     asked += ("--keep-memory",) if keep_memory else ()
     with ExitStack() as stack:
         vae = stack.enter_context(VAE(bundle, threads=threads, keep_memory=keep_memory))
@@ -300,6 +303,7 @@ def main() -> None:
     )
     parser.add_argument("--threads", type=int, help="of a call, in the part throughput; all cores unless given")
     parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--server-threads", type=int, help="of the server's calls, if not the same as --threads")
     options = parser.parse_args()
     before = os.getloadavg()[0]
     if options.part == "throughput":
@@ -312,6 +316,7 @@ def main() -> None:
             options.clients or (1, 8, 32),
             options.triton,
             options.keep_memory,
+            options.server_threads,
         )
     elif options.part == "overhead":
         found = overhead(options.bundle, options.rounds, options.side or 512, options.requests or 1)
@@ -325,6 +330,7 @@ def main() -> None:
             name = vae.manifest.vae.name
         key = f"{name}, {found['side']}x{found['side']}" if options.side else name
         key += ", memory kept" if options.keep_memory else ""
+        key += f", the server with {options.server_threads} threads" if options.server_threads else ""
         told.setdefault(options.part, {})[key] = found | {"load of the machine before": round(before, 2)}
         options.json.write_text(json.dumps(told, indent=1) + "\n")
 
