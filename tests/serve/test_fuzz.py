@@ -10,6 +10,7 @@ import os
 import random
 import resource
 import struct
+from copy import deepcopy
 
 import numpy as np
 from serving import body_of, until
@@ -77,7 +78,7 @@ def change(rng: random.Random, told: object) -> None:
             if rng.random() < 0.2:
                 del told[key]
             else:
-                told[key] = rng.choice(VALUES)
+                told[key] = deepcopy(rng.choice(VALUES))  # which another change may change
             return
         told = told[key]
 
