@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -140,17 +141,14 @@ def _titles(files: Sequence[Path]) -> dict[str, Path]:
     """Each image file by its title: its name without the suffix. Where others have the same one, the suffix is added,
     and then as many of the folders that it is in as it takes.
     """
-
-    def title(file: Path, parts: int) -> str:
-        return "/".join(file.parts[-parts:]) if parts else file.stem
-
-    titles = {}
-    for file in files:
-        parts = 0
-        while sum(title(file, parts) == title(other, parts) for other in files) > 1:
-            parts += 1
-        titles[title(file, parts)] = file
-    return titles
+    titles, parts = [file.stem for file in files], 0
+    while repeated := {title for title, count in Counter(titles).items() if count > 1}:
+        parts += 1
+        titles = [
+            "/".join(file.parts[-parts:]) if title in repeated else title
+            for file, title in zip(files, titles, strict=True)
+        ]
+    return dict(zip(titles, files, strict=True))
 
 
 def _read(path: Path, rgba: bool, background: Color | None) -> Photo:
