@@ -14,7 +14,7 @@ __all__ = [
     "SCORES",
     "best_height",
     "file_bytes",
-    "least_height",
+    "least_work",
     "operations",
     "stored_bytes",
     "turn_operations",
@@ -84,6 +84,14 @@ def least_height(layout: Layout, piece: Piece) -> int:
         row = layout.rows * layout.columns**2 * 4
         return min(layout.all_steps(piece), max(1, SCORES // 2 // row))
     return min(layout.all_steps(piece), max(1, layout.total_halo(piece)))
+
+
+def least_work(layout: Layout, turn: Turn) -> int:
+    """``work`` in the lowest strips."""
+    key = layout.state(turn.piece), turn.over, turn.given_back
+    if key not in layout.least_work:
+        layout.least_work[key] = work(layout, turn, least_height(layout, turn.piece))
+    return layout.least_work[key]
 
 
 def work(layout: Layout, turn: Turn, height: int) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,7 +10,10 @@ from functools import cached_property
 from vaedeploy.bundle.rows import Cut, Piece, RowsTable
 from vaedeploy.runtime.rows.store import GIVES_BACK
 
-__all__ = ["FAR", "Layout", "Turn"]
+__all__ = ["FAR", "Layout", "PieceState", "Turn"]
+
+PieceState = tuple[int, frozenset[str]]
+"""The id of a piece, and the virtual cuts that it gives or that its chain computes."""
 
 FAR = 1 << 40
 """A row so far from any border that no halo reaches one."""
@@ -54,14 +57,18 @@ class Layout:
         self.piece_of: Mapping[str, Piece] = {name: piece for piece in table.pieces for name in piece.targets}
         self._bytes = {cut.name: cut.bytes_at(rows, columns) for cut in table.cuts}
         self._order = {id(piece): index for index, piece in enumerate(table.pieces)}
-        self._behind = _behind(table)
-        self._chains: dict[tuple[int, frozenset[str], int], list[tuple[Piece, int, int]]] = {}
+        self._chains: dict[tuple[PieceState, int], list[tuple[Piece, int, int]]] = {}
+        self._halos: dict[PieceState, int] = {}
+        self._reads: dict[PieceState, Mapping[str, bool]] = {}
+        self.least_work: dict[tuple[PieceState, str | None, tuple[str, ...]], int] = {}
 
     def with_virtual(self, virtual: frozenset[str]) -> Layout:
-        """The same with other virtual cuts. What is cached for pieces that read none of them is kept."""
+        """The same with other virtual cuts. The two share what they keep by ``state``: thousands of layouts are tried
+        for a plan, and each differs from another by a few cuts.
+        """
         other = copy(self)
         other.virtual = virtual
-        for name in ("turns", "read"):
+        for name in ("turns", "read", "_states"):
             other.__dict__.pop(name, None)
         return other
 
@@ -134,10 +141,24 @@ class Layout:
 
     def far_chain(self, piece: Piece, height: int) -> list[tuple[Piece, int, int]]:
         """``chain`` for ``height`` steps from FAR on, where rows above and below are counted without a border."""
-        key = id(piece), self.virtual & self._behind[id(piece)], height
+        key = self.state(piece), height
         if key not in self._chains:
             self._chains[key] = self.chain(piece, FAR, FAR + height)
         return self._chains[key]
+
+    def state(self, piece: Piece) -> PieceState:
+        """What the chain of a piece depends on, and what follows from it: two layouts of a table and a size in which
+        it is the same have the same chain.
+        """
+        return self._states[id(piece)]
+
+    @cached_property
+    def _states(self) -> Mapping[int, PieceState]:
+        found: dict[int, PieceState] = {}
+        for piece in self.table.pieces:
+            behind = (found[id(self.piece_of[name])][1] for name in piece.strips if name in self.virtual)
+            found[id(piece)] = id(piece), self.virtual.intersection(piece.targets).union(*behind)
+        return found
 
     def all_steps(self, piece: Piece) -> int:
         """How many steps ``piece`` takes for the whole image; 1 for a piece that computes no rows."""
@@ -145,16 +166,19 @@ class Layout:
 
     def total_halo(self, piece: Piece) -> int:
         """Steps of ``piece`` above a strip that are computed again, with what virtual cuts add to them."""
-        return max(
-            -(-(FAR * below.steps - (first - below.halo) * piece.steps) // below.steps)
-            for below, first, _ in self.far_chain(piece, 1)
-        )
+        state = self.state(piece)
+        if state not in self._halos:
+            self._halos[state] = max(
+                -(-(FAR * below.steps - (first - below.halo) * piece.steps) // below.steps)
+                for below, first, _ in self.far_chain(piece, 1)
+            )
+        return self._halos[state]
 
     @cached_property
     def turns(self) -> list[Turn]:
         """The turns, in order."""
         pieces = [piece for piece in self.table.pieces if self.runs(piece)]
-        reads = [self._reads(piece) for piece in pieces]
+        reads = [self._reads_of(piece) for piece in pieces]
         last_read = {name: index for index, names in enumerate(reads) for name in names}
         found = []
         for index, (piece, names) in enumerate(zip(pieces, reads, strict=True)):
@@ -169,9 +193,15 @@ class Layout:
         """The stored cuts that any turn reads."""
         return frozenset(name for turn in self.turns for name in turn.reads)
 
-    def _reads(self, piece: Piece) -> Mapping[str, bool]:
+    def _reads_of(self, piece: Piece) -> Mapping[str, bool]:
+        state = self.state(piece)
+        if state not in self._reads:
+            self._reads[state] = self._read_by(self.far_chain(piece, 1))
+        return self._reads[state]
+
+    def _read_by(self, chain: Iterable[tuple[Piece, int, int]]) -> Mapping[str, bool]:
         found: dict[str, bool] = {}
-        for below, *_ in self.far_chain(piece, 1):
+        for below, *_ in chain:
             for name in below.whole:
                 found[name] = True
             for name in below.strips:
@@ -189,14 +219,3 @@ class Layout:
             if (cut.shape, cut.axis, cut.dtype) == (target.shape, target.axis, target.dtype):
                 return source
         return None
-
-
-def _behind(table: RowsTable) -> dict[int, frozenset[str]]:
-    """The id of each piece -> the cuts that it reads by strips, and those that these are computed from by strips."""
-    found: dict[int, frozenset[str]] = {}
-    of_cut: dict[str, frozenset[str]] = {}
-    for piece in table.pieces:
-        names = frozenset(piece.strips).union(*(of_cut.get(name, ()) for name in piece.strips))
-        found[id(piece)] = names
-        of_cut.update(dict.fromkeys(piece.targets, names))
-    return found

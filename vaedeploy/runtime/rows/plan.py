@@ -20,7 +20,7 @@ from vaedeploy.runtime.rows.cost import (
     SCORES,
     best_height,
     file_bytes,
-    least_height,
+    least_work,
     operations,
     stored_bytes,
     work,
@@ -123,7 +123,7 @@ def _fewer_virtual(layout: Layout, budget: int) -> Layout:
 def _needs(layout: Layout) -> Iterator[int]:
     """Bytes of each turn with the lowest strips."""
     for turn, stored in zip(layout.turns, stored_bytes(layout), strict=True):
-        yield stored + work(layout, turn, least_height(layout, turn.piece))
+        yield stored + least_work(layout, turn)
 
 
 def _peak(layout: Layout) -> int:
