@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import subprocess
 import sys
+import warnings
 from contextlib import suppress
 
 import pytest
@@ -15,6 +17,30 @@ from vaedeploy.cli import terminal
 from vaedeploy.cli.progress import _bars, _Drawn, progress_display
 from vaedeploy.cli.table import show_table
 from vaedeploy.system.progress import unmeasured
+
+# ------------------------------------------------------------------------------------------------------- warnings
+
+
+@pytest.mark.parametrize(("loudness", "expected"), [("normal", [1, 10, 100]), ("verbose", [1] * 120)])
+def test_a_warning_that_comes_again_and_again_is_not_said_each_time(capsys, loudness, expected):
+    package = logging.getLogger("vaedeploy")
+    root = logging.getLogger()
+    before = package.level, root.level, root.handlers[:], warnings.showwarning
+    try:
+        terminal.configure(loudness)
+        for _ in range(120):
+            package.warning("decode gave NaN")
+        package.warning("encode gave NaN")
+    finally:
+        package.setLevel(before[0])
+        root.setLevel(before[1])
+        root.handlers[:], warnings.showwarning = before[2:]
+    *repeated, other = capsys.readouterr().err.splitlines()
+    assert other == "Warning: encode gave NaN"
+    times = [int(found[1]) if (found := re.match(r"Warning: (\d+) times by now: ", line)) else 1 for line in repeated]
+    assert times == expected
+    assert all(line.endswith("decode gave NaN") for line in repeated)
+
 
 # ------------------------------------------------------------------------------------------------------- progress
 

@@ -15,6 +15,7 @@ import sys
 import textwrap
 import traceback
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Literal, NoReturn, TextIO
@@ -248,12 +249,38 @@ def configure(loudness: Loudness) -> None:
         os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     # Ray prints to stdout that a worker died. It reads this when it is imported.
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
-    logging.basicConfig(level=logging.INFO if verbose else logging.ERROR, handlers=[_LogLines()], force=True)
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.ERROR, handlers=[_LogLines(every=verbose)], force=True
+    )
     logging.getLogger("vaedeploy").setLevel(logging.DEBUG if verbose else logging.WARNING)
     warnings.showwarning = show_warning
 
 
 class _LogLines(logging.Handler):
+    """Says each record. The same text is said the first time, and then when it came 10, 100, 1000 and more times:
+    ``compare`` may decode dozens of times with a VAE whose half precision overflows, and ``serve`` for months.
+
+    every: say it each time.
+    """
+
+    MOST = 1000
+    """So many texts are counted; then counting begins anew."""
+
+    def __init__(self, every: bool) -> None:
+        super().__init__()
+        self._every = every
+        self._times: Counter[str] = Counter()
+
     def emit(self, record: logging.LogRecord) -> None:
         trace = "\n" + "".join(traceback.format_exception(*record.exc_info)).rstrip() if record.exc_info else ""
-        say(f"{record.levelname.capitalize()}: {record.getMessage()}{trace}")
+        text = f"{record.getMessage()}{trace}"
+        if not self._every:
+            if len(self._times) >= self.MOST:
+                self._times.clear()
+            self._times[text] += 1
+            times = self._times[text]
+            if times > 1:
+                if not re.fullmatch("10+", str(times)):
+                    return
+                text = f"{times} times by now: {text}"
+        say(f"{record.levelname.capitalize()}: {text}")

@@ -53,7 +53,8 @@ class Swap(msgspec.Struct, frozen=True):
         those from the other decoder, and of those from the other decoder after ``transform``. None where the images are
         equal, where there is no transform, and where the latent contracts differ.
     transform: what puts the latents right; None where there is no need for one or none helps.
-    findings: faults that most crops show in comparison with the images of the encoder's own VAE.
+    findings: faults that most crops show in comparison with the images of the encoder's own VAE; in comparison with
+        the photographs where those images are worse, since faults of theirs would be told of the better ones.
     """
 
     encoder: str

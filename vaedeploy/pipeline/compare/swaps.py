@@ -18,7 +18,7 @@ from vaedeploy.page import Strip
 from vaedeploy.pipeline.compare.result import Cause, Swap, Transform, Verdict
 from vaedeploy.pipeline.compare.shown import least_psnr, plain_psnr
 from vaedeploy.pipeline.compare.transform import Latent, apply, causes, find_transform, fit_transform
-from vaedeploy.pipeline.compare.words import broken_words, swap_words
+from vaedeploy.pipeline.compare.words import broken_words, is_better, swap_words
 from vaedeploy.quality import Finding, Quality, find_faults, measure_quality
 from vaedeploy.system.progress import Progress, silent
 from vaedeploy.values.latent import RGB, LatentSpec
@@ -122,9 +122,10 @@ def _judge(
     of_encoder = reconstructions[encoder]
     pictures = of_encoder.pictures if encoder == decoder else _decode(vaes[decoder], of_encoder.latents)
     at_photos = of_encoder.at_photos if encoder == decoder else _measure(crops, pictures, specs[0])
-    beside = at_photos if encoder == decoder else _measure(of_encoder.pictures, pictures, specs[0])
-    findings = _common([find_faults(quality) for quality in beside])
     psnr, own_psnr = _psnr(pictures, crops), of_encoder.psnr
+    truth = encoder == decoder or is_better(psnr, own_psnr)
+    beside = at_photos if truth else _measure(of_encoder.pictures, pictures, specs[0])
+    findings = _common([find_faults(quality) for quality in beside])
     lost_color = _color(at_photos) - _color(of_encoder.at_photos)
     shown = [(f"{encoder} by itself", of_encoder.pictures[0]), (f"its latent by {decoder}", pictures[0])]
     diagnosis = _Diagnosis("compatible")

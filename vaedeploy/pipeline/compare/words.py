@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -26,7 +27,8 @@ BETTER = 1.0
 
 
 def swap_words(swap: Swap, beside: Sequence[Quality]) -> str:
-    """How well a swap works, how to correct it, and how its images differ from those of the encoder's own decoder.
+    """How well a swap works, how to correct it, and how its images differ from those of the encoder's own decoder, or
+    from the photographs, see ``Swap.findings``.
 
     beside: the quality of the one against the other, for each crop.
     """
@@ -36,11 +38,19 @@ def swap_words(swap: Swap, beside: Sequence[Quality]) -> str:
     if swap.verdict != "not compatible" and swap.encoder != swap.decoder:
         sentences += [finding.words for finding in swap.findings]
         color, chroma, contrast, detail = np.median([_difference(quality) for quality in beside], axis=0)
+        better = is_better(swap.psnr, swap.own_psnr)
+        whose = "the shrunk photographs" if better else f"the pictures of {swap.encoder}'s own decoder"
         sentences.append(
-            f"Beside the pictures of {swap.encoder}'s own decoder, colour differs by {color:.1f} CIEDE2000; "
+            f"Beside {whose}, colour differs by {color:.1f} CIEDE2000; "
             f"colour strength is {chroma:.0%}, contrast {contrast:.0%} and fine detail {detail:.0%} of theirs."
         )
     return " ".join(sentences)
+
+
+def is_better(psnr: float | None, own_psnr: float | None) -> bool:
+    """Whether a decoder that makes images of ``psnr`` dB is better than the latents' own one; None: no difference."""
+    levels = [math.inf if level is None else level for level in (psnr, own_psnr)]
+    return levels[0] > levels[1] + BETTER
 
 
 def broken_words(encoder: str, decoder: str, broken: Mapping[str, float], plain: float) -> str:
@@ -250,8 +260,7 @@ def _fit(swap: Swap) -> str:
         figures = f"{_db(swap.psnr)} to the shrunk photographs, where {own}"
     match swap.cause:
         case None:
-            better = None not in (swap.psnr, swap.own_psnr) and (swap.psnr or 0) > (swap.own_psnr or 0) + BETTER
-            how = "better than" if better else "as well as"
+            how = "better than" if is_better(swap.psnr, swap.own_psnr) else "as well as"
             return f"{swap.decoder} decodes {them} {how} their own decoder: {figures}."
         case "another latent space":
             return (
