@@ -396,7 +396,9 @@ def test_slow_vaes_are_timed_on_a_smaller_picture_and_in_fewer_rounds(
     assert [(s.part, s.bundle) for s in found.speeds] == [(p, b) for p in ("encode", "decode") for b in ("one", "two")]
     assert {(s.height, s.width, s.rounds) for s in found.speeds} == {(side, side, rounds)}
     what = f"one picture of {side}x{side} pixels, " + ("the median of 5 rounds" if rounds > 1 else "in one round")
-    assert [line.split(":")[0] for line in summary_lines(found)[-2:]] == [f"To encode {what}", f"To decode {what}"]
+    told = summary_lines(found)[-2:]
+    assert [line.split(":")[0] for line in told] == [f"To encode {what}", f"To decode {what}"]
+    assert all(len(re.findall(r" ms \(\d+ to \d+\)", line)) == (2 if rounds > 1 else 0) for line in told)
     assert f"Times are of {what}." in (folder / f"page{side}" / "index.html").read_text()
 
 

@@ -231,8 +231,12 @@ def faults_line(rows: Sequence[Reconstruction]) -> str:
 
 def _fastest(part: str, speeds: Sequence[Speed]) -> str:
     timed = sorted((s for s in speeds if s.part == part and s.ms is not None), key=lambda s: s.ms or 0)
-    times = ", ".join(f"{s.bundle} {s.ms:.0f} ms" for s in timed)
-    return f"To {part} {timed_words(timed)}: {times}." if timed else ""
+    return f"To {part} {timed_words(timed)}: {', '.join(map(_time, timed))}." if timed else ""
+
+
+def _time(speed: Speed) -> str:
+    spread = f" ({speed.least_ms:.0f} to {speed.most_ms:.0f})" if speed.rounds > 1 else ""
+    return f"{speed.bundle} {speed.ms:.0f} ms{spread}"
 
 
 def timed_words(speeds: Sequence[Speed]) -> str:
