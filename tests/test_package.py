@@ -22,6 +22,7 @@ from PIL import Image
 from places import ROOT
 
 import vaedeploy as vd
+from vaedeploy import errors
 from vaedeploy.images.files import read_image
 from vaedeploy.images.latents import read_latent
 from vaedeploy.pipeline import doctor
@@ -63,6 +64,18 @@ def test_every_error_and_warning_is_public():
             found |= {n for n, v in members if isinstance(v, type) and issubclass(v, (vd.VaedeployError, Warning))}
     assert len(found) > 20
     assert found - {"UserWarning"} <= set(vd.__all__)
+
+
+def test_the_tree_of_errors_is_drawn_as_it_is():
+    classes = [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, Exception)]
+    tree = re.findall(r"^    ([│├└─ ]*)(\w+Error) {2,}", errors.__doc__, re.MULTILINE)
+    above: list[str] = []
+    drawn = {}
+    for branch, name in tree:
+        depth = len(branch) // 4
+        above[depth:] = [name]
+        drawn[name] = above[depth - 1] if depth else "Exception"
+    assert drawn == {value.__name__: value.__base__.__name__ for value in classes}
 
 
 def test_an_unknown_name_is_an_attribute_error():

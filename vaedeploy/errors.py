@@ -8,6 +8,7 @@
     │   ├── ImageError             an image file cannot be read, or an array is not an image
     │   ├── LatentError            a file or an array is not a latent of this VAE
     │   ├── SizeError              the VAE cannot take an image of that height or width
+    │   ├── MemoryLimitError       an image or a latent takes more memory than ``max_memory`` allows
     │   ├── OutputError            a file or folder cannot be written
     │   │   └── PageError          a page cannot be written; the error holds the result that it would have shown
     │   ├── BundleError            a bundle is missing, altered, or of another format version
