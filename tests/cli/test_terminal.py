@@ -31,12 +31,15 @@ def test_a_warning_that_comes_again_and_again_is_not_said_each_time(capsys, loud
         for _ in range(120):
             package.warning("decode gave NaN")
         package.warning("encode gave NaN")
+        for _ in range(3):
+            package.error("the model failed")
     finally:
         package.setLevel(before[0])
         root.setLevel(before[1])
         root.handlers[:], warnings.showwarning = before[2:]
-    *repeated, other = capsys.readouterr().err.splitlines()
+    *repeated, other, first, second, third = capsys.readouterr().err.splitlines()
     assert other == "Warning: encode gave NaN"
+    assert first == second == third == "Error: the model failed"
     times = [int(found[1]) if (found := re.match(r"Warning: (\d+) times by now: ", line)) else 1 for line in repeated]
     assert times == expected
     assert all(line.endswith("decode gave NaN") for line in repeated)

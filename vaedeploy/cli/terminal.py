@@ -257,7 +257,7 @@ def configure(loudness: Loudness) -> None:
 
 
 class _LogLines(logging.Handler):
-    """Says each record. The same text is said the first time, and then when it came 10, 100, 1000 and more times:
+    """Says each record. The same warning is said the first time, and then when it came 10, 100, 1000 and more times:
     ``compare`` may decode dozens of times with a VAE whose half precision overflows, and ``serve`` for months.
 
     every: say it each time.
@@ -273,14 +273,15 @@ class _LogLines(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         trace = "\n" + "".join(traceback.format_exception(*record.exc_info)).rstrip() if record.exc_info else ""
-        text = f"{record.getMessage()}{trace}"
-        if not self._every:
-            if len(self._times) >= self.MOST:
-                self._times.clear()
-            self._times[text] += 1
-            times = self._times[text]
-            if times > 1:
-                if not re.fullmatch("10+", str(times)):
-                    return
-                text = f"{times} times by now: {text}"
-        say(f"{record.levelname.capitalize()}: {text}")
+        text = record.getMessage() + trace
+        times = 1 if self._every or record.levelno != logging.WARNING else self._count(text)
+        if times == 1:
+            say(f"{record.levelname.capitalize()}: {text}")
+        elif re.fullmatch("10+", str(times)):
+            say(f"{record.levelname.capitalize()}: {times} times by now: {text}")
+
+    def _count(self, text: str) -> int:
+        if len(self._times) >= self.MOST:
+            self._times.clear()
+        self._times[text] += 1
+        return self._times[text]
