@@ -88,10 +88,10 @@ def least_height(layout: Layout, piece: Piece) -> int:
 
 def least_work(layout: Layout, turn: Turn) -> int:
     """``work`` in the lowest strips."""
-    key = layout.state(turn.piece), turn.over, turn.given_back
-    if key not in layout.least_work:
-        layout.least_work[key] = work(layout, turn, least_height(layout, turn.piece))
-    return layout.least_work[key]
+    piece = turn.piece
+    return layout.once(
+        "work", piece, lambda: work(layout, turn, least_height(layout, piece)), turn.over, turn.given_back
+    )
 
 
 def work(layout: Layout, turn: Turn, height: int) -> int:

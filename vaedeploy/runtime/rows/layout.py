@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from typing import Any, TypeVar
 
 from vaedeploy.bundle.rows import Cut, Piece, RowsTable
 from vaedeploy.runtime.rows.store import GIVES_BACK
 
-__all__ = ["FAR", "Layout", "PieceState", "Turn"]
+__all__ = ["FAR", "Layout", "Turn"]
 
 PieceState = tuple[int, frozenset[str]]
 """The id of a piece, and the virtual cuts that it gives or that its chain computes."""
+
+Found = TypeVar("Found")
 
 FAR = 1 << 40
 """A row so far from any border that no halo reaches one."""
@@ -57,15 +60,10 @@ class Layout:
         self.piece_of: Mapping[str, Piece] = {name: piece for piece in table.pieces for name in piece.targets}
         self._bytes = {cut.name: cut.bytes_at(rows, columns) for cut in table.cuts}
         self._order = {id(piece): index for index, piece in enumerate(table.pieces)}
-        self._chains: dict[tuple[PieceState, int], list[tuple[Piece, int, int]]] = {}
-        self._halos: dict[PieceState, int] = {}
-        self._reads: dict[PieceState, Mapping[str, bool]] = {}
-        self.least_work: dict[tuple[PieceState, str | None, tuple[str, ...]], int] = {}
+        self._found: dict[Hashable, Any] = {}
 
     def with_virtual(self, virtual: frozenset[str]) -> Layout:
-        """The same with other virtual cuts. The two share what they keep by ``state``: thousands of layouts are tried
-        for a plan, and each differs from another by a few cuts.
-        """
+        """The same with other virtual cuts. The two share what ``once`` found."""
         other = copy(self)
         other.virtual = virtual
         for name in ("turns", "read", "_states"):
@@ -141,10 +139,17 @@ class Layout:
 
     def far_chain(self, piece: Piece, height: int) -> list[tuple[Piece, int, int]]:
         """``chain`` for ``height`` steps from FAR on, where rows above and below are counted without a border."""
-        key = self.state(piece), height
-        if key not in self._chains:
-            self._chains[key] = self.chain(piece, FAR, FAR + height)
-        return self._chains[key]
+        return self.once("chain", piece, partial(self.chain, piece, FAR, FAR + height), height)
+
+    def once(self, name: str, piece: Piece, find: Callable[[], Found], *more: Hashable) -> Found:
+        """``find()``, where it depends on ``state(piece)`` and ``more`` alone: found once for all layouts of the table
+        and size. Thousands of them are tried for a plan, and each differs from another by a few cuts.
+        """
+        key = name, self.state(piece), *more
+        if key not in self._found:
+            self._found[key] = find()
+        found: Found = self._found[key]
+        return found
 
     def state(self, piece: Piece) -> PieceState:
         """What the chain of a piece depends on, and what follows from it: two layouts of a table and a size in which
@@ -166,19 +171,19 @@ class Layout:
 
     def total_halo(self, piece: Piece) -> int:
         """Steps of ``piece`` above a strip that are computed again, with what virtual cuts add to them."""
-        state = self.state(piece)
-        if state not in self._halos:
-            self._halos[state] = max(
-                -(-(FAR * below.steps - (first - below.halo) * piece.steps) // below.steps)
-                for below, first, _ in self.far_chain(piece, 1)
-            )
-        return self._halos[state]
+        return self.once("halo", piece, partial(self._total_halo, piece))
+
+    def _total_halo(self, piece: Piece) -> int:
+        return max(
+            -(-(FAR * below.steps - (first - below.halo) * piece.steps) // below.steps)
+            for below, first, _ in self.far_chain(piece, 1)
+        )
 
     @cached_property
     def turns(self) -> list[Turn]:
         """The turns, in order."""
         pieces = [piece for piece in self.table.pieces if self.runs(piece)]
-        reads = [self._reads_of(piece) for piece in pieces]
+        reads = [self.once("reads", piece, partial(self._reads_of, piece)) for piece in pieces]
         last_read = {name: index for index, names in enumerate(reads) for name in names}
         found = []
         for index, (piece, names) in enumerate(zip(pieces, reads, strict=True)):
@@ -194,14 +199,8 @@ class Layout:
         return frozenset(name for turn in self.turns for name in turn.reads)
 
     def _reads_of(self, piece: Piece) -> Mapping[str, bool]:
-        state = self.state(piece)
-        if state not in self._reads:
-            self._reads[state] = self._read_by(self.far_chain(piece, 1))
-        return self._reads[state]
-
-    def _read_by(self, chain: Iterable[tuple[Piece, int, int]]) -> Mapping[str, bool]:
         found: dict[str, bool] = {}
-        for below, *_ in chain:
+        for below, *_ in self.far_chain(piece, 1):
             for name in below.whole:
                 found[name] = True
             for name in below.strips:
