@@ -59,8 +59,8 @@ class Size(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=T
 class Norm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A normalisation of a cut over ``groups`` groups of its channels, which reads its statistics as two inputs.
 
-    mean: name of the float32 (1, C) input with the mean of each channel's group. inverse: name of the one with 1 /
-    sqrt(variance + epsilon).
+    mean: name of the float32 input with the mean of each channel's group, (1, C, 1, ...) with as many axes as the cut.
+    inverse: name of the one with 1 / sqrt(variance + epsilon).
     """
 
     groups: Positive
@@ -74,7 +74,7 @@ class Cut(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     shape: its dimensions. axis, scale: where its rows are, and how many there are for each row of the latent; both None
     for a tensor without rows, which is computed from whole tensors. dtype: numpy's name.
-    means, variances: names of the float32 (C, rows) outputs with each channel's mean and variance per row; None where
+    means, variances: names of the float32 (1, C, rows) outputs with each channel's mean and variance per row; None where
     no normalisation reads the cut. norms: the normalisations that do.
     """
 
