@@ -74,8 +74,8 @@ class Cut(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     shape: its dimensions. axis, scale: where its rows are, and how many there are for each row of the latent; both None
     for a tensor without rows, which is computed from whole tensors. dtype: numpy's name.
-    means, variances: names of the float32 (1, C, rows) outputs with each channel's mean and variance per row; None where
-    no normalisation reads the cut. norms: the normalisations that do.
+    means, variances: names of the float32 (1, C, rows) outputs with each channel's mean and variance per row; None
+    where no normalisation reads the cut. norms: the normalisations that do.
     """
 
     name: str
