@@ -6,6 +6,7 @@ import logging
 import shutil
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from arrays import noise
@@ -14,7 +15,8 @@ from host_gpu import HostDevice, HostPlan
 from tiny_bundle import tiny_bundle
 from tiny_inputs import run_python
 
-from vaedeploy.bundle import Bundle
+from vaedeploy.bundle import Bundle, edit_bundle
+from vaedeploy.bundle.manifest import Verification
 from vaedeploy.errors import BackendError, EngineError, InputError, SizeError
 from vaedeploy.pipeline.build import build_engines
 from vaedeploy.runtime import VAE, onnxruntime_cpu, onnxruntime_cuda
@@ -34,6 +36,7 @@ def test_import_is_light() -> None:
 def test_runtime_needs_numpy_msgspec_and_one_backend_only(bundle: Bundle) -> None:
     script = f"""
 import sys
+import msgspec
 import numpy as np
 from vaedeploy.runtime import VAE, onnxruntime_cpu, onnxruntime_cuda
 from vaedeploy.runtime.backends import find_candidates
@@ -78,6 +81,32 @@ def test_engines_answer_first(
         f"{engine_bundle.path / name} was never compared with PyTorch on its GPU; its images may be wrong. Run: "
         f"vaedeploy verify {engine_bundle.path} --backend tensorrt-rtx --profile mine"
         for name in (DECODER, ENCODER)
+    ]
+
+
+def test_an_engine_that_failed_its_verification_is_said_to_have_failed(
+    gpu: HostDevice,
+    engine_bundle: Bundle,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    failed = Verification(False, "the float32 graph", "tensorrt-rtx", {"rel_l2": 1.0}, 3)
+    copied = Bundle.open(shutil.copytree(engine_bundle.path, tmp_path / "tiny"))
+    engines = copied.manifest.engines.items()
+    noted = {name: msgspec.structs.replace(info, verification=failed) for name, info in engines}
+    with edit_bundle(copied) as edit:
+        edit.put(engines=noted)
+
+    def load(path: Path, *_: object) -> HostPlan:
+        return HostPlan(copied, path.relative_to(copied.path).as_posix())
+
+    monkeypatch.setattr("vaedeploy.runtime.tensorrt.load_plan", load)
+    with VAE(copied.path, "tensorrt-rtx") as vae:
+        vae.decode(noise(1, 2, 2, 2))
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{copied.path / DECODER} failed its verification on its GPU; its images may be wrong. Run: vaedeploy verify "
+        f"{copied.path} --backend tensorrt-rtx --profile mine"
     ]
 
 
@@ -236,8 +265,10 @@ def test_the_fused_form_is_run_and_told_of_unless_it_was_verified(
     fused, after_nan = images(made, "onnxruntime-cuda")
     np.testing.assert_array_equal(fused, -plain)
     np.testing.assert_array_equal(after_nan, in_float32)
+    failed = report == b'{"passed": false}'
+    state = "failed its verification on a GPU" if failed else "was never compared with PyTorch on a GPU"
     warning = (
-        f"{made.path / 'decoder.cuda.onnx'} was never compared with PyTorch on a GPU; its images may be wrong. Run: "
+        f"{made.path / 'decoder.cuda.onnx'} {state}; its images may be wrong. Run: "
         f"vaedeploy verify {made.path} --backend onnxruntime-cuda"
     )
     told = [] if report == b'{"passed": true}' else [warning]

@@ -481,6 +481,16 @@ def test_what_was_not_verified_here_is_told_once(noted: Noted, caplog: pytest.Lo
     assert caplog.messages == []
 
 
+def test_a_failed_verdict_is_told(noted: Noted, caplog: pytest.LogCaptureFixture) -> None:
+    bundle = noted("fp32", b'{"passed": false}')
+    with VAE(bundle.path, "openvino") as vae:
+        vae.decode(vae.encode(photo(8, 8)))
+    assert caplog.messages == [
+        f"openvino in fp32 failed its verification on {cpu_name()}; its images may be wrong. Run: vaedeploy verify "
+        f"{bundle.path} --backend openvino --precision fp32"
+    ]
+
+
 def test_flags_of_the_cpu(tmp_path: Path) -> None:
     place = tmp_path / "cpuinfo"
     place.write_text("processor\t: 0\nflags\t\t: fpu amx_bf16\n\nprocessor\t: 1\nflags\t\t: fpu avx512_bf16\n")

@@ -17,6 +17,7 @@ from vaedeploy.runtime.cuda import CudaDevice
 from vaedeploy.runtime.engine import EngineSession
 from vaedeploy.runtime.routes import Half
 from vaedeploy.runtime.runner import Runner
+from vaedeploy.runtime.unverified import doubt
 from vaedeploy.system.gpu import find_gpu
 from vaedeploy.values.kinds import PARTS, Backend, Part, Precision
 
@@ -71,7 +72,7 @@ def engine_names(bundle: Bundle, backend: str, profile: str | None) -> list[str]
 def _open_engines(
     bundle: Bundle, backend: Backend, device: int, verify_hashes: bool, parts: Mapping[Part, Sequence[str]], part: Part
 ) -> Runner:
-    """Open the engines of one half, and warn of those that were never verified."""
+    """Open the engines of one half, and warn of those that are not verified."""
     engines = bundle.manifest.engines
     # Several profiles may contain the same engine. It is opened once, and verified if any of its copies is.
     distinct: dict[str, str] = {}
@@ -79,11 +80,12 @@ def _open_engines(
         distinct.setdefault(engines[name].identity.digest, name)
     session = open_engines(Half(bundle, part, backend, tuple(distinct.values())), device, verify_hashes)
     for name in distinct.values():
+        verification = engines[name].verification
         if not _is_verified(engines[name]):
             log.warning(
-                "%s was never compared with PyTorch on its GPU; its images may be wrong. Run: vaedeploy verify %s "
-                "--backend %s --profile %s",
+                "%s %s. Run: vaedeploy verify %s --backend %s --profile %s",
                 bundle.path / name,
+                doubt(verification and verification.passed, "its GPU"),
                 bundle.path,
                 backend,
                 engines[name].profile,

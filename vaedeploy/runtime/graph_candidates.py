@@ -15,6 +15,7 @@ from vaedeploy.runtime.rows.half import RowsHalf
 from vaedeploy.runtime.rows.on_gpu import GpuRunner
 from vaedeploy.runtime.rows.session import BoundedRunner, Whole
 from vaedeploy.runtime.runner import Runner
+from vaedeploy.runtime.unverified import doubt
 from vaedeploy.runtime.verdicts import read_verdict, report_name
 from vaedeploy.system.progress import silent
 from vaedeploy.values.kinds import Form, Part, Precision
@@ -79,8 +80,7 @@ def openvino_candidates(bundle: Bundle, asked: Settings) -> list[Candidate]:
             return None
         words = ["vaedeploy", "verify", str(bundle.path), "--backend", openvino.NAME, "--precision", kind]
         command = shlex.join([*words, *([] if on_cpu else ["--device", device])])
-        missing = f"openvino in {kind} was never compared with PyTorch on {processor}"
-        return f"{missing}; its images may be wrong. Run: {command}"
+        return f"openvino in {kind} {doubt(verdict and verdict.passed, processor)}. Run: {command}"
 
     kinds = dict.fromkeys((precision, "fp32"))
     return [Candidate(openvino.NAME, kind, partial(open_half, kind), warning=warning(kind)) for kind in kinds]
@@ -154,9 +154,9 @@ def _open_fused(bundle: Bundle, fused: Callable[[Part], Runner], plain: Callable
     verdict = read_verdict(bundle, report_name(onnxruntime_cuda.NAME))
     if verdict is None or not verdict.passed:
         log.warning(
-            "%s was never compared with PyTorch on a GPU; its images may be wrong. Run: vaedeploy verify %s "
-            "--backend %s",
+            "%s %s. Run: vaedeploy verify %s --backend %s",
             bundle.graph(part, onnxruntime_cuda.FUSED_FORM),
+            doubt(verdict and verdict.passed, "a GPU"),
             bundle.path,
             onnxruntime_cuda.NAME,
         )

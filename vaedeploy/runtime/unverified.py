@@ -12,6 +12,15 @@ class UnverifiedBundleWarning(UserWarning):
     """The outputs of the bundle were never compared with PyTorch's, or differed from them by more than allowed."""
 
 
+def doubt(passed: bool | None, where: str) -> str:
+    """What is doubtful about something that runs on ``where``, as words that follow its name.
+
+    passed: its verdict there; None where it has none.
+    """
+    state = f"was never compared with PyTorch on {where}" if passed is None else f"failed its verification on {where}"
+    return f"{state}; its images may be wrong"
+
+
 def unverified_text(bundle: Bundle) -> str | None:
     """A sentence that says that ``bundle`` is not verified, and what to run; None where it is."""
     if bundle.verified:
