@@ -77,13 +77,26 @@ def test_every_bundle_with_its_options(folder: Path, monkeypatch: pytest.MonkeyP
     ]
 
 
+def test_a_preset_wins_over_a_folder_of_its_name(folder: Path) -> None:
+    """Such as the bundle that the first export made."""
+    (folder / "demo").mkdir()
+    (bundle,) = read(write(folder, "[bundle.demo]\nvae = 'demo'"), "--force").values()
+    assert (bundle["vae_option"], bundle["out"]) == ("demo", folder / "demo")
+
+
+def test_weights_that_are_missing_are_not_looked_for_elsewhere(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder / "weights")
+    (bundle,) = read(write(folder, "[bundle.mine]\nvae = 'demo'\nweights = 'own.ckpt'")).values()
+    assert bundle["weights"] == str(folder / "own.ckpt")
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 def test_a_failure_does_not_stop_the_others(vaedeploy: Command, folder: Path, small_vae: Path) -> None:
     file = write(folder, f"[bundle.bad]\nvae = 'none.ckpt'\n[bundle.good]\nvae = '{small_vae}'\nno-verify = true\n")
     ended = vaedeploy("export", "--all", "--config", file)
     assert (ended.code, ended.out) == (2, f"{folder / 'good'}\n")
-    assert ended.err.startswith("1 of 2: bad\nError: bad: there is no file or folder none.ckpt. ")
+    assert ended.err.startswith(f"1 of 2: bad\nError: bad: there is no file or folder {folder / 'none.ckpt'}. ")
     assert "\n2 of 2: good\n" in ended.err
     assert Bundle.open(folder / "good").manifest.vae.name == "small"
 

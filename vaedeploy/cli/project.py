@@ -26,6 +26,8 @@ import click
 from vaedeploy.errors import InputError
 from vaedeploy.system.documents import read_document
 from vaedeploy.system.oserrors import reason
+from vaedeploy.values.origin import WEIGHTS_SUFFIXES
+from vaedeploy.values.presets import preset_names
 
 LARGEST = 1_000_000
 """Largest file that is read, in bytes."""
@@ -114,6 +116,8 @@ def _words(file: Path, where: str, key: str, value: Any, command: click.Command)
 
 def _placed(file: Path, option: click.Option, name: str, text: str) -> str:
     """A value; if it is a path, the file's folder is put before it."""
+    if name == "--vae" and text in preset_names():
+        return text  # as on the command line, a preset wins over a folder of its name, such as the bundle made before
     place = file.parent / text
-    is_path = isinstance(option.type, click.Path) or (name in PLACES and place.exists())
-    return str(place) if is_path else text
+    may_be = name in PLACES and (place.exists() or text.endswith(WEIGHTS_SUFFIXES))
+    return str(place) if may_be or isinstance(option.type, click.Path) else text
