@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given as given_by
@@ -275,6 +276,17 @@ def test_a_bundle_without_this_form_runs_whole(
             BackendError, match=r"cannot be computed by rows\. If an older vaedeploy made it, export it"
         ):
             vae.plan(2 * factor, 2 * factor)
+
+
+def test_a_bundle_without_rewrites_is_not_to_be_exported_again_like_that(tmp_path: Path) -> None:
+    from tiny_bundle import tiny_bundle
+
+    made = tiny_bundle(tmp_path / "plain")
+    plain = Bundle(made.path, msgspec.structs.replace(made.manifest, rewrites={}))
+    assert RowsHalf(plain, "decoder").missing == (
+        f"the decoder of bundle {made.path} cannot be computed by rows, since it was exported with --no-rewrite. "
+        "Export it again without that option"
+    )
 
 
 def test_a_workspace_holds_what_memory_does_not(tiny_vae_bundle: Bundle, tmp_path: Path) -> None:

@@ -60,10 +60,11 @@ class RowsHalf:
     @property
     def missing(self) -> str:
         """Where it does not exist: that, and what to do, as sentences without the last full stop."""
-        return (
-            f"the {self.part} of bundle {self.bundle.path} cannot be computed by rows. If an older vaedeploy made it, "
-            f"export it again: {self.bundle.manifest.export_command(self.bundle.path)}"
-        )
+        fact = f"the {self.part} of bundle {self.bundle.path} cannot be computed by rows"
+        if not self.bundle.manifest.rewritten:
+            return f"{fact}, since it was exported with --no-rewrite. Export it again without that option"
+        again = self.bundle.manifest.export_command(self.bundle.path)
+        return f"{fact}. If an older vaedeploy made it, export it again: {again}"
 
     @cached_property
     def table(self) -> RowsTable:
