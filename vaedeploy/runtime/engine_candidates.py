@@ -85,7 +85,7 @@ def _open_engines(
             log.warning(
                 "%s %s. Run: vaedeploy verify %s --backend %s --profile %s",
                 bundle.path / name,
-                doubt(verification and verification.passed, "its GPU"),
+                doubt(None if verification is None else verification.passed, "its GPU"),
                 bundle.path,
                 backend,
                 engines[name].profile,
