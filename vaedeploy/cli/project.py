@@ -26,6 +26,7 @@ import click
 from vaedeploy.errors import InputError
 from vaedeploy.system.documents import read_document
 from vaedeploy.system.oserrors import reason
+from vaedeploy.system.places import exists, resolved
 
 LARGEST = 1_000_000
 """Largest file that is read, in bytes."""
@@ -58,7 +59,7 @@ def read_project(file: Path, ctx: click.Context) -> dict[str, click.Context]:
     contexts = {name: _context(file, name, options, ctx) for name, options in bundles.items()}
     places: dict[Path, str] = {}
     for name, context in contexts.items():
-        other = places.setdefault(context.params["out"].resolve(), name)
+        other = places.setdefault(resolved(context.params["out"]), name)
         if other != name:
             raise InputError(f"{file}: [bundle.{other}] and [bundle.{name}] have the same out, {context.params['out']}")
     return contexts
@@ -115,5 +116,5 @@ def _words(file: Path, where: str, key: str, value: Any, command: click.Command)
 def _placed(file: Path, option: click.Option, name: str, text: str) -> str:
     """A value; if it is a path, the file's folder is put before it."""
     place = file.parent / text
-    is_path = isinstance(option.type, click.Path) or (name in PLACES and place.exists())
+    is_path = isinstance(option.type, click.Path) or (name in PLACES and exists(place))
     return str(place) if is_path else text

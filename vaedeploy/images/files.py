@@ -22,6 +22,7 @@ from vaedeploy.images.plugins import format_names, plugin_formats, plugin_messag
 from vaedeploy.system.atomic import write_file
 from vaedeploy.system.files import special
 from vaedeploy.system.oserrors import reason
+from vaedeploy.system.places import is_file, is_folder
 from vaedeploy.values.latent import COLORS, RGB, RGBA
 
 READ_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
@@ -74,7 +75,7 @@ def files_in(folder: Path, suffixes: Sequence[str]) -> list[Path]:
     the folder cannot be read.
     """
     places = sorted(place for place in folder.iterdir() if not place.name.startswith("."))
-    files = [place for place in places if place.suffix.lower() in suffixes and place.is_file()]
+    files = [place for place in places if place.suffix.lower() in suffixes and is_file(place)]
     if others := sorted((_kind(place), place.name) for place in places if place not in set(files)):
         kinds = []
         for kind, group in groupby(others, key=lambda other: other[0]):
@@ -86,9 +87,9 @@ def files_in(folder: Path, suffixes: Sequence[str]) -> list[Path]:
 
 
 def _kind(place: Path) -> str:
-    if place.is_dir():
+    if is_folder(place):
         return "folder"
-    return " ".join((place.suffix.lower(), "file" if place.is_file() else "device, pipe or broken link")).strip()
+    return " ".join((place.suffix.lower(), "file" if is_file(place) else "device, pipe or broken link")).strip()
 
 
 def read_image(path: str | Path, *, opacity: bool = False) -> NDArray[np.uint8]:

@@ -104,6 +104,16 @@ def test_folders_and_files_that_may_not_be_read() -> None:
     }
 
 
+def test_links_that_lead_nowhere_and_lines_that_are_too_long_end_nothing(tmp_path: Path) -> None:
+    picture(tmp_path / "in/a.png")
+    (tmp_path / "in/loop.png").symlink_to("loop.png")
+    (tmp_path / "in/loop").symlink_to("loop")
+    assert found(tmp_path / "in") == (["a.png"], {"loop.png": "it cannot be read: Too many levels of symbolic links"})
+    (tmp_path / "list.txt").write_text(f"in/a.png\nin/loop.png\n{'x' * 300}\n")
+    nothing = "there is no such file"
+    assert found(tmp_path / "list.txt") == (["in/a.png"], {"in/loop.png": nothing, "x" * 300: nothing})
+
+
 def test_a_file_that_has_changed_is_not_read(tmp_path: Path) -> None:
     path = picture(tmp_path / "a.png")
     (one,) = find_pictures(tmp_path, ELSEWHERE, "image")

@@ -42,6 +42,7 @@ from vaedeploy.pipeline.cache.workers import Work, cores_of, shared, work_on
 from vaedeploy.runtime import VAE
 from vaedeploy.runtime.unverified import warn_of_unverified
 from vaedeploy.system.interrupts import stop_if_interrupted
+from vaedeploy.system.places import is_folder
 from vaedeploy.system.progress import Progress, silent
 from vaedeploy.values.latent import RGBA
 from vaedeploy.values.words import counted
@@ -154,7 +155,7 @@ def cache_latents(
         background=background,
         shard=shard,
     )
-    if folder.is_dir():
+    if is_folder(folder):
         check_whose(folder, info)  # before the minutes that finding all pictures may take
     plan = make_plan(Path(source), folder, info, sizing, column, progress)
     claim(folder, info)
