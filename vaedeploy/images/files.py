@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from vaedeploy.errors import ImageError, OutputError
+from vaedeploy.errors import BackendError, ImageError, OutputError
 from vaedeploy.images.color import to_srgb
 from vaedeploy.images.opacity import OPAQUE, with_opacity
 from vaedeploy.images.plugins import format_names, plugin_formats, plugin_message
@@ -105,7 +105,8 @@ def read_image(path: str | Path, *, opacity: bool = False) -> NDArray[np.uint8]:
 
     Raises ImageError if the file is missing, empty, truncated or not an image, if it has no pixels or more than
     ``MOST_PIXELS``, if it has transparent pixels (without ``opacity``) or a broken colour profile, for 32-bit and Lab
-    images, and for TIFF files that begin with a preview, as camera raw files do.
+    images, and for TIFF files that begin with a preview, as camera raw files do. Raises BackendError where there is not
+    enough memory.
     """
     path = Path(path)
     try:
@@ -171,10 +172,17 @@ def opened(source: Path | IO[bytes], name: Path | str, most: int = MOST_PIXELS) 
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         has, limit = map(int, re.findall(r"\d+", str(error))[:2])  # refused before it could say how many it has
         raise ImageError(TOO_LARGE.format(name, has, min(limit, most))) from error
+    except MemoryError as error:
+        raise _no_memory(name) from error
     # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and more on broken files.
     except Exception as error:
         broken = plugin_message(source, name) or f"{name} cannot be decoded, it is truncated or broken: {error}"
         raise ImageError(broken) from error
+
+
+def _no_memory(name: Path | str) -> BackendError:
+    """Not an ImageError: the picture may be whole."""
+    return BackendError(f"there is not enough memory to decode {name}. Free some, or make the picture smaller")
 
 
 def is_pillow(value: object) -> bool:
@@ -196,6 +204,8 @@ def read_pillow(image: Image.Image, *, opacity: bool = False) -> NDArray[np.uint
         return _pixels(image, opacity, name)
     except ImageError:
         raise
+    except MemoryError as error:
+        raise _no_memory(name) from error
     except Exception as error:  # as in read_image
         raise ImageError(f"{name} cannot be decoded, it is truncated or broken: {error}") from error
 

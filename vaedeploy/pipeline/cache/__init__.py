@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from vaedeploy.bundle import Bundle
+from vaedeploy.bundle.stored import refuse_in_bundle
 from vaedeploy.errors import InputError
 from vaedeploy.images.cache_format import FAILED, SHARDS, CacheInfo, DType, FailedPicture, check_dtype
 from vaedeploy.images.opacity import check_background
@@ -155,6 +156,7 @@ def cache_latents(
         background=background,
         shard=shard,
     )
+    refuse_in_bundle(folder)
     if is_folder(folder):
         check_whose(folder, info)  # before the minutes that finding all pictures may take
     plan = make_plan(Path(source), folder, info, sizing, column, progress)

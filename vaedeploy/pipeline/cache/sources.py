@@ -203,6 +203,8 @@ def _of_tar(path: Path, prefix: str) -> Found:
         try:
             with tarfile.open(fileobj=file, mode="r:") as tar:
                 for member in tar:
+                    if member.size < 0:  # the library would go back, and find the same members for ever
+                        raise tarfile.ReadError(f"a member has {member.size} bytes")
                     yield from _of_member(tar, member, path, stamp, prefix)
                 # The library stops silently at a header that is cut off or broken. A whole file ends in zeros.
                 if any(handle_bytes(handle, tarfile.BLOCKSIZE, tar.offset)):
