@@ -18,6 +18,7 @@ from vaedeploy.errors import InputError, LatentError, OutputError
 from vaedeploy.images.files import read_image
 from vaedeploy.images.latent_cache import LatentCache
 from vaedeploy.images.latents import read_latent
+from vaedeploy.pipeline.kohya import _others
 
 SCALE, SHIFT = (0.18, 2.0, -1.5, 0.5), (0.5, 0.0, -3.0, 1.0)
 
@@ -295,3 +296,16 @@ def test_keys_that_leave_the_folder(made: Path, tmp_path: Path) -> None:
     (tmp_path / "index.json").write_text(index)
     with pytest.raises(LatentError, match=r"has a picture '\.\./\.\./01\.png', whose file would be outside"):
         vd.recast_cache(tmp_path, tmp_path / "out", "files")
+
+
+@pytest.mark.parametrize("fault", ["compressed", "encrypted"])
+def test_a_damaged_file_of_kohyas_counts_as_none(fault: str, tmp_path: Path) -> None:
+    np.savez_compressed(tmp_path / "a.npz", latents_8x8=np.arange(256.0))
+    data = bytearray((tmp_path / "a.npz").read_bytes())
+    if fault == "compressed":
+        data[80:200] = bytes(255 - byte for byte in data[80:200])
+    else:
+        data[6] |= 1
+        data[data.index(b"PK\x01\x02") + 8] |= 1
+    (tmp_path / "a.npz").write_bytes(data)
+    assert _others(tmp_path / "a.npz", "_4x4") == {}

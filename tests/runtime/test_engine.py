@@ -41,7 +41,7 @@ def test_the_end_of_the_process_waits_for_engines_that_load(engine_bundle: Bundl
     calls = []
 
     def load(name: str) -> HostPlan:
-        calls.append(processes._calls)
+        calls.append(len(processes._calling))
         return HostPlan(engine_bundle, name)
 
     EngineSession(Half(engine_bundle, "decoder", "tensorrt-rtx", (DECODER,)), HostDevice(), load)

@@ -10,6 +10,7 @@ from pathlib import Path
 from vaedeploy.errors import InputError, OutputError
 from vaedeploy.system import hub
 from vaedeploy.system.cache import cache_place
+from vaedeploy.system.places import resolved
 
 SCHEME = "hf://"
 
@@ -63,7 +64,7 @@ def is_cached(folder: Path) -> bool:
         copies = _copies()
     except OutputError:  # there is no cache
         return False
-    return folder.resolve().is_relative_to(copies.resolve())
+    return resolved(folder).is_relative_to(resolved(copies))
 
 
 def _copies() -> Path:

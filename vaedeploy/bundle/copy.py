@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 
 from vaedeploy.bundle.bundle import Bundle, file_info
 from vaedeploy.bundle.encoding import decode_manifest
 from vaedeploy.bundle.manifest import NAME
 from vaedeploy.errors import BundleError
+from vaedeploy.system.files import handle_pieces
 from vaedeploy.system.progress import Progress, silent
 
 
@@ -30,8 +29,8 @@ def copy_bundle(bundle: Bundle, folder: Path, progress: Progress = silent) -> No
         progress(what, done, total)
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        with bundle.handle(name) as handle, os.fdopen(os.dup(handle), "rb") as source, target.open("wb") as copy:
-            shutil.copyfileobj(source, copy, 1 << 20)
+        with bundle.handle(name) as handle, target.open("wb") as copy:
+            copy.writelines(handle_pieces(handle))
         if file_info(target, sync=True) != info:
             bundle.refuse({name: bundle.damage(name) or "was changed while it was copied"})
         done += info.bytes

@@ -27,6 +27,7 @@ from vaedeploy.errors import OutputError
 from vaedeploy.system.atomic import clear_leftovers, draft_name, replace_directory, share, transient_folder
 from vaedeploy.system.interrupts import stop_if_interrupted
 from vaedeploy.system.oserrors import shortage
+from vaedeploy.system.places import exists, is_folder, resolved
 
 __all__ = ["BundleDraft", "create_bundle"]
 
@@ -82,7 +83,7 @@ def create_bundle(out: str | Path, force: bool = False) -> Iterator[BundleDraft]
     writing it, and if the disk is full.
     """
     out = Path(out)
-    place = out.resolve()
+    place = resolved(out)
     if out.parts[:1] == (SCHEME.rstrip("/"),):  # a Path has lost a slash of it
         raise OutputError(
             f"{out} is on the hub. Choose a folder with --out, then run: vaedeploy push FOLDER OWNER/NAME"
@@ -115,7 +116,7 @@ def create_bundle(out: str | Path, force: bool = False) -> Iterator[BundleDraft]
 
 def _check_free(place: Path, out: Path, force: bool) -> None:
     """Raise OutputError if something is at ``place`` that may not be replaced. An empty folder may."""
-    if not place.exists() or (place.is_dir() and not any(place.iterdir())):
+    if not exists(place) or (is_folder(place) and not any(place.iterdir())):
         return
     if not is_bundle(place):
         raise OutputError(f"{out} exists and is not a bundle; it is left as it is. Choose another place with --out")

@@ -33,6 +33,7 @@ from vaedeploy.system.atomic import (
 from vaedeploy.system.lock import lock
 from vaedeploy.system.mounts import is_mount
 from vaedeploy.system.oserrors import told_as
+from vaedeploy.system.places import resolved
 from vaedeploy.values.kinds import Part
 
 __all__ = ["BundleEdit", "check_replaceable", "edit_bundle", "naming_bundle", "writing"]
@@ -118,7 +119,7 @@ def edit_bundle(bundle: Bundle, replace: bool = False) -> Iterator[BundleEdit]:
     replace: whether the whole bundle is to be replaced. Raises OutputError if another process holds the lock or has put
     another bundle there since ``bundle`` was opened, or if the bundle cannot be written to or replaced.
     """
-    place = bundle.path.resolve()
+    place = resolved(bundle.path)
     if is_cached(place):
         raise OutputError(
             f"cannot write bundle {bundle.path}: it is the cache's copy of a bundle on the hub. Pull it into a folder "

@@ -19,6 +19,7 @@ from vaedeploy.errors import BundleError
 from vaedeploy.system.atomic import is_draft
 from vaedeploy.system.files import HeldFolder
 from vaedeploy.system.oserrors import reason
+from vaedeploy.system.places import is_folder
 
 ATTEMPTS = 50
 """How often a bundle is opened anew if another process changed it while it was read."""
@@ -74,7 +75,7 @@ def _open(path: Path, find_faults: Callable[[Bundle], Faults]) -> Bundle:
 
 def _hold(path: Path) -> Bundle:
     """The bundle at ``path``, nothing of it checked. Raises OSError if it was replaced or removed meanwhile."""
-    if not path.is_dir():
+    if not is_folder(path):
         read_manifest(path)  # says what is there instead, or waits for it
     folder = HeldFolder(path)
     try:

@@ -14,6 +14,7 @@ from vaedeploy.system.atomic import put_back, set_aside, write_file
 from vaedeploy.system.files import HeldFolder, handle_bytes, open_regular
 from vaedeploy.system.missing import missing
 from vaedeploy.system.oserrors import reason
+from vaedeploy.system.places import exists, is_folder, resolved
 from vaedeploy.values.origin import WEIGHTS_SUFFIXES
 from vaedeploy.values.presets import preset_names
 
@@ -33,13 +34,13 @@ def read_manifest(path: Path, folder: HeldFolder | None = None) -> Manifest:
     of_weights = path.suffix in WEIGHTS_SUFFIXES
     made_of = f"{path} --out {path.with_suffix('')}" if of_weights else f"NAME --out {path}"
     remedy = f"Make a bundle with: vaedeploy export {made_of}"
-    if not path.exists() and not _wait_for(path):
+    if not exists(path) and not _wait_for(path):
         if str(path) in preset_names():
             remedy = f"{path} is a preset; export it first: vaedeploy export {path}"
-        if (old := set_aside(path.resolve())) is not None:
+        if (old := set_aside(resolved(path))) is not None:
             remedy = f"A process that was killed while it replaced it left it as {old}; rename that to {path.name}"
         raise BundleError(f"{missing('bundle at', path, is_bundle)}. {remedy}")
-    if not path.is_dir():
+    if not is_folder(path):
         raise BundleError(
             f"{path} is a file; a bundle is a folder with a {NAME} in it. {remedy if of_weights else 'Give the folder'}"
         )
@@ -61,19 +62,18 @@ def read_manifest(path: Path, folder: HeldFolder | None = None) -> Manifest:
 
 def link_fault(bundle: Path, name: str) -> str | None:
     """What is wrong if a symbolic link on the way to the file ``name`` leads out of the bundle; otherwise None."""
-    # Before Python 3.13, Path.resolve raises RuntimeError for a link to itself, which opening it tells better.
-    inside = Path(os.path.realpath(bundle / name)).is_relative_to(os.path.realpath(bundle))
+    inside = resolved(bundle / name).is_relative_to(resolved(bundle))
     return None if inside else "leaves the bundle through a link"
 
 
 def _wait_for(path: Path) -> bool:
     """Whether there is something at ``path`` after all: a bundle that was set aside there while it was replaced."""
-    place = path.resolve()
+    place = resolved(path)
     end = time.monotonic() + PATIENCE
     while set_aside(place) is not None and time.monotonic() < end:
         if not put_back(place):
             time.sleep(0.01)  # another process is at it
-    return place.exists()
+    return exists(place)
 
 
 def write_manifest(path: Path, manifest: Manifest) -> Manifest:

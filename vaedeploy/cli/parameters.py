@@ -17,6 +17,7 @@ from click.shell_completion import CompletionItem
 
 from vaedeploy.cli.meant import near_word
 from vaedeploy.errors import InputError, LatentError
+from vaedeploy.system.places import is_file
 from vaedeploy.values.words import counted
 
 PATH = click.Path(path_type=Path)
@@ -75,7 +76,7 @@ def check_no_image(bundle: Path) -> None:
     """Raise InputError for a picture or a latent file in a bundle's place, as from arguments in the wrong order, or
     from the second file of ``--images a.png b.png``.
     """
-    if not bundle.is_file() or (kind := _kind(bundle)) is None:
+    if not is_file(bundle) or (kind := _kind(bundle)) is None:
         return
     context = click.get_current_context()
     hint = " Pictures for --images go into one folder." if context.info_name == "compare" else ""

@@ -26,6 +26,7 @@ import click
 from vaedeploy.errors import InputError
 from vaedeploy.system.documents import read_document
 from vaedeploy.system.oserrors import reason
+from vaedeploy.system.places import exists, resolved
 from vaedeploy.values.origin import WEIGHTS_SUFFIXES
 from vaedeploy.values.presets import preset_names
 
@@ -60,7 +61,7 @@ def read_project(file: Path, ctx: click.Context) -> dict[str, click.Context]:
     contexts = {name: _context(file, name, options, ctx) for name, options in bundles.items()}
     places: dict[Path, str] = {}
     for name, context in contexts.items():
-        other = places.setdefault(context.params["out"].resolve(), name)
+        other = places.setdefault(resolved(context.params["out"]), name)
         if other != name:
             raise InputError(f"{file}: [bundle.{other}] and [bundle.{name}] have the same out, {context.params['out']}")
     return contexts
@@ -119,5 +120,5 @@ def _placed(file: Path, option: click.Option, name: str, text: str) -> str:
     if name == "--vae" and text in preset_names():
         return text  # as on the command line, a preset wins over a folder of its name, such as the bundle made before
     place = file.parent / text
-    may_be = name in PLACES and (place.exists() or text.endswith(WEIGHTS_SUFFIXES))
+    may_be = name in PLACES and (exists(place) or text.endswith(WEIGHTS_SUFFIXES))
     return str(place) if may_be or isinstance(option.type, click.Path) else text

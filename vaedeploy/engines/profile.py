@@ -17,6 +17,7 @@ from vaedeploy.system.atomic import write_file
 from vaedeploy.system.documents import read_document
 from vaedeploy.system.gpu import Gpu, find_gpu
 from vaedeploy.system.oserrors import reason
+from vaedeploy.system.places import is_folder
 from vaedeploy.values.kinds import Backend, ComputeCapability, Precision
 from vaedeploy.values.latent import SizeRule
 from vaedeploy.values.shapes import ShapeSet
@@ -149,7 +150,7 @@ def user_folder(folder: str | Path | None) -> Path | None:
     given = folder or os.environ.get(FOLDER_VARIABLE)
     if not given:
         return None
-    if not Path(given).is_dir():
+    if not is_folder(given):
         raise ProfileError(f"the folder of profiles, {given}, is not there. Make it, or give another one")
     return Path(given)
 

@@ -15,13 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from vaedeploy.errors import ImageError, OutputError
+from vaedeploy.errors import BackendError, ImageError, OutputError
 from vaedeploy.images.color import to_srgb
 from vaedeploy.images.opacity import OPAQUE, with_opacity
 from vaedeploy.images.plugins import format_names, plugin_formats, plugin_message
 from vaedeploy.system.atomic import write_file
 from vaedeploy.system.files import special
 from vaedeploy.system.oserrors import reason
+from vaedeploy.system.places import is_file, is_folder
 from vaedeploy.values.latent import COLORS, RGB, RGBA
 
 READ_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
@@ -74,7 +75,7 @@ def files_in(folder: Path, suffixes: Sequence[str]) -> list[Path]:
     the folder cannot be read.
     """
     places = sorted(place for place in folder.iterdir() if not place.name.startswith("."))
-    files = [place for place in places if place.suffix.lower() in suffixes and place.is_file()]
+    files = [place for place in places if place.suffix.lower() in suffixes and is_file(place)]
     if others := sorted((_kind(place), place.name) for place in places if place not in set(files)):
         kinds = []
         for kind, group in groupby(others, key=lambda other: other[0]):
@@ -86,9 +87,9 @@ def files_in(folder: Path, suffixes: Sequence[str]) -> list[Path]:
 
 
 def _kind(place: Path) -> str:
-    if place.is_dir():
+    if is_folder(place):
         return "folder"
-    return " ".join((place.suffix.lower(), "file" if place.is_file() else "device, pipe or broken link")).strip()
+    return " ".join((place.suffix.lower(), "file" if is_file(place) else "device, pipe or broken link")).strip()
 
 
 def read_image(path: str | Path, *, opacity: bool = False) -> NDArray[np.uint8]:
@@ -104,7 +105,8 @@ def read_image(path: str | Path, *, opacity: bool = False) -> NDArray[np.uint8]:
 
     Raises ImageError if the file is missing, empty, truncated or not an image, if it has no pixels or more than
     ``MOST_PIXELS``, if it has transparent pixels (without ``opacity``) or a broken colour profile, for 32-bit and Lab
-    images, and for TIFF files that begin with a preview, as camera raw files do.
+    images, and for TIFF files that begin with a preview, as camera raw files do. Raises BackendError where there is not
+    enough memory.
     """
     path = Path(path)
     try:
@@ -170,10 +172,17 @@ def opened(source: Path | IO[bytes], name: Path | str, most: int = MOST_PIXELS) 
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         has, limit = map(int, re.findall(r"\d+", str(error))[:2])  # refused before it could say how many it has
         raise ImageError(TOO_LARGE.format(name, has, min(limit, most))) from error
+    except MemoryError as error:
+        raise _no_memory(name) from error
     # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and more on broken files.
     except Exception as error:
         broken = plugin_message(source, name) or f"{name} cannot be decoded, it is truncated or broken: {error}"
         raise ImageError(broken) from error
+
+
+def _no_memory(name: Path | str) -> BackendError:
+    """Not an ImageError: the picture may be whole."""
+    return BackendError(f"there is not enough memory to decode {name}. Free some, or make the picture smaller")
 
 
 def is_pillow(value: object) -> bool:
@@ -195,6 +204,8 @@ def read_pillow(image: Image.Image, *, opacity: bool = False) -> NDArray[np.uint
         return _pixels(image, opacity, name)
     except ImageError:
         raise
+    except MemoryError as error:
+        raise _no_memory(name) from error
     except Exception as error:  # as in read_image
         raise ImageError(f"{name} cannot be decoded, it is truncated or broken: {error}") from error
 

@@ -16,6 +16,7 @@ from vaedeploy.images.opacity import has_opacity, is_opaque, verification_mask, 
 from vaedeploy.system.arguments import as_list, refuse_repeats
 from vaedeploy.system.missing import missing
 from vaedeploy.system.oserrors import reason
+from vaedeploy.system.places import is_file, is_folder
 from vaedeploy.values.latent import RGB, RGBA
 
 Photo = NDArray[np.uint8]
@@ -75,9 +76,9 @@ def photo_files(folder: str | Path) -> list[Path]:
     """The image files in ``folder``, sorted by name, or ``folder`` itself if it is a file. Raises ImageError if it does
     not exist or has no image files.
     """
-    if Path(folder).is_file():
+    if is_file(folder):
         return [Path(folder)]
-    if not Path(folder).is_dir():
+    if not is_folder(folder):
         raise ImageError(f"{missing('file or folder', folder, _may_hold_pictures)}. {GIVE}")
     try:
         files = files_in(Path(folder), image_suffixes())
@@ -100,23 +101,23 @@ def image_files(given: str | Path | Sequence[str | Path]) -> list[Path]:
     for number, path in enumerate(paths):
         if not isinstance(path, str | Path):
             raise InputError(f"image {number} is of type {type(path).__name__}; give the path of a file or a folder")
-    files = [file for path in map(Path, paths) for file in (photo_files(path) if path.is_dir() else [path])]
+    files = [file for path in map(Path, paths) for file in (photo_files(path) if is_folder(path) else [path])]
     if not files:
         raise InputError("no image was given; give files, or folders of them")
     for file in files:
-        if not file.is_file():
+        if not is_file(file):
             raise ImageError(missing("picture", file, _may_hold_pictures) + _about_spaces(file))
     refuse_repeats("picture", files)
     return files
 
 
 def _may_hold_pictures(path: Path) -> bool:
-    return path.suffix.lower() in image_suffixes() or path.is_dir()
+    return path.suffix.lower() in image_suffixes() or is_folder(path)
 
 
 def _about_spaces(file: Path) -> str:
     """What to do if a shell has split a file's name at a space."""
-    cut = file.parent.is_dir() and any(other.name.startswith(f"{file.name} ") for other in file.parent.iterdir())
+    cut = is_folder(file.parent) and any(other.name.startswith(f"{file.name} ") for other in file.parent.iterdir())
     return "; put a name with spaces in it into quotes" if cut else ""
 
 

@@ -27,6 +27,7 @@ from vaedeploy.quality import Finding, Quality
 from vaedeploy.quality.candidates import Candidate, Picture, Pixels
 from vaedeploy.system.atomic import check_place, transient_folder, write_file
 from vaedeploy.system.oserrors import told_as
+from vaedeploy.system.places import is_folder
 from vaedeploy.system.text import encodable
 from vaedeploy.version import __version__
 
@@ -101,7 +102,7 @@ def check_folder(folder: str | Path) -> None:
     replaced, no folder gets the name of a page, and a bundle gets no page, which would damage it.
     """
     folder = Path(folder)
-    if folder.suffix in {".html", ".htm"} and not folder.is_dir():
+    if folder.suffix in {".html", ".htm"} and not is_folder(folder):
         raise OutputError(f"{folder} is the name of a page, and a folder is needed, in which {NAME} is written")
     refuse_in_bundle(folder)
     if _is_of_another(folder / NAME):

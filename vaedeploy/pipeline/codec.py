@@ -35,6 +35,7 @@ from vaedeploy.runtime import VAE
 from vaedeploy.system.atomic import check_place, clear_drafts, transient_folder
 from vaedeploy.system.missing import missing
 from vaedeploy.system.oserrors import reason
+from vaedeploy.system.places import exists, is_folder
 from vaedeploy.system.progress import Progress, silent, unmeasured
 from vaedeploy.values.latent import RGBA
 from vaedeploy.values.words import counted
@@ -130,7 +131,7 @@ def encode_files(
         write_latent(target, LatentFile(latent, vae_info.identity, vae_info.name, vae.latent, size))
 
     _check_places(source, out, (LATENT,), LATENT)
-    if not source.is_dir() and out.suffix != LATENT:
+    if not is_folder(source) and out.suffix != LATENT:
         raise OutputError(f"cannot write a latent to {out}: give a name that ends in {LATENT}")
     return _convert(source, out, image_suffixes(), LATENT, encode, f"Encoding {source}", progress)
 
@@ -171,7 +172,7 @@ def decode_files(vae: VAE, source: Path, out: Path, *, progress: Progress = sile
         write_image(target, image)
 
     _check_places(source, out, tuple(WRITE_OPTIONS), ".png")
-    if not source.is_dir():
+    if not is_folder(source):
         check_image_name(out, vae.latent.image_channels)
     return _convert(source, out, (LATENT,), ".png", decode, f"Decoding {source}", progress)
 
@@ -183,7 +184,7 @@ def _told(doing: str, source: Path, file: Path, size: tuple[int, int], progress:
     """
     what = f"{file.name}, {size[0]}x{size[1]}"
     try:
-        if source.is_dir():
+        if is_folder(source):
             with unmeasured(progress, what):
                 yield
         else:
@@ -199,13 +200,13 @@ def _check_places(source: Path, out: Path, suffixes: Iterable[str], suffix: str)
 
     suffixes: those that a written file may have. suffix: the one that files in a folder get.
     """
-    if not source.exists():
+    if not exists(source):
         raise InputError(missing("file or folder", source))
-    refuse_in_bundle(out if out.is_dir() else out.parent)
-    if source.is_dir():
-        if out.suffix.lower() in suffixes and not out.is_dir():
+    refuse_in_bundle(out if is_folder(out) else out.parent)
+    if is_folder(source):
+        if out.suffix.lower() in suffixes and not is_folder(out):
             raise OutputError(f"{source} is a folder, and {out} is a file's name: give a folder to write to with -o")
-    elif out.is_dir():
+    elif is_folder(out):
         raise OutputError(f"{out} is a folder and {source} is not: name the file to write, {out / source.stem}{suffix}")
     else:
         check_place(out)
@@ -225,7 +226,7 @@ def _convert(
     suffixes: those of the files to read. suffix: that of the files to write into a folder. what: the folder's step, for
     ``progress``.
     """
-    if source.is_dir():
+    if is_folder(source):
         pairs = _pairs(source, out, suffixes, suffix)
         with _output_folder(out):
             return _convert_all(pairs, work, what, progress)

@@ -19,6 +19,7 @@ from __future__ import annotations
 import io
 import math
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -134,7 +135,7 @@ def _others(place: Path, ending: str) -> dict[str, NDArray[Any]]:
     try:
         with np.load(io.BytesIO(place.read_bytes())) as file:  # given a path, it leaves broken files open
             return {name: file[name] for name in file.files if not name.endswith(ending)}
-    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile):
+    except (OSError, ValueError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error):
         return {}
 
 

@@ -23,6 +23,7 @@ from vaedeploy.pipeline.compare.result import Reconstruction, summarize
 from vaedeploy.pipeline.compare.words import bundle_line, cut_lines, failure_lines, perceptual_lines
 from vaedeploy.quality.candidates import Picture
 from vaedeploy.runtime import VAE
+from vaedeploy.system.places import resolved
 from vaedeploy.system.progress import Progress, silent
 from vaedeploy.values.latent import RGBA
 from vaedeploy.values.words import counted
@@ -77,7 +78,7 @@ def look_at_bundle(
     files = image_files(images)
     check_folder(page)
     path = bundle.path if isinstance(bundle, Bundle) else bundle_folder(bundle)
-    name = path.resolve().name
+    name = resolved(path).name
     with VAE(path, backend) as vae:
         photos, cuts, failures = read_photos(files, vae.latent.factor, vae.latent.image_channels == RGBA, background)
         pictures = reconstruct({name: vae}, photos, cuts, progress)

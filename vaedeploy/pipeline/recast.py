@@ -21,6 +21,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from vaedeploy.bundle.stored import refuse_in_bundle
 from vaedeploy.errors import InputError, LatentError, OutputError
 from vaedeploy.images.latent_cache import CachedLatent, LatentCache
 from vaedeploy.images.latents import LatentFile, latent_bytes
@@ -62,6 +63,7 @@ def recast_cache(
     if form not in get_args(Format):
         raise InputError(f"form is {form!r}; it must be one of {', '.join(get_args(Format))}")
     folder = Path(out)
+    refuse_in_bundle(folder)
     _check_keys(cache)
     take = _taker(sample, seed)
     if form in KOHYA:

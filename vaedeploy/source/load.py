@@ -22,6 +22,7 @@ from vaedeploy.source.preset import Preset, get_preset, preset_of_file
 from vaedeploy.source.recognise import stated_model
 from vaedeploy.source.repository import download
 from vaedeploy.source.statement import Statement
+from vaedeploy.system.places import exists
 from vaedeploy.system.progress import Progress, silent
 from vaedeploy.system.torch_state import plain_torch
 from vaedeploy.values.latent import LatentSpec
@@ -99,12 +100,12 @@ def reload_reference(
             + "; pass them again: reference= of vaedeploy.verify_bundle, in Python"
         )
     if weights is not None:
-        of_preset = weights in preset_names() and not Path(weights).exists()
+        of_preset = weights in preset_names() and not exists(weights)
         vae = None if of_preset else origin.preset or (Path(origin.config) if origin.config else None)
         source = find_source(vae, weights) if vae is not None else find_source(weights)
         return _load(source, exported_contract, progress)
     for place in (origin.location if origin.kind in ("file", "folder") else None, origin.config):
-        if place is not None and not Path(place).exists():
+        if place is not None and not exists(place):
             raise WeightsError(f"the weights of this VAE, {place}, are not there. Say where they are: --weights PATH")
     source = _source_of(origin)
     reference = _load(source, exported_contract, progress)

@@ -19,6 +19,7 @@ from vaedeploy.source.pair import half_named
 from vaedeploy.source.preset import Preset, get_preset, presets, unknown_preset
 from vaedeploy.system.hub import REPOSITORY_NAME
 from vaedeploy.system.missing import missing
+from vaedeploy.system.places import exists, is_folder
 from vaedeploy.values.origin import WEIGHTS_SUFFIXES, Origin
 from vaedeploy.values.reference import Reference
 
@@ -147,14 +148,14 @@ def _find(vae: str | Path, weights: str | Path | None, subfolder: str | None) ->
     if preset is None:
         if weights is not None:
             return _with_config(vae, weights, subfolder)
-        named = None if _is_there(vae) else _repository(vae)
+        named = None if exists(vae) else _repository(vae)
         return OnHub(None, *named, subfolder) if named is not None else _find_path(Path(vae), None, subfolder)
     if weights is None:
         return OnHub(preset, preset.repository, None, subfolder) if preset.repository else _find_packaged(preset)
     given = str(weights)
     if given.startswith(RANDOM):
         return Seed(preset, given, _seed(given))
-    if _is_there(weights):
+    if exists(weights):
         return _find_path(Path(weights), preset, subfolder)
     if (named := _repository(weights)) is not None:
         return OnHub(preset, *named, subfolder)
@@ -163,14 +164,14 @@ def _find(vae: str | Path, weights: str | Path | None, subfolder: str | None) ->
 
 def _with_config(vae: str | Path, weights: str | Path, subfolder: str | None) -> Found:
     """The weights at ``weights`` for the architecture that the config.json in the folder ``vae`` describes."""
-    folder = _vae_folder(Path(vae), subfolder) if _is_there(vae) and Path(vae).is_dir() else None
+    folder = _vae_folder(Path(vae), subfolder) if is_folder(vae) else None
     if folder is None or not (folder / "config.json").exists():
         raise WeightsError(
             "--weights puts other weights into the architecture of a preset or of a folder with a config.json, and "
             f"--vae {vae} is neither. Give the weights alone (--vae {weights}), or a preset with them; "
             "vaedeploy presets lists them"
         )
-    if not _is_there(weights):
+    if not exists(weights):
         raise WeightsError(
             f"{missing('file or folder', weights)}. With --vae {vae}, --weights takes a diffusers folder, or a "
             ".safetensors or .ckpt file"
@@ -194,7 +195,7 @@ def _preset_named(vae: str | Path) -> Preset | None:
         raise WeightsError(_no_name(vae))
     if isinstance(vae, str) and vae in presets():
         return get_preset(vae)
-    if _is_there(vae) or _repository(vae) is not None:
+    if exists(vae) or _repository(vae) is not None:
         return None
     if isinstance(vae, Path) or "/" in vae or "\\" in vae or vae.endswith(WEIGHTS_SUFFIXES):
         raise WeightsError(
@@ -215,13 +216,6 @@ def _no_name(vae: object) -> str:
         f"the VAE is of type {type(vae).__name__}; give a preset's name, a path, or two modules of your own as "
         "vaedeploy.Reference(encoder=..., decoder=..., latent=vaedeploy.LatentSpec(...))"
     )
-
-
-def _is_there(path: str | Path) -> bool:
-    try:
-        return Path(path).exists()
-    except OSError:  # a name that is too long, or a folder that may not be read
-        return False
 
 
 def _seed(given: str) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from vaedeploy.errors import InputError
+from vaedeploy.system.places import resolved
 
 T = TypeVar("T")
 
@@ -28,7 +29,7 @@ def as_list(what: str, given: Iterable[T]) -> list[T]:
 
 def refuse_repeats(what: str, paths: Sequence[Path]) -> None:
     """Raise InputError, which calls each path a ``what``, where two lead to the same place."""
-    places = [path.resolve() for path in paths]
+    places = [resolved(path) for path in paths]
     for path, place in zip(paths, places, strict=True):
         if places.count(place) > 1:
             raise InputError(f"{what} {path} was given twice; give {what}s that differ")

@@ -22,6 +22,7 @@ from vaedeploy.errors import OutputError
 from vaedeploy.system.exchange import exchange
 from vaedeploy.system.lock import hold_file, lock
 from vaedeploy.system.oserrors import advice, reason
+from vaedeploy.system.places import resolved
 
 
 def write_file(path: Path, data: bytes) -> None:
@@ -29,7 +30,7 @@ def write_file(path: Path, data: bytes) -> None:
 
     Raises OutputError if that fails, or if ``path`` is a directory or a device; no temporary file is left behind then.
     """
-    place = path.resolve()
+    place = resolved(path)
     try:
         _check_kind(path, place)
         while not _write_draft(draft_name(place), place, data):
@@ -86,7 +87,7 @@ def check_place(path: Path) -> None:
 
     The check makes and removes an empty file beside ``path``, and removes those that killed processes left there.
     """
-    place = path.resolve()
+    place = resolved(path)
     draft = draft_name(place)
     clear_drafts(place.parent, place.name)
     try:

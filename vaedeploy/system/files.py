@@ -20,7 +20,7 @@ HOLDS = sys.platform != "win32"
 """Whether files are held open: on Windows, nobody could then rename or replace their folder."""
 
 PIECE = 1 << 20
-"""Bytes that are read at once for a hash."""
+"""Bytes that are read at once for a hash, and at most beyond the end of a file."""
 
 
 class HeldFolder:
@@ -124,19 +124,27 @@ def handle_bytes(handle: int, size: int, start: int = 0) -> bytes:
     """
     pieces = []
     done = 0
-    while done < size and (piece := _read_at(handle, size - done, start + done)):
+    # A read takes memory for as many bytes as it asks for, and a limit on a document asks for far more than there are.
+    there = max(handle_size(handle) - start, PIECE)
+    while done < size and (piece := _read_at(handle, min(size - done, there), start + done)):
         pieces.append(piece)
         done += len(piece)
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
+def handle_pieces(handle: int) -> Iterator[bytes]:
+    """The file's bytes from the first on, piece by piece."""
+    done = 0
+    while piece := _read_at(handle, PIECE, done):
+        yield piece
+        done += len(piece)
+
+
 def handle_sha256(handle: int) -> str:
     """sha256 of the file's bytes, in hexadecimal, read piece by piece."""
     digest = hashlib.sha256()
-    done = 0
-    while piece := _read_at(handle, PIECE, done):
+    for piece in handle_pieces(handle):
         digest.update(piece)
-        done += len(piece)
     return digest.hexdigest()
 
 

@@ -1,4 +1,6 @@
-"""What a message says of a path that is not there: the nearest name beside it, or that it is an address."""
+"""What a message says of a path that is not there: the nearest name beside it, that it is an address, or why the system
+does not let anybody look.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +9,8 @@ import re
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
+
+from vaedeploy.system.oserrors import reason
 
 ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):/+(.+)", re.IGNORECASE)
 """An address, such as https://example.com/a.png, of whose two slashes Path keeps one."""
@@ -25,8 +29,23 @@ def missing(what: str, path: str | Path, fits: Callable[[Path], bool] = lambda n
     """
     if address := ADDRESS.fullmatch(str(path)):
         return f"{address[1]}://{address[2]} is an address, and vaedeploy reads files; download it first"
+    if refused := _refused(Path(path)):
+        return refused
     near = next(filter(fits, _near(Path(path))), None)
     return f"there is no {what} {path}" + (f"; the nearest is {near}" if near is not None else "")
+
+
+def _refused(path: Path) -> str | None:
+    """The message for a path at which the system does not let anybody look, and for a link that leads nowhere."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return f"{path} is a link to {path.readlink()}, where nothing is" if path.is_symlink() else None
+    except OSError as error:
+        return f"{path} cannot be read: {reason(error)}"
+    except ValueError:  # a path with a null character
+        return None
+    return None
 
 
 def _near(path: Path) -> list[Path]:

@@ -35,7 +35,9 @@ _kept: WeakSet[object] = WeakSet()
 _told: WeakSet[Forking] = WeakSet()
 
 _change = threading.Condition()
-_calls = 0
+_calling: list[int] = []
+"""The thread of each call in progress."""
+
 _ending = False
 
 
@@ -57,31 +59,34 @@ def native_call() -> Iterator[None]:
 
     No call begins once a signal has asked a command to stop: ``Stopped`` is raised.
     """
-    global _calls
     stop_if_interrupted()
+    thread = threading.get_ident()
     with _change:
         while _ending and threading.current_thread().daemon:
             _change.wait()
-        _calls += 1
+        _calling.append(thread)
     try:
         yield
     finally:
         with _change:
-            _calls -= 1
+            _calling.remove(thread)
             _change.notify_all()
 
 
 @atexit.register
 def _wait_for_calls() -> None:
     global _ending
+    # This thread is in no call, but a signal at the beginning of one may have left it in the list.
+    ours = threading.get_ident()
     with _change:
         _ending = True
-        _change.wait_for(lambda: _calls == 0)
+        _change.wait_for(lambda: all(thread == ours for thread in _calling))
 
 
 def _forked() -> None:
-    global _change, _calls
-    _change, _calls = threading.Condition(), 0
+    global _change
+    _change = threading.Condition()
+    _calling.clear()
     for kept in list(_kept):
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(kept))  # a reference that is never released
     for told in list(_told):

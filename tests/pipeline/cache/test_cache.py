@@ -16,7 +16,7 @@ from tiny_bundle import tiny_bundle
 
 import vaedeploy as vd
 from vaedeploy.bundle import Bundle
-from vaedeploy.errors import BundleError, InputError, OutputError
+from vaedeploy.errors import BackendError, BundleError, InputError, OutputError
 from vaedeploy.images.files import read_image
 from vaedeploy.images.sizing import Sizing, fitted
 from vaedeploy.pipeline.cache import shards
@@ -139,6 +139,31 @@ def test_a_broken_shard_is_made_again(fault: str, bundle: Bundle, photos: Path, 
     shard.write_bytes(shard.read_bytes()[:-1] if fault == "truncated" else b"")
     assert vd.cache_latents(bundle, photos, out, size=(16, 16)).made == 1
     assert content(out) == whole
+
+
+def test_a_bundle_gets_no_cache(bundle: Bundle, photos: Path, tmp_path: Path) -> None:
+    place = shutil.copytree(bundle.path, tmp_path / "bundle")
+    with pytest.raises(OutputError, match="is a bundle, and another file would damage it"):
+        vd.cache_latents(bundle, photos, place, size=(16, 16))
+    vd.cache_latents(bundle, photos, tmp_path / "latents", size=(16, 16))
+    with pytest.raises(OutputError, match="is a bundle, and another file would damage it"):
+        vd.recast_cache(tmp_path / "latents", place, "files")
+    Bundle.open(place).check()
+
+
+def test_a_lack_of_memory_is_no_fault_of_a_picture(
+    bundle: Bundle, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shard would name the picture as broken for ever."""
+
+    def lacking(image: object) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patched:
+        patched.setattr("PIL.ImageFile.ImageFile.load", lacking)
+        with pytest.raises(BackendError, match="there is not enough memory to decode"):
+            vd.cache_latents(bundle, photos, tmp_path / "latents", size=(16, 16))
+    assert vd.cache_latents(bundle, photos, tmp_path / "latents", size=(16, 16)).failures == ()
 
 
 def test_other_options_and_another_vae_are_refused(bundle: Bundle, photos: Path, tmp_path: Path) -> None:

@@ -104,6 +104,16 @@ def test_folders_and_files_that_may_not_be_read() -> None:
     }
 
 
+def test_links_that_lead_nowhere_and_lines_that_are_too_long_end_nothing(tmp_path: Path) -> None:
+    picture(tmp_path / "in/a.png")
+    (tmp_path / "in/loop.png").symlink_to("loop.png")
+    (tmp_path / "in/loop").symlink_to("loop")
+    assert found(tmp_path / "in") == (["a.png"], {"loop.png": "it cannot be read: Too many levels of symbolic links"})
+    (tmp_path / "list.txt").write_text(f"in/a.png\nin/loop.png\n{'x' * 300}\n")
+    nothing = "there is no such file"
+    assert found(tmp_path / "list.txt") == (["in/a.png"], {"in/loop.png": nothing, "x" * 300: nothing})
+
+
 def test_a_file_that_has_changed_is_not_read(tmp_path: Path) -> None:
     path = picture(tmp_path / "a.png")
     (one,) = find_pictures(tmp_path, ELSEWHERE, "image")
@@ -261,3 +271,18 @@ def test_threads_that_want_one_group_read_it_once(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(read, range(32))) == [bytes([row]) * 1000 for row in range(32)]
     assert parquet._group.cache_info().misses == 4
+
+
+def test_a_member_of_negative_size_ends_its_tar_file(tmp_path: Path, png: bytes) -> None:
+    """The library would find the same member for ever."""
+    data = bytearray(tar_of(tmp_path / "a.tar", {"a.png": png, "b.png": b""}).read_bytes())
+    begin = data.index(b"b.png")
+    header = data[begin : begin + 512]
+    header[124:136] = (-512).to_bytes(12, "big", signed=True)
+    header[148:156] = b" " * 8
+    header[148:156] = f"{sum(header):06o}\0 ".encode()
+    data[begin : begin + 512] = header
+    (tmp_path / "a.tar").write_bytes(data)
+    keys, failed = found(tmp_path / "a.tar")
+    assert keys == ["a.png"]
+    assert failed == {"a.tar": "it is not a tar file, or is truncated or broken: a member has -512 bytes."}

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from vaedeploy.bundle import Bundle
+from vaedeploy.bundle.stored import refuse_in_bundle
 from vaedeploy.errors import InputError
 from vaedeploy.images.cache_format import FAILED, SHARDS, CacheInfo, DType, FailedPicture, check_dtype
 from vaedeploy.images.opacity import check_background
@@ -42,6 +43,7 @@ from vaedeploy.pipeline.cache.workers import Work, cores_of, shared, work_on
 from vaedeploy.runtime import VAE
 from vaedeploy.runtime.unverified import warn_of_unverified
 from vaedeploy.system.interrupts import stop_if_interrupted
+from vaedeploy.system.places import is_folder
 from vaedeploy.system.progress import Progress, silent
 from vaedeploy.values.latent import RGBA
 from vaedeploy.values.words import counted
@@ -154,7 +156,8 @@ def cache_latents(
         background=background,
         shard=shard,
     )
-    if folder.is_dir():
+    refuse_in_bundle(folder)
+    if is_folder(folder):
         check_whose(folder, info)  # before the minutes that finding all pictures may take
     plan = make_plan(Path(source), folder, info, sizing, column, progress)
     claim(folder, info)

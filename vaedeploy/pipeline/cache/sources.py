@@ -23,6 +23,7 @@ from vaedeploy.pipeline.cache import parquet
 from vaedeploy.system.files import handle_bytes, open_regular
 from vaedeploy.system.missing import missing
 from vaedeploy.system.oserrors import reason
+from vaedeploy.system.places import exists, is_folder, resolved
 from vaedeploy.system.text import encodable
 
 TAR = ".tar"
@@ -89,9 +90,9 @@ def find_pictures(source: Path, leave_out: Path, column: str) -> Found:
     InputError for a source that is missing or none of these.
     """
     suffix = source.suffix.lower()
-    if source.is_dir():
-        return _of_folder(source, leave_out.resolve(), column)
-    if not source.exists():
+    if is_folder(source):
+        return _of_folder(source, resolved(leave_out), column)
+    if not exists(source):
         raise InputError(missing("file or folder", source))
     if suffix == TAR:
         return _of_tar(source, "")
@@ -113,7 +114,7 @@ def _of_folder(source: Path, leave_out: Path, column: str) -> Found:
         folder, prefix = waiting.pop()
         try:
             there = folder.stat()
-            if (there.st_dev, there.st_ino) in seen or folder.resolve() == leave_out:  # a link to a folder above it
+            if (there.st_dev, there.st_ino) in seen or resolved(folder) == leave_out:  # a link to a folder above it
                 continue
             seen.add((there.st_dev, there.st_ino))
             with os.scandir(folder) as entries:
@@ -124,7 +125,7 @@ def _of_folder(source: Path, leave_out: Path, column: str) -> Found:
         for entry in found:
             if entry.name.startswith("."):
                 others += 1
-            elif entry.is_dir():
+            elif entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and is_folder(entry.path)):
                 waiting.append((Path(entry.path), f"{prefix}{entry.name}/"))
             else:
                 one = 0
@@ -181,9 +182,9 @@ def _of_list(source: Path, column: str) -> Found:
         # A key must not leave the folder that an exporter writes to.
         key = "/".join(part for part in inside.parts if part not in ("..", inside.anchor))
         path = source.parent / line
-        if path.is_dir():
+        if is_folder(path):
             yield FailedPicture(key, "it is a folder; a list has files. Give the folder itself")
-        elif not path.exists():
+        elif not exists(path):
             yield FailedPicture(key, "there is no such file")
         else:
             yield from _of_file(path, key, column, surely=True)
@@ -202,6 +203,8 @@ def _of_tar(path: Path, prefix: str) -> Found:
         try:
             with tarfile.open(fileobj=file, mode="r:") as tar:
                 for member in tar:
+                    if member.size < 0:  # the library would go back, and find the same members for ever
+                        raise tarfile.ReadError(f"a member has {member.size} bytes")
                     yield from _of_member(tar, member, path, stamp, prefix)
                 # The library stops silently at a header that is cut off or broken. A whole file ends in zeros.
                 if any(handle_bytes(handle, tarfile.BLOCKSIZE, tar.offset)):

@@ -30,6 +30,7 @@ from vaedeploy.pipeline.compare.speed import time_vaes
 from vaedeploy.pipeline.compare.swaps import SWAP_PHOTOS, SWAP_SIDE, swap_matrix
 from vaedeploy.runtime import VAE
 from vaedeploy.system.arguments import as_list, refuse_repeats
+from vaedeploy.system.places import resolved
 from vaedeploy.system.progress import Progress, silent
 from vaedeploy.values.latent import RGB, RGBA
 
@@ -109,7 +110,7 @@ def _names(paths: Sequence[Path]) -> dict[str, Path]:
     if len(paths) < 2:
         raise InputError(f"{len(paths)} bundle was given; give two or more to compare. For one, there is look")
     refuse_repeats("bundle", paths)
-    short = [path.resolve().name for path in paths]
+    short = [resolved(path).name for path in paths]
     return {name if short.count(name) == 1 else str(path): path for name, path in zip(short, paths, strict=True)}
 
 

@@ -16,6 +16,7 @@ from vaedeploy.pipeline.optimize.source import FAULTS, Source, first_line
 from vaedeploy.system.atomic import clear_leftovers, draft_name, sync_directory
 from vaedeploy.system.lock import lock
 from vaedeploy.system.oserrors import advice, reason
+from vaedeploy.system.places import exists, is_file, resolved
 
 
 def data_file(out: Path) -> Path:
@@ -26,14 +27,14 @@ def data_file(out: Path) -> Path:
 def check_place(out: Path, source: Source, force: bool) -> None:
     """Raise OutputError where ``out`` or the file of its weights must not be written, or cannot be."""
     for path in (out, data_file(out)):
-        if path.resolve() in source.files or any(path.exists() and path.samefile(file) for file in source.files):
+        if resolved(path) in source.files or any(exists(path) and path.samefile(file) for file in source.files):
             what = (
-                "is the graph that is read" if path.resolve() == source.path.resolve() else f"belongs to {source.path}"
+                "is the graph that is read" if resolved(path) == resolved(source.path) else f"belongs to {source.path}"
             )
             raise OutputError(f"{path} {what}, which is never written over. Choose another name with -o")
-        if path.exists() and not path.is_file():
+        if exists(path) and not is_file(path):
             raise OutputError(f"cannot write {path}: it is there and is not a file. Choose another name with -o")
-        if path.exists() and not force:
+        if exists(path) and not force:
             raise OutputError(
                 f"{path} is there already. Replace it with --force (force=True in Python), or give another name with -o"
             )

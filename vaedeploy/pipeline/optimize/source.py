@@ -16,6 +16,7 @@ from vaedeploy.graph.sizes import LARGEST_SIZES
 from vaedeploy.system.files import special
 from vaedeploy.system.missing import missing
 from vaedeploy.system.oserrors import reason
+from vaedeploy.system.places import exists, is_folder
 
 OLDEST_OPSET = 13
 """The oldest opset that is taken: from 13 on, Squeeze, Unsqueeze and ReduceSum take their axes as an input, as the
@@ -51,9 +52,9 @@ def read_source(path: Path) -> Source:
 
     Raises InputError for a file that is missing, not ONNX, not valid, without its weights, or of an opset below 13.
     """
-    if path.is_dir():
+    if is_folder(path):
         raise InputError(f"{path} is a folder; give the .onnx file in it")
-    if not path.exists():
+    if not exists(path):
         raise InputError(missing("file", path))
     if fault := special(path):
         raise InputError(f"{path} {fault}; give an .onnx file")

@@ -24,6 +24,7 @@ from vaedeploy.system.atomic import (
 from vaedeploy.system.lock import lock
 from vaedeploy.system.mounts import is_mount
 from vaedeploy.system.oserrors import advice, reason
+from vaedeploy.system.places import resolved
 from vaedeploy.system.progress import Progress, silent
 from vaedeploy.values.kinds import PARTS
 from vaedeploy.values.served import NAME, model_name
@@ -174,7 +175,7 @@ def _write(place: Path, data: bytes) -> None:
 @contextmanager
 def _drafting(out: Path, force: bool) -> Iterator[Path]:
     """Context with a new folder, which is renamed to ``out`` at the end, unless an error leaves the context."""
-    place = out.resolve()
+    place = resolved(out)
     try:
         if not place.name or is_mount(place):
             raise OutputError(f"{out} cannot be replaced. Choose a folder in it with -o (out=)")

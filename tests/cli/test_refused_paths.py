@@ -1,0 +1,48 @@
+"""Paths at which the system does not let anybody look."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+
+@pytest.mark.parametrize("name", ["loop", "x" * 300])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("inspect", "{name}"),
+        ("encode", "{bundle}", "{name}", "-o", "a.safetensors"),
+        ("encode", "{bundle}", "a.png", "-o", "{name}.safetensors"),
+        ("decode", "{bundle}", "{name}", "-o", "a.png"),
+        ("cache", "{bundle}", "{name}", "--size", "16x16", "-o", "cache"),
+        ("cache", "{bundle}", "a.png", "--size", "16x16", "-o", "{name}"),
+        ("look", "{bundle}", "{name}", "-o", "page"),
+        ("compare", "{bundle}", "{name}", "-o", "page"),
+        ("verify", "{bundle}", "--photos", "{name}"),
+        ("export", "{name}"),
+        ("optimize", "{name}", "-o", "a.onnx"),
+        ("triton", "{name}", "-o", "models"),
+    ],
+)
+def test_links_to_themselves_and_names_that_are_too_long_are_told(
+    name: str,
+    arguments: tuple[str, ...],
+    vaedeploy: Callable[..., Any],
+    bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (16, 16)).save("a.png")
+    for link in ("loop", "loop.safetensors"):
+        Path(link).symlink_to(link)
+    ended = vaedeploy(*(argument.format(bundle=bundle, name=name) for argument in arguments))
+    if ended.code:  # a file may be written over a link to itself
+        assert "Error: " in ended.err
+        assert ended.code == 2
+    else:
+        assert (arguments[0], name) == ("encode", "loop")
