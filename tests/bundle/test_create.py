@@ -63,6 +63,15 @@ def test_link_to_a_bundle_stays_a_link(bundle: Bundle, tmp_path: Path) -> None:
     assert Bundle.open(bundle.path).manifest.files != bundle.manifest.files
 
 
+def test_no_bundle_is_made_in_a_bundle(bundle: Bundle) -> None:
+    with (
+        pytest.raises(OutputError, match=f"{bundle.path} is a bundle, and another file would damage it"),
+        create_bundle(bundle.path / "more" / "new"),
+    ):
+        pass
+    bundle.check()
+
+
 def test_bundle_is_not_replaced_without_force(bundle: Bundle) -> None:
     before = contents(bundle.path)
     with pytest.raises(OutputError) as caught:

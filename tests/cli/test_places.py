@@ -144,7 +144,7 @@ def test_a_place_for_junit_is_looked_at_before_the_work(
     vaedeploy: Callable[..., Any], bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("vaedeploy.pipeline.verify.verify_graphs", never)
-    ended = vaedeploy("verify", bundle, "--junit", bundle / "no" / "verify.xml")
+    ended = vaedeploy("verify", bundle, "--junit", bundle.parent / "no" / "verify.xml")
     assert (ended.code, ended.out) == (2, "")
     assert "Error: cannot write " in ended.err
 

@@ -1,4 +1,4 @@
-"""Paths at which the system does not let anybody look."""
+"""Paths at which the system does not let anybody look, and those in a bundle, at which nothing is written."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 from PIL import Image
+
+from vaedeploy.bundle import Bundle
 
 
 @pytest.mark.parametrize("name", ["loop", "x" * 300])
@@ -46,3 +48,33 @@ def test_links_to_themselves_and_names_that_are_too_long_are_told(
         assert ended.code == 2
     else:
         assert (arguments[0], name) == ("encode", "loop")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("encode", "{bundle}", "a.png", "-o", "{bundle}/new.safetensors"),
+        ("encode", "{bundle}", ".", "-o", "{bundle}/new"),
+        ("decode", "{bundle}", "a.safetensors", "-o", "{bundle}/new.png"),
+        ("cache", "{bundle}", "a.png", "--size", "16x16", "-o", "{bundle}/new/cache"),
+        ("look", "{bundle}", "a.png", "-o", "{bundle}/new"),
+        ("verify", "{bundle}", "--report", "{bundle}/report/page"),
+        ("verify", "{bundle}", "--junit", "{bundle}/new.xml"),
+        ("optimize", "{bundle}/decoder.onnx", "-o", "{bundle}/new.onnx"),
+        ("triton", "{bundle}", "-o", "{bundle}/new"),
+    ],
+)
+def test_nothing_is_written_into_a_bundle(
+    arguments: tuple[str, ...],
+    vaedeploy: Callable[..., Any],
+    bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (16, 16)).save("a.png")
+    Path("a.safetensors").touch()
+    ended = vaedeploy(*(argument.format(bundle=bundle) for argument in arguments))
+    told = f"Error: {bundle} is a bundle, and another file would damage it. Choose another folder"
+    assert (ended.code, told in ended.err) == (2, True), ended.err
+    Bundle.open(bundle).check()

@@ -22,7 +22,7 @@ from vaedeploy.bundle.bundle import Bundle, file_info
 from vaedeploy.bundle.edit import check_replaceable, naming_bundle, writing
 from vaedeploy.bundle.encoding import check_manifest
 from vaedeploy.bundle.manifest import Manifest
-from vaedeploy.bundle.stored import is_bundle, read_manifest, write_manifest
+from vaedeploy.bundle.stored import is_bundle, read_manifest, refuse_in_bundle, write_manifest
 from vaedeploy.errors import OutputError
 from vaedeploy.system.atomic import clear_leftovers, draft_name, replace_directory, share, transient_folder
 from vaedeploy.system.interrupts import stop_if_interrupted
@@ -90,6 +90,7 @@ def create_bundle(out: str | Path, force: bool = False) -> Iterator[BundleDraft]
         )
     if not place.name:
         raise OutputError(f"{out} cannot be a bundle. Choose another place with --out")
+    refuse_in_bundle(place.parent)
     check_replaceable(place, out)
     with ExitStack() as stack:
         with naming_bundle(out):

@@ -86,10 +86,12 @@ def write_manifest(path: Path, manifest: Manifest) -> Manifest:
     return decode_manifest(data, path)
 
 
-def refuse_in_bundle(folder: Path) -> None:
-    """Raise OutputError where ``folder`` is a bundle: one that holds another file is damaged."""
-    if is_bundle(folder):
-        raise OutputError(f"{folder} is a bundle, and another file would damage it. Choose another folder")
+def refuse_in_bundle(out: Path) -> None:
+    """Raise OutputError where ``out``, a file or a folder, is a bundle or within one: another file would damage it."""
+    place = resolved(out)
+    for folder in (place, *place.parents):
+        if is_bundle(folder):
+            raise OutputError(f"{folder} is a bundle, and another file would damage it. Choose another folder")
 
 
 def is_bundle(place: Path) -> bool:

@@ -100,6 +100,7 @@ def verify(
       vaedeploy verify mse840k --backend tensorrt-rtx --profile rtx4090
       vaedeploy verify mse840k --backend openvino --precision bf16
     """
+    from vaedeploy.bundle.stored import refuse_in_bundle
     from vaedeploy.pipeline.verify import verify_bundle
     from vaedeploy.system.atomic import check_place, write_file
     from vaedeploy.verify.junit import junit_xml
@@ -114,6 +115,7 @@ def verify(
     if bisect:
         import vaedeploy.verify.bisect  # noqa: F401 - a package that it needs may be missing: fail before the work
     if junit is not None:
+        refuse_in_bundle(junit)
         check_place(junit)
     report, problem = keep_result(
         lambda tell: verify_bundle(bundle, backend=backend, weights=weights, note=not no_note, progress=tell, **options)

@@ -202,7 +202,7 @@ def _check_places(source: Path, out: Path, suffixes: Iterable[str], suffix: str)
     """
     if not exists(source):
         raise InputError(missing("file or folder", source))
-    refuse_in_bundle(out if is_folder(out) else out.parent)
+    refuse_in_bundle(out)
     if is_folder(source):
         if out.suffix.lower() in suffixes and not is_folder(out):
             raise OutputError(f"{source} is a folder, and {out} is a file's name: give a folder to write to with -o")

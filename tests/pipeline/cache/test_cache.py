@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -162,6 +163,21 @@ def test_a_lack_of_memory_is_no_fault_of_a_picture(
     with monkeypatch.context() as patched:
         patched.setattr("PIL.ImageFile.ImageFile.load", lacking)
         with pytest.raises(BackendError, match="there is not enough memory to decode"):
+            vd.cache_latents(bundle, photos, tmp_path / "latents", size=(16, 16))
+    assert vd.cache_latents(bundle, photos, tmp_path / "latents", size=(16, 16)).failures == ()
+
+
+def test_a_disk_that_fails_for_a_moment_is_no_fault_of_a_picture(
+    bundle: Bundle, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shard would name the picture as failed for ever."""
+
+    def failing(*_: object) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patched:
+        patched.setattr("vaedeploy.pipeline.cache.sources.handle_bytes", failing)
+        with pytest.raises(BackendError, match="cannot be read now: Input/output error"):
             vd.cache_latents(bundle, photos, tmp_path / "latents", size=(16, 16))
     assert vd.cache_latents(bundle, photos, tmp_path / "latents", size=(16, 16)).failures == ()
 

@@ -11,7 +11,7 @@ from data_sets import data_set
 
 import vaedeploy as vd
 from vaedeploy.bundle import Bundle
-from vaedeploy.errors import ImageError
+from vaedeploy.errors import BackendError
 from vaedeploy.images.cache_format import CacheInfo, read_cache_document
 from vaedeploy.images.sizing import Sizing
 from vaedeploy.pipeline.cache import reading
@@ -84,5 +84,5 @@ def test_a_picture_of_the_next_shard_that_fails(bundle: Bundle, photos: Path, tm
     with Reader(info, 2) as reader:
         assert [pixels.exception() for _, _, pixels in reader.read(first, second)] == [None, None]
         missing, there = [pixels.exception() for _, _, pixels in reader.read(second, None)]
-    assert isinstance(missing, ImageError)
+    assert isinstance(missing, BackendError)
     assert there is None

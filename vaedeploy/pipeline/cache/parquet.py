@@ -41,7 +41,7 @@ def rows(path: str, column: str) -> Iterator[tuple[int, int, bool]]:
 def cell(path: str, stamp: tuple[int, int], column: str, group: int, row: int) -> bytes:
     """The bytes of a picture. stamp: the file's size and time, which it had when the row was found.
 
-    Raises ParquetError.
+    Raises ParquetError, and OSError where the system does not give the bytes.
     """
     import pyarrow as pa
 
@@ -50,6 +50,8 @@ def cell(path: str, stamp: tuple[int, int], column: str, group: int, row: int) -
             values = _group(path, stamp, column, group)
         data: bytes = values[row].as_py()
     except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # the file may be whole; pyarrow's own have none
+            raise
         raise ParquetError(f"it is not a parquet file, or is truncated or broken: {error}") from error
     return data
 

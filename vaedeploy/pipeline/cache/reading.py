@@ -40,7 +40,7 @@ class Reader:
 
     def read(self, shard: Shard, following: Shard | None) -> Iterator[tuple[Picture, Fit, Future[Pixels]]]:
         """Each picture of ``shard`` in order, its fit, and its pixels (H, W, N) as the VAE takes them, without padding.
-        Where the picture cannot be read, the pixels' future raises ImageError.
+        Where the picture cannot be read, the pixels' future raises what ``Picture.read`` and ``image_from_bytes`` do.
 
         following: the shard that is most likely next: its first pictures are read while the last ones of ``shard`` are
             encoded.

@@ -63,8 +63,8 @@ def make_shard(
 
     following: the shard that is most likely next; see ``Reader.read``.
 
-    Pictures that cannot be read or encoded are named in its header. Raises OutputError where it cannot be written, and
-    BackendError.
+    Pictures that cannot be decoded or encoded are named in its header. Raises OutputError where it cannot be written,
+    and BackendError, also where a picture's bytes cannot be read now or memory is short.
     """
     place = shard_path(folder, shard.name)
     with held(place) as free:

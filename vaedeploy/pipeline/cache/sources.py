@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 
 import msgspec
 
-from vaedeploy.errors import ImageError, InputError
+from vaedeploy.errors import BackendError, ImageError, InputError
 from vaedeploy.images.cache_format import FailedPicture
 from vaedeploy.images.files import image_suffixes
 from vaedeploy.images.headers import is_image
@@ -57,23 +57,27 @@ class Picture(msgspec.Struct, frozen=True):
     cell: tuple[str, int, int] | None = None
 
     def read(self) -> bytes:
-        """Its bytes. Raises ImageError where the file cannot be read, or is not the one that was found."""
+        """Its bytes. Raises ImageError where the file is not the one that was found, and for a table without the
+        picture. BackendError where the system does not give the bytes, as after a disk was unmounted: an ImageError
+        would stay in the cache for as long as the file has this stamp.
+        """
         try:
             handle = open_regular(self.path)
+            try:
+                if stamp_of(os.fstat(handle)) != self.stamp:
+                    raise ImageError(f"{self.key} has changed since this run began. Run the command again")
+                if self.cell is not None:
+                    return parquet.cell(self.path, self.stamp, *self.cell)
+                return handle_bytes(handle, self.stamp[0] if self.size is None else self.size, self.start)
+            finally:
+                os.close(handle)
         except OSError as error:
-            raise ImageError(f"{self.key} cannot be read: {reason(error)}") from error
-        try:
-            if stamp_of(os.fstat(handle)) != self.stamp:
-                raise ImageError(f"{self.key} has changed since this run began. Run the command again")
-            if self.cell is not None:
-                return parquet.cell(self.path, self.stamp, *self.cell)
-            return handle_bytes(handle, self.stamp[0] if self.size is None else self.size, self.start)
-        except OSError as error:
-            raise ImageError(f"{self.key} cannot be read: {reason(error)}") from error
+            raise BackendError(
+                f"{self.key} could be read when this run began, and cannot be read now: {reason(error)}. Run the "
+                "command again; if it fails again, take the picture out of the source"
+            ) from error
         except parquet.ParquetError as error:
             raise ImageError(f"{self.key} cannot be read: {error}") from error
-        finally:
-            os.close(handle)
 
 
 Found = Iterator[Picture | FailedPicture]

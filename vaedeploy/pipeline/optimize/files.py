@@ -11,6 +11,7 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
+from vaedeploy.bundle.stored import refuse_in_bundle
 from vaedeploy.errors import ExportError, OutputError
 from vaedeploy.pipeline.optimize.source import FAULTS, Source, first_line
 from vaedeploy.system.atomic import clear_leftovers, draft_name, sync_directory
@@ -26,6 +27,7 @@ def data_file(out: Path) -> Path:
 
 def check_place(out: Path, source: Source, force: bool) -> None:
     """Raise OutputError where ``out`` or the file of its weights must not be written, or cannot be."""
+    refuse_in_bundle(out)
     for path in (out, data_file(out)):
         if resolved(path) in source.files or any(exists(path) and path.samefile(file) for file in source.files):
             what = (

@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from vaedeploy.bundle import Bundle, as_bundle, file_info
 from vaedeploy.bundle.copy import copy_bundle
 from vaedeploy.bundle.engines import read_engine
+from vaedeploy.bundle.stored import refuse_in_bundle
 from vaedeploy.errors import BundleError, InputError, OutputError
 from vaedeploy.pipeline.triton.config import MARK, onnxruntime_config, python_config, tensorrt_config
 from vaedeploy.runtime.unverified import unverified_text
@@ -176,6 +177,7 @@ def _write(place: Path, data: bytes) -> None:
 def _drafting(out: Path, force: bool) -> Iterator[Path]:
     """Context with a new folder, which is renamed to ``out`` at the end, unless an error leaves the context."""
     place = resolved(out)
+    refuse_in_bundle(out)
     try:
         if not place.name or is_mount(place):
             raise OutputError(f"{out} cannot be replaced. Choose a folder in it with -o (out=)")
