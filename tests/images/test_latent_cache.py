@@ -75,6 +75,8 @@ def test_batches_are_of_one_size_and_follow_from_the_seed(cache: LatentCache) ->
     assert batches != cache.batches(3, seed=1)
     assert batches != cache.batches(3, seed=0, epoch=1)
     assert [len(batch) for batch in cache.batches(3, seed=0, drop_last=True)] == [3, 3, 3]
+    with pytest.raises(InputError, match="a batch of -1 pictures was asked for; it has 1 or more"):
+        cache.batches(-1, seed=0)
 
 
 def test_a_data_loader_of_pytorch_takes_it(cache: LatentCache) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vaedeploy.errors import LatentError
+from vaedeploy.errors import InputError, LatentError
 from vaedeploy.images.cache_format import (
     FORMAT,
     INDEX,
@@ -174,8 +174,11 @@ class LatentCache:
     def batches(self, count: int, *, seed: int, epoch: int = 0, drop_last: bool = False) -> list[list[int]]:
         """Numbers of pictures in batches of one size each, in an order that follows from seed and epoch.
 
-        count: pictures in a batch. The last batch of a size has fewer, or is left out with ``drop_last``.
+        count: pictures in a batch. The last batch of a size has fewer, or is left out with ``drop_last``. Raises
+        InputError for a count below 1.
         """
+        if count < 1:
+            raise InputError(f"a batch of {count} pictures was asked for; it has 1 or more")
         rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, epoch])))
         found = []
         for numbers in self.buckets.values():
