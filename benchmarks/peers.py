@@ -286,7 +286,9 @@ TITLES = {
 
 
 def tables(results: dict[str, Any]) -> str:
-    """Markdown: for each CPU and half, a row for each peer with its seconds and their ratio to PyTorch's."""
+    """Markdown: for each CPU and half, a row for each peer with its seconds and their ratio to PyTorch's, where that ran
+    beside it.
+    """
     lines = []
     for cpu, told in results.items():
         for part in PARTS:
@@ -309,8 +311,8 @@ def tables(results: dict[str, Any]) -> str:
 def _entry(cell: dict[str, Any] | None) -> str:
     if cell is None:
         return " | | "
-    median, least, most = cell["over torch-fp32"]
-    return f"{cell['s']:.2f} | {median:.2f} ({least:.2f} to {most:.2f}) | {cell['peak MB'] / 1000:.2f}"
+    ratio = "{:.2f} ({:.2f} to {:.2f})".format(*cell["over torch-fp32"]) if "over torch-fp32" in cell else ""
+    return f"{cell['s']:.2f} | {ratio} | {cell['peak MB'] / 1000:.2f}"
 
 
 def picture(results: dict[str, Any], path: Path, size: str = "512") -> None:
