@@ -286,7 +286,7 @@ TITLES = {
 
 
 def tables(results: dict[str, Any]) -> str:
-    """Markdown: for each CPU and half, a row for each peer with its seconds and their ratio to PyTorch's, where that ran
+    """Markdown: for each CPU and half, a row for each peer with its seconds, and their ratio to PyTorch's where it ran
     beside it.
     """
     lines = []
