@@ -193,6 +193,19 @@ def test_a_vae_that_is_right_by_itself_and_has_another_latent_is_found_out(
 
 
 @pytest.mark.parametrize(
+    ("scale", "shift", "cause"), [(1.25, 0.0, "wrong scale"), (1.0, 0.3, "wrong shift")], ids=["scale", "shift"]
+)
+def test_a_change_of_latents_is_measured_where_their_sides_are_odd(scale: float, shift: float, cause: str) -> None:
+    crops = [crop_middle(getattr(skimage.data, name)(), 4, 4 * 33) for name in SAMPLES]
+    other = Codec(encoded=lambda z: scale * z + shift, decoded=lambda z: (z - shift) / scale)
+    swap = swaps(crops, one=Codec(), other=other)["one", "other"]
+    assert swap.transform is not None
+    assert swap.cause == cause
+    assert swap.transform.scale == pytest.approx(scale, rel=0.01)
+    assert swap.transform.shift == pytest.approx(shift, abs=0.01)
+
+
+@pytest.mark.parametrize(
     ("painted", "cause"),
     [
         (lambda levels: (levels + levels.mean(axis=3, keepdims=True)) / 2, "colour and contrast"),

@@ -206,7 +206,8 @@ def _find_transform(
         for straight in (True, False)
     ]
     # Moved to the axes of latents, so that the same places are cut from photographs and latents.
-    wanted = [a[0].transpose(1, 2, 0) for a in _pieces([c.transpose(2, 0, 1)[None] for c in crops], PIECE * factor)]
+    photos = [crop.transpose(2, 0, 1)[None] for crop in crops]
+    wanted = [piece[0].transpose(1, 2, 0) for piece in _pieces(photos, PIECE, factor)]
     best = find_transform(guesses, lambda t: _psnr(list(decoder.decode(apply(t, latents))), wanted))
     changed = _decode(decoder, [apply(best, latent) for latent in of_encoder.latents])
     found = causes(best)
@@ -229,11 +230,17 @@ def _diagnose_pictures(of_encoder: _Reconstructions, pictures: Sequence[Photo], 
     return _Diagnosis("not compatible", "another latent space")
 
 
-def _pieces(arrays: Sequence[NDArray[Any]], side: int) -> list[NDArray[Any]]:
-    """The middle square of each (1, C, h, w), of ``side`` or, if that is less, the shortest side of all."""
-    side = min(side, *(n for array in arrays for n in array.shape[2:]))
-    corners = [[(n - side) // 2 for n in array.shape[2:]] for array in arrays]
-    return [a[:, :, y : y + side, x : x + side] for a, (y, x) in zip(arrays, corners, strict=True)]
+def _pieces(arrays: Sequence[NDArray[Any]], side: int, factor: int = 1) -> list[NDArray[Any]]:
+    """The middle square of each (1, C, h, w), of ``side`` or, if that is less, the shortest side of all.
+
+    factor: the pixels of an image per element of its latent. Sides and places are counted in elements, so that images
+    are cut where their latents are.
+    """
+    sides = [[n // factor for n in array.shape[2:]] for array in arrays]
+    side = min(side, *(n for pair in sides for n in pair))
+    corners = [[(n - side) // 2 * factor for n in pair] for pair in sides]
+    pixels = side * factor
+    return [a[:, :, y : y + pixels, x : x + pixels] for a, (y, x) in zip(arrays, corners, strict=True)]
 
 
 def _decode(vae: Autoencoder, latents: Sequence[Latent]) -> list[Photo]:
