@@ -207,6 +207,16 @@ def test_damaged_checkpoint(tmp_path: Path, tensors: dict[str, Tensor], legacy: 
     assert message_of(WeightsError, "demo", file).startswith(f"{file} is not a PyTorch checkpoint, or is damaged: ")
 
 
+def test_an_archive_of_a_later_version_of_zip(tmp_path: Path, tensors: dict[str, Tensor]) -> None:
+    file = write_ckpt(tensors, tmp_path / "vae.ckpt")
+    content = bytearray(file.read_bytes())
+    content[content.index(b"PK\1\2") + 6] = 255  # the version that the first member needs
+    file.write_bytes(content)
+    assert message_of(WeightsError, "demo", file) == (
+        f"{file} is not a PyTorch checkpoint, or is damaged: zip file version 25.5"
+    )
+
+
 class RunsCode:
     """Makes a directory when it is unpickled."""
 

@@ -131,6 +131,7 @@ def test_config_and_preset_disagree(
         ({"scaling_factor": "0.18215"}, "scaling_factor is '0.18215'; it must be a number"),
         ({"scaling_factor": 1, "shift_factor": True}, "shift_factor is True; it must be a number"),
         ({"scaling_factor": 1, "latents_mean": "0"}, "latents_mean is '0'; it must be a list of numbers"),
+        ({"scaling_factor": 10**400}, f"scaling_factor is 1{'0' * 199}...; it must be a number"),
     ],
 )
 def test_contract_of_the_wrong_type(own: Any, changes: dict[str, Any], problem: str) -> None:

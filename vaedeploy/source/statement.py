@@ -75,9 +75,10 @@ def number(raw: Mapping[str, Any], key: str, by: str) -> float | None:
     value = raw.get(key)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ContractError(f"{by}: {key} is {shown(repr(value))}; it must be a number")
-    return float(value)
+    try:
+        return msgspec.convert(value, float)
+    except msgspec.ValidationError as error:  # also for a whole number that is too large for a float
+        raise ContractError(f"{by}: {key} is {shown(repr(value))}; it must be a number") from error
 
 
 def vector(raw: Mapping[str, Any], key: str, by: str) -> tuple[float, ...] | None:

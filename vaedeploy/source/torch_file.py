@@ -72,7 +72,8 @@ def read_torch_file(path: Path, is_zip: bool) -> Contents:
             # Copy-on-write, because PyTorch wants memory that it may write to.
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         content, locate = _open_zip(path, mapped) if is_zip else _open_legacy(mapped)
-    except (DamagedError, PickleError, zipfile.BadZipFile, OSError, ValueError) as error:
+    # NotImplementedError: an archive that says that a later version of zip wrote it.
+    except (DamagedError, PickleError, zipfile.BadZipFile, NotImplementedError, OSError, ValueError) as error:
         raise WeightsError(f"{path} is not a PyTorch checkpoint, or is damaged: {_reason(error)}") from error
     views = _state_dict(path, content)
     return Contents({name: _stored(path, name, view, mapped, locate) for name, view in views.items()})
