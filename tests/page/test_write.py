@@ -133,6 +133,12 @@ def test_the_page_gives_units_in_words(tmp_path: Path) -> None:
     assert not re.search(r"\. In (of|%)", page)
 
 
+def test_long_names_make_no_name_of_a_file_that_no_disk_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(write, "LAYOUTS", ((32, 1),))
+    write_page(document(picture("p" * 240, scene(40, 40), names=("v" * 100,))), tmp_path)
+    assert len(list((tmp_path / "pictures").iterdir())) == 2
+
+
 def test_a_page_that_would_be_too_large_shows_shrunk_pictures_and_links_full_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

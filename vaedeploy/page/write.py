@@ -54,6 +54,9 @@ MAP_SIDE = 384
 STRIP_SIDE = 256
 """Longer side of a strip's images, in pixels."""
 
+LONGEST_SLUG = 60
+"""The most characters that a picture's or a VAE's name has in the name of a file, which may have 255 on most disks."""
+
 
 class _Layer(msgspec.Struct, frozen=True):
     """One of the images under a slider. file: path from the page to the full-size image, where one is written."""
@@ -240,7 +243,8 @@ def _layers(document: Document, number: int, picture: Picture) -> list[tuple[str
 
 
 def _slug(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-")
+    """What a file's name says of a picture or a VAE: of a long name only the beginning, so that two fit into one."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name)[:LONGEST_SLUG].strip("-")
 
 
 def _is_of_another(page: Path) -> bool:
