@@ -158,6 +158,7 @@ def test_on_the_command_line(vaedeploy: Callable[..., Ended], bundle: Bundle, mo
     assert told["timings"][0]["part"] == "encoder"
     wrong = vaedeploy("bench", bundle.path, "--size", "large")
     assert (wrong.code, "'large' is not a size; give height x width in pixels" in wrong.err) == (2, True)
+    assert vaedeploy("bench", bundle.path, "--size", f"{'9' * 5000}x8").code == 2
 
 
 def test_nothing_there(vaedeploy: Callable[..., Ended], tmp_path: Path) -> None:

@@ -124,6 +124,11 @@ def test_bad_seed(seed: str) -> None:
     )
 
 
+def test_a_seed_of_thousands_of_digits() -> None:
+    message = message_of(WeightsError, "demo", f"random:{'9' * 5000}")
+    assert message.endswith("999...: the seed must be a whole number from 0 to 2^63 - 1, as in random:0")
+
+
 @pytest.mark.parametrize("form", ["preset", "folder", "file", "random"])
 def test_reload_finds_the_same_vae_again(tmp_path: Path, tensors: dict[str, Tensor], form: str) -> None:
     file = write_safetensors(tensors, tmp_path / "vae.safetensors")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vaedeploy.system.text import encodable, printable
+from vaedeploy.system.text import encodable, printable, whole_number
 
 
 @pytest.mark.parametrize(
@@ -23,3 +23,12 @@ def test_what_a_terminal_obeys_is_shown(text: str, shown: str) -> None:
 
 def test_only_what_utf8_lacks_is_replaced() -> None:
     assert encodable("\x1b\udcffü") == "\x1b\\xffü"
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("0", 0), ("0512", 512), (str(2**63), 2**63), ("", None), ("-1", None), ("1.5", None), ("٣", None)]
+    + [("9" * 20, None), ("9" * 5000, None)],
+)
+def test_digits_are_a_number_unless_there_are_too_many(text: str, number: int | None) -> None:
+    assert whole_number(text) == number

@@ -18,6 +18,7 @@ from click.shell_completion import CompletionItem
 from vaedeploy.cli.meant import near_word
 from vaedeploy.errors import InputError, LatentError
 from vaedeploy.system.places import is_file
+from vaedeploy.system.text import shown, whole_number
 from vaedeploy.values.words import counted
 
 PATH = click.Path(path_type=Path)
@@ -194,10 +195,10 @@ class Size(click.ParamType[tuple[int, int]]):
     name = "HxW"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
-        height, by, width = str(value).partition("x")
-        if not (by and height.isdecimal() and width.isdecimal()):
-            self.fail(f"{value!r} is not a size; give height x width in pixels, such as 512x768")
-        return int(height), int(width)
+        height, width = map(whole_number, str(value).partition("x")[::2])
+        if height is None or width is None:
+            self.fail(f"{shown(repr(value))} is not a size; give height x width in pixels, such as 512x768")
+        return height, width
 
 
 class Color(click.ParamType[tuple[int, int, int]]):

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from vaedeploy.serve.http import Answer, Piece
 from vaedeploy.serve.models import Model
 from vaedeploy.serve.refusals import bad, too_large
-from vaedeploy.system.text import shown
+from vaedeploy.system.text import shown, whole_number
 from vaedeploy.values.interface import Interface, Tensor
 
 HEADER = "inference-header-content-length"
@@ -95,11 +95,12 @@ def json_length(header: str | None, size: int) -> int:
     """How many bytes of a body of ``size`` bytes are JSON. header: the value of ``HEADER``, if there is one."""
     if header is None:
         return size
-    if not (header.isascii() and header.isdecimal() and len(header) < 19):
+    length = whole_number(header)
+    if length is None:
         raise bad(f"Inference-Header-Content-Length is '{shown(header)}'; it must be the number of bytes of JSON")
-    if int(header) > size:
+    if length > size:
         raise bad(f"Inference-Header-Content-Length is {header}, but the whole body has {size} bytes")
-    return int(header)
+    return length
 
 
 def read_inference(body: bytearray, length: int, model: Model) -> Asked:

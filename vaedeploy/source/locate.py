@@ -20,6 +20,7 @@ from vaedeploy.source.preset import Preset, get_preset, presets, unknown_preset
 from vaedeploy.system.hub import REPOSITORY_NAME
 from vaedeploy.system.missing import missing
 from vaedeploy.system.places import exists, is_folder
+from vaedeploy.system.text import shown, whole_number
 from vaedeploy.values.origin import WEIGHTS_SUFFIXES, Origin
 from vaedeploy.values.reference import Reference
 
@@ -220,10 +221,12 @@ def _no_name(vae: object) -> str:
 
 def _seed(given: str) -> int:
     """The number in ``random:SEED``. Raises WeightsError for anything but a whole number from 0 to 2^63 - 1."""
-    seed = given.removeprefix(RANDOM)
-    if not (seed.isascii() and seed.isdecimal() and int(seed) < 2**63):
-        raise WeightsError(f"--weights {given}: the seed must be a whole number from 0 to 2^63 - 1, as in random:0")
-    return int(seed)
+    seed = whole_number(given.removeprefix(RANDOM))
+    if seed is None or seed >= 2**63:
+        raise WeightsError(
+            f"--weights {shown(given)}: the seed must be a whole number from 0 to 2^63 - 1, as in random:0"
+        )
+    return seed
 
 
 def _find_packaged(preset: Preset) -> Found:

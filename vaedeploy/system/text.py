@@ -15,6 +15,9 @@ direction of writing), and what is not UTF-8.
 LONGEST = 200
 """Length of a text, in characters, from which a message shortens it."""
 
+MOST_DIGITS = 19
+"""The digits of the largest 64-bit integer."""
+
 
 def encodable(text: str) -> str:
     r"""``text``, with what is not UTF-8 escaped as in Python: ``\xff``."""
@@ -30,6 +33,13 @@ def shown(text: str) -> str:
     """A text from a file as a message shows it: not too long, and without what would steer a terminal."""
     cut = text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut)
+
+
+def whole_number(text: str) -> int | None:
+    """The number that the digits 0 to 9 write; None for any other text, and for more digits than a 64-bit integer has:
+    of some thousands Python makes no number.
+    """
+    return int(text) if text.isascii() and text.isdecimal() and len(text) <= MOST_DIGITS else None
 
 
 def _escaped(found: re.Match[str]) -> str:

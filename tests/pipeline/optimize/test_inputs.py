@@ -66,7 +66,18 @@ def test_four_channels_are_a_latent_unless_the_input_says_that_it_is_an_image(na
         assert (np.abs(feed[name]).max() <= 1) == (side == 64)
 
 
-@pytest.mark.parametrize("text", ["height", "height=", "=8", "height=0", "height=-8", "height=8.5", "height=x"])
+def test_the_height_of_an_image_with_its_channels_last_is_no_number_of_channels():
+    image = ir.Value(name="image_u8", shape=ir.Shape(["b", "h", "w", 3]), type=ir.TensorType(ir.DataType.UINT8))
+    weight = ir.Value(name="weight", const_value=ir.tensor(np.zeros((4, 3, 1, 1), np.float32)))
+    turned = ir.node("Transpose", [image], {"perm": [0, 3, 1, 2]})
+    conv = ir.node("Conv", [turned.outputs[0], weight])
+    graph = ir.Graph([image], conv.outputs, nodes=[turned, conv], initializers=[weight])
+    assert choose_sizes(ir.Model(graph, ir_version=10), {}) == {"b": 1, "h": 512, "w": 512}
+
+
+@pytest.mark.parametrize(
+    "text", ["height", "height=", "=8", "height=0", "height=-8", "height=8.5", "height=x", "h=" + "9" * 5000]
+)
 def test_sizes_in_another_form(text):
     with pytest.raises(InputError, match=r"is not a size: give NAME=NUMBER, such as height=64"):
         parse_sizes([text])

@@ -22,6 +22,7 @@ from vaedeploy.system.interrupts import stop_if_interrupted
 from vaedeploy.system.machine import usable_cores
 from vaedeploy.system.oserrors import reason
 from vaedeploy.system.progress import Progress
+from vaedeploy.system.text import whole_number
 
 LOCAL = "local"
 """The address with which Ray starts a cluster of this machine."""
@@ -69,7 +70,7 @@ def check_address(address: str | bool) -> None:
             "10.0.0.1:6379, and run this on one of its machines (ray job submit does)"
         )
     host, _, port = address.rpartition(":")
-    if not (host and port.isdecimal() and 0 < int(port) < 65536):
+    if not (host and 0 < (whole_number(port) or 0) < 65536):
         raise InputError(f"{address!r} is not the address of a Ray cluster; give host:port, such as 10.0.0.1:6379")
 
 

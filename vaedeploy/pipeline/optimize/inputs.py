@@ -17,6 +17,7 @@ from vaedeploy.errors import InputError
 from vaedeploy.graph.sizes import evaluate_expression, symbols_of
 from vaedeploy.system.missing import missing
 from vaedeploy.system.oserrors import reason
+from vaedeploy.system.text import shown, whole_number
 from vaedeploy.values.latent import RGB, RGBA
 
 Feed = dict[str, NDArray[Any]]
@@ -86,10 +87,11 @@ def parse_sizes(texts: Sequence[str]) -> dict[str, int]:
     """``NAME=NUMBER`` texts -> sizes. Raises InputError for another form and for a number below 1."""
     sizes: dict[str, int] = {}
     for text in texts:
-        name, equals, number = text.rpartition("=")
-        if not equals or not name or not number.isdecimal() or int(number) < 1:
-            raise InputError(f"--sizes {text!r} is not a size: give NAME=NUMBER, such as height=64")
-        sizes[name] = int(number)
+        name, _, number = text.rpartition("=")
+        size = whole_number(number)
+        if not name or not size:
+            raise InputError(f"--sizes {shown(repr(text))} is not a size: give NAME=NUMBER, such as height=64")
+        sizes[name] = size
     return sizes
 
 
@@ -123,7 +125,8 @@ def _usual(dimension: Dimension, scale: Scale) -> int:
     channels = value.shape[1] if len(value.shape) > 1 else None
     if isinstance(channels, ir.SymbolicDim):
         channels = _convolved_channels(value)
-        if axis == 1 and len(value.shape) == 4 and channels is not None:
+        # Where the last axis has the channels, this one is the height.
+        if axis == 1 and len(value.shape) == 4 and channels is not None and channels != value.shape[-1]:
             return channels
     return (PICTURE if _is_image(value, channels, value.shape[-1]) else LATENT)[scale]
 
