@@ -12,6 +12,14 @@ from PIL import Image
 from vaedeploy.bundle import Bundle
 
 
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The current folder, with a picture in it."""
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (16, 16)).save("a.png")
+
+
+@pytest.mark.usefixtures("here")
 @pytest.mark.parametrize("name", ["loop", "x" * 300])
 @pytest.mark.parametrize(
     "arguments",
@@ -31,15 +39,8 @@ from vaedeploy.bundle import Bundle
     ],
 )
 def test_links_to_themselves_and_names_that_are_too_long_are_told(
-    name: str,
-    arguments: tuple[str, ...],
-    vaedeploy: Callable[..., Any],
-    bundle: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    name: str, arguments: tuple[str, ...], vaedeploy: Callable[..., Any], bundle: Path
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    Image.new("RGB", (16, 16)).save("a.png")
     for link in ("loop", "loop.safetensors"):
         Path(link).symlink_to(link)
     ended = vaedeploy(*(argument.format(bundle=bundle, name=name) for argument in arguments))
@@ -50,6 +51,7 @@ def test_links_to_themselves_and_names_that_are_too_long_are_told(
         assert (arguments[0], name) == ("encode", "loop")
 
 
+@pytest.mark.usefixtures("here")
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -65,14 +67,8 @@ def test_links_to_themselves_and_names_that_are_too_long_are_told(
     ],
 )
 def test_nothing_is_written_into_a_bundle(
-    arguments: tuple[str, ...],
-    vaedeploy: Callable[..., Any],
-    bundle: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...], vaedeploy: Callable[..., Any], bundle: Path
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    Image.new("RGB", (16, 16)).save("a.png")
     Path("a.safetensors").touch()
     ended = vaedeploy(*(argument.format(bundle=bundle) for argument in arguments))
     told = f"Error: {bundle} is a bundle, and another file would damage it. Choose another folder"

@@ -27,7 +27,7 @@ from vaedeploy.errors import OutputError
 from vaedeploy.system.atomic import clear_leftovers, draft_name, replace_directory, share, transient_folder
 from vaedeploy.system.interrupts import stop_if_interrupted
 from vaedeploy.system.oserrors import shortage
-from vaedeploy.system.places import exists, is_folder, resolved
+from vaedeploy.system.places import is_vacant, resolved
 
 __all__ = ["BundleDraft", "create_bundle"]
 
@@ -117,7 +117,7 @@ def create_bundle(out: str | Path, force: bool = False) -> Iterator[BundleDraft]
 
 def _check_free(place: Path, out: Path, force: bool) -> None:
     """Raise OutputError if something is at ``place`` that may not be replaced. An empty folder may."""
-    if not exists(place) or (is_folder(place) and not any(place.iterdir())):
+    if is_vacant(place):
         return
     if not is_bundle(place):
         raise OutputError(f"{out} exists and is not a bundle; it is left as it is. Choose another place with --out")

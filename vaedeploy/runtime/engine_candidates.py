@@ -80,12 +80,11 @@ def _open_engines(
         distinct.setdefault(engines[name].identity.digest, name)
     session = open_engines(Half(bundle, part, backend, tuple(distinct.values())), device, verify_hashes)
     for name in distinct.values():
-        verification = engines[name].verification
         if not _is_verified(engines[name]):
             log.warning(
                 "%s %s. Run: vaedeploy verify %s --backend %s --profile %s",
                 bundle.path / name,
-                doubt(None if verification is None else verification.passed, "its GPU"),
+                doubt(engines[name].verification, "its GPU"),
                 bundle.path,
                 backend,
                 engines[name].profile,

@@ -80,7 +80,7 @@ def openvino_candidates(bundle: Bundle, asked: Settings) -> list[Candidate]:
             return None
         words = ["vaedeploy", "verify", str(bundle.path), "--backend", openvino.NAME, "--precision", kind]
         command = shlex.join([*words, *([] if on_cpu else ["--device", device])])
-        return f"openvino in {kind} {doubt(None if verdict is None else verdict.passed, processor)}. Run: {command}"
+        return f"openvino in {kind} {doubt(verdict, processor)}. Run: {command}"
 
     kinds = dict.fromkeys((precision, "fp32"))
     return [Candidate(openvino.NAME, kind, partial(open_half, kind), warning=warning(kind)) for kind in kinds]
@@ -156,7 +156,7 @@ def _open_fused(bundle: Bundle, fused: Callable[[Part], Runner], plain: Callable
         log.warning(
             "%s %s. Run: vaedeploy verify %s --backend %s",
             bundle.graph(part, onnxruntime_cuda.FUSED_FORM),
-            doubt(None if verdict is None else verdict.passed, "a GPU"),
+            doubt(verdict, "a GPU"),
             bundle.path,
             onnxruntime_cuda.NAME,
         )

@@ -6,18 +6,20 @@ import warnings
 
 from vaedeploy.bundle import Bundle
 from vaedeploy.bundle.address import is_cached
+from vaedeploy.bundle.manifest import Verification
+from vaedeploy.runtime.verdicts import Verdict
 
 
 class UnverifiedBundleWarning(UserWarning):
     """The outputs of the bundle were never compared with PyTorch's, or differed from them by more than allowed."""
 
 
-def doubt(passed: bool | None, where: str) -> str:
+def doubt(verdict: Verification | Verdict | None, where: str) -> str:
     """What is doubtful about something that runs on ``where``, as words that follow its name.
 
-    passed: its verdict there; None where it has none.
+    verdict: the one there, which it did not pass; None where it has none.
     """
-    state = f"was never compared with PyTorch on {where}" if passed is None else f"failed its verification on {where}"
+    state = f"was never compared with PyTorch on {where}" if verdict is None else f"failed its verification on {where}"
     return f"{state}; its images may be wrong"
 
 

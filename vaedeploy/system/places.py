@@ -25,6 +25,11 @@ def is_folder(path: str | Path) -> bool:
     return os.path.isdir(path)  # noqa: PTH112
 
 
+def is_vacant(path: str | Path) -> bool:
+    """Whether there is nothing at ``path``, or an empty folder."""
+    return not exists(path) or (is_folder(path) and not any(Path(path).iterdir()))
+
+
 def resolved(path: str | Path) -> Path:
     """``path``, absolute and without symbolic links, as far as they lead somewhere."""
     return Path(os.path.realpath(path))

@@ -25,7 +25,7 @@ from vaedeploy.system.atomic import (
 from vaedeploy.system.lock import lock
 from vaedeploy.system.mounts import is_mount
 from vaedeploy.system.oserrors import advice, reason
-from vaedeploy.system.places import resolved
+from vaedeploy.system.places import is_vacant, resolved
 from vaedeploy.system.progress import Progress, silent
 from vaedeploy.values.kinds import PARTS
 from vaedeploy.values.served import NAME, model_name
@@ -200,7 +200,7 @@ def _drafting(out: Path, force: bool) -> Iterator[Path]:
 
 def _check_free(place: Path, out: Path, force: bool) -> None:
     """Raise OutputError if something is at ``place`` that may not be replaced. An empty folder may."""
-    if not place.exists() or (place.is_dir() and not any(place.iterdir())):
+    if is_vacant(place):
         return
     if not place.is_dir():
         raise OutputError(f"{out} is there and is a file. Choose another place with -o (out=)")
